@@ -1,0 +1,317 @@
+"""The contract of every generative model in genjax; read this file first.
+
+Training is a pure function of a configuration and a seed:
+
+    batch_t = data(seed, t)
+    key_t   = fold_in(key(seed), t)
+    state'  = model.train_step(state, batch_t, key_t)
+
+A model is a frozen dataclass of hyper-parameters that holds no arrays.  It is therefore its own
+configuration, hashable, and a static argument of `jit`.  All arrays live in a `TrainState`.
+
+A batch is a flat dict of arrays whose first axis is the batch axis: `x` is the modelled variable of
+continuous and image models, `tokens` of token models; `label`, `mask` and others accompany it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+Array = jax.Array
+PyTree = Any
+Batch = Mapping[str, Array]
+Metrics = dict[str, Array]
+
+#: Name of the device axis in the `pmap` mode of the engine.
+DEVICE_AXIS = "device"
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that must survive a restart, as one pytree.
+
+    Attributes:
+      step: int32 scalar, the number of completed updates.
+      params: learned parameters.
+      opt_state: state of the optimizer, or a dict of them, one a network.
+      ema_params: exponential moving average of `params`, or None.
+      extra: what a family adds, by name (batch statistics, codebook counts, chain positions).
+    """
+
+    step: Array
+    params: PyTree
+    opt_state: PyTree = ()
+    ema_params: PyTree = None
+    extra: dict[str, PyTree] = flax.struct.field(default_factory=dict)
+
+    @classmethod
+    def create(cls, params: PyTree, optimizer: Any = None, extra: dict[str, PyTree] | None = None) -> TrainState:
+        """Returns the state before the first update.
+
+        Args:
+          params: learned parameters.
+          optimizer: an `optimizers.Optimizer`; or a dict of them whose keys are keys of `params`,
+            for families that train several networks; or None.
+          extra: what the family adds.
+        """
+        if optimizer is None:
+            opt_state, ema = (), None
+        elif isinstance(optimizer, Mapping):
+            opt_state = {name: each.build().init(params[name]) for name, each in optimizer.items()}
+            ema = {name: params[name] for name, each in optimizer.items() if each.ema_decay is not None} or None
+        else:
+            opt_state = optimizer.build().init(params)
+            ema = params if optimizer.ema_decay is not None else None
+        # A copy, because the step donates its state and one buffer cannot be donated twice.
+        ema = jax.tree.map(jnp.copy, ema)
+        return cls(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, ema_params=ema, extra=extra or {})
+
+    @property
+    def eval_params(self) -> PyTree:
+        """The parameters to evaluate and sample with: averaged ones where they are kept."""
+        if self.ema_params is None:
+            return self.params
+        if isinstance(self.params, Mapping) and set(self.ema_params) != set(self.params):
+            return {**self.params, **self.ema_params}
+        return self.ema_params
+
+
+@runtime_checkable
+class GenerativeModel(Protocol):
+    """What the engine asks of a model.  All four methods are pure and traceable."""
+
+    def init(self, key: Array, batch: Batch) -> TrainState:
+        """Returns the state before the first step; `batch` gives shapes (and values to data-dependent starts)."""
+        ...
+
+    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """One update.  Metrics are float scalars, and `loss` is among them."""
+        ...
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """Returns one value per example under each name, shape [B]; the engine masks padding and averages."""
+        ...
+
+    def sample(self, state: TrainState, key: Array, num_samples: int, **condition: Any) -> Array:
+        """Draws `num_samples` examples in the form that the batches have, shape [num_samples, ...]."""
+        ...
+
+
+# Optional capabilities, looked for by `isinstance`.
+
+
+@runtime_checkable
+class HasLogProb(Protocol):
+    def log_prob(self, state: TrainState, batch: Batch) -> Array:
+        """Exact log-density or log-probability of each example in nats, shape [B]."""
+        ...
+
+
+@runtime_checkable
+class HasLogProbBound(Protocol):
+    def log_prob_bound(self, state: TrainState, batch: Batch, key: Array) -> Array:
+        """A lower bound on the log-probability of each example in nats, shape [B]."""
+        ...
+
+
+@runtime_checkable
+class HasLatents(Protocol):
+    def encode(self, state: TrainState, batch: Batch) -> Array:
+        """Returns the latent code of each example, shape [B, latent_dim] (the posterior mean where there is one)."""
+        ...
+
+    def decode(self, state: TrainState, latents: Array, **condition: Any) -> Array:
+        """Returns the mean of the output distribution for each latent, shape [B, *data_shape]."""
+        ...
+
+
+@runtime_checkable
+class HasLogits(Protocol):
+    def logits(self, state: TrainState, tokens: Array, **condition: Any) -> Array:
+        """Next-token logits of token sequences [B, T], shape [B, T, vocab_size]."""
+        ...
+
+
+@runtime_checkable
+class HasScore(Protocol):
+    def score(self, state: TrainState, x: Array, *args: Any) -> Array:
+        """Gradient of the log-density by x, shape of x."""
+        ...
+
+
+@runtime_checkable
+class HasDenoise(Protocol):
+    def denoise(self, state: TrainState, x: Array, noise_level: Array, **condition: Any) -> Array:
+        """Posterior mean of the clean data given noisy x, shape of x."""
+        ...
+
+
+def batch_size(batch: Batch) -> int:
+    """Number of examples in a batch."""
+    return jax.tree.leaves(dict(batch))[0].shape[0]
+
+
+def example_keys(key: Array, batch: Batch) -> Array:
+    """One random key per example, shape [B].
+
+    Noise that is drawn from these belongs to the example and not to its place in memory, so that
+    accumulation, `pmap` and evaluation in batches of another size all give the same numbers:
+
+        epsilon = jax.vmap(lambda k: jax.random.normal(k, (latent_dim,)))(example_keys(key, batch))
+
+    The engine puts `example_index` into the batch wherever the batch at hand is a part of a larger one.
+    """
+    index = batch["example_index"] if "example_index" in batch else jnp.arange(batch_size(batch))
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
+
+
+def cross_device_mean(tree: PyTree) -> PyTree:
+    """Mean over the devices of the `pmap` mode; elsewhere the identity (under `jit` means are global already)."""
+    try:
+        jax.lax.axis_index(DEVICE_AXIS)
+    except NameError:
+        return tree
+    return jax.lax.pmean(tree, DEVICE_AXIS)
+
+
+def cross_device_sum(tree: PyTree) -> PyTree:
+    """Sum over the devices of the `pmap` mode; elsewhere the identity.  For sufficient statistics."""
+    try:
+        jax.lax.axis_index(DEVICE_AXIS)
+    except NameError:
+        return tree
+    return jax.lax.psum(tree, DEVICE_AXIS)
+
+
+def value_and_gradient(
+    loss: Callable[..., tuple[Array, Metrics]],
+    params: PyTree,
+    batch: Batch,
+    key: Array,
+    accumulation_steps: int = 1,
+    extra: PyTree = None,
+) -> tuple[PyTree, Metrics, PyTree]:
+    """Gradient of a mean-over-examples loss, accumulated over microbatches and averaged over devices.
+
+    Args:
+      loss: `(params, batch, key) -> (loss, metrics)`, means over the examples of its batch; with
+        `extra`, `(params, batch, key, extra) -> (loss, (metrics, extra))`.
+      params: differentiated argument.
+      batch: global batch; its size must be a multiple of `accumulation_steps`.
+      key: random key, the same for every microbatch (see `example_keys`).
+      accumulation_steps: number of microbatches that are taken one after the other to save memory.
+      extra: state that the loss carries from one microbatch to the next, or None.
+
+    Returns:
+      Gradients, metrics (with `loss`), and the new `extra`.
+
+    Raises:
+      ValueError: the batch cannot be divided into the microbatches.
+    """
+
+    def call(p: PyTree, b: Batch, e: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
+        if e is None:
+            value, metrics = loss(p, b, key)
+        else:
+            value, (metrics, e) = loss(p, b, key, e)
+        return value, ({"loss": value, **metrics}, e)
+
+    gradient = jax.grad(call, has_aux=True)
+    if accumulation_steps == 1:
+        gradients, (metrics, extra) = gradient(params, batch, extra)
+    else:
+        size = batch_size(batch)
+        if size % accumulation_steps:
+            raise ValueError(
+                f"a batch of {size} examples cannot be divided into accumulation_steps={accumulation_steps} equal parts"
+            )
+        batch = {"example_index": jnp.arange(size), **batch}
+        # Example i goes to microbatch i mod n: every device keeps a share of each microbatch.
+        microbatches = jax.tree.map(
+            lambda a: a.reshape(size // accumulation_steps, accumulation_steps, *a.shape[1:]).swapaxes(0, 1), batch
+        )
+
+        def body(carry, microbatch):
+            total, e = carry
+            g, (metrics, e) = gradient(params, microbatch, e)
+            return (jax.tree.map(jnp.add, total, g), e), metrics
+
+        (gradients, extra), metrics = jax.lax.scan(body, (jax.tree.map(jnp.zeros_like, params), extra), microbatches)
+        gradients = jax.tree.map(lambda g: g / accumulation_steps, gradients)
+        metrics = jax.tree.map(lambda m: m.mean(0), metrics)
+    return *cross_device_mean((gradients, metrics)), extra
+
+
+def gradient_update(
+    loss: Callable[..., tuple[Array, Metrics]],
+    optimizer: Any,
+    params: PyTree,
+    opt_state: PyTree,
+    batch: Batch,
+    key: Array,
+    extra: PyTree = None,
+) -> tuple[PyTree, PyTree, Metrics, PyTree]:
+    """One optimizer update of one network; families with several networks alternate these.
+
+    Arguments are those of `value_and_gradient`; `optimizer` is an `optimizers.Optimizer`.
+
+    Returns:
+      New params, new optimizer state, metrics (with `loss` and `gradient_norm`), new extra.
+    """
+    gradients, metrics, new_extra = value_and_gradient(
+        loss, params, batch, key, optimizer.accumulation_steps, extra
+    )
+    metrics["gradient_norm"] = optax.global_norm(gradients)
+    updates, new_opt_state = optimizer.build().update(gradients, opt_state, params)
+    new_params = optax.apply_updates(params, updates)
+    if optimizer.skip_nonfinite:
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)  # noqa: E731
+        new_params, new_opt_state = keep(new_params, params), keep(new_opt_state, opt_state)
+        new_extra = keep(new_extra, extra)
+        metrics = {name: jnp.where(finite, value, 0.0) for name, value in metrics.items()}
+        metrics["skipped"] = 1.0 - finite.astype(jnp.float32)
+    return new_params, new_opt_state, metrics, new_extra
+
+
+def ema_update(ema_params: PyTree, params: PyTree, decay: float, step: Array) -> PyTree:
+    """Moving average of parameters; `step` counts from 0 and warms the decay up, so that early averages are not stale."""
+    step = step.astype(jnp.float32)
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda e, p: (decay * e + (1.0 - decay) * p).astype(e.dtype), ema_params, params)
+
+
+def gradient_step(
+    loss: Callable[..., tuple[Array, Metrics]], optimizer: Any, with_extra: bool = False
+) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
+    """Turns a loss into a `train_step` with accumulation, clipping, moving average and cross-device means.
+
+    Args:
+      loss: `(params, batch, key) -> (loss, metrics)`; with_extra, `(params, batch, key, extra) ->
+        (loss, (metrics, extra))`.  Both are means over the examples of the batch.
+      optimizer: an `optimizers.Optimizer`.
+      with_extra: whether the loss reads and renews `state.extra`.
+    """
+
+    def train_step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        params, opt_state, metrics, extra = gradient_update(
+            loss, optimizer, state.params, state.opt_state, batch, key, state.extra if with_extra else None
+        )
+        ema = state.ema_params
+        if optimizer.ema_decay is not None:
+            ema = ema_update(ema, params, optimizer.ema_decay, state.step)
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema_params=ema,
+            extra=extra if with_extra else state.extra,
+        )
+        return state, metrics
+
+    return train_step

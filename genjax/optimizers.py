@@ -1,0 +1,212 @@
+"""Optimizers and learning-rate schedules as frozen dataclasses that build optax transformations.
+
+A schedule whose `num_steps` is None takes the run's number of steps, filled in when the experiment is resolved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Factor on the learning rate: linear warm-up from 0 to 1 over `warmup_steps`, then what a subclass says."""
+
+    warmup_steps: int = 0
+
+    def after_warmup(self) -> optax.Schedule:
+        """The factor as a function of the number of steps since the warm-up ended."""
+        raise NotImplementedError
+
+    def build(self, learning_rate: float) -> optax.Schedule:
+        """Returns the learning rate as a function of the step."""
+        factor = self.after_warmup()
+        if self.warmup_steps:
+            # One step late, as the first update would otherwise have rate 0 and be lost.
+            warmup = optax.linear_schedule(1.0 / self.warmup_steps, 1.0, max(self.warmup_steps - 1, 1))
+            factor = optax.join_schedules([warmup, factor], [self.warmup_steps])
+        return lambda step: learning_rate * factor(step)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Constant(Schedule):
+    """Stays at 1."""
+
+    def after_warmup(self) -> optax.Schedule:
+        return optax.constant_schedule(1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Decay(Schedule):
+    num_steps: int | None = None
+    final_scale: float = 0.0
+
+    def decay_steps(self) -> int:
+        """Number of steps after the warm-up."""
+        if self.num_steps is None:
+            raise ValueError(
+                f"{type(self).__name__}.num_steps is None; give it, or resolve the experiment, which fills in the run's length"
+            )
+        if self.num_steps <= self.warmup_steps:
+            raise ValueError(
+                f"{type(self).__name__}.num_steps={self.num_steps} must exceed warmup_steps={self.warmup_steps}"
+            )
+        return self.num_steps - self.warmup_steps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cosine(_Decay):
+    """Half a cosine from 1 to `final_scale` at `num_steps` (SGDR, Loshchilov & Hutter 2017, eq. 5, one cycle)."""
+
+    def after_warmup(self) -> optax.Schedule:
+        return optax.cosine_decay_schedule(1.0, self.decay_steps(), alpha=self.final_scale)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Linear(_Decay):
+    """A line from 1 to `final_scale` at `num_steps`."""
+
+    def after_warmup(self) -> optax.Schedule:
+        return optax.linear_schedule(1.0, self.final_scale, self.decay_steps())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InverseSquareRoot(Schedule):
+    """sqrt(w / step) with w = max(warmup_steps, 1): the schedule of Vaswani et al. 2017, eq. 3, peaking at 1."""
+
+    def after_warmup(self) -> optax.Schedule:
+        warmup = max(self.warmup_steps, 1)
+        return lambda step: (warmup / (step + warmup)) ** 0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Piecewise(Schedule):
+    """Multiplies by `scale` at each of `boundaries`, given as fractions of `num_steps`."""
+
+    num_steps: int | None = None
+    boundaries: tuple[float, ...] = (0.5, 0.75)
+    scale: float = 0.1
+
+    def after_warmup(self) -> optax.Schedule:
+        if self.num_steps is None:
+            raise ValueError("Piecewise.num_steps is None; give it, or resolve the experiment")
+        steps = [int(b * self.num_steps) - self.warmup_steps for b in self.boundaries]
+        return optax.piecewise_constant_schedule(1.0, {step: self.scale for step in steps})
+
+
+def decays_weight(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+    """Whether weight decay applies to a parameter: not to biases, scales of norms and other vectors."""
+    name = str(getattr(path[-1], "key", path[-1])) if path else ""
+    return leaf.ndim >= 2 and name not in ("bias", "scale")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """What all optimizers share.
+
+    Attributes:
+      learning_rate: peak learning rate.
+      schedule: factor on it over the steps.
+      weight_decay: decoupled decay, multiplied by the learning rate; biases and norms are left alone.
+      clip_norm: largest global norm of the gradient, or None.
+      ema_decay: decay of the moving average of the parameters, or None to keep none.
+      accumulation_steps: number of microbatches a batch is split into to save memory.
+      skip_nonfinite: leave the state as it is where loss or gradient is not finite, and count it in `skipped`.
+    """
+
+    learning_rate: float = 1e-3
+    schedule: Schedule = Constant()
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    accumulation_steps: int = 1
+    skip_nonfinite: bool = False
+
+    def scaling(self) -> optax.GradientTransformation:
+        """The rule that turns gradients into unscaled updates."""
+        raise NotImplementedError
+
+    def build(self) -> optax.GradientTransformation:
+        """Returns the whole transformation: clip, scale, decay weights, multiply by the learning rate."""
+        steps = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
+        steps.append(self.scaling())
+        if self.weight_decay:
+            mask = lambda params: jax.tree_util.tree_map_with_path(decays_weight, params)  # noqa: E731
+            steps.append(optax.add_decayed_weights(self.weight_decay, mask))
+        steps.append(optax.scale_by_learning_rate(self.schedule.build(self.learning_rate)))
+        return optax.chain(*steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adam(Optimizer):
+    """Adam (Kingma & Ba 2015)."""
+
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def scaling(self) -> optax.GradientTransformation:
+        return optax.scale_by_adam(self.b1, self.b2, self.eps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+
+    weight_decay: float = 1e-2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum where it is not 0."""
+
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    def scaling(self) -> optax.GradientTransformation:
+        return optax.trace(self.momentum, self.nesterov) if self.momentum else optax.identity()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RMSProp(Optimizer):
+    """RMSProp (Tieleman & Hinton 2012), with optional momentum."""
+
+    decay: float = 0.9
+    eps: float = 1e-8
+    momentum: float = 0.0
+
+    def scaling(self) -> optax.GradientTransformation:
+        rms = optax.scale_by_rms(self.decay, self.eps)
+        return optax.chain(rms, optax.trace(self.momentum)) if self.momentum else rms
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adafactor(Optimizer):
+    """Adafactor with factored second moments and update clipping (Shazeer & Stern 2018), without relative step sizes."""
+
+    min_dim_size_to_factor: int = 128
+    decay_rate: float = 0.8
+    clipping_threshold: float = 1.0
+
+    def scaling(self) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.scale_by_factored_rms(
+                min_dim_size_to_factor=self.min_dim_size_to_factor, decay_rate=self.decay_rate
+            ),
+            optax.clip_by_block_rms(self.clipping_threshold),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lion(Optimizer):
+    """Lion, the sign of an interpolated momentum (Chen et al. 2023)."""
+
+    b1: float = 0.9
+    b2: float = 0.99
+
+    def scaling(self) -> optax.GradientTransformation:
+        return optax.scale_by_lion(self.b1, self.b2)
