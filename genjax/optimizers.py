@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -80,7 +81,8 @@ class InverseSquareRoot(Schedule):
 
     def after_warmup(self) -> optax.Schedule:
         warmup = max(self.warmup_steps, 1)
-        return lambda step: (warmup / (step + warmup)) ** 0.5
+        # join_schedules also asks for negative steps, and throws the answer away.
+        return lambda step: (warmup / (jnp.maximum(step, 0) + warmup)) ** 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
