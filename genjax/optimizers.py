@@ -196,9 +196,7 @@ class Adafactor(Optimizer):
 
     def scaling(self) -> optax.GradientTransformation:
         return optax.chain(
-            optax.scale_by_factored_rms(
-                min_dim_size_to_factor=self.min_dim_size_to_factor, decay_rate=self.decay_rate
-            ),
+            optax.scale_by_factored_rms(min_dim_size_to_factor=self.min_dim_size_to_factor, decay_rate=self.decay_rate),
             optax.clip_by_block_rms(self.clipping_threshold),
         )
 
