@@ -97,7 +97,7 @@ class Piecewise(Schedule):
         if self.num_steps is None:
             raise ValueError("Piecewise.num_steps is None; give it, or resolve the experiment")
         steps = [int(b * self.num_steps) - self.warmup_steps for b in self.boundaries]
-        return optax.piecewise_constant_schedule(1.0, {step: self.scale for step in steps})
+        return optax.piecewise_constant_schedule(1.0, dict.fromkeys(steps, self.scale))
 
 
 def decays_weight(path: tuple[Any, ...], leaf: jax.Array) -> bool:
