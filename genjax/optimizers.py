@@ -5,6 +5,7 @@ A schedule whose `num_steps` is None takes the run's number of steps, filled in 
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -14,14 +15,14 @@ import optax
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Schedule:
+class Schedule(abc.ABC):
     """Factor on the learning rate: linear warm-up from 0 to 1 over `warmup_steps`, then what a subclass says."""
 
     warmup_steps: int = 0
 
+    @abc.abstractmethod
     def after_warmup(self) -> optax.Schedule:
         """The factor as a function of the number of steps since the warm-up ended."""
-        raise NotImplementedError
 
     def build(self, learning_rate: float) -> optax.Schedule:
         """Returns the learning rate as a function of the step."""
@@ -107,7 +108,7 @@ def decays_weight(path: tuple[Any, ...], leaf: jax.Array) -> bool:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Optimizer:
+class Optimizer(abc.ABC):
     """What all optimizers share.
 
     Attributes:
@@ -128,9 +129,9 @@ class Optimizer:
     accumulation_steps: int = 1
     skip_nonfinite: bool = False
 
+    @abc.abstractmethod
     def scaling(self) -> optax.GradientTransformation:
         """The rule that turns gradients into unscaled updates."""
-        raise NotImplementedError
 
     def build(self) -> optax.GradientTransformation:
         """Returns the whole transformation: clip, scale, decay weights, multiply by the learning rate."""
