@@ -1,0 +1,1 @@
+"""Normalising flows: exact densities by invertible maps, one file a paper; `bijections/` holds the maps."""

@@ -1,0 +1,26 @@
+"""Invertible maps as small pure modules; `base.py` says what they share."""
+
+from genjax.families.flow.bijections.autoregressive import MaskedAutoregressive
+from genjax.families.flow.bijections.base import Bijection, Chain, Invert, MultiScale
+from genjax.families.flow.bijections.coupling import Coupling
+from genjax.families.flow.bijections.elementwise import Additive, Affine, Elementwise, Spline
+from genjax.families.flow.bijections.linear import ActNorm, Flatten, InvertibleLinear, Logit, Permute, Squeeze
+
+__all__ = [
+    "ActNorm",
+    "Additive",
+    "Affine",
+    "Bijection",
+    "Chain",
+    "Coupling",
+    "Elementwise",
+    "Flatten",
+    "Invert",
+    "InvertibleLinear",
+    "Logit",
+    "MaskedAutoregressive",
+    "MultiScale",
+    "Permute",
+    "Spline",
+    "Squeeze",
+]

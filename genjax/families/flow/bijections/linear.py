@@ -1,0 +1,219 @@
+"""Linear and parameter-free maps: ActNorm, invertible 1x1 convolution, permutations, squeeze, logit.
+
+ActNorm          z = (x + b) exp(s), b and s so that the first batch has mean 0, variance 1 a channel
+                                                               (Kingma & Dhariwal 2018, arXiv:1807.03039, 3.1)
+InvertibleLinear z = W x a pixel, W = P L (U + diag(sign exp(s))), log|det W| = sum s     (eqs. 10-11)
+Squeeze          2x2 pixels become 4 channels                  (Dinh et al. 2017, arXiv:1605.08803, 3.6)
+Logit            z = logit(alpha + (1 - 2 alpha) x) for x in [0, 1]                       (4.1)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+from genjax.families.flow.bijections.base import Array, Bijection, Params, no_change, sum_rest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ActNorm(Bijection):
+    """Shift and scale of each channel (of each number, for vectors), started from the first batch.
+
+    Attributes:
+      minimum_scale: smallest standard deviation that the start divides by; constant channels meet it.
+    """
+
+    minimum_scale: float = 1e-3
+
+    def init(self, key: Array, x: Array, condition: Array | None = None) -> Params:
+        axes = tuple(range(x.ndim - 1))
+        mean, deviation = x.mean(axes), x.std(axes)
+        return {"shift": -mean, "log_scale": -jnp.log(jnp.maximum(deviation, self.minimum_scale))}
+
+    def _broadcast(self, params: Params, x: Array) -> tuple[Array, Array, Array]:
+        shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
+        log_det = params["log_scale"].sum() * math.prod(x.shape[1:-1])
+        return params["shift"].reshape(shape), params["log_scale"].reshape(shape), log_det
+
+    def forward(
+        self, params: Params, x: Array, condition: Array | None = None, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        shift, log_scale, log_det = self._broadcast(params, x)
+        return (x + shift) * jnp.exp(log_scale), no_change(x) + log_det
+
+    def inverse(
+        self, params: Params, z: Array, condition: Array | None = None, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        shift, log_scale, log_det = self._broadcast(params, z)
+        return z * jnp.exp(-log_scale) - shift, no_change(z) - log_det
+
+
+@functools.lru_cache(maxsize=256)
+def _random_rotation_lu(dim: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """P, L and U of a random rotation; a function of its arguments alone, as P and the signs never learn."""
+    q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((dim, dim)))
+    return scipy.linalg.lu(q * np.sign(np.diag(r))[None, :])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InvertibleLinear(Bijection):
+    """A learned matrix on the channels of each pixel (on the whole of a vector): a 1x1 convolution in LU form.
+
+    Attributes:
+      seed: draws the rotation that it starts from, whose permutation and signs stay.
+    """
+
+    seed: int = 0
+
+    def init(self, key: Array, x: Array, condition: Array | None = None) -> Params:
+        _, lower, upper = _random_rotation_lu(x.shape[-1], self.seed)
+        return {
+            "lower": jnp.asarray(np.tril(lower, -1), x.dtype),
+            "upper": jnp.asarray(np.triu(upper, 1), x.dtype),
+            "log_diagonal": jnp.asarray(np.log(np.abs(np.diag(upper))), x.dtype),
+        }
+
+    def _factors(self, params: Params, dim: int) -> tuple[Array, Array, Array]:
+        permutation, _, upper = _random_rotation_lu(dim, self.seed)
+        dtype = params["lower"].dtype
+        diagonal = jnp.asarray(np.sign(np.diag(upper)), dtype) * jnp.exp(params["log_diagonal"])
+        lower = jnp.tril(params["lower"], -1) + jnp.eye(dim, dtype=dtype)
+        return jnp.asarray(permutation, dtype), lower, jnp.triu(params["upper"], 1) + jnp.diag(diagonal)
+
+    def forward(
+        self, params: Params, x: Array, condition: Array | None = None, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        permutation, lower, upper = self._factors(params, x.shape[-1])
+        log_det = params["log_diagonal"].sum() * math.prod(x.shape[1:-1])
+        return x @ (permutation @ lower @ upper).T, no_change(x) + log_det
+
+    def inverse(
+        self, params: Params, z: Array, condition: Array | None = None, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        permutation, lower, upper = self._factors(params, z.shape[-1])
+        log_det = params["log_diagonal"].sum() * math.prod(z.shape[1:-1])
+        columns = permutation.T @ z.reshape(-1, z.shape[-1]).T
+        columns = jax.scipy.linalg.solve_triangular(lower, columns, lower=True, unit_diagonal=True)
+        columns = jax.scipy.linalg.solve_triangular(upper, columns)
+        return columns.T.reshape(z.shape), no_change(z) - log_det
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Permute(Bijection):
+    """A fixed permutation of the last axis.
+
+    Attributes:
+      seed: draws the permutation; None reverses.
+    """
+
+    seed: int | None = None
+
+    def _order(self, dim: int) -> np.ndarray:
+        return np.arange(dim)[::-1] if self.seed is None else np.random.default_rng(self.seed).permutation(dim)
+
+    def forward(
+        self, params: Params, x: Array, condition: Array | None = None, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        return x[..., self._order(x.shape[-1])], no_change(x)
+
+    def inverse(
+        self, params: Params, z: Array, condition: Array | None = None, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        return z[..., np.argsort(self._order(z.shape[-1]))], no_change(z)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Squeeze(Bijection):
+    """[B, H, W, C] to [B, H / 2, W / 2, 4 C]."""
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(shape) != 3 or shape[0] % 2 or shape[1] % 2:
+            raise ValueError(
+                f"squeeze needs images of even height and width, got shape {shape}; pad or crop them, or use fewer levels"
+            )
+        return (shape[0] // 2, shape[1] // 2, 4 * shape[2])
+
+    def forward(
+        self, params: Params, x: Array, condition: Array | None = None, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        h, w, c = self.output_shape(x.shape[1:])
+        x = x.reshape(-1, h, 2, w, 2, c // 4).transpose(0, 1, 3, 5, 2, 4)  # [B, H/2, W/2, C, 2, 2]
+        return x.reshape(-1, h, w, c), no_change(x)
+
+    def inverse(
+        self, params: Params, z: Array, condition: Array | None = None, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        b, h, w, c = z.shape
+        z = z.reshape(b, h, w, c // 4, 2, 2).transpose(0, 1, 4, 2, 5, 3)  # [B, H, 2, W, 2, C / 4]
+        return z.reshape(b, 2 * h, 2 * w, c // 4), no_change(z)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flatten(Bijection):
+    """[B, ...] to [B, D].
+
+    Attributes:
+      shape: shape of one example.
+    """
+
+    shape: tuple[int, ...]
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (math.prod(shape),)
+
+    def forward(
+        self, params: Params, x: Array, condition: Array | None = None, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        return x.reshape(x.shape[0], -1), no_change(x)
+
+    def inverse(
+        self, params: Params, z: Array, condition: Array | None = None, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        return z.reshape(z.shape[0], *self.shape), no_change(z)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logit(Bijection):
+    """Numbers of [0, 1] to the real line.
+
+    Attributes:
+      alpha: distance that is kept from 0 and 1.
+    """
+
+    alpha: float = 0.05
+
+    def forward(
+        self, params: Params, x: Array, condition: Array | None = None, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        check_range(x, 0.0, 1.0)
+        y = self.alpha + (1.0 - 2.0 * self.alpha) * x
+        log_y, log_rest = jnp.log(y), jnp.log1p(-y)
+        return log_y - log_rest, sum_rest(math.log1p(-2.0 * self.alpha) - log_y - log_rest)
+
+    def inverse(
+        self, params: Params, z: Array, condition: Array | None = None, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        x = (jax.nn.sigmoid(z) - self.alpha) / (1.0 - 2.0 * self.alpha)
+        log_det = sum_rest(jax.nn.log_sigmoid(z) + jax.nn.log_sigmoid(-z) - math.log1p(-2.0 * self.alpha))
+        return x, log_det
+
+
+def check_range(x: Array, low: float, high: float) -> None:
+    """Raises where values outside of `jit` leave their declared range (inside, they make the loss NaN).
+
+    Raises:
+      ValueError: naming the range declared and the range found.
+    """
+    if isinstance(x, jax.core.Tracer):
+        return
+    smallest, largest = float(x.min()), float(x.max())
+    if not (low <= smallest and largest <= high):
+        raise ValueError(
+            f"values are declared to lie in [{low:g}, {high:g}], but reach from {smallest:g} to {largest:g}"
+        )
