@@ -1,0 +1,188 @@
+"""Flags, overrides, choices and JSON come from the annotations of dataclasses alone."""
+
+import dataclasses
+import enum
+from typing import Literal
+
+import pytest
+from absl import flags
+
+from genjax import config, optimizers
+from genjax.config import ConfigError
+
+
+class Color(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """An encoder.
+
+    Attributes:
+      hidden_dims: widths of the
+        hidden layers.
+    """
+
+    hidden_dims: tuple[int, ...] = (4, 4)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Convolutional:
+    channels: int = 8
+    hidden_dims: tuple[int, ...] = (1,)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    latent_dim: int = 3
+    beta: float = 1.0
+    window: tuple[int, float] = (3, 0.5)
+    limit: float | None = None
+    activation: Literal["relu", "tanh"] = "relu"
+    color: Color = Color.RED
+    centered: bool = False
+    name: str = "x"
+    network: Encoder | Convolutional = Encoder()
+    prior: Encoder | None = None
+    optimizer: optimizers.Optimizer = optimizers.Adam(learning_rate=3e-4)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Whole:
+    model: Model = Model()
+
+
+def from_command_line(*arguments):
+    return config.flag_overrides(Whole(), ["program", *arguments], flags.FlagValues())
+
+
+@pytest.mark.parametrize(
+    ("argument", "field", "value"),
+    [
+        ("--model.latent_dim=7", "latent_dim", 7),
+        ("--model.latent_dim=1e3", "latent_dim", 1000),
+        ("--model.beta=4", "beta", 4.0),
+        ("--model.window=5,0.25", "window", (5, 0.25)),
+        ("--model.limit=0.5", "limit", 0.5),
+        ("--model.limit=none", "limit", None),
+        ("--model.activation=tanh", "activation", "tanh"),
+        ("--model.color=blue", "color", Color.BLUE),
+        ("--model.centered", "centered", True),
+        ("--nomodel.centered", "centered", False),
+        ("--model.centered=true", "centered", True),
+        ("--model.name=a=b", "name", "a=b"),
+        ("--model.network=convolutional", "network", Convolutional(hidden_dims=(4, 4))),
+        ("--model.prior=encoder", "prior", Encoder()),
+    ],
+)
+def test_a_flag_sets_its_field(argument, field, value):
+    model = from_command_line(argument).model
+    if argument == "--model.network=convolutional":
+        value = Convolutional()
+    assert getattr(model, field) == value
+    assert dataclasses.replace(model, **{field: getattr(Model(), field)}) == Model()
+
+
+def test_flags_reach_the_fields_of_what_was_chosen_in_any_order():
+    model = from_command_line(
+        "--model.optimizer.schedule.final_scale=0.1",
+        "--model.optimizer.schedule=cosine",
+        "--model.optimizer=lion",
+        "--model.optimizer.b1=0.5",
+        "--model.network.hidden_dims=9,9,9",
+    ).model
+    # The learning rate was set on purpose, so it stays.
+    assert model.optimizer == optimizers.Lion(
+        learning_rate=3e-4, b1=0.5, schedule=optimizers.Cosine(final_scale=0.1)
+    )
+    assert model.network == Encoder(hidden_dims=(9, 9, 9))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--model.latnt_dim=3", "Did you mean: model.latent_dim"),
+        ("--model.latent_dim=3.5", "--model.latent_dim=3.5: '3.5' is not int"),
+        ("--model.beta=high", "'high' is not float"),
+        ("--model.window=5", "'5' is not 2 comma-separated values"),
+        ("--model.window=5,0.5,1", "is not 2 comma-separated values"),
+        ("--model.activation=sine", "one of relu, tanh"),
+        ("--model.color=green", "one of red, blue"),
+        ("--model.network.hidden_dims=4,a", "comma-separated int values"),
+        ("--model.optimizer=adma", "did you mean adam"),
+        ("--model.optimizer.schedule.num_steps=3", "model.optimizer.schedule.num_steps"),
+        ("stray", "unexpected argument 'stray'"),
+    ],
+)
+def test_a_wrong_flag_is_an_error_that_names_field_value_and_type(argument, message):
+    with pytest.raises((flags.Error, ConfigError), match=message):
+        from_command_line(argument)
+
+
+def test_overrides_from_python_check_types_too():
+    assert config.override(Whole(), "model.latent_dim", 5).model.latent_dim == 5
+    with pytest.raises(ConfigError, match="model.latent_dim: 0.5 is not int"):
+        config.override(Whole(), "model.latent_dim", 0.5)
+    with pytest.raises(ConfigError, match="no field 'latent_dims'.*did you mean latent_dim"):
+        config.override(Whole(), "model.latent_dims", 5)
+    with pytest.raises(ConfigError, match="beta is 1.0 and has no fields"):
+        config.override(Whole(), "model.beta.gamma", 5)
+
+
+def test_json_round_trip_and_differences():
+    changed = config.apply_overrides(
+        Whole(),
+        {
+            "model.network": "convolutional",
+            "model.network.channels": 5,
+            "model.color": Color.BLUE,
+            "model.window": (1, 2.0),
+            "model.optimizer.schedule": "linear",
+        },
+    )
+    assert config.from_json(config.to_json(changed)) == changed
+    told = " ".join(config.differences(Whole(), changed))
+    assert "model.network (Encoder, now Convolutional)" in told and "model.window ((3, 0.5), now (1, 2.0))" in told
+    assert not config.differences(changed, changed)
+
+
+def test_saved_configurations_of_classes_that_are_gone_are_refused():
+    saved = config.to_json(Whole())
+    with pytest.raises(ConfigError, match="does not exist here"):
+        config.from_json({**saved, "class": saved["class"].replace("Whole", "Gone")})
+    with pytest.raises(ConfigError, match="fields that Whole does not know: extra"):
+        config.from_json({**saved, "extra": 1})
+
+
+def test_none_is_filled_by_name_at_any_depth():
+    filled = config.fill_none(
+        Whole(model=Model(optimizer=optimizers.Adam(schedule=optimizers.Cosine()))), {"num_steps": 9, "limit": 2.0}
+    )
+    assert filled.model.optimizer.schedule.num_steps == 9 and filled.model.limit == 2.0
+    kept = config.fill_none(Whole(model=Model(limit=1.0)), {"limit": 2.0})
+    assert kept.model.limit == 1.0
+
+
+def test_help_carries_the_docstring_of_the_field():
+    values = flags.FlagValues()
+    config.define_flags(Whole(), values)
+    assert values["model.network.hidden_dims"].help.startswith("widths of the hidden layers.")
+
+
+def test_an_experiment_in_a_file_of_its_own_is_found(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def small():\n    return 1\n")
+    assert config.find_experiment(f"{path}:small").build() == 1
+    with pytest.raises(ConfigError, match="no function 'smal'.*small"):
+        config.find_experiment(f"{path}:smal")
+    with pytest.raises(ConfigError, match="there is no file"):
+        config.find_experiment(f"{tmp_path / 'none.py'}:small")
+
+
+def test_an_unknown_experiment_is_answered_with_close_names(monkeypatch):
+    entry = config.Entry("vae_digits", lambda: None, "", "", {})
+    monkeypatch.setattr(config, "import_experiments", lambda: {"vae_digits": entry})
+    with pytest.raises(ConfigError, match="did you mean vae_digits"):
+        config.find_experiment("vae_digit")

@@ -1,0 +1,70 @@
+"""Schedules have the values of their formulas; weight decay leaves norms and biases alone."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax import optimizers
+
+
+def values(schedule, steps, learning_rate=2.0):
+    build = schedule.build(learning_rate)
+    return [float(build(jnp.asarray(step))) for step in steps]
+
+
+def test_warmup_rises_in_equal_parts_to_the_peak():
+    got = values(optimizers.Constant(warmup_steps=4), range(6))
+    np.testing.assert_allclose(got, [0.5, 1.0, 1.5, 2.0, 2.0, 2.0], rtol=1e-6)
+
+
+def test_cosine_is_half_a_period_down_to_its_final_scale():
+    got = values(optimizers.Cosine(num_steps=110, warmup_steps=10, final_scale=0.1), [10, 35, 60, 110, 500])
+    expected = [2 * (0.9 * 0.5 * (1 + math.cos(math.pi * t)) + 0.1) for t in (0, 0.25, 0.5, 1, 1)]
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_linear_is_a_line():
+    np.testing.assert_allclose(values(optimizers.Linear(num_steps=10), [0, 5, 10]), [2, 1, 0], atol=1e-6)
+
+
+def test_inverse_square_root_is_that_of_the_transformer_paper():
+    steps = np.array([3, 99, 100, 400, 10000])
+    got = values(optimizers.InverseSquareRoot(warmup_steps=100), steps)
+    # Vaswani et al. 2017, eq. 3, scaled to peak at 1 when step + 1 = warmup_steps.
+    expected = [2 * min((s + 1) / 100, (100 / max(s, 100)) ** 0.5) for s in steps]
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_piecewise_drops_at_fractions_of_the_run():
+    got = values(optimizers.Piecewise(num_steps=8, boundaries=(0.25, 0.5), scale=0.1), [0, 1, 3, 5])
+    np.testing.assert_allclose(got, [2, 2, 0.2, 0.02], rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [optimizers.Cosine(), optimizers.Linear(), optimizers.Piecewise()])
+def test_a_length_that_nobody_gave_is_an_error(schedule):
+    with pytest.raises(ValueError, match="num_steps is None"):
+        schedule.build(1.0)
+
+
+def test_a_warmup_longer_than_the_run_is_an_error():
+    with pytest.raises(ValueError, match="num_steps=5 must exceed warmup_steps=5"):
+        optimizers.Cosine(num_steps=5, warmup_steps=5).build(1.0)
+
+
+def test_weight_decay_leaves_norms_and_biases_alone():
+    params = {
+        "Dense_0": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
+        "layers": {"LayerNorm_0": {"scale": jnp.ones((3, 2)), "bias": jnp.ones((3, 2))}},
+    }
+    optimizer = optimizers.AdamW(learning_rate=0.5, weight_decay=0.1).build()
+    zero = {
+        "Dense_0": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)},
+        "layers": {"LayerNorm_0": {"scale": jnp.zeros((3, 2)), "bias": jnp.zeros((3, 2))}},
+    }
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["Dense_0"]["kernel"], -0.05 * np.ones((2, 2)), rtol=1e-6)
+    assert not np.any(updates["Dense_0"]["bias"])
+    assert not np.any(updates["layers"]["LayerNorm_0"]["scale"])
+    assert not np.any(updates["layers"]["LayerNorm_0"]["bias"])
