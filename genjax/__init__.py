@@ -1,0 +1,19 @@
+"""genjax: generative models in JAX, from the paper's equations to a running, resumable, sharded experiment.
+
+    import genjax
+    run = genjax.restore("runs/vae_digits")     # a trained run: run.model, run.state, run.sample(key, n), run.evaluate()
+"""
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["restore", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    # The engine is imported when it is asked for, so that a model file alone imports in a second.
+    if name in __all__:
+        from genjax import training
+
+        return getattr(training, name)
+    raise AttributeError(f"module 'genjax' has no attribute {name!r}")

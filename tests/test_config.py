@@ -94,9 +94,7 @@ def test_flags_reach_the_fields_of_what_was_chosen_in_any_order():
         "--model.network.hidden_dims=9,9,9",
     ).model
     # The learning rate was set on purpose, so it stays.
-    assert model.optimizer == optimizers.Lion(
-        learning_rate=3e-4, b1=0.5, schedule=optimizers.Cosine(final_scale=0.1)
-    )
+    assert model.optimizer == optimizers.Lion(learning_rate=3e-4, b1=0.5, schedule=optimizers.Cosine(final_scale=0.1))
     assert model.network == Encoder(hidden_dims=(9, 9, 9))
 
 

@@ -165,7 +165,9 @@ def test_every_optimizer_solves_least_squares(optimizer):
     loss = lambda p, b, k: (jnp.mean((b["x"] @ p["kernel"] - b["y"]) ** 2), {})  # noqa: E731
     step = gradient_step(loss, optimizer)
     state = TrainState.create({"kernel": jnp.zeros((4, 2))}, optimizer)
-    run = jax.jit(lambda s: jax.lax.fori_loop(0, 400, lambda i, s: step(s, {"x": x, "y": target}, jax.random.key(0))[0], s))
+    run = jax.jit(
+        lambda s: jax.lax.fori_loop(0, 400, lambda i, s: step(s, {"x": x, "y": target}, jax.random.key(0))[0], s)
+    )
     assert float(loss(run(state).params, {"x": x, "y": target}, None)[0]) < 1e-3 * float(jnp.mean(target**2))
 
 

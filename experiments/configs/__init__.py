@@ -1,0 +1,1 @@
+"""Registered experiments, one file a family."""

@@ -1,0 +1,113 @@
+"""What the entry points share: flags of an experiment, and errors as one sentence."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import app, flags, logging
+
+import genjax
+from genjax import config
+
+if TYPE_CHECKING:
+    from genjax.training import Run
+
+_ROOTS = (str(Path(genjax.__file__).parent), str(Path(__file__).parent))
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Runs an entry point on the command line.
+
+    An error that our own code raises for the user ends in one sentence and exit status 1; any other is a defect and
+    keeps its traceback.
+    """
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        status = main(sys.argv)
+    except (flags.Error, config.ConfigError) as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if type(error).__name__ == "Interrupted":
+            print(error, flush=True)
+            sys.exit(143)
+        if not _is_for_the_user(error):
+            raise
+        _fail(error)
+    sys.exit(status or 0)
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    """Whether our own code raised this ValueError or OSError on purpose, rather than a library below it."""
+    if not isinstance(error, (ValueError, OSError)):
+        return False
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return last.filename.startswith(_ROOTS) and (last.line or "").startswith("raise")
+
+
+def _fail(error: Exception) -> None:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+def first_flags(arguments: list[str], names: dict[str, bool]) -> dict[str, str]:
+    """Reads flags that decide which other flags exist, before absl parses; `names` tells which take a value."""
+    found = {}
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name in names:
+            if names[name]:
+                found[name] = value if equals else (arguments[i + 1] if i + 1 < len(arguments) else "")
+            else:
+                found[name] = "true"
+    return found
+
+
+def print_help(usage: str) -> None:
+    """Prints the flags that are defined, without absl's own."""
+    print(usage)
+    for name, module_flags in flags.FLAGS.flags_by_module_dict().items():
+        if name.startswith(("genjax", "experiments")) or name == sys.argv[0]:
+            for flag in sorted(module_flags, key=lambda f: f.name):
+                print(f"  --{flag.name}: {flag.help}")
+
+
+def parse_app_flags() -> None:
+    """Lets libraries that read absl flags (Grain's workers) see them as parsed."""
+    if not flags.FLAGS.is_parsed():
+        app.parse_flags_with_usage([sys.argv[0]])
+
+
+def restore_from_flags(arguments: list[str], usage: str) -> Run | None:
+    """Parses a command line that names a run by --workdir, and restores it with the fields that flags change.
+
+    Returns:
+      The run, or None where only help was asked for.
+
+    Raises:
+      ConfigError: --workdir is missing or holds no run.
+    """
+    from genjax.training import run as runs
+
+    first = first_flags(arguments, {"workdir": True, "help": False, "h": False})
+    asks_help = "help" in first or "h" in first
+    if "workdir" not in first:
+        if asks_help:
+            print_help(usage)
+            return None
+        raise config.ConfigError("--workdir is missing; it is the directory of a run of experiments.train")
+    workdir = Path(first["workdir"]).expanduser()
+    name, experiment, batch = runs.load_config(workdir)
+    experiment = runs.on_this_machine(experiment)
+    if asks_help:
+        config.define_flags(experiment)
+        print_help(usage)
+        return None
+    experiment = config.flag_overrides(experiment, arguments)
+    return runs.open_run(workdir, name, experiment, batch, flags.FLAGS.step)

@@ -1,0 +1,47 @@
+"""Evaluates a trained run on a split:
+
+    python -m experiments.evaluate --workdir=runs/vae --evaluation.split=test
+
+The model is rebuilt from the working directory alone; fields of it can be changed as long as the state fits, for
+instance the number of importance samples of an estimator.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from absl import flags
+
+from experiments import command_line
+
+flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
+flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+
+
+def main(arguments: list[str]) -> int:
+    run = command_line.restore_from_flags(arguments, __doc__)
+    if run is None:
+        return 0
+    settings, data = run.experiment.evaluation, run.experiment.data
+    began = time.monotonic()
+    metrics = run.evaluate()
+    seconds = time.monotonic() - began
+    count = metrics.pop("num_examples")
+    protocol = (
+        f"{run.name}, step {run.step}: {type(run.model).__name__} on {data.name}, split {settings.split}, {count} examples, "
+        f"{data.protocol()}, seed {settings.seed}, {seconds:.1f} s"
+    )
+    print(protocol)
+    for name, value in metrics.items():
+        print(f"  {name:<24} {value:.6g}")
+    record = {"step": run.step, "split": settings.split, "protocol": protocol, "num_examples": count, **metrics}
+    path = Path(run.workdir) / f"evaluation_{settings.split}.json"
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,56 @@
+"""Draws samples from a trained run and writes them as their domain shows them:
+
+python -m experiments.sample --workdir=runs/vae --num_samples=64 --seed=1
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments import command_line
+from genjax import config
+
+flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
+flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+flags.DEFINE_integer("num_samples", 64, "number of samples", lower_bound=1)
+flags.DEFINE_integer("seed", 0, "seed of the samples")
+flags.DEFINE_string("output", None, "path of the picture without its suffix; <workdir>/samples/... unless given")
+flags.DEFINE_list("label", None, "classes of the samples, in turn, for a model conditional on classes")
+flags.DEFINE_boolean("reconstruct", False, "show examples of the evaluation split beside their reconstructions instead")
+
+
+def main(arguments: list[str]) -> int:
+    run = command_line.restore_from_flags(arguments, __doc__)
+    if run is None:
+        return 0
+    import jax
+    import numpy as np
+
+    values = flags.FLAGS
+    condition = {}
+    if values.label is not None:
+        try:
+            classes = [int(c) for c in values.label]
+        except ValueError:
+            raise config.ConfigError(f"--label={','.join(values.label)} is not a list of class numbers") from None
+        condition["label"] = np.resize(np.array(classes, np.int32), values.num_samples)
+    if values.reconstruct:
+        if not hasattr(run.model, "reconstruct"):
+            raise config.ConfigError(f"{type(run.model).__name__} does not reconstruct; leave --reconstruct out")
+        samples = run.engine.reconstruct(run.state, values.num_samples, run.experiment.evaluation.split)
+        kind = "reconstructions"
+    else:
+        samples = run.sample(jax.random.key(values.seed), values.num_samples, **condition)
+        kind = "samples"
+    default = Path(run.workdir) / "samples" / f"{kind}_{run.step:08d}_seed{values.seed}"
+    stem = Path(values.output).expanduser() if values.output else default
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for path in run.write_samples(samples, stem):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,228 @@
+"""Pictures: embedded sets, TFDS sets by name, a folder of the user's files; samples become a PNG grid."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from genjax.data import procedural, sources, transforms
+from genjax.data.base import ArrayExamples, Data, DataError, Examples, split_indices
+
+_LEVELS = {"digits": 17, "binarized_mnist": 2}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images(Data):
+    """Pictures `x`, with classes `label` [B] where the set has them (and `factors` [B, 5] of the sprites).
+
+    Attributes:
+      name: digits, sprites or shapes, which are embedded; folder; or the name of a TFDS set such as mnist.
+      preprocessing: how integer levels become what the model sees; see genjax/data/transforms.py.
+      logit_alpha: margin of the preprocessing logit.
+      num_levels: quantise the levels to so many; by default all that the set has.
+      image_size: height and width that pictures of a folder are cropped and scaled to.
+      channels: channels of the pictures of a folder: 1 grey, 3 colour, 4 with transparency.
+      pad_to: height and width that pictures are padded to with zeros, centrally, as 32,32 for MNIST.
+      classes: keep only examples of these classes; empty for all.
+      horizontal_flip: mirror training pictures at random.
+      flatten: give the model vectors [B, D] instead of pictures [B, H, W, C].
+    """
+
+    name: str = "digits"
+    preprocessing: transforms.Preprocessing = "unit"
+    logit_alpha: float = 1e-6
+    num_levels: int | None = None
+    image_size: tuple[int, int] | None = None
+    channels: int = 3
+    pad_to: tuple[int, int] | None = None
+    classes: tuple[int, ...] = ()
+    horizontal_flip: bool = False
+    flatten: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.channels not in (1, 3, 4):
+            raise DataError(f"data.channels={self.channels} must be 1, 3 or 4")
+        if self.num_levels is not None and not 2 <= self.num_levels <= self._stored_levels:
+            raise DataError(f"data.num_levels={self.num_levels} must lie between 2 and {self._stored_levels}")
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Reading
+
+    @property
+    def _stored_levels(self) -> int:
+        return _LEVELS.get(self.name, 256)
+
+    @property
+    def levels(self) -> int:
+        """Number of levels of a pixel, L in genjax/data/transforms.py."""
+        if self.preprocessing == "binarize_static":
+            return 2
+        return self.num_levels or self._stored_levels
+
+    def load_split(self, split: str) -> Examples:
+        match self.name:
+            case "digits":
+                examples = sources.digits(split)
+            case "sprites" | "shapes":
+                examples = self._procedural(split)
+            case "folder":
+                examples = sources.folder_images(self.dir, split, self.image_size, self.channels)
+            case _:
+                examples = sources.tfds_images(self.name, self.dir, split)
+        return self._prepared(self._of_classes(examples), split)
+
+    def _procedural(self, split: str) -> ArrayExamples:
+        if self.name == "sprites":
+            pictures, factors = procedural.sprites()
+            arrays = {"x": pictures, "factors": factors, "label": factors[:, 0]}
+        else:
+            pictures, label = procedural.shapes()
+            arrays = {"x": pictures, "label": label}
+        rows = split_indices(len(pictures), split, self.name)
+        return ArrayExamples({key: a[rows] for key, a in arrays.items()})
+
+    def _of_classes(self, examples: Examples) -> Examples:
+        if not self.classes:
+            return examples
+        arrays = examples.arrays()
+        if arrays is None or "label" not in arrays:
+            raise DataError(
+                f"data.classes={self.classes} needs a labelled set that fits into memory; {self.name} is not"
+            )
+        rows = np.isin(arrays["label"], self.classes)
+        return ArrayExamples({key: a[rows] for key, a in arrays.items()})
+
+    def _prepared(self, examples: Examples, split: str) -> Examples:
+        """Quantises, draws static binary values and pads, once, where the set lies in memory."""
+        arrays = examples.arrays()
+        if arrays is None:
+            if self.preprocessing == "binarize_static":
+                raise DataError(
+                    f"preprocessing=binarize_static needs a set that fits into memory; {self.name} does not"
+                )
+            return _Mapped(examples, self._resized_levels)
+        x = arrays["x"]
+        if self.preprocessing == "binarize_static":
+            seed = sum(split.encode())
+            x = (np.random.default_rng(seed).random(x.shape) < x / (self._stored_levels - 1)).astype(np.uint8)
+            return ArrayExamples({**arrays, "x": self._padded(x)})
+        return ArrayExamples({**arrays, "x": self._resized_levels(x)})
+
+    def _resized_levels(self, x: np.ndarray) -> np.ndarray:
+        if self.num_levels not in (None, self._stored_levels):
+            x = (x.astype(np.uint32) * self.num_levels // self._stored_levels).astype(np.uint8)
+        return self._padded(x)
+
+    def _padded(self, x: np.ndarray) -> np.ndarray:
+        if self.pad_to is None:
+            return x
+        margins = [target - size for target, size in zip(self.pad_to, x.shape[1:3])]
+        if min(margins) < 0:
+            raise DataError(f"data.pad_to={self.pad_to} is smaller than the pictures, which are {x.shape[1:3]}")
+        return np.pad(x, [(0, 0), *((m // 2, m - m // 2) for m in margins), (0, 0)])
+
+    def spec(self) -> dict[str, Any]:
+        """data_shape (H, W, C) or (D,), num_levels, and num_classes of a labelled set."""
+        examples = self.load("train")
+        example = examples.gather(np.zeros(1, np.int64))
+        shape = example["x"].shape[1:]
+        spec: dict[str, Any] = {
+            "data_shape": (int(np.prod(shape)),) if self.flatten else tuple(shape),
+            "num_levels": self.levels,
+        }
+        if "label" in example:
+            spec["num_classes"] = self._num_classes(examples)
+        return spec
+
+    def _num_classes(self, examples: Examples) -> int:
+        match self.name:
+            case "digits":
+                return 10
+            case "sprites":
+                return procedural.SPRITE_FACTORS["shape"]
+            case "shapes":
+                return len(procedural.SHAPE_CLASSES)
+            case "folder":
+                return len(sources.folder_classes(self.dir))
+        builder = sources.open_tfds(self.name, self.dir)
+        return builder.info.features[sources.tfds_image_features(builder)[1]].num_classes
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # On the device
+
+    def augment(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        if not self.horizontal_flip:
+            return batch
+        keys = transforms.keys_of_examples(key, batch)
+        mirrored = transforms.bernoulli_per_example(keys, jnp.full(keys.shape, 0.5)) > 0
+        x = jnp.where(mirrored[:, None, None, None], batch["x"][:, :, ::-1], batch["x"])
+        return {**batch, "x": x}
+
+    def transform(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        keys = transforms.keys_of_examples(key, batch)
+        x, log_abs_det = transforms.apply(self.preprocessing, batch["x"], keys, self.levels, self.logit_alpha)
+        batch = {**batch, "x": x.reshape(x.shape[0], -1) if self.flatten else x}
+        return batch if log_abs_det is None else {**batch, "log_abs_det": log_abs_det}
+
+    def to_unit(self, samples: np.ndarray) -> np.ndarray:
+        """Samples of a model as brightness in [0, 1], shape [N, H, W, C]."""
+        samples = np.asarray(samples, np.float32)
+        if self.flatten:
+            shape = self.load("train").gather(np.zeros(1, np.int64))["x"].shape[1:]
+            samples = samples.reshape(len(samples), *shape)
+        return transforms.to_unit(self.preprocessing, samples, self.levels, self.logit_alpha)
+
+    def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
+        """Writes one PNG with the pictures in rows."""
+        path = Path(stem).with_suffix(".png")
+        write_grid(self.to_unit(samples), path)
+        return [path]
+
+    def protocol(self) -> str:
+        alpha = f" (alpha {self.logit_alpha:g})" if self.preprocessing == "logit" else ""
+        return f"preprocessing {self.preprocessing}{alpha}, {self.levels} levels"
+
+
+class _Mapped:
+    """Examples whose pictures are changed as they are read."""
+
+    def __init__(self, examples: Examples, function: Any):
+        self._examples, self._function = examples, function
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        batch = self._examples.gather(indices)
+        return {**batch, "x": self._function(batch["x"])}
+
+    def arrays(self) -> None:
+        return None
+
+
+def write_grid(pictures: np.ndarray, path: Path, num_columns: int | None = None) -> None:
+    """Writes pictures as one PNG, row after row.
+
+    Args:
+      pictures: brightness in [0, 1], shape [N, H, W, C] with C of 1, 3 or 4.
+      path: where to.
+      num_columns: pictures in a row; by default about the square root of their number.
+    """
+    count, height, width, channels = pictures.shape
+    columns = num_columns or int(np.ceil(np.sqrt(count)))
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), 0.35, np.float32)
+    for i, picture in enumerate(pictures):
+        top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
+        sheet[top : top + height, left : left + width] = picture
+    image = Image.fromarray(np.round(sheet.squeeze(-1) * 255 if channels == 1 else sheet * 255).astype(np.uint8))
+    # Small pictures are enlarged, so that a sheet can be looked at.
+    factor = max(1, 512 // max(image.size))
+    image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST).save(path)

@@ -1,0 +1,105 @@
+"""Batches as a function of (seed, step): any step's batch can be asked for, in any order, by any process.
+
+The stream of examples is one shuffled epoch after the other; batch t is the stream's part from t * batch_size on, so
+no example is left out and a batch may span two epochs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from genjax.data.base import RESIDENT_BYTES, Data, DataError
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of an epoch, a permutation [count]."""
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    order.setflags(write=False)
+    return order
+
+
+class Pipeline:
+    """Training batches of a split by step.
+
+    Args:
+      data: the data set.
+      split: which split.
+      seed: decides the order.
+      process_index, process_count: which slice of the global batch this process reads.
+
+    Raises:
+      DataError: the set cannot be read, is empty, or its batch cannot be divided among the processes.
+    """
+
+    def __init__(self, data: Data, split: str, seed: int, process_index: int = 0, process_count: int = 1):
+        if data.batch_size % process_count:
+            raise DataError(f"data.batch_size={data.batch_size} cannot be divided among {process_count} processes")
+        self.data, self.seed = data, seed
+        self.examples = data.load(split)
+        if not len(self.examples):
+            raise DataError(f"the split {split} of the data set {data.name} has no examples")
+        size = data.batch_size // process_count
+        self._slice = slice(process_index * size, (process_index + 1) * size)
+
+    @property
+    def resident(self) -> bool:
+        """Whether the set is to be held on the device."""
+        arrays = self.examples.arrays()
+        if arrays is None:
+            return False
+        if self.data.resident is not None:
+            return self.data.resident
+        return sum(a.nbytes for a in arrays.values()) <= RESIDENT_BYTES
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The whole split, where it lies in memory."""
+        return self.examples.arrays()
+
+    def indices(self, step: int) -> np.ndarray:
+        """Indices of the global batch of a step, shape [batch_size]."""
+        count = len(self.examples)
+        epochs, offsets = np.divmod(np.arange(step * self.data.batch_size, (step + 1) * self.data.batch_size), count)
+        return np.concatenate(
+            [epoch_order(self.seed, int(e), count)[offsets[epochs == e]] for e in range(epochs[0], epochs[-1] + 1)]
+        )
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """This process's slice of the batch of a step."""
+        return self.examples.gather(self.indices(step)[self._slice])
+
+    def iterate(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of the steps from `start` to `stop`, read ahead by threads or worker processes."""
+        if start >= stop:
+            return iter(())
+        steps = grain.MapDataset.range(start, stop).map(self.batch)
+        if not self.data.num_workers:
+            return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+        dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+        return iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.data.num_workers)))
+
+
+def evaluation_batches(data: Data, split: str, size: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    """Yields every example of a split once, in order.
+
+    Args:
+      data: the data set.
+      split: which split.
+      size: examples of a batch.
+
+    Yields:
+      A batch with leading axis `size` and `example_index` [size], and a mask [size] that is 0 where the last batch is
+      padded with copies of the last example.
+    """
+    examples = data.load(split)
+    count = len(examples)
+    if not count:
+        raise DataError(f"the split {split} of the data set {data.name} has no examples")
+    for start in range(0, count, size):
+        index = np.arange(start, start + size)
+        batch = examples.gather(np.minimum(index, count - 1))
+        yield {**batch, "example_index": index.astype(np.int32)}, (index < count).astype(np.float32)

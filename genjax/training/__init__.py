@@ -1,0 +1,19 @@
+"""The engine: compile and shard a step, loop, checkpoints, records."""
+
+from genjax.training.checkpoints import CheckpointError
+from genjax.training.experiment import Evaluation, Experiment, Training, resolve
+from genjax.training.loop import Interrupted, NonFiniteError, train
+from genjax.training.run import Run, restore
+
+__all__ = [
+    "CheckpointError",
+    "Evaluation",
+    "Experiment",
+    "Interrupted",
+    "NonFiniteError",
+    "Run",
+    "Training",
+    "resolve",
+    "restore",
+    "train",
+]

@@ -1,0 +1,304 @@
+"""Checkpoints of a run: asynchronous, atomic, checked byte for byte, the last ones and the best one kept.
+
+All use of orbax is here.  A checkpoint is a flat dict of arrays named by their place in the state
+(`params/encoder/Dense_0/kernel`), so that it can be restored on another mesh, in part, and refused with the names that
+do not fit.  When a checkpoint is complete, the digests of its files are written into it; a checkpoint whose files do
+not have them is damaged or unfinished, and the one before is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
+
+from genjax.config import ConfigError
+
+DIRECTORY = "checkpoints"
+DIGESTS_FILE = "digests.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written or read; the message is one sentence for the user."""
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Leaves of a pytree by their path, as in `params/encoder/Dense_0/kernel`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def unflatten(like: Any, leaves: Mapping[str, Any]) -> Any:
+    """Puts leaves by path into the structure of `like`."""
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in flatten(like)])
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    result = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.name != DIGESTS_FILE:
+            with path.open("rb") as file:
+                result[str(path.relative_to(directory))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return result
+
+
+def damage(directory: Path) -> str | None:
+    """What is wrong with a checkpoint directory, or None."""
+    try:
+        expected = json.loads((directory / DIGESTS_FILE).read_text())
+    except FileNotFoundError:
+        return "it was not completed"
+    except (ValueError, OSError):
+        return f"{DIGESTS_FILE} cannot be read"
+    found = _digests(directory)
+    for name in expected:
+        if name not in found:
+            return f"its file {name} is missing"
+        if found[name] != expected[name]:
+            return f"its file {name} was changed"
+    return None
+
+
+class Checkpoints:
+    """The checkpoints under a working directory."""
+
+    def __init__(
+        self,
+        workdir: Path,
+        keep: int = 3,
+        best_metric: str | None = None,
+        best_mode: str = "min",
+        writable: bool = True,
+    ):
+        """Opens (and for a writer makes) the folder.
+
+        Args:
+          workdir: the run's directory.
+          keep: number of latest checkpoints that are kept.
+          best_metric: metric whose best checkpoint is kept too, or None.
+          best_mode: "min" or "max".
+          writable: whether this process saves.  Checkpoints that are damaged are then moved out of the way.
+        """
+        self.directory = workdir.resolve() / DIRECTORY
+        self._pending: tuple[int, Future[None]] | None = None
+        # One thread: digests are written while the run goes on.
+        self._finisher = ThreadPoolExecutor(max_workers=1)
+        self._checkpointer = None
+        if not writable:
+            return
+        policies = ocp.training.preservation_policies
+        policy = policies.LatestN(keep)
+        if best_metric is not None:
+            worst = float("inf") if best_mode == "min" else float("-inf")
+            # Policies keep the end of the sorted list.
+            best = policies.BestN(
+                get_metric_fn=lambda metrics: float(metrics.get(best_metric, worst)),
+                reverse=best_mode == "min",
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            )
+            policy = policies.AnyPreservationPolicy([policy, best])
+        if jax.process_index() == 0:
+            for step in self.steps():
+                if reason := damage(self.directory / str(step)):
+                    self._set_aside(step, reason)
+        self._checkpointer = ocp.training.Checkpointer(
+            self.directory, preservation_policy=policy, cleanup_tmp_directories=True
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints on disk, damaged ones among them, in order."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        logging.warning("checkpoint %d in %s is left out: %s", step, self.directory, reason)
+        place = self.directory.parent / "damaged_checkpoints"
+        place.mkdir(exist_ok=True)
+        target = place / str(step)
+        if target.exists():
+            shutil.rmtree(target)
+        (self.directory / str(step)).rename(target)
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Writing
+
+    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
+        """Starts to write a checkpoint and returns once the state may be changed again.
+
+        Raises:
+          CheckpointError: this or the one before cannot be written; older checkpoints are untouched.
+        """
+        self.wait()
+        if step in self.steps():
+            return
+        try:
+            response = self._checkpointer.save_async(
+                step, flatten(state), force=True, metrics=None if metrics is None else dict(metrics)
+            )
+        except Exception as error:
+            raise self._write_error(step, error) from error
+        self._pending = (step, self._finisher.submit(self._finish, step, response))
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is complete.
+
+        Raises:
+          CheckpointError: it could not be written.
+        """
+        if self._pending is None:
+            return
+        (step, finished), self._pending = self._pending, None
+        try:
+            finished.result()
+        except Exception as error:
+            raise self._write_error(step, error) from error
+
+    def _finish(self, step: int, response: Any) -> None:
+        """Waits for the files, and marks the checkpoint complete by their digests."""
+        response.result()
+        if jax.process_index() != 0:
+            return
+        directory = self.directory / str(step)
+        temporary = directory / (DIGESTS_FILE + ".new")
+        digests = _digests(directory)
+        temporary.write_text(json.dumps(digests, indent=1))
+        temporary.replace(directory / DIGESTS_FILE)
+
+    def _write_error(self, step: int, error: Exception) -> CheckpointError:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error) or "ENOSPC" in str(error):
+            reason = "no space is left on the device"
+        return CheckpointError(
+            f"the checkpoint of step {step} could not be written to {self.directory} ({reason[:300]}); "
+            "earlier checkpoints are untouched, and the same command goes on from the last of them"
+        )
+
+    def close(self) -> None:
+        """Waits for what is being written, and releases the folder."""
+        try:
+            self.wait()
+        finally:
+            self._finisher.shutdown()
+            if self._checkpointer is not None:
+                self._checkpointer.close()
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Reading
+
+    def latest(self) -> int | None:
+        """Step of the latest sound checkpoint, or None.
+
+        Raises:
+          CheckpointError: there are checkpoints, and all of them are damaged.
+        """
+        steps = self.steps()
+        reasons = {}
+        for step in reversed(steps):
+            reason = damage(self.directory / str(step))
+            if reason is None:
+                return step
+            reasons[step] = reason
+            logging.warning("checkpoint %d in %s is left out: %s", step, self.directory, reason)
+        if steps:
+            told = "; ".join(f"{step}: {reason}" for step, reason in reasons.items())
+            raise CheckpointError(f"no checkpoint in {self.directory} can be used ({told})")
+        return None
+
+    def restore(self, step: int, like: Any) -> Any:
+        """Reads a checkpoint into the structure, shapes, types and places of `like`.
+
+        Args:
+          step: which one.
+          like: pytree of `jax.ShapeDtypeStruct` with shardings; they may differ from those it was saved with.
+
+        Raises:
+          CheckpointError: it is damaged, or of another model.
+        """
+        directory = self.directory / str(step)
+        if not directory.is_dir():
+            known = ", ".join(map(str, self.steps())) or "none"
+            raise CheckpointError(f"there is no checkpoint of step {step} in {self.directory}; there are {known}")
+        if reason := damage(directory):
+            raise CheckpointError(f"checkpoint {directory} cannot be used: {reason}")
+        wanted = flatten(like)
+        self._check_fits(directory, wanted)
+        with ocp.training.Checkpointer(self.directory) as reader:
+            leaves = reader.load(step, wanted)
+        return unflatten(like, leaves)
+
+    def _check_fits(self, directory: Path, wanted: Mapping[str, Any]) -> None:
+        saved = self._metadata(directory)
+        problems = [f"{name} is missing" for name in wanted if name not in saved]
+        problems += [f"{name} is not part of the model" for name in saved if name not in wanted]
+        for name, leaf in wanted.items():
+            if name in saved and tuple(saved[name].shape) != tuple(leaf.shape):
+                problems.append(f"{name} has shape {tuple(saved[name].shape)}, the model {tuple(leaf.shape)}")
+        if problems:
+            shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+            raise CheckpointError(f"checkpoint {directory} is of another model: {shown}")
+
+    def _metadata(self, directory: Path) -> dict[str, Any]:
+        with ocp.training.Checkpointer(self.directory) as reader:
+            return dict(reader.metadata(int(directory.name)).metadata)
+
+    def read_parameters(self, step: int) -> dict[str, np.ndarray]:
+        """Parameters of a checkpoint by path below `params`, averaged ones where they were kept, on the host."""
+        with ocp.training.Checkpointer(self.directory) as reader:
+            saved = dict(reader.metadata(step).metadata)
+            like = {
+                name: jax.ShapeDtypeStruct(
+                    leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+                )
+                for name, leaf in saved.items()
+            }
+            leaves = reader.load(step, like)
+        parameters = {n.removeprefix("params/"): v for n, v in leaves.items() if n.startswith("params/")}
+        averages = {n.removeprefix("ema_params/"): v for n, v in leaves.items() if n.startswith("ema_params/")}
+        return {**parameters, **averages}
+
+
+def warm_start(params: Any, workdir: str, prefixes: tuple[str, ...]) -> Any:
+    """Replaces parameters by those of another run.
+
+    Args:
+      params: parameters after initialisation.
+      workdir: the other run.
+      prefixes: paths below which parameters are taken; empty for all of them.
+
+    Raises:
+      ConfigError: nothing fits, or a shape differs.
+    """
+    checkpoints = Checkpoints(Path(workdir).expanduser(), writable=False)
+    step = checkpoints.latest()
+    if step is None:
+        raise ConfigError(f"training.init_from={workdir} holds no checkpoint")
+    source, target = checkpoints.read_parameters(step), flatten(params)
+    chosen = [n for n in target if not prefixes or any(n == p or n.startswith(p + "/") for p in prefixes)]
+    if not chosen:
+        known = ", ".join(sorted({n.split("/")[0] for n in target}))
+        raise ConfigError(f"no parameter is below training.init_prefix={','.join(prefixes)}; the model has {known}")
+    for name in chosen:
+        if name not in source:
+            raise ConfigError(
+                f"training.init_from={workdir} has no parameter {name}; name what to take with init_prefix"
+            )
+        if source[name].shape != target[name].shape:
+            raise ConfigError(
+                f"parameter {name} has shape {source[name].shape} in {workdir}, and {target[name].shape} here"
+            )
+    taken = {
+        name: jax.device_put(source[name], target[name].sharding) if name in set(chosen) else target[name]
+        for name in target
+    }
+    return unflatten(params, taken)

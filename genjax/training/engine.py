@@ -1,0 +1,357 @@
+"""Compiles and shards a training step: one function of (state, batch), on a mesh by `jit` or on devices by `pmap`.
+
+The step t draws its randomness from fold_in(key(seed), t) and reads batch(seed, t); both are functions of the step
+alone.  Where the data set lies on the device, a step is given indices and gathers its batch there.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from genjax.config import ConfigError
+from genjax.data import Pipeline, evaluation_batches
+from genjax.model import DEVICE_AXIS, Batch, Metrics, TrainState
+from genjax.training.experiment import Experiment
+
+MESH_AXES = ("data", "fsdp", "tensor")
+#: Parameters smaller than this are copied to every device: a collective costs more than their memory.
+SMALLEST_SHARDED = 1024
+
+
+def parse_mesh(text: str | None, num_devices: int) -> dict[str, int]:
+    """Reads `data:4,fsdp:2` into the sizes of all mesh axes; None puts every device on data.
+
+    Raises:
+      ConfigError: the text is not of that form or needs more devices than there are.
+    """
+    sizes = dict.fromkeys(MESH_AXES, 1)
+    if text is None:
+        sizes["data"] = num_devices
+        return sizes
+    for part in text.split(","):
+        axis, _, size = part.strip().partition(":")
+        if axis not in sizes or not size.isdigit() or int(size) < 1:
+            raise ConfigError(
+                f"training.mesh={text!r} is not of the form data:4,fsdp:2 with axes {', '.join(MESH_AXES)}"
+            )
+        sizes[axis] = int(size)
+    if math.prod(sizes.values()) > num_devices:
+        raise ConfigError(
+            f"training.mesh={text!r} needs {math.prod(sizes.values())} devices, but there are {num_devices}"
+        )
+    return sizes
+
+
+def build_mesh(text: str | None) -> Mesh:
+    """The device mesh of a run, over the first devices that it needs."""
+    sizes = parse_mesh(text, jax.device_count())
+    devices = jax.devices()[: math.prod(sizes.values())]
+    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def leaf_spec(leaf: jax.ShapeDtypeStruct, mesh: Mesh) -> PartitionSpec:
+    """Where the axes of an array of the state go: the last to `tensor`, the largest remaining one to `fsdp`.
+
+    Parameters, their moments and their averages have the same shapes and so the same places.
+    """
+    axes: list[str | None] = [None] * len(leaf.shape)
+    if math.prod(leaf.shape) < SMALLEST_SHARDED or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return PartitionSpec()
+    if mesh.shape["tensor"] > 1 and len(axes) >= 2 and leaf.shape[-1] % mesh.shape["tensor"] == 0:
+        axes[-1] = "tensor"
+    if mesh.shape["fsdp"] > 1:
+        for i in sorted(range(len(axes)), key=lambda i: -leaf.shape[i]):
+            if axes[i] is None and leaf.shape[i] % mesh.shape["fsdp"] == 0:
+                axes[i] = "fsdp"
+                break
+    return PartitionSpec(*axes)
+
+
+class Engine:
+    """A compiled experiment: makes the first state, advances it, evaluates it and draws samples from it.
+
+    Attributes:
+      experiment: the resolved experiment.
+      mesh: device mesh of `jit`, also used for evaluation and sampling.
+      pipeline: training batches by step, or None where the training data are not needed.
+    """
+
+    def __init__(self, experiment: Experiment, batch_spec: dict[str, Any] | None = None):
+        """Opens the training data, unless `batch_spec` (shapes and types of a batch) makes them unnecessary."""
+        training = experiment.training
+        self.experiment = experiment
+        self.mesh = build_mesh(training.mesh)
+        self.pmap = training.parallelism == "pmap"
+        if (
+            self.pmap
+            and training.mesh is not None
+            and parse_mesh(training.mesh, jax.device_count())["data"] != (self.mesh.size)
+        ):
+            raise ConfigError(
+                "training.parallelism=pmap copies the state to every device; its mesh has the axis data only"
+            )
+        self.num_batch_devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        self._check_batch_size(experiment.data.batch_size, "data.batch_size")
+        self._init_key, self._step_key = jax.random.split(jax.random.key(training.seed))
+        self._replicated = NamedSharding(self.mesh, PartitionSpec())
+        self._batched = NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
+        self._stacked = NamedSharding(self.mesh, PartitionSpec(None, ("data", "fsdp")))
+        self.pipeline = None
+        if batch_spec is None:
+            self.pipeline = Pipeline(
+                experiment.data,
+                "train",
+                training.seed,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+            batch_spec = self._raw_batch_spec()
+        self.batch_spec = batch_spec
+        self.abstract_state = self._abstract_state()
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Shapes and places
+
+    def _check_batch_size(self, size: int, name: str) -> None:
+        if size % self.num_batch_devices:
+            raise ConfigError(
+                f"{name}={size} cannot be divided among {self.num_batch_devices} devices; give a multiple of "
+                f"{self.num_batch_devices}, or fewer devices with --training.mesh=data:N"
+            )
+
+    def _raw_batch_spec(self) -> dict[str, Any]:
+        example = self.pipeline.batch(0)
+        size = self.experiment.data.batch_size
+        return {name: [[size, *a.shape[1:]], str(a.dtype)] for name, a in example.items()}
+
+    def _abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return {name: jax.ShapeDtypeStruct(tuple(s), np.dtype(d)) for name, (s, d) in self.batch_spec.items()}
+
+    def _initialize(self, batch: Batch) -> TrainState:
+        data_key, model_key = jax.random.split(self._init_key)
+        return self.experiment.model.init(model_key, self.experiment.data.transform(batch, data_key))
+
+    def _abstract_state(self) -> TrainState:
+        state = jax.eval_shape(self._initialize, self._abstract_batch())
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=NamedSharding(self.mesh, leaf_spec(leaf, self.mesh))
+            ),
+            state,
+        )
+
+    @functools.cached_property
+    def _state_shardings(self) -> Any:
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+    def _place(self, array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        """Puts what every process holds a part of (or a copy of) on the devices."""
+        if jax.process_count() == 1:
+            return jax.device_put(array, sharding)
+        return jax.make_array_from_process_local_data(sharding, array)
+
+    @functools.cached_property
+    def _resident(self) -> dict[str, jax.Array] | None:
+        """The whole training set on every device, where it is small."""
+        if not self.pipeline.resident:
+            return None
+        arrays = self.pipeline.arrays()
+        if self.pmap:
+            devices = self.mesh.devices.flatten().tolist()
+            local = [d for d in devices if d.process_index == jax.process_index()]
+            return {name: jax.device_put(a, local[0]) for name, a in arrays.items()}
+        return {name: self._place(a, self._replicated) for name, a in arrays.items()}
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Training
+
+    def init(self) -> TrainState:
+        """The state before the first step, on its devices."""
+        batch = self.pipeline.batch(0)
+        batch = {name: self._place(a, self._batched) for name, a in batch.items()}
+        state = jax.jit(self._initialize, out_shardings=self._state_shardings)(batch)
+        return self.distribute(state)
+
+    def distribute(self, state: TrainState) -> TrainState:
+        """A state on the mesh, in the form that `advance` takes: one copy a device under `pmap`."""
+        if not self.pmap:
+            return state
+        count = self.mesh.local_mesh.size
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), state)
+
+    def collect(self, state: TrainState) -> TrainState:
+        """The inverse of `distribute`."""
+        if not self.pmap:
+            return state
+        local = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], state)
+        return jax.tree.map(lambda leaf: jax.device_put(leaf, self._replicated), local)
+
+    def _chunk(
+        self, state: TrainState, resident: dict[str, jax.Array] | None, inputs: Any, key: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        """Advances by as many steps as `inputs` has rows: indices [K, B], or batches [K, B, ...]."""
+        model, data = self.experiment.model, self.experiment.data
+
+        def step(state: TrainState, row: Any) -> tuple[TrainState, Metrics]:
+            batch = row if resident is None else {name: array[row["indices"]] for name, array in resident.items()}
+            if "example_index" in row:
+                batch = {**batch, "example_index": row["example_index"]}
+            augment_key, data_key, model_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
+            batch = data.transform(data.augment(batch, augment_key), data_key)
+            return model.train_step(state, batch, model_key)
+
+        if jax.tree.leaves(inputs)[0].shape[0] > 1:
+            return jax.lax.scan(step, state, inputs)
+        state, metrics = step(state, jax.tree.map(lambda a: a[0], inputs))
+        return state, jax.tree.map(lambda m: m[None], metrics)
+
+    @functools.cached_property
+    def _compiled_chunk(self) -> Any:
+        if self.pmap:
+            devices = self.mesh.devices.flatten().tolist()
+            return jax.pmap(
+                self._chunk, axis_name=DEVICE_AXIS, in_axes=(0, None, 1, None), donate_argnums=0, devices=devices
+            )
+        return jax.jit(self._chunk, donate_argnums=0, out_shardings=(self._state_shardings, self._replicated))
+
+    def _device_rows(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Puts rows [K, local B, ...] on the devices in the form that the compiled chunk takes."""
+        if not self.pmap:
+            return {name: self._place(a, self._stacked) for name, a in rows.items()}
+        count = self.mesh.local_mesh.size
+        steps, size = next(iter(rows.values())).shape[:2]
+        start = jax.process_index() * size
+        rows = {**rows, "example_index": np.tile(np.arange(start, start + size, dtype=np.int32), (steps, 1))}
+        return {name: a.reshape(steps, count, size // count, *a.shape[2:]) for name, a in rows.items()}
+
+    def inputs(self, boundaries: Iterator[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+        """Yields the device inputs of one dispatch after the other, for (start, stop) steps."""
+        boundaries = list(boundaries)
+        if not boundaries:
+            return
+        if self._resident is not None:
+            for start, stop in boundaries:
+                rows = np.stack([self._local_indices(step) for step in range(start, stop)])
+                yield self._device_rows({"indices": rows})
+            return
+        batches = iter(self.pipeline.iterate(boundaries[0][0], boundaries[-1][1]))
+        for start, stop in boundaries:
+            chunk = [next(batches) for _ in range(start, stop)]
+            yield self._device_rows({name: np.stack([b[name] for b in chunk]) for name in chunk[0]})
+
+    def _local_indices(self, step: int) -> np.ndarray:
+        indices = self.pipeline.indices(step).astype(np.int32)
+        size = len(indices) // jax.process_count()
+        return indices[jax.process_index() * size :][:size]
+
+    def advance(self, state: TrainState, inputs: dict[str, Any]) -> tuple[TrainState, Metrics]:
+        """Runs one dispatch; the old state is donated.  Metrics have one row per step (per device first, under pmap)."""
+        if self.pmap and self._resident is None:
+            return self._compiled_chunk(state, None, inputs, self._step_key)
+        return self._compiled_chunk(state, self._resident, inputs, self._step_key)
+
+    def fetch(self, metrics: Metrics) -> dict[str, np.ndarray]:
+        """Metrics of a dispatch on the host, one row per step."""
+        metrics = jax.device_get(jax.tree.map(lambda m: m.addressable_shards[0].data, metrics))
+        return {name: np.asarray(m[0] if self.pmap else m) for name, m in metrics.items()}
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Evaluation and samples
+
+    @functools.cached_property
+    def _compiled_evaluate(self) -> Any:
+        model, data = self.experiment.model, self.experiment.data
+
+        def evaluate(state: TrainState, batch: Batch, mask: jax.Array, key: jax.Array) -> Metrics:
+            data_key, model_key = jax.random.split(key)
+            values = model.evaluate(state, data.transform(batch, data_key), model_key)
+            for name, value in values.items():
+                if value.shape != mask.shape:
+                    raise ValueError(
+                        f"{type(model).__name__}.evaluate returned {name} of shape {value.shape}; it must give one "
+                        f"value per example, {mask.shape}"
+                    )
+            # Padding may hold anything, so it is cut out, not multiplied away.
+            return {name: jnp.sum(jnp.where(mask > 0, value, 0.0)) for name, value in values.items()}
+
+        return jax.jit(evaluate, out_shardings=self._replicated)
+
+    def evaluate(self, state: TrainState, split: str) -> dict[str, float]:
+        """Mean of every metric over the examples of a split, and `num_examples`.
+
+        Args:
+          state: a state on the mesh (as `collect` returns).
+          split: name of a split.
+        """
+        settings, data = self.experiment.evaluation, self.experiment.data
+        key = jax.random.key(settings.seed)
+        # A multiple of the devices: padding is masked, so the result does not depend on it.
+        size = math.ceil(data.eval_batch_size / self.num_batch_devices) * self.num_batch_devices
+        totals: dict[str, float] = {}
+        count = 0
+        pending: list[Metrics] = []
+        for batch, mask in evaluation_batches(data, split, size):
+            mask = np.asarray(mask)
+            if settings.num_examples is not None:
+                mask = mask * (np.arange(count, count + size) < settings.num_examples)
+            if not mask.any():
+                break
+            count += int(mask.sum())
+            batch = {name: self._place_global(a) for name, a in batch.items()}
+            pending.append(self._compiled_evaluate(state, batch, self._place_global(mask), key))
+        for sums in jax.device_get(pending):
+            for name, value in sums.items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        return {**{name: value / count for name, value in totals.items()}, "num_examples": count}
+
+    def _place_global(self, array: np.ndarray) -> jax.Array:
+        """Shards an array that every process holds whole."""
+        if jax.process_count() == 1:
+            return jax.device_put(array, self._batched)
+        return multihost_utils.host_local_array_to_global_array(
+            np.split(array, jax.process_count())[jax.process_index()], self.mesh, self._batched.spec
+        )
+
+    @functools.cached_property
+    def _compiled_sample(self) -> Any:
+        return jax.jit(self.experiment.model.sample, static_argnums=2, out_shardings=self._replicated)
+
+    def sample(self, state: TrainState, key: jax.Array, num_samples: int, **condition: Any) -> np.ndarray:
+        """Draws samples on the mesh and brings them to the host; conditions are arrays or static scalars."""
+        if jax.process_count() > 1:
+            condition = {name: self._place(np.asarray(c), self._replicated) for name, c in condition.items()}
+        return np.asarray(self._compiled_sample(state, key, num_samples, **condition).addressable_data(0))
+
+    def reconstruct(self, state: TrainState, num_examples: int, split: str | None = None) -> np.ndarray:
+        """First examples of a split and their reconstructions in turn, shape [2 * num_examples // 2, ...].
+
+        For models with a method `reconstruct(state, batch, key)`.
+        """
+        split = split or self.experiment.evaluation.validation_split
+        count = max(num_examples // 2, 1)
+        batch, mask = next(iter(evaluation_batches(self.experiment.data, split, count)))
+        count = int(np.asarray(mask).sum())
+
+        def pairs(state: TrainState, batch: Batch, key: jax.Array) -> jax.Array:
+            data_key, model_key = jax.random.split(key)
+            batch = self.experiment.data.transform(batch, data_key)
+            again = self.experiment.model.reconstruct(state, batch, model_key)
+            return jnp.stack([batch["x"].astype(again.dtype), again], axis=1).reshape(-1, *again.shape[1:])
+
+        key = jax.random.key(self.experiment.evaluation.seed)
+        batch = {name: self._place_copy(a) for name, a in batch.items()}
+        compiled = jax.jit(pairs, out_shardings=self._replicated)
+        return np.asarray(compiled(state, batch, key).addressable_data(0))[: 2 * count]
+
+    def _place_copy(self, array: np.ndarray) -> jax.Array:
+        """Copies an array that every process holds whole to every device."""
+        return self._place(np.asarray(array), self._replicated)

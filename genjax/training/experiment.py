@@ -1,0 +1,165 @@
+"""What an experiment is: a model, its data, and how it is trained and evaluated, as one frozen tree."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from genjax import config
+from genjax.config import ConfigError
+from genjax.data import Data
+from genjax.model import GenerativeModel
+
+CONFIG_FILE = "config.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """How long, where, and with what records a model is trained.
+
+    Attributes:
+      num_steps: number of updates.
+      seed: decides initial parameters, order of the data and all noise.
+      parallelism: jit over a mesh, or pmap, the simple data-parallel mode of the same step.
+      mesh: sizes of the axes data, fsdp and tensor, as in data:4,fsdp:2; by default all devices on data.
+      steps_per_dispatch: steps scanned in one compiled call; saves dispatch time of small models.
+      log_every: steps between two lines of metrics.
+      checkpoint_every: steps between two checkpoints; the last step always makes one.
+      evaluate_every: steps between two evaluations on evaluation.validation_split, or none.
+      sample_every: steps between two sheets of samples, or none; the last step always makes one.
+      num_samples: number of samples on a sheet.
+      keep_checkpoints: number of latest checkpoints that are kept.
+      best_metric: evaluation metric whose best checkpoint is kept too, or none.
+      best_mode: whether the best value is the smallest or the largest.
+      init_from: working directory of another run whose parameters to start from.
+      init_prefix: only parameters whose path starts with one of these, as in encoder or decoder/Dense_0; empty for all.
+      tensorboard: write TensorBoard event files.
+      compilation_cache: directory of compiled programs kept between runs; empty for none.
+      profile_steps: write a profiler trace of that many steps, after the first dispatches; 0 for none.
+      debug_nans: let JAX stop at the operation that made a NaN; slow.
+      coordinator_address: host:port of process 0 of a run of several processes; none on one, or where JAX finds it out.
+      num_processes: number of processes of the run, with coordinator_address.
+      process_id: number of this process from 0, with coordinator_address.
+    """
+
+    num_steps: int = 1000
+    seed: int = 0
+    parallelism: Literal["jit", "pmap"] = "jit"
+    mesh: str | None = None
+    steps_per_dispatch: int = 1
+    log_every: int = 100
+    checkpoint_every: int = 1000
+    evaluate_every: int | None = None
+    sample_every: int | None = None
+    num_samples: int = 64
+    keep_checkpoints: int = 3
+    best_metric: str | None = None
+    best_mode: Literal["min", "max"] = "min"
+    init_from: str | None = None
+    init_prefix: tuple[str, ...] = ()
+    tensorboard: bool = True
+    compilation_cache: str = "~/.cache/genjax/compiled"
+    profile_steps: int = 0
+    debug_nans: bool = False
+    coordinator_address: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "steps_per_dispatch", "log_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training.{name}={getattr(self, name)} must be at least 1")
+        for name in ("evaluate_every", "sample_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"training.{name}={getattr(self, name)} must be at least 1, or none")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What an evaluation reads.
+
+    Attributes:
+      split: split of `experiments.evaluate`, the one to report.
+      validation_split: split that is looked at while training.
+      num_examples: only the first so many examples, or none for all.
+      seed: decides the noise of estimators.
+    """
+
+    split: str = "test"
+    validation_split: str = "validation"
+    num_examples: int | None = None
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A model, its data, and how it is trained and evaluated.
+
+    Attributes:
+      model: the generative model.
+      data: the data set.
+      training: how it is trained.
+      evaluation: how it is evaluated.
+    """
+
+    model: GenerativeModel
+    data: Data
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+
+
+def resolve(experiment: Experiment) -> Experiment:
+    """Fills the fields that were left None: shapes from the data set, lengths of schedules from the run.
+
+    Raises:
+      ConfigError: the data set cannot be read, or has no field that the model needs.
+    """
+    spec = experiment.data.spec()
+    values = {**spec, "num_steps": experiment.training.num_steps}
+    return dataclasses.replace(experiment, model=config.fill_none(experiment.model, values))
+
+
+def save_config(path: Path, name: str, experiment: Experiment, batch: dict[str, Any]) -> None:
+    """Writes the resolved experiment beside its checkpoints, with shapes and types of a training batch."""
+    content = {"name": name, "experiment": config.to_json(experiment), "batch": batch}
+    temporary = path / (CONFIG_FILE + ".new")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path / CONFIG_FILE)
+
+
+def load_config(workdir: Path) -> tuple[str, Experiment, dict[str, Any]]:
+    """Reads what `save_config` wrote: name, experiment, and the batch's shapes and types.
+
+    Raises:
+      ConfigError: there is no readable configuration.
+    """
+    path = Path(workdir).expanduser() / CONFIG_FILE
+    if not path.is_file():
+        raise ConfigError(f"{workdir} holds no {CONFIG_FILE}: it is not the --workdir of a run of experiments.train")
+    try:
+        content = json.loads(path.read_text())
+        name, batch = content["name"], content["batch"]
+        tree = content["experiment"]
+    except (ValueError, KeyError):
+        raise ConfigError(f"{path} is damaged and cannot be read; run experiments.train with the same flags") from None
+    return name, config.from_json(tree), batch
+
+
+#: Fields that do not decide the state of a run, so that a run goes on although they changed.
+_FREE_FIELDS = ("training.", "evaluation.", "data.dir", "data.eval_batch_size", "data.resident", "data.num_workers")
+
+
+def check_resumable(workdir: Path, saved: Experiment, experiment: Experiment) -> None:
+    """Raises ConfigError with the fields that differ if `experiment` is not the one that `workdir` holds."""
+    differing = [
+        d
+        for d in config.differences(saved, experiment)
+        if not d.startswith(_FREE_FIELDS) or d.startswith("training.seed")
+    ]
+    if differing:
+        raise ConfigError(
+            f"{workdir} holds a run of another configuration; it differs in {'; '.join(differing)}: "
+            "give another --workdir, or the flags of that run"
+        )

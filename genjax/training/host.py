@@ -1,0 +1,60 @@
+"""Settings of the host process: the allocator, the compilation cache, several processes."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import platform
+from pathlib import Path
+
+import jax
+
+from genjax.config import ConfigError
+from genjax.training.experiment import Training
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep freed memory instead of giving it back to the kernel.
+
+    XLA on CPU allocates and frees large buffers at every step, and faulting their pages in anew costs 10 to 30 % of
+    the step of most models (BUILD_NOTES.md).  Costs some resident memory.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    m_trim_threshold, m_top_pad, m_mmap_max, m_arena_max = -1, -2, -4, -8
+    libc.mallopt(m_mmap_max, 0)
+    libc.mallopt(m_trim_threshold, 2**31 - 1)
+    libc.mallopt(m_top_pad, 64 * 2**20)
+    libc.mallopt(m_arena_max, 1)
+
+
+def initialize(training: Training) -> None:
+    """Prepares this process for a run; to be called before the first array is made.
+
+    Raises:
+      ConfigError: the flags of a run of several processes do not fit together.
+    """
+    # A compiled program is found again in seconds instead of being compiled in tens of seconds.
+    if training.compilation_cache and jax.config.jax_compilation_cache_dir is None:
+        directory = Path(training.compilation_cache).expanduser()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            logging.warning("no compilation cache: %s", error)
+        else:
+            jax.config.update("jax_compilation_cache_dir", str(directory))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+            jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if training.debug_nans:
+        jax.config.update("jax_debug_nans", True)
+    given = [training.coordinator_address, training.num_processes, training.process_id]
+    if any(g is not None for g in given) and not jax.distributed.is_initialized():
+        if any(g is None for g in given):
+            raise ConfigError(
+                "a run of several processes needs all of training.coordinator_address, training.num_processes and "
+                "training.process_id"
+            )
+        jax.distributed.initialize(*given)
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()

@@ -1,0 +1,316 @@
+"""The training loop: dispatches compiled steps, and between them writes metrics, checkpoints and pictures.
+
+The host never waits for the step that runs: metrics are fetched one dispatch late.  A dispatch ends wherever something
+is due, as a function of the step alone, so that a resumed run makes the same dispatches, and the same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from genjax.config import ConfigError
+from genjax.model import TrainState
+from genjax.training import host
+from genjax.training.checkpoints import Checkpoints, warm_start
+from genjax.training.engine import Engine
+from genjax.training.experiment import (
+    CONFIG_FILE,
+    Experiment,
+    Training,
+    check_resumable,
+    load_config,
+    resolve,
+    save_config,
+)
+from genjax.training.records import Progress, Records, format_metrics, parameter_overview
+
+SAMPLES_DIRECTORY = "samples"
+
+
+class NonFiniteError(ValueError):
+    """A loss that is not a finite number; the message says where, and where to go back to."""
+
+
+class Interrupted(Exception):
+    """A run that was asked to stop, and has saved its state."""
+
+
+def dispatches(start: int, training: Training) -> Iterator[tuple[int, int]]:
+    """Yields the (start, stop) steps of each compiled call: at most `steps_per_dispatch`, ending where something is due."""
+    periods = [training.steps_per_dispatch, training.log_every, training.checkpoint_every]
+    periods += [p for p in (training.evaluate_every, training.sample_every) if p is not None]
+    while start < training.num_steps:
+        stop = min(min((start // p + 1) * p for p in periods), training.num_steps)
+        yield start, stop
+        start = stop
+
+
+def prepare_workdir(workdir: Path) -> Path:
+    """Makes the working directory and checks that it can be written.
+
+    Raises:
+      ConfigError: it cannot.
+    """
+    workdir = Path(workdir).expanduser()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.write_text("genjax")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={workdir} cannot be written ({error.strerror}); give a directory that can"
+        ) from None
+    return workdir
+
+
+class _StopSignals:
+    """Turns the first SIGTERM or SIGINT into a wish that the loop asks for; a second SIGINT stops at once."""
+
+    def __enter__(self) -> _StopSignals:
+        self.received: int | None = None
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def __exit__(self, *unused: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def train(experiment: Experiment, workdir: str | Path, name: str = "experiment", quiet: bool = False) -> TrainState:
+    """Trains an experiment to its last step, from its own last checkpoint if there is one.
+
+    Args:
+      experiment: what to train.
+      workdir: directory of configuration, checkpoints, metrics and samples.
+      name: what the experiment is called in the saved configuration.
+      quiet: print nothing.
+
+    Returns:
+      The state after the last step, on the mesh.
+
+    Raises:
+      ConfigError: the experiment cannot run, or the directory holds another one.
+      CheckpointError: a checkpoint cannot be written, or none of those that are there can be read.
+      NonFiniteError: the loss is not finite.
+      Interrupted: a signal asked the run to stop; its state is saved.
+    """
+    host.initialize(experiment.training)
+    workdir = prepare_workdir(workdir)
+    experiment = resolve(experiment)
+    if (workdir / CONFIG_FILE).exists():
+        check_resumable(workdir, load_config(workdir)[1], experiment)
+    engine = Engine(experiment)
+    return _Run(engine, workdir, name, quiet or jax.process_index() > 0).run()
+
+
+class _Run:
+    """One call of `train`."""
+
+    def __init__(self, engine: Engine, workdir: Path, name: str, quiet: bool):
+        self.engine, self.workdir = engine, workdir
+        self.experiment, self.training = engine.experiment, engine.experiment.training
+        self.primary = jax.process_index() == 0
+        if self.primary:
+            save_config(workdir, name, engine.experiment, engine.batch_spec)
+        self.checkpoints = Checkpoints(
+            workdir, self.training.keep_checkpoints, self.training.best_metric, self.training.best_mode
+        )
+        self.quiet = quiet
+        self.last_finite: dict[str, float] = {}
+        self.last_finite_step = 0
+
+    def _first_state(self) -> TrainState:
+        """Resumes; else starts from another run's parameters; else from nothing."""
+        step = self.checkpoints.latest()
+        if step is not None:
+            state = self.checkpoints.restore(step, self.engine.abstract_state)
+            if not self.quiet:
+                print(f"going on from the checkpoint of step {step} in {self.checkpoints.directory}", flush=True)
+            return self.engine.distribute(state)
+        state = self.engine.init()
+        if self.training.init_from is not None:
+            plain = self.engine.collect(state)
+            params = warm_start(plain.params, self.training.init_from, self.training.init_prefix)
+            # Copied, because the step donates its state and one buffer cannot be donated twice.
+            ema = plain.ema_params
+            if ema is not None:
+                names = set(ema) if isinstance(ema, dict) and set(ema) != set(params) else None
+                ema = jax.tree.map(lambda a: a.copy(), params if names is None else {n: params[n] for n in names})
+            state = self.engine.distribute(plain.replace(params=params, ema_params=ema))
+        return state
+
+    def run(self) -> TrainState:
+        state = self._first_state()
+        start = int(np.asarray(self.engine.collect(state).step))
+        if start > self.training.num_steps:
+            raise ConfigError(
+                f"{self.workdir} is at step {start} already, beyond training.num_steps={self.training.num_steps}"
+            )
+        if not self.quiet:
+            print(parameter_overview(self.engine.abstract_state.params), flush=True)
+        self.records = Records(self.workdir, start, self.training.tensorboard) if self.primary else None
+        self.progress = Progress(start, self.training.num_steps, self.quiet)
+        try:
+            with _StopSignals() as signals:
+                return self._steps(state, start, signals)
+        finally:
+            self.progress.close()
+            if self.records is not None:
+                self.records.close()
+            self.checkpoints.close()
+
+    def _steps(self, state: TrainState, start: int, signals: _StopSignals) -> TrainState:
+        training = self.training
+        window: list[dict[str, np.ndarray]] = []
+        pending: tuple[int, Any] | None = None
+        window_began, window_start = time.monotonic(), start
+        boundaries = list(dispatches(start, training))
+        profiled = 2 if training.profile_steps and len(boundaries) > 2 else None
+        for number, ((first, last), inputs) in enumerate(zip(boundaries, self.engine.inputs(boundaries), strict=True)):
+            if number == profiled:
+                jax.block_until_ready(state)
+                jax.profiler.start_trace(str(self.workdir / "profile"))
+            state, metrics = self.engine.advance(state, inputs)
+            if profiled is not None and number >= profiled and last - boundaries[profiled][0] >= training.profile_steps:
+                jax.block_until_ready(state)
+                jax.profiler.stop_trace()
+                self.progress.line(f"profile in {self.workdir / 'profile'}")
+                profiled = None
+            if pending is not None:
+                window.append(self._fetch(*pending))
+            pending = (first, metrics)
+            self.progress.advance(last)
+
+            if last % training.log_every == 0 or last == training.num_steps:
+                window.append(self._fetch(*pending))
+                pending = None
+                seconds = time.monotonic() - window_began
+                self._log(last, window, (last - window_start) / max(seconds, 1e-9))
+                window, window_began, window_start = [], time.monotonic(), last
+            stopping = self._asked_to_stop(signals, last)
+            busy = self._due(last, stopping)
+            if busy:
+                if pending is not None:
+                    # A state is written only after its loss was seen to be finite.
+                    window.append(self._fetch(*pending))
+                    pending = None
+                began = time.monotonic()
+                self._events(state, last, stopping)
+                window_began += time.monotonic() - began
+            if stopping:
+                raise Interrupted(
+                    f"stopped by {signal.Signals(signals.received or signal.SIGTERM).name} at step {last}; the state is "
+                    f"saved in {self.checkpoints.directory}, and the same command goes on from there"
+                )
+        if profiled is not None and number >= profiled:
+            jax.profiler.stop_trace()
+        self.checkpoints.wait()
+        return self.engine.collect(state)
+
+    def _asked_to_stop(self, signals: _StopSignals, step: int) -> bool:
+        if jax.process_count() == 1:
+            return signals.received is not None
+        # All processes stop at the same step; asking costs a collective, so only where a line is due anyway.
+        if step % self.training.log_every:
+            return False
+        return bool(np.any(multihost_utils.process_allgather(np.array(signals.received is not None))))
+
+    def _due(self, step: int, stopping: bool) -> bool:
+        training = self.training
+        return (
+            stopping
+            or step == training.num_steps
+            or step % training.checkpoint_every == 0
+            or (training.evaluate_every is not None and step % training.evaluate_every == 0)
+            or (training.sample_every is not None and step % training.sample_every == 0)
+        )
+
+    def _events(self, state: TrainState, step: int, stopping: bool) -> None:
+        training = self.training
+        last = step == training.num_steps
+        plain = self.engine.collect(state)
+        metrics = None
+        if training.evaluate_every is not None and not stopping and (step % training.evaluate_every == 0 or last):
+            metrics = self.engine.evaluate(plain, self.experiment.evaluation.validation_split)
+            self.progress.line(f"step {step}: {self.experiment.evaluation.validation_split}  {format_metrics(metrics)}")
+            if self.records is not None:
+                self.records.write(step, self.experiment.evaluation.validation_split, metrics)
+            if training.best_metric is not None and training.best_metric not in metrics:
+                raise ConfigError(
+                    f"training.best_metric={training.best_metric} is not among the metrics of an evaluation, "
+                    f"which are {', '.join(metrics)}"
+                )
+        if stopping or last or step % training.checkpoint_every == 0:
+            self.checkpoints.save(step, plain, metrics)
+        if not stopping and (last or (training.sample_every is not None and step % training.sample_every == 0)):
+            self._draw(plain, step)
+
+    def _draw(self, state: TrainState, step: int) -> None:
+        key = jax.random.key(self.training.seed)
+        samples = self.engine.sample(state, key, self.training.num_samples)
+        pictures = [("samples", samples)]
+        if hasattr(self.experiment.model, "reconstruct"):
+            pictures.append(("reconstructions", self.engine.reconstruct(state, self.training.num_samples)))
+        if not self.primary:
+            return
+        directory = self.workdir / SAMPLES_DIRECTORY
+        directory.mkdir(exist_ok=True)
+        for name, arrays in pictures:
+            for path in self.experiment.data.write_samples(arrays, directory / f"{name}_{step:08d}"):
+                if self.records is not None:
+                    self.records.picture(step, name, path)
+
+    def _fetch(self, first: int, metrics: Any) -> dict[str, np.ndarray]:
+        """Metrics of a dispatch on the host; looks at every step's loss."""
+        values = self.engine.fetch(metrics)
+        finite = np.isfinite(values["loss"])
+        good = len(finite) if finite.all() else int(np.argmin(finite))
+        if good:
+            self.last_finite = {name: float(v[good - 1]) for name, v in values.items()}
+            self.last_finite_step = first + good
+        if good < len(finite):
+            self.checkpoints.wait()
+            step = self.checkpoints.latest()
+            back = (
+                f"the checkpoint of step {step} in {self.checkpoints.directory} is sound"
+                if step is not None
+                else ("no checkpoint was written before")
+            )
+            raise NonFiniteError(
+                f"the loss became {values['loss'][good]} at step {first + good + 1}; the last finite metrics, of step "
+                f"{self.last_finite_step}, were {format_metrics(self.last_finite) or 'none'}; {back}; lower the learning "
+                "rate, clip the gradient (optimizer.clip_norm), or skip such updates (optimizer.skip_nonfinite)"
+            )
+        return values
+
+    def _log(self, step: int, window: list[dict[str, np.ndarray]], rate: float) -> None:
+        """Means over the steps since the last line."""
+        rows = {name: np.concatenate([w[name] for w in window]) for name in window[0]}
+        if "skipped" in rows and not rows["skipped"].all():
+            taken = rows["skipped"] == 0
+            rows = {name: v if name == "skipped" else v[taken] for name, v in rows.items()}
+        metrics = {name: float(np.mean(v, dtype=np.float64)) for name, v in rows.items()}
+        metrics["steps_per_second"] = rate
+        if self.records is not None:
+            self.records.write(step, "train", metrics)
+        self.progress.metrics(step, metrics)
+        logging.debug("step %d: %s", step, metrics)

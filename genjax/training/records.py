@@ -1,0 +1,121 @@
+"""What a run tells: metrics to JSON lines and TensorBoard, a progress bar or plain lines, a table of parameters."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """`loss 105.2  kl 24.1`"""
+    return "  ".join(f"{name} {value:.5g}" for name, value in metrics.items())
+
+
+class Records:
+    """Writes metrics of one run; only process 0 makes one."""
+
+    def __init__(self, workdir: Path, start_step: int, tensorboard: bool):
+        """Opens the files; lines of steps after `start_step` are of a life that ended, and are dropped."""
+        self._path = workdir / METRICS_FILE
+        if self._path.exists():
+            kept = [line for line in self._path.read_text().splitlines() if self._step(line) <= start_step]
+            self._path.write_text("".join(line + "\n" for line in kept))
+        self._file = self._path.open("a")
+        self._board = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1, flush_secs=30)
+
+    @staticmethod
+    def _step(line: str) -> float:
+        try:
+            return json.loads(line)["step"]
+        except (ValueError, KeyError):
+            return math.inf
+
+    def write(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
+        """Appends one line: the step, where the metrics come from ("train" or a split), and the metrics."""
+        self._file.write(json.dumps({"step": step, "kind": kind, **{k: float(v) for k, v in metrics.items()}}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Shows a PNG in TensorBoard."""
+        if self._board is not None and path.suffix == ".png":
+            import numpy as np
+            from PIL import Image
+
+            with Image.open(path) as image:
+                self._board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+class Progress:
+    """A bar with steps/s and ETA on a terminal, plain lines elsewhere."""
+
+    def __init__(self, start: int, total: int, quiet: bool = False):
+        self._bar = None
+        self._quiet = quiet
+        self._start, self._total, self._began = start, total, time.monotonic()
+        if sys.stderr.isatty() and not quiet:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1)
+
+    def advance(self, step: int) -> None:
+        """Moves the bar to a step."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def line(self, text: str) -> None:
+        """Prints a line above the bar."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Shows the metrics of training."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(format_metrics({k: v for k, v in metrics.items() if k != "steps_per_second"}))
+            return
+        rate = (step - self._start) / max(time.monotonic() - self._began, 1e-9)
+        remaining = (self._total - step) / rate if rate else 0.0
+        self.line(f"step {step}/{self._total}  {format_metrics(metrics)}  ({remaining:.0f} s left)")
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def parameter_overview(params: Any) -> str:
+    """A table of parameter names, shapes and sizes with their total."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    rows = [(jax.tree_util.keystr(p, simple=True, separator="/"), tuple(a.shape), a.size) for p, a in leaves]
+    width = max((len(name) for name, _, _ in rows), default=0)
+    lines = [
+        f"  {name:<{width}}  {'x'.join(map(str, shape)) or 'scalar':>16}  {size:>12,}" for name, shape, size in rows
+    ]
+    if len(lines) > 40:
+        lines = [*lines[:20], f"  ... {len(lines) - 40} more ...", *lines[-20:]]
+    return "\n".join([*lines, f"  {sum(size for _, _, size in rows):,} parameters"])
