@@ -1,7 +1,7 @@
 """genjax: generative models in JAX, from the paper's equations to a running, resumable, sharded experiment.
 
-    import genjax
-    run = genjax.restore("runs/vae_digits")     # a trained run: run.model, run.state, run.sample(key, n), run.evaluate()
+>>> import genjax
+>>> run = genjax.restore("runs/vae_digits")
 """
 
 from typing import Any
