@@ -1,0 +1,1 @@
+"""Variational autoencoders: `vae.py` is the one that the others vary."""
