@@ -4,7 +4,7 @@ from genjax.families.flow.bijections.autoregressive import MaskedAutoregressive
 from genjax.families.flow.bijections.base import Bijection, Chain, Invert, MultiScale
 from genjax.families.flow.bijections.coupling import Coupling
 from genjax.families.flow.bijections.elementwise import Additive, Affine, Elementwise, Spline
-from genjax.families.flow.bijections.linear import ActNorm, Flatten, InvertibleLinear, Logit, Permute, Squeeze
+from genjax.families.flow.bijections.linear import ActNorm, Flatten, InvertibleLinear, Logit, Permute, Scale, Squeeze
 
 __all__ = [
     "ActNorm",
@@ -21,6 +21,7 @@ __all__ = [
     "MaskedAutoregressive",
     "MultiScale",
     "Permute",
+    "Scale",
     "Spline",
     "Squeeze",
 ]

@@ -54,6 +54,24 @@ class ActNorm(Bijection):
         return z * jnp.exp(-log_scale) - shift, no_change(z) - log_det
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale(Bijection):
+    """z = x exp(s) for each number of an example: NICE's rescaling layer (Dinh et al. 2014, section 3.3)."""
+
+    def init(self, key: Array, x: Array, condition: Array | None = None) -> Params:
+        return {"log_scale": jnp.zeros(x.shape[1:], x.dtype)}
+
+    def forward(
+        self, params: Params, x: Array, condition: Array | None = None, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        return x * jnp.exp(params["log_scale"])[None], no_change(x) + params["log_scale"].sum()
+
+    def inverse(
+        self, params: Params, z: Array, condition: Array | None = None, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        return z * jnp.exp(-params["log_scale"])[None], no_change(z) - params["log_scale"].sum()
+
+
 @functools.lru_cache(maxsize=256)
 def _random_rotation_lu(dim: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """P, L and U of a random rotation; a function of its arguments alone, as P and the signs never learn."""

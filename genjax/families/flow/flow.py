@@ -1,0 +1,243 @@
+"""What all normalising flows share as models: exact log-likelihood by change of variables, encoding and sampling.
+
+    log p(x) = log p_Z(z) + log |det dz/dx|,   z = f(x)          (Rezende & Mohamed 2015, arXiv:1505.05770, eq. 5)
+
+A paper's file subclasses `Flow` and says which bijections f is made of.
+
+Bookkeeping.  `nll` is in nats, of x as the batch holds it: of the density where x is continuous, of the bound on the
+probability of the levels where the model dequantises.  `bits_per_dim` always speaks of the levels:
+-(log p(x) + log_abs_det) / (D log 2), where `log_abs_det` [B] is that of the map from dequantised levels to x; it is
+given where the data (batch key `log_abs_det`) or the model dequantise.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from genjax.families.flow.base import Base, StandardNormal
+from genjax.families.flow.bijections import Bijection, Chain, Logit
+from genjax.families.flow.bijections.linear import check_range
+from genjax.families.flow.dequantization import Dequantization
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, batch_size, example_keys, gradient_step
+from genjax.optimizers import Adam, Optimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flow(abc.ABC):
+    """A normalising flow.
+
+    Attributes:
+      data_shape: shape of one example.
+      num_classes: number of classes of the data.
+      class_conditional: model p(x | label).
+      condition_dim: length of a vector that the batch gives as `condition` [B, K] to model p(x | condition); 0 for none.
+      base: distribution of z.
+      dequantization: turns levels into continuous values inside the model; none where x is continuous already.
+      logit_alpha: start with logit(alpha + (1 - 2 alpha) x), for x in [0, 1]; none to leave x.
+      recompute: save memory by recomputing activations through the inverse.
+      compute_dtype: type in which networks compute; maps and densities stay float32.
+      optimizer: learns the parameters.
+    """
+
+    data_shape: tuple[int, ...] | None = None
+    num_classes: int | None = None
+    class_conditional: bool = False
+    condition_dim: int = 0
+    base: Base = StandardNormal()
+    dequantization: Dequantization | None = None
+    logit_alpha: float | None = None
+    recompute: bool = False
+    compute_dtype: str = "float32"
+    optimizer: Optimizer = Adam(learning_rate=1e-3, clip_norm=50.0)
+
+    @abc.abstractmethod
+    def layers(self) -> tuple[Bijection, ...]:
+        """The maps from x (after the logit) to z, the last of which ends in vectors [B, D]."""
+
+    @property
+    def dtype(self) -> Any:
+        """`compute_dtype` as the networks take it."""
+        return None if self.compute_dtype == "float32" else jnp.dtype(self.compute_dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`data_shape`, checked.
+
+        Raises:
+          ValueError: it is not given.
+        """
+        if self.data_shape is None:
+            raise ValueError(
+                f"{type(self).__name__}.data_shape is None; give the shape of one example, e.g. (28, 28, 1)"
+            )
+        return self.data_shape
+
+    @property
+    def dim(self) -> int:
+        """Number D of dimensions."""
+        return math.prod(self.shape)
+
+    def bijection(self) -> Chain:
+        """f, from x in the model's continuous space to z [B, D]."""
+        front = () if self.logit_alpha is None else (Logit(alpha=self.logit_alpha),)
+        return Chain(layers=(*front, Chain(layers=self.layers(), recompute=self.recompute)))
+
+    def _condition(self, batch: Batch) -> Array | None:
+        parts = []
+        if self.class_conditional:
+            if self.num_classes is None:
+                raise ValueError("a class-conditional flow needs num_classes, and data with labels")
+            if "label" not in batch:
+                raise ValueError("a class-conditional flow needs labels; the batch has none")
+            parts.append(jax.nn.one_hot(batch["label"], self.num_classes))
+        if self.condition_dim:
+            given = batch["condition"].shape[-1] if "condition" in batch else 0
+            if given != self.condition_dim:
+                raise ValueError(f"condition_dim={self.condition_dim}, but the batch's condition has {given} numbers")
+            parts.append(batch["condition"])
+        return jnp.concatenate(parts, -1) if parts else None
+
+    def init(self, key: Array, batch: Batch) -> TrainState:
+        x = batch["x"]
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"the model is for examples of shape {self.shape}, but the batch has {x.shape[1:]}")
+        self.base.check(self.dim)
+        base_key, bijection_key, dequantization_key, noise_key = jax.random.split(key, 4)
+        params: dict[str, PyTree] = {}
+        if self.dequantization is not None:
+            own = self.dequantization.init(dequantization_key, x)
+            x, _ = self.dequantization(own, x, example_keys(noise_key, batch))
+            if own:
+                params["dequantization"] = own
+        params["bijection"] = self.bijection().init(bijection_key, x, self._condition(batch))
+        base = self.base.init(base_key, self.dim)
+        if base:
+            params["base"] = base
+        return TrainState.create(params, self.optimizer)
+
+    def _density(self, params: PyTree, x: Array, condition: Array | None, keys: Array | None) -> Array:
+        """log p(x) in nats of continuous x, [B]."""
+        z, log_det = self.bijection().forward(params["bijection"], x, condition, keys)
+        return self.base.log_prob(params.get("base", {}), z) + log_det
+
+    def _log_prob(self, params: PyTree, batch: Batch, key: Array | None) -> tuple[Array, Array | None]:
+        """log p of x as the batch holds it [B], and that of the levels [B] or None."""
+        x, condition = batch["x"], self._condition(batch)
+        keys = None if key is None else example_keys(key, batch)
+        if self.dequantization is None:
+            log_prob = self._density(params, x, condition, keys)
+            return log_prob, log_prob + batch["log_abs_det"] if "log_abs_det" in batch else None
+        y, correction = self.dequantization(params.get("dequantization", {}), x, keys)
+        log_prob = self._density(params, y, condition, keys) + correction
+        return log_prob, log_prob
+
+    def _metrics(self, log_prob: Array, levels: Array | None) -> Metrics:
+        metrics = {"nll": -log_prob}
+        if levels is not None:
+            metrics["bits_per_dim"] = -levels / (self.dim * math.log(2.0))
+        return metrics
+
+    def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        """Mean negative log-likelihood in nats."""
+        log_prob, levels = self._log_prob(params, batch, key)
+        metrics = {name: value.mean() for name, value in self._metrics(log_prob, levels).items()}
+        return -log_prob.mean(), metrics
+
+    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        return gradient_step(self.loss, self.optimizer)(state, batch, key)
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        return self._metrics(*self._log_prob(state.eval_params, batch, key))
+
+    def log_prob(self, state: TrainState, batch: Batch) -> Array:
+        """Exact log-density of continuous x in nats, [B].
+
+        Raises:
+          ValueError: the model dequantises (use `log_prob_bound`), or values lie outside of its range.
+        """
+        if self.dequantization is not None:
+            raise ValueError("a flow that dequantises has no density of its levels; use log_prob_bound")
+        return self._log_prob(state.eval_params, batch, None)[0]
+
+    def log_prob_bound(self, state: TrainState, batch: Batch, key: Array, num_samples: int = 1) -> Array:
+        """Importance-weighted lower bound on log p of x in nats, [B]: a mean over draws of the dequantisation noise."""
+        draw = lambda k: self._log_prob(state.eval_params, batch, k)[0]  # noqa: E731
+        draws = jax.lax.map(draw, jax.random.split(key, num_samples))
+        return jax.nn.logsumexp(draws, axis=0) - math.log(num_samples)
+
+    def encode(self, state: TrainState, batch: Batch) -> Array:
+        """z of each example, [B, D]; levels are taken in the middle of their interval."""
+        x = batch["x"]
+        if self.dequantization is not None:
+            d = self.dequantization
+            check_range(x, d.minimum, d.maximum)
+            unit = (x - d.minimum) / (d.maximum - d.minimum)
+            x = (unit * (d.levels - 1) + 0.5) / d.levels
+        return self.bijection().forward(state.eval_params["bijection"], x, self._condition(batch))[0]
+
+    def decode(self, state: TrainState, latents: Array, **condition: Any) -> Array:
+        """x of each z [B, D], in the form that batches have."""
+        vector = self._condition({"latents": latents, **condition})
+        x = self.bijection().inverse(state.eval_params["bijection"], latents, vector)[0]
+        return x if self.dequantization is None else self.dequantization.quantize(x)
+
+    def sample(
+        self,
+        state: TrainState,
+        key: Array,
+        num_samples: int,
+        label: Array | None = None,
+        condition: Array | None = None,
+        temperature: float | Array = 1.0,
+    ) -> Array:
+        """Draws examples, [num_samples, *data_shape].
+
+        Args:
+          state: trained state.
+          key: random key.
+          num_samples: how many.
+          label: classes [num_samples] of a class-conditional flow; without, every class in turn.
+          condition: vectors [num_samples, K] of a flow with condition_dim; without, zeros.
+          temperature: factor on the standard deviation of z; below 1, samples are likelier and less diverse.
+        """
+        given = {}
+        if self.class_conditional:
+            given["label"] = jnp.arange(num_samples) % (self.num_classes or 1) if label is None else label
+        if self.condition_dim:
+            given["condition"] = jnp.zeros((num_samples, self.condition_dim)) if condition is None else condition
+        z = self.base.sample(state.eval_params.get("base", {}), key, num_samples, self.dim, temperature)
+        return self.decode(state, z, **given)
+
+    def interpolate(self, state: TrainState, batch: Batch, num_points: int) -> Array:
+        """Walks between neighbouring examples of a batch of even size, [B / 2, num_points, *data_shape].
+
+        The path is a great circle in z, as normal noise of many dimensions lies near a sphere (White 2016,
+        arXiv:1609.04468).
+        """
+        z = self.encode(state, batch)
+        a, b = z[0::2, None], z[1::2, None]
+        norms = jnp.linalg.norm(a, axis=-1, keepdims=True), jnp.linalg.norm(b, axis=-1, keepdims=True)
+        cosine = jnp.clip((a * b).sum(-1, keepdims=True) / (norms[0] * norms[1]), -0.9999, 0.9999)
+        angle, t = jnp.arccos(cosine), jnp.linspace(0.0, 1.0, num_points)[None, :, None]
+        path = (jnp.sin((1.0 - t) * angle) * a + jnp.sin(t * angle) * b) / jnp.sin(angle)  # [B / 2, T, D]
+        pairs, given = path.shape[0], {}
+        for name in ("label", "condition"):
+            if name in batch:
+                given[name] = jnp.repeat(batch[name][0::2], num_points, axis=0)
+        x = self.decode(state, path.reshape(pairs * num_points, -1), **given)
+        return x.reshape(pairs, num_points, *self.shape)
+
+    def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
+        """Runs the flow layer by layer outside of `jit`.
+
+        Raises:
+          ValueError: values outside of the declared range, or the layer whose log-determinant is not finite.
+        """
+        if batch_size(batch):
+            self._log_prob(state.params, batch, key)
