@@ -24,7 +24,7 @@ from genjax.families.flow.base import Base, StandardNormal
 from genjax.families.flow.bijections import Bijection, Chain, Logit
 from genjax.families.flow.bijections.linear import check_range
 from genjax.families.flow.dequantization import Dequantization
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, batch_size, example_keys, gradient_step
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
 from genjax.optimizers import Adam, Optimizer
 
 
@@ -86,7 +86,9 @@ class Flow(abc.ABC):
     def bijection(self) -> Chain:
         """f, from x in the model's continuous space to z [B, D]."""
         front = () if self.logit_alpha is None else (Logit(alpha=self.logit_alpha),)
-        return Chain(layers=(*front, Chain(layers=self.layers(), recompute=self.recompute)))
+        layers = self.layers()
+        # A single layer is a multi-scale map, whose levels recompute for themselves.
+        return Chain(layers=(*front, Chain(layers=layers, recompute=self.recompute and len(layers) > 1)))
 
     def _condition(self, batch: Batch) -> Array | None:
         parts = []
@@ -239,5 +241,4 @@ class Flow(abc.ABC):
         Raises:
           ValueError: values outside of the declared range, or the layer whose log-determinant is not finite.
         """
-        if batch_size(batch):
-            self._log_prob(state.params, batch, key)
+        self._log_prob(state.params, batch, key)

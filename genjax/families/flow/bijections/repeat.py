@@ -1,0 +1,95 @@
+"""One bijection many times over with parameters of its own each time, compiled once by a scan over depth."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from genjax.families.flow.bijections.base import Array, Bijection, Params, no_change
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Repeat(Bijection):
+    """`count` copies of a bijection that keeps shapes; parameters have a leading axis [count].
+
+    Attributes:
+      bijection: what is repeated.
+      count: how often.
+      recompute: compute activations again through the inverse when the gradient is taken.
+    """
+
+    bijection: Bijection
+    count: int
+    recompute: bool = False
+
+    def init(self, key: Array, x: Array, condition: Array | None = None) -> Params:
+        def body(x: Array, key: Array) -> tuple[Array, Params]:
+            params = self.bijection.init(key, x, condition)
+            return self.bijection.forward(params, x, condition)[0], params
+
+        return jax.lax.scan(body, x, jax.random.split(key, self.count))[1]
+
+    def forward(
+        self, params: Params, x: Array, condition: Array | None = None, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        if self.recompute:
+            return _reversible(self, params, x, condition, keys)
+        return self._scan(params, x, condition, keys, inverse=False)
+
+    def inverse(
+        self, params: Params, z: Array, condition: Array | None = None, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        return self._scan(params, z, condition, keys, inverse=True)
+
+    def _scan(
+        self, params: Params, x: Array, condition: Array | None, keys: Array | None, inverse: bool
+    ) -> tuple[Array, Array]:
+        apply = self.bijection.inverse if inverse else self.bijection.forward
+
+        def body(carry: tuple[Array, Array], row: tuple[Array, Params]) -> tuple[tuple[Array, Array], None]:
+            (x, total), (index, own) = carry, row
+            x, log_det = apply(own, x, condition, _fold(keys, index))
+            return (x, total + log_det), None
+
+        rows = (jnp.arange(self.count), params)
+        return jax.lax.scan(body, (x, no_change(x)), rows, reverse=inverse)[0]
+
+
+def _fold(keys: Array | None, index: Array) -> Array | None:
+    return None if keys is None else jax.vmap(lambda k: jax.random.fold_in(k, index))(keys)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _reversible(
+    repeat: Repeat, params: Params, x: Array, condition: Array | None, keys: Array | None
+) -> tuple[Array, Array]:
+    return repeat._scan(params, x, condition, keys, inverse=False)
+
+
+def _reversible_forward(repeat: Repeat, params: Params, x: Array, condition: Array | None, keys: Array | None):
+    z, log_det = repeat._scan(params, x, condition, keys, inverse=False)
+    return (z, log_det), (params, z, condition, keys)
+
+
+def _reversible_backward(repeat: Repeat, residuals: tuple, cotangents: tuple[Array, Array]):
+    params, z, condition, keys = residuals
+    z_bar, log_det_bar = cotangents
+
+    def body(carry, row):
+        (z, z_bar, condition_bar), (index, own) = carry, row
+        own_keys = _fold(keys, index)
+        x = repeat.bijection.inverse(own, z, condition, own_keys)[0]
+        call = lambda p, x, c: repeat.bijection.forward(p, x, c, own_keys)  # noqa: E731
+        own_bar, z_bar, c_bar = jax.vjp(call, own, x, condition)[1]((z_bar, log_det_bar))
+        return (x, z_bar, jax.tree.map(jnp.add, condition_bar, c_bar)), own_bar
+
+    start = (z, z_bar, jax.tree.map(jnp.zeros_like, condition))
+    rows = (jnp.arange(repeat.count), params)
+    (_, x_bar, condition_bar), params_bar = jax.lax.scan(body, start, rows, reverse=True)
+    return params_bar, x_bar, condition_bar, None
+
+
+_reversible.defvjp(_reversible_forward, _reversible_backward)
