@@ -20,6 +20,10 @@ from genjax.families.flow.bijections import (
     MaskedAutoregressive,
     MultiScale,
     Permute,
+    Planar,
+    Radial,
+    Repeat,
+    Scale,
     Spline,
     Squeeze,
 )
@@ -49,6 +53,12 @@ CASES = {
     "maf_reverse": (MaskedAutoregressive(hidden_dims=(8, 8), reverse=True), VECTOR),
     "maf_spline": (MaskedAutoregressive(hidden_dims=(8,), transform=Spline(num_bins=4)), VECTOR),
     "iaf": (Invert(bijection=MaskedAutoregressive(hidden_dims=(8,))), VECTOR),
+    "planar": (Planar(), VECTOR),
+    "planar_affine": (Planar(), VECTOR),
+    "radial": (Radial(), VECTOR),
+    "radial_affine": (Radial(), VECTOR),
+    "scale": (Scale(), IMAGE),
+    "repeat": (Repeat(bijection=Chain(layers=(ActNorm(), Coupling(network=MLP8), Permute())), count=3), VECTOR),
     "chain": (Chain(layers=(ActNorm(), Coupling(network=MLP8), Permute(), Coupling(network=MLP8))), VECTOR),
     "multi_scale": (
         MultiScale(
@@ -149,6 +159,16 @@ def test_recomputation_through_the_inverse_gives_the_same_gradient():
     params = jax.tree.map(lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)
     stored, recomputed = (chain_gradient(deep(4, r), condition)(params, x) for r in (False, True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), stored, recomputed)
+
+
+def test_a_scan_over_depth_recomputes_to_the_same_gradient_too():
+    x = jax.random.normal(jax.random.key(0), (4, 6))
+    step = Chain(layers=(ActNorm(), Coupling(network=MLP8, flip=True), Permute()))
+    stored, recomputed = (Repeat(bijection=step, count=3, recompute=r) for r in (False, True))
+    params = stored.init(jax.random.key(1), x)
+    params = jax.tree.map(lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)
+    gradients = [jax.jit(chain_gradient(r))(params, x) for r in (stored, recomputed)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), *gradients)
 
 
 def test_memory_does_not_grow_with_depth_where_activations_are_recomputed():

@@ -5,6 +5,7 @@ from genjax.families.flow.bijections.base import Bijection, Chain, Invert, Multi
 from genjax.families.flow.bijections.coupling import Coupling
 from genjax.families.flow.bijections.elementwise import Additive, Affine, Elementwise, Spline
 from genjax.families.flow.bijections.linear import ActNorm, Flatten, InvertibleLinear, Logit, Permute, Scale, Squeeze
+from genjax.families.flow.bijections.planar import Planar, Radial
 from genjax.families.flow.bijections.repeat import Repeat
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "MaskedAutoregressive",
     "MultiScale",
     "Permute",
+    "Planar",
+    "Radial",
     "Repeat",
     "Scale",
     "Spline",

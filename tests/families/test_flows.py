@@ -1,0 +1,226 @@
+"""Claims about flows as models: densities that integrate to 1, samples, bookkeeping of bits per dimension, errors."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax.families.flow.base import GaussianMixture, StandardLogistic, StandardNormal
+from genjax.families.flow.dequantization import Uniform, Variational
+from genjax.families.flow.glow import Glow
+from genjax.families.flow.maf import IAF, MAF
+from genjax.families.flow.neural_spline import NeuralSplineFlow
+from genjax.families.flow.nice import NICE
+from genjax.families.flow.planar import PlanarFlow
+from genjax.families.flow.real_nvp import RealNVP
+from genjax.model import GenerativeModel, HasLatents, HasLogProb
+from genjax.optimizers import Adam
+
+POINTS = {"data_shape": (2,), "optimizer": Adam(learning_rate=5e-3)}
+IMAGES = {"data_shape": (4, 4, 1), "optimizer": Adam(learning_rate=5e-3)}
+
+POINT_MODELS = {
+    "nice": NICE(num_couplings=4, hidden_dims=(16,), **POINTS),
+    "real_nvp": RealNVP(num_couplings=4, hidden_dims=(16,), **POINTS),
+    "real_nvp_mixture": RealNVP(num_couplings=2, hidden_dims=(16,), base=GaussianMixture(num_components=3), **POINTS),
+    "maf": MAF(num_layers=2, hidden_dims=(16,), **POINTS),
+    "iaf": IAF(num_layers=2, hidden_dims=(16,), **POINTS),
+    "spline_coupling": NeuralSplineFlow(num_layers=2, hidden_dims=(16,), num_bins=5, **POINTS),
+    "spline_ar": NeuralSplineFlow(num_layers=2, hidden_dims=(16,), num_bins=5, steering="autoregressive", **POINTS),
+    "planar": PlanarFlow(num_layers=4, **POINTS),
+    "radial": PlanarFlow(kind="radial", num_layers=4, **POINTS),
+    "conditional": RealNVP(num_couplings=2, hidden_dims=(16,), num_classes=3, class_conditional=True, **POINTS),
+}
+IMAGE_MODELS = {
+    "nice": NICE(num_couplings=2, hidden_dims=(16,), dequantization=Uniform(num_levels=4), **IMAGES),
+    "real_nvp": RealNVP(width=4, num_blocks=1, dequantization=Uniform(num_levels=4), logit_alpha=0.05, **IMAGES),
+    "glow": Glow(width=4, num_steps_per_level=2, dequantization=Variational(num_levels=4), logit_alpha=0.05, **IMAGES),
+    "glow_conditional": Glow(
+        width=4,
+        num_steps_per_level=2,
+        scan=True,
+        recompute=True,
+        num_classes=3,
+        class_conditional=True,
+        dequantization=Uniform(num_levels=4),
+        logit_alpha=0.05,
+        **IMAGES,
+    ),
+}
+
+
+def point_batch(size=256):
+    """Two bent arms: far from normal."""
+    rng = np.random.default_rng(0)
+    angle = rng.uniform(0, np.pi, size)
+    label = rng.integers(0, 3, size)
+    side = np.where(label == 0, 1.0, -1.0)
+    x = np.stack([np.cos(angle) + 0.5 * side, side * np.sin(angle)], -1) + 0.1 * rng.standard_normal((size, 2))
+    return {"x": jnp.asarray(x, jnp.float32), "label": jnp.asarray(label, jnp.int32)}
+
+
+def image_batch(size=16):
+    levels = np.random.default_rng(0).binomial(3, np.linspace(0.1, 0.9, 16).reshape(4, 4, 1), (size, 4, 4, 1))
+    return {"x": jnp.asarray(levels / 3, jnp.float32), "label": jnp.arange(size) % 3}
+
+
+@functools.cache
+def trained(name, points=True, steps=20):
+    """A briefly trained model, and the losses on the way."""
+    model, batch = (POINT_MODELS[name], point_batch()) if points else (IMAGE_MODELS[name], image_batch())
+
+    @jax.jit
+    def run(key):
+        state = model.init(key, batch)
+        return jax.lax.scan(lambda s, k: model.train_step(s, batch, k), state, jax.random.split(key, steps))
+
+    state, metrics = run(jax.random.key(0))
+    return model, state, metrics
+
+
+@pytest.mark.parametrize("name", POINT_MODELS)
+def test_density_of_points_learns_and_integrates_to_one(name):
+    model, state, metrics = trained(name)
+    assert isinstance(model, GenerativeModel) and isinstance(model, HasLogProb) and isinstance(model, HasLatents)
+    assert metrics["loss"][-1] < metrics["loss"][0]
+    edges = np.linspace(-9.0, 9.0, 401)
+    cell = (edges[1] - edges[0]) ** 2
+    grid = jnp.asarray(np.stack(np.meshgrid(edges, edges, indexing="ij"), -1).reshape(-1, 2), jnp.float32)
+    batch = {"x": grid, "label": jnp.ones(len(grid), jnp.int32)}
+    total = float(jnp.exp(jax.jit(model.log_prob)(state, batch)).sum()) * cell
+    assert abs(total - 1.0) < 1e-3
+
+
+@pytest.mark.parametrize("name", POINT_MODELS)
+def test_samples_are_the_decoded_noise_and_encoding_undoes_it(name):
+    model, state, _ = trained(name)
+    label = jnp.arange(64) % 3
+
+    @jax.jit
+    def round_trip(key):
+        x = model.sample(state, key, 64)
+        z = model.base.sample(state.params.get("base", {}), key, 64, 2, 1.0)
+        return x, z, model.encode(state, {"x": x, "label": label})
+
+    x, z, back = round_trip(jax.random.key(1))
+    assert x.shape == (64, 2)
+    np.testing.assert_allclose(back, z, atol=2e-3)
+
+
+def test_a_lower_temperature_gives_likelier_samples():
+    model, state, _ = trained("real_nvp")
+    sample = jax.jit(lambda t: model.sample(state, jax.random.key(0), 256, temperature=t))
+    cold, warm = (model.log_prob(state, {"x": sample(t)}).mean() for t in (0.5, 1.0))
+    assert cold > warm
+
+
+@pytest.mark.parametrize("name", IMAGE_MODELS)
+def test_picture_flows_learn_and_their_samples_are_levels(name):
+    model, state, metrics = trained(name, points=False)
+    assert metrics["loss"][-1] < metrics["loss"][0]
+    samples = jax.jit(lambda k: model.sample(state, k, 5))(jax.random.key(0))
+    assert samples.shape == (5, 4, 4, 1)
+    np.testing.assert_allclose(samples * 3, np.round(samples * 3), atol=1e-5)
+    values = jax.jit(model.evaluate)(state, image_batch(), jax.random.key(1))
+    assert values["nll"].shape == (16,)
+    np.testing.assert_allclose(values["bits_per_dim"], values["nll"] / (16 * math.log(2)), rtol=1e-5)
+
+
+def test_decoding_an_encoded_picture_gives_it_back():
+    model, state, _ = trained("real_nvp", points=False)
+    batch = image_batch()
+    np.testing.assert_allclose(model.decode(state, model.encode(state, batch)), batch["x"], atol=1e-5)
+    path = model.interpolate(state, batch, 3)
+    assert path.shape == (8, 3, 4, 4, 1)
+    np.testing.assert_allclose(path[:, 0], batch["x"][0::2], atol=1e-5)
+
+
+def test_bits_per_dim_of_an_untrained_flow_on_uniform_noise_is_that_of_numpy():
+    model = RealNVP(data_shape=(3,), num_couplings=1, actnorm=False, hidden_dims=(4,))
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    log_abs_det = np.asarray([-1.0, 0.0, 1.0, 2.0], np.float32)
+    batch = {"x": jnp.asarray(x), "log_abs_det": jnp.asarray(log_abs_det)}
+    values = model.evaluate(model.init(jax.random.key(0), batch), batch, jax.random.key(0))
+    log_normal = -0.5 * (x**2 + np.log(2 * np.pi)).sum(-1)
+    np.testing.assert_allclose(values["nll"], -log_normal, rtol=1e-5)
+    np.testing.assert_allclose(values["bits_per_dim"], -(log_normal + log_abs_det) / (3 * np.log(2)), rtol=1e-5)
+
+
+def test_the_dequantised_bound_of_one_uniform_level_set_is_exact():
+    # A logistic flow through the logit without margin is uniform on [0, 1], so every level has probability 1 / L.
+    model = NICE(
+        data_shape=(3,), num_couplings=1, hidden_dims=(4,), logit_alpha=1e-6, dequantization=Uniform(num_levels=4)
+    )
+    batch = {"x": jnp.asarray(np.random.default_rng(0).integers(0, 4, (8, 3)) / 3, jnp.float32)}
+    values = model.evaluate(model.init(jax.random.key(0), batch), batch, jax.random.key(1))
+    np.testing.assert_allclose(values["bits_per_dim"], np.full(8, 2.0), atol=1e-4)
+
+
+@pytest.mark.parametrize("dequantization", [Uniform(num_levels=4), Variational(num_levels=4, hidden_dims=(8,))])
+def test_dequantised_values_stay_in_their_level_and_the_noise_has_its_density(dequantization):
+    batch = image_batch(64)
+    params = dequantization.init(jax.random.key(0), batch["x"])
+    keys = jax.random.split(jax.random.key(1), 64)
+    y, correction = dequantization(params, batch["x"], keys)
+    np.testing.assert_allclose(dequantization.quantize(y), batch["x"], atol=1e-6)
+    if isinstance(dequantization, Variational):
+        # At the start u = sigmoid(normal), whose density is known.
+        v = jax.scipy.special.logit((y * 4 - batch["x"] * 3).reshape(64, -1))
+        log_q = (jax.scipy.stats.norm.logpdf(v) - jax.nn.log_sigmoid(v) - jax.nn.log_sigmoid(-v)).sum(-1)
+        np.testing.assert_allclose(correction, -16 * math.log(4) - log_q, atol=0.05)
+    else:
+        np.testing.assert_allclose(correction, np.full(64, -16 * math.log(4)), rtol=1e-6)
+
+
+def test_more_draws_of_the_dequantisation_noise_tighten_the_bound():
+    model, state, _ = trained("glow", points=False)
+    bound = jax.jit(lambda n: model.log_prob_bound(state, image_batch(), jax.random.key(0), n), static_argnums=0)
+    assert bound(1).mean() < bound(8).mean() < bound(64).mean()
+
+
+@pytest.mark.parametrize("base", [StandardNormal(), StandardLogistic(), GaussianMixture(num_components=3)])
+def test_base_samples_follow_the_base_density(base):
+    params = base.init(jax.random.key(0), 1)
+    edges = jnp.linspace(-30.0, 30.0, 20001)[:, None]
+    density = np.exp(base.log_prob(params, edges)) * 0.003
+    z = np.asarray(base.sample(params, jax.random.key(1), 50000, 1, 1.0))
+    assert abs(density.sum() - 1.0) < 1e-3
+    mean = (density * edges[:, 0]).sum()
+    deviation = np.sqrt((density * (edges[:, 0] - mean) ** 2).sum())
+    assert abs(z.mean() - mean) < 0.03 and abs(z.std() - deviation) < 0.03
+
+
+def test_bad_input_is_one_clear_error():
+    batch, key = point_batch(), jax.random.key(0)
+    with pytest.raises(ValueError, match="base distribution has 3 dimensions but the data have 2"):
+        RealNVP(data_shape=(2,), base=StandardNormal(dim=3)).init(key, batch)
+    with pytest.raises(ValueError, match=r"shape \(3,\), but the batch has \(2,\)"):
+        RealNVP(data_shape=(3,)).init(key, batch)
+    with pytest.raises(ValueError, match="data_shape is None"):
+        RealNVP().init(key, batch)
+    with pytest.raises(ValueError, match="even height and width"):
+        Glow(data_shape=(6, 6, 1), num_levels=2).init(key, {"x": jnp.zeros((2, 6, 6, 1))})
+    with pytest.raises(ValueError, match=r"\[0, 1\], but reach"):
+        RealNVP(data_shape=(2,), logit_alpha=0.05).init(key, batch)
+    with pytest.raises(ValueError, match=r"\[0, 1\], but reach"):
+        RealNVP(data_shape=(2,), dequantization=Uniform(num_levels=4)).init(key, batch)
+    with pytest.raises(ValueError, match="num_levels is None"):
+        RealNVP(data_shape=(4, 4, 1), dequantization=Uniform()).init(key, image_batch())
+    with pytest.raises(ValueError, match="needs labels"):
+        RealNVP(data_shape=(2,), num_classes=3, class_conditional=True).init(key, {"x": batch["x"]})
+    with pytest.raises(ValueError, match="condition_dim=3, but the batch's condition has 0 numbers"):
+        RealNVP(data_shape=(2,), condition_dim=3).init(key, batch)
+    with pytest.raises(ValueError, match="log_prob_bound"):
+        model = NICE(data_shape=(2,), hidden_dims=(4,), dequantization=Uniform(num_levels=4))
+        model.log_prob(model.init(key, {"x": jnp.zeros((2, 2))}), {"x": jnp.zeros((2, 2))})
+
+
+def test_diagnosis_names_the_layer_that_broke():
+    model, state, _ = trained("real_nvp")
+    params = jax.tree.map(lambda p: p, state.params)
+    params["bijection"]["00_chain"]["02_actnorm"]["log_scale"] = jnp.full(2, jnp.inf)
+    with jax.debug_nans(False), pytest.raises(ValueError, match="layer 02_actnorm"):
+        model.diagnose(state.replace(params=params), point_batch(), jax.random.key(0))
