@@ -24,6 +24,7 @@ class RealNVP(Flow):
       num_couplings: couplings of a vector flow.
       hidden_dims: widths of a vector coupling's network.
       num_levels: scales of a picture flow; height and width must be divisible by 2^(num_levels - 1).
+      couplings_per_mask: couplings on each mask of a level of a picture flow; the last level has one more.
       width: channels of a picture coupling's residual network.
       num_blocks: its residual blocks.
       bound: largest log-scale of one coupling.
@@ -33,6 +34,7 @@ class RealNVP(Flow):
     num_couplings: int = 8
     hidden_dims: tuple[int, ...] = (256, 256)
     num_levels: int = 2
+    couplings_per_mask: int = 3
     width: int = 32
     num_blocks: int = 2
     bound: float = 3.0
@@ -59,9 +61,9 @@ class RealNVP(Flow):
         levels = []
         for level in range(self.num_levels):
             if level == self.num_levels - 1:
-                layers = self._couplings(network, "checkerboard", 4)
+                layers = self._couplings(network, "checkerboard", self.couplings_per_mask + 1)
             else:
-                checkerboard = self._couplings(network, "checkerboard", 3)
-                layers = (*checkerboard, Squeeze(), *self._couplings(network, "half", 3))
+                checkerboard = self._couplings(network, "checkerboard", self.couplings_per_mask)
+                layers = (*checkerboard, Squeeze(), *self._couplings(network, "half", self.couplings_per_mask))
             levels.append(Chain(layers=layers, recompute=self.recompute))
         return MultiScale(shape=self.shape, levels=tuple(levels))

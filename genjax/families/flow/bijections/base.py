@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -71,7 +72,8 @@ def check_log_det(name: str, log_det: Array) -> None:
     """
     if isinstance(log_det, jax.core.Tracer):
         return
-    bad = int(jnp.sum(~jnp.isfinite(log_det)))
+    # By numpy, as inside of `jit` even an operation on constants gives a tracer.
+    bad = int(np.sum(~np.isfinite(np.asarray(log_det))))
     if bad:
         raise ValueError(
             f"the log-determinant of layer {name} is not finite for {bad} of {log_det.size} examples; "

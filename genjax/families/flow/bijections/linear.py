@@ -230,7 +230,8 @@ def check_range(x: Array, low: float, high: float) -> None:
     """
     if isinstance(x, jax.core.Tracer):
         return
-    smallest, largest = float(x.min()), float(x.max())
+    # By numpy, as inside of `jit` even an operation on constants gives a tracer.
+    smallest, largest = (float(f(np.asarray(x))) for f in (np.min, np.max))
     if not (low <= smallest and largest <= high):
         raise ValueError(
             f"values are declared to lie in [{low:g}, {high:g}], but reach from {smallest:g} to {largest:g}"
