@@ -5,9 +5,9 @@
 A paper's file subclasses `Flow` and says which bijections f is made of.
 
 Bookkeeping.  `nll` is in nats, of x as the batch holds it: of the density where x is continuous, of the bound on the
-probability of the levels where the model dequantises.  `bits_per_dim` always speaks of the levels:
--(log p(x) + log_abs_det) / (D log 2), where `log_abs_det` [B] is that of the map from dequantised levels to x; it is
-given where the data (batch key `log_abs_det`) or the model dequantise.
+probability of the levels where the model dequantises.  `bits_per_dim` always speaks of the data before any transform
+(of the levels of a picture, of the raw columns of a table): -(log p(x) + log_abs_det) / (D log 2), where `log_abs_det`
+[B] is that of the map from (dequantised) raw data to x, given by the data as a batch key or known to the model.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Flow(abc.ABC):
       base: distribution of z.
       dequantization: turns levels into continuous values inside the model; none where x is continuous already.
       logit_alpha: start with logit(alpha + (1 - 2 alpha) x), for x in [0, 1]; none to leave x.
+      temperature: factor on the standard deviation of z in samples; below 1, they are likelier and less diverse.
       recompute: save memory by recomputing activations through the inverse.
       compute_dtype: type in which networks compute; maps and densities stay float32.
       optimizer: learns the parameters.
@@ -52,6 +53,7 @@ class Flow(abc.ABC):
     base: Base = StandardNormal()
     dequantization: Dequantization | None = None
     logit_alpha: float | None = None
+    temperature: float = 1.0
     recompute: bool = False
     compute_dtype: str = "float32"
     optimizer: Optimizer = Adam(learning_rate=1e-3, clip_norm=50.0)
@@ -196,7 +198,7 @@ class Flow(abc.ABC):
         num_samples: int,
         label: Array | None = None,
         condition: Array | None = None,
-        temperature: float | Array = 1.0,
+        temperature: float | Array | None = None,
     ) -> Array:
         """Draws examples, [num_samples, *data_shape].
 
@@ -206,13 +208,14 @@ class Flow(abc.ABC):
           num_samples: how many.
           label: classes [num_samples] of a class-conditional flow; without, every class in turn.
           condition: vectors [num_samples, K] of a flow with condition_dim; without, zeros.
-          temperature: factor on the standard deviation of z; below 1, samples are likelier and less diverse.
+          temperature: in place of the model's own.
         """
         given = {}
         if self.class_conditional:
             given["label"] = jnp.arange(num_samples) % (self.num_classes or 1) if label is None else label
         if self.condition_dim:
             given["condition"] = jnp.zeros((num_samples, self.condition_dim)) if condition is None else condition
+        temperature = self.temperature if temperature is None else temperature
         z = self.base.sample(state.eval_params.get("base", {}), key, num_samples, self.dim, temperature)
         return self.decode(state, z, **given)
 
