@@ -1,0 +1,115 @@
+"""Claims about residual and continuous flows, whose log-determinants are exact or estimated without bias."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax.families.flow.ffjord import FFJORD, Continuous, Dynamics
+from genjax.families.flow.residual import ContractiveMLP, Residual, ResidualFlow, limit_spectral_norm
+from genjax.optimizers import Adam
+
+DIM = 3
+
+
+def has_diffrax():
+    try:
+        import diffrax  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+needs_diffrax = pytest.mark.skipif(not has_diffrax(), reason="diffrax is not installed")
+CASES = [
+    pytest.param(Residual(network=ContractiveMLP(hidden_dims=(8,), lipschitz=0.7), exact_dim=0), id="residual"),
+    pytest.param(
+        Continuous(network=Dynamics(hidden_dims=(8,)), exact_dim=0, tolerance=1e-6),
+        id="continuous",
+        marks=needs_diffrax,
+    ),
+]
+
+
+def prepared(bijection):
+    x = jax.random.normal(jax.random.key(0), (4, DIM))
+    condition = jax.random.normal(jax.random.key(1), (4, 2))
+    params = bijection.init(jax.random.key(2), x, condition)
+    leaves, tree = jax.tree.flatten(params)
+    noise = [0.5 * jax.random.normal(jax.random.key(i), p.shape) for i, p in enumerate(leaves)]
+    return tree.unflatten([p + n for p, n in zip(leaves, noise)]), x, condition
+
+
+@pytest.mark.parametrize("bijection", CASES)
+def test_exact_log_determinant_is_that_of_the_jacobian_and_the_inverse_undoes(bijection):
+    params, x, condition = prepared(bijection)
+    forward, inverse = jax.jit(bijection.forward), jax.jit(bijection.inverse)
+    z, log_det = forward(params, x, condition)
+    row = lambda v, c: bijection.forward(params, v[None], c[None])[0][0]  # noqa: E731
+    jacobian = jax.jit(jax.vmap(jax.jacrev(row)))(x, condition)
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], atol=1e-4)
+    back, inverse_log_det = inverse(params, z, condition)
+    np.testing.assert_allclose(back, x, atol=1e-4)
+    np.testing.assert_allclose(inverse_log_det, -log_det, atol=1e-4)
+
+
+@pytest.mark.parametrize("bijection", CASES)
+def test_estimated_log_determinant_has_the_exact_one_as_its_mean(bijection):
+    params, x, condition = prepared(bijection)
+    exact = bijection.forward(params, x, condition)[1][0]
+    count = 2000
+    repeat = lambda a: jnp.broadcast_to(a[:1], (count, a.shape[1]))  # noqa: E731
+    keys = jax.random.split(jax.random.key(3), count)
+    draws = np.asarray(jax.jit(bijection.forward)(params, repeat(x), repeat(condition), keys)[1])
+    assert draws.std() > 1e-3
+    assert abs(draws.mean() - exact) < 4.0 * draws.std() / np.sqrt(count) + 1e-3
+
+
+def test_kernels_are_limited_exactly_and_small_ones_left_alone():
+    kernel = jax.random.normal(jax.random.key(0), (6, 4))
+    for k in (kernel, kernel.T):
+        assert np.linalg.svd(limit_spectral_norm(k, 0.9), compute_uv=False)[0] == pytest.approx(0.9, rel=1e-5)
+        np.testing.assert_array_equal(limit_spectral_norm(0.01 * k, 0.9), 0.01 * k)
+    # The gradient is that of the quotient, singular vectors included.
+    value = lambda k: limit_spectral_norm(k, 0.9)[0, 0]  # noqa: E731
+    direction = jax.random.normal(jax.random.key(1), kernel.shape)
+    slope = jax.jvp(value, (kernel,), (direction,))[1]
+    difference = (value(kernel + 1e-2 * direction) - value(kernel - 1e-2 * direction)) / 2e-2
+    assert slope == pytest.approx(float(difference), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(ResidualFlow(num_blocks=2, hidden_dims=(16,), data_shape=(2,), optimizer=Adam()), id="residual"),
+        pytest.param(
+            FFJORD(hidden_dims=(16,), data_shape=(2,), optimizer=Adam(learning_rate=1e-2)),
+            id="ffjord",
+            marks=needs_diffrax,
+        ),
+    ],
+)
+def test_density_learns_and_integrates_to_one(model):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(128, 2)) * 0.3 + np.sign(rng.normal(size=(128, 1)))
+    batch = {"x": jnp.asarray(x, jnp.float32)}
+
+    @jax.jit
+    def run(key):
+        state = model.init(key, batch)
+        return jax.lax.scan(lambda s, k: model.train_step(s, batch, k), state, jax.random.split(key, 30))
+
+    state, metrics = run(jax.random.key(0))
+    assert metrics["loss"][-1] < metrics["loss"][0]
+    edges = np.linspace(-8.0, 8.0, 161)
+    grid = jnp.asarray(np.stack(np.meshgrid(edges, edges, indexing="ij"), -1).reshape(-1, 2), jnp.float32)
+    total = float(jnp.exp(jax.jit(model.log_prob)(state, {"x": grid})).sum()) * (edges[1] - edges[0]) ** 2
+    assert abs(total - 1.0) < 1e-3
+    assert jax.jit(lambda k: model.sample(state, k, 3))(jax.random.key(0)).shape == (3, 2)
+
+
+def test_bad_settings_are_one_clear_error():
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        ResidualFlow(data_shape=(2,), lipschitz=1.5).layers()
+    with pytest.raises(ValueError, match="must be positive"):
+        FFJORD(data_shape=(2,), tolerance=0.0).layers()
