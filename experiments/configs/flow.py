@@ -5,12 +5,14 @@ from __future__ import annotations
 from genjax.config import register
 from genjax.data import Images, Points
 from genjax.families.flow.dequantization import Uniform, Variational
+from genjax.families.flow.ffjord import FFJORD
 from genjax.families.flow.glow import Glow
 from genjax.families.flow.maf import IAF, MAF
 from genjax.families.flow.neural_spline import NeuralSplineFlow
 from genjax.families.flow.nice import NICE
 from genjax.families.flow.planar import PlanarFlow
 from genjax.families.flow.real_nvp import RealNVP
+from genjax.families.flow.residual import ResidualFlow
 from genjax.optimizers import Adam, Cosine
 from genjax.training import Experiment, Training
 
@@ -117,6 +119,34 @@ def planar_two_moons() -> Experiment:
     python -m experiments.train --experiment=planar_two_moons --workdir=runs/planar_two_moons
     """
     return _points(PlanarFlow(num_layers=32, optimizer=_decayed(5e-3)))
+
+
+@register(
+    "residual_two_moons",
+    source="Chen et al. 2019, arXiv:1906.02735",
+    expected="PENDING",
+    shrunk={**_POINTS, "model.num_blocks": 2, "model.hidden_dims": (8,), "model.exact_dim": 0},
+)
+def residual_two_moons() -> Experiment:
+    """Residual flow on two moons; in two dimensions its log-determinants are exact.
+
+    python -m experiments.train --experiment=residual_two_moons --workdir=runs/residual_two_moons
+    """
+    return _points(ResidualFlow(num_blocks=10, optimizer=_decayed(2e-3)), num_steps=3000)
+
+
+@register(
+    "ffjord_two_moons",
+    source="Grathwohl et al. 2019, arXiv:1810.01367",
+    expected="PENDING",
+    shrunk={**_POINTS, "model.hidden_dims": (8,), "model.tolerance": 1e-3, "model.max_steps": 64},
+)
+def ffjord_two_moons() -> Experiment:
+    """Continuous flow on two moons; needs `pip install 'genjax[ode]'`.
+
+    python -m experiments.train --experiment=ffjord_two_moons --workdir=runs/ffjord_two_moons
+    """
+    return _points(FFJORD(tolerance=1e-4, optimizer=_decayed(5e-3)), num_steps=1000)
 
 
 @register(

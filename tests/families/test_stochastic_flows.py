@@ -83,7 +83,7 @@ def test_kernels_are_limited_exactly_and_small_ones_left_alone():
     [
         pytest.param(ResidualFlow(num_blocks=2, hidden_dims=(16,), data_shape=(2,), optimizer=Adam()), id="residual"),
         pytest.param(
-            FFJORD(hidden_dims=(16,), data_shape=(2,), optimizer=Adam(learning_rate=1e-2)),
+            FFJORD(hidden_dims=(16,), tolerance=1e-4, data_shape=(2,), optimizer=Adam(learning_rate=1e-2)),
             id="ffjord",
             marks=needs_diffrax,
         ),
@@ -91,17 +91,17 @@ def test_kernels_are_limited_exactly_and_small_ones_left_alone():
 )
 def test_density_learns_and_integrates_to_one(model):
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(128, 2)) * 0.3 + np.sign(rng.normal(size=(128, 1)))
+    x = rng.normal(size=(64, 2)) * 0.3 + np.sign(rng.normal(size=(64, 1)))
     batch = {"x": jnp.asarray(x, jnp.float32)}
 
     @jax.jit
     def run(key):
         state = model.init(key, batch)
-        return jax.lax.scan(lambda s, k: model.train_step(s, batch, k), state, jax.random.split(key, 30))
+        return jax.lax.scan(lambda s, k: model.train_step(s, batch, k), state, jax.random.split(key, 12))
 
     state, metrics = run(jax.random.key(0))
     assert metrics["loss"][-1] < metrics["loss"][0]
-    edges = np.linspace(-8.0, 8.0, 161)
+    edges = np.linspace(-6.0, 6.0, 81)
     grid = jnp.asarray(np.stack(np.meshgrid(edges, edges, indexing="ij"), -1).reshape(-1, 2), jnp.float32)
     total = float(jnp.exp(jax.jit(model.log_prob)(state, {"x": grid})).sum()) * (edges[1] - edges[0]) ** 2
     assert abs(total - 1.0) < 1e-3
