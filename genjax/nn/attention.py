@@ -1,0 +1,290 @@
+"""Attention, in every form that the transformers here need.
+
+    attention(q, k, v) = softmax(scale * q k^T + bias) v            (Vaswani et al. 2017, eq. 1)
+
+with several heads (eq. after 1), fewer key-value heads than query heads (Ainslie et al. 2023), masks that are
+causal, local (a window), of segments in packed sequences, and of padding.
+
+A `KVCache` is a pytree of fixed shape that goes in and comes out: new keys and values are written at `start`, and
+causality hides what stands beyond.  So the same compiled step serves every position, and rows of a batch may stand
+at different places.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from genjax.nn.dropout import dropout
+from genjax.nn.positions import RotaryScaling, rotary_angles, rotate
+
+Array = jax.Array
+
+# Finite, so that a row with nothing to attend to gives a mean and not NaN.
+MASKED = -1e30
+
+
+class KVCache(flax.struct.PyTreeNode):
+    """Keys and values of the tokens so far, each [B, K, S, D] with S the largest length."""
+
+    keys: Array
+    values: Array
+
+    @classmethod
+    def zeros(cls, batch: int, num_kv_heads: int, length: int, head_dim: int, dtype: Any = jnp.float32) -> KVCache:
+        """An empty cache."""
+        shape = (batch, num_kv_heads, length, head_dim)
+        return cls(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype))
+
+    def write(self, keys: Array, values: Array, start: Array) -> KVCache:
+        """Writes [B, K, T, D] at slots start .. start + T - 1; `start` is a scalar or one a row, and what overflows is dropped."""
+
+        def put(cache: Array, new: Array) -> Array:
+            new = new.astype(cache.dtype)
+            if start.ndim == 0:
+                return jax.lax.dynamic_update_slice_in_dim(cache, new, start, axis=2)
+            slots = start[:, None] + jnp.arange(new.shape[2])[None]  # [B, T]
+            write_row = lambda row, index, values: row.at[:, index].set(values, mode="drop")  # noqa: E731
+            return jax.vmap(write_row)(cache, slots, new)
+
+        return KVCache(keys=put(self.keys, keys), values=put(self.values, values))
+
+
+def attention_mask(
+    query_index: Array,
+    key_index: Array,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    query_segments: Array | None = None,
+    key_segments: Array | None = None,
+    key_mask: Array | None = None,
+) -> Array | None:
+    """Which key each query may see, bool [B | 1, 1, T, S], or None where it may see all.
+
+    Args:
+      query_index: place of each query in the sequence, [B | 1, T].
+      key_index: place of each key, [S].
+      causal: only keys at or before the query.
+      window: only the keys less than this far away.
+      query_segments, key_segments: packed sequences, [B, T] and [B, S]; only keys of the query's own segment.
+      key_mask: True at keys that are no padding, [B, S].
+    """
+    parts = []
+    distance = query_index[:, :, None] - key_index[None, None]  # [B | 1, T, S]
+    if causal:
+        parts.append(distance >= 0)
+    if window is not None:
+        parts.append(jnp.abs(distance) < window)
+    if query_segments is not None:
+        parts.append(query_segments[:, :, None] == key_segments[:, None])
+    if key_mask is not None:
+        parts.append(key_mask.astype(bool)[:, None])
+    if not parts:
+        return None
+    mask = parts[0]
+    for part in parts[1:]:
+        mask = mask & part
+    return mask[:, None]
+
+
+def _heads_first(
+    q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, scale: float, rate: float, keys: Array | None
+) -> tuple[Array, Array]:
+    """Attention on [B, H, T, D] and [B, K, S, D]; returns the values' mean [B, H, T, D] and weights [B, H, T, S]."""
+    batch, heads, length, dim = q.shape
+    kv_heads, size = k.shape[1:3]
+    groups = heads // kv_heads
+    rows = q.reshape(batch, kv_heads, groups * length, dim)
+    logits = jnp.einsum("bktd,bksd->bkts", rows, k, preferred_element_type=jnp.float32)
+    logits = logits.reshape(batch, heads, length, size) * scale
+    if bias is not None:
+        logits = logits + bias
+    if mask is not None:
+        logits = jnp.where(mask, logits, MASKED)
+    weights = jax.nn.softmax(logits, axis=-1)
+    used = dropout(weights, rate, keys).astype(v.dtype).reshape(batch, kv_heads, groups * length, size)
+    mixed = jnp.einsum("bkts,bksd->bktd", used, v)
+    return mixed.reshape(batch, heads, length, v.shape[-1]), weights
+
+
+def flash_possible(q: Array, platform: str | None = None) -> bool:
+    """Whether cuDNN's fused attention takes these queries: a GPU, half precision, a head of at most 128 features."""
+    platform = platform or jax.default_backend()
+    return (
+        platform in ("gpu", "cuda")
+        and q.dtype in (jnp.bfloat16, jnp.float16)
+        and q.shape[-1] <= 128
+        and q.shape[-1] % 8 == 0
+    )
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x on itself, or on a context.
+
+    Attributes:
+      num_heads: query heads H.
+      num_kv_heads: key and value heads K, which divides H; None for H.
+      head_dim: width D of a head; None for width / H.
+      qkv_bias, output_bias: whether the projections have biases.
+      cross: keys and values come from a context.
+      causal: queries see only keys at or before them (self-attention).
+      window: queries see only keys less than this far away, or None.
+      rotary_dim: number of features of each head that rotary positions turn; 0 for none.
+      rotary_base, rotary_scaling: frequencies of these.
+      qk_norm: RMS norm of queries and keys (as in Qwen 3).
+      scale: factor on the logits; None for 1 / sqrt(D).
+      dropout_rate: dropout of the attention weights.
+      dtype: compute type; parameters stay float32.
+      init_std: standard deviation of the weights; None for LeCun's.
+      output_init_std: that of the output projection.
+    """
+
+    num_heads: int
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    qkv_bias: bool = True
+    output_bias: bool = True
+    cross: bool = False
+    causal: bool = False
+    window: int | None = None
+    rotary_dim: int = 0
+    rotary_base: float = 10000.0
+    rotary_scaling: RotaryScaling | None = None
+    qk_norm: bool = False
+    norm_epsilon: float = 1e-6
+    scale: float | None = None
+    dropout_rate: float = 0.0
+    dtype: Any = jnp.float32
+    init_std: float | None = None
+    output_init_std: float | None = None
+
+    def _dense(self, name: str, features: int, use_bias: bool, std: float | None) -> nn.Dense:
+        init = nn.initializers.lecun_normal() if std is None else nn.initializers.normal(std)
+        return nn.Dense(features, use_bias=use_bias, dtype=self.dtype, kernel_init=init, name=name)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        context: Array | None = None,
+        *,
+        positions: Array | None = None,
+        segment_ids: Array | None = None,
+        key_segment_ids: Array | None = None,
+        key_mask: Array | None = None,
+        bias: Array | None = None,
+        cache: KVCache | None = None,
+        start: Array | None = None,
+        dropout_keys: Array | None = None,
+        return_weights: bool = False,
+    ) -> tuple[Array, KVCache | None, Array | None]:
+        """Attends.
+
+        Args:
+          x: queries' side, [B, T, C].
+          context: keys' side of cross-attention, [B, S, C'], or None for self-attention.
+          positions: position of each token for rotary angles, [B | 1, T]; None for 0, 1, ...
+          segment_ids: packed sequences, [B, T].
+          key_segment_ids: those of the context, [B, S].
+          key_mask: True at keys that are no padding, [B, S].
+          bias: added to the logits, [B | 1, H | 1, T, S].
+          cache: keys and values so far.  In cross-attention those of the context, which is then not needed again.
+          start: number of tokens already in the cache, a scalar or [B].
+          dropout_keys: keys [B], or None in evaluation.
+          return_weights: whether to return the weights as well.
+
+        Returns:
+          The output [B, T, C], the renewed cache (in cross-attention the context's keys and values) or None, and
+          the weights [B, H, T, S] or None.
+
+        Raises:
+          ValueError: the heads do not divide as they must.
+        """
+        batch, length, width = x.shape
+        heads = self.num_heads
+        kv_heads = self.num_kv_heads or heads
+        if heads % kv_heads:
+            raise ValueError(f"num_kv_heads={kv_heads} must divide num_heads={heads}")
+        if self.head_dim is None and width % heads:
+            raise ValueError(f"num_heads={heads} must divide the width {width}, or head_dim must be given")
+        dim = self.head_dim or width // heads
+        if self.cross and context is None and cache is None:
+            raise ValueError("cross-attention needs a context, or a cache of one")
+
+        def norm(name: str, a: Array) -> Array:
+            return nn.RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name=name)(a) if self.qk_norm else a
+
+        q = self._dense("query", heads * dim, self.qkv_bias, self.init_std)(x).reshape(batch, length, heads, dim)
+        q = norm("query_norm", q)
+        k = v = None
+        if not self.cross or context is not None:
+            source = x if context is None else context
+            k = self._dense("key", kv_heads * dim, self.qkv_bias, self.init_std)(source)
+            v = self._dense("value", kv_heads * dim, self.qkv_bias, self.init_std)(source)
+            k = norm("key_norm", k.reshape(batch, -1, kv_heads, dim))
+            v = v.reshape(batch, -1, kv_heads, dim)
+
+        offset = jnp.zeros((), jnp.int32) if start is None else start
+        index = jnp.arange(length)[None] + (offset[:, None] if offset.ndim else offset)  # [B | 1, T]
+        if self.rotary_dim and not self.cross:
+            cos, sin = rotary_angles(
+                index if positions is None else positions, self.rotary_dim, self.rotary_base, self.rotary_scaling
+            )
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+
+        scale = dim**-0.5 if self.scale is None else self.scale
+        flash = flash_possible(q) and (cache is None or k is not None and self.cross) and not return_weights
+        if flash and (dropout_keys is None or self.dropout_rate == 0.0):
+            mask = attention_mask(
+                index,
+                jnp.arange(k.shape[1]),
+                query_segments=segment_ids,
+                key_segments=segment_ids if key_segment_ids is None else key_segment_ids,
+                key_mask=key_mask,
+            )
+            window = None if self.window is None else (self.window - 1, 0 if self.causal else self.window - 1)
+            mixed = jax.nn.dot_product_attention(
+                q,
+                k,
+                v,
+                bias,
+                mask,
+                scale=scale,
+                is_causal=self.causal,
+                local_window_size=window,
+                implementation="cudnn",
+            )
+            weights = None
+            if self.cross:
+                cache = KVCache(keys=k.swapaxes(1, 2), values=v.swapaxes(1, 2))
+        else:
+            # [B, H, T, D] before the two products: on a CPU a tenth of the whole step.
+            q = q.swapaxes(1, 2)
+            if k is not None:
+                k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+            if self.cross and k is not None:
+                cache = KVCache(keys=k, values=v)
+            elif cache is not None:
+                if not self.cross:
+                    cache = cache.write(k, v, offset)
+                k, v = cache.keys.astype(self.dtype), cache.values.astype(self.dtype)
+            key_index = jnp.arange(k.shape[2])
+            mask = attention_mask(
+                index,
+                key_index,
+                causal=self.causal and not self.cross,
+                window=None if self.cross else self.window,
+                query_segments=segment_ids,
+                key_segments=segment_ids if key_segment_ids is None else key_segment_ids,
+                key_mask=key_mask,
+            )
+            mixed, weights = _heads_first(q, k, v, bias, mask, scale, self.dropout_rate, dropout_keys)
+            mixed = mixed.swapaxes(1, 2)
+        mixed = mixed.reshape(batch, length, heads * dim)
+        out = self._dense("output", width, self.output_bias, self.output_init_std or self.init_std)(mixed)
+        return out, cache, weights if return_weights else None

@@ -1,0 +1,201 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax.nn import attention as A
+from genjax.nn import positions as P
+from genjax.nn.dropout import dropout, keep_mask
+from genjax.nn.mixture_of_experts import ExpertLayer, MixtureOfExperts, route
+
+
+def reference_attention(q, k, v, mask, bias, scale):
+    """Loops over rows, heads and queries; q [B, T, H, D], k and v [B, S, K, D]."""
+    out = np.zeros_like(q)
+    groups = q.shape[2] // k.shape[2]
+    for b, t, h in np.ndindex(*q.shape[:3]):
+        logits = scale * k[b, :, h // groups] @ q[b, t, h] + bias[b, h, t]
+        logits = np.where(mask[b, t], logits, -np.inf)
+        weights = np.exp(logits - logits.max())
+        out[b, t, h] = (weights / weights.sum()) @ v[b, :, h // groups]
+    return out
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_grouped_heads_equal_a_loop(kv_heads):
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(2, 5, 4, 3)).astype(np.float32)
+    k, v = rng.normal(size=(2, 2, 7, kv_heads, 3)).astype(np.float32)
+    mask = rng.random((2, 5, 7)) < 0.6
+    mask[..., 0] = True
+    bias = rng.normal(size=(2, 4, 5, 7)).astype(np.float32)
+    swap = lambda a: jnp.asarray(a).swapaxes(1, 2)  # noqa: E731
+    ours, _ = A._heads_first(swap(q), swap(k), swap(v), jnp.asarray(bias), jnp.asarray(mask)[:, None], 0.3, 0.0, None)
+    np.testing.assert_allclose(ours.swapaxes(1, 2), reference_attention(q, k, v, mask, bias, 0.3), atol=1e-5)
+    fused = jax.nn.dot_product_attention(
+        jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), jnp.asarray(bias), jnp.asarray(mask)[:, None], scale=0.3
+    )
+    np.testing.assert_allclose(ours.swapaxes(1, 2), fused, atol=1e-5)
+
+
+def test_masks_say_who_sees_whom():
+    index = jnp.arange(4)[None]
+    mask = A.attention_mask(index, jnp.arange(4), causal=True, window=2)
+    expected = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    np.testing.assert_array_equal(mask[0, 0], expected)
+    segments = jnp.array([[1, 1, 2, 2]])
+    mask = A.attention_mask(index, jnp.arange(4), query_segments=segments, key_segments=segments)
+    np.testing.assert_array_equal(mask[0, 0], np.kron(np.eye(2), np.ones((2, 2))))
+    mask = A.attention_mask(index, jnp.arange(4), key_mask=jnp.array([[1, 1, 0, 0]]))
+    np.testing.assert_array_equal(mask[0, 0], [[1, 1, 0, 0]] * 1 if mask.shape[2] == 1 else [[1, 1, 0, 0]] * 4)
+    assert A.attention_mask(index, jnp.arange(4)) is None
+
+
+def test_a_query_that_sees_nothing_stays_finite():
+    q = jnp.ones((1, 1, 2, 2))
+    out, _ = A._heads_first(q, q, q, None, jnp.zeros((1, 1, 2, 2), bool), 1.0, 0.0, None)
+    assert jnp.isfinite(out).all()
+
+
+def test_cross_attention_from_a_cache_equals_that_from_the_context():
+    module = A.Attention(num_heads=2, cross=True)
+    x, context = jax.random.normal(jax.random.key(0), (2, 3, 8)), jax.random.normal(jax.random.key(1), (2, 5, 8))
+    params = module.init(jax.random.key(2), x, context)
+    full, cache, weights = module.apply(params, x, context, return_weights=True)
+    assert weights.shape == (2, 2, 3, 5)
+    again, _, _ = module.apply(params, x, cache=cache)
+    np.testing.assert_allclose(full, again, atol=1e-6)
+    with pytest.raises(ValueError, match="needs a context"):
+        module.apply(params, x)
+
+
+def test_rows_write_to_their_own_place_in_the_cache_and_overflow_is_dropped():
+    cache = A.KVCache.zeros(2, 1, 4, 1)
+    new = jnp.arange(1.0, 5.0).reshape(2, 1, 2, 1)
+    cache = cache.write(new, new, jnp.array([1, 3]))
+    np.testing.assert_array_equal(cache.keys[:, 0, :, 0], [[0, 1, 2, 0], [0, 0, 0, 3]])
+
+
+def test_heads_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="num_kv_heads=3 must divide"):
+        A.Attention(num_heads=4, num_kv_heads=3).init(jax.random.key(0), jnp.ones((1, 2, 8)))
+    with pytest.raises(ValueError, match="must divide the width 9"):
+        A.Attention(num_heads=4).init(jax.random.key(0), jnp.ones((1, 2, 9)))
+
+
+def test_rotary_logits_depend_on_the_distance_alone():
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
+
+    def logit(i, j):
+        turned = [P.rotate(a, *P.rotary_angles(jnp.array([[p]]), 8)) for a, p in ((q, i), (k, j))]
+        return float((turned[0] * turned[1]).sum())
+
+    assert logit(9, 5) == pytest.approx(logit(104, 100), abs=1e-4)
+    assert logit(9, 5) != pytest.approx(logit(9, 6), abs=1e-2)
+
+
+def test_sinusoidal_table_and_segment_positions():
+    table = P.sinusoidal_table(5, 4)
+    np.testing.assert_allclose(table[3], [np.sin(3), np.sin(0.03), np.cos(3), np.cos(0.03)], rtol=1e-6)
+    with pytest.raises(ValueError, match="even width"):
+        P.sinusoidal_table(5, 3)
+    segments = jnp.array([[7, 7, 7, 2, 2, 0]])
+    np.testing.assert_array_equal(P.segment_positions(segments), [[0, 1, 2, 0, 1, 0]])
+
+
+def test_alibi_slopes_are_those_of_the_paper():
+    np.testing.assert_allclose(P.alibi_slopes(8), 2.0 ** -np.arange(1, 9))
+    assert len(P.alibi_slopes(6)) == 6
+    bias = P.alibi_bias(8, jnp.array([[3]]), jnp.arange(4))
+    np.testing.assert_allclose(bias[0, 0, 0], [-1.5, -1.0, -0.5, 0.0])
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_t5_buckets_equal_those_of_transformers(bidirectional):
+    t5 = pytest.importorskip("transformers.models.t5.modeling_t5")
+    torch = pytest.importorskip("torch")
+    relative = np.arange(-300, 300)
+    theirs = t5.T5Attention._relative_position_bucket(torch.tensor(relative), bidirectional, 32, 128)
+    np.testing.assert_array_equal(P.t5_bucket(jnp.asarray(relative), 32, 128, bidirectional), theirs.numpy())
+
+
+@pytest.mark.parametrize(
+    "scaling, theirs",
+    [
+        (P.LinearScaling(factor=4.0), {"rope_type": "linear", "factor": 4.0}),
+        (
+            P.Llama3Scaling(factor=8.0, original_length=64),
+            {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        ),
+        (
+            P.YarnScaling(factor=4.0, original_length=64),
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        ),
+    ],
+)
+def test_rotary_scalings_equal_those_of_transformers(scaling, theirs):
+    utils = pytest.importorskip("transformers.modeling_rope_utils")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=64,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        rope_parameters={"rope_theta": 10000.0, **theirs},
+    )
+    frequencies, factor = utils.ROPE_INIT_FUNCTIONS[theirs["rope_type"]](config, "cpu")
+    ours = scaling.frequencies(10000.0 ** (-np.arange(0, 32, 2) / 32), 10000.0)
+    np.testing.assert_allclose(ours, frequencies.numpy(), rtol=1e-5)
+    assert scaling.attention_factor == pytest.approx(factor)
+
+
+def test_dropout_belongs_to_the_example_and_keeps_the_mean():
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = jnp.ones((4, 50, 40))
+    out = dropout(x, 0.3, keys)
+    np.testing.assert_array_equal(out[1:3], dropout(x[1:3], 0.3, keys[1:3]))
+    assert float(out.mean()) == pytest.approx(1.0, abs=0.03)
+    assert float(keep_mask(keys, 0.3, (50, 40)).mean()) == pytest.approx(0.7, abs=0.02)
+    shared = dropout(x, 0.5, keys, broadcast_axes=(1,))
+    np.testing.assert_array_equal(shared, jnp.broadcast_to(shared[:, :1], shared.shape))
+    np.testing.assert_array_equal(dropout(x, 0.3, None), x)
+
+
+def test_experts_with_room_equal_the_weighted_sum_of_the_chosen():
+    settings = MixtureOfExperts(num_experts=4, num_selected=2, capacity_factor=4.0)
+    layer = ExpertLayer(settings, 8, jax.nn.silu, gated=True)
+    x = jax.random.normal(jax.random.key(0), (2, 6, 4))
+    params = layer.init(jax.random.key(1), x)
+    out, auxiliary = layer.apply(params, x)
+    p = {name: np.asarray(value) for name, value in params["params"].items()}
+    probabilities = np.asarray(jax.nn.softmax(x @ p["router"]))
+    for b, t in np.ndindex(2, 6):
+        chosen = np.argsort(-probabilities[b, t])[:2]
+        gates = probabilities[b, t, chosen] / probabilities[b, t, chosen].sum()
+        expected = 0.0
+        for gate, e in zip(gates, chosen):
+            h = np.asarray(jax.nn.silu(x[b, t] @ p["gate"][e])) * np.asarray(x[b, t] @ p["up"][e])
+            expected = expected + gate * h @ p["down"][e]
+        np.testing.assert_allclose(out[b, t], expected, atol=1e-5)
+    assert auxiliary.shape == (2,)
+
+
+def test_capacity_drops_the_last_tokens_and_padding_takes_none():
+    probabilities = jnp.broadcast_to(jnp.array([0.9, 0.1]), (1, 4, 2))
+    combine, first = route(probabilities, 1, 2)
+    np.testing.assert_array_equal(combine.sum((2, 3))[0], [1, 1, 0, 0])
+    combine, first = route(probabilities, 1, 2, jnp.array([[0, 1, 1, 1]]))
+    np.testing.assert_array_equal(combine.sum((2, 3))[0], [0, 1, 1, 0])
+    assert first.sum() == 3
+    # Even routing has the least balance loss, which is 1.
+    settings = MixtureOfExperts(num_experts=2, num_selected=1, balance_weight=1.0, router_z_weight=0.0)
+    layer = ExpertLayer(settings, 4)
+    x = jnp.array([[[1.0, -1.0], [-1.0, 1.0]]])
+    params = layer.init(jax.random.key(0), x)
+    params["params"]["router"] = 100.0 * jnp.eye(2)
+    np.testing.assert_allclose(layer.apply(params, x)[1], [1.0], rtol=1e-5)

@@ -1,0 +1,143 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax.nn.mixture_of_experts import MixtureOfExperts
+from genjax.nn.transformer import TokenEmbedding, Transformer, TransformerStack, scanned, unrolled
+
+POSITIONS = ["none", "learned", "sinusoidal", "rotary", "alibi", "t5"]
+TINY = Transformer(num_layers=2, width=8, num_heads=2, mlp_dim=16, max_length=16, init_std=0.5)
+
+
+def build(config, tokens, **inputs):
+    embedding, stack = TokenEmbedding(11, config), TransformerStack(config)
+    keys = jax.random.split(jax.random.key(0))
+    embedding_params = embedding.init(keys[0], tokens)
+    stack_params = stack.init(keys[1], jnp.ones((*tokens.shape, config.width)), **inputs)
+
+    def apply(tokens, cache=None, segment_ids=None, embedded=None, **more):
+        start = None if cache is None else cache.length
+        if embedded is None:
+            embedded = embedding.apply(embedding_params, tokens, start=start, segment_ids=segment_ids)
+        return stack.apply(stack_params, embedded, cache=cache, segment_ids=segment_ids, **more)
+
+    return apply, stack_params
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return jax.random.randint(jax.random.key(3), (2, 6), 0, 11)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_outputs_ignore_future_tokens(positions, tokens):
+    config = dataclasses.replace(TINY, positions=positions, num_layers=1)
+    apply, _ = build(config, tokens)
+    x = jax.random.normal(jax.random.key(1), (1, 6, 8))
+    jacobian = jax.jit(jax.jacobian(lambda x: apply(None, embedded=x).x))(x)[0, :, :, 0]  # [T, C, T, C]
+    size = np.abs(jacobian).max((1, 3))
+    np.testing.assert_array_equal(np.triu(size, 1), 0)
+    assert (np.diag(size) > 0).all()
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_cached_equals_full(positions, ragged, tokens):
+    config = dataclasses.replace(TINY, positions=positions, num_kv_heads=1, window=4)
+    apply, _ = build(config, tokens)
+    full = apply(tokens).x
+    step = jax.jit(apply)
+    cache = config.init_cache(2, 8, ragged=ragged)
+    out, cache = step(tokens[:, :3], cache)[:2]
+    parts = [out]
+    for t in range(3, 6):
+        out, cache = step(tokens[:, t : t + 1], cache)[:2]
+        parts.append(out)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), full, atol=2e-5)
+
+
+def test_rows_of_a_cache_may_stand_at_different_places(tokens):
+    config = dataclasses.replace(TINY, positions="rotary")
+    apply, _ = build(config, tokens)
+    cache = config.init_cache(2, 8, ragged=True)
+    cache = apply(tokens[:, :4], cache).cache.replace(length=jnp.array([2, 4]))
+    following = jnp.stack([tokens[0, 2:4], tokens[1, 4:6]])
+    out = apply(following, cache).x
+    np.testing.assert_allclose(out[0], apply(tokens[:1, :4]).x[0, 2:], atol=2e-5)
+    np.testing.assert_allclose(out[1], apply(tokens[1:]).x[0, 4:], atol=2e-5)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_packed_equals_separate(positions, tokens):
+    config = dataclasses.replace(TINY, positions=positions)
+    apply, _ = build(config, tokens)
+    segments = jnp.array([[1, 1, 2, 2, 2, 3]] * 2)
+    packed = apply(tokens, segment_ids=segments).x
+    for start, stop in ((0, 2), (2, 5), (5, 6)):
+        np.testing.assert_allclose(packed[:, start:stop], apply(tokens[:, start:stop]).x, atol=2e-5)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_scanned_equals_unrolled_with_dropout_and_experts(remat, tokens):
+    config = dataclasses.replace(
+        TINY,
+        norm="rms",
+        activation="silu",
+        gated=True,
+        use_bias=False,
+        dropout=0.2,
+        attention_dropout=0.1,
+        mlp_dropout=0.1,
+        experts=MixtureOfExperts(num_experts=2, capacity_factor=2.0),
+        remat=remat,
+    )
+    _, params = build(config, tokens)
+    x = jax.random.normal(jax.random.key(1), (2, 6, 8))
+    keys = jax.random.split(jax.random.key(2), 2)
+
+    def loss(params, config):
+        out = TransformerStack(config).apply({"params": params}, x, dropout_keys=keys)
+        return (out.x**2).mean() + out.auxiliary.sum()
+
+    scan = dataclasses.replace(config, scan_layers=True)
+    value, gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params["params"], config)
+    stacked = scanned(params["params"], config)
+    value2, gradient2 = jax.jit(jax.value_and_grad(loss), static_argnums=1)(stacked, scan)
+    np.testing.assert_allclose(value, value2, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, unrolled(gradient2, config))
+    out = TransformerStack(scan).apply({"params": stacked}, x, return_weights=True)
+    assert out.weights[1][0].shape == (2, 2, 6, 6)
+
+
+def test_padding_is_not_seen(tokens):
+    config = dataclasses.replace(TINY, causal=False, positions="t5", norm_placement="post")
+    apply, _ = build(config, tokens)
+    mask = jnp.array([[1, 1, 1, 1, 0, 0]] * 2)
+    out = apply(tokens, key_mask=mask).x[:, :4]
+    np.testing.assert_allclose(out, apply(tokens[:, :4]).x, atol=2e-5)
+
+
+def test_encoder_decoder_from_a_cache_equals_the_full_pass(tokens):
+    config = dataclasses.replace(TINY, cross_attention=True, positions="sinusoidal")
+    context = jax.random.normal(jax.random.key(5), (2, 4, 8))
+    mask = jnp.array([[1, 1, 1, 0], [1, 1, 1, 1]])
+    apply, _ = build(config, tokens, context=context)
+    full = apply(tokens, context=context, context_mask=mask, return_weights=True)
+    assert full.weights[0][1].shape == (2, 2, 6, 4)
+    cache = config.init_cache(2, 6)
+    first = apply(tokens[:, :2], cache, context=context, context_mask=mask)
+    second = apply(tokens[:, 2:], first.cache)
+    np.testing.assert_allclose(jnp.concatenate([first.x, second.x], 1), full.x, atol=2e-5)
+
+
+def test_a_stack_says_what_it_cannot_serve(tokens):
+    cross = dataclasses.replace(TINY, cross_attention=True)
+    with pytest.raises(ValueError, match="needs a context"):
+        build(cross, tokens)
+    encoder = dataclasses.replace(TINY, causal=False)
+    apply, _ = build(encoder, tokens)
+    with pytest.raises(ValueError, match="causal stacks"):
+        apply(tokens, encoder.init_cache(2, 8))
