@@ -142,7 +142,9 @@ class Discrete(Process):
                 level = np.clip((level - level[-1]) / (level[0] - level[-1]), 1e-9, 1.0)
                 betas = np.minimum(1.0 - level[1:] / level[:-1], 0.999)
             case _:
-                raise ValueError(f"unknown schedule {self.schedule!r}; choose one of {', '.join(BetaSchedule.__args__)}")
+                raise ValueError(
+                    f"unknown schedule {self.schedule!r}; choose one of {', '.join(BetaSchedule.__args__)}"
+                )
         if self.zero_terminal_snr:
             alphas = np.sqrt(np.cumprod(1.0 - betas))
             alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
@@ -160,9 +162,6 @@ class Discrete(Process):
         # Interpolation from -inf would be nan between the last two steps.
         table = jnp.asarray(np.maximum(self._log_alphas, -40.0))
         position = jnp.clip(t * self.num_timesteps, 0.0, self.num_timesteps)
-        # k / T * T may miss k by one rounding, and steep schedules show it.
-        nearest = jnp.round(position)
-        position = jnp.where(jnp.abs(position - nearest) < 1e-3, nearest + 0.0 * position, position)
         low = jnp.clip(jnp.floor(position), 0, self.num_timesteps - 1).astype(jnp.int32)
         return table[low] + (position - low) * (table[low + 1] - table[low])
 

@@ -1,0 +1,476 @@
+"""Samplers: one loop over a grid of times, and what each does between two of them.
+
+All are written with the estimate x0 = E[x | z_t] that a denoiser gives, and with epsilon = (z - alpha x0) / sigma.
+
+    Ancestral       z_s ~ q(z_s | z_t, x0)                                    Ho et al. 2020, arXiv:2006.11239, algorithm 2
+    DDIM            any eta between 0 and that                                Song et al. 2021, arXiv:2010.02502, eq. 12
+    Euler, Heun     the probability-flow ODE, with churn                      Karras et al. 2022, arXiv:2206.00364, algorithm 2
+    RungeKutta4     the same ODE, four evaluations a step
+    DPMSolver       DPM-Solver++ 1, 2M, 2S, and its SDE form                  Lu et al. 2022, arXiv:2211.01095, algorithms 1 and 2
+    PredictorCorrector  reverse SDE and Langevin steps                        Song et al. 2021, arXiv:2011.13456, algorithms 2 to 5
+
+The ODE is dz = (alpha' x0 + sigma' epsilon) dt, or, for z / alpha with s = sigma / alpha, d(z / alpha) = epsilon ds.
+Between consecutive times t > s the values of the process are constants, so no step evaluates it anew.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from genjax.families.diffusion.processes import GaussianProcess, posterior_from
+from genjax.families.diffusion.targets import epsilon_of
+
+Array = jax.Array
+Spacing = Literal["uniform", "quadratic", "karras", "log_snr"]
+
+
+class Estimate(NamedTuple):
+    """What a denoiser says of z_t.
+
+    Attributes:
+      x0: E[x | z_t], shape of z.
+      variance_fraction: where between log-beta-tilde (0) and log-beta (1) the learned log-variance lies, shape of z, or None.
+    """
+
+    x0: Array
+    variance_fraction: Array | None = None
+
+
+#: (z [B, ...], time scalar, last estimate of x0 [B, ...]) -> Estimate
+Denoiser = Callable[[Array, Array, Array], Estimate]
+
+
+class Node(NamedTuple):
+    """A time of the grid with the process's values there; the last has alpha 1 and sigma 0 where samples end as data."""
+
+    t: Array
+    alpha: Array
+    sigma: Array
+
+
+class Carry(NamedTuple):
+    """What goes from one step to the next: z, the last estimate of x0, and the node where that was made."""
+
+    z: Array
+    x0: Array
+    before: Node
+
+
+def times(
+    process: GaussianProcess, spacing: Spacing, num_steps: int, rho: float = 7.0, to_data: bool = True
+) -> tuple[Array, Array, Array]:
+    """The grid of a sampler: num_steps + 1 falling times with alpha and sigma, each of shape [num_steps + 1].
+
+    With `to_data`, the last node is the data themselves (alpha 1, sigma 0), and where the process has t_min > 0 the one before
+    it is t_min; otherwise the last node is t_min.
+
+    Spacings: uniform in t; quadratic, t ~ u^2; karras, sigma / alpha between its extremes with power 1 / rho (Karras et al.
+    2022, eq. 5); log_snr, uniform in log(alpha / sigma).
+
+    Raises:
+      ValueError: no steps, or a spacing that the process does not allow.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps}; a sampler needs at least one step")
+    exact = to_data and process.t_min == 0.0
+    count = num_steps + 1 if exact or not to_data else num_steps
+    u = jnp.linspace(0.0, 1.0, count) if count > 1 else jnp.zeros((1,))
+    t_min, t_max = process.t_min, process.t_max
+    match spacing:
+        case "uniform":
+            t = t_max + u * (t_min - t_max)
+        case "quadratic":
+            t = (t_max**0.5 + u * (t_min**0.5 - t_max**0.5)) ** 2
+        case "karras" | "log_snr":
+            # Ends at which sigma / alpha is 0 or infinite are replaced by extremes of the same process.
+            if exact:
+                u = jnp.linspace(0.0, 1.0, num_steps) if num_steps > 1 else jnp.zeros((1,))
+            bounds = jnp.array([t_max if not process.ends_in_pure_noise else 0.999 * t_max, max(t_min, 1e-3 * t_max)])
+            high, low = process.noise_ratio(bounds)
+            if spacing == "karras":
+                ratio = (high ** (1 / rho) + u * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+            else:
+                ratio = jnp.exp(jnp.log(high) + u * (jnp.log(low) - jnp.log(high)))
+            t = process.time_of_noise_ratio(ratio).at[0].set(t_max)
+            if t_min > 0.0 and len(u) > 1:
+                t = t.at[-1].set(t_min)
+            exact = False
+        case _:
+            raise ValueError(f"unknown spacing {spacing!r}; choose one of {', '.join(Spacing.__args__)}")
+    if exact:
+        t = t.at[-1].set(0.0)
+    if to_data and len(t) == num_steps:
+        t = jnp.concatenate([t, jnp.zeros((1,))])
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    if to_data:
+        alpha, sigma = alpha.at[-1].set(1.0), sigma.at[-1].set(0.0)
+    return t, alpha, sigma
+
+
+def ddim_step(z: Array, x0: Array, now: Node, then: Node) -> Array:
+    """Exact solution of the ODE for an x0 that does not change: sigma_s / sigma_t z + (alpha_s - sigma_s alpha_t / sigma_t) x0."""
+    ratio = then.sigma / now.sigma
+    return ratio * z + (then.alpha - ratio * now.alpha) * x0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler(abc.ABC):
+    """What all samplers share.
+
+    Attributes:
+      num_steps: number of steps between noise and data.
+      spacing: how times are placed: uniform, quadratic, karras (in sigma / alpha) or log_snr.
+      rho: power of the karras spacing.
+      to_data: end at the data; otherwise at the process's t_min.
+    """
+
+    num_steps: int = 50
+    spacing: Spacing = "uniform"
+    rho: float = 7.0
+    to_data: bool = True
+
+    #: Whether the first step divides by alpha(t_max), which pure noise does not allow.
+    needs_signal: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def step(
+        self, denoise: Denoiser, process: GaussianProcess, carry: Carry, now: Node, then: Node, key: Array
+    ) -> Carry:
+        """Goes from `now` to `then`."""
+
+    def check(self, process: GaussianProcess) -> None:
+        """Raises ValueError where the sampler does not suit the process."""
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps={self.num_steps}; a sampler needs at least one step")
+        if self.needs_signal and process.ends_in_pure_noise:
+            raise ValueError(
+                f"{type(self).__name__} works with sigma / alpha, which is infinite at the end of {type(process).__name__}; "
+                "choose DDIM, Ancestral, DPMSolver, or Euler, Heun or RungeKutta4 with variable=time"
+            )
+
+    def run(
+        self,
+        denoise: Denoiser,
+        process: GaussianProcess,
+        z: Array,
+        key: Array,
+        trajectory: bool = False,
+        start: Array | None = None,
+    ) -> Array:
+        """The whole loop.
+
+        Args:
+          denoise: see `Denoiser`.
+          process: the forward process.
+          z: noise to start from, [B, ...], of deviation `process.prior_scale`; or noised data with `start`.
+          key: random key of the steps.
+          trajectory: return all of the way, [num_steps + 1, B, ...], from z to the samples.
+          start: index of the node to start from (image-to-image); the steps before it leave z as it is.
+
+        Returns:
+          Samples [B, ...], or the trajectory.
+        """
+        self.check(process)
+        grid = Node(*times(process, self.spacing, self.num_steps, self.rho, self.to_data))
+        now, then = jax.tree.map(lambda a: a[:-1], grid), jax.tree.map(lambda a: a[1:], grid)
+        first = Carry(z, jnp.zeros_like(z), jax.tree.map(lambda a: a[0], grid))
+
+        def body(carry: Carry, row: tuple[Node, Node, Array]) -> tuple[Carry, Array | None]:
+            now, then, index = row
+            step = lambda c: self.step(denoise, process, c, now, then, jax.random.fold_in(key, index))  # noqa: E731
+            if start is None:
+                carry = step(carry)
+            else:
+                # The first real step must not look back at a node that was not visited.
+                carry = jax.lax.cond(index >= start, step, lambda c: c._replace(before=then), carry)
+            return carry, carry.z if trajectory else None
+
+        last, path = jax.lax.scan(body, first, (now, then, jnp.arange(self.num_steps)))
+        return jnp.concatenate([z[None], path]) if trajectory else last.z
+
+
+def _noise(key: Array, z: Array) -> Array:
+    return jax.random.normal(key, z.shape, z.dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ancestral(Sampler):
+    """z_s ~ N(a z_t + b x0, v I) with the posterior's a and b.
+
+    Attributes:
+      variance: small, the posterior's v (beta-tilde); large, that of q(z_t | z_s) (beta); learned, between them by the network
+        (Nichol & Dhariwal 2021, eq. 15).
+    """
+
+    num_steps: int = 1000
+    variance: Literal["small", "large", "learned"] = "small"
+
+    def step(self, denoise, process, carry, now, then, key):
+        estimate = denoise(carry.z, now.t, carry.x0)
+        a, b, small = posterior_from(now.alpha, now.sigma, then.alpha, then.sigma)
+        large = jnp.maximum(now.sigma**2 - (now.alpha / then.alpha) ** 2 * then.sigma**2, 0.0)
+        match self.variance:
+            case "small":
+                scale = jnp.sqrt(small)
+            case "large":
+                scale = jnp.where(then.sigma > 0.0, jnp.sqrt(large), 0.0)
+            case "learned":
+                if estimate.variance_fraction is None:
+                    raise ValueError("variance=learned needs a model that learns variances; choose small or large")
+                log_small, log_large = jnp.log(jnp.maximum(small, 1e-20)), jnp.log(jnp.maximum(large, 1e-20))
+                log_variance = log_small + estimate.variance_fraction * (log_large - log_small)
+                scale = jnp.where(then.sigma > 0.0, jnp.exp(0.5 * log_variance), 0.0)
+        z = a * carry.z + b * estimate.x0 + scale * _noise(key, carry.z)
+        return Carry(z, estimate.x0, now)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DDIM(Sampler):
+    """Deterministic at eta 0, ancestral sampling at eta 1.
+
+    Attributes:
+      eta: noise as a fraction of the posterior's standard deviation.
+    """
+
+    eta: float = 0.0
+
+    def step(self, denoise, process, carry, now, then, key):
+        x0 = denoise(carry.z, now.t, carry.x0).x0
+        if self.eta == 0.0:
+            return Carry(ddim_step(carry.z, x0, now, then), x0, now)
+        _, _, variance = posterior_from(now.alpha, now.sigma, then.alpha, then.sigma)
+        epsilon = (carry.z - now.alpha * x0) / now.sigma
+        direction = jnp.sqrt(jnp.maximum(then.sigma**2 - self.eta**2 * variance, 0.0))
+        z = then.alpha * x0 + direction * epsilon + self.eta * jnp.sqrt(variance) * _noise(key, carry.z)
+        return Carry(z, x0, now)
+
+
+def ode_slope(process: GaussianProcess, z: Array, x0: Array, node: Node) -> Array:
+    """dz / dt of the probability-flow ODE."""
+    d_alpha, d_sigma = process.derivatives(node.t)
+    return d_alpha * x0 + d_sigma * (z - node.alpha * x0) / node.sigma
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Euler(Sampler):
+    """First-order steps of the ODE; in the variable sigma / alpha they are those of DDIM.
+
+    Attributes:
+      variable: integrate z over time, or z / alpha over sigma / alpha as EDM does.
+      churn: S_churn of EDM: how much noise is added before each step, over the whole run; 0 is the ODE.
+      churn_min: smallest sigma / alpha at which noise is added.
+      churn_max: largest sigma / alpha at which noise is added.
+      churn_noise: S_noise of EDM, the deviation of what is added.
+    """
+
+    variable: Literal["time", "sigma"] = "sigma"
+    churn: float = 0.0
+    churn_min: float = 0.0
+    churn_max: float = float("inf")
+    churn_noise: float = 1.0
+
+    second_order: ClassVar[bool] = False
+
+    def check(self, process: GaussianProcess) -> None:
+        super().check(process)
+        if process.ends_in_pure_noise and (self.variable == "sigma" or self.churn):
+            raise ValueError(
+                f"{type(self).__name__} with variable=sigma works with sigma / alpha, which is infinite at the end of "
+                f"{type(process).__name__}; give variable=time and churn=0, or choose DDIM or DPMSolver"
+            )
+
+    def step(self, denoise, process, carry, now, then, key):
+        if self.churn:
+            carry, now = self._add_noise(process, carry, now, key)
+        if self.variable == "sigma":
+            return self._step_in_sigma(denoise, carry, now, then)
+        return self._step_in_time(denoise, process, carry, now, then)
+
+    def _add_noise(self, process: GaussianProcess, carry: Carry, now: Node, key: Array) -> tuple[Carry, Node]:
+        level = now.sigma / now.alpha
+        gamma = min(self.churn / self.num_steps, 2.0**0.5 - 1.0)
+        gamma = jnp.where((level >= self.churn_min) & (level <= self.churn_max), gamma, 0.0)
+        higher = level * (1.0 + gamma)
+        added = jnp.sqrt(jnp.maximum(higher**2 - level**2, 0.0)) * self.churn_noise * _noise(key, carry.z)
+        if process.t_max > 1.0:
+            # Karras: the time is the level, and may exceed t_max.
+            t = higher
+        else:
+            t = jnp.where(gamma > 0.0, process.time_of_noise_ratio(higher), now.t)
+        alpha = jnp.where(gamma > 0.0, process.alpha(t), now.alpha)
+        return carry._replace(z=(carry.z / now.alpha + added) * alpha), Node(t, alpha, higher * alpha)
+
+    def _step_in_sigma(self, denoise: Denoiser, carry: Carry, now: Node, then: Node) -> Carry:
+        level, next_level = now.sigma / now.alpha, then.sigma / then.alpha
+        y = carry.z / now.alpha
+        x0 = denoise(carry.z, now.t, carry.x0).x0
+        slope = (y - x0) / level
+        y_next = y + (next_level - level) * slope
+        if self.second_order:
+
+            def correct(_: None) -> tuple[Array, Array]:
+                x0_next = denoise(y_next * then.alpha, then.t, x0).x0
+                return y + (next_level - level) * 0.5 * (slope + (y_next - x0_next) / next_level), x0_next
+
+            y_next, x0 = jax.lax.cond(then.sigma > 0.0, correct, lambda _: (y_next, x0), None)
+        return Carry(y_next * then.alpha, x0, now)
+
+    def _step_in_time(self, denoise: Denoiser, process: GaussianProcess, carry: Carry, now: Node, then: Node) -> Carry:
+        x0 = denoise(carry.z, now.t, carry.x0).x0
+        slope = ode_slope(process, carry.z, x0, now)
+        if not self.second_order:
+            z = carry.z + (then.t - now.t) * slope
+            return Carry(jnp.where(then.sigma > 0.0, z, ddim_step(carry.z, x0, now, then)), x0, now)
+
+        def correct(_: None) -> tuple[Array, Array]:
+            z_next = carry.z + (then.t - now.t) * slope
+            x0_next = denoise(z_next, then.t, x0).x0
+            slope_next = ode_slope(process, z_next, x0_next, then)
+            return carry.z + (then.t - now.t) * 0.5 * (slope + slope_next), x0_next
+
+        z, x0 = jax.lax.cond(then.sigma > 0.0, correct, lambda _: (ddim_step(carry.z, x0, now, then), x0), None)
+        return Carry(z, x0, now)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Heun(Euler):
+    """Second-order steps of the ODE (EDM, algorithm 2 with churn, 1 without); two evaluations a step but in the last."""
+
+    num_steps: int = 18
+    spacing: Spacing = "karras"
+
+    second_order: ClassVar[bool] = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RungeKutta4(Sampler):
+    """Classical fourth-order steps of the ODE in time; the last step to the data is DDIM's."""
+
+    num_steps: int = 16
+
+    def step(self, denoise, process, carry, now, then, key):
+        h = then.t - now.t
+
+        def slope(z: Array, t: Array) -> tuple[Array, Array]:
+            x0 = denoise(z, t, carry.x0).x0
+            return ode_slope(process, z, x0, Node(t, process.alpha(t), process.sigma(t))), x0
+
+        first, x0 = slope(carry.z, now.t)
+
+        def whole(_: None) -> Array:
+            second, _ = slope(carry.z + 0.5 * h * first, now.t + 0.5 * h)
+            third, _ = slope(carry.z + 0.5 * h * second, now.t + 0.5 * h)
+            fourth, _ = slope(carry.z + h * third, then.t)
+            return carry.z + h / 6.0 * (first + 2.0 * second + 2.0 * third + fourth)
+
+        z = jax.lax.cond(then.sigma > 0.0, whole, lambda _: ddim_step(carry.z, x0, now, then), None)
+        return Carry(z, x0, now)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DPMSolver(Sampler):
+    """DPM-Solver++: the ODE solved in lambda = log(alpha / sigma), where only x0 has to be extrapolated.
+
+    Attributes:
+      method: first (DDIM); multistep (2M), which reuses the last estimate; singlestep (2S), two evaluations a step.
+      stochastic: the SDE form of first and multistep.
+    """
+
+    num_steps: int = 20
+    spacing: Spacing = "log_snr"
+    method: Literal["first", "multistep", "singlestep"] = "multistep"
+    stochastic: bool = False
+
+    def check(self, process: GaussianProcess) -> None:
+        super().check(process)
+        if self.stochastic and self.method == "singlestep":
+            raise ValueError("DPMSolver has no stochastic singlestep form here; choose method=multistep")
+        if self.method == "singlestep" and process.ends_in_pure_noise:
+            raise ValueError(
+                f"DPMSolver with method=singlestep halves steps in log(alpha / sigma), which has no start in "
+                f"{type(process).__name__}; choose method=multistep"
+            )
+
+    def step(self, denoise, process, carry, now, then, key):
+        x0 = denoise(carry.z, now.t, carry.x0).x0
+        if self.method == "singlestep":
+            return self._singlestep(denoise, process, carry, x0, now, then)
+        estimate = x0 if self.method == "first" else self._extrapolate(carry, x0, now, then)
+        if not self.stochastic:
+            return Carry(ddim_step(carry.z, estimate, now, then), x0, now)
+        shrink = _shrink(now, then)  # e^-h
+        left = 1.0 - shrink**2
+        z = then.sigma / now.sigma * shrink * carry.z + then.alpha * left * estimate
+        return Carry(z + then.sigma * jnp.sqrt(left) * _noise(key, carry.z), x0, now)
+
+    @staticmethod
+    def _extrapolate(carry: Carry, x0: Array, now: Node, then: Node) -> Array:
+        """x0 at the middle of the step, by a line through the last two estimates; the last step has none."""
+        h, h_before = -jnp.log(_shrink(now, then)), -jnp.log(_shrink(carry.before, now))
+        usable = (then.sigma > 0.0) & (h_before > 0.0)
+        weight = jnp.where(usable, 0.5 * h / jnp.where(usable, h_before, 1.0), 0.0)
+        return x0 + weight * (x0 - carry.x0)
+
+    @staticmethod
+    def _singlestep(
+        denoise: Denoiser, process: GaussianProcess, carry: Carry, x0: Array, now: Node, then: Node
+    ) -> Carry:
+        def halfway(_: None) -> Array:
+            level = jnp.sqrt(now.sigma / now.alpha * then.sigma / then.alpha)
+            t = process.time_of_noise_ratio(level)
+            middle = Node(t, process.alpha(t), process.sigma(t))
+            return denoise(ddim_step(carry.z, x0, now, middle), t, x0).x0
+
+        estimate = jax.lax.cond(then.sigma > 0.0, halfway, lambda _: x0, None)
+        return Carry(ddim_step(carry.z, estimate, now, then), x0, now)
+
+
+def _shrink(now: Node, then: Node) -> Array:
+    """e^-h with h the growth of log(alpha / sigma); kept above 0, where its logarithm is still finite."""
+    return jnp.maximum(then.sigma * now.alpha / (now.sigma * then.alpha), 1e-20)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictorCorrector(Sampler):
+    """Euler-Maruyama steps of the reverse SDE dz = (f z - g^2 score) dt + g dw, each followed by Langevin steps.
+
+    Attributes:
+      num_corrections: Langevin steps after each predictor step.
+      signal_to_noise: r in their step size 2 alpha^2 (r |noise| / |score|)^2 (Song et al. 2021, algorithms 4 and 5).
+    """
+
+    num_steps: int = 500
+    num_corrections: int = 1
+    signal_to_noise: float = 0.16
+
+    needs_signal: ClassVar[bool] = True
+
+    def step(self, denoise, process, carry, now, then, key):
+        predictor_key, corrector_key = jax.random.split(key)
+        x0 = denoise(carry.z, now.t, carry.x0).x0
+        score = -epsilon_of(process, now.t, carry.z, x0) / now.sigma
+        f, g_squared = process.drift_and_diffusion(now.t)
+        h = now.t - then.t
+        z = carry.z - h * (f * carry.z - g_squared * score)
+        z = z + jnp.sqrt(g_squared * h) * _noise(predictor_key, z)
+
+        def correct(index: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            z, x0 = state
+            x0 = denoise(z, then.t, x0).x0
+            score = -(z - then.alpha * x0) / then.sigma**2
+            noise = _noise(jax.random.fold_in(corrector_key, index), z)
+            norm = lambda a: jnp.sqrt(jnp.square(a.reshape(a.shape[0], -1)).sum(-1)).mean()  # noqa: E731
+            size = 2.0 * then.alpha**2 * (self.signal_to_noise * norm(noise) / norm(score)) ** 2
+            return z + size * score + jnp.sqrt(2.0 * size) * noise, x0
+
+        def finish(_: None) -> tuple[Array, Array]:
+            return jax.lax.fori_loop(0, self.num_corrections, correct, (z, x0))
+
+        z, x0 = jax.lax.cond(then.sigma > 0.0, finish, lambda _: (ddim_step(carry.z, x0, now, then), x0), None)
+        return Carry(z, x0, now)
