@@ -1,0 +1,156 @@
+"""Holds the likelihood of a trained run against a normal distribution and against other data:
+
+    python -m experiments.likelihood --workdir=runs/maf_mnist --against=uniform,constant,inverted,omniglot
+
+Prints the log-likelihood of the evaluation split beside that of a full-covariance normal distribution fitted to the
+training split in the same space; draws the density of two-dimensional data and says what it integrates to; and prints
+how well the likelihood tells the split from other sets (area under the ROC curve; below 0.5 the others are likelier).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from experiments import command_line
+from genjax import config
+
+flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
+flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+flags.DEFINE_list(
+    "against",
+    [],
+    "other sets: uniform, constant, inverted or shuffled pictures made from the split, or names of sets of this shape",
+)
+flags.DEFINE_integer("num_examples", 2000, "examples of each set that are compared", lower_bound=2)
+flags.DEFINE_string("output", None, "path of the density picture; <workdir>/density.png unless given")
+
+
+def altered(kind: str, x: np.ndarray, num_levels: int) -> np.ndarray:
+    """Pictures x [N, H, W, C] of integer levels, made into others of the same shape."""
+    rng = np.random.default_rng(0)
+    match kind:
+        case "uniform":
+            return rng.integers(0, num_levels, x.shape).astype(x.dtype)
+        case "constant":
+            return np.broadcast_to(rng.integers(0, num_levels, (len(x), 1, 1, 1)), x.shape).astype(x.dtype)
+        case "inverted":
+            return (num_levels - 1 - x).astype(x.dtype)
+    return rng.permuted(x.reshape(len(x), -1), axis=1).reshape(x.shape)
+
+
+def main(arguments: list[str]) -> int:
+    run = command_line.restore_from_flags(arguments, __doc__)
+    if run is None:
+        return 0
+    import jax
+
+    from genjax.evaluation import likelihood
+    from genjax.model import HasLogProb, HasLogProbBound
+
+    values, model, data = flags.FLAGS, run.model, run.experiment.data
+    split = run.experiment.evaluation.split
+    dequantizes = getattr(model, "dequantization", None) is not None
+    if not isinstance(model, HasLogProb | HasLogProbBound):
+        raise config.ConfigError(f"{type(model).__name__} has no likelihood")
+    exact = isinstance(model, HasLogProb) and not dequantizes
+    key = jax.random.key(run.experiment.evaluation.seed)
+
+    @jax.jit
+    def score(batch: dict, state) -> tuple[jax.Array, jax.Array, jax.Array]:
+        batch = data.transform(batch, key)
+        log_prob = model.log_prob(state, batch) if exact else model.log_prob_bound(state, batch, key)
+        raw = log_prob + batch["log_abs_det"] if "log_abs_det" in batch else log_prob
+        return log_prob, raw, batch["x"]
+
+    def scores(examples: dict[str, np.ndarray]) -> list[np.ndarray]:
+        size, parts = data.eval_batch_size, []
+        count = len(examples["x"])
+        for start in range(0, count, size):
+            index = np.minimum(np.arange(start, start + size), count - 1)
+            batch = {name: a[index] for name, a in examples.items()}
+            part = score({**batch, "example_index": index.astype(np.int32)}, run.state)
+            parts.append([np.asarray(p)[: count - start] for p in part])
+        return [np.concatenate(p) for p in zip(*parts, strict=True)]
+
+    held_out = data.load(split)
+    test = held_out.gather(np.arange(len(held_out)))
+    log_prob, raw, x = scores(test)
+    dim = int(np.prod(x.shape[1:]))
+    train = data.load("train")
+    chosen = np.random.default_rng(0).choice(len(train), min(len(train), 20000), replace=False)
+    fit = scores_of_normal(data, train.gather(np.sort(chosen)), key, x)
+    shift = (raw - log_prob).mean()
+    unit = "nats" if exact else "nats (bound)"
+    print(f"{run.name}, step {run.step}: {type(model).__name__} on {data.name}, split {split}, {len(x)} examples")
+    rows = {type(model).__name__: log_prob.mean(), "full-covariance normal": fit.mean()}
+    if dequantizes:
+        # The model's figure is of levels, the normal distribution's of x, one noise draw apart.
+        del rows["full-covariance normal"]
+    for name, value in rows.items():
+        bits = -(value + shift) / (dim * math.log(2.0))
+        print(f"  {name:<24} log-likelihood {value:10.4f} {unit}   {bits:8.4f} bits/dim")
+    record = {"step": run.step, "split": split, "log_likelihood": {k: float(v) for k, v in rows.items()}}
+
+    if x.shape[1:] == (2,) and exact:
+        low, high = x.min(0) - 1.0, x.max(0) + 1.0
+        density, integral = likelihood.density_grid(
+            lambda points: scores_of_x(model, run.state, points), low, high, 400
+        )
+        path = Path(values.output or Path(run.workdir) / "density.png").expanduser()
+        likelihood.write_density(density, low, high, x, path)
+        record["integral"] = integral
+        print(f"  the density integrates to {integral:.5f} over the square of the picture\n{path}")
+
+    for name in values.against:
+        if name in ("uniform", "constant", "inverted", "shuffled"):
+            if not hasattr(data, "levels"):
+                raise config.ConfigError(f"--against={name} is made from pictures, but {data.name} has none")
+            examples = {**test, "x": altered(name, test["x"], data.levels)}
+            examples = {k: a[: values.num_examples] for k, a in examples.items()}
+        else:
+            other = dataclasses.replace(data, name=name)
+            loaded = other.load(split)
+            examples = loaded.gather(np.arange(min(len(loaded), values.num_examples)))
+            if examples["x"].shape[1:] != test["x"].shape[1:]:
+                raise config.ConfigError(
+                    f"--against={name} has examples of shape {examples['x'].shape[1:]}, the run {test['x'].shape[1:]}"
+                )
+        theirs = scores(examples)[1]
+        # Values that underflow to a likelihood of 0 are simply the least likely.
+        area = likelihood.roc_auc(np.nan_to_num(theirs, nan=-np.inf), raw[: values.num_examples])
+        record.setdefault("roc_auc", {})[name] = area
+        print(
+            f"  against {name:<16} ROC-AUC {area:.4f}   their mean {-theirs.mean() / (dim * math.log(2.0)):8.4f} bits/dim"
+        )
+    path = Path(run.workdir) / f"likelihood_{split}.json"
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"written to {path}")
+    return 0
+
+
+def scores_of_normal(data, train: dict[str, np.ndarray], key, x: np.ndarray) -> np.ndarray:
+    """Log-density of x [N, ...] under a normal distribution fitted to training examples in the model's space."""
+    import jax
+
+    from genjax.evaluation import likelihood
+
+    batch = {**train, "example_index": np.arange(len(train["x"]), dtype=np.int32)}
+    transformed = np.asarray(jax.jit(data.transform)(batch, jax.random.fold_in(key, 1))["x"])
+    return likelihood.gaussian_log_prob(x, *likelihood.fit_gaussian(transformed))
+
+
+def scores_of_x(model, state, points: np.ndarray) -> np.ndarray:
+    """Log-density of points [N, D] in the model's space."""
+    import jax
+
+    return np.asarray(jax.jit(model.log_prob)(state, {"x": points}))
+
+
+if __name__ == "__main__":
+    command_line.run(main)
