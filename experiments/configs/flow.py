@@ -6,6 +6,7 @@ from genjax.config import register
 from genjax.data import Images, Points
 from genjax.families.flow.dequantization import Uniform, Variational
 from genjax.families.flow.ffjord import FFJORD
+from genjax.families.flow.flow_vae import FlowVAE
 from genjax.families.flow.glow import Glow
 from genjax.families.flow.maf import IAF, MAF
 from genjax.families.flow.neural_spline import NeuralSplineFlow
@@ -13,6 +14,7 @@ from genjax.families.flow.nice import NICE
 from genjax.families.flow.planar import PlanarFlow
 from genjax.families.flow.real_nvp import RealNVP
 from genjax.families.flow.residual import ResidualFlow
+from genjax.nn.encoder_decoder import MLPNetwork
 from genjax.optimizers import Adam, Cosine
 from genjax.training import Experiment, Training
 
@@ -335,3 +337,57 @@ def maf_mnist() -> Experiment:
     data = Images(name="mnist", preprocessing="logit", logit_alpha=1e-6, flatten=True, batch_size=100)
     training = Training(num_steps=6000, log_every=200, evaluate_every=1000, best_metric="nll")
     return Experiment(model=model, data=data, training=training)
+
+
+def _flow_vae_digits(posterior_flow: str, **fields) -> Experiment:
+    model = FlowVAE(
+        posterior_flow=posterior_flow,
+        latent_dim=16,
+        network=MLPNetwork(hidden_dims=(256, 256), activation="silu"),
+        num_importance_samples=500,
+        optimizer=Adam(learning_rate=2e-3, schedule=Cosine(warmup_steps=200), clip_norm=100.0),
+        **fields,
+    )
+    data = Images(name="digits", preprocessing="binarize_dynamic", batch_size=128)
+    training = Training(
+        num_steps=20000, steps_per_dispatch=50, log_every=1000, evaluate_every=5000, best_metric="nll_bound"
+    )
+    return Experiment(model=model, data=data, training=training)
+
+
+_FLOW_VAE = {
+    **_DIGITS,
+    "model.latent_dim": 2,
+    "model.network.hidden_dims": (8,),
+    "model.num_flow_layers": 2,
+    "model.context_dim": 2,
+    "model.num_importance_samples": 2,
+}
+
+
+@register(
+    "iaf_vae_digits",
+    source="Kingma et al. 2016, arXiv:1606.04934",
+    expected="PENDING",
+    shrunk={**_FLOW_VAE, "model.flow_hidden_dims": (8,)},
+)
+def iaf_vae_digits() -> Experiment:
+    """vae_digits with four inverse autoregressive maps as posterior.
+
+    python -m experiments.train --experiment=iaf_vae_digits --workdir=runs/iaf_vae_digits
+    """
+    return _flow_vae_digits("iaf")
+
+
+@register(
+    "planar_vae_digits",
+    source="Rezende & Mohamed 2015, arXiv:1505.05770",
+    expected="PENDING",
+    shrunk=_FLOW_VAE,
+)
+def planar_vae_digits() -> Experiment:
+    """vae_digits with eight planar maps as posterior.
+
+    python -m experiments.train --experiment=planar_vae_digits --workdir=runs/planar_vae_digits
+    """
+    return _flow_vae_digits("planar", num_flow_layers=8)
