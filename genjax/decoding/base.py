@@ -1,0 +1,119 @@
+"""What decoding asks of a model: a memory of fixed shape, and a way to read more tokens into it.
+
+The memory of a transformer is its keys and values, that of a recurrent network its state.  Every array of it has the
+batch as first axis when `ragged`, so that rows can be chosen, repeated and stand at different places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+PyTree = Any
+
+
+class Step(NamedTuple):
+    """Logits [B, K, V] after each token that was read, the renewed memory, and hidden features [B, K, C] or None."""
+
+    logits: Array
+    memory: PyTree
+    hidden: Array | None = None
+
+
+class Decoder(NamedTuple):
+    """A model as decoding sees it.
+
+    Attributes:
+      init: (batch, length, ragged) -> an empty memory for so many tokens.
+      extend: (memory, tokens [B, K]) -> Step.
+      rewind: (memory, length [B]) -> the memory as it was after so many tokens; None where it cannot go back.
+    """
+
+    init: Callable[[int, int, bool], PyTree]
+    extend: Callable[[PyTree, Array], Step]
+    rewind: Callable[[PyTree, Array], PyTree] | None = None
+
+
+class Generation(NamedTuple):
+    """What was generated.
+
+    Attributes:
+      tokens: new tokens, [B, N]; after the end token it is repeated.
+      lengths: number of new tokens with the end token, [B].
+      log_probs: log-probability of each in the distribution it was drawn from, [B, N], 0 after the end.
+    """
+
+    tokens: Array
+    lengths: Array
+    log_probs: Array
+
+
+def prefill(
+    decoder: Decoder, prompts: Array, lengths: Array | None, capacity: int, ragged: bool = False
+) -> tuple[Array, PyTree, Array | None]:
+    """Reads prompts.
+
+    Args:
+      decoder: the model.
+      prompts: [B, P], filled up on the right where they differ in length.
+      lengths: number of tokens of each prompt, [B], or None where all have P.
+      capacity: number of tokens that the memory has place for.
+      ragged: whether rows may stand at different places later, which differing lengths imply.
+
+    Returns:
+      Logits of the next token [B, V], the memory, and hidden features of the prompt [B, P, C] or None.
+
+    Raises:
+      ValueError: a prompt is empty or longer than the memory.
+    """
+    batch, size = prompts.shape
+    if size < 1:
+        raise ValueError("a prompt needs at least one token, for instance the start token")
+    if size > capacity:
+        raise ValueError(f"the prompt has {size} tokens, and the context only {capacity}")
+    memory = decoder.init(batch, capacity, ragged or lengths is not None)
+    if lengths is None:
+        step = decoder.extend(memory, prompts)
+        return step.logits[:, -1], step.memory, step.hidden
+    if decoder.rewind is None:
+        return _prefill_by_token(decoder, prompts, lengths, memory)
+    step = decoder.extend(memory, prompts)
+    memory = decoder.rewind(step.memory, lengths)
+    last = jnp.clip(lengths - 1, 0, size - 1)
+    return jnp.take_along_axis(step.logits, last[:, None, None], axis=1)[:, 0], memory, step.hidden
+
+
+def _prefill_by_token(decoder: Decoder, prompts: Array, lengths: Array, memory: PyTree) -> tuple[Array, PyTree, None]:
+    """For memories that cannot go back: rows keep their memory once their prompt is over."""
+
+    def read(carry: tuple[Array, PyTree], inputs: tuple[Array, Array]) -> tuple[tuple[Array, PyTree], None]:
+        logits, memory = carry
+        place, token = inputs
+        step = decoder.extend(memory, token[:, None])
+        more = place < lengths
+        return (where_rows(more, step.logits[:, 0], logits), where_rows(more, step.memory, memory)), None
+
+    shape = jax.eval_shape(lambda: decoder.extend(memory, prompts[:, :1]).logits[:, 0])
+    start = (jnp.zeros(shape.shape, shape.dtype), memory)
+    (logits, memory), _ = jax.lax.scan(read, start, (jnp.arange(prompts.shape[1]), prompts.T))
+    return logits, memory, None
+
+
+def where_rows(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
+    """Chooses whole rows of trees by condition [B]."""
+    expand = lambda a: condition.reshape(condition.shape + (1,) * (a.ndim - 1))  # noqa: E731
+    return jax.tree.map(lambda y, n: jnp.where(expand(y), y, n), yes, no)
+
+
+def take_rows(tree: PyTree, index: Array) -> PyTree:
+    """Rows of every array by index [B']."""
+    return jax.tree.map(lambda a: jnp.take(a, index, axis=0), tree)
+
+
+def repeat_rows(tree: PyTree, count: int) -> PyTree:
+    """Every row `count` times, one after the other."""
+    return jax.tree.map(lambda a: jnp.repeat(a, count, axis=0), tree)

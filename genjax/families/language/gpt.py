@@ -1,0 +1,353 @@
+"""Autoregressive transformer language models: GPT-2 (Radford et al. 2019) and Llama-like (Touvron et al. 2023).
+
+    p(x_1 .. x_T | x_0) = prod_t p(x_t | x_<t),    p(. | x_<t) = softmax(W h_t),   h = transformer(x_0 .. x_{T-1})
+
+A batch has `tokens` [B, T + 1]: T inputs and, one to the right, their T targets.  `mask` [B, T + 1] is False at padding;
+`segment_ids` [B, T + 1] number packed documents, which do not see and do not predict each other.
+
+The loss of an example is the sum of its targets' nats over T, so that masked targets weigh nothing and microbatches,
+devices and whole batches give the same gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from genjax import decoding
+from genjax.model import (
+    Array,
+    Batch,
+    Metrics,
+    PyTree,
+    TrainState,
+    ema_update,
+    example_keys,
+    gradient_step,
+    gradient_update,
+)
+from genjax.nn import adaptation
+from genjax.nn.adaptation import LoRA
+from genjax.nn.transformer import Cache, TokenEmbedding, Transformer, TransformerStack, unrolled
+from genjax.optimizers import AdamW, Optimizer
+
+
+def gpt2_network(num_layers: int = 12, width: int = 768, num_heads: int = 12, **changes: Any) -> Transformer:
+    """The stack of GPT-2 (the 124M one unless told): pre-norm, learned positions, tanh-approximated GELU."""
+    return Transformer(num_layers=num_layers, width=width, num_heads=num_heads, **changes)
+
+
+def llama_network(
+    num_layers: int, width: int, num_heads: int, num_kv_heads: int | None = None, **changes: Any
+) -> Transformer:
+    """The stack of Llama: RMSNorm, rotary positions, SwiGLU, no biases, grouped-query attention where asked."""
+    settings = {
+        "norm": "rms",
+        "positions": "rotary",
+        "activation": "silu",
+        "gated": True,
+        "use_bias": False,
+        "scale_residual_init": False,
+        "max_length": 4096,
+        **changes,
+    }
+    return Transformer(
+        num_layers=num_layers, width=width, num_heads=num_heads, num_kv_heads=num_kv_heads, **settings
+    )
+
+
+def token_weights(batch: Batch) -> Array:
+    """1 at targets that count, 0 at padding and at first tokens of packed documents; float32 [B, T]."""
+    tokens = batch["tokens"]
+    weights = jnp.ones_like(tokens[:, 1:], jnp.float32)
+    if "mask" in batch:
+        weights = weights * batch["mask"][:, 1:].astype(jnp.float32)
+    if "segment_ids" in batch:
+        segments = batch["segment_ids"]
+        weights = weights * (segments[:, 1:] == segments[:, :-1])
+    return weights
+
+
+def token_nll(logits: Array, targets: Array) -> Array:
+    """Negative log-probability of each target in nats, float32; [B, T, V], [B, T] -> [B, T]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
+
+
+def sequence_metrics(nll: Array, weights: Array, batch: Batch) -> Metrics:
+    """Per example: `nll` in nats, `num_tokens`, and `num_characters` where the batch has it; each [B]."""
+    metrics = {"nll": (nll * weights).sum(1), "num_tokens": weights.sum(1)}
+    if "num_characters" in batch:
+        metrics["num_characters"] = batch["num_characters"].astype(jnp.float32)
+    return metrics
+
+
+def summarize(means: dict[str, float]) -> dict[str, float]:
+    """Adds what is a ratio of means: nll_per_token (nats), bits_per_token, perplexity, bits_per_character."""
+    import math
+
+    per_token = means["nll"] / max(means["num_tokens"], 1e-9)
+    means = {
+        **means,
+        "nll_per_token": per_token,
+        "bits_per_token": per_token / math.log(2.0),
+        "perplexity": math.exp(min(per_token, 700.0)),
+    }
+    if means.get("num_characters"):
+        means["bits_per_character"] = means["nll"] / means["num_characters"] / math.log(2.0)
+    return means
+
+
+class LanguageModel(nn.Module):
+    """Embeddings, stack and output map of a GPT."""
+
+    vocab_size: int
+    config: Transformer
+    tie_embeddings: bool = True
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.embedding = TokenEmbedding(self.vocab_size, self.config, dtype=self.dtype)
+        self.stack = TransformerStack(self.config, self.dtype)
+        if not self.tie_embeddings:
+            std = self.config.init_std
+            init = nn.initializers.lecun_normal() if std is None else nn.initializers.normal(std)
+            self.head = nn.Dense(self.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=init)
+
+    def __call__(
+        self,
+        tokens: Array,
+        *,
+        segment_ids: Array | None = None,
+        cache: Cache | None = None,
+        dropout_keys: Array | None = None,
+        return_weights: bool = False,
+    ) -> tuple[Array, Any]:
+        """tokens [B, T] -> float32 logits [B, T, V] and the stack's output."""
+        start = None if cache is None else cache.length
+        x = self.embedding(tokens, segment_ids=segment_ids, start=start)
+        out = self.stack(
+            x, segment_ids=segment_ids, cache=cache, dropout_keys=dropout_keys, return_weights=return_weights
+        )
+        logits = self.embedding.logits(out.x) if self.tie_embeddings else self.head(out.x).astype(jnp.float32)
+        return logits, out
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GPT:
+    """Decoder-only transformer language model.
+
+    Attributes:
+      vocab_size: number of tokens; None takes the data set's.
+      sequence_length: tokens T that are predicted of each example; None takes the data set's.
+      start_token: what an unconditional sample begins with; None takes the data set's.
+      end_token: what ends a sample; None takes the data set's, where documents end.
+      network: the transformer stack; its `max_length` is the longest context.
+      tie_embeddings: logits are products with the token embeddings.
+      z_loss: weight of the squared log-normalizer of the logits (PaLM, Chowdhery et al. 2022).
+      label_smoothing: probability that the loss spreads over all tokens; evaluation is without it.
+      sampling: how `sample` and `generate` choose tokens.
+      lora: train low-rank updates of the linear maps and nothing else, or None.
+      frozen: paths of parameters that are not trained, by their beginning, as in embedding or stack/layer_0.
+      compute_dtype: type that the network computes in; parameters, logits and losses are float32.
+      optimizer: learning rule.
+    """
+
+    vocab_size: int | None = None
+    sequence_length: int | None = None
+    start_token: int | None = None
+    end_token: int | None = None
+    network: Transformer = Transformer()
+    tie_embeddings: bool = True
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+    sampling: decoding.Sampling = decoding.Sampling()
+    lora: LoRA | None = None
+    frozen: tuple[str, ...] = ()
+    compute_dtype: str = "float32"
+    optimizer: Optimizer = AdamW(learning_rate=1e-3, b2=0.99, weight_decay=0.1, clip_norm=1.0)
+
+    def module(self, network: Transformer | None = None) -> LanguageModel:
+        """The Linen module."""
+        if self.vocab_size is None:
+            raise ValueError("GPT.vocab_size is None; give it, or resolve the experiment")
+        network = network or self.network
+        return LanguageModel(self.vocab_size, network, self.tie_embeddings, jnp.dtype(self.compute_dtype))
+
+    def init(self, key: Array, batch: Batch) -> TrainState:
+        """Returns the state before the first step.
+
+        Raises:
+          ValueError: the examples are longer than the network's context.
+        """
+        length = batch["tokens"].shape[1] - 1
+        if length > self.network.max_length:
+            raise ValueError(
+                f"examples have {length} tokens, but model.network.max_length={self.network.max_length} is the longest context"
+            )
+        network_key, update_key = jax.random.split(key)
+        params = self.module().init(network_key, batch["tokens"][:1, :1])["params"]
+        if self.lora is not None:
+            params = {**params, "lora": self.lora.init(update_key, params)}
+        if not self._partial:
+            return TrainState.create(params, self.optimizer)
+        state = TrainState.create(params)
+        trained, _ = adaptation.split(params, self._trained)
+        if not trained:
+            raise ValueError(f"model.frozen={self.frozen} leaves no parameter to train")
+        ema = None if self.optimizer.ema_decay is None else jax.tree.map(jnp.copy, params)
+        return state.replace(opt_state=self.optimizer.build().init(trained), ema_params=ema)
+
+    # Parameters that are trained, and those that are applied.
+
+    @property
+    def _partial(self) -> bool:
+        return self.lora is not None or bool(self.frozen)
+
+    def _trained(self, path: str) -> bool:
+        if self.lora is not None:
+            return path.startswith("lora/")
+        return not any(path == f or path.startswith(f + "/") for f in self.frozen)
+
+    def network_params(self, params: PyTree) -> PyTree:
+        """The network's own parameters, low-rank updates added."""
+        if self.lora is None:
+            return params
+        base = {name: value for name, value in params.items() if name != "lora"}
+        return self.lora.merge(base, params["lora"])
+
+    # Likelihood.
+
+    def _forward(self, params: PyTree, batch: Batch, dropout_keys: Array | None = None) -> tuple[Array, Any]:
+        segments = batch["segment_ids"][:, :-1] if "segment_ids" in batch else None
+        return self.module().apply(
+            {"params": self.network_params(params)},
+            batch["tokens"][:, :-1],
+            segment_ids=segments,
+            dropout_keys=dropout_keys,
+        )
+
+    def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        """Mean over examples of the targets' nats over T (and what regularises), and metrics."""
+        logits, out = self._forward(params, batch, example_keys(key, batch))
+        weights, targets = token_weights(batch), batch["tokens"][:, 1:]
+        nll = token_nll(logits, targets)
+        objective = nll
+        if self.label_smoothing:
+            log_probs = jax.nn.log_softmax(logits)
+            objective = (1.0 - self.label_smoothing) * nll - self.label_smoothing * log_probs.mean(-1)
+        if self.z_loss:
+            objective = objective + self.z_loss * jax.nn.logsumexp(logits, axis=-1) ** 2
+        loss = ((objective * weights).mean(1) + out.auxiliary).mean()
+        metrics = {"nll_per_token": (nll * weights).sum() / jnp.maximum(weights.sum(), 1.0)}
+        if self.network.experts is not None:
+            metrics["auxiliary"] = out.auxiliary.mean()
+        return loss, metrics
+
+    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """One update.  Metrics: loss, nll_per_token (nats)."""
+        if not self._partial:
+            return gradient_step(self.loss, self.optimizer)(state, batch, key)
+        trained, rest = adaptation.split(state.params, self._trained)
+        loss = lambda p, b, k: self.loss(adaptation.join(p, rest), b, k)  # noqa: E731
+        trained, opt_state, metrics, _ = gradient_update(loss, self.optimizer, trained, state.opt_state, batch, key)
+        params = adaptation.join(trained, rest)
+        ema = state.ema_params
+        if self.optimizer.ema_decay is not None:
+            ema = ema_update(ema, params, self.optimizer.ema_decay, state.step)
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema), metrics
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """Per example: `nll` in nats of its targets, `num_tokens`, `accuracy`; [B] each.  See `summarize`."""
+        del key
+        logits, _ = self._forward(state.eval_params, batch)
+        weights, targets = token_weights(batch), batch["tokens"][:, 1:]
+        metrics = sequence_metrics(token_nll(logits, targets), weights, batch)
+        hits = (logits.argmax(-1) == targets) * weights
+        return {**metrics, "accuracy": hits.sum(1) / jnp.maximum(weights.sum(1), 1.0)}
+
+    def summarize(self, means: dict[str, float]) -> dict[str, float]:
+        """Adds nll_per_token (nats), bits_per_token, perplexity and bits_per_character to means of `evaluate`."""
+        return summarize(means)
+
+    def log_prob(self, state: TrainState, batch: Batch) -> Array:
+        """Log-probability of the targets given the first token, in nats, [B]."""
+        logits, _ = self._forward(state.eval_params, batch)
+        return -(token_nll(logits, batch["tokens"][:, 1:]) * token_weights(batch)).sum(1)
+
+    def logits(self, state: TrainState, tokens: Array, segment_ids: Array | None = None) -> Array:
+        """Next-token logits, [B, T] -> float32 [B, T, V]."""
+        params = self.network_params(state.eval_params)
+        return self.module().apply({"params": params}, tokens, segment_ids=segment_ids)[0]
+
+    def attention_weights(self, state: TrainState, tokens: Array) -> list[Array]:
+        """Attention of each layer, [B, T] -> num_layers x [B, H, T, T]."""
+        params = self.network_params(state.eval_params)
+        _, out = self.module().apply({"params": params}, tokens, return_weights=True)
+        return [own for own, _ in out.weights]
+
+    # Generation.
+
+    def decoder(self, state: TrainState) -> decoding.Decoder:
+        """How the functions of `genjax.decoding` run this model."""
+        network = dataclasses.replace(self.network, scan_layers=False, remat=False)
+        module = self.module(network)
+        params = self.network_params(state.eval_params)
+        params = {**params, "stack": unrolled(params["stack"], self.network)}
+
+        def init(batch: int, length: int, ragged: bool) -> Cache:
+            if length > network.max_length and network.positions in ("learned", "sinusoidal"):
+                raise ValueError(
+                    f"prompt and new tokens take {length} places, but the longest context is "
+                    f"model.network.max_length={network.max_length}"
+                )
+            return network.init_cache(batch, length, jnp.dtype(self.compute_dtype), ragged)
+
+        def extend(cache: Cache, tokens: Array) -> decoding.Step:
+            logits, out = module.apply({"params": params}, tokens, cache=cache)
+            return decoding.Step(logits, out.cache, out.x)
+
+        return decoding.Decoder(init=init, extend=extend, rewind=lambda cache, length: cache.replace(length=length))
+
+    def generate(
+        self,
+        state: TrainState,
+        key: Array,
+        prompts: Array,
+        max_new_tokens: int,
+        lengths: Array | None = None,
+        **options: Any,
+    ) -> decoding.Generation:
+        """Continues prompts [B, P]; `options` are those of `decoding.generate`."""
+        options = {"sampling": self.sampling, "end_token": self.end_token, **options}
+        return decoding.generate(self.decoder(state), key, prompts, max_new_tokens, lengths=lengths, **options)
+
+    def sample(
+        self, state: TrainState, key: Array, num_samples: int, prompt: Array | None = None, **options: Any
+    ) -> Array:
+        """Draws token sequences [num_samples, T + 1] that begin with the start token, or with `prompt` [P].
+
+        Places after the end token repeat it.
+        """
+        if self.sequence_length is None:
+            raise ValueError("GPT.sequence_length is None; give it, or resolve the experiment")
+        if prompt is None:
+            prompt = jnp.full((1,), self.start_token or 0, jnp.int32)
+        total = self.sequence_length + 1
+        if prompt.shape[0] >= total:
+            raise ValueError(f"the prompt has {prompt.shape[0]} tokens, and a sample only {total}")
+        prompts = jnp.broadcast_to(prompt.astype(jnp.int32)[None], (num_samples, prompt.shape[0]))
+        out = self.generate(state, key, prompts, total - prompt.shape[0], **options)
+        return jnp.concatenate([prompts, out.tokens], axis=1)
+
+
+@functools.cache
+def num_parameters(model: GPT) -> int:
+    """Number of parameters of the network."""
+    shapes = jax.eval_shape(lambda: model.module().init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
