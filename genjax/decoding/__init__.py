@@ -1,6 +1,30 @@
 """Generation of tokens, for every token model: one compiled loop of fixed shapes around a model's `Decoder`."""
 
 from genjax.decoding.base import Decoder, Generation, Step, prefill, repeat_rows, take_rows
+from genjax.decoding.beam import Beams, beam_search, length_penalty
+from genjax.decoding.constraint import Automaton, from_regular_expression
+from genjax.decoding.contrastive import contrastive_search
+from genjax.decoding.generate import generate, stream
 from genjax.decoding.sampling import Sampling
+from genjax.decoding.speculative import speculative
+from genjax.decoding.watermark import Watermark
 
-__all__ = ["Decoder", "Generation", "Sampling", "Step", "prefill", "repeat_rows", "take_rows"]
+__all__ = [
+    "Automaton",
+    "Beams",
+    "Decoder",
+    "Generation",
+    "Sampling",
+    "Step",
+    "Watermark",
+    "beam_search",
+    "contrastive_search",
+    "from_regular_expression",
+    "generate",
+    "length_penalty",
+    "prefill",
+    "repeat_rows",
+    "speculative",
+    "stream",
+    "take_rows",
+]

@@ -50,9 +50,7 @@ class LoRA:
             updates[(*path, "b")] = jnp.zeros((*stack, self.rank, columns))
         if not updates:
             names = sorted({path[-2] for path in flat if path[-1] == "kernel"})
-            raise ValueError(
-                f"LoRA targets {', '.join(self.targets)} name no linear map; there are {', '.join(names)}"
-            )
+            raise ValueError(f"LoRA targets {', '.join(self.targets)} name no linear map; there are {', '.join(names)}")
         return traverse_util.unflatten_dict(updates)
 
     def merge(self, params: PyTree, updates: PyTree) -> PyTree:

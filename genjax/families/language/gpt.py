@@ -57,9 +57,7 @@ def llama_network(
         "max_length": 4096,
         **changes,
     }
-    return Transformer(
-        num_layers=num_layers, width=width, num_heads=num_heads, num_kv_heads=num_kv_heads, **settings
-    )
+    return Transformer(num_layers=num_layers, width=width, num_heads=num_heads, num_kv_heads=num_kv_heads, **settings)
 
 
 def token_weights(batch: Batch) -> Array:

@@ -1,0 +1,111 @@
+"""Beam search with a length penalty.
+
+    score(y) = sum_t log p(y_t | y_<t) / penalty(|y|),    penalty(n) = ((5 + n) / 6)^alpha     (Wu et al. 2016, eq. 14)
+
+Of the K hypotheses of each row the 2K likeliest continuations are looked at; those that end are finished hypotheses,
+the K best others go on.  The search stops when no open hypothesis can beat the worst finished one any more.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from genjax.decoding.base import Decoder, prefill, repeat_rows, take_rows
+
+Array = jax.Array
+
+_WORST = -1e30
+
+
+class Beams(NamedTuple):
+    """The best hypotheses of each row, best first: tokens [B, K, N] with ends repeated, lengths [B, K], scores [B, K]."""
+
+    tokens: Array
+    lengths: Array
+    scores: Array
+
+
+def length_penalty(length: Array | int, alpha: float) -> Array:
+    """Divisor of the summed log-probability; 1 for alpha 0."""
+    return ((5.0 + length) / 6.0) ** alpha
+
+
+def beam_search(
+    decoder: Decoder,
+    prompts: Array,
+    max_new_tokens: int,
+    *,
+    num_beams: int,
+    end_token: int,
+    lengths: Array | None = None,
+    alpha: float = 0.0,
+) -> Beams:
+    """Searches for the likeliest continuations of prompts [B, P].
+
+    Args:
+      decoder: the model.
+      prompts: filled up on the right where they differ in length.
+      max_new_tokens: number N of new tokens at most, the end token among them; what has not ended then counts as it is.
+      num_beams: number K of hypotheses.
+      end_token: what ends a hypothesis.
+      lengths: number of tokens of each prompt, [B], or None.
+      alpha: strength of the length penalty; larger favours longer ones.
+
+    Raises:
+      ValueError: a setting is below 1, or the prompt does not fit.
+    """
+    if num_beams < 1 or max_new_tokens < 1:
+        raise ValueError(f"num_beams={num_beams} and max_new_tokens={max_new_tokens} must be at least 1")
+    batch, size = prompts.shape
+    logits, memory, _ = prefill(decoder, prompts, lengths, size + max_new_tokens, ragged=True)
+    vocab = logits.shape[-1]
+    k = num_beams
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    log_probs = jnp.repeat(log_probs, k, axis=0).reshape(batch, k, vocab)
+    memory = repeat_rows(memory, k)
+    # Only the first of K equal hypotheses counts at the start.
+    totals = jnp.full((batch, k), _WORST).at[:, 0].set(0.0)
+    tokens = jnp.full((batch, k, max_new_tokens), end_token, jnp.int32)
+    done_tokens, done_scores = tokens, jnp.full((batch, k), _WORST)
+    done_lengths = jnp.zeros((batch, k), jnp.int32)
+
+    def insert(done, tokens, scores, lengths):
+        """The K best of finished hypotheses and new ones."""
+        pool = [jnp.concatenate(pair, axis=1) for pair in zip(done, (tokens, scores, lengths))]
+        scores, index = jax.lax.top_k(pool[1], k)
+        pick = lambda a: jax.vmap(lambda rows, i: rows[i])(a, index)  # noqa: E731
+        return pick(pool[0]), scores, pick(pool[2])
+
+    def going_on(carry):
+        step, _, _, totals, _, (_, done_scores, _) = carry
+        # Totals only fall; the penalty that suits an open hypothesis best is that of the longest (alpha > 0) or the next.
+        best_length = max_new_tokens if alpha > 0 else step + 1
+        possible = totals.max(1) / length_penalty(best_length, alpha)
+        return (step < max_new_tokens) & (possible > done_scores.min(1)).any()
+
+    def body(carry):
+        step, memory, log_probs, totals, tokens, done = carry
+        scores = totals[:, :, None] + log_probs
+        best, index = jax.lax.top_k(scores.reshape(batch, k * vocab), min(2 * k, k * vocab))
+        parent, token = index // vocab, (index % vocab).astype(jnp.int32)
+        rows = jax.vmap(lambda a, i: a[i])(tokens, parent).at[:, :, step].set(token)  # [B, 2K, N]
+        ends = token == end_token
+        last = step + 1 == max_new_tokens
+        finished = jnp.where(ends | last, best / length_penalty(step + 1, alpha), _WORST)
+        finished = jnp.maximum(finished, _WORST)
+        new_lengths = jnp.broadcast_to(step + 1, token.shape).astype(jnp.int32)
+        done = insert(done, rows, finished, new_lengths)
+        totals, chosen = jax.lax.top_k(jnp.where(ends, _WORST, best), min(k, best.shape[1]))
+        pick = lambda a: jax.vmap(lambda row, i: row[i])(a, chosen)  # noqa: E731
+        tokens, parent, token = pick(rows), pick(parent), pick(token)
+        flat = (parent + k * jnp.arange(batch)[:, None]).reshape(-1)
+        out = decoder.extend(take_rows(memory, flat), token.reshape(-1, 1))
+        log_probs = jax.nn.log_softmax(out.logits[:, 0].astype(jnp.float32), axis=-1).reshape(batch, k, vocab)
+        return step + 1, out.memory, log_probs, totals, tokens, done
+
+    carry = (jnp.asarray(0), memory, log_probs, totals, tokens, (done_tokens, done_scores, done_lengths))
+    *_, (tokens, scores, lengths) = jax.lax.while_loop(going_on, body, carry)
+    return Beams(tokens, lengths, scores)

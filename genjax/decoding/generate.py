@@ -1,0 +1,193 @@
+"""Continuing prompts token by token: greedy or sampled, constrained, watermarked, in one loop or as a stream."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax.decoding.base import Decoder, Generation, prefill
+from genjax.decoding.constraint import Automaton
+from genjax.decoding.sampling import FORBIDDEN, Sampling
+from genjax.decoding.watermark import Watermark
+
+Array = jax.Array
+
+
+class ChoiceState(NamedTuple):
+    """What the choice of tokens remembers: tokens seen bool [B, V], state of the automaton [B], last token [B], ended [B]."""
+
+    seen: Array | None
+    state: Array | None
+    previous: Array
+    ended: Array
+
+
+class Choice(NamedTuple):
+    """How a token is chosen, from its settings."""
+
+    sampling: Sampling
+    end_token: int | None
+    constraint: Automaton | None
+    watermark: Watermark | None
+
+    def init(self, prompts: Array, lengths: Array | None, vocab_size: int) -> ChoiceState:
+        """The state after the prompts [B, P]."""
+        batch, size = prompts.shape
+        place = jnp.full((batch,), size) if lengths is None else lengths
+        previous = jnp.take_along_axis(prompts, place[:, None] - 1, axis=1)[:, 0]
+        seen = None
+        if self.sampling.needs_seen:
+            real = jnp.arange(size)[None] < place[:, None]
+            seen = jnp.zeros((batch, vocab_size), bool)
+            seen = jax.vmap(lambda row, tokens, real: row.at[tokens].max(real))(seen, prompts, real)
+        state = None if self.constraint is None else jnp.full((batch,), self.constraint.start, jnp.int32)
+        return ChoiceState(seen, state, previous, jnp.zeros((batch,), bool))
+
+    def __call__(self, keys: Array, logits: Array, past: ChoiceState) -> tuple[Array, Array, ChoiceState]:
+        """Chooses from logits [B, V]; returns tokens [B], their log-probabilities [B], and the state after them."""
+        logits = logits.astype(jnp.float32)
+        if self.constraint is not None:
+            logits = jnp.where(self.constraint.allowed(past.state, self.end_token), logits, FORBIDDEN)
+        if self.watermark is not None:
+            logits = self.watermark.shift(logits, past.previous)
+        filtered = self.sampling.filter(logits, past.seen)
+        token = self.sampling.draw(keys, filtered)
+        log_prob = jnp.take_along_axis(jax.nn.log_softmax(filtered, axis=-1), token[:, None], axis=1)[:, 0]
+        ended = past.ended
+        if self.end_token is not None:
+            token = jnp.where(ended, self.end_token, token)
+            log_prob = jnp.where(ended, 0.0, log_prob)
+            ended = ended | (token == self.end_token)
+        seen, state = past.seen, past.state
+        if seen is not None:
+            seen = jax.vmap(lambda row, index: row.at[index].set(True))(seen, token)
+        if state is not None:
+            state = self.constraint.advance(state, token)
+        return token, log_prob, ChoiceState(seen, state, token, ended)
+
+
+def row_keys(key: Array, rows: int) -> Array:
+    """One key for each row, which does not depend on their number."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))
+
+
+def _keys_of_step(keys: Array, step: Array | int) -> Array:
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
+
+
+def generate(
+    decoder: Decoder,
+    key: Array,
+    prompts: Array,
+    max_new_tokens: int,
+    *,
+    lengths: Array | None = None,
+    sampling: Sampling = Sampling(),
+    end_token: int | None = None,
+    constraint: Automaton | None = None,
+    watermark: Watermark | None = None,
+) -> Generation:
+    """Continues prompts in one compiled loop.
+
+    Args:
+      decoder: the model.
+      key: random key.
+      prompts: [B, P] int32, filled up on the right where they differ in length.
+      max_new_tokens: number N of new tokens at most.
+      lengths: number of tokens of each prompt, [B]; None where all have P.
+      sampling: filters and temperature.
+      end_token: after it a row is over; the loop stops when all are.
+      constraint: automaton that the new tokens must follow.
+      watermark: green-list watermark to put in.
+
+    Raises:
+      ValueError: the prompt does not fit, or no new token was asked for.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    batch, size = prompts.shape
+    prompts = prompts.astype(jnp.int32)
+    logits, memory, _ = prefill(decoder, prompts, lengths, size + max_new_tokens - 1)
+    choice = Choice(sampling, end_token, constraint, watermark)
+    keys = row_keys(key, batch)
+    token, log_prob, past = choice(_keys_of_step(keys, 0), logits, choice.init(prompts, lengths, logits.shape[-1]))
+    fill = 0 if end_token is None else end_token
+    # Step first: a row of each is then written in place.
+    tokens = jnp.full((max_new_tokens, batch), fill, jnp.int32).at[0].set(token)
+    log_probs = jnp.zeros((max_new_tokens, batch)).at[0].set(log_prob)
+
+    def going_on(carry: tuple[Any, ...]) -> Array:
+        step, _, past, _, _ = carry
+        return (step < max_new_tokens) & ~past.ended.all()
+
+    def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        step, memory, past, tokens, log_probs = carry
+        out = decoder.extend(memory, past.previous[:, None])
+        token, log_prob, past = choice(_keys_of_step(keys, step), out.logits[:, 0], past)
+        return step + 1, out.memory, past, tokens.at[step].set(token), log_probs.at[step].set(log_prob)
+
+    carry = (jnp.asarray(1), memory, past, tokens, log_probs)
+    *_, tokens, log_probs = jax.lax.while_loop(going_on, body, carry)
+    return finished(tokens.T, log_probs.T, end_token)
+
+
+def finished(tokens: Array, log_probs: Array, end_token: int | None) -> Generation:
+    """Adds the lengths: up to and with the first end token."""
+    size = tokens.shape[1]
+    if end_token is None:
+        return Generation(tokens, jnp.full((tokens.shape[0],), size), log_probs)
+    ends = tokens == end_token
+    lengths = jnp.where(ends.any(1), ends.argmax(1) + 1, size)
+    return Generation(tokens, lengths, log_probs)
+
+
+@functools.partial(jax.jit, static_argnames=("extend", "sampling", "end_token", "watermark", "first"), donate_argnums=1)
+def _stream_step(extend, memory, logits, keys, step, past, constraint, *, sampling, end_token, watermark, first):
+    if not first:
+        out = extend(memory, past.previous[:, None])
+        logits, memory = out.logits[:, 0], out.memory
+    choice = Choice(sampling, end_token, constraint, watermark)
+    token, _, past = choice(_keys_of_step(keys, step), logits, past)
+    return token, memory, past
+
+
+def stream(
+    decoder: Decoder,
+    key: Array,
+    prompt: Array,
+    max_new_tokens: int,
+    *,
+    sampling: Sampling = Sampling(),
+    end_token: int | None = None,
+    constraint: Automaton | None = None,
+    watermark: Watermark | None = None,
+) -> Iterator[int]:
+    """Yields the new tokens of one prompt [P] as they are chosen; the same ones as `generate` with the same key."""
+    prompts = jnp.asarray(prompt, jnp.int32)[None]
+    logits, memory, _ = jax.jit(lambda p: prefill(decoder, p, None, p.shape[1] + max_new_tokens - 1))(prompts)
+    choice = Choice(sampling, end_token, constraint, watermark)
+    past = choice.init(prompts, None, logits.shape[-1])
+    keys = row_keys(key, 1)
+    for step in range(max_new_tokens):
+        token, memory, past = _stream_step(
+            decoder.extend,
+            memory,
+            logits,
+            keys,
+            step,
+            past,
+            constraint,
+            sampling=sampling,
+            end_token=end_token,
+            watermark=watermark,
+            first=step == 0,
+        )
+        value = int(np.asarray(token)[0])
+        yield value
+        if value == end_token:
+            return

@@ -1,0 +1,135 @@
+"""Speculative decoding (Leviathan et al. 2023, arXiv:2211.17192, algorithm 1; Chen et al. 2023).
+
+A draft model q proposes K tokens, the target p reads them in one pass.  Proposal x is kept with probability
+min(1, p(x) / q(x)); at the first that is not, a token is drawn from max(0, p - q), renormalised; where all are kept,
+one more from p.  The result is distributed exactly as samples of p, here p and q being the filtered distributions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from genjax.decoding.base import Decoder, Generation, prefill
+from genjax.decoding.generate import finished, row_keys
+from genjax.decoding.sampling import Sampling
+
+Array = jax.Array
+
+
+def speculative(
+    target: Decoder,
+    draft: Decoder,
+    key: Array,
+    prompts: Array,
+    max_new_tokens: int,
+    *,
+    num_proposals: int = 4,
+    lengths: Array | None = None,
+    sampling: Sampling = Sampling(),
+    end_token: int | None = None,
+) -> tuple[Generation, Array]:
+    """Continues prompts [B, P] as `generate` with `target` would, in fewer of its passes.
+
+    Args:
+      target: the model whose distribution the result has.
+      draft: a faster model of the same vocabulary.
+      key: random key.
+      prompts: filled up on the right where they differ in length.
+      max_new_tokens: number N of new tokens at most.
+      num_proposals: number K of tokens that the draft proposes at a time.
+      lengths: number of tokens of each prompt, [B], or None.
+      sampling: filters and temperature, of both models (without a repetition penalty).
+      end_token: after it a row is over.
+
+    Returns:
+      The generation (its `log_probs` are 0, as they were not drawn by one distribution), and the number of passes of
+      the target after the prompt.
+
+    Raises:
+      ValueError: a model cannot go back, or the settings cannot be served.
+    """
+    if target.rewind is None or draft.rewind is None:
+        raise ValueError("speculative decoding needs memories that can go back; recurrent networks have none")
+    if sampling.needs_seen:
+        raise ValueError("speculative decoding does not serve a repetition penalty")
+    if num_proposals < 1 or max_new_tokens < 1:
+        raise ValueError(f"num_proposals={num_proposals} and max_new_tokens={max_new_tokens} must be at least 1")
+    batch, size = prompts.shape
+    prompts = prompts.astype(jnp.int32)
+    room = size + max_new_tokens + num_proposals + 1
+    place = jnp.full((batch,), size) if lengths is None else lengths
+    # Both memories lack the last token of the text, which is the first that a pass reads.
+    memories = []
+    for decoder in (target, draft):
+        _, memory, _ = prefill(decoder, prompts, place, room, ragged=True)
+        memories.append(decoder.rewind(memory, place - 1))
+    last = jnp.take_along_axis(prompts, place[:, None] - 1, axis=1)[:, 0]
+    probabilities = lambda logits: jax.nn.softmax(sampling.filter(logits), axis=-1)  # noqa: E731
+    keys = row_keys(key, batch)
+    width = num_proposals + 1
+    slots = max_new_tokens + width
+
+    def propose(carry, step_keys):
+        memory, token = carry
+        out = draft.extend(memory, token[:, None])
+        probs = probabilities(out.logits[:, 0])
+        token = jax.vmap(jax.random.categorical)(step_keys, jnp.log(jnp.maximum(probs, 1e-38))).astype(jnp.int32)
+        return (out.memory, token), (token, probs)
+
+    def going_on(carry: tuple[Any, ...]) -> Array:
+        _, _, _, _, count, ended, _ = carry
+        return ((count < max_new_tokens) & ~ended).any()
+
+    def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        passes, memories, last, tokens, count, ended, written = carry
+        step_keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, passes), num_proposals + 2))(keys)
+        start = place - 1 + count
+        (draft_memory, token), (proposals, q) = jax.lax.scan(
+            propose, (memories[1], last), step_keys[:, :num_proposals].swapaxes(0, 1)
+        )
+        proposals, q = proposals.T, q.swapaxes(0, 1)  # [B, K], [B, K, V]
+        # The draft reads its last proposal too, so that its memory is whole where all are kept.
+        draft_memory = draft.extend(draft_memory, token[:, None]).memory
+        out = target.extend(memories[0], jnp.concatenate([last[:, None], proposals], axis=1))
+        p = probabilities(out.logits)  # [B, K + 1, V]
+
+        of = lambda probs: jnp.take_along_axis(probs, proposals[:, :, None], axis=2)[:, :, 0]  # noqa: E731
+        uniform = jax.vmap(lambda k: jax.random.uniform(k, (num_proposals,)))(step_keys[:, -2])
+        kept = uniform * of(q) < of(p[:, :-1])
+        accepted = jnp.cumprod(kept.astype(jnp.int32), axis=1).sum(1)  # [B], 0 .. K
+        q = jnp.concatenate([q, jnp.zeros_like(q[:, :1])], axis=1)
+        at = lambda probs: jnp.take_along_axis(probs, accepted[:, None, None], axis=1)[:, 0]  # noqa: E731
+        rest = jnp.maximum(at(p) - at(q), 0.0)
+        # Rounding may leave nothing where p = q; p is then right as well.
+        rest = jnp.where(rest.sum(-1, keepdims=True) > 0, rest, at(p))
+        extra = jax.vmap(jax.random.categorical)(step_keys[:, -1], jnp.log(jnp.maximum(rest, 1e-38))).astype(jnp.int32)
+
+        index = jnp.arange(width)[None]
+        chunk = jnp.concatenate([proposals, extra[:, None]], axis=1)
+        chunk = jnp.where(index == accepted[:, None], extra[:, None], chunk)
+        new = accepted + 1
+        if end_token is not None:
+            ends = (chunk == end_token) & (index < new[:, None])
+            new = jnp.where(ends.any(1), ends.argmax(1) + 1, new)
+        active = ~ended & (count < max_new_tokens)
+        new = jnp.where(active, new, 0)
+        where = jnp.where(index < new[:, None], count[:, None] + index, slots)
+        tokens = jax.vmap(lambda row, i, values: row.at[i].set(values, mode="drop"))(tokens, where, chunk)
+        if end_token is not None:
+            ended = ended | ((chunk == end_token) & (index < new[:, None])).any(1)
+        newest = jnp.take_along_axis(chunk, jnp.maximum(new - 1, 0)[:, None], axis=1)[:, 0]
+        last = jnp.where(new > 0, newest, last)
+        count = count + new
+        memories = (target.rewind(out.memory, start + new), draft.rewind(draft_memory, start + new))
+        return passes + 1, memories, last, tokens, count, ended, written
+
+    fill = 0 if end_token is None else end_token
+    tokens = jnp.full((batch, slots), fill, jnp.int32)
+    zero = jnp.zeros((batch,), jnp.int32)
+    carry = (jnp.asarray(0), tuple(memories), last, tokens, zero, zero > 0, zero)
+    passes, _, _, tokens, _, _, _ = jax.lax.while_loop(going_on, body, carry)
+    tokens = tokens[:, :max_new_tokens]
+    return finished(tokens, jnp.zeros(tokens.shape), end_token), passes

@@ -1,0 +1,69 @@
+"""A statistical watermark in generated text (Kirchenbauer et al. 2023, arXiv:2301.10226, algorithm 2 and eq. 3).
+
+The previous token seeds a random split of the vocabulary; the share `green_fraction` of it is green, and its logits are
+raised by `delta`.  A text of T tokens with g green ones is scored by
+
+    z = (g - gamma T) / sqrt(T gamma (1 - gamma)),
+
+which is about standard normal for text that was written without knowledge of the split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Watermark:
+    """Settings of the watermark.
+
+    Attributes:
+      seed: the secret that decides the splits.
+      green_fraction: share gamma of the vocabulary that is green.
+      delta: what is added to green logits.
+    """
+
+    seed: int = 0
+    green_fraction: float = 0.25
+    delta: float = 2.0
+
+    def green(self, previous: Array, vocab_size: int) -> Array:
+        """Which tokens are green after each of `previous` [B], bool [B, V]."""
+        count = round(self.green_fraction * vocab_size)
+
+        def split(token: Array) -> Array:
+            scores = jax.random.uniform(jax.random.fold_in(jax.random.key(self.seed), token), (vocab_size,))
+            return scores.argsort().argsort() < count
+
+        return jax.vmap(split)(previous)
+
+    def shift(self, logits: Array, previous: Array) -> Array:
+        """Raises the green logits, [B, V]."""
+        return logits + self.delta * self.green(previous, logits.shape[-1])
+
+    def z_score(self, tokens: Array, vocab_size: int, mask: Array | None = None) -> Array:
+        """Detects the watermark in tokens [B, T], whose first one is only the seed of the second; z [B].
+
+        Every pair of neighbours counts once, so that repeated phrases are no evidence (section 4.1 of the paper).
+
+        Args:
+          tokens: [B, T].
+          vocab_size: number of tokens.
+          mask: True where tokens are no padding, [B, T].
+        """
+        previous, current = tokens[:, :-1], tokens[:, 1:]
+        shape = current.shape
+        green = self.green(previous.reshape(-1), vocab_size)
+        hits = jnp.take_along_axis(green, current.reshape(-1, 1), axis=1).reshape(shape)
+        counted = jnp.ones(shape, bool) if mask is None else mask[:, 1:].astype(bool)
+        same = (previous[:, :, None] == previous[:, None]) & (current[:, :, None] == current[:, None])
+        earlier = jnp.tril(jnp.ones(shape[1:] * 2, bool), -1)[None] & counted[:, None]
+        counted = counted & ~(same & earlier).any(-1)
+        total = counted.sum(1)
+        gamma = round(self.green_fraction * vocab_size) / vocab_size
+        return ((hits & counted).sum(1) - gamma * total) / jnp.sqrt(jnp.maximum(total, 1) * gamma * (1.0 - gamma))
