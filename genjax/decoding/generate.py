@@ -12,7 +12,7 @@ import numpy as np
 
 from genjax.decoding.base import Decoder, Generation, prefill
 from genjax.decoding.constraint import Automaton
-from genjax.decoding.sampling import FORBIDDEN, Sampling
+from genjax.decoding.sampling import FORBIDDEN, PLAIN, Sampling
 from genjax.decoding.watermark import Watermark
 
 Array = jax.Array
@@ -87,7 +87,7 @@ def generate(
     max_new_tokens: int,
     *,
     lengths: Array | None = None,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = PLAIN,
     end_token: int | None = None,
     constraint: Automaton | None = None,
     watermark: Watermark | None = None,
@@ -162,7 +162,7 @@ def stream(
     prompt: Array,
     max_new_tokens: int,
     *,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = PLAIN,
     end_token: int | None = None,
     constraint: Automaton | None = None,
     watermark: Watermark | None = None,

@@ -90,6 +90,10 @@ class Sampling:
         return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
+#: Every token with its own probability.
+PLAIN = Sampling()
+
+
 def _unsort(kept: Array, order: Array) -> Array:
     inverse = jnp.argsort(order, axis=-1)
     return jnp.take_along_axis(kept, inverse, axis=-1)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from genjax.decoding.base import Decoder, Generation, prefill
 from genjax.decoding.generate import finished, row_keys
-from genjax.decoding.sampling import Sampling
+from genjax.decoding.sampling import PLAIN, Sampling
 
 Array = jax.Array
 
@@ -28,7 +28,7 @@ def speculative(
     *,
     num_proposals: int = 4,
     lengths: Array | None = None,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = PLAIN,
     end_token: int | None = None,
 ) -> tuple[Generation, Array]:
     """Continues prompts [B, P] as `generate` with `target` would, in fewer of its passes.
@@ -80,11 +80,11 @@ def speculative(
         return (out.memory, token), (token, probs)
 
     def going_on(carry: tuple[Any, ...]) -> Array:
-        _, _, _, _, count, ended, _ = carry
+        _, _, _, _, count, ended = carry
         return ((count < max_new_tokens) & ~ended).any()
 
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        passes, memories, last, tokens, count, ended, written = carry
+        passes, memories, last, tokens, count, ended = carry
         step_keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, passes), num_proposals + 2))(keys)
         start = place - 1 + count
         (draft_memory, token), (proposals, q) = jax.lax.scan(
@@ -124,12 +124,12 @@ def speculative(
         last = jnp.where(new > 0, newest, last)
         count = count + new
         memories = (target.rewind(out.memory, start + new), draft.rewind(draft_memory, start + new))
-        return passes + 1, memories, last, tokens, count, ended, written
+        return passes + 1, memories, last, tokens, count, ended
 
     fill = 0 if end_token is None else end_token
     tokens = jnp.full((batch, slots), fill, jnp.int32)
     zero = jnp.zeros((batch,), jnp.int32)
-    carry = (jnp.asarray(0), tuple(memories), last, tokens, zero, zero > 0, zero)
-    passes, _, _, tokens, _, _, _ = jax.lax.while_loop(going_on, body, carry)
+    carry = (jnp.asarray(0), tuple(memories), last, tokens, zero, zero > 0)
+    passes, _, _, tokens, _, _ = jax.lax.while_loop(going_on, body, carry)
     tokens = tokens[:, :max_new_tokens]
     return finished(tokens, jnp.zeros(tokens.shape), end_token), passes

@@ -1,0 +1,233 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax import decoding
+from genjax.families.language.gpt import GPT, gpt2_network, llama_network, num_parameters
+from genjax.model import GenerativeModel, HasLogits, HasLogProb
+from genjax.nn.adaptation import LoRA
+from genjax.nn.transformer import Transformer
+from genjax.optimizers import Adam
+
+TINY = Transformer(num_layers=2, width=8, num_heads=2, mlp_dim=16, max_length=12, init_std=0.5)
+MODEL = GPT(vocab_size=7, sequence_length=9, start_token=0, network=TINY, optimizer=Adam(learning_rate=1e-2))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return {"tokens": jax.random.randint(jax.random.key(3), (4, 10), 0, 7)}
+
+
+@pytest.fixture(scope="module")
+def state(batch):
+    return jax.jit(MODEL.init)(jax.random.key(0), batch)
+
+
+def test_the_contract(state, batch):
+    assert isinstance(MODEL, GenerativeModel) and isinstance(MODEL, HasLogits) and isinstance(MODEL, HasLogProb)
+    step = jax.jit(MODEL.train_step)
+    first = None
+    for t in range(20):
+        state, metrics = step(state, batch, jax.random.key(t))
+        first = metrics["loss"] if first is None else first
+    assert metrics["loss"] < 0.9 * first and state.step == 20
+    values = MODEL.evaluate(state, batch, jax.random.key(0))
+    assert all(v.shape == (4,) for v in values.values())
+    np.testing.assert_allclose(values["nll"], -MODEL.log_prob(state, batch), rtol=1e-5)
+    samples = jax.jit(MODEL.sample, static_argnums=2)(state, jax.random.key(1), 3)
+    assert samples.shape == (3, 10) and (samples[:, 0] == 0).all() and ((samples >= 0) & (samples < 7)).all()
+
+
+def test_probabilities_of_all_sequences_sum_to_one(state):
+    tokens = jnp.stack(jnp.meshgrid(jnp.array([2]), *[jnp.arange(7)] * 3, indexing="ij"), -1).reshape(-1, 4)
+    total = jnp.exp(MODEL.log_prob(state, {"tokens": tokens})).sum()
+    np.testing.assert_allclose(total, 1.0, rtol=1e-5)
+
+
+def test_masked_and_packed_targets_do_not_count(state, batch):
+    tokens = batch["tokens"][:2]
+    segments = jnp.array([[1] * 4 + [2] * 6] * 2)
+    packed = -MODEL.log_prob(state, {"tokens": tokens, "segment_ids": segments})
+    parts = [-MODEL.log_prob(state, {"tokens": tokens[:, part]}) for part in (slice(0, 4), slice(4, 10))]
+    np.testing.assert_allclose(packed, parts[0] + parts[1], rtol=1e-5)
+    mask = jnp.array([[1] * 4 + [0] * 6] * 2)
+    np.testing.assert_allclose(-MODEL.log_prob(state, {"tokens": tokens, "mask": mask}), parts[0], rtol=1e-5)
+    values = MODEL.evaluate(state, {"tokens": tokens, "mask": mask, "num_characters": jnp.array([3, 3])}, None)
+    means = MODEL.summarize({name: float(v.mean()) for name, v in values.items()})
+    assert means["num_tokens"] == 3
+    np.testing.assert_allclose(means["bits_per_character"] * np.log(2), means["nll_per_token"], rtol=1e-6)
+    np.testing.assert_allclose(np.log(means["perplexity"]), means["nll_per_token"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("positions", ["none", "learned", "sinusoidal", "rotary", "alibi", "t5"])
+def test_cached_logits_equal_uncached_ones(positions, batch):
+    model = dataclasses.replace(
+        MODEL, network=dataclasses.replace(TINY, positions=positions, scan_layers=positions == "rotary", num_kv_heads=1)
+    )
+    state = model.init(jax.random.key(0), batch)
+    tokens = batch["tokens"]
+    full = jax.jit(model.logits)(state, tokens)
+    decoder = model.decoder(state)
+    logits, memory, _ = decoding.prefill(decoder, tokens[:, :4], None, 10)
+    np.testing.assert_allclose(logits, full[:, 3], atol=1e-5)
+    extend = jax.jit(decoder.extend)
+    for t in range(4, 10):
+        step = extend(memory, tokens[:, t : t + 1])
+        memory = step.memory
+        np.testing.assert_allclose(step.logits[:, 0], full[:, t], atol=1e-5)
+
+
+def test_low_rank_updates_start_at_the_network_and_train_alone(state, batch):
+    model = dataclasses.replace(MODEL, lora=LoRA(rank=2, targets=("query", "down")))
+    low = model.init(jax.random.key(0), batch)
+    np.testing.assert_allclose(model.logits(low, batch["tokens"]), MODEL.logits(state, batch["tokens"]), atol=1e-6)
+    new, _ = jax.jit(model.train_step)(low, batch, jax.random.key(1))
+    new, metrics = jax.jit(model.train_step)(new, batch, jax.random.key(2))
+    for name in ("embedding", "stack"):
+        jax.tree.map(np.testing.assert_array_equal, new.params[name], low.params[name])
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), new.params["lora"], low.params["lora"])
+    assert all(jax.tree.leaves(moved)) and jnp.isfinite(metrics["loss"])
+    assert len(jax.tree.leaves(new.opt_state)) < len(jax.tree.leaves(state.opt_state))
+    with pytest.raises(ValueError, match="name no linear map"):
+        dataclasses.replace(MODEL, lora=LoRA(targets=("qeury",))).init(jax.random.key(0), batch)
+
+
+def test_frozen_parameters_stay(batch):
+    model = dataclasses.replace(
+        MODEL, frozen=("embedding", "stack/layer_0"), optimizer=Adam(learning_rate=1e-2, ema_decay=0.9)
+    )
+    old = model.init(jax.random.key(0), batch)
+    new, _ = jax.jit(model.train_step)(old, batch, jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, new.params["embedding"], old.params["embedding"])
+    jax.tree.map(np.testing.assert_array_equal, new.params["stack"]["layer_0"], old.params["stack"]["layer_0"])
+    assert (
+        new.params["stack"]["layer_1"]["mlp"]["up"]["kernel"] != old.params["stack"]["layer_1"]["mlp"]["up"]["kernel"]
+    ).any()
+
+
+def test_bad_input_is_one_clear_sentence(state, batch):
+    with pytest.raises(ValueError, match="longest context"):
+        MODEL.init(jax.random.key(0), {"tokens": jnp.zeros((1, 20), jnp.int32)})
+    with pytest.raises(ValueError, match="longest context"):
+        MODEL.generate(state, jax.random.key(0), batch["tokens"], 10)
+    with pytest.raises(ValueError, match="the prompt has 12 tokens"):
+        MODEL.sample(state, jax.random.key(0), 1, prompt=jnp.zeros(12, jnp.int32))
+
+
+def test_sizes_are_those_published():
+    gpt2 = GPT(vocab_size=50257, network=gpt2_network())
+    assert num_parameters(gpt2) == 124439808
+    llama = GPT(vocab_size=32000, network=llama_network(32, 4096, 32, mlp_dim=11008), tie_embeddings=False)
+    assert num_parameters(llama) == 6738415616
+
+
+def dense(weight, bias=None):
+    out = {"kernel": jnp.asarray(weight.detach().numpy())}
+    return out if bias is None else {**out, "bias": jnp.asarray(bias.detach().numpy())}
+
+
+def array(tensor):
+    return jnp.asarray(tensor.detach().numpy())
+
+
+def test_gpt2_logits_equal_those_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=11, n_positions=12, n_embd=8, n_layer=2, n_head=2, initializer_range=0.5, attn_implementation="eager"
+    )
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    model = GPT(vocab_size=11, network=gpt2_network(2, 8, 2, max_length=12))
+    body = theirs.transformer
+    params = {
+        "embedding": {
+            "token": {"embedding": array(body.wte.weight)},
+            "position": {"embedding": array(body.wpe.weight)},
+        },
+        "stack": {"final_norm": {"scale": array(body.ln_f.weight), "bias": array(body.ln_f.bias)}},
+    }
+    for i, block in enumerate(body.h):
+        q, k, v = block.attn.c_attn.weight.chunk(3, 1)
+        bq, bk, bv = block.attn.c_attn.bias.chunk(3)
+        params["stack"][f"layer_{i}"] = {
+            "attention_norm": {"scale": array(block.ln_1.weight), "bias": array(block.ln_1.bias)},
+            "mlp_norm": {"scale": array(block.ln_2.weight), "bias": array(block.ln_2.bias)},
+            "attention": {
+                "query": dense(q, bq),
+                "key": dense(k, bk),
+                "value": dense(v, bv),
+                "output": dense(block.attn.c_proj.weight, block.attn.c_proj.bias),
+            },
+            "mlp": {
+                "up": dense(block.mlp.c_fc.weight, block.mlp.c_fc.bias),
+                "down": dense(block.mlp.c_proj.weight, block.mlp.c_proj.bias),
+            },
+        }
+    check_against(model, params, theirs, torch)
+
+
+def test_llama_logits_equal_those_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=11,
+        hidden_size=8,
+        intermediate_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.5,
+        attn_implementation="eager",
+    )
+    theirs = transformers.LlamaForCausalLM(config).eval()
+    network = llama_network(2, 8, 2, 1, mlp_dim=20, norm_epsilon=config.rms_norm_eps)
+    model = GPT(vocab_size=11, network=network, tie_embeddings=False)
+    body = theirs.model
+    params = {
+        "embedding": {"token": {"embedding": array(body.embed_tokens.weight)}},
+        "stack": {"final_norm": {"scale": array(body.norm.weight)}},
+        "head": dense(theirs.lm_head.weight.T),
+    }
+    for i, block in enumerate(body.layers):
+        attention, mlp = block.self_attn, block.mlp
+        params["stack"][f"layer_{i}"] = {
+            "attention_norm": {"scale": array(block.input_layernorm.weight)},
+            "mlp_norm": {"scale": array(block.post_attention_layernorm.weight)},
+            "attention": {
+                "query": dense(attention.q_proj.weight.T),
+                "key": dense(attention.k_proj.weight.T),
+                "value": dense(attention.v_proj.weight.T),
+                "output": dense(attention.o_proj.weight.T),
+            },
+            "mlp": {
+                "up": dense(mlp.up_proj.weight.T),
+                "gate": dense(mlp.gate_proj.weight.T),
+                "down": dense(mlp.down_proj.weight.T),
+            },
+        }
+    check_against(model, params, theirs, torch)
+
+
+def check_against(model, params, theirs, torch):
+    """Logits, loss and greedy continuation agree."""
+    from genjax.model import TrainState
+
+    tokens = np.random.default_rng(0).integers(0, 11, (2, 8))
+    state = TrainState.create(params)
+    with torch.no_grad():
+        out = theirs(torch.tensor(tokens), labels=torch.tensor(tokens))
+    np.testing.assert_allclose(model.logits(state, jnp.asarray(tokens)), out.logits.numpy(), atol=1e-4)
+    loss, _ = model.loss(params, {"tokens": jnp.asarray(tokens)}, jax.random.key(0))
+    np.testing.assert_allclose(loss, out.loss.item(), rtol=1e-5)
+    greedy = decoding.Sampling(temperature=0.0)
+    ours = model.generate(state, jax.random.key(0), jnp.asarray(tokens[:, :3]), 5, sampling=greedy, end_token=None)
+    with torch.no_grad():
+        text = torch.tensor(tokens[:, :3])
+        for _ in range(5):
+            text = torch.cat([text, theirs(text).logits[:, -1].argmax(-1, keepdim=True)], 1)
+    np.testing.assert_array_equal(ours.tokens, text[:, 3:].numpy())
