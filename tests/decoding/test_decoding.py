@@ -1,0 +1,299 @@
+"""Decoding against enumeration, on a second-order Markov chain whose probabilities are all known."""
+
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from genjax import decoding
+from genjax.decoding import Decoder, Sampling, Step, Watermark
+
+V = 5
+
+
+def chain(seed, scale=1.5):
+    """A decoder whose next token depends on the last two; hidden features are rows of a table."""
+    table = scale * jax.random.normal(jax.random.key(seed), (V, V, V))
+    features = jax.random.normal(jax.random.key(seed + 1), (V, V, 3))
+
+    def init(batch, length, ragged):
+        return {"tokens": jnp.zeros((batch, length + 1), jnp.int32), "length": jnp.zeros((batch,), jnp.int32)}
+
+    def extend(memory, tokens):
+        places = memory["length"][:, None] + jnp.arange(tokens.shape[1])[None]
+        text = jax.vmap(lambda row, i, t: row.at[i + 1].set(t, mode="drop"))(memory["tokens"], places, tokens)
+        before = jnp.take_along_axis(text, places, axis=1)  # column 0 is 0 and stands for the start
+        return Step(
+            table[before, tokens],
+            {"tokens": text, "length": memory["length"] + tokens.shape[1]},
+            features[before, tokens],
+        )
+
+    return Decoder(init, extend, lambda memory, length: {**memory, "length": length}), np.asarray(table)
+
+
+TARGET, TABLE = chain(0)
+DRAFT, _ = chain(10)
+PROMPT = jnp.array([[1, 2]])
+
+
+def probabilities(sampling, size, prompt=(1, 2), end=None, table=TABLE):
+    """Probability of every continuation of `size` tokens; with an end token, what follows it repeats it."""
+    result = {}
+    for text in itertools.product(range(V), repeat=size):
+        total, past, over = 1.0, list(prompt), False
+        for token in text:
+            if over:
+                total *= token == end
+                continue
+            filtered = np.asarray(sampling.filter(jnp.asarray(table[past[-2], past[-1]])), np.float64)
+            p = np.exp(filtered - filtered.max())
+            total *= p[token] / p.sum()
+            past.append(token)
+            over = token == end
+        result[text] = total
+    return result
+
+
+def chi_square(tokens, expected):
+    """p-value of the hypothesis that rows of tokens have these probabilities."""
+    counts = dict.fromkeys(expected, 0)
+    for row in np.asarray(tokens):
+        counts[tuple(int(t) for t in row)] += 1
+    observed, wanted = np.array(list(counts.values())), len(tokens) * np.array(list(expected.values()))
+    assert observed[wanted == 0].sum() == 0
+    rare = wanted < 5
+    observed = np.append(observed[~rare], observed[rare].sum())
+    wanted = np.append(wanted[~rare], wanted[rare].sum())
+    keep = wanted > 1e-9
+    return stats.chisquare(observed[keep], wanted[keep] * observed[keep].sum() / wanted[keep].sum()).pvalue
+
+
+FILTERS = [
+    Sampling(),
+    Sampling(temperature=0.7, top_k=3),
+    Sampling(top_p=0.8),
+    Sampling(min_p=0.2),
+    Sampling(typical_p=0.7),
+    Sampling(temperature=1.3, top_k=4, top_p=0.9, min_p=0.05),
+    Sampling(repetition_penalty=1.7),
+]
+
+
+@pytest.mark.parametrize("sampling", FILTERS)
+def test_filters_equal_those_of_transformers(sampling):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    logits = np.asarray(2.0 * jax.random.normal(jax.random.key(5), (6, 12)), np.float32)
+    seen = np.random.default_rng(0).integers(0, 12, (6, 4))
+    theirs = [transformers.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)]
+    theirs.append(transformers.TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k:
+        theirs.append(transformers.TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p:
+        theirs.append(transformers.TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p:
+        theirs.append(transformers.MinPLogitsWarper(sampling.min_p))
+    if sampling.typical_p:
+        theirs.append(transformers.TypicalLogitsWarper(sampling.typical_p))
+    scores = torch.tensor(logits)
+    for processor in theirs:
+        scores = processor(torch.tensor(seen), scores)
+    mask = np.zeros(logits.shape, bool)
+    np.put_along_axis(mask, seen, True, axis=1)
+    ours = jax.nn.softmax(sampling.filter(jnp.asarray(logits), jnp.asarray(mask)))
+    np.testing.assert_allclose(ours, torch.softmax(scores, -1).numpy(), atol=1e-6)
+
+
+def test_settings_out_of_range_are_refused():
+    for bad in ({"temperature": -1.0}, {"top_k": 0}, {"top_p": 1.5}, {"min_p": 0.0}, {"repetition_penalty": 0.0}):
+        with pytest.raises(ValueError, match="sampling."):
+            Sampling(**bad)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, top_p=0.9)])
+def test_samples_have_the_exact_distribution(sampling):
+    prompts = jnp.tile(PROMPT, (20_000, 1))
+    out = jax.jit(lambda k: decoding.generate(TARGET, k, prompts, 3, sampling=sampling, end_token=4))(jax.random.key(0))
+    expected = probabilities(sampling, 3, end=4)
+    assert chi_square(out.tokens, expected) > 1e-3
+    logs = np.log([expected[tuple(int(t) for t in row)] for row in np.asarray(out.tokens[:50])])
+    np.testing.assert_allclose(out.log_probs[:50].sum(1), logs, atol=1e-4)
+    ends = np.asarray(out.tokens[:50]) == 4
+    np.testing.assert_array_equal(out.lengths[:50], np.where(ends.any(1), ends.argmax(1) + 1, 3))
+
+
+def test_prompts_of_different_lengths_continue_as_if_alone():
+    greedy = Sampling(temperature=0.0)
+    prompts = jnp.array([[1, 2, 3, 0], [2, 0, 0, 0], [3, 1, 4, 1]])
+    lengths = jnp.array([3, 1, 4])
+    for decoder in (TARGET, TARGET._replace(rewind=None)):
+        together = decoding.generate(decoder, jax.random.key(0), prompts, 4, lengths=lengths, sampling=greedy)
+        for row, length in enumerate([3, 1, 4]):
+            alone = decoding.generate(TARGET, jax.random.key(0), prompts[row : row + 1, :length], 4, sampling=greedy)
+            np.testing.assert_array_equal(together.tokens[row], alone.tokens[0])
+
+
+def test_a_stream_yields_what_the_loop_generates():
+    for sampling in (Sampling(), Sampling(repetition_penalty=2.0)):
+        whole = decoding.generate(TARGET, jax.random.key(7), PROMPT, 6, sampling=sampling, end_token=4)
+        stream = decoding.stream(TARGET, jax.random.key(7), PROMPT[0], 6, sampling=sampling, end_token=4)
+        assert list(stream) == whole.tokens[0, : int(whole.lengths[0])].tolist()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.8])
+def test_wide_beams_find_what_exhaustive_search_finds(alpha):
+    size, end = 4, 4
+    hypotheses = {}
+    for text, p in probabilities(Sampling(), size, end=end).items():
+        length = text.index(end) + 1 if end in text else size
+        if p > 0:
+            hypotheses[text] = (np.log(p) / float(decoding.length_penalty(length, alpha)), length)
+    best = sorted(hypotheses, key=lambda text: -hypotheses[text][0])
+    search = jax.jit(lambda: decoding.beam_search(TARGET, PROMPT, size, num_beams=128, end_token=end, alpha=alpha))
+    beams = search()
+    for i in range(10):
+        assert tuple(beams.tokens[0, i].tolist()) == best[i]
+        np.testing.assert_allclose(beams.scores[0, i], hypotheses[best[i]][0], rtol=1e-5)
+        assert beams.lengths[0, i] == hypotheses[best[i]][1]
+
+
+def test_one_beam_is_greedy_and_rows_do_not_mix():
+    prompts = jnp.array([[1, 2], [3, 0]])
+    greedy = decoding.generate(TARGET, jax.random.key(0), prompts, 5, sampling=Sampling(temperature=0.0), end_token=9)
+    beams = decoding.beam_search(TARGET, prompts, 5, num_beams=1, end_token=9)
+    np.testing.assert_array_equal(beams.tokens[:, 0], greedy.tokens)
+    together = decoding.beam_search(TARGET, prompts, 4, num_beams=3, end_token=4, alpha=0.6)
+    alone = decoding.beam_search(TARGET, prompts[1:], 4, num_beams=3, end_token=4, alpha=0.6)
+    np.testing.assert_array_equal(together.tokens[1], alone.tokens[0])
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, top_k=3)])
+def test_speculation_has_exactly_the_distribution_of_the_target(sampling):
+    prompts = jnp.tile(PROMPT, (20_000, 1))
+    run = jax.jit(
+        lambda k: decoding.speculative(TARGET, DRAFT, k, prompts, 4, num_proposals=2, sampling=sampling, end_token=4)
+    )
+    out, passes = run(jax.random.key(1))
+    assert chi_square(out.tokens, probabilities(sampling, 4, end=4)) > 1e-3
+    assert passes <= 4
+
+
+def test_a_draft_equal_to_the_target_is_always_kept():
+    out, passes = decoding.speculative(TARGET, TARGET, jax.random.key(1), PROMPT, 12, num_proposals=3)
+    assert passes == 3 and out.tokens.shape == (1, 12)
+    greedy = Sampling(temperature=0.0)
+    out, _ = decoding.speculative(
+        TARGET,
+        DRAFT,
+        jax.random.key(1),
+        jnp.array([[1, 2, 0], [3, 1, 2]]),
+        6,
+        lengths=jnp.array([2, 3]),
+        sampling=greedy,
+    )
+    for row, prompt in enumerate(([1, 2], [3, 1, 2])):
+        alone = decoding.generate(TARGET, jax.random.key(0), jnp.array([prompt]), 6, sampling=greedy)
+        np.testing.assert_array_equal(out.tokens[row], alone.tokens[0])
+    with pytest.raises(ValueError, match="go back"):
+        decoding.speculative(TARGET._replace(rewind=None), DRAFT, jax.random.key(1), PROMPT, 4)
+
+
+LETTERS = ["a", "b", "ab", "c", ""]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "a*b",
+        "(a|b)+c?",
+        "[ab]{2,3}",
+        "a.c",
+        "[^c]*",
+        "(ab){2}",
+        "a{2,}b|c",
+        r"\w",
+        "(?:a|bc)*",
+        "",
+        "a?b?c?",
+        "a{0,1}c",
+    ],
+)
+def test_automata_accept_what_the_pattern_matches(pattern):
+    automaton = decoding.from_regular_expression(pattern, LETTERS)
+    for size in range(5):
+        for tokens in itertools.product(range(4), repeat=size):
+            text = "".join(LETTERS[t] for t in tokens)
+            assert automaton.matches(tokens) == bool(re.fullmatch(pattern, text)), (pattern, text)
+
+
+@pytest.mark.parametrize("pattern", ["a(b", "a)", "*a", "[ab", "a{x}", "a{3,2}", "z"])
+def test_patterns_that_cannot_be_used_are_refused(pattern):
+    with pytest.raises(ValueError, match="pattern"):
+        decoding.from_regular_expression(pattern, LETTERS)
+
+
+def test_constrained_samples_match_and_have_the_renormalised_distribution():
+    automaton = decoding.from_regular_expression("(a|b)ab?c", LETTERS)
+    prompts = jnp.tile(PROMPT, (500, 1))
+    out = jax.jit(lambda k: decoding.generate(TARGET, k, prompts, 6, end_token=4, constraint=automaton))(
+        jax.random.key(0)
+    )
+    for row, length in zip(np.asarray(out.tokens), np.asarray(out.lengths)):
+        text = "".join(LETTERS[t] for t in row[:length])
+        assert row[length - 1] == 4 and re.fullmatch("(a|b)ab?c", text), text
+    logits = TABLE[1, 2][[0, 1, 2]]
+    logits = np.append(logits, 0.0)[:3]
+    first = np.bincount(np.asarray(out.tokens[:, 0]), minlength=V)
+    allowed = np.asarray(automaton.allowed(jnp.array([0]), 4)[0])
+    p = np.where(allowed, np.exp(TABLE[1, 2]), 0)
+    assert stats.chisquare(first[p > 0], 500 * (p / p.sum())[p > 0]).pvalue > 1e-3
+
+
+def test_contrastive_search_is_greedy_without_the_penalty_and_follows_its_equation():
+    greedy = decoding.generate(TARGET, jax.random.key(0), PROMPT, 6, sampling=Sampling(temperature=0.0))
+    plain = decoding.contrastive_search(TARGET, PROMPT, 6, alpha=0.0, top_k=3)
+    np.testing.assert_array_equal(plain.tokens, greedy.tokens)
+    _, features = None, np.asarray(jax.random.normal(jax.random.key(1), (V, V, 3)))
+    unit = lambda h: h / np.linalg.norm(h)  # noqa: E731
+    text, history = [1, 2], [unit(features[0, 1]), unit(features[1, 2])]
+    for _ in range(6):
+        p = np.asarray(jax.nn.softmax(TABLE[text[-2], text[-1]]))
+        scores = {
+            v: 0.4 * p[v] - 0.6 * max(unit(features[text[-1], v]) @ h for h in history) for v in np.argsort(-p)[:3]
+        }
+        token = int(max(scores, key=scores.get))
+        history.append(unit(features[text[-1], token]))
+        text.append(token)
+    out = decoding.contrastive_search(TARGET, PROMPT, 6, alpha=0.6, top_k=3)
+    assert out.tokens[0].tolist() == text[2:]
+
+
+def test_the_watermark_is_found_where_it_is_and_not_elsewhere():
+    mark = Watermark(seed=3, delta=4.0)
+    vocab = 64
+    flat = Decoder(
+        lambda batch, length, ragged: jnp.zeros((batch,)),
+        lambda memory, tokens: Step(jnp.zeros((*tokens.shape, vocab)), memory),
+    )
+    prompts = jnp.zeros((40, 1), jnp.int32)
+    run = jax.jit(lambda k, w: decoding.generate(flat, k, prompts, 80, watermark=w).tokens, static_argnums=1)
+    marked, plain = run(jax.random.key(0), mark), run(jax.random.key(0), None)
+    z = lambda tokens: np.asarray(mark.z_score(tokens, vocab))  # noqa: E731
+    assert z(marked).min() > 6
+    assert abs(z(plain).mean()) < 0.6 and 0.6 < z(plain).std() < 1.5
+    assert np.abs(np.asarray(Watermark(seed=4).z_score(marked, vocab)).mean()) < 1.0
+    assert int(mark.green(jnp.arange(3), vocab).sum()) == 3 * 16
+
+
+def test_what_cannot_be_generated_is_said():
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        decoding.generate(TARGET, jax.random.key(0), PROMPT, 0)
+    with pytest.raises(ValueError, match="at least one token"):
+        decoding.generate(TARGET, jax.random.key(0), PROMPT[:, :0], 3)
+    with pytest.raises(ValueError, match="num_beams=0"):
+        decoding.beam_search(TARGET, PROMPT, 3, num_beams=0, end_token=4)
