@@ -185,8 +185,9 @@ class Engine:
         """A state on the mesh, in the form that `advance` takes: one copy a device under `pmap`."""
         if not self.pmap:
             return state
-        count = self.mesh.local_mesh.size
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), state)
+        count, devices = self.mesh.local_mesh.size, self.mesh.devices.flatten().tolist()
+        copy = jax.pmap(lambda state, _: state, in_axes=(None, 0), devices=devices)
+        return copy(jax.device_get(state), np.arange(count))
 
     def collect(self, state: TrainState) -> TrainState:
         """The inverse of `distribute`."""
@@ -194,6 +195,22 @@ class Engine:
             return state
         local = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], state)
         return jax.tree.map(lambda leaf: jax.device_put(leaf, self._replicated), local)
+
+    def _gathered(self, state: TrainState) -> TrainState:
+        """Parameters as the step computes with them: gathered over fsdp, still split over tensor.
+
+        XLA's partitioner would gather them itself, but gives wrong gradients where all three axes are in use.
+        """
+        if self.mesh.shape["fsdp"] == 1:
+            return state
+
+        def gather(leaf: jax.Array) -> jax.Array:
+            axes = ["tensor" if axis == "tensor" else None for axis in leaf_spec(leaf, self.mesh)]
+            return jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, PartitionSpec(*axes)))
+
+        return state.replace(
+            params=jax.tree.map(gather, state.params), ema_params=jax.tree.map(gather, state.ema_params)
+        )
 
     def _chunk(
         self, state: TrainState, resident: dict[str, jax.Array] | None, inputs: Any, key: jax.Array
@@ -205,6 +222,7 @@ class Engine:
             batch = row if resident is None else {name: array[row["indices"]] for name, array in resident.items()}
             if "example_index" in row:
                 batch = {**batch, "example_index": row["example_index"]}
+            state = self._gathered(state)
             augment_key, data_key, model_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
             batch = data.transform(data.augment(batch, augment_key), data_key)
             return model.train_step(state, batch, model_key)
@@ -273,7 +291,7 @@ class Engine:
 
         def evaluate(state: TrainState, batch: Batch, mask: jax.Array, key: jax.Array) -> Metrics:
             data_key, model_key = jax.random.split(key)
-            values = model.evaluate(state, data.transform(batch, data_key), model_key)
+            values = model.evaluate(self._gathered(state), data.transform(batch, data_key), model_key)
             for name, value in values.items():
                 if value.shape != mask.shape:
                     raise ValueError(
@@ -323,13 +341,16 @@ class Engine:
 
     @functools.cached_property
     def _compiled_sample(self) -> Any:
-        return jax.jit(self.experiment.model.sample, static_argnums=2, out_shardings=self._replicated)
+        def sample(state: TrainState, key: jax.Array, num_samples: int, condition: dict[str, Any]) -> jax.Array:
+            return self.experiment.model.sample(self._gathered(state), key, num_samples, **condition)
+
+        return jax.jit(sample, static_argnums=2, out_shardings=self._replicated)
 
     def sample(self, state: TrainState, key: jax.Array, num_samples: int, **condition: Any) -> np.ndarray:
-        """Draws samples on the mesh and brings them to the host; conditions are arrays or static scalars."""
+        """Draws samples on the mesh and brings them to the host; conditions are arrays."""
         if jax.process_count() > 1:
             condition = {name: self._place(np.asarray(c), self._replicated) for name, c in condition.items()}
-        return np.asarray(self._compiled_sample(state, key, num_samples, **condition).addressable_data(0))
+        return np.asarray(self._compiled_sample(state, key, num_samples, condition).addressable_data(0))
 
     def reconstruct(self, state: TrainState, num_examples: int, split: str | None = None) -> np.ndarray:
         """First examples of a split and their reconstructions in turn, shape [2 * num_examples // 2, ...].
@@ -344,7 +365,7 @@ class Engine:
         def pairs(state: TrainState, batch: Batch, key: jax.Array) -> jax.Array:
             data_key, model_key = jax.random.split(key)
             batch = self.experiment.data.transform(batch, data_key)
-            again = self.experiment.model.reconstruct(state, batch, model_key)
+            again = self.experiment.model.reconstruct(self._gathered(state), batch, model_key)
             return jnp.stack([batch["x"].astype(again.dtype), again], axis=1).reshape(-1, *again.shape[1:])
 
         key = jax.random.key(self.experiment.evaluation.seed)

@@ -1,0 +1,112 @@
+"""Training is one function of configuration and seed, on any devices and processes."""
+
+import socket
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import TINY, command, environment, flags, logged_losses, losses, tiny
+
+from genjax.config import ConfigError
+from genjax.training import resolve, train
+from genjax.training.engine import Engine, parse_mesh
+
+
+@pytest.fixture(scope="module")
+def single():
+    return losses(tiny(training__mesh="data:1"))
+
+
+@pytest.mark.parametrize(
+    "mesh", ["data:2", "data:4", "data:8", "data:2,fsdp:4", "fsdp:2,tensor:4", "data:2,fsdp:2,tensor:2"]
+)
+def test_a_mesh_gives_the_losses_of_one_device(single, mesh):
+    np.testing.assert_allclose(losses(tiny(training__mesh=mesh)), single, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_pmap_gives_the_losses_of_one_device(single, count):
+    experiment = tiny(training__mesh=f"data:{count}", training__parallelism="pmap")
+    np.testing.assert_allclose(losses(experiment), single, rtol=1e-5)
+
+
+def test_batches_read_by_the_host_give_the_losses_of_a_resident_set(single):
+    np.testing.assert_allclose(losses(tiny(training__mesh="data:2", data__resident=False)), single, rtol=1e-5)
+    pmapped = tiny(training__mesh="data:4", data__resident=False, training__parallelism="pmap")
+    np.testing.assert_allclose(losses(pmapped), single, rtol=1e-5)
+
+
+def test_accumulated_gradients_give_the_losses_of_the_whole_batch(single):
+    experiment = tiny(training__mesh="data:1", model__optimizer__accumulation_steps=4)
+    np.testing.assert_allclose(losses(experiment), single, rtol=1e-5)
+
+
+def test_parameters_are_sharded_as_the_mesh_says():
+    engine = Engine(resolve(tiny(training__mesh="data:2,fsdp:2,tensor:2", model__network__hidden_dims=(64, 64))))
+    kernel = engine.init().params["encoder"]["MLP_0"]["Dense_0"]["kernel"]
+    assert kernel.shape == (64, 64)
+    assert kernel.addressable_shards[0].data.shape == (32, 32)
+
+
+def test_a_run_goes_on_on_another_mesh(tmp_path):
+    undisturbed = train(tiny(training__mesh="data:1"), tmp_path / "one", quiet=True)
+    first = tiny(training__mesh="data:2,fsdp:2", training__num_steps=20)
+    # A constant schedule, so that a run that was shorter at first ends the same.
+    train(first, tmp_path / "two", quiet=True)
+    ended = train(tiny(training__mesh="fsdp:8"), tmp_path / "two", quiet=True)
+    for a, b in zip(jax.tree.leaves(undisturbed.params), jax.tree.leaves(ended.params)):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-5)
+
+
+def test_evaluation_does_not_depend_on_devices_or_batches():
+    results = []
+    for mesh, size in [("data:1", 500), ("data:8", 37)]:
+        engine = Engine(resolve(tiny(training__mesh=mesh, data__eval_batch_size=size)))
+        results.append(engine.evaluate(engine.init(), "test"))
+    assert results[0]["num_examples"] == results[1]["num_examples"] == 179
+    for name in results[0]:
+        np.testing.assert_allclose(results[0][name], results[1][name], rtol=1e-5)
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path):
+    overrides = {**TINY, "training.num_steps": 50}
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            command(
+                "train",
+                "--experiment=vae_digits",
+                f"--workdir={tmp_path / 'two'}",
+                *flags(overrides),
+                f"--training.coordinator_address={address}",
+                "--training.num_processes=2",
+                f"--training.process_id={i}",
+            ),
+            env=environment(2),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    outputs = [p.communicate(timeout=240)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], outputs
+    train(tiny(training__mesh="data:1"), tmp_path / "one", quiet=True)
+    np.testing.assert_allclose(logged_losses(tmp_path / "two"), logged_losses(tmp_path / "one"), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("rows:2", "not of the form"), ("data:0", "not of the form"), ("data:16", "needs 16 devices, but there are 8")],
+)
+def test_a_mesh_that_cannot_be_is_an_error(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_mesh(text, 8)
+
+
+def test_a_batch_that_cannot_be_divided_is_an_error():
+    with pytest.raises(ConfigError, match=r"data.batch_size=30 cannot be divided among 8 devices"):
+        Engine(resolve(tiny(data__batch_size=30)))
