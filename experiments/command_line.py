@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging as stdlib_logging
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -27,6 +29,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """
     logging.use_absl_handler()
     logging.set_verbosity(logging.ERROR)
+    logging.get_absl_logger().addFilter(_is_not_of_orbax)
+    stdlib_logging.getLogger("genjax").setLevel(stdlib_logging.WARNING)
     try:
         status = main(sys.argv)
     except (flags.Error, config.ConfigError) as error:
@@ -41,6 +45,11 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             raise
         _fail(error)
     sys.exit(status or 0)
+
+
+def _is_not_of_orbax(record: stdlib_logging.LogRecord) -> bool:
+    """Orbax logs the traceback of what it also raises, and that we say in one sentence."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def _is_for_the_user(error: Exception) -> bool:

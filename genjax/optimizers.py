@@ -48,16 +48,12 @@ class _Decay(Schedule):
     final_scale: float = 0.0
 
     def decay_steps(self) -> int:
-        """Number of steps after the warm-up."""
+        """Number of steps after the warm-up; a run may end before."""
         if self.num_steps is None:
             raise ValueError(
                 f"{type(self).__name__}.num_steps is None; give it, or resolve the experiment, which fills in the run's length"
             )
-        if self.num_steps <= self.warmup_steps:
-            raise ValueError(
-                f"{type(self).__name__}.num_steps={self.num_steps} must exceed warmup_steps={self.warmup_steps}"
-            )
-        return self.num_steps - self.warmup_steps
+        return max(self.num_steps - self.warmup_steps, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

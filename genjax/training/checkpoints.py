@@ -8,6 +8,7 @@ not have them is damaged or unfinished, and the one before is taken.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -22,6 +23,8 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
 from genjax.config import ConfigError
+
+_logger = logging.getLogger(__name__)
 
 DIRECTORY = "checkpoints"
 DIGESTS_FILE = "digests.json"
@@ -93,6 +96,7 @@ class Checkpoints:
         # One thread: digests are written while the run goes on.
         self._finisher = ThreadPoolExecutor(max_workers=1)
         self._checkpointer = None
+        self._failed = False
         if not writable:
             return
         policies = ocp.training.preservation_policies
@@ -122,7 +126,7 @@ class Checkpoints:
         return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
 
     def _set_aside(self, step: int, reason: str) -> None:
-        logging.warning("checkpoint %d in %s is left out: %s", step, self.directory, reason)
+        _logger.warning("checkpoint %d in %s is left out: %s", step, self.directory, reason)
         place = self.directory.parent / "damaged_checkpoints"
         place.mkdir(exist_ok=True)
         target = place / str(step)
@@ -176,8 +180,9 @@ class Checkpoints:
         temporary.replace(directory / DIGESTS_FILE)
 
     def _write_error(self, step: int, error: Exception) -> CheckpointError:
+        self._failed = True
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error) or "ENOSPC" in str(error):
+        if any(sign in str(error) for sign in ("No space left", "RESOURCE_EXHAUSTED", "ENOSPC")):
             reason = "no space is left on the device"
         return CheckpointError(
             f"the checkpoint of step {step} could not be written to {self.directory} ({reason[:300]}); "
@@ -191,7 +196,9 @@ class Checkpoints:
         finally:
             self._finisher.shutdown()
             if self._checkpointer is not None:
-                self._checkpointer.close()
+                # Orbax tells a failed write again when it is closed.
+                with contextlib.suppress(Exception) if self._failed else contextlib.nullcontext():
+                    self._checkpointer.close()
 
     # ------------------------------------------------------------------------------------------------------------------
     # Reading
@@ -209,7 +216,7 @@ class Checkpoints:
             if reason is None:
                 return step
             reasons[step] = reason
-            logging.warning("checkpoint %d in %s is left out: %s", step, self.directory, reason)
+            _logger.warning("checkpoint %d in %s is left out: %s", step, self.directory, reason)
         if steps:
             told = "; ".join(f"{step}: {reason}" for step, reason in reasons.items())
             raise CheckpointError(f"no checkpoint in {self.directory} can be used ({told})")

@@ -12,6 +12,8 @@ import jax
 from genjax.config import ConfigError
 from genjax.training.experiment import Training
 
+_logger = logging.getLogger(__name__)
+
 
 def keep_freed_memory() -> None:
     """Tells glibc to keep freed memory instead of giving it back to the kernel.
@@ -41,7 +43,7 @@ def initialize(training: Training) -> None:
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            logging.warning("no compilation cache: %s", error)
+            _logger.warning("no compilation cache: %s", error)
         else:
             jax.config.update("jax_compilation_cache_dir", str(directory))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -6,7 +6,6 @@ is due, as a function of the step alone, so that a resumed run makes the same di
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 import time
@@ -313,4 +312,3 @@ class _Run:
         if self.records is not None:
             self.records.write(step, "train", metrics)
         self.progress.metrics(step, metrics)
-        logging.debug("step %d: %s", step, metrics)

@@ -1,0 +1,85 @@
+"""Every registered experiment, shrunk, through the whole contract."""
+
+import functools
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import genjax
+from genjax import config
+from genjax.training import Experiment, resolve, train
+from genjax.training.checkpoints import flatten
+from genjax.training.engine import Engine
+
+ENTRIES = config.import_experiments()
+SHORT = {
+    "training.num_steps": 4,
+    "training.steps_per_dispatch": 1,
+    "training.log_every": 1,
+    "training.checkpoint_every": 2,
+    "training.sample_every": None,
+    "training.evaluate_every": None,
+    "training.best_metric": None,
+    "training.num_samples": 4,
+    "training.tensorboard": False,
+    "training.compilation_cache": "",
+    "training.mesh": "data:1",
+    "evaluation.num_examples": 24,
+    "data.eval_batch_size": 16,
+}
+
+
+@functools.cache
+def shrunk(name: str, **overrides: object) -> Experiment:
+    changes = {**SHORT, **ENTRIES[name].shrunk, **{k.replace("__", "."): v for k, v in overrides.items()}}
+    return config.apply_overrides(ENTRIES[name].build(), changes)
+
+
+def test_names_are_documented():
+    for entry in ENTRIES.values():
+        assert entry.source and entry.expected, entry.name
+        assert f"--experiment={entry.name}" in (entry.build.__doc__ or ""), f"{entry.name} does not state its command"
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_experiment(name, tmp_path):
+    experiment = shrunk(name)
+    workdir = tmp_path / "run"
+    train(experiment, workdir, name=name, quiet=True)
+    run = genjax.restore(workdir)
+    assert run.step == 4 and run.model == resolve(experiment).model
+    ended = {path: np.asarray(leaf) for path, leaf in flatten(run.state).items()}
+    for path, leaf in ended.items():
+        if np.issubdtype(leaf.dtype, np.floating):
+            assert np.isfinite(leaf).all(), f"{path} is not finite"
+
+    # Stopped after two steps, a run ends bit-identical.
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    again = train(experiment, workdir, name=name, quiet=True)
+    for path, leaf in flatten(again).items():
+        assert np.asarray(leaf).tobytes() == ended[path].tobytes(), f"{path} differs after a resume"
+
+    metrics = run.evaluate()
+    assert metrics.pop("num_examples") > 0 and metrics
+    assert all(np.isfinite(value) for value in metrics.values()), metrics
+
+    samples = run.sample(jax.random.key(0), 3)
+    assert len(samples) == 3 and np.isfinite(np.asarray(samples, np.float64)).all()
+    for path in run.write_samples(samples, tmp_path / "sheet"):
+        assert path.stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_eight_devices_give_what_one_gives(name):
+    results = []
+    for mesh in ("data:1", "data:8"):
+        engine = Engine(resolve(shrunk(name, training__mesh=mesh)))
+        state = engine.init()
+        losses = []
+        for inputs in engine.inputs([(0, 1), (1, 2)]):
+            state, metrics = engine.advance(state, inputs)
+            losses.append(engine.fetch(metrics)["loss"])
+        results.append(np.concatenate(losses))
+    np.testing.assert_allclose(results[0], results[1], rtol=2e-5, atol=1e-6)

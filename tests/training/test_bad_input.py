@@ -1,0 +1,118 @@
+"""What a user can do wrong ends in one sentence that says what would be right, and in a non-zero exit."""
+
+import os
+import stat
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_runs import TINY, call, flags
+
+VAE = "--experiment=vae_digits"
+
+
+def fails(*arguments: str, module: str = "train", num_devices: int = 1) -> str:
+    """Runs an entry point, checks that it ends as it should, and returns its one sentence."""
+    result = call(module, *arguments, num_devices=num_devices)
+    assert result.returncode != 0, result.stdout
+    assert "Traceback" not in result.stderr, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith(("error:", "FATAL"))]
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--experiment=vae_digit"], "did you mean vae_digits"),
+        (["--experiment=nowhere.py:mine"], "there is no file"),
+        ([VAE, "--model.latent_dims=3"], "Did you mean: model.latent_dim"),
+        ([VAE, "--model.latent_dim=many"], "model.latent_dim"),
+        ([VAE, "--model.network.hidden_dims=8,x"], "model.network.hidden_dims"),
+        ([VAE, "--data.image_size=8"], "data.image_size"),
+        ([VAE, "--data.preprocessing=binarise"], "binarize_dynamic"),
+        ([VAE, "--training.num_steps=0"], "must be at least 1"),
+        ([], "--experiment is missing"),
+    ],
+    ids=lambda value: " ".join(value)[-30:] if isinstance(value, list) else "",
+)
+def test_a_wrong_flag(arguments, message, tmp_path):
+    assert message in fails(*arguments, f"--workdir={tmp_path / 'run'}")
+
+
+def test_a_batch_that_the_devices_cannot_share(tmp_path):
+    sentence = fails(VAE, "--data.batch_size=30", f"--workdir={tmp_path}", num_devices=4)
+    assert "data.batch_size=30 cannot be divided among 4 devices" in sentence
+
+
+def test_a_set_that_is_not_prepared(tmp_path):
+    sentence = fails(VAE, "--data.name=cifar10", f"--data.dir={tmp_path}", f"--workdir={tmp_path / 'run'}")
+    assert f"tfds build cifar10 --data_dir={tmp_path}" in sentence
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(64):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{i:03d}.png")
+    return folder
+
+
+def test_a_corrupt_picture_is_named(pictures, tmp_path):
+    for i in range(0, 64, 2):
+        (pictures / f"{i:03d}.png").write_bytes(b"this is no picture")
+    sentence = fails(VAE, "--data.name=folder", f"--data.dir={pictures}", f"--workdir={tmp_path / 'run'}")
+    assert ".png is not a readable picture" in sentence
+
+
+def test_a_folder_of_pictures_trains(pictures, tmp_path):
+    overrides = {
+        **TINY,
+        "training.num_steps": 5,
+        "data.name": "folder",
+        "data.dir": str(pictures),
+        "data.batch_size": 8,
+    }
+    result = call("train", VAE, f"--workdir={tmp_path / 'run'}", *flags(overrides))
+    assert result.returncode == 0, result.stderr
+    assert list((tmp_path / "run" / "samples").glob("*.png"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not os.path.isdir("/proc"), reason="needs a folder nobody can write")
+def test_a_workdir_that_cannot_be_written(tmp_path):
+    if os.geteuid() == 0:
+        locked = "/proc/genjax"
+    else:
+        folder = tmp_path / "locked"
+        folder.mkdir()
+        folder.chmod(stat.S_IREAD | stat.S_IEXEC)
+        locked = str(folder / "run")
+    assert "cannot be written" in fails(VAE, f"--workdir={locked}")
+
+
+def test_a_workdir_without_a_run_or_without_a_checkpoint(tmp_path):
+    for module in ("sample", "evaluate"):
+        assert "holds no config.json" in fails(f"--workdir={tmp_path}", module=module)
+    assert "--workdir is missing" in fails(module="sample")
+    overrides = {**TINY, "training.num_steps": 5}
+    assert call("train", VAE, f"--workdir={tmp_path}", *flags(overrides)).returncode == 0
+    (tmp_path / "checkpoints" / "5").rename(tmp_path / "elsewhere")
+    assert "has no checkpoint yet" in fails(f"--workdir={tmp_path}", module="sample")
+    (tmp_path / "config.json").write_text("{")
+    assert "is damaged" in fails(f"--workdir={tmp_path}", module="evaluate")
+
+
+def test_a_run_of_another_configuration_is_not_overwritten(tmp_path):
+    overrides = {**TINY, "training.num_steps": 5}
+    assert call("train", VAE, f"--workdir={tmp_path}", *flags(overrides)).returncode == 0
+    sentence = fails(VAE, f"--workdir={tmp_path}", *flags({**overrides, "model.latent_dim": 5}))
+    assert "holds a run of another configuration; it differs in model.latent_dim" in sentence
+
+
+def test_the_list_names_family_data_source_and_expectation():
+    result = call("train", "--list")
+    assert result.returncode == 0
+    for word in ("vae_digits", "vae (VAE)", "digits", "arXiv:1312.6114", "ELBO"):
+        assert word in result.stdout

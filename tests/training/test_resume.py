@@ -1,0 +1,241 @@
+"""A run that is stopped, killed or damaged goes on from a sound checkpoint, and ends as one that was not."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import TINY, command, environment, flags, tiny
+
+import genjax
+from genjax.config import ConfigError
+from genjax.training import CheckpointError, NonFiniteError, train
+from genjax.training.checkpoints import Checkpoints, flatten
+
+LONG = {**TINY, "training.num_steps": 3000, "training.checkpoint_every": 100, "training.log_every": 100}
+
+
+def arrays(workdir: Path) -> dict[str, np.ndarray]:
+    """The whole state at the end of a run."""
+    return {name: np.asarray(a) for name, a in flatten(genjax.restore(workdir).state).items()}
+
+
+def assert_same(left: Path, right: Path) -> None:
+    a, b = arrays(left), arrays(right)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].tobytes() == b[name].tobytes(), name
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run with checkpoints at 20, 40 and 50, on one device; not to be changed."""
+    workdir = tmp_path_factory.mktemp("finished")
+    train(tiny(training__mesh="data:1"), workdir, quiet=True)
+    return workdir
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of it, to be damaged."""
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def go_on(workdir: Path) -> None:
+    train(tiny(training__mesh="data:1"), workdir, quiet=True)
+
+
+def start(workdir: Path, overrides: dict[str, object], output: int = subprocess.DEVNULL) -> subprocess.Popen:
+    arguments = ["--experiment=vae_digits", f"--workdir={workdir}", *flags(overrides)]
+    return subprocess.Popen(
+        command("train", *arguments), env=environment(), stdout=output, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.mark.slow
+def test_killed_ten_times_a_run_ends_bit_identical(tmp_path):
+    undisturbed = start(tmp_path / "undisturbed", LONG)
+    began = time.monotonic()
+    assert undisturbed.wait(timeout=120) == 0
+    duration = time.monotonic() - began
+    moments, kills = random.Random(0), 0
+    while kills < 10:
+        process = start(tmp_path / "killed", LONG)
+        try:
+            # From the import to beyond the end of what is left.
+            process.wait(timeout=moments.uniform(0.3, 1.0) * duration)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        assert process.returncode == 0
+        # It came to its end before ten kills: take the end away, and go on.
+        for path in sorted((tmp_path / "killed" / "checkpoints").iterdir())[1:]:
+            shutil.rmtree(path)
+    process = start(tmp_path / "killed", LONG)
+    assert process.wait(timeout=120) == 0
+    assert_same(tmp_path / "undisturbed", tmp_path / "killed")
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
+    overrides = {**LONG, "training.num_steps": 100000, "training.checkpoint_every": 100000}
+    process = start(tmp_path, overrides, subprocess.PIPE)
+    for line in process.stdout:
+        if line.startswith("step 100/"):
+            break
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 143, output
+    assert "stopped by SIGTERM at step" in output and "Traceback" not in output
+    assert Checkpoints(tmp_path, writable=False).latest() >= 100
+
+
+def test_a_run_at_its_end_has_nothing_left_to_do(copy, finished):
+    go_on(copy)
+    assert_same(copy, finished)
+
+
+def _remove_file(checkpoint: Path) -> None:
+    next(p for p in sorted(checkpoint.rglob("*")) if p.is_file() and p.stat().st_size > 100).unlink()
+
+
+def _change_a_byte(checkpoint: Path) -> None:
+    largest = max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(bytes(content))
+
+
+def _remove_digests(checkpoint: Path) -> None:
+    (checkpoint / "digests.json").unlink()
+
+
+def _empty(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint)
+    checkpoint.mkdir()
+
+
+@pytest.mark.parametrize("damage", [_remove_file, _change_a_byte, _remove_digests, _empty])
+def test_a_damaged_checkpoint_is_left_out_and_the_run_ends_the_same(damage, copy, finished):
+    damage(copy / "checkpoints" / "50")
+    assert Checkpoints(copy, writable=False).latest() == 40
+    with pytest.raises(CheckpointError, match="cannot be used|there is no checkpoint"):
+        genjax.restore(copy, step=50)
+    assert genjax.restore(copy).step == 40
+    go_on(copy)
+    assert_same(copy, finished)
+
+
+def test_nothing_is_used_where_all_checkpoints_are_damaged(copy):
+    for path in (copy / "checkpoints").iterdir():
+        if path.name.isdigit():
+            _change_a_byte(path)
+    with pytest.raises(CheckpointError, match="no checkpoint in .* can be used"):
+        genjax.restore(copy)
+
+
+def test_a_checkpoint_of_another_model_is_refused(copy):
+    with pytest.raises(ConfigError, match=r"model.latent_dim.*4.*8|differs in"):
+        train(tiny(model__latent_dim=8, training__mesh="data:1"), copy, quiet=True)
+    with pytest.raises(CheckpointError, match=r"is of another model: params/.* has shape"):
+        genjax.restore(copy, overrides={"model.latent_dim": 8})
+
+
+def test_the_last_and_the_best_checkpoints_are_kept(tmp_path):
+    experiment = tiny(
+        training__mesh="data:1",
+        training__checkpoint_every=10,
+        training__evaluate_every=10,
+        training__keep_checkpoints=2,
+        # The KL falls at first and rises then, so that the best is neither the last nor the first.
+        training__best_metric="kl",
+        training__best_mode="min",
+    )
+    train(experiment, tmp_path, quiet=True)
+    import json
+
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    values = {row["step"]: row["kl"] for row in rows if row["kind"] == "validation"}
+    best = min(values, key=values.get)
+    assert Checkpoints(tmp_path, writable=False).steps() == sorted({best, 40, 50})
+
+
+def test_parameters_of_another_run_are_taken_whole_or_by_prefix(finished, tmp_path):
+    source = genjax.restore(finished).state.params
+    whole = tiny(
+        training__mesh="data:1",
+        training__num_steps=1,
+        training__init_from=str(finished),
+        model__optimizer__learning_rate=0.0,
+    )
+    params = train(whole, tmp_path / "whole", quiet=True).params
+    jax.tree.map(np.testing.assert_array_equal, params, source)
+    part = tiny(
+        training__mesh="data:1",
+        training__num_steps=1,
+        training__init_from=str(finished),
+        training__init_prefix=("encoder",),
+        training__seed=7,
+        model__optimizer__learning_rate=0.0,
+    )
+    params = train(part, tmp_path / "part", quiet=True).params
+    jax.tree.map(np.testing.assert_array_equal, params["encoder"], source["encoder"])
+    kernel = lambda p: p["decoder"]["_MLPDecoder_0"]["MLP_0"]["Dense_0"]["kernel"]  # noqa: E731
+    assert not np.array_equal(kernel(params), kernel(source))
+    with pytest.raises(ConfigError, match="no parameter is below training.init_prefix=encodr"):
+        wrong = tiny(training__init_from=str(finished), training__init_prefix=("encodr",))
+        train(wrong, tmp_path / "wrong", quiet=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_way_back(tmp_path):
+    jax.config.update("jax_debug_nans", False)
+    try:
+        train(tiny(training__mesh="data:1", training__num_steps=20), tmp_path, quiet=True)
+        with pytest.raises(NonFiniteError, match=r"the loss became .* at step \d+; .*the checkpoint of step 20 in"):
+            exploding = tiny(
+                training__mesh="data:1", training__num_steps=2000, training__seed=0, training__checkpoint_every=2000
+            )
+            # The same configuration but for the learning rate would be refused, so the state is broken instead.
+            _train_from_broken(exploding, tmp_path)
+    finally:
+        jax.config.update("jax_debug_nans", True)
+
+
+def _train_from_broken(experiment, workdir):
+    from genjax.training import loop
+
+    first = loop._Run._first_state
+
+    def broken(self):
+        state = first(self)
+        return state.replace(params=jax.tree.map(lambda a: a * np.float32(np.inf), state.params))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Run, "_first_state", broken)
+        train(experiment, workdir, quiet=True)
+
+
+def test_a_full_disk_ends_in_one_sentence_and_keeps_what_was_saved(copy, finished):
+    for step in (40, 50):
+        shutil.rmtree(copy / "checkpoints" / str(step))
+    overrides = {**TINY, "training.mesh": "data:1"}
+    arguments = ["--experiment=vae_digits", f"--workdir={copy}", *flags(overrides)]
+    # No file may grow beyond 4 KiB: writing fails as on a full disk.
+    limited = f"ulimit -f 8; exec {' '.join(command('train', *arguments))}"
+    result = subprocess.run(
+        ["bash", "-c", limited], env=environment(), capture_output=True, text=True, timeout=120, cwd=os.getcwd()
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == 1, output
+    assert "Traceback" not in output
+    assert "could not be written" in output
+    assert Checkpoints(copy, writable=False).latest() == 20
+    go_on(copy)
+    assert_same(copy, finished)
