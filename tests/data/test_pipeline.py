@@ -1,0 +1,121 @@
+"""Batches are a function of (seed, step), and every example is seen once an epoch."""
+
+import numpy as np
+import pytest
+
+from genjax.data import DataError, Images, Pipeline, Points, evaluation_batches
+
+DATA = Images(name="digits", batch_size=100)
+
+
+def test_an_epoch_sees_every_example_once():
+    pipeline = Pipeline(DATA, "train", 0)
+    count = len(pipeline.examples)
+    stream = np.concatenate([pipeline.indices(step) for step in range(3 * count // 100 + 1)])
+    for epoch in range(3):
+        np.testing.assert_array_equal(np.sort(stream[epoch * count : (epoch + 1) * count]), np.arange(count))
+    assert not np.array_equal(stream[:count], stream[count : 2 * count])
+
+
+def test_any_step_can_be_asked_for_alone():
+    first, second = Pipeline(DATA, "train", 5), Pipeline(DATA, "train", 5)
+    expected = [first.batch(step)["x"] for step in range(30)]
+    np.testing.assert_array_equal(second.batch(29)["x"], expected[29])
+    for got, want in zip(second.iterate(17, 30), expected[17:], strict=True):
+        np.testing.assert_array_equal(got["x"], want)
+    assert not np.array_equal(Pipeline(DATA, "train", 6).batch(0)["x"], expected[0])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_slices_of_processes_are_the_global_batch(count):
+    whole = Pipeline(DATA, "train", 1).batch(7)
+    parts = [Pipeline(DATA, "train", 1, process_index=i, process_count=count).batch(7) for i in range(count)]
+    for name, array in whole.items():
+        np.testing.assert_array_equal(np.concatenate([p[name] for p in parts]), array)
+
+
+def test_an_evaluation_reads_every_example_once_and_masks_its_padding():
+    batches = list(evaluation_batches(DATA, "test", 50))
+    assert all(len(b["x"]) == len(mask) == 50 for b, mask in batches)
+    seen = np.concatenate([b["x"][mask > 0] for b, mask in batches])
+    np.testing.assert_array_equal(seen, DATA.load("test").arrays()["x"])
+
+
+def test_splits_of_a_set_do_not_overlap():
+    sizes = [len(DATA.load(split)) for split in ("train", "validation", "test")]
+    assert sum(sizes) == 1797 and sizes[1] == sizes[2] == 179
+    with pytest.raises(DataError, match="has no split 'tests'; it has train, validation, test"):
+        DATA.load("tests")
+
+
+def test_classes_can_be_held_out():
+    labels = Images(name="digits", classes=(0, 1, 2)).load("train").arrays()["label"]
+    assert set(labels) == {0, 1, 2}
+
+
+def test_padding_and_quantising_change_the_levels_as_they_say():
+    data = Images(name="digits", pad_to=(12, 11), num_levels=4)
+    x = data.load("train").arrays()["x"]
+    plain = Images(name="digits").load("train").arrays()["x"]
+    assert x.shape[1:] == (12, 11, 1) and x.max() == 3
+    np.testing.assert_array_equal(x[:, 2:10, 1:9], plain.astype(int) * 4 // 17)
+    assert data.spec() == {"data_shape": (12, 11, 1), "num_levels": 4, "num_classes": 10}
+
+
+def test_a_table_is_read_standardised_and_written_back(tmp_path):
+    rng = np.random.default_rng(0)
+    values = rng.normal([10.0, -3.0], [2.0, 0.1], (500, 2)).astype(np.float32)
+    file = tmp_path / "table.csv"
+    np.savetxt(file, values, delimiter=",", header="height,weight", comments="")
+    data = Points(name="table", dir=str(file), standardize=True)
+    x = data.load("train").arrays()["x"]
+    batch = data.transform({"x": x}, None)
+    np.testing.assert_allclose(np.mean(batch["x"], 0), 0.0, atol=1e-4)
+    np.testing.assert_allclose(np.std(batch["x"], 0), 1.0, atol=1e-4)
+    np.testing.assert_allclose(batch["log_abs_det"], -np.log(x.std(0)).sum(), rtol=1e-4)
+    _, csv = data.write_samples(batch["x"][:5], tmp_path / "samples")
+    assert csv.read_text().startswith("height,weight\n")
+    np.testing.assert_allclose(np.loadtxt(csv, delimiter=",", skiprows=1), x[:5], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a,b\n1,2\n3,x\n", "line 3 of .* is not a number"),
+        ("1,2\n3\n", "line 2 of .* has 1 cells, the first row has 2"),
+        ("1,2\n3,nan\n", "row 2, column 2 of .* is not a finite number"),
+        ("", "has no rows"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_an_error_that_names_the_place(content, message, tmp_path):
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(DataError, match=message):
+        Points(name="table", dir=str(tmp_path / "t.csv")).load("train")
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_a_folder_gives_pictures_and_classes(divided, tmp_path):
+    from PIL import Image
+
+    for split in ("train", "validation", "test") if divided else ("",):
+        for label, name in enumerate(("cat", "dog")):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(10):
+                Image.fromarray(np.full((6, 5, 3), 100 * label + i, np.uint8)).save(folder / f"{i}.png")
+    data = Images(name="folder", dir=str(tmp_path), batch_size=4)
+    arrays = data.load("train").arrays()
+    assert data.spec() == {"data_shape": (6, 5, 3), "num_levels": 256, "num_classes": 2}
+    assert len(arrays["x"]) == (20 if divided else 16)
+    np.testing.assert_array_equal(arrays["x"][:, 0, 0, 0] // 100, arrays["label"])
+
+
+def test_pictures_of_different_sizes_name_the_remedy(tmp_path):
+    from PIL import Image
+
+    for i in range(20):
+        Image.new("RGB", (8, 8 + i % 2)).save(tmp_path / f"{i:02d}.png")
+    with pytest.raises(DataError, match="--data.image_size="):
+        Images(name="folder", dir=str(tmp_path)).load("train")
+    data = Images(name="folder", dir=str(tmp_path), image_size=(4, 6), channels=1)
+    assert data.load("train").arrays()["x"].shape == (16, 4, 6, 1)
