@@ -1,0 +1,280 @@
+"""What autoregressive models share: the chain rule, its bookkeeping, and the sampler of vectors.
+
+    log p(x | y) = sum_d log p(x_d | x_<d, y)
+
+One draw takes D steps, each of which needs only the parameters of x_d.  Models keep what the inputs so far have made of
+their activations, so that a step costs the work of one value and not of a whole pass; both ways draw the same values
+from the same key.  Known values are put in place of drawn ones, which completes what is half hidden.  Temperature T
+raises every conditional to the power 1/T and normalises it again.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, gradient_step
+from genjax.nn.distributions import Bernoulli, Categorical
+from genjax.optimizers import Adam, Optimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoregressiveModel(abc.ABC):
+    """Base of models with log p(x) by the chain rule.
+
+    Attributes:
+      data_shape: shape of one example; None takes the data set's.
+      class_conditional: whether the model is p(x | label).
+      num_classes: number of classes; None takes the data set's.
+      compute_dtype: type that the network computes in; parameters and likelihoods are float32.
+      optimizer: learning rule.
+    """
+
+    data_shape: tuple[int, ...] | None = None
+    class_conditional: bool = False
+    num_classes: int | None = None
+    compute_dtype: str = "float32"
+    optimizer: Optimizer = Adam()
+
+    # What a model defines.
+
+    @abc.abstractmethod
+    def init_params(self, key: Array, x: Array, label: Array | None) -> PyTree:
+        """Initial parameters."""
+
+    @abc.abstractmethod
+    def log_likelihood(self, params: PyTree, x: Array, label: Array | None) -> Array:
+        """log p(x | label) in nats for x [B, *data_shape], shape [B]."""
+
+    @abc.abstractmethod
+    def generate(
+        self,
+        params: PyTree,
+        key: Array,
+        x: Array,
+        known: Array,
+        label: Array | None,
+        temperature: Any = 1.0,
+        cached: bool = True,
+    ) -> Array:
+        """Draws what is not known.
+
+        Args:
+          params: the network's.
+          key: random key.
+          x: values [B, *data_shape], read where they are known.
+          known: boolean, shape of x.
+          label: classes [B] or None.
+          temperature: T above; 1 draws from the model.
+          cached: False runs the whole network for every value: slow, and the same draws.
+        """
+
+    def training_log_likelihood(self, params: PyTree, x: Array, label: Array | None, key: Array, step: Array) -> Array:
+        """What `loss` averages, shape [B]; models that train in another way than they are evaluated override it."""
+        return self.log_likelihood(params, x, label)
+
+    def value_range(self) -> tuple[float, float]:
+        """Smallest and largest value that the data may have."""
+        return output_range(self.output)
+
+    # Bookkeeping.
+
+    def shape(self) -> tuple[int, ...]:
+        """`data_shape`, which must be known."""
+        if self.data_shape is None:
+            raise ValueError(f"{type(self).__name__}.data_shape is None; give it, or resolve the experiment")
+        return tuple(self.data_shape)
+
+    def labels(self, batch: Batch) -> Array | None:
+        """Classes of a batch, [B], or None where the model takes none."""
+        if not self.class_conditional:
+            return None
+        if self.num_classes is None:
+            raise ValueError("a class_conditional model needs num_classes; give it, or use a labelled data set")
+        if "label" not in batch:
+            raise ValueError("a class_conditional model needs batches with a label")
+        return batch["label"]
+
+    def one_hot(self, label: Array | None) -> Array | None:
+        """Classes [B] as float32 [B, num_classes]."""
+        return None if label is None else jax.nn.one_hot(label, self.num_classes)
+
+    # The contract.
+
+    def init(self, key: Array, batch: Batch) -> TrainState:
+        """Returns the state before the first step.
+
+        Raises:
+          ValueError: the examples have another shape than `data_shape`, or values outside the output's range.
+        """
+        x = batch["x"]
+        if x.shape[1:] != self.shape():
+            raise ValueError(f"examples have the shape {x.shape[1:]}, but model.data_shape is {self.shape()}")
+        if not isinstance(x, jax.core.Tracer) and not isinstance(x, jax.ShapeDtypeStruct):
+            low, high = self.value_range()
+            smallest, largest = float(np.min(x)), float(np.max(x))
+            if smallest < low - 1e-6 or largest > high + 1e-6:
+                raise ValueError(
+                    f"examples have values from {smallest:g} to {largest:g}, but {type(self.output).__name__} declares "
+                    f"{low:g} to {high:g}; change model.output or data.preprocessing"
+                )
+        return TrainState.create(self.init_params(key, x, self.labels(batch)), self.optimizer)
+
+    def loss(self, params: PyTree, batch: Batch, key: Array, step: Array) -> tuple[Array, Metrics]:
+        """Mean negative log-likelihood in nats an example, and it in bits a dimension."""
+        loss = -self.training_log_likelihood(params, batch["x"], self.labels(batch), key, step).mean()
+        return loss, {"nll": loss, "bits_per_dim": loss / (math.log(2.0) * math.prod(self.shape()))}
+
+    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """One update.  Metrics: loss = nll (nats an example), bits_per_dim."""
+        loss = lambda params, part, part_key: self.loss(params, part, part_key, state.step)  # noqa: E731
+        return gradient_step(loss, self.optimizer)(state, batch, key)
+
+    def log_prob(self, state: TrainState, batch: Batch) -> Array:
+        """Exact log p(x) (given the label, where the model is class-conditional) in nats, shape [B]."""
+        return self.log_likelihood(state.eval_params, batch["x"], self.labels(batch))
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """Exact `nll` in nats and `bits_per_dim` of each example, shape [B]."""
+        nll = -self.log_prob(state, batch)
+        return {"nll": nll, "bits_per_dim": nll / (math.log(2.0) * math.prod(self.shape()))}
+
+    def sample(
+        self,
+        state: TrainState,
+        key: Array,
+        num_samples: int,
+        label: Array | None = None,
+        temperature: Any = 1.0,
+        cached: bool = True,
+    ) -> Array:
+        """Draws examples, shape [num_samples, *data_shape].
+
+        Args:
+          state: the trained state.
+          key: random key.
+          num_samples: how many.
+          label: classes [num_samples] of a class-conditional model; by default all classes in turn.
+          temperature: below 1 for likelier, more alike samples.
+          cached: False samples by whole passes of the network; for comparison.
+
+        Raises:
+          ValueError: a label for a model that takes none, or a temperature that is not positive.
+        """
+        x = jnp.zeros((num_samples, *self.shape()))
+        return self.complete(state, key, x, jnp.zeros(self.shape(), bool), label, temperature, cached)
+
+    def complete(
+        self,
+        state: TrainState,
+        key: Array,
+        x: Array,
+        known: Array,
+        label: Array | None = None,
+        temperature: Any = 1.0,
+        cached: bool = True,
+    ) -> Array:
+        """Draws the unknown values given the known ones before them in the order, shape of x.
+
+        Args:
+          state: the trained state.
+          key: random key.
+          x: examples [B, *data_shape]; what they hold at unknown places is ignored.
+          known: boolean, shape data_shape or that of x.
+          label, temperature, cached: as in `sample`.
+        """
+        if isinstance(temperature, (int, float)) and temperature <= 0:
+            raise ValueError(f"temperature={temperature} must be positive")
+        if label is not None and not self.class_conditional:
+            raise ValueError("this model takes no label; train it with model.class_conditional=true")
+        if self.class_conditional:
+            default = jnp.arange(x.shape[0]) % (self.num_classes or 1)
+            label = self.labels({"label": default if label is None else jnp.asarray(label)})
+        known = jnp.broadcast_to(known if known.ndim == x.ndim else known[None], x.shape)
+        return self.generate(state.eval_params, key, jnp.where(known, x, 0.0), known, label, temperature, cached)
+
+    def reconstruct(self, state: TrainState, batch: Batch, key: Array) -> Array:
+        """Examples whose second half (the lower half of a picture) is drawn anew given the first, shape of x."""
+        size = math.prod(self.shape())
+        known = (jnp.arange(size) < size // 2).reshape(self.shape())
+        return self.complete(state, key, batch["x"], known, self.labels(batch))
+
+
+def output_range(output: Any) -> tuple[float, float]:
+    """Smallest and largest value of an output distribution's lattice."""
+    return getattr(output, "low", 0.0), getattr(output, "high", 1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VectorModel(AutoregressiveModel):
+    """Autoregressive models that take an example as a vector of D values, in the order of memory unless they say so.
+
+    Attributes:
+      output: distribution of one value given those before it.
+    """
+
+    output: Bernoulli | Categorical = Bernoulli()
+
+    @property
+    def dim(self) -> int:
+        """Number D of values."""
+        return math.prod(self.shape())
+
+    def scaled(self, x: Array) -> Array:
+        """Values as the network sees them, in [0, 1]."""
+        low, high = output_range(self.output)
+        return (x - low) / (high - low)
+
+    @abc.abstractmethod
+    def parameters(self, params: PyTree, x: Array, label: Array | None) -> Array:
+        """Parameters of all conditionals for vectors x [B, D], shape [B, D, P]."""
+
+    @abc.abstractmethod
+    def incremental(
+        self, params: PyTree, label: Array | None, batch_size: int
+    ) -> tuple[Any, Callable[[Any, Array], Array], Callable[[Any, Array, Array], Any]]:
+        """The conditionals one after the other.
+
+        Returns:
+          The carry before the first value; `parameters_of(carry, d)`, those of x_d [B, P]; and `observe(carry, d, value)`,
+          the carry once x_d is known, scaled values [B].
+        """
+
+    def order(self) -> np.ndarray:
+        """Indices of the values in the order in which they are drawn, [D]."""
+        return np.arange(self.dim)
+
+    def log_likelihood(self, params: PyTree, x: Array, label: Array | None) -> Array:
+        x = x.reshape(-1, self.dim)
+        return self.output.log_prob(self.parameters(params, x, label), x).sum(-1)
+
+    def generate(self, params, key, x, known, label, temperature=1.0, cached=True) -> Array:
+        size = x.shape[0]
+        given, known = x.reshape(size, self.dim), known.reshape(size, self.dim)
+        order = jnp.asarray(self.order())
+        if cached:
+            carry, parameters_of, observe = self.incremental(params, label, size)
+        else:
+            carry = None
+            observe = lambda carry, d, value: None  # noqa: E731
+
+        def body(t, state):
+            canvas, carry = state
+            d = order[t]
+            if cached:
+                parameters = parameters_of(carry, d)
+            else:
+                parameters = jnp.take(self.parameters(params, canvas, label), d, axis=1)
+            draw = self.output.sample(parameters / temperature, jax.random.fold_in(key, t))
+            value = jnp.where(jnp.take(known, d, axis=1), jnp.take(given, d, axis=1), draw)
+            return canvas.at[:, d].set(value), observe(carry, d, self.scaled(value))
+
+        canvas, _ = jax.lax.fori_loop(0, self.dim, body, (jnp.zeros_like(given), carry))
+        return canvas.reshape(x.shape)

@@ -1,0 +1,156 @@
+"""MADE, the masked autoencoder for distribution estimation (Germain et al. 2015, arXiv:1502.03509).
+
+One pass of a masked network gives all conditionals; the masks are in genjax/nn/masked_dense.py.  Training may cycle
+through `num_masks` sets of masks (algorithm 1): order-agnostic, with the inputs' order drawn anew in each set, or
+connectivity-agnostic, with the degrees of the hidden units drawn anew.  Densities are then those of the mixture
+
+    p(x) = 1/M sum_m p_m(x)                                                                       (section 4.3, ensembles)
+
+whose components share all parameters, which is a density again, and of which `sample` draws the first component.
+
+To sample, hidden units are sorted by degree: at the t-th value only those of degree t become final, and the first layer
+is a running sum over the inputs, so that all D values together cost about one pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax.families.autoregressive.base import VectorModel
+from genjax.model import Array, PyTree
+from genjax.nn.masked_dense import MADE as MaskedNetwork
+from genjax.nn.masked_dense import natural_order, random_degrees, sequential_degrees
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MADE(VectorModel):
+    """Masked network of D inputs.
+
+    Attributes:
+      output: distribution of one value given those before it.
+      hidden_dims: widths of the hidden layers.
+      direct: add a masked linear map from the inputs straight to the outputs.
+      order_agnostic: draw the order of the inputs, in each set of masks.
+      connectivity_agnostic: draw the degrees of the hidden units, in each set of masks.
+      num_masks: number of sets that training cycles through and that evaluation averages over.
+      mask_seed: decides the sets.
+    """
+
+    hidden_dims: tuple[int, ...] = (500,)
+    direct: bool = False
+    order_agnostic: bool = False
+    connectivity_agnostic: bool = False
+    num_masks: int = 1
+    mask_seed: int = 0
+
+    def network(self) -> Any:
+        """The Linen module (x, condition, order, degrees) -> [B, D, P]."""
+        return MaskedNetwork(
+            self.dim,
+            self.hidden_dims,
+            self.output.num_parameters,
+            direct=self.direct,
+            dtype=jnp.dtype(self.compute_dtype),
+        )
+
+    def masks(self, index: Any) -> tuple[Any, list[Any]]:
+        """Places [D] of the inputs, and degrees of each hidden layer, of a set of masks (whose index may be traced)."""
+        key = jax.random.fold_in(jax.random.key(self.mask_seed), index)
+        order_key, degree_key = jax.random.split(key)
+        places = natural_order(self.dim)
+        if self.order_agnostic:
+            places = jax.random.permutation(order_key, jnp.asarray(places))
+        if self.connectivity_agnostic:
+            return places, random_degrees(degree_key, self.dim, self.hidden_dims)
+        return places, sequential_degrees(self.dim, self.hidden_dims)
+
+    def first_masks(self) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The first set as numpy arrays, also while a function is traced."""
+        with jax.ensure_compile_time_eval():
+            places, degrees = self.masks(0)
+            return np.asarray(places), [np.asarray(d) for d in degrees]
+
+    def order(self) -> np.ndarray:
+        return np.argsort(self.first_masks()[0])
+
+    def init_params(self, key: Array, x: Array, label: Array | None) -> PyTree:
+        if self.num_masks < 1:
+            raise ValueError(f"num_masks={self.num_masks} must be at least 1")
+        return self.network().init(key, x.reshape(-1, self.dim), self.one_hot(label))["params"]
+
+    def parameters(self, params: PyTree, x: Array, label: Array | None, mask_index: Any = 0) -> Array:
+        places, degrees = self.masks(mask_index)
+        return self.network().apply({"params": params}, self.scaled(x), self.one_hot(label), places, degrees)
+
+    def component_log_likelihood(self, params: PyTree, x: Array, label: Array | None, mask_index: Any) -> Array:
+        """log p_m(x) in nats, shape [B]."""
+        x = x.reshape(-1, self.dim)
+        return self.output.log_prob(self.parameters(params, x, label, mask_index), x).sum(-1)
+
+    def training_log_likelihood(self, params: PyTree, x: Array, label: Array | None, key: Array, step: Array) -> Array:
+        return self.component_log_likelihood(params, x, label, step % self.num_masks)
+
+    def log_likelihood(self, params: PyTree, x: Array, label: Array | None) -> Array:
+        if self.num_masks == 1:
+            return self.component_log_likelihood(params, x, label, 0)
+        component = lambda index: self.component_log_likelihood(params, x, label, index)  # noqa: E731
+        log_likelihoods = jax.lax.map(component, jnp.arange(self.num_masks))  # [M, B]
+        return jax.nn.logsumexp(log_likelihoods, axis=0) - np.log(self.num_masks)
+
+    def incremental(self, params: PyTree, label: Array | None, batch_size: int):
+        places, degrees = self.first_masks()
+        condition = self.one_hot(label)
+        width = self.output.num_parameters
+
+        def bias(name: str, condition_name: str) -> Array:
+            start = jnp.broadcast_to(params[f"{name}_bias"][None], (batch_size, params[f"{name}_bias"].size))
+            return start if condition is None else start + condition @ params[condition_name]["kernel"]
+
+        layers = len(self.hidden_dims)
+        sums = [bias(f"hidden_{i}", f"condition_{i}") for i in range(layers)]
+        out = bias("output", "condition_output")  # [B, D P]
+        groups = [jnp.asarray(_groups(d, self.dim)) for d in degrees]
+        places = jnp.asarray(places)
+
+        # The carry holds sums over inputs and units that are final; units and outputs that may not see them are
+        # corrupted by them, but only after they have been read.
+        def observe(carry, d: Array, value: Array):
+            sums, out = carry
+            sums = list(sums)
+            if not layers or self.direct:
+                name = "direct" if layers else "output"
+                out = out + value[:, None] * params[f"{name}_kernel"][d][None]
+            sums[0] = sums[0] + value[:, None] * params["hidden_0_kernel"][d][None]
+            for i in range(layers):
+                units = groups[i][places[d] - 1]  # those of this place's degree, padded with an index beyond the last
+                final = nn.relu(jnp.take(sums[i], units, axis=1, mode="fill", fill_value=0.0))
+                name = f"hidden_{i + 1}" if i + 1 < layers else "output"
+                kernel = jnp.take(params[f"{name}_kernel"], units, axis=0, mode="fill", fill_value=0.0)
+                if i + 1 < layers:
+                    sums[i + 1] = sums[i + 1] + final @ kernel
+                else:
+                    out = out + final @ kernel
+            return tuple(sums), out
+
+        def parameters_of(carry, d: Array) -> Array:
+            out = carry[1].reshape(batch_size, self.dim, width)
+            if self.direct and layers:
+                out = out + params["direct_bias"].reshape(1, self.dim, width)
+            return jnp.take(out, d, axis=1)
+
+        return (tuple(sums), out), parameters_of, observe
+
+
+def _groups(degrees: np.ndarray, dim: int) -> np.ndarray:
+    """Units of each degree 1..D, [D, largest group]; padded with the number of units."""
+    members = [np.flatnonzero(degrees == degree) for degree in range(1, dim + 1)]
+    table = np.full((dim, max(1, max(len(m) for m in members))), len(degrees))
+    for row, units in zip(table, members):
+        row[: len(units)] = units
+    return table

@@ -1,0 +1,163 @@
+"""Claims about FVSBN, NADE and MADE: masks by the Jacobian, probabilities that sum to 1, fast and slow samplers alike."""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax.families.autoregressive.fvsbn import FVSBN
+from genjax.families.autoregressive.made import MADE
+from genjax.families.autoregressive.nade import NADE
+from genjax.model import GenerativeModel, HasLogProb
+from genjax.nn.distributions import Categorical
+
+SHAPE = {"data_shape": (2, 3, 1)}
+CLASSES = {"class_conditional": True, "num_classes": 3}
+TERNARY = {"output": Categorical(num_levels=3)}
+MODELS = {
+    "fvsbn": FVSBN(**SHAPE),
+    "fvsbn_conditional": FVSBN(**SHAPE, **CLASSES, **TERNARY),
+    "nade": NADE(hidden_dim=5, **SHAPE),
+    "nade_conditional": NADE(hidden_dim=5, **SHAPE, **CLASSES, **TERNARY),
+    "made": MADE(hidden_dims=(16,), direct=True, **SHAPE),
+    "made_deep": MADE(hidden_dims=(16, 13), **SHAPE),
+    "made_conditional": MADE(hidden_dims=(16, 13), direct=True, **SHAPE, **CLASSES, **TERNARY),
+    "made_agnostic": MADE(
+        hidden_dims=(16, 12), order_agnostic=True, connectivity_agnostic=True, num_masks=3, mask_seed=5, **SHAPE
+    ),
+}
+each_model = pytest.mark.parametrize("name", MODELS)
+
+
+@functools.cache
+def prepared(name):
+    """Model, a state with random parameters, a batch."""
+    model = MODELS[name]
+    levels = model.output.num_levels if isinstance(model.output, Categorical) else 2
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, levels, (8, *model.data_shape)) / (levels - 1)
+    batch = {"x": jnp.asarray(x, jnp.float32), "label": jnp.arange(8) % 3}
+    state = jax.jit(model.init)(jax.random.key(0), batch)
+    leaves, tree = jax.tree.flatten(state.params)
+    noise = [jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves]
+    return model, state.replace(params=jax.tree.unflatten(tree, noise)), batch
+
+
+@each_model
+def test_contract(name):
+    model, state, batch = prepared(name)
+    assert isinstance(model, GenerativeModel) and isinstance(model, HasLogProb)
+    new, metrics = jax.jit(model.train_step)(state, batch, jax.random.key(1))
+    assert int(new.step) == 1 and np.isfinite(metrics["loss"])
+
+
+@each_model
+def test_parameters_ignore_values_at_or_after_their_place(name):
+    model, state, batch = prepared(name)
+    x, label = batch["x"][:1].reshape(1, -1), model.labels({"label": batch["label"][:1]})
+    jacobian = jax.jit(jax.jacobian(lambda x: model.parameters(state.params, x, label)[0].sum(-1)))(x)[:, 0]
+    place = np.argsort(model.order())
+    later = place[None, :] >= place[:, None]
+    np.testing.assert_array_equal(np.asarray(jacobian)[later], 0.0)
+    # And every earlier value is seen by somebody, unless random degrees left it out.
+    assert name == "made_agnostic" or np.all(np.abs(jacobian).sum(0)[place < model.dim - 1] > 0)
+
+
+@each_model
+def test_probabilities_of_all_vectors_sum_to_one(name):
+    model, state, _ = prepared(name)
+    levels = model.output.num_levels if isinstance(model.output, Categorical) else 2
+    x = np.array(list(itertools.product(np.arange(levels) / (levels - 1), repeat=6)), np.float32)
+    batch = {"x": jnp.asarray(x.reshape(-1, 2, 3, 1)), "label": jnp.ones(len(x), jnp.int32)}
+    log_prob = jax.jit(model.log_prob)(state, batch)
+    assert float(jax.nn.logsumexp(log_prob)) == pytest.approx(0.0, abs=1e-4)
+
+
+@each_model
+def test_fast_sampler_draws_what_the_slow_one_draws(name):
+    model, state, batch = prepared(name)
+    sample = jax.jit(model.sample, static_argnames=("num_samples", "cached"))
+    fast, slow = (sample(state, jax.random.key(3), 64, cached=cached) for cached in (True, False))
+    np.testing.assert_array_equal(fast, slow)
+    assert fast.shape == (64, 2, 3, 1)
+
+
+def test_samples_have_the_frequencies_of_the_model():
+    model, state, _ = prepared("made_deep")
+    count = 20000
+    x = jax.jit(model.sample, static_argnames="num_samples")(state, jax.random.key(0), count)
+    index = np.asarray(x.reshape(count, -1)) @ 2.0 ** np.arange(6)
+    frequency = np.bincount(index.astype(int), minlength=64) / count
+    vectors = (np.arange(64)[:, None] >> np.arange(6)) & 1
+    probability = np.exp(model.log_prob(state, {"x": jnp.asarray(vectors.reshape(64, 2, 3, 1), jnp.float32)}))
+    assert np.all(np.abs(frequency - probability) < 5 * np.sqrt(probability / count) + 1e-4)
+
+
+def test_completion_keeps_what_is_known():
+    model, state, batch = prepared("made_conditional")
+    again = jax.jit(model.reconstruct)(state, batch, jax.random.key(0))
+    np.testing.assert_array_equal(again[:, 0], batch["x"][:, 0])
+    assert np.any(np.asarray(again[:, 1]) != np.asarray(batch["x"][:, 1]))
+
+
+def test_temperature_sharpens():
+    model, state, _ = prepared("nade")
+    sample = jax.jit(model.sample, static_argnames="num_samples")
+    log_prob = [
+        model.log_prob(state, {"x": sample(state, jax.random.key(0), 200, temperature=jnp.float32(t))}).mean()
+        for t in (0.2, 1.0, 5.0)
+    ]
+    assert log_prob[0] > log_prob[1] > log_prob[2]
+
+
+def test_bits_per_dimension_are_nats_over_dimensions_and_log_2():
+    model, state, batch = prepared("fvsbn")
+    logits = np.asarray(model.parameters(state.params, batch["x"].reshape(8, 6), None))[..., 0]
+    x = np.asarray(batch["x"]).reshape(8, 6)
+    probability = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    nll = -np.log(np.where(x > 0, probability, 1 - probability)).sum(-1)
+    metrics = model.evaluate(state, batch, jax.random.key(0))
+    np.testing.assert_allclose(metrics["nll"], nll, rtol=1e-5)
+    np.testing.assert_allclose(metrics["bits_per_dim"], nll / 6 / math.log(2), rtol=1e-5)
+
+
+def test_nade_is_the_recursion_of_the_paper():
+    model, state, batch = prepared("nade")
+    p = jax.tree.map(np.asarray, state.params)
+    x = np.asarray(batch["x"]).reshape(8, 6)
+    for d in range(6):
+        hidden = 1 / (1 + np.exp(-(p["hidden_bias"] + x[:, :d] @ p["input_kernel"][:d])))
+        logit = hidden @ p["output_kernel"][d, :, 0] + p["output_bias"][d, 0]
+        np.testing.assert_allclose(
+            model.parameters(state.params, jnp.asarray(x), None)[:, d, 0], logit, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_an_agnostic_made_is_a_mixture_over_its_masks():
+    model, state, batch = prepared("made_agnostic")
+    parts = np.stack([model.component_log_likelihood(state.params, batch["x"], None, m) for m in range(3)])
+    assert np.ptp(parts, axis=0).max() > 0.1
+    np.testing.assert_allclose(
+        model.log_prob(state, batch), np.log(np.mean(np.exp(parts.astype(np.float64)), 0)), rtol=1e-5
+    )
+
+
+def test_errors_say_what_would_be_right():
+    model = MODELS["made"]
+    with pytest.raises(ValueError, match="values from 0 to 255"):
+        model.init(jax.random.key(0), {"x": jnp.full((2, 2, 3, 1), 255.0).at[0].set(0)})
+    with pytest.raises(ValueError, match="model.data_shape"):
+        model.init(jax.random.key(0), {"x": jnp.zeros((2, 3, 3, 1))})
+    with pytest.raises(ValueError, match="data_shape is None"):
+        MADE().init(jax.random.key(0), {"x": jnp.zeros((2, 3, 3, 1))})
+    _, state, _ = prepared("made")
+    with pytest.raises(ValueError, match="temperature"):
+        model.sample(state, jax.random.key(0), 2, temperature=0.0)
+    with pytest.raises(ValueError, match="no label"):
+        model.sample(state, jax.random.key(0), 2, label=jnp.zeros(2, jnp.int32))
+    with pytest.raises(ValueError, match="needs num_classes"):
+        MADE(class_conditional=True, **SHAPE).init(jax.random.key(0), {"x": jnp.zeros((2, 2, 3, 1))})
