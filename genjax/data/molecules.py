@@ -1,0 +1,157 @@
+"""Molecules as SMILES strings, one an example: MOSES, a file of the user, or a small embedded set that is put together."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gzip
+import itertools
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split, split_indices
+from genjax.data.text import TOKENIZER_FILE
+from genjax.data.tokenization import Tokenizer, read_tokenizer, train_tokenizer
+
+_CORES = ("c1ccc({})cc1{}", "c1cc({})ccc1{}", "C1CCC({})CC1{}", "C({})CCN{}", "c1cnc({})nc1{}", "C(=O)({})N{}", "O({})C{}")
+_GROUPS = ("C", "CC", "O", "OC", "N", "C#N", "C(=O)O", "C(=O)N", "F", "Cl", "C(F)(F)F", "C1CC1", "c1ccccc1", "CC(C)C")
+
+
+@functools.cache
+def embedded_smiles() -> tuple[str, ...]:
+    """Cores with two groups in every combination, 1372 molecules."""
+    return tuple(core.format(*pair) for core, pair in itertools.product(_CORES, itertools.product(_GROUPS, repeat=2)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Molecules(Data):
+    """SMILES strings as `tokens` int32 [B, T + 1]: the end token, the symbols, the end token, and padding; with `mask`.
+
+    Attributes:
+      name: combinations, which is embedded; moses for the files of the benchmark at data.dir; or file for the user's
+        file at data.dir, with one SMILES a line (or as the first column of a CSV).
+      tokenizer: characters, or smiles with one token for each bracket atom, Cl, Br and ring number.
+      tokenizer_file: a tokenizer to use instead, as a run saves it.
+      max_symbols: longer molecules are left out; None keeps all.
+      max_molecules: only the first so many of each split, or None for all.
+    """
+
+    name: str = "combinations"
+    tokenizer: Literal["characters", "smiles"] = "characters"
+    tokenizer_file: str | None = None
+    max_symbols: int | None = None
+    max_molecules: int | None = None
+
+    def smiles(self, split: str) -> list[str]:
+        """The strings of a split."""
+        match self.name:
+            case "combinations":
+                known = embedded_smiles()
+                strings = [known[i] for i in split_indices(len(known), split, self.name)]
+            case "moses":
+                check_split(split, ("train", "validation", "test", "test_scaffolds"), "moses")
+                file = {"validation": "test"}.get(split, split)
+                strings = read_smiles(str(Path(self.dir or ".") / f"{file}.csv.gz"))
+            case "file":
+                strings = read_smiles(self.dir)
+                strings = [strings[i] for i in split_indices(len(strings), split, f"file {self.dir}")]
+            case _:
+                raise DataError(f"data.name={self.name} is not a set of molecules: combinations, moses, file")
+        return strings[: self.max_molecules]
+
+    def make_tokenizer(self) -> Tokenizer:
+        """Symbols of the training split and of validation and test."""
+        return _tokenizer(self)
+
+    def load_split(self, split: str) -> Examples:
+        tokenizer, length = self.make_tokenizer(), self.spec()["sequence_length"]
+        tokens = np.full((0, length + 1), tokenizer.vocab_size, np.uint8)
+        encoded = [tokenizer.encode(s) for s in self.smiles(split)]
+        encoded = [ids for ids in encoded if len(ids) < length]
+        tokens = np.full((len(encoded), length + 1), tokenizer.vocab_size, np.uint8)
+        sizes = np.array([len(ids) for ids in encoded], np.int32)
+        if len(encoded):
+            inside = np.arange(length + 1)[None]
+            tokens[(inside > 0) & (inside <= sizes[:, None])] = np.concatenate(encoded)
+        return ArrayExamples({"tokens": tokens, "num_symbols": sizes})
+
+    def spec(self) -> dict[str, Any]:
+        """vocab_size, sequence_length (symbols and the end), start_token and end_token."""
+        tokenizer = self.make_tokenizer()
+        size = tokenizer.vocab_size
+        length = self.max_symbols or _longest(self)
+        return {"vocab_size": size + 1, "sequence_length": length + 1, "start_token": size, "end_token": size}
+
+    def save(self, workdir: Path) -> None:
+        """Writes the tokenizer beside the run; an existing one must be the same."""
+        path, content = Path(workdir) / TOKENIZER_FILE, self.make_tokenizer().to_json()
+        if path.is_file() and path.read_text(encoding="utf-8") != content:
+            raise DataError(f"{path} is another tokenizer than that of these molecules; use another --workdir")
+        path.write_text(content, encoding="utf-8")
+
+    def beside(self, workdir: Path) -> Molecules:
+        """The same data with the tokenizer of a run, where it has one."""
+        path = Path(workdir) / TOKENIZER_FILE
+        return dataclasses.replace(self, tokenizer_file=str(path)) if path.is_file() else self
+
+    def transform(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        tokens = batch["tokens"].astype(jnp.int32)
+        # The end token counts once.
+        mask = jnp.arange(tokens.shape[1])[None] <= batch["num_symbols"][:, None] + 1
+        return {**batch, "tokens": tokens, "mask": mask}
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """SMILES of ids [T + 1]."""
+        tokenizer = self.make_tokenizer()
+        ids = np.asarray(tokens).tolist()[1:]
+        end = tokenizer.vocab_size
+        return tokenizer.decode(ids[: ids.index(end)] if end in ids else ids)
+
+    def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
+        """Writes one file with a SMILES a line."""
+        path = Path(stem).with_suffix(".smi")
+        path.write_text("".join(self.decode(row) + "\n" for row in samples))
+        return [path]
+
+    def protocol(self) -> str:
+        return f"SMILES by {self.tokenizer}, with one end token each"
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(data: Molecules) -> Tokenizer:
+    if data.tokenizer_file is not None:
+        return read_tokenizer(data.tokenizer_file)
+    strings = [s for split in ("train", "validation", "test") for s in data.smiles(split)]
+    return train_tokenizer(data.tokenizer, strings, 0)
+
+
+@functools.lru_cache(maxsize=4)
+def _longest(data: Molecules) -> int:
+    tokenizer = data.make_tokenizer()
+    strings = [s for split in ("train", "validation", "test") for s in data.smiles(split)]
+    return max(len(s) if data.tokenizer == "characters" else len(tokenizer.encode(s)) for s in strings)
+
+
+@functools.lru_cache(maxsize=4)
+def read_smiles(path: str | None) -> list[str]:
+    """Reads strings from a text or CSV file, plain or gzipped; a first line SMILES is a heading.
+
+    Raises:
+      DataError: there is no such file, or no molecule in it.
+    """
+    if not path:
+        raise DataError("--data.name=file needs a file of SMILES: --data.dir=FILE")
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(f"there is no file {file}; MOSES is train.csv.gz and test.csv.gz at data.dir")
+    text = gzip.open(file, "rt").read() if file.suffix == ".gz" else file.read_text()
+    strings = [line.split(",")[0].strip() for line in text.splitlines() if line.strip()]
+    if strings and strings[0].lower() == "smiles":
+        strings = strings[1:]
+    if not strings:
+        raise DataError(f"{file} holds no molecules")
+    return strings

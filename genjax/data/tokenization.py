@@ -1,0 +1,169 @@
+"""Tokenizers: characters, bytes, SMILES symbols, and byte-level BPE or unigram pieces trained on the user's text.
+
+All of them give every id its text as bytes (`pieces`), encode without loss and are saved as JSON beside a run.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genjax.data.base import DataError
+
+#: Symbols of SMILES: bracket atoms, two-letter elements, ring numbers above 9, and single characters (Schwaller et al. 2018).
+_SMILES = re.compile(r"\[[^\]]+\]|Br|Cl|%\d\d|.", re.DOTALL)
+
+
+class Tokenizer:
+    """Maps text to ids and back.
+
+    Attributes:
+      kind: characters, bytes, smiles, bpe or unigram.
+      pieces: text of each id as bytes.
+    """
+
+    def __init__(self, kind: str, pieces: list[bytes], library: str | None = None):
+        self.kind, self.pieces, self._json = kind, pieces, library
+        self._ids = {piece: i for i, piece in enumerate(pieces)}
+        self._library: Any = None
+        if library is not None:
+            self._library = _tokenizers().Tokenizer.from_str(library)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return len(self.pieces)
+
+    @functools.cached_property
+    def num_characters(self) -> np.ndarray:
+        """Characters that begin in each id's text, int32 [V]; their sum over a text is its length."""
+        # Bytes 10xxxxxx continue a character in UTF-8.
+        return np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces], np.int32)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text, int32 [N].
+
+        Raises:
+          DataError: a character is not in the vocabulary.
+        """
+        if self.kind == "bytes":
+            return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+        if self._library is not None:
+            return np.array(self._library.encode(text).ids, np.int32)
+        symbols = _SMILES.findall(text) if self.kind == "smiles" else text
+        try:
+            return np.array([self._of_symbol[s] for s in symbols], np.int32)
+        except KeyError as error:
+            raise DataError(
+                f"the text has {error.args[0]!r}, which is not among the {self.vocab_size} symbols of the tokenizer"
+            ) from None
+
+    @functools.cached_property
+    def _of_symbol(self) -> dict[str, int]:
+        return {piece.decode(): i for piece, i in self._ids.items()}
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids.
+
+        Raises:
+          DataError: an id lies outside the vocabulary.
+        """
+        ids = [int(i) for i in ids]
+        bad = [i for i in ids if not 0 <= i < self.vocab_size]
+        if bad:
+            raise DataError(f"token {bad[0]} lies outside the vocabulary of {self.vocab_size} tokens")
+        return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
+
+    def to_json(self) -> str:
+        """All that `from_json` needs."""
+        pieces = None if self._json else [p.decode("latin-1") for p in self.pieces]
+        return json.dumps({"kind": self.kind, "pieces": pieces, "library": self._json}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Tokenizer:
+        """Reads what `to_json` wrote.
+
+        Raises:
+          DataError: it is no tokenizer.
+        """
+        try:
+            content = json.loads(text)
+            kind, pieces, library = content["kind"], content["pieces"], content["library"]
+        except (ValueError, KeyError, TypeError):
+            raise DataError("the tokenizer file is damaged; it is not what a run of this project wrote") from None
+        if library is not None:
+            return cls(kind, _library_pieces(_tokenizers().Tokenizer.from_str(library)), library)
+        return cls(kind, [p.encode("latin-1") for p in pieces])
+
+
+def train_tokenizer(kind: str, texts: list[str], vocab_size: int) -> Tokenizer:
+    """Makes a tokenizer of a corpus.
+
+    Args:
+      kind: characters, bytes, smiles, bpe or unigram.
+      texts: the corpus.
+      vocab_size: number of pieces at most, of bpe and unigram.
+    """
+    if kind == "bytes":
+        return Tokenizer(kind, [bytes([b]) for b in range(256)])
+    if kind in ("characters", "smiles"):
+        symbols = {s for text in texts for s in (_SMILES.findall(text) if kind == "smiles" else set(text))}
+        return Tokenizer(kind, [s.encode() for s in sorted(symbols)])
+    library = _tokenizers()
+    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+    if vocab_size <= len(alphabet):
+        raise DataError(f"data.vocabulary={vocab_size} must exceed {len(alphabet)}, the number of bytes")
+    if kind == "bpe":
+        tokenizer = library.Tokenizer(library.models.BPE())
+        options = {"vocab_size": vocab_size, "initial_alphabet": alphabet, "show_progress": False}
+        trainer = library.trainers.BpeTrainer(**options)
+    else:
+        tokenizer = library.Tokenizer(library.models.Unigram())
+        options = {"vocab_size": vocab_size, "initial_alphabet": alphabet, "show_progress": False}
+        trainer = library.trainers.UnigramTrainer(**options)
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    # In parts: one long text would be one unit of work.
+    lines = [text[i : i + 10_000] for text in texts for i in range(0, len(text), 10_000)]
+    tokenizer.train_from_iterator(lines, trainer)
+    return Tokenizer(kind, _library_pieces(tokenizer), tokenizer.to_str())
+
+
+def _tokenizers() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise DataError("data.tokenizer=bpe and unigram need the library: pip install tokenizers") from None
+    return tokenizers
+
+
+def _library_pieces(tokenizer: Any) -> list[bytes]:
+    table = _byte_of_character()
+    pieces = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
+    return [bytes(table[c] for c in piece) for piece in pieces]
+
+
+@functools.cache
+def _byte_of_character() -> dict[str, int]:
+    """The printable characters that stand for bytes in byte-level vocabularies (Radford et al. 2019)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in printable]
+    return {**{chr(b): b for b in printable}, **{chr(256 + i): b for i, b in enumerate(others)}}
+
+
+def read_tokenizer(path: str | Path) -> Tokenizer:
+    """Opens a tokenizer file.
+
+    Raises:
+      DataError: there is none, or it is damaged.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(f"there is no tokenizer file {file}")
+    return Tokenizer.from_json(file.read_text(encoding="utf-8"))
