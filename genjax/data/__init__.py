@@ -2,8 +2,11 @@
 
 from genjax.data.base import ArrayExamples, Data, DataError, Examples
 from genjax.data.images import Images, write_grid
+from genjax.data.molecules import Molecules
+from genjax.data.music import PianoRolls
 from genjax.data.pipeline import Pipeline, evaluation_batches
 from genjax.data.points import Points
+from genjax.data.text import Text
 
 __all__ = [
     "ArrayExamples",
@@ -11,8 +14,11 @@ __all__ = [
     "DataError",
     "Examples",
     "Images",
+    "Molecules",
+    "PianoRolls",
     "Pipeline",
     "Points",
+    "Text",
     "evaluation_batches",
     "write_grid",
 ]

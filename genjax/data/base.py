@@ -23,7 +23,10 @@ class DataError(ValueError):
 
 
 class Examples(Protocol):
-    """Random access to the examples of a split."""
+    """Random access to the examples of a split.
+
+    A method `batch_indices(step, batch_size) -> indices [batch_size] or None` replaces the shuffled order of training.
+    """
 
     def __len__(self) -> int: ...
 
@@ -117,6 +120,13 @@ class Data(abc.ABC):
         """Raw batch to what a model sees; runs inside the compiled step."""
         del key
         return batch
+
+    def save(self, workdir: Path) -> None:  # noqa: B027
+        """Writes beside a run what samples need later and the configuration does not say, such as a tokenizer."""
+
+    def beside(self, workdir: Path) -> Data:
+        """The same data, with what `save` wrote there."""
+        return self
 
     def protocol(self) -> str:
         """How examples are prepared, in a few words, for the line above every evaluation."""

@@ -17,7 +17,15 @@ from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_spl
 from genjax.data.text import TOKENIZER_FILE
 from genjax.data.tokenization import Tokenizer, read_tokenizer, train_tokenizer
 
-_CORES = ("c1ccc({})cc1{}", "c1cc({})ccc1{}", "C1CCC({})CC1{}", "C({})CCN{}", "c1cnc({})nc1{}", "C(=O)({})N{}", "O({})C{}")
+_CORES = (
+    "c1ccc({})cc1{}",
+    "c1cc({})ccc1{}",
+    "C1CCC({})CC1{}",
+    "C({})CCN{}",
+    "c1cnc({})nc1{}",
+    "C(=O)({})N{}",
+    "O({})C{}",
+)
 _GROUPS = ("C", "CC", "O", "OC", "N", "C#N", "C(=O)O", "C(=O)N", "F", "Cl", "C(F)(F)F", "C1CC1", "c1ccccc1", "CC(C)C")
 
 
@@ -69,10 +77,11 @@ class Molecules(Data):
 
     def load_split(self, split: str) -> Examples:
         tokenizer, length = self.make_tokenizer(), self.spec()["sequence_length"]
-        tokens = np.full((0, length + 1), tokenizer.vocab_size, np.uint8)
         encoded = [tokenizer.encode(s) for s in self.smiles(split)]
         encoded = [ids for ids in encoded if len(ids) < length]
-        tokens = np.full((len(encoded), length + 1), tokenizer.vocab_size, np.uint8)
+        tokens = np.full(
+            (len(encoded), length + 1), tokenizer.vocab_size, np.uint8 if tokenizer.vocab_size < 256 else np.uint16
+        )
         sizes = np.array([len(ids) for ids in encoded], np.int32)
         if len(encoded):
             inside = np.arange(length + 1)[None]

@@ -101,7 +101,9 @@ class Text(Data):
         if self.sequence_length < 1:
             raise DataError(f"data.sequence_length={self.sequence_length} must be at least 1")
         if self.stride is not None and not 1 <= self.stride <= self.sequence_length:
-            raise DataError(f"data.stride={self.stride} must lie between 1 and data.sequence_length, or tokens are lost")
+            raise DataError(
+                f"data.stride={self.stride} must lie between 1 and data.sequence_length, or tokens are lost"
+            )
         if self.order == "contiguous" and self.stride not in (None, self.sequence_length):
             raise DataError("data.order=contiguous needs windows that follow each other: leave data.stride out")
 

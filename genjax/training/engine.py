@@ -329,7 +329,10 @@ class Engine:
         for sums in jax.device_get(pending):
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + float(value)
-        return {**{name: value / count for name, value in totals.items()}, "num_examples": count}
+        means = {name: value / count for name, value in totals.items()}
+        # Ratios of means, such as nats per token of sequences that differ in length.
+        means = getattr(self.experiment.model, "summarize", lambda m: m)(means)
+        return {**means, "num_examples": count}
 
     def _place_global(self, array: np.ndarray) -> jax.Array:
         """Shards an array that every process holds whole."""

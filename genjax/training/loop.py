@@ -130,6 +130,7 @@ class _Run:
         self.primary = jax.process_index() == 0
         if self.primary:
             save_config(workdir, name, engine.experiment, engine.batch_spec)
+            engine.experiment.data.save(workdir)
         self.checkpoints = Checkpoints(
             workdir, self.training.keep_checkpoints, self.training.best_metric, self.training.best_mode
         )

@@ -94,7 +94,8 @@ def open_run(workdir: Path, name: str, experiment: Experiment, batch: dict[str, 
     if step is None:
         raise ConfigError(f"{workdir} has no checkpoint yet; train with --workdir={workdir} first")
     mesh = experiment.training.mesh or _fitting_mesh(experiment.data.batch_size)
-    experiment = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, mesh=mesh))
+    training = dataclasses.replace(experiment.training, mesh=mesh)
+    experiment = dataclasses.replace(experiment, data=experiment.data.beside(workdir), training=training)
     engine = Engine(experiment, batch_spec=batch)
     return Run(name, workdir, experiment, checkpoints.restore(step, engine.abstract_state), engine)
 

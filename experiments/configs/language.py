@@ -1,0 +1,165 @@
+"""Transformer language models on text, characters and molecules."""
+
+from genjax.config import register
+from genjax.data import Molecules, Text
+from genjax.families.language.gpt import GPT, gpt2_network, llama_network
+from genjax.nn.transformer import Transformer
+from genjax.optimizers import AdamW, Cosine
+from genjax.training import Evaluation, Experiment, Training
+
+_SHRUNK = {
+    "model.network.num_layers": 1,
+    "model.network.width": 8,
+    "model.network.num_heads": 2,
+    "data.name": "python_topics",
+    "data.sequence_length": 16,
+    "data.batch_size": 16,
+    "data.stride": None,
+    "evaluation.split": "test",
+    "evaluation.validation_split": "validation",
+    "evaluation.num_examples": 100,
+}
+_SHRUNK_MOLECULES = {
+    "model.network.num_layers": 1,
+    "model.network.width": 8,
+    "model.network.num_heads": 2,
+    "data.name": "combinations",
+    "data.batch_size": 16,
+}
+
+
+def _adam(learning_rate: float, warmup_steps: int, final_scale: float = 0.1, weight_decay: float = 0.1) -> AdamW:
+    return AdamW(
+        learning_rate=learning_rate,
+        b2=0.99,
+        weight_decay=weight_decay,
+        clip_norm=1.0,
+        schedule=Cosine(warmup_steps=warmup_steps, final_scale=final_scale),
+    )
+
+
+@register(
+    "gpt_text",
+    source="GPT-2 (Radford et al. 2019) and Llama (Touvron et al. 2023) blocks, on the help texts that Python carries",
+    expected="test about 2 bits per character; see BUILD_NOTES.md",
+    shrunk=_SHRUNK,
+)
+def gpt_text() -> Experiment:
+    """A Llama-like model of characters on embedded text, which needs no file.
+
+    python -m experiments.train --experiment=gpt_text --workdir=runs/gpt_text
+
+    About four minutes on two CPU cores.
+    """
+    return Experiment(
+        model=GPT(network=llama_network(4, 128, 4, max_length=256), optimizer=_adam(2e-3, 50)),
+        data=Text(name="python_topics", sequence_length=64, batch_size=32, stride=1),
+        training=Training(num_steps=2000, evaluate_every=500, best_metric="nll_per_token", num_samples=8),
+    )
+
+
+def _shakespeare(model: GPT, sequence_length: int, batch_size: int, num_steps: int) -> Experiment:
+    return Experiment(
+        model=model,
+        data=Text(name="tiny_shakespeare", sequence_length=sequence_length, batch_size=batch_size, stride=1),
+        training=Training(
+            num_steps=num_steps, evaluate_every=250, checkpoint_every=250, best_metric="nll_per_token", num_samples=4
+        ),
+        # TFDS divides 90/5/5; the two small parts together are the last tenth, nanoGPT's validation text.
+        evaluation=Evaluation(split="validation+test", validation_split="validation+test"),
+    )
+
+
+@register(
+    "gpt_shakespeare",
+    source="nanoGPT's train_shakespeare_char (github.com/karpathy/nanoGPT): 6 layers, 6 heads, 384 wide, context 256",
+    expected="validation <= 1.4697 nats per character, nanoGPT's split (its best figure), on a GPU",
+    shrunk=_SHRUNK,
+)
+def gpt_shakespeare() -> Experiment:
+    """The 10.6M-parameter character model.
+
+    python -m experiments.train --experiment=gpt_shakespeare --data.dir=TFDS_DIRECTORY --workdir=runs/gpt_shakespeare
+
+    Minutes on one GPU, with --model.compute_dtype=bfloat16; many hours on two CPU cores.
+    """
+    network = Transformer(
+        num_layers=6,
+        width=384,
+        num_heads=6,
+        max_length=256,
+        use_bias=False,
+        dropout=0.2,
+        attention_dropout=0.2,
+    )
+    return _shakespeare(GPT(network=network, optimizer=_adam(1e-3, 100)), 256, 64, 5000)
+
+
+@register(
+    "gpt_shakespeare_small",
+    source="nanoGPT's CPU setting has 4 layers, 128 wide, context 64, batch 12, 2000 steps, and reaches 1.88",
+    expected="validation <= 1.62 nats per character in 15 minutes on two CPU cores, nanoGPT's split",
+    shrunk=_SHRUNK,
+)
+def gpt_shakespeare_small() -> Experiment:
+    """A small Llama-like character model for two CPU cores.
+
+    python -m experiments.train --experiment=gpt_shakespeare_small --data.dir=TFDS_DIRECTORY --workdir=runs/gpt_small
+
+    About 15 minutes on two CPU cores.
+    """
+    network = llama_network(4, 128, 4, max_length=256, dropout=0.0)
+    return _shakespeare(GPT(network=network, optimizer=_adam(3e-3, 100)), 128, 32, 4000)
+
+
+@register(
+    "gpt_molecules",
+    source="a GPT beside the CharRNN of MOSES (Polykovskiy et al. 2020, arXiv:1811.12823)",
+    expected="validity >= 0.95 and unique@10k >= 0.999 of 30000 samples, on a GPU in ten minutes",
+    shrunk=_SHRUNK_MOLECULES,
+)
+def gpt_molecules() -> Experiment:
+    """A GPT of SMILES characters on MOSES (files at --data.dir); --data.name=combinations needs no file.
+
+    python -m experiments.train --experiment=gpt_molecules --data.dir=MOSES_DIRECTORY --workdir=runs/gpt_molecules
+
+    About ten minutes on one GPU.
+    """
+    return Experiment(
+        model=GPT(network=llama_network(6, 256, 8, max_length=128), optimizer=_adam(1e-3, 500, weight_decay=0.01)),
+        data=Molecules(name="moses", batch_size=512),
+        training=Training(num_steps=12000, steps_per_dispatch=10, evaluate_every=4000, best_metric="nll"),
+    )
+
+
+@register(
+    "gpt2_124m",
+    source="GPT-2 small (Radford et al. 2019), trained as by nanoGPT on OpenWebText",
+    expected="about 2.85 nats per token on OpenWebText after 600k steps of 0.5M tokens",
+    shrunk={**_SHRUNK, "data.tokenizer": "bytes", "model.compute_dtype": "float32", "training.mesh": None,
+            "model.optimizer.accumulation_steps": 1, "model.network.remat": False, "model.network.scan_layers": False},
+)  # fmt: skip
+def gpt2_124m() -> Experiment:
+    """GPT-2 124M in bfloat16 on text files of the user, sharded over eight devices.
+
+    python -m experiments.train --experiment=gpt2_124m --data.dir=FOLDER --workdir=runs/gpt2 --training.mesh=data:4,fsdp:2
+
+    Days on eight accelerators.  A run that starts anywhere: --model.network.num_layers=2 --model.network.width=64
+    --model.network.num_heads=2 --data.name=python_topics --data.batch_size=8 --training.mesh=none
+    """
+    network = gpt2_network(scan_layers=True, remat=True)
+    return Experiment(
+        model=GPT(
+            network=network,
+            compute_dtype="bfloat16",
+            optimizer=AdamW(
+                learning_rate=6e-4,
+                b2=0.95,
+                weight_decay=0.1,
+                clip_norm=1.0,
+                schedule=Cosine(warmup_steps=2000, final_scale=0.1),
+            ),
+        ),
+        data=Text(name="file", tokenizer="bpe", vocabulary=50256, sequence_length=1024, batch_size=480),
+        training=Training(num_steps=600_000, evaluate_every=1000, num_samples=8),
+    )
