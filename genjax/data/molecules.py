@@ -157,7 +157,8 @@ def read_smiles(path: str | None) -> list[str]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise DataError(f"there is no file {file}; MOSES is train.csv.gz and test.csv.gz at data.dir")
-    text = gzip.open(file, "rt").read() if file.suffix == ".gz" else file.read_text()
+    content = file.read_bytes()
+    text = (gzip.decompress(content) if file.suffix == ".gz" else content).decode()
     strings = [line.split(",")[0].strip() for line in text.splitlines() if line.strip()]
     if strings and strings[0].lower() == "smiles":
         strings = strings[1:]

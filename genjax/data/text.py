@@ -146,9 +146,12 @@ class Text(Data):
         encoded = [tokenizer.encode(text) for text in self.documents(split)]
         segments = None
         if end is not None:
-            encoded = [np.append(ids, end) for ids in encoded]
-            encoded[0] = np.append(end, encoded[0])
-            if self.separate_documents:
+            # Documents that do not see each other need a start of their own.
+            first = [end] if self.separate_documents else []
+            encoded = [np.concatenate([first, ids, [end]]) for ids in encoded]
+            if not self.separate_documents:
+                encoded[0] = np.append(end, encoded[0])
+            else:
                 segments = np.concatenate([np.full(len(ids), i + 1, np.int32) for i, ids in enumerate(encoded)])
         ids = np.concatenate(encoded).astype(np.int32) if encoded else np.zeros(0, np.int32)
         if len(ids) < self.sequence_length + 1:

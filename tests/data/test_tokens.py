@@ -1,0 +1,158 @@
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax.data import DataError, Molecules, PianoRolls, Pipeline, Text
+from genjax.data.molecules import embedded_smiles
+from genjax.data.music import LOWEST_NOTE, midi
+from genjax.data.tokenization import Tokenizer, train_tokenizer
+
+SENTENCE = "Ünïcode, naïve 日本 and plain text; text again.\n\tTabs  and spaces 🙂"
+
+
+@pytest.mark.parametrize("kind", ["characters", "bytes", "bpe", "unigram"])
+def test_tokenizers_lose_nothing_and_survive_json(kind):
+    if kind in ("bpe", "unigram"):
+        pytest.importorskip("tokenizers")
+    tokenizer = train_tokenizer(kind, [SENTENCE * 5, "other words " * 20], 300)
+    ids = tokenizer.encode(SENTENCE)
+    assert tokenizer.decode(ids) == SENTENCE and ids.max() < tokenizer.vocab_size
+    assert tokenizer.num_characters[ids].sum() == len(SENTENCE)
+    again = Tokenizer.from_json(tokenizer.to_json())
+    np.testing.assert_array_equal(again.encode(SENTENCE), ids)
+    assert again.pieces == tokenizer.pieces
+    if kind == "bpe":
+        assert len(ids) < len(SENTENCE.encode())
+
+
+def test_smiles_symbols():
+    tokenizer = train_tokenizer("smiles", ["C[C@@H](Cl)Br%12"], 0)
+    assert [tokenizer.decode([i]) for i in tokenizer.encode("C[C@@H](Cl)Br%12")] == [
+        "C", "[C@@H]", "(", "Cl", ")", "Br", "%12",
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="'N'"):
+        tokenizer.encode("CN")
+    with pytest.raises(DataError, match="token 99 lies outside"):
+        tokenizer.decode([99])
+    with pytest.raises(DataError, match="damaged"):
+        Tokenizer.from_json(json.dumps({"kind": "bytes"}))
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_windows_predict_every_token_once(split):
+    data = Text(sequence_length=100)
+    examples = data.load(split)
+    batch = examples.gather(np.arange(len(examples)))
+    text = data.documents(split)[0]
+    targets = batch["tokens"][:, 1:][batch["mask"][:, 1:]]
+    assert data.make_tokenizer().decode(targets) == text[1:]
+    assert batch["num_characters"].sum() == len(text) - 1
+    assert sum(len(data.documents(s)[0]) for s in ("train", "validation", "test")) == len(
+        "".join(data.documents("train+validation+test"))
+    )
+
+
+def test_strides_overlap_and_reach_the_end():
+    data = Text(sequence_length=64, stride=10)
+    examples = data.load("train")
+    text = data.make_tokenizer().encode(data.documents("train")[0])
+    last = examples.gather(np.array([0, 1, len(examples) - 1]))["tokens"]
+    np.testing.assert_array_equal(last[0], text[:65])
+    np.testing.assert_array_equal(last[1], text[10:75])
+    np.testing.assert_array_equal(last[2], text[-65:])
+    with pytest.raises(DataError, match="tokens are lost"):
+        Text(sequence_length=64, stride=65)
+
+
+def test_contiguous_batches_go_on_from_each_other_at_any_step():
+    data = Text(sequence_length=32, batch_size=8, order="contiguous")
+    pipeline = Pipeline(data, "train", seed=0)
+    first, second = pipeline.batch(5), pipeline.batch(6)
+    np.testing.assert_array_equal(first["tokens"][:, -1], second["tokens"][:, 0])
+    np.testing.assert_array_equal(first["window"] + 1, second["window"])
+    rows = -(-len(pipeline.examples) // 8)
+    seen = np.concatenate([pipeline.indices(step) for step in range(rows)])
+    assert set(seen) == set(range(len(pipeline.examples)))
+    np.testing.assert_array_equal(Pipeline(data, "train", seed=1, process_index=1, process_count=2).batch(5)["tokens"],
+                                  first["tokens"][4:])  # fmt: skip
+
+
+def test_a_folder_of_documents_ends_each_and_may_keep_them_apart(tmp_path):
+    for i in range(20):
+        (tmp_path / f"{i:02d}.txt").write_text(f"document number {i} " * 3)
+    data = Text(name="file", dir=str(tmp_path), sequence_length=20, separate_documents=True)
+    spec = data.spec()
+    assert spec["start_token"] == spec["end_token"] == spec["vocab_size"] - 1
+    examples = data.load("train")
+    batch = examples.gather(np.arange(len(examples)))
+    tokens, segments = batch["tokens"][:, :-1].reshape(-1), batch["segment_ids"][:, :-1].reshape(-1)
+    ends = np.flatnonzero(tokens == spec["end_token"])
+    assert len(ends) >= 16 and tokens[0] == spec["end_token"]
+    assert (np.diff(segments)[ends[1:30:2]] == 1).all() and (tokens[ends[1:30:2] + 1] == spec["end_token"]).all()
+    path = data.write_samples(np.array([[spec["end_token"], *data.make_tokenizer().encode("doc"), spec["end_token"], 1]]),
+                              tmp_path / "out")  # fmt: skip
+    assert path[0].read_text() == "doc\n"
+
+
+def test_text_that_cannot_be_used_is_one_sentence(tmp_path):
+    (tmp_path / "short.txt").write_text("short")
+    with pytest.raises(DataError, match="less than one context"):
+        Text(name="file", dir=str(tmp_path / "short.txt")).load("train")
+    with pytest.raises(DataError, match="neither a text file nor a folder"):
+        Text(name="file", dir=str(tmp_path / "missing")).load("train")
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff" * 99)
+    with pytest.raises(DataError, match="not UTF-8"):
+        Text(name="file", dir=str(tmp_path / "bad.txt")).load("train")
+    with pytest.raises(DataError, match="must exceed 256"):
+        Text(tokenizer="bpe", vocabulary=100).spec()
+
+
+def test_the_tokenizer_lies_beside_the_run_and_must_fit(tmp_path):
+    data = Text(sequence_length=16)
+    data.save(tmp_path)
+    data.save(tmp_path)
+    again = data.beside(tmp_path)
+    assert again.spec() == data.spec() and again.tokenizer_file
+    with pytest.raises(DataError, match="does not belong to the checkpoint"):
+        Text(tokenizer="bytes").save(tmp_path)
+
+
+def test_molecules_begin_and_end_and_are_valid(tmp_path):
+    data = Molecules(batch_size=4)
+    batch = Pipeline(data, "train", 0).batch(0)
+    out = data.transform({name: jnp.asarray(a) for name, a in batch.items()}, jax.random.key(0))
+    end = data.spec()["end_token"]
+    for row, mask in zip(np.asarray(out["tokens"]), np.asarray(out["mask"])):
+        assert row[0] == end and row[mask][-1] == end and (row[mask][1:-1] != end).all()
+        assert data.decode(row) in embedded_smiles()
+    (tmp_path / "mine.csv").write_text("SMILES,x\nCCO,1\n" * 1 + "CCN,2\n" * 12)
+    mine = Molecules(name="file", dir=str(tmp_path / "mine.csv"))
+    assert mine.spec()["sequence_length"] == 4
+    with pytest.raises(DataError, match="no file"):
+        Molecules(name="moses", dir=str(tmp_path)).spec()
+    rdkit = pytest.importorskip("rdkit.Chem")
+    assert all(rdkit.MolFromSmiles(s) is not None for s in embedded_smiles()[::10])
+
+
+def test_rolls_are_padded_shifted_within_the_keyboard_and_written_as_midi(tmp_path):
+    data = PianoRolls(batch_size=4, transpose=60)
+    batch = {name: jnp.asarray(a) for name, a in Pipeline(data, "train", 0).batch(0).items()}
+    out = data.transform(data.augment(batch, jax.random.key(0)), jax.random.key(1))
+    assert out["x"].shape[1:] == data.spec()["data_shape"] and out["mask"].shape == out["x"].shape[:2]
+    np.testing.assert_array_equal(out["x"].sum((1, 2)), batch["x"].sum((1, 2)))
+    roll = np.zeros((3, 88), bool)
+    roll[:2, 0] = roll[1:, 39] = True
+    content = midi(roll)
+    assert content[:4] == b"MThd" and content[14:18] == b"MTrk"
+    events = content[22:]
+    assert events[:4] == bytes([0, 0x90, LOWEST_NOTE, 80])
+    assert events.count(bytes([LOWEST_NOTE + 39, 80])) == 2  # on once, off once: held over two frames
+    with pytest.raises(ValueError, match="88"):
+        midi(np.zeros((3, 80), bool))
+    files = data.write_samples(np.asarray(out["x"]), tmp_path / "s")
+    assert [f.suffix for f in files] == [".png", *[".mid"] * 4]
+    assert len(list(itertools.chain(*data.rolls("train")))) > 64
