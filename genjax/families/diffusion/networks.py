@@ -1,0 +1,136 @@
+"""Denoising networks as configurations: what maps noisy data, a time and conditions to a prediction of the same shape.
+
+A `DenoisingNetwork` is a frozen dataclass that builds a Linen module
+
+    (z [B, *shape], time [B], condition, dropout_keys [B] or None) -> [B, *shape[:-1], outputs], float32
+
+`time` is the model's measure of the noise level, about 0 to 1000.  `condition` holds what there is of
+
+    label    int32 [B]; num_classes stands for no class
+    vector   [B, D]
+    context  [B, S, D] with context_mask [B, S], attended to
+    image    [B, *shape[:-1], C], concatenated to z
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from genjax.nn.dropout import dropout, fold_in
+
+Array = jax.Array
+Condition = Mapping[str, Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenoisingNetwork(abc.ABC):
+    """What every denoising network can do."""
+
+    #: Names of the conditions that the network understands.
+    conditions = ("label", "vector", "image")
+
+    @abc.abstractmethod
+    def build(self, num_outputs: int, num_classes: int | None, dtype: Any) -> nn.Module:
+        """Returns the module.
+
+        Args:
+          num_outputs: channels of the output (features, of vectors).
+          num_classes: number of classes of `label`, or None where there are none.
+          dtype: type to compute in; parameters and outputs are float32.
+        """
+
+
+def sinusoidal_embedding(values: Array, dim: int, max_period: float = 10000.0) -> Array:
+    """Cosines and sines of values [B] at frequencies from 1 to 1 / max_period, shape [B, dim], dim even."""
+    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(dim // 2, dtype=jnp.float32) / (dim // 2))
+    angles = values.astype(jnp.float32)[:, None] * frequencies[None]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class ConditionEmbedding(nn.Module):
+    """Time, class and vector as one vector [B, features]; all but the time are added where they are given."""
+
+    features: int
+    num_classes: int | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, time: Array, condition: Condition) -> Array:
+        dim = max(2 * (self.features // 8), 16)
+        embedding = nn.Dense(self.features, dtype=self.dtype)(sinusoidal_embedding(time, dim).astype(self.dtype))
+        embedding = nn.Dense(self.features, dtype=self.dtype)(jax.nn.silu(embedding))
+        if self.num_classes is not None:
+            table = nn.Embed(self.num_classes + 1, self.features, dtype=self.dtype)
+            label = condition.get("label", jnp.full(time.shape, self.num_classes, jnp.int32))
+            embedding = embedding + table(label)
+        if "vector" in condition:
+            vector = condition["vector"].astype(self.dtype)
+            embedding = embedding + nn.Dense(self.features, dtype=self.dtype, name="vector")(vector)
+        return embedding
+
+
+def with_image(z: Array, condition: Condition) -> Array:
+    """z with the condition's image behind its channels.
+
+    Raises:
+      ValueError: the image has another size.
+    """
+    if "image" not in condition:
+        return z
+    image = condition["image"]
+    if image.shape[:-1] != z.shape[:-1]:
+        raise ValueError(f"the condition's image has shape {image.shape}, which does not fit data of shape {z.shape}")
+    return jnp.concatenate([z, image.astype(z.dtype)], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResidualMLP(DenoisingNetwork):
+    """Residual layers with adaptive norm, for vectors such as two-dimensional points.
+
+    Attributes:
+      hidden_dim: width.
+      num_blocks: number of residual blocks.
+      dropout_rate: dropout inside the blocks.
+    """
+
+    hidden_dim: int = 128
+    num_blocks: int = 3
+    dropout_rate: float = 0.0
+
+    def build(self, num_outputs: int, num_classes: int | None, dtype: Any) -> nn.Module:
+        return _ResidualMLP(self, num_outputs, num_classes, dtype)
+
+
+class _ResidualMLP(nn.Module):
+    config: ResidualMLP
+    num_outputs: int
+    num_classes: int | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, z: Array, time: Array, condition: Condition, dropout_keys: Array | None = None) -> Array:
+        config = self.config
+        h = with_image(z.astype(self.dtype), condition)
+        shape = h.shape[:-1]
+        lead = (slice(None), *(None,) * (h.ndim - 2))
+        embedding = ConditionEmbedding(config.hidden_dim, self.num_classes, self.dtype)(time, condition)
+        embedding = jax.nn.silu(embedding)
+        h = nn.Dense(config.hidden_dim, dtype=self.dtype)(h)
+        for i in range(config.num_blocks):
+            scale_and_shift = nn.Dense(2 * config.hidden_dim, dtype=self.dtype, name=f"adapt_{i}")(embedding)
+            scale, shift = jnp.split(scale_and_shift, 2, axis=-1)
+            y = nn.LayerNorm(use_scale=False, use_bias=False, dtype=self.dtype)(h)
+            y = jax.nn.silu(y * (1.0 + scale[lead]) + shift[lead])
+            y = jax.nn.silu(nn.Dense(config.hidden_dim, dtype=self.dtype, name=f"first_{i}")(y))
+            y = dropout(y, config.dropout_rate, fold_in(dropout_keys, i))
+            h = h + nn.Dense(config.hidden_dim, dtype=self.dtype, name=f"second_{i}")(y)
+        out = nn.Dense(self.num_outputs, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="output")(jax.nn.silu(h))
+        return out.reshape(*shape, self.num_outputs).astype(jnp.float32)

@@ -1,0 +1,221 @@
+"""The U-Net of DDPM and its descendants, over sequences, pictures and videos.
+
+Ho et al. 2020 (arXiv:2006.11239, appendix B); Dhariwal & Nichol 2021 (arXiv:2105.05233) for adaptive group norm and attention at
+several resolutions; Rombach et al. 2022 (arXiv:2112.10752) for cross-attention; Ho et al. 2022 (arXiv:2204.03458) for the
+factorised space-time form.  One module serves [B, L, C], [B, H, W, C] and, with `video`, [B, T, H, W, C], whose frames are
+convolved one by one and meet in temporal attention.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from genjax.families.diffusion.networks import Condition, ConditionEmbedding, DenoisingNetwork, with_image
+from genjax.nn.attention import Attention
+from genjax.nn.dropout import dropout, fold_in
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNet(DenoisingNetwork):
+    """U-Net of residual blocks.
+
+    Attributes:
+      channels: width at full resolution.
+      channel_multipliers: width of each level as a multiple of `channels`; between levels the size is halved.
+      num_blocks: residual blocks a level, one more on the way up.
+      attention_levels: levels, counted from 0 at full resolution, that have self-attention; the middle has it if any has.
+      num_heads: heads of attention.
+      num_groups: groups of group norm; fewer where the width does not divide.
+      scale_shift_norm: the embedding scales and shifts after the norm (ADM); otherwise it is added (DDPM).
+      resample_convolution: halve by strided and double by convolution; otherwise by mean and repetition alone.
+      dropout_rate: dropout inside the blocks.
+      video: data are [B, T, H, W, C].
+      remat: compute blocks again in the backward pass to save memory.
+    """
+
+    channels: int = 64
+    channel_multipliers: tuple[int, ...] = (1, 2, 2)
+    num_blocks: int = 2
+    attention_levels: tuple[int, ...] = (2,)
+    num_heads: int = 4
+    num_groups: int = 32
+    scale_shift_norm: bool = True
+    resample_convolution: bool = True
+    dropout_rate: float = 0.0
+    video: bool = False
+    remat: bool = False
+
+    conditions = ("label", "vector", "context", "image")
+
+    def __post_init__(self) -> None:
+        beyond = [level for level in self.attention_levels if not 0 <= level < len(self.channel_multipliers)]
+        if beyond:
+            raise ValueError(
+                f"attention_levels {tuple(beyond)} are none of the {len(self.channel_multipliers)} levels, counted from 0"
+            )
+
+    def build(self, num_outputs: int, num_classes: int | None, dtype: Any) -> nn.Module:
+        return _UNet(self, num_outputs, num_classes, dtype)
+
+
+def group_norm(channels: int, num_groups: int, dtype: Any, name: str | None = None) -> nn.GroupNorm:
+    """Group norm with the most groups up to `num_groups` that divide the channels, at least 4 channels each where possible."""
+    groups = max(g for g in range(1, num_groups + 1) if channels % g == 0 and (channels // g >= 4 or g == 1))
+    return nn.GroupNorm(num_groups=groups, dtype=dtype, name=name)
+
+
+def _convolution(features: int, x: Array, dtype: Any, name: str, size: int = 3, zeros: bool = False, strides: int = 1):
+    rank = x.ndim - 2
+    init = nn.initializers.zeros if zeros else nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+    return nn.Conv(features, (size,) * rank, strides=strides, dtype=dtype, kernel_init=init, name=name)(x)
+
+
+def _over_space(embedding: Array, x: Array) -> Array:
+    return embedding.reshape(embedding.shape[0], *(1,) * (x.ndim - 2), embedding.shape[-1])
+
+
+class _ResidualBlock(nn.Module):
+    features: int
+    config: UNet
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, embedding: Array, dropout_keys: Array | None) -> Array:
+        config, dtype = self.config, self.dtype
+        h = jax.nn.silu(group_norm(x.shape[-1], config.num_groups, dtype, "norm_1")(x))
+        h = _convolution(self.features, h, dtype, "conv_1")
+        width = 2 * self.features if config.scale_shift_norm else self.features
+        adapt = _over_space(nn.Dense(width, dtype=dtype, name="adapt")(embedding), x)
+        if config.scale_shift_norm:
+            scale, shift = jnp.split(adapt, 2, axis=-1)
+            h = group_norm(self.features, config.num_groups, dtype, "norm_2")(h) * (1.0 + scale) + shift
+        else:
+            h = group_norm(self.features, config.num_groups, dtype, "norm_2")(h + adapt)
+        h = dropout(jax.nn.silu(h), config.dropout_rate, dropout_keys)
+        h = _convolution(self.features, h, dtype, "conv_2", zeros=True)
+        if x.shape[-1] != self.features:
+            x = nn.Dense(self.features, dtype=dtype, name="skip")(x)
+        return x + h
+
+
+class _AttentionBlock(nn.Module):
+    """Self-attention over places, then cross-attention to the context where there is one."""
+
+    config: UNet
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array | None, context_mask: Array | None) -> Array:
+        config, dtype, shape = self.config, self.dtype, x.shape
+        tokens = x.reshape(shape[0], math.prod(shape[1:-1]), shape[-1])
+        h = group_norm(shape[-1], config.num_groups, dtype, "norm")(tokens)
+        tokens = tokens + Attention(config.num_heads, dtype=dtype, output_init_std=1e-5, name="attention")(h)[0]
+        if context is not None:
+            h = group_norm(shape[-1], config.num_groups, dtype, "cross_norm")(tokens)
+            attend = Attention(config.num_heads, cross=True, dtype=dtype, output_init_std=1e-5, name="cross_attention")
+            tokens = tokens + attend(h, context.astype(dtype), key_mask=context_mask)[0]
+        return tokens.reshape(shape)
+
+
+class _TemporalAttention(nn.Module):
+    """Attention of each place over the frames, x [B T, H, W, C], with sinusoidal positions of the frames."""
+
+    config: UNet
+    num_frames: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape, frames = x.shape, self.num_frames
+        tokens = x.reshape(-1, frames, math.prod(shape[1:-1]), shape[-1]).swapaxes(1, 2)
+        tokens = tokens.reshape(-1, frames, shape[-1])  # [B H W, T, C]
+        positions = self.param("positions", nn.initializers.normal(0.02), (frames, shape[-1]))
+        h = group_norm(shape[-1], self.config.num_groups, self.dtype, "norm")(tokens) + positions.astype(self.dtype)[None]
+        h = Attention(self.config.num_heads, dtype=self.dtype, output_init_std=1e-5, name="attention")(h)[0]
+        tokens = (tokens + h).reshape(-1, math.prod(shape[1:-1]), frames, shape[-1]).swapaxes(1, 2)
+        return tokens.reshape(shape)
+
+
+class _UNet(nn.Module):
+    config: UNet
+    num_outputs: int
+    num_classes: int | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, z: Array, time: Array, condition: Condition, dropout_keys: Array | None = None) -> Array:
+        config, dtype = self.config, self.dtype
+        expected = 5 if config.video else (3, 4)
+        if z.ndim not in (expected if isinstance(expected, tuple) else (expected,)):
+            raise ValueError(
+                f"a U-Net with video={config.video} takes data of {'[T, H, W, C]' if config.video else '[L, C] or [H, W, C]'}, "
+                f"not of shape {z.shape[1:]}; choose another network, or set video"
+            )
+        h = with_image(z.astype(dtype), condition)
+        embedding = jax.nn.silu(ConditionEmbedding(4 * config.channels, self.num_classes, dtype)(time, condition))
+        context, context_mask = condition.get("context"), condition.get("context_mask")
+        lead, frames = h.shape[:-3], 1
+        if config.video:
+            frames = h.shape[1]
+            h = h.reshape(-1, *h.shape[2:])
+            repeat = lambda a: None if a is None else jnp.repeat(a, frames, axis=0)  # noqa: E731
+            embedding, context, context_mask = repeat(embedding), repeat(context), repeat(context_mask)
+            if dropout_keys is not None:
+                dropout_keys = jax.vmap(lambda k: jax.random.split(k, frames))(dropout_keys).reshape(-1)
+
+        residual = nn.remat(_ResidualBlock) if config.remat else _ResidualBlock
+        attention = nn.remat(_AttentionBlock) if config.remat else _AttentionBlock
+        place = iter(range(10000))
+
+        def block(h: Array, features: int, attends: bool, name: str) -> Array:
+            h = residual(features, config, dtype, name=name)(h, embedding, fold_in(dropout_keys, next(place)))
+            if attends:
+                h = attention(config, dtype, name=f"{name}_attention")(h, context, context_mask)
+            if config.video:
+                h = _TemporalAttention(config, frames, dtype, name=f"{name}_temporal")(h)
+            return h
+
+        widths = [config.channels * m for m in config.channel_multipliers]
+        h = _convolution(config.channels, h, dtype, "input")
+        skips = [h]
+        for level, width in enumerate(widths):
+            for i in range(config.num_blocks):
+                h = block(h, width, level in config.attention_levels, f"down_{level}_{i}")
+                skips.append(h)
+            if level < len(widths) - 1:
+                h = self._halve(h, f"halve_{level}")
+                skips.append(h)
+        h = block(h, widths[-1], bool(config.attention_levels), "middle_0")
+        h = block(h, widths[-1], False, "middle_1")
+        for level, width in reversed(list(enumerate(widths))):
+            for i in range(config.num_blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = block(h, width, level in config.attention_levels, f"up_{level}_{i}")
+            if level > 0:
+                h = self._double(h, skips[-1], f"double_{level}")
+        h = jax.nn.silu(group_norm(h.shape[-1], config.num_groups, dtype, "output_norm")(h))
+        h = _convolution(self.num_outputs, h, dtype, "output", zeros=True)
+        if config.video:
+            h = h.reshape(*lead, *h.shape[1:])
+        return h.astype(jnp.float32)
+
+    def _halve(self, x: Array, name: str) -> Array:
+        if self.config.resample_convolution:
+            return _convolution(x.shape[-1], x, self.dtype, name, strides=2)
+        window = (2,) * (x.ndim - 2)
+        return nn.avg_pool(x, window, strides=window, padding="SAME")
+
+    def _double(self, x: Array, like: Array, name: str) -> Array:
+        """Repeats every place, and cuts what an odd size has too much."""
+        for axis in range(1, x.ndim - 1):
+            x = jnp.repeat(x, 2, axis=axis)
+        x = x[(slice(None), *(slice(0, n) for n in like.shape[1:-1]))]
+        return _convolution(x.shape[-1], x, self.dtype, name) if self.config.resample_convolution else x
