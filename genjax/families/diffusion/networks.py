@@ -132,5 +132,7 @@ class _ResidualMLP(nn.Module):
             y = jax.nn.silu(nn.Dense(config.hidden_dim, dtype=self.dtype, name=f"first_{i}")(y))
             y = dropout(y, config.dropout_rate, fold_in(dropout_keys, i))
             h = h + nn.Dense(config.hidden_dim, dtype=self.dtype, name=f"second_{i}")(y)
-        out = nn.Dense(self.num_outputs, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="output")(jax.nn.silu(h))
+        out = nn.Dense(self.num_outputs, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="output")(
+            jax.nn.silu(h)
+        )
         return out.reshape(*shape, self.num_outputs).astype(jnp.float32)

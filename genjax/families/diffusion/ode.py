@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -157,9 +156,8 @@ def log_likelihood(
     denoise: Denoiser,
     process: GaussianProcess,
     x: Array,
-    key: Array | None = None,
+    probes: Array | None = None,
     num_steps: int = 100,
-    trace: Literal["exact", "hutchinson"] = "hutchinson",
     rtol: float | None = None,
 ) -> Array:
     """log p(x) in nats of the ODE's distribution at the earliest time, shape [B].
@@ -170,17 +168,15 @@ def log_likelihood(
       denoise: see `Denoiser`.
       process: the forward process.
       x: data, shape [B, ...].
-      key: key of Hutchinson's signs.
+      probes: random signs in the shape of x for Hutchinson's estimate of the divergence, or None for the exact one.
       num_steps: steps of the fourth-order solver, uniform in log(sigma / alpha), or in time where that is infinite.
-      trace: exact, or Hutchinson's estimate with one vector of signs an example.
       rtol: use adaptive steps of that tolerance instead.
 
     Raises:
-      ValueError: Hutchinson's estimate without a key.
+      ValueError: probes of another shape.
     """
-    if trace == "hutchinson" and key is None:
-        raise ValueError("trace=hutchinson needs a key; give one, or trace=exact")
-    probes = None if trace == "exact" else jax.random.rademacher(key, x.shape, x.dtype)
+    if probes is not None and probes.shape != x.shape:
+        raise ValueError(f"probes have shape {probes.shape}, but x has shape {x.shape}")
     shape, dimension = x.shape, int(np.prod(x.shape[1:]))
     t_start = earliest_time(process)
     slope = _slope(denoise, process)

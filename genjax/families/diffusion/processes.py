@@ -53,6 +53,10 @@ class GaussianProcess(abc.ABC):
         """Whether alpha(t_max) is exactly 0, so that the noise cannot tell the data."""
         return False
 
+    def network_time(self, t: Array) -> Array:
+        """What a network is told of the noise level, of the order of 1000."""
+        return 1000.0 * t
+
     def log_snr(self, t: Array) -> Array:
         """log alpha^2 / sigma^2."""
         return 2.0 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
@@ -253,6 +257,10 @@ class Karras(Process):
 
     def sigma(self, t: Array) -> Array:
         return t * 1.0
+
+    def network_time(self, t: Array) -> Array:
+        # c_noise = log(sigma) / 4, stretched to the range that other processes have.
+        return 250.0 * jnp.log(t)
 
     @property
     def prior_scale(self) -> float:

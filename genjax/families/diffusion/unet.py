@@ -138,7 +138,10 @@ class _TemporalAttention(nn.Module):
         tokens = x.reshape(-1, frames, math.prod(shape[1:-1]), shape[-1]).swapaxes(1, 2)
         tokens = tokens.reshape(-1, frames, shape[-1])  # [B H W, T, C]
         positions = self.param("positions", nn.initializers.normal(0.02), (frames, shape[-1]))
-        h = group_norm(shape[-1], self.config.num_groups, self.dtype, "norm")(tokens) + positions.astype(self.dtype)[None]
+        h = (
+            group_norm(shape[-1], self.config.num_groups, self.dtype, "norm")(tokens)
+            + positions.astype(self.dtype)[None]
+        )
         h = Attention(self.config.num_heads, dtype=self.dtype, output_init_std=1e-5, name="attention")(h)[0]
         tokens = (tokens + h).reshape(-1, math.prod(shape[1:-1]), frames, shape[-1]).swapaxes(1, 2)
         return tokens.reshape(shape)

@@ -1,0 +1,370 @@
+"""A diffusion model: a forward process, a prediction target, a network and a sampler, freely combined.
+
+    z_t = alpha(t) x + sigma(t) epsilon,    t ~ p(t),    epsilon ~ N(0, I)
+
+    loss = E w(t) |target(x, epsilon, t) - network(z_t, t, condition)|^2 / D
+
+Named methods are settings of this one: see ddpm.py, score_sde.py, edm.py and flow_matching.py.  Conditions are dropped at random
+while training, so that one network also knows the unconditional distribution (Ho & Salimans 2022).  With self-conditioning the
+network also sees its last estimate of x (Chen et al. 2022, arXiv:2208.04202).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from genjax.families.diffusion import ode, targets
+from genjax.families.diffusion.guidance import Guidance
+from genjax.families.diffusion.networks import Condition, DenoisingNetwork
+from genjax.families.diffusion.processes import Discrete, GaussianProcess, Process, expand
+from genjax.families.diffusion.samplers import DDIM, Denoiser, Estimate, Sampler
+from genjax.families.diffusion.targets import Target, Weighting
+from genjax.families.diffusion.times import TimeDistribution, UniformTime
+from genjax.families.diffusion.unet import UNet
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.optimizers import Adam, Optimizer
+
+CONDITIONS = ("label", "vector", "context", "image")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diffusion:
+    """Diffusion model of continuous data.
+
+    Attributes:
+      data_shape: shape of one example; None takes the data set's.
+      num_classes: number of classes, where it is conditional on them; None takes the data set's.
+      num_levels: number of levels of a pixel, for likelihoods of pictures in [-1, 1]; None takes the data set's, if it has any.
+      process: forward process.
+      target: what the network predicts.
+      weighting: which error is averaged over the times; `target` is that of the target itself.
+      weighting_gamma: parameter of the weightings min_snr and p2.
+      sigma_data: standard deviation of the data, for `scale_input` and the target edm.
+      scale_input: divide z by its standard deviation before the network.
+      times: distribution of the training times.
+      network: denoising network.
+      condition_on: which of label, vector, context and image in a batch the network sees.
+      condition_dropout: probability that an example is trained without its conditions.
+      self_conditioning: feed the last estimate of x back to the network.
+      clip_x0: clip estimates of x to [-1, 1] while sampling.
+      sampler: how `sample` goes from noise to data.
+      guidance: classifier-free guidance of `sample`.
+      likelihood_steps: steps of the probability-flow ODE for the `nll` of `evaluate`; 0 leaves it out.
+      likelihood_trace: exact divergence of that, or Hutchinson's estimate of it.
+      compute_dtype: type that the network computes in; parameters and losses are float32.
+      optimizer: learning rule.
+    """
+
+    data_shape: tuple[int, ...] | None = None
+    num_classes: int | None = None
+    num_levels: int | None = None
+    process: Process = Discrete()
+    target: Target = "epsilon"
+    weighting: Weighting = "target"
+    weighting_gamma: float = 5.0
+    sigma_data: float = 1.0
+    scale_input: bool = False
+    times: TimeDistribution = UniformTime()
+    network: DenoisingNetwork = UNet()
+    condition_on: tuple[str, ...] = ()
+    condition_dropout: float = 0.1
+    self_conditioning: bool = False
+    clip_x0: bool = False
+    sampler: Sampler = DDIM()
+    guidance: Guidance = Guidance()
+    likelihood_steps: int = 0
+    likelihood_trace: Literal["exact", "hutchinson"] = "hutchinson"
+    compute_dtype: str = "float32"
+    optimizer: Optimizer = Adam(learning_rate=2e-4, ema_decay=0.9999)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.condition_on if name not in self.network.conditions]
+        if unknown:
+            raise ValueError(
+                f"condition_on={','.join(unknown)}: {type(self.network).__name__} takes {', '.join(self.network.conditions)}"
+            )
+        if self.process.ends_in_pure_noise and self.target in ("epsilon", "score"):
+            raise ValueError(
+                f"target={self.target} says nothing of the data where {type(self.process).__name__} ends in pure noise; "
+                "choose v, velocity, x0 or edm"
+            )
+        self.sampler.check(self.process)
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # The network
+
+    def module(self) -> Any:
+        """The Linen module of the network."""
+        if self.data_shape is None:
+            raise ValueError(f"{type(self).__name__}.data_shape is None; give it, or resolve the experiment")
+        if "label" in self.condition_on and self.num_classes is None:
+            raise ValueError("condition_on=label needs num_classes; the data set has none, so give it")
+        num_classes = self.num_classes if "label" in self.condition_on else None
+        return self.network.build(self.num_outputs, num_classes, jnp.dtype(self.compute_dtype))
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels of the network's output."""
+        return self.data_shape[-1]
+
+    def process_of(self, params: PyTree) -> GaussianProcess:
+        """The forward process, which may have learned parameters."""
+        del params
+        return self.process
+
+    def network_params(self, params: PyTree) -> PyTree:
+        """The network's part of the parameters."""
+        return params
+
+    def condition(self, batch: Batch) -> dict[str, Array]:
+        """What of a batch the network sees.
+
+        Raises:
+          ValueError: something is missing.
+        """
+        missing = [name for name in self.condition_on if name not in batch]
+        if missing:
+            raise ValueError(f"condition_on={','.join(missing)}, but the batch has only {', '.join(sorted(batch))}")
+        names = [*self.condition_on, *(["context_mask"] if "context_mask" in batch else [])]
+        return {name: batch[name] for name in names if name in self.condition_on or "context" in self.condition_on}
+
+    def without(self, condition: Condition, drop: Array | None = None) -> dict[str, Array]:
+        """The conditions of no example, or of those examples only where `drop` [B] is true: class num_classes, zeros elsewhere."""
+        empty = {}
+        for name, value in condition.items():
+            if name == "context_mask":
+                empty[name] = value
+                continue
+            nothing = jnp.full_like(value, self.num_classes) if name == "label" else jnp.zeros_like(value)
+            empty[name] = nothing if drop is None else jnp.where(expand(drop, value), nothing, value)
+        return empty
+
+    def apply(
+        self,
+        params: PyTree,
+        z: Array,
+        t: Array,
+        condition: Condition,
+        x0_before: Array | None = None,
+        dropout_keys: Array | None = None,
+    ) -> Array:
+        """The network's prediction of the target for z [B, ...] at times [B], float32 [B, ..., num_outputs]."""
+        process = self.process_of(params)
+        if self.scale_input:
+            z = z / expand(jnp.sqrt((process.alpha(t) * self.sigma_data) ** 2 + process.sigma(t) ** 2), z)
+        if self.self_conditioning:
+            z = jnp.concatenate([z, jnp.zeros_like(z) if x0_before is None else x0_before], axis=-1)
+        return self.module().apply(
+            {"params": self.network_params(params)}, z, process.network_time(t), condition, dropout_keys
+        )
+
+    def estimate(
+        self, params: PyTree, z: Array, t: Array, condition: Condition, x0_before: Array | None = None
+    ) -> Estimate:
+        """E[x | z_t] of the model, for z [B, ...] at times [B]."""
+        output = self.apply(params, z, t, condition, x0_before)
+        return Estimate(targets.to_x0(self.target, self.process_of(params), t, z, output, self.sigma_data))
+
+    def denoiser(self, params: PyTree, condition: Condition, guidance: Guidance | None = None) -> Denoiser:
+        """The model as samplers use it, guided where the condition is not empty and the scale is not 0."""
+        guidance = self.guidance if guidance is None else guidance
+        process = self.process_of(params)
+
+        def denoise(z: Array, t: Array, x0_before: Array) -> Estimate:
+            count = z.shape[0]
+            if condition and guidance.scale != 0.0:
+                twice = lambda a: jnp.concatenate([a, a])  # noqa: E731
+                empty = self.without(condition)
+                both = {name: jnp.concatenate([a, empty[name]]) for name, a in condition.items()}
+                times = jnp.broadcast_to(t, (2 * count,))
+                estimate = self.estimate(params, twice(z), times, both, twice(x0_before))
+                fraction = estimate.variance_fraction
+                x0 = guidance.combine(estimate.x0[:count], estimate.x0[count:], t, process.t_max)
+                estimate = Estimate(x0, None if fraction is None else fraction[:count])
+            else:
+                estimate = self.estimate(params, z, jnp.broadcast_to(t, (count,)), condition, x0_before)
+            return estimate._replace(x0=jnp.clip(estimate.x0, -1.0, 1.0)) if self.clip_x0 else estimate
+
+        return denoise
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # The contract
+
+    def init(self, key: Array, batch: Batch) -> TrainState:
+        """Returns the state before the first step.
+
+        Raises:
+          ValueError: the examples have another shape than `data_shape`, or lack a condition.
+        """
+        return TrainState.create(self.init_params(key, batch), self.optimizer)
+
+    def init_params(self, key: Array, batch: Batch) -> PyTree:
+        """Parameters before the first step."""
+        if self.data_shape is not None and batch["x"].shape[1:] != tuple(self.data_shape):
+            raise ValueError(f"examples have shape {batch['x'].shape[1:]}, but data_shape is {self.data_shape}")
+        z = batch["x"][:1]
+        if self.self_conditioning:
+            z = jnp.concatenate([z, z], axis=-1)
+        condition = jax.tree.map(lambda a: a[:1], self.condition(batch))
+        return self.module().init(key, z, jnp.ones((1,)), condition)["params"]
+
+    def draw(self, batch: Batch, key: Array, process: GaussianProcess) -> tuple[Array, Array, Array]:
+        """Times [B], noise [B, ...] and further keys [B] of the examples."""
+
+        def one(key: Array) -> tuple[Array, Array, Array]:
+            time_key, noise_key, rest = jax.random.split(key, 3)
+            return self.times.sample(time_key, process), jax.random.normal(noise_key, batch["x"].shape[1:]), rest
+
+        return jax.vmap(one)(example_keys(key, batch))
+
+    def example_losses(
+        self, params: PyTree, batch: Batch, key: Array, training: bool
+    ) -> tuple[Array, dict[str, Array]]:
+        """Weighted squared error of each example, mean over its dimensions, shape [B], and further values [B] by name."""
+        process = self.process_of(params)
+        x = batch["x"]
+        t, epsilon, keys = self.draw(batch, key, process)
+        z = expand(process.alpha(t), x) * x + expand(process.sigma(t), x) * epsilon
+        condition, dropout_keys, x0_before = self.condition(batch), None, None
+        if training:
+            keys = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
+            dropout_keys = keys[:, 0]
+            if condition and self.condition_dropout:
+                drop = jax.vmap(lambda k: jax.random.bernoulli(k, self.condition_dropout))(keys[:, 1])
+                condition = self.without(condition, drop)
+            if self.self_conditioning:
+                first = jax.lax.stop_gradient(self.estimate(params, z, t, condition).x0)
+                use = jax.vmap(jax.random.bernoulli)(keys[:, 2])
+                x0_before = jnp.where(expand(use, first), first, 0.0)
+        output = self.apply(params, z, t, condition, x0_before, dropout_keys)
+        wanted = targets.make_target(self.target, process, t, x, epsilon, self.sigma_data)
+        error = _mean(jnp.square(output[..., : x.shape[-1]] - wanted))
+        weight = targets.loss_weight(self.weighting, self.target, process, t, self.sigma_data, self.weighting_gamma)
+        losses, values = weight * error, {"target_error": error}
+        more = self.further_loss(params, x, z, t, output)
+        return (losses if more is None else losses + more), values
+
+    def further_loss(self, params: PyTree, x: Array, z: Array, t: Array, output: Array) -> Array | None:
+        """What a method adds to the loss of each example, shape [B], or None."""
+        return None
+
+    def loss(self, params: PyTree, batch: Batch, key: Array, step: Array) -> tuple[Array, Metrics]:
+        """Mean loss and metrics."""
+        del step
+        losses, values = self.example_losses(params, batch, key, training=True)
+        return losses.mean(), {name: value.mean() for name, value in values.items()}
+
+    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """One update.  Metrics: loss, target_error = the unweighted squared error of the target, mean over dimensions."""
+        return gradient_step(functools.partial(self.loss, step=state.step), self.optimizer)(state, batch, key)
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """Per example, shape [B]: `loss` at a random time, and with likelihood_steps `nll` in nats, of the data before their
+        transform where the batch has `log_abs_det`, and `bits_per_dim`."""
+        losses, values = self.example_losses(state.eval_params, batch, key, training=False)
+        metrics = {"loss": losses, **values}
+        if self.likelihood_steps:
+            nll = -self._log_prob(state, batch, key) - batch.get("log_abs_det", 0.0)
+            metrics["nll"] = nll
+            metrics["bits_per_dim"] = nll / (math.prod(self.data_shape) * math.log(2.0))
+        return metrics
+
+    def sample(
+        self,
+        state: TrainState,
+        key: Array,
+        num_samples: int,
+        *,
+        label: Array | None = None,
+        trajectory: bool = False,
+        **condition: Array,
+    ) -> Array:
+        """Draws samples.
+
+        Args:
+          state: trained state.
+          key: random key.
+          num_samples: how many.
+          label: classes [num_samples] of a model conditional on them; by default each class in turn.
+          trajectory: return all steps, [num_steps + 1, num_samples, *data_shape].
+          **condition: vector, context, context_mask or image, with leading axis num_samples; what the model knows and is not
+            given is as it is for a dropped condition.
+
+        Raises:
+          ValueError: a condition that the model does not know, of another length, or a label outside the classes.
+        """
+        noise_key, step_key = jax.random.split(key)
+        condition = self.sampling_condition(num_samples, label, condition)
+        process = self.process_of(state.eval_params)
+        z = process.prior_scale * jax.random.normal(noise_key, (num_samples, *self.data_shape))
+        return self.sampler.run(self.denoiser(state.eval_params, condition), process, z, step_key, trajectory)
+
+    def sampling_condition(self, num_samples: int, label: Array | None, given: Condition) -> dict[str, Array]:
+        """Checks what `sample` is given and completes it."""
+        for name in given:
+            if name not in (*self.condition_on, "context_mask"):
+                raise ValueError(f"the model is not conditional on {name}; condition_on={','.join(self.condition_on)}")
+        condition = dict(given)
+        if "label" in self.condition_on:
+            if label is None:
+                label = jnp.arange(num_samples) % self.num_classes
+            elif not isinstance(label, jax.core.Tracer):
+                label = jnp.asarray(label)
+                if label.size and (int(label.min()) < 0 or int(label.max()) > self.num_classes):
+                    raise ValueError(
+                        f"labels must lie between 0 and {self.num_classes - 1} ({self.num_classes} for no class)"
+                    )
+            condition["label"] = jnp.asarray(label, jnp.int32)
+        elif label is not None:
+            raise ValueError("the model is not conditional on classes; train it with condition_on=label")
+        if "image" in self.condition_on and "image" not in condition:
+            condition["image"] = jnp.zeros((num_samples, *self.image_shape()))
+        for name in ("vector", "context"):
+            if name in self.condition_on and name not in condition:
+                raise ValueError(f"give {name}=, with leading axis num_samples")
+        for name, value in condition.items():
+            if value.shape[0] != num_samples:
+                raise ValueError(f"{name} has {value.shape[0]} rows, but num_samples is {num_samples}")
+        return condition
+
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of a condition's image."""
+        return tuple(self.data_shape)
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Capabilities
+
+    def denoise(self, state: TrainState, x: Array, noise_level: Array, **condition: Array) -> Array:
+        """E[x | z_t] for x = z_t [B, ...] at times [B]."""
+        return self.estimate(state.eval_params, x, noise_level, condition).x0
+
+    def score(self, state: TrainState, x: Array, noise_level: Array, **condition: Array) -> Array:
+        """grad log q(z_t) at x = z_t [B, ...], times [B]."""
+        x0 = self.denoise(state, x, noise_level, **condition)
+        return targets.score_of(self.process_of(state.eval_params), noise_level, x, x0)
+
+    def _log_prob(self, state: TrainState, batch: Batch, key: Array) -> Array:
+        params = state.eval_params
+        denoise = self.denoiser(params, self.condition(batch), Guidance())
+        # Signs of each example from its own key.
+        keys = example_keys(key, batch)
+        probes = jax.vmap(lambda k: jax.random.rademacher(k, batch["x"].shape[1:], jnp.float32))(keys)
+        exact = self.likelihood_trace == "exact"
+        return ode.log_likelihood(
+            denoise, self.process_of(params), batch["x"], None if exact else probes, self.likelihood_steps or 100
+        )
+
+    def log_prob(self, state: TrainState, batch: Batch) -> Array:
+        """Log-density of x in nats along the probability-flow ODE, by likelihood_trace, shape [B]."""
+        return self._log_prob(state, batch, jax.random.key(0))
+
+
+def _mean(a: Array) -> Array:
+    """Mean over all axes but the first."""
+    return a.reshape(a.shape[0], -1).mean(-1)

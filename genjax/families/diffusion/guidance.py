@@ -1,0 +1,75 @@
+"""Guidance: pushing samples towards a condition.
+
+Classifier-free (Ho & Salimans 2022, arXiv:2207.12598, eq. 6, with weight w; others write 1 + w):
+
+    x0 = x0(z, c) + w (x0(z, c) - x0(z))
+
+which is the same in x0, epsilon or v, as all are affine in each other.  It may be limited to an interval of times (Kynkaanniemi
+et al. 2024, arXiv:2404.07724), and the deviation that it inflates may be scaled back (Lin et al. 2023, arXiv:2305.08891, eq. 15
+and 16, here of x0).  Classifier guidance (Dhariwal & Nichol 2021, arXiv:2105.05233, algorithm 2):
+
+    x0 = x0(z) + w sigma^2 / alpha grad_z log p(y | z, t)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from genjax.families.diffusion.processes import GaussianProcess
+from genjax.families.diffusion.samplers import Denoiser, Estimate
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """Classifier-free guidance.
+
+    Attributes:
+      scale: weight w; 0 samples from the conditional model itself, with one evaluation a step.
+      start: only at times t / t_max above this.
+      stop: only at times t / t_max below this.
+      rescale: share of the way back to the deviation of the conditional estimate.
+    """
+
+    scale: float = 0.0
+    start: float = 0.0
+    stop: float = 1.0
+    rescale: float = 0.0
+
+    def combine(self, conditional: Array, unconditional: Array, t: Array, t_max: float) -> Array:
+        """The guided estimate of x0 from the two, all [B, ...], at a time."""
+        inside = (t >= self.start * t_max) & (t <= self.stop * t_max)
+        weight = jnp.where(inside, self.scale, 0.0)
+        guided = conditional + weight * (conditional - unconditional)
+        if self.rescale:
+            axes = tuple(range(1, guided.ndim))
+            ratio = conditional.std(axes, keepdims=True) / jnp.maximum(guided.std(axes, keepdims=True), 1e-6)
+            guided = guided * (self.rescale * ratio + 1.0 - self.rescale)
+        return guided
+
+
+def with_classifier(
+    denoise: Denoiser, process: GaussianProcess, log_likelihood: Callable[[Array, Array], Array], scale: float = 1.0
+) -> Denoiser:
+    """A denoiser guided by a classifier of noisy data.
+
+    Args:
+      denoise: the denoiser to guide.
+      process: the forward process.
+      log_likelihood: (z [B, ...], t scalar) -> log p(y | z) [B] of the classes asked for.
+      scale: weight w.
+    """
+
+    def guided(z: Array, t: Array, x0_before: Array) -> Estimate:
+        estimate = denoise(z, t, x0_before)
+        gradient = jax.grad(lambda a: log_likelihood(a, t).sum())(z)
+        # A pure-noise start has no x0 that the gradient could move.
+        alpha = jnp.maximum(process.alpha(t), 1e-4)
+        return estimate._replace(x0=estimate.x0 + scale * process.sigma(t) ** 2 / alpha * gradient)
+
+    return guided
