@@ -1,0 +1,180 @@
+"""Denoising diffusion probabilistic models (Ho et al. 2020, arXiv:2006.11239; Nichol & Dhariwal 2021, arXiv:2102.09672).
+
+The chain z_T -> ... -> z_1 -> x with p(z_(k-1) | z_k) = N(a z_k + b x0(z_k), v) has the bound (DDPM, eq. 5)
+
+    -log p(x) <= KL(q(z_T | x) || p(z_T))  +  sum_{k=2}^T E KL(q(z_(k-1) | z_k, x) || p(z_(k-1) | z_k))  -  E log p(x | z_1)
+                 prior                        diffusion                                                    reconstruction
+
+Of pictures in [-1, 1] with L levels, p(x | z_1) is the probability that a Gaussian gives to the bin of each pixel (eq. 13); of
+other data, its density.  The loss is L_simple, the unweighted error of epsilon (eq. 14).  With learned variances it is
+L_simple + hybrid_weight L_bound, where the bound trains the variance only (improved DDPM, eq. 15 and 16).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from genjax.families.diffusion import targets
+from genjax.families.diffusion.diffusion import Diffusion
+from genjax.families.diffusion.processes import Discrete, GaussianProcess, expand, posterior
+from genjax.families.diffusion.samplers import Ancestral, Estimate, Sampler
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DDPM(Diffusion):
+    """DDPM, and improved DDPM with variance=learned.
+
+    Attributes:
+      variance: of the reverse steps in the bound: small (beta-tilde), large (beta), or learned between the two.
+      hybrid_weight: weight of the bound in the loss, with learned variances.
+      bound_terms: number of steps k whose terms estimate the bound of `evaluate`, without bias; at least T - 1 takes all.
+    """
+
+    process: Discrete = Discrete()
+    variance: Literal["small", "large", "learned"] = "small"
+    hybrid_weight: float = 0.001
+    bound_terms: int = 20
+    clip_x0: bool = True
+    sampler: Sampler = Ancestral(num_steps=1000)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if getattr(self.sampler, "variance", None) == "learned" and self.variance != "learned":
+            raise ValueError("sampler.variance=learned needs a model with variance=learned")
+        if self.bound_terms < 0:
+            raise ValueError(f"bound_terms={self.bound_terms} must be at least 0")
+
+    @property
+    def num_outputs(self) -> int:
+        return self.data_shape[-1] * (2 if self.variance == "learned" else 1)
+
+    def estimate(self, params, z, t, condition, x0_before=None) -> Estimate:
+        output = self.apply(params, z, t, condition, x0_before)
+        return self._estimate_of(output, self.process_of(params), z, t)
+
+    def _estimate_of(self, output: Array, process: GaussianProcess, z: Array, t: Array) -> Estimate:
+        channels = self.data_shape[-1]
+        x0 = targets.to_x0(self.target, process, t, z, output[..., :channels], self.sigma_data)
+        fraction = (output[..., channels:] + 1.0) / 2.0 if self.variance == "learned" else None
+        return Estimate(x0, fraction)
+
+    def further_loss(self, params: PyTree, x: Array, z: Array, t: Array, output: Array) -> Array | None:
+        """The bound's term at the drawn step, times T, in nats a dimension; it trains the variance alone."""
+        if self.variance != "learned":
+            return None
+        channels = x.shape[-1]
+        mean, rest = jax.lax.stop_gradient(output[..., :channels]), output[..., channels:]
+        estimate = self._estimate_of(jnp.concatenate([mean, rest], axis=-1), self.process, z, t)
+        divergence = self._step_divergence(estimate, x, t)
+        first = -self._reconstruction_log_prob(estimate, x)
+        term = jnp.where(t * self.process.num_timesteps < 1.5, first, divergence)
+        return self.hybrid_weight * self.process.num_timesteps * term / math.prod(x.shape[1:])
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # The bound
+
+    def _log_variance(self, estimate: Estimate, t: Array, like: Array) -> Array:
+        """Log-variance of p(z_(k-1) | z_k); at k = 1 the small one is that of k = 2, as its own is 0."""
+        step = 1.0 / self.process.num_timesteps
+        s = t - step
+        _, _, small = posterior(self.process, jnp.maximum(t, 2.0 * step), jnp.maximum(s, step))
+        alpha_t, alpha_s = self.process.alpha(t), self.process.alpha(s)
+        large = self.process.sigma(t) ** 2 - (alpha_t / alpha_s * self.process.sigma(s)) ** 2
+        small, large = (expand(jnp.log(v), like) for v in (small, large))
+        if self.variance == "learned":
+            return small + estimate.variance_fraction * (large - small)
+        return jnp.broadcast_to(small if self.variance == "small" else large, like.shape)
+
+    def _step_divergence(self, estimate: Estimate, x: Array, t: Array) -> Array:
+        """KL(q(z_(k-1) | z_k, x) || p(z_(k-1) | z_k)) for k >= 2 at t = k / T, in nats, shape [B]."""
+        # Of the first step, which has no such term, the second's constants stand in.
+        t = jnp.maximum(t, 2.0 / self.process.num_timesteps)
+        _, b, variance = posterior(self.process, t, t - 1.0 / self.process.num_timesteps)
+        log_p = self._log_variance(estimate, t, x)
+        log_q = expand(jnp.log(variance), x)
+        squares = jnp.square(expand(b, x) * (x - estimate.x0))
+        divergence = 0.5 * (log_p - log_q + jnp.exp(log_q - log_p) + squares * jnp.exp(-log_p) - 1.0)
+        return divergence.reshape(x.shape[0], -1).sum(-1)
+
+    def _reconstruction_log_prob(self, estimate: Estimate, x: Array) -> Array:
+        """log p(x | z_1) in nats, shape [B]."""
+        t = jnp.full((x.shape[0],), 1.0 / self.process.num_timesteps)
+        log_variance = self._log_variance(estimate, t, x)
+        if self.num_levels is None:
+            squares = jnp.square(x - estimate.x0) * jnp.exp(-log_variance)
+            log_prob = -0.5 * (squares + log_variance + math.log(2.0 * math.pi))
+        else:
+            log_prob = discretized_gaussian_log_prob(x, estimate.x0, log_variance, self.num_levels)
+        return log_prob.reshape(x.shape[0], -1).sum(-1)
+
+    def bound_terms_of(self, params: PyTree, batch: Batch, key: Array) -> dict[str, Array]:
+        """The three terms of the bound and their `total`, in nats, shape [B] each."""
+        x, condition, count = batch["x"], self.condition(batch), self.process.num_timesteps
+        end = jnp.ones((x.shape[0],))
+        alpha, sigma = expand(self.process.alpha(end), x), expand(self.process.sigma(end), x)
+        prior = 0.5 * (sigma**2 + (alpha * x) ** 2 - 1.0 - 2.0 * jnp.log(sigma))
+
+        def noised(keys: Array, t: Array) -> Array:
+            epsilon = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))(keys)
+            return expand(self.process.alpha(t), x) * x + expand(self.process.sigma(t), x) * epsilon
+
+        num_terms = min(self.bound_terms, count - 1)
+        stratum = (count - 1) / num_terms
+
+        def term(total: Array, index: Array) -> tuple[Array, None]:
+            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(example_keys(key, batch), index + 1)
+            keys = jax.vmap(jax.random.split)(keys)
+            # One step from each of equal strata of 2, ..., T.
+            place = (index + jax.vmap(jax.random.uniform)(keys[:, 1])) * stratum
+            step = jnp.clip(jnp.floor(place), 0, count - 2) + 2 if num_terms < count - 1 else index + 2 + 0 * place
+            t = step / count
+            estimate = self.estimate(params, noised(keys[:, 0], t), t, condition)
+            return total + stratum * self._step_divergence(estimate, x, t), None
+
+        diffusion, _ = jax.lax.scan(term, jnp.zeros((x.shape[0],)), jnp.arange(num_terms))
+        t = jnp.full((x.shape[0],), 1.0 / count)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(example_keys(key, batch), 0)
+        reconstruction = -self._reconstruction_log_prob(self.estimate(params, noised(keys, t), t, condition), x)
+        prior = prior.reshape(x.shape[0], -1).sum(-1)
+        total = prior + diffusion + reconstruction
+        return {"prior": prior, "diffusion": diffusion, "reconstruction": reconstruction, "total": total}
+
+    def log_prob_bound(self, state: TrainState, batch: Batch, key: Array) -> Array:
+        """An estimate of the lower bound on log p(x) in nats, shape [B]."""
+        return -self.bound_terms_of(state.eval_params, batch, key)["total"]
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """Per example, shape [B]: those of `Diffusion`, and with bound_terms the bound: `nll_bound` and its terms `prior`,
+        `diffusion` and `reconstruction` in nats, and `bits_per_dim_bound`."""
+        metrics = super().evaluate(state, batch, key)
+        if self.bound_terms:
+            terms = self.bound_terms_of(state.eval_params, batch, jax.random.fold_in(key, 1))
+            nll = terms.pop("total") - batch.get("log_abs_det", 0.0)
+            bits = nll / (math.prod(self.data_shape) * math.log(2.0))
+            metrics |= {"nll_bound": nll, "bits_per_dim_bound": bits, **terms}
+        return metrics
+
+
+def discretized_gaussian_log_prob(x: Array, mean: Array, log_variance: Array, num_levels: int) -> Array:
+    """log of the mass that N(mean, exp(log_variance)) gives to the bin of each of `num_levels` values of x in [-1, 1].
+
+    The first and the last bin reach to infinity (Ho et al. 2020, eq. 13).
+    """
+    half = 1.0 / (num_levels - 1)
+    inverse = jnp.exp(-0.5 * log_variance)
+    upper, lower = (x + half - mean) * inverse, (x - half - mean) * inverse
+    # Mirrored into the left tail, where differences of the distribution function keep their digits.
+    flip = lower > 0.0
+    upper, lower = jnp.where(flip, -lower, upper), jnp.where(flip, -upper, lower)
+    lower_end, upper_end = x < -1.0 + half, x > 1.0 - half
+    log_upper = jnp.where(jnp.where(flip, lower_end, upper_end), 0.0, jax.scipy.special.log_ndtr(upper))
+    log_lower = jax.scipy.special.log_ndtr(lower)
+    open_below = jnp.where(flip, upper_end, lower_end)
+    gap = jnp.where(open_below, 1.0, jnp.minimum(log_lower - log_upper, -1e-6))
+    return log_upper + jnp.where(open_below, 0.0, jnp.log(-jnp.expm1(jnp.where(open_below, -1.0, gap))))

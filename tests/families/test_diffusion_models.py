@@ -1,0 +1,295 @@
+"""Diffusion models against exact answers on Gaussian data, and what they refuse."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax.families.diffusion import flow_matching, samplers
+from genjax.families.diffusion.ddpm import DDPM, discretized_gaussian_log_prob
+from genjax.families.diffusion.diffusion import Diffusion
+from genjax.families.diffusion.dit import DiT, patchify, unpatchify
+from genjax.families.diffusion.edm import EDM
+from genjax.families.diffusion.flow_matching import FlowMatching
+from genjax.families.diffusion.guidance import Guidance, with_classifier
+from genjax.families.diffusion.networks import ResidualMLP
+from genjax.families.diffusion.processes import Discrete, Straight, VariancePreserving
+from genjax.families.diffusion.samplers import Estimate
+from genjax.families.diffusion.score_sde import ScoreSDE
+from genjax.families.diffusion.unet import UNet
+from genjax.optimizers import Adam
+
+MLP = ResidualMLP(hidden_dim=32, num_blocks=2)
+MEAN, SCALE = 0.7, 0.5
+
+
+def gaussian_estimate(process, z, t):
+    alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
+    return (SCALE**2 * alpha * z + sigma**2 * MEAN) / (alpha**2 * SCALE**2 + sigma**2)
+
+
+class ExactDDPM(DDPM):
+    """A DDPM whose network is the exact denoiser of N(MEAN, SCALE^2)."""
+
+    def estimate(self, params, z, t, condition, x0_before=None):
+        return Estimate(gaussian_estimate(self.process, z, t))
+
+
+def test_the_bound_of_the_exact_denoiser_is_the_likelihood_and_its_terms_sum():
+    model = ExactDDPM(
+        data_shape=(1,), network=MLP, process=Discrete(num_timesteps=1000), bound_terms=999, variance="large"
+    )
+    x = MEAN + SCALE * jax.random.normal(jax.random.key(0), (256, 1))
+    terms = jax.jit(lambda x, key: model.bound_terms_of({}, {"x": x}, key))(x, jax.random.key(1))
+    np.testing.assert_allclose(terms["total"], terms["prior"] + terms["diffusion"] + terms["reconstruction"], rtol=1e-6)
+    exact = 0.5 * ((x - MEAN) / SCALE) ** 2 + 0.5 * np.log(2 * np.pi * SCALE**2)
+    # The noise of 999 steps remains; the bound is loose by the chain's finite steps.
+    assert abs(float(terms["total"].mean() - exact.mean())) < 0.04
+    few = dataclasses.replace(model, bound_terms=50)
+    estimates = jax.jit(lambda x, key: few.bound_terms_of({}, {"x": x}, key))(x, jax.random.key(2))
+    assert abs(float(estimates["diffusion"].mean() - terms["diffusion"].mean())) < 0.2
+
+
+@pytest.mark.parametrize("log_variance", [-8.0, -2.0, 1.0])
+def test_the_mass_of_all_levels_is_one(log_variance):
+    levels = jnp.linspace(-1.0, 1.0, 17)
+    for mean in (-1.3, -0.2, 0.0, 0.9):
+        log_prob = discretized_gaussian_log_prob(levels, jnp.array(mean), jnp.array(log_variance), 17)
+        np.testing.assert_allclose(jnp.exp(log_prob).sum(), 1.0, atol=2e-5)
+
+
+def test_discretized_gaussian_has_finite_gradients_far_from_the_mean():
+    levels = jnp.linspace(-1.0, 1.0, 17)
+    gradient = jax.grad(lambda v: discretized_gaussian_log_prob(levels, jnp.array(0.9), v, 17).sum())(jnp.array(-9.0))
+    assert np.isfinite(gradient)
+
+
+NETWORKS = {
+    "mlp": (MLP, (3,)),
+    "unet": (UNet(channels=8, channel_multipliers=(1, 2), num_blocks=1, attention_levels=(1,), num_heads=2), (5, 5, 2)),
+    "unet_1d": (UNet(channels=8, channel_multipliers=(1, 2), num_blocks=1, attention_levels=(), num_heads=2), (10, 2)),
+    "unet_video": (
+        UNet(channels=8, channel_multipliers=(1, 2), num_blocks=1, attention_levels=(), num_heads=2, video=True),
+        (3, 4, 4, 1),
+    ),
+    "dit": (DiT(patch_size=2, hidden_dim=16, num_layers=1, num_heads=2), (4, 4, 2)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_take_every_condition_and_reach_every_parameter(name):
+    network, shape = NETWORKS[name]
+    known = tuple(c for c in network.conditions)
+    model = Diffusion(
+        data_shape=shape, num_classes=4, network=network, condition_on=known, sampler=samplers.DDIM(num_steps=2),
+        self_conditioning=True, optimizer=Adam(learning_rate=1e-2),
+    )  # fmt: skip
+    keys = jax.random.split(jax.random.key(0), 4)
+    batch = {
+        "x": jax.random.normal(keys[0], (4, *shape)),
+        "label": jnp.arange(4) % 4,
+        "vector": jnp.ones((4, 3)),
+        "context": jax.random.normal(keys[1], (4, 2, 6)),
+        "image": jnp.ones((4, *shape)),
+    }
+    state = model.init(keys[2], batch)
+    step = jax.jit(model.train_step)
+    first = state.params
+    # Output layers start at zero and let gradients through from the second step on.
+    for i in range(4):
+        state, metrics = step(state, batch, jax.random.fold_in(keys[3], i))
+    assert np.isfinite(metrics["loss"])
+    still = [
+        jax.tree_util.keystr(path)
+        for (path, new), old in zip(jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(first))
+        if np.array_equal(new, old)
+    ]
+    assert not still, still
+    conditions = {k: v for k, v in batch.items() if k in known and k != "label"}
+    samples = jax.jit(lambda s, k: model.sample(s, k, 4, **conditions))(state, keys[0])
+    assert samples.shape == (4, *shape) and np.isfinite(samples).all()
+
+
+def test_patches_put_together_are_the_data():
+    x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+    tokens = patchify(x, (2, 3))
+    assert tokens.shape == (2, 4, 18)
+    np.testing.assert_array_equal(unpatchify(tokens, (4, 6), (2, 3)), x)
+    np.testing.assert_array_equal(tokens[0, 0].reshape(2, 3, 3), x[0, :2, :3])
+
+
+def trained(model, steps=600, batch_size=256, conditional=False):
+    """A model trained on N(MEAN, SCALE^2), or with labels on N(+-1, 0.3^2)."""
+
+    def batch_of(key):
+        keys = jax.random.split(key)
+        noise = jax.random.normal(keys[0], (batch_size, 2))
+        if not conditional:
+            return {"x": MEAN + SCALE * noise}
+        label = jax.random.randint(keys[1], (batch_size,), 0, 2)
+        return {"x": (2.0 * label - 1.0)[:, None] + 0.3 * noise, "label": label}
+
+    def body(state, key):
+        return model.train_step(state, batch_of(key), jax.random.fold_in(key, 1))
+
+    key = jax.random.key(0)
+    state = model.init(key, batch_of(key))
+    return jax.jit(lambda s: jax.lax.scan(body, s, jax.random.split(key, steps)))(state)[0]
+
+
+OPTIMIZER = Adam(learning_rate=3e-3, ema_decay=0.99)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        DDPM(network=MLP, process=Discrete(num_timesteps=100, beta_min=1e-3, beta_max=0.2), clip_x0=False,
+             sampler=samplers.Ancestral(num_steps=100), bound_terms=99),
+        ScoreSDE(network=MLP, sampler=samplers.PredictorCorrector(num_steps=200), likelihood_steps=50),
+        EDM(network=MLP, likelihood_steps=50),
+        FlowMatching(network=MLP, coupling="optimal_transport", likelihood_steps=50),
+    ],
+    ids=lambda m: type(m).__name__,
+)  # fmt: skip
+def test_named_methods_learn_a_gaussian_and_its_likelihood(model):
+    model = dataclasses.replace(model, data_shape=(2,), optimizer=OPTIMIZER, likelihood_trace="exact")
+    state = trained(model)
+    samples = jax.jit(lambda s, k: model.sample(s, k, 4000))(state, jax.random.key(5))
+    np.testing.assert_allclose(samples.mean(0), MEAN, atol=0.1)
+    np.testing.assert_allclose(samples.std(0), SCALE, atol=0.1)
+    x = MEAN + SCALE * jax.random.normal(jax.random.key(3), (512, 2))
+    metrics = jax.jit(model.evaluate)(state, {"x": x}, jax.random.key(4))
+    exact = (0.5 * ((x - MEAN) / SCALE) ** 2 + 0.5 * np.log(2 * np.pi * SCALE**2)).sum(1).mean()
+    name = "nll_bound" if isinstance(model, DDPM) else "nll"
+    assert metrics[name].shape == (512,)
+    assert abs(float(metrics[name].mean() - exact)) < 0.2
+    if name == "nll":
+        np.testing.assert_allclose(-model.log_prob(state, {"x": x}), metrics["nll"], rtol=1e-4, atol=1e-4)
+
+
+def test_learned_variances_train_through_the_bound_alone():
+    model = DDPM(
+        data_shape=(2,), network=MLP, process=Discrete(num_timesteps=20, beta_min=0.01, beta_max=0.5), variance="learned",
+        sampler=samplers.Ancestral(num_steps=20, variance="learned"), clip_x0=False, bound_terms=19,
+    )  # fmt: skip
+    batch = {"x": MEAN + SCALE * jax.random.normal(jax.random.key(0), (64, 2))}
+    state = model.init(jax.random.key(1), batch)
+    off = dataclasses.replace(model, hybrid_weight=0.0)
+    gradient = lambda m: jax.grad(lambda p: m.loss(p, batch, jax.random.key(2), 0)[0])(state.params)  # noqa: E731
+    hybrid, simple = gradient(model)["output"]["bias"], gradient(off)["output"]["bias"]
+    np.testing.assert_allclose(hybrid[:2], simple[:2], rtol=1e-5)
+    assert np.all(simple[2:] == 0.0) and np.all(hybrid[2:] != 0.0)
+    assert np.isfinite(model.sample(state, jax.random.key(3), 4)).all()
+    assert np.isfinite(model.evaluate(state, batch, jax.random.key(3))["nll_bound"]).all()
+
+
+@pytest.fixture(scope="module")
+def conditional():
+    model = EDM(
+        data_shape=(2,), num_classes=2, network=MLP, condition_on=("label",), optimizer=OPTIMIZER,
+        sampler=samplers.Heun(num_steps=10),
+    )  # fmt: skip
+    return model, trained(model, conditional=True)
+
+
+def test_guidance_0_is_conditional_sampling_and_more_of_it_goes_further(conditional):
+    model, state = conditional
+    label = jnp.arange(200) % 2
+    key = jax.random.key(0)
+    plain = model.sample(state, key, 200, label=label)
+    same = dataclasses.replace(model, guidance=Guidance(scale=0.0)).sample(state, key, 200, label=label)
+    np.testing.assert_array_equal(plain, same)
+    outside = dataclasses.replace(model, guidance=Guidance(scale=3.0, start=2.0)).sample(state, key, 200, label=label)
+    np.testing.assert_allclose(plain, outside, atol=1e-3)
+    guided = dataclasses.replace(model, guidance=Guidance(scale=1.0)).sample(state, key, 200, label=label)
+    sign = (2.0 * label - 1.0)[:, None]
+    assert float((plain * sign).min(1).mean()) > 0.6
+    assert float((guided * sign).mean()) > float((plain * sign).mean()) + 0.01
+    np.testing.assert_array_equal(model.sample(state, key, 200), plain)
+
+
+def test_guidance_is_the_same_in_every_target():
+    conditional, unconditional = jnp.array([[1.0, 2.0]]), jnp.array([[0.5, 2.5]])
+    process, t, z = VariancePreserving(), jnp.array(0.4), jnp.array([[0.3, -1.0]])
+    guided = Guidance(scale=2.0).combine(conditional, unconditional, t, 1.0)
+    epsilon = lambda x0: (z - process.alpha(t) * x0) / process.sigma(t)  # noqa: E731
+    expected = epsilon(conditional) + 2.0 * (epsilon(conditional) - epsilon(unconditional))
+    np.testing.assert_allclose(epsilon(guided), expected, rtol=1e-5)
+
+
+def test_classifier_guidance_samples_the_posterior_of_a_gaussian():
+    process = VariancePreserving()
+    prior = lambda z, t, x0: Estimate(process.alpha(t) * z / (process.alpha(t) ** 2 + process.sigma(t) ** 2))  # noqa: E731
+
+    def log_likelihood(z, t):
+        # y = x + N(0, 1) was seen to be 1; x | z ~ N(alpha z, sigma^2) for x ~ N(0, 1).
+        variance = process.sigma(t) ** 2 + 1.0
+        return -0.5 * jnp.square(1.0 - process.alpha(t) * z).sum(1) / variance
+
+    denoise = with_classifier(prior, process, log_likelihood)
+    z = jax.random.normal(jax.random.key(0), (4000, 1))
+    samples = samplers.DPMSolver(num_steps=40).run(denoise, process, z, jax.random.key(1))
+    assert abs(float(samples.mean()) - 0.5) < 0.03 and abs(float(samples.std()) - 0.5**0.5) < 0.03
+
+
+def test_sinkhorn_pairs_every_noise_with_its_own_data():
+    points = 3.0 * jnp.arange(5.0)[:, None]
+    order = jnp.array([3, 1, 4, 0, 2])
+    cost = jnp.square(points - points[order].T)
+    plan = jnp.exp(flow_matching.sinkhorn(cost, 0.01, 100))
+    np.testing.assert_allclose(plan.sum(1), 1.0, rtol=1e-5)
+    np.testing.assert_array_equal(plan.argmax(1), jnp.argsort(order))
+
+
+def test_the_noise_of_an_example_does_not_depend_on_its_batch():
+    model = DDPM(data_shape=(2,), network=MLP, bound_terms=3)
+    batch = {"x": jax.random.normal(jax.random.key(0), (4, 2)), "example_index": jnp.arange(4)}
+    state = model.init(jax.random.key(1), batch)
+    whole = model.evaluate(state, batch, jax.random.key(2))
+    part = model.evaluate(state, jax.tree.map(lambda a: a[2:], batch), jax.random.key(2))
+    for name in whole:
+        np.testing.assert_allclose(whole[name][2:], part[name], rtol=1e-4, atol=1e-4)
+
+
+def test_trajectories_run_from_the_noise_to_the_samples():
+    model = EDM(data_shape=(2,), network=MLP, sampler=samplers.Heun(num_steps=4))
+    state = model.init(jax.random.key(0), {"x": jnp.ones((2, 2))})
+    path = model.sample(state, jax.random.key(1), 3, trajectory=True)
+    assert path.shape == (5, 3, 2)
+    np.testing.assert_array_equal(path[-1], model.sample(state, jax.random.key(1), 3))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Diffusion(process=Straight(), target="epsilon"), "pure noise"),
+        (lambda: FlowMatching(sampler=samplers.Heun()), "variable=time"),
+        (lambda: FlowMatching(sampler=samplers.PredictorCorrector()), "infinite"),
+        (lambda: EDM(sampler=samplers.Heun(num_steps=0)), "at least one step"),
+        (lambda: Diffusion(network=MLP, condition_on=("context",)), "ResidualMLP takes"),
+        (lambda: DDPM(sampler=samplers.Ancestral(variance="learned")), "variance=learned"),
+        (lambda: UNet(channel_multipliers=(1, 2), attention_levels=(2,)), "none of the 2 levels"),
+        (lambda: Discrete(num_timesteps=0), "at least 1"),
+        (lambda: Discrete(beta_min=0.5, beta_max=0.1), "betas must satisfy"),
+    ],
+)
+def test_configurations_that_cannot_work_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_bad_requests_are_refused(conditional):
+    model, state = conditional
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        model.sample(state, jax.random.key(0), 2, label=jnp.array([0, 5]))
+    with pytest.raises(ValueError, match="has 3 rows"):
+        model.sample(state, jax.random.key(0), 2, label=jnp.array([0, 1, 1]))
+    with pytest.raises(ValueError, match="not conditional on image"):
+        model.sample(state, jax.random.key(0), 2, image=jnp.ones((2, 2)))
+    plain = EDM(data_shape=(2,), network=MLP)
+    with pytest.raises(ValueError, match="not conditional on classes"):
+        plain.sample(state, jax.random.key(0), 2, label=jnp.array([0, 1]))
+    with pytest.raises(ValueError, match="data_shape is"):
+        plain.init(jax.random.key(0), {"x": jnp.ones((2, 3))})
