@@ -18,6 +18,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from genjax.families.diffusion import targets
 from genjax.families.diffusion.diffusion import Diffusion
@@ -124,20 +125,19 @@ class DDPM(Diffusion):
             epsilon = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))(keys)
             return expand(self.process.alpha(t), x) * x + expand(self.process.sigma(t), x) * epsilon
 
-        num_terms = min(self.bound_terms, count - 1)
-        stratum = (count - 1) / num_terms
-
-        def term(total: Array, index: Array) -> tuple[Array, None]:
-            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(example_keys(key, batch), index + 1)
+        def term(total: Array, row: tuple[Array, Array]) -> tuple[Array, None]:
+            first, length = row
+            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(example_keys(key, batch), first)
             keys = jax.vmap(jax.random.split)(keys)
-            # One step from each of equal strata of 2, ..., T.
-            place = (index + jax.vmap(jax.random.uniform)(keys[:, 1])) * stratum
-            step = jnp.clip(jnp.floor(place), 0, count - 2) + 2 if num_terms < count - 1 else index + 2 + 0 * place
+            # One step of each stratum stands for all of it.
+            step = first + jax.vmap(lambda k: jax.random.randint(k, (), 0, length))(keys[:, 1])
             t = step / count
             estimate = self.estimate(params, noised(keys[:, 0], t), t, condition)
-            return total + stratum * self._step_divergence(estimate, x, t), None
+            return total + length * self._step_divergence(estimate, x, t), None
 
-        diffusion, _ = jax.lax.scan(term, jnp.zeros((x.shape[0],)), jnp.arange(num_terms))
+        edges = bound_strata(count, self.bound_terms)
+        rows = (jnp.asarray(edges[:-1]), jnp.asarray(np.diff(edges)))
+        diffusion, _ = jax.lax.scan(term, jnp.zeros((x.shape[0],)), rows)
         t = jnp.full((x.shape[0],), 1.0 / count)
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(example_keys(key, batch), 0)
         reconstruction = -self._reconstruction_log_prob(self.estimate(params, noised(keys, t), t, condition), x)
@@ -159,6 +159,14 @@ class DDPM(Diffusion):
             bits = nll / (math.prod(self.data_shape) * math.log(2.0))
             metrics |= {"nll_bound": nll, "bits_per_dim_bound": bits, **terms}
         return metrics
+
+
+def bound_strata(num_timesteps: int, num_terms: int) -> np.ndarray:
+    """Edges of strata of the steps 2, ..., T, [n + 1] with n <= num_terms; finest at small steps, whose terms vary most."""
+    count = num_timesteps - 1
+    place = np.arange(min(num_terms, count) + 1)
+    quadratic = np.round(count * (place / max(place[-1], 1)) ** 2).astype(np.int32)
+    return 2 + np.maximum(place, quadratic).astype(np.int32)
 
 
 def discretized_gaussian_log_prob(x: Array, mean: Array, log_variance: Array, num_levels: int) -> Array:
