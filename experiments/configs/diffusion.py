@@ -9,7 +9,7 @@ from genjax.families.diffusion.flow_matching import FlowMatching
 from genjax.families.diffusion.guidance import Guidance
 from genjax.families.diffusion.networks import ResidualMLP
 from genjax.families.diffusion.processes import Discrete
-from genjax.families.diffusion.samplers import DPMSolver, Heun, PredictorCorrector
+from genjax.families.diffusion.samplers import DPMSolver, PredictorCorrector
 from genjax.families.diffusion.score_sde import ScoreSDE
 from genjax.families.diffusion.unet import UNet
 from genjax.optimizers import Adam, Cosine, Linear

@@ -49,7 +49,7 @@ def test_the_bound_of_the_exact_denoiser_is_the_likelihood_and_its_terms_sum():
     assert abs(float(terms["total"].mean() - exact.mean())) < 0.06
     few = dataclasses.replace(model, bound_terms=50)
     estimates = jax.jit(lambda x, key: few.bound_terms_of({}, {"x": x}, key))(x, jax.random.key(2))
-    assert abs(float(estimates["diffusion"].mean() - terms["diffusion"].mean())) < 0.2
+    assert abs(float(estimates["diffusion"].mean() - terms["diffusion"].mean())) < 0.6
     for count, terms in ((1000, 20), (1000, 5000), (3, 2), (2, 1)):
         edges = bound_strata(count, terms)
         assert edges[0] == 2 and edges[-1] == count + 1 and np.all(np.diff(edges) > 0) and len(edges) <= terms + 1
