@@ -284,7 +284,13 @@ def test_trajectories_run_from_the_noise_to_the_samples():
 )
 def test_configurations_that_cannot_work_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
-        build()
+        check = build()
+        if isinstance(check, UNet):
+            check.build(1, None, jnp.float32)
+        elif isinstance(check, Discrete):
+            _ = check.betas
+        else:
+            check.check()
 
 
 def test_bad_requests_are_refused(conditional):

@@ -44,8 +44,8 @@ class DDPM(Diffusion):
     clip_x0: bool = True
     sampler: Sampler = Ancestral(num_steps=1000)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         if getattr(self.sampler, "variance", None) == "learned" and self.variance != "learned":
             raise ValueError("sampler.variance=learned needs a model with variance=learned")
         if self.bound_terms < 0:

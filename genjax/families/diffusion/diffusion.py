@@ -83,7 +83,8 @@ class Diffusion:
     compute_dtype: str = "float32"
     optimizer: Optimizer = Adam(learning_rate=2e-4, ema_decay=0.9999)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises ValueError where the parts do not suit each other; not at construction, as flags set one after the other."""
         unknown = [name for name in self.condition_on if name not in self.network.conditions]
         if unknown:
             raise ValueError(
@@ -101,6 +102,7 @@ class Diffusion:
 
     def module(self) -> Any:
         """The Linen module of the network."""
+        self.check()
         if self.data_shape is None:
             raise ValueError(f"{type(self).__name__}.data_shape is None; give it, or resolve the experiment")
         if "label" in self.condition_on and self.num_classes is None:

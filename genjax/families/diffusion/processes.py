@@ -121,15 +121,17 @@ class Discrete(Process):
     beta_max: float = 0.02
     zero_terminal_snr: bool = False
 
-    def __post_init__(self) -> None:
+    @functools.cached_property
+    def betas(self) -> np.ndarray:
+        """beta_1 to beta_T, shape [T], float64.
+
+        Raises:
+          ValueError: no steps, or betas outside of (0, 1).
+        """
         if self.num_timesteps < 1:
             raise ValueError(f"num_timesteps={self.num_timesteps} must be at least 1")
         if not 0.0 < self.beta_min <= self.beta_max < 1.0:
             raise ValueError(f"betas must satisfy 0 < beta_min={self.beta_min} <= beta_max={self.beta_max} < 1")
-
-    @functools.cached_property
-    def betas(self) -> np.ndarray:
-        """beta_1 to beta_T, shape [T], float64."""
         count = self.num_timesteps
         match self.schedule:
             case "linear":

@@ -55,14 +55,12 @@ class UNet(DenoisingNetwork):
 
     conditions = ("label", "vector", "context", "image")
 
-    def __post_init__(self) -> None:
+    def build(self, num_outputs: int, num_classes: int | None, dtype: Any) -> nn.Module:
         beyond = [level for level in self.attention_levels if not 0 <= level < len(self.channel_multipliers)]
         if beyond:
             raise ValueError(
                 f"attention_levels {tuple(beyond)} are none of the {len(self.channel_multipliers)} levels, counted from 0"
             )
-
-    def build(self, num_outputs: int, num_classes: int | None, dtype: Any) -> nn.Module:
         return _UNet(self, num_outputs, num_classes, dtype)
 
 
