@@ -8,13 +8,12 @@ Both compute in float32 on the CPU with the same networks, loss and Adam; runs o
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.timing import compare
 from genjax.families.flow.real_nvp import RealNVP
 from genjax.optimizers import Adam
 
@@ -94,18 +93,7 @@ def main() -> None:
     values = parser.parse_args()
     x = np.random.default_rng(0).normal(size=(values.batch_size, DIM)).astype(np.float32)
     runs = {"genjax": jax_step(x, tuple(values.hidden)), "torch eager": torch_step(x, tuple(values.hidden))}
-    first = {name: run(1) for name, run in runs.items()}
-    print("loss of the first step:", "  ".join(f"{name} {loss:.3f}" for name, loss in first.items()))
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(values.rounds):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run(values.steps)
-            times[name].append((time.perf_counter() - began) / values.steps)
-    medians = {name: statistics.median(t) for name, t in times.items()}
-    for name, seconds in medians.items():
-        print(f"{name:<12} {1e3 * seconds:8.2f} ms a step (median of {values.rounds})")
-    print(f"ratio {medians['genjax'] / medians['torch eager']:.2f}")
+    compare(runs, values.rounds, values.steps)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,34 @@
+"""How two implementations are timed beside each other: in turns, in one process, medians of rounds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+
+def compare(runs: dict[str, Callable[[int], float]], rounds: int, steps: int) -> dict[str, float]:
+    """Times the runs in turns and prints medians, and ratios of the first to each other.
+
+    Args:
+      runs: functions by name that take a number of steps, wait for them, and return the last loss.
+      rounds: how often each is timed.
+      steps: number of steps of one timing.
+
+    Returns:
+      Median seconds of a step by name.
+    """
+    first = {name: run(steps) for name, run in runs.items()}
+    print(f"loss after {steps} steps:", "  ".join(f"{name} {loss:.3f}" for name, loss in first.items()))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run(steps)
+            times[name].append((time.perf_counter() - began) / steps)
+    medians = {name: statistics.median(t) for name, t in times.items()}
+    own = next(iter(medians))
+    for name, seconds in medians.items():
+        ratio = "" if name == own else f"   {own} takes {medians[own] / seconds:.2f} of it"
+        print(f"{name:<16} {1e3 * seconds:8.3f} ms a step (median of {rounds}){ratio}", flush=True)
+    return medians
