@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.nn.convolution import Downsample, ResidualBlock, Upsample
 from genjax.nn.distributions import OutputDistribution
-from genjax.nn.mlp import MLP, Activation
+from genjax.nn.mlp import MLP, Activation, activation_function
 
 Array = jax.Array
 
@@ -83,6 +84,133 @@ class MLPNetwork(Network):
 
     def decoder(self, output_shape: tuple[int, ...], dtype: Any = jnp.float32) -> nn.Module:
         return _MLPDecoder(self.hidden_dims[::-1], output_shape, self.activation, dtype)
+
+
+class ConvolutionalEncoder(nn.Module):
+    """Pictures [B, H, W, C] to features [B, H / 2^n, W / 2^n, channels[-1]]: n halvings, each with residual blocks.
+
+    Attributes:
+      channels: of the feature maps after each halving.
+      num_residual_blocks: residual blocks after each halving.
+      activation: after every layer.
+      dtype: type to compute in.
+    """
+
+    channels: tuple[int, ...]
+    num_residual_blocks: int
+    activation: Activation
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        activation = activation_function(self.activation)
+        for channels in self.channels:
+            x = activation(Downsample(channels, self.dtype)(x))
+            for _ in range(self.num_residual_blocks):
+                x = ResidualBlock(self.activation, self.dtype)(x)
+        return activation(x) if self.num_residual_blocks else x
+
+
+class ConvolutionalDecoder(nn.Module):
+    """The mirror image: features [B, h, w, channels[-1]] to [B, h 2^n, w 2^n, num_outputs], without a last activation.
+
+    Attributes:
+      channels: of the encoder.
+      num_outputs: channels of the result.
+      num_residual_blocks: residual blocks before each doubling.
+      activation: after every layer but the last.
+      dtype: type to compute in.
+    """
+
+    channels: tuple[int, ...]
+    num_outputs: int
+    num_residual_blocks: int
+    activation: Activation
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        activation = activation_function(self.activation)
+        for channels in self.channels[-2::-1]:
+            x = activation(Upsample(channels, self.dtype)(self._residual(x)))
+        return Upsample(self.num_outputs, self.dtype)(self._residual(x))
+
+    def _residual(self, x: Array) -> Array:
+        for _ in range(self.num_residual_blocks):
+            x = ResidualBlock(self.activation, self.dtype)(x)
+        return activation_function(self.activation)(x) if self.num_residual_blocks else x
+
+
+def check_picture_shape(shape: tuple[int, ...], num_halvings: int) -> None:
+    """Raises ValueError unless `shape` is (H, W, C) and can be halved so often."""
+    factor = 2**num_halvings
+    if len(shape) != 3 or shape[0] % factor or shape[1] % factor:
+        raise ValueError(
+            f"a convolutional network with {num_halvings} halvings needs data of a shape (H, W, C) with H and W "
+            f"multiples of {factor}, not {tuple(shape)}; give fewer network.channels, or pad with data.pad_to"
+        )
+
+
+class _ConvEncoder(nn.Module):
+    network: ConvNetwork
+    num_outputs: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, condition: Array | None = None) -> Array:
+        network = self.network
+        check_picture_shape(x.shape[1:], len(network.channels))
+        x = ConvolutionalEncoder(network.channels, network.num_residual_blocks, network.activation, self.dtype)(x)
+        x = append_condition(x.reshape(x.shape[0], -1), condition)
+        return MLP((*network.hidden_dims, self.num_outputs), network.activation, self.dtype)(x)
+
+
+class _ConvDecoder(nn.Module):
+    network: ConvNetwork
+    output_shape: tuple[int, ...]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, z: Array, condition: Array | None = None) -> Array:
+        network = self.network
+        height, width, *rest = self.output_shape
+        factor = 2 ** len(network.channels)
+        check_picture_shape((height, width, 1), len(network.channels))
+        shape = (height // factor, width // factor, network.channels[-1])
+        x = append_condition(z, condition)
+        x = MLP((*network.hidden_dims[::-1], math.prod(shape)), network.activation, self.dtype)(x)
+        x = activation_function(network.activation)(x).reshape(z.shape[0], *shape)
+        decoder = ConvolutionalDecoder(
+            network.channels, math.prod(rest), network.num_residual_blocks, network.activation, self.dtype
+        )
+        return decoder(x).reshape(z.shape[0], *self.output_shape)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvNetwork(Network):
+    """Convolutional networks for pictures, residual where `num_residual_blocks` is not 0.
+
+    Attributes:
+      channels: of the encoder's feature maps, each of half the height and width; the decoder has them in reverse.
+      num_residual_blocks: residual blocks at each resolution.
+      hidden_dims: widths of dense layers between the smallest feature maps and the code.
+      activation: of all layers.
+    """
+
+    channels: tuple[int, ...] = (32, 64)
+    num_residual_blocks: int = 0
+    hidden_dims: tuple[int, ...] = (256,)
+    activation: Activation = "relu"
+
+    def __post_init__(self) -> None:
+        if not self.channels:
+            raise ValueError("network.channels=() must name at least one feature map; MLPNetwork has none")
+
+    def encoder(self, num_outputs: int, dtype: Any = jnp.float32) -> nn.Module:
+        return _ConvEncoder(self, num_outputs, dtype)
+
+    def decoder(self, output_shape: tuple[int, ...], dtype: Any = jnp.float32) -> nn.Module:
+        return _ConvDecoder(self, output_shape, dtype)
 
 
 class OutputDecoder(nn.Module):

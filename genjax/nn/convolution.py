@@ -1,0 +1,158 @@
+"""Convolutions of pictures [B, H, W, C], written so that they are also fast on CPU.
+
+XLA's CPU convolutions are slow in their gradients, and slowest in those of strided ones.  On CPU these modules are matrix
+products of patches, with gradients that are matrix products too; elsewhere they are XLA's convolutions.  Both are the same
+functions of the same parameters:
+
+    Convolution   y[i] = sum_k w[k] x[i + k - (K - 1) / 2]          K x K, stride 1, zero padding
+    Downsample    y[i] = sum_k w[k] x[2 i + k - 1]                  4 x 4, stride 2: halves height and width
+    Upsample      y[o] = sum_i x[i] w[o - 2 i + 1]                  4 x 4, stride 2, transposed: doubles them
+
+A strided convolution is a 2 x 2 one of the picture's 2 x 2 blocks (space to depth); a transposed one is a 2 x 2 one whose
+outputs are the blocks around each corner between pixels (Shi et al. 2016, arXiv:1609.05158), without a wasted product.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from genjax.nn.mlp import Activation, activation_function
+
+Array = jax.Array
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def uses_matrix_products() -> bool:
+    """Whether convolutions are written as products of patches: on CPU."""
+    return jax.default_backend() == "cpu"
+
+
+def pad_picture(x: Array, margin: int) -> Array:
+    """Zeros around pictures [B, H, W, C]."""
+    return jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+
+
+def convolve_patches(x: Array, kernel: Array) -> Array:
+    """Valid convolution with stride 1 of pictures [B, H, W, C] and a kernel [K, L, C, D], as one matrix product."""
+    rows, columns = kernel.shape[:2]
+    height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
+    shifted = [x[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)]
+    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def space_to_depth(x: Array) -> Array:
+    """Blocks of 2 x 2 pixels as channels, [B, H, W, C] to [B, H/2, W/2, 4C]."""
+    batch, height, width, channels = x.shape
+    blocks = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // 2, width // 2, 4 * channels)
+
+
+def depth_to_space(x: Array) -> Array:
+    """The inverse of `space_to_depth`, [B, H, W, 4C] to [B, 2H, 2W, C]."""
+    batch, height, width, channels = x.shape
+    blocks = x.reshape(batch, height, width, 2, 2, channels // 4)
+    return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, channels // 4)
+
+
+def convolve(x: Array, kernel: Array, matrix_products: bool) -> Array:
+    """`Convolution` without its bias: pictures [B, H, W, C], kernel [K, K, C, D] with odd K, to [B, H, W, D]."""
+    if kernel.shape[0] == 1:
+        return x @ kernel[0, 0]
+    if matrix_products:
+        return convolve_patches(pad_picture(x, kernel.shape[0] // 2), kernel)
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_DIMENSIONS)
+
+
+def downsample(x: Array, kernel: Array, matrix_products: bool) -> Array:
+    """`Downsample` without its bias: pictures [B, H, W, C], kernel [4, 4, C, D], to [B, H/2, W/2, D]."""
+    if not matrix_products:
+        return jax.lax.conv_general_dilated(x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=_DIMENSIONS)
+    inputs, outputs = kernel.shape[2:]
+    blocks = kernel.reshape(2, 2, 2, 2, inputs, outputs).transpose(0, 2, 1, 3, 4, 5)
+    return convolve_patches(space_to_depth(pad_picture(x, 1)), blocks.reshape(2, 2, 4 * inputs, outputs))
+
+
+def upsample(x: Array, kernel: Array, matrix_products: bool) -> Array:
+    """`Upsample` without its bias: pictures [B, H, W, C], kernel [4, 4, C, D], to [B, 2H, 2W, D]."""
+    if not matrix_products:
+        return jax.lax.conv_general_dilated(
+            x, kernel[::-1, ::-1], (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=_DIMENSIONS
+        )
+    inputs, outputs = kernel.shape[2:]
+    # Of the block at the corner before pixel i, phase p takes w[2 + p] x[i - 1] and w[p] x[i].
+    corners = kernel.reshape(2, 2, 2, 2, inputs, outputs)[::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5)
+    blocks = convolve_patches(pad_picture(x, 1), corners.reshape(2, 2, inputs, 4 * outputs))
+    return depth_to_space(blocks)[:, 1:-1, 1:-1]
+
+
+class _Layer(nn.Module):
+    """What the three layers share.
+
+    Attributes:
+      features: number of output channels.
+      dtype: type to compute in; parameters stay float32.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+
+    def apply_kernel(self, function: Any, x: Array, size: int, gain: float) -> Array:
+        init = nn.initializers.variance_scaling(gain, "fan_in", "truncated_normal")
+        kernel = self.param("kernel", init, (size, size, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        y = function(x.astype(self.dtype), kernel.astype(self.dtype), uses_matrix_products())
+        return y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+
+
+class Convolution(_Layer):
+    """Convolution with stride 1 and an odd kernel, [B, H, W, C] to [B, H, W, features].
+
+    Attributes:
+      kernel_size: height and width of the kernel.
+    """
+
+    kernel_size: int = 3
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return self.apply_kernel(convolve, x, self.kernel_size, 1.0)
+
+
+class Downsample(_Layer):
+    """4 x 4 convolution with stride 2, [B, H, W, C] to [B, H/2, W/2, features]."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return self.apply_kernel(downsample, x, 4, 1.0)
+
+
+class Upsample(_Layer):
+    """Transposed 4 x 4 convolution with stride 2, [B, H, W, C] to [B, 2H, 2W, features]."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        # Each output sees a quarter of the kernel.
+        return self.apply_kernel(upsample, x, 4, 4.0)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv1x1(act(conv3x3(act(x)))), the block of van den Oord et al. 2017 (arXiv:1711.00937, section 4.1).
+
+    Attributes:
+      activation: between the layers.
+      dtype: type to compute in.
+    """
+
+    activation: Activation = "relu"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        activation = activation_function(self.activation)
+        y = Convolution(x.shape[-1], self.dtype)(activation(x))
+        return x + Convolution(x.shape[-1], self.dtype, kernel_size=1)(activation(y))
