@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from genjax.config import ConfigError
-from genjax.data import Pipeline, evaluation_batches
+from genjax.data import Data, Pipeline, evaluation_batches
 from genjax.model import DEVICE_AXIS, Batch, Metrics, TrainState
 from genjax.training.experiment import Experiment
 
@@ -341,6 +341,48 @@ class Engine:
         return multihost_utils.host_local_array_to_global_array(
             np.split(array, jax.process_count())[jax.process_index()], self.mesh, self._batched.spec
         )
+
+    def map(
+        self,
+        function: Callable[[TrainState, Batch, jax.Array], Any],
+        state: TrainState,
+        split: str,
+        data: Data | None = None,
+    ) -> tuple[Any, dict[str, np.ndarray]]:
+        """Applies a function of the model to every example of a split.
+
+        Args:
+          function: maps (state, transformed batch, key) to a pytree of arrays with leading axis B.
+          state: a state on the mesh.
+          split: name of a split; at most `evaluation.num_examples` of it are read.
+          data: another data set than the experiment's.
+
+        Returns:
+          The results and the raw examples, both on the host with the examples as leading axis.
+        """
+        data = data or self.experiment.data
+        settings = self.experiment.evaluation
+        size = math.ceil(data.eval_batch_size / self.num_batch_devices) * self.num_batch_devices
+        key = jax.random.key(settings.seed)
+
+        def compute(state: TrainState, batch: Batch, key: jax.Array) -> Any:
+            data_key, model_key = jax.random.split(key)
+            return function(self._gathered(state), data.transform(batch, data_key), model_key)
+
+        compiled = jax.jit(compute, out_shardings=self._replicated)
+        results, examples = [], []
+        left = settings.num_examples if settings.num_examples is not None else math.inf
+        for batch, mask in evaluation_batches(data, split, size):
+            count = int(min(mask.sum(), left))
+            if count < 1:
+                break
+            left -= count
+            placed = {name: self._place_global(a) for name, a in batch.items()}
+            values = jax.tree.map(lambda v: np.asarray(v.addressable_data(0)), compiled(state, placed, key))
+            results.append(jax.tree.map(lambda v, n=count: v[:n], values))
+            examples.append({name: a[:count] for name, a in batch.items()})
+        together = lambda *parts: np.concatenate(parts)  # noqa: E731
+        return jax.tree.map(together, *results), jax.tree.map(together, *examples)
 
     @functools.cached_property
     def _compiled_sample(self) -> Any:

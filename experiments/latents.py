@@ -1,0 +1,231 @@
+"""Looks at the latent codes of a trained run, and writes a picture or a table of it:
+
+    python -m experiments.latents --workdir=runs/vae_digits --tool=interpolate
+
+interpolate   pairs of examples, and the decoded points between their codes, on lines and on great arcs
+traverse      one example, its code changed along one dimension at a time from -3 to 3
+arithmetic    examples of class --source, with the difference of the mean codes of --target and --source added
+anomaly       area under the ROC curve of the negative bound as a score of the class --held_out, which the run did not
+              see (train it with --data.classes=...)
+augment       labelled examples drawn from a model conditional on classes, --num_samples of each
+disentangle   mutual information gap and FactorVAE score, for a set with known factors (sprites)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import command_line
+from genjax.config import ConfigError
+from genjax.data import Images, write_grid
+from genjax.evaluation import disentanglement, latents, likelihood
+
+TOOLS = ("interpolate", "traverse", "arithmetic", "anomaly", "augment", "disentangle")
+
+flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
+flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+flags.DEFINE_enum("tool", "interpolate", TOOLS, "what to look at")
+flags.DEFINE_integer("num_rows", 8, "rows of a picture", lower_bound=1)
+flags.DEFINE_integer("num_values", 9, "columns of a picture: points on a path", lower_bound=2)
+flags.DEFINE_integer("example", 0, "which example of the split is traversed", lower_bound=0)
+flags.DEFINE_integer("source", 0, "class whose examples are changed")
+flags.DEFINE_integer("target", 1, "class that they are changed towards")
+flags.DEFINE_integer("held_out", None, "class that the run has not seen")
+flags.DEFINE_integer("num_samples", 100, "examples drawn of each class", lower_bound=1)
+flags.DEFINE_integer("seed", 0, "seed of what is drawn")
+
+
+def needs(run: Any, *methods: str) -> None:
+    """Raises ConfigError unless the model has these capabilities."""
+    missing = [name for name in methods if not hasattr(run.model, name)]
+    if missing:
+        raise ConfigError(
+            f"--tool={flags.FLAGS.tool} needs a model with {' and '.join(methods)}; {type(run.model).__name__} has no "
+            f"{' and no '.join(missing)}"
+        )
+
+
+def encode(run: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Codes [N, ...] and raw examples of the evaluation split."""
+    needs(run, "encode", "decode")
+    return run.engine.map(
+        lambda state, batch, key: run.model.encode(state, batch), run.state, run.experiment.evaluation.split
+    )
+
+
+def decode(run: Any, codes: np.ndarray) -> np.ndarray:
+    """Decoded rows of codes [R, C, ...], shape [R * C, ...]."""
+    codes = codes.reshape(-1, *codes.shape[2:]).astype(np.float32)
+    return np.asarray(jax.jit(run.model.decode)(run.state, codes))
+
+
+def draw(run: Any, samples: np.ndarray, num_columns: int, name: str) -> None:
+    """Writes a picture with rows of `num_columns` and prints its path."""
+    stem = Path(run.workdir) / "latents" / name
+    stem.parent.mkdir(exist_ok=True)
+    data = run.experiment.data
+    if isinstance(data, Images):
+        path = stem.with_suffix(".png")
+        write_grid(data.to_unit(samples), path, num_columns)
+        print(path)
+    else:
+        for path in run.write_samples(samples, stem):
+            print(path)
+
+
+def report(run: Any, name: str, values: dict[str, Any]) -> None:
+    """Prints a table and writes it as JSON."""
+    path = Path(run.workdir) / "latents" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    settings = run.experiment.evaluation
+    protocol = (
+        f"{run.name}, step {run.step}, split {settings.split}, {run.experiment.data.protocol()}, seed {settings.seed}"
+    )
+    print(protocol)
+    for key, value in values.items():
+        print(f"  {key:<28} {value:.4f}" if isinstance(value, float) else f"  {key:<28} {value}")
+    path.write_text(json.dumps({"protocol": protocol, **values}, indent=2) + "\n")
+    print(f"written to {path}")
+
+
+def interpolate(run: Any) -> None:
+    codes, _ = encode(run)
+    rows, columns = flags.FLAGS.num_rows, flags.FLAGS.num_values
+    if len(codes) < 2 * rows:
+        raise ConfigError(f"--num_rows={rows} needs {2 * rows} examples; the split has {len(codes)}")
+    for name, path in (
+        ("linear", latents.linear_interpolation),
+        ("spherical", latents.spherical_interpolation),
+    ):
+        points = path(codes[:rows], codes[rows : 2 * rows], columns)
+        draw(run, decode(run, points), columns, f"interpolation_{name}")
+
+
+def traverse(run: Any) -> None:
+    codes, _ = encode(run)
+    if codes.ndim != 2:
+        raise ConfigError(f"--tool=traverse needs codes that are vectors; these have the shape {codes.shape[1:]}")
+    if flags.FLAGS.example >= len(codes):
+        raise ConfigError(f"--example={flags.FLAGS.example} is not in the split, which has {len(codes)} examples")
+    # Dimensions whose means vary most are those that the model uses.
+    used = np.argsort(-codes.var(0))[: flags.FLAGS.num_rows]
+    values = np.linspace(-3.0, 3.0, flags.FLAGS.num_values)
+    points = latents.traversal(codes[flags.FLAGS.example], used, values)
+    draw(run, decode(run, points), len(values), "traversal")
+    print(f"rows are the dimensions {', '.join(map(str, used))}")
+
+
+def arithmetic(run: Any) -> None:
+    codes, examples = encode(run)
+    if "label" not in examples:
+        raise ConfigError(f"--tool=arithmetic needs a labelled set; {run.experiment.data.name} has no labels")
+    source, target = flags.FLAGS.source, flags.FLAGS.target
+    vector = latents.attribute_vector(codes, examples["label"], source, target)
+    strength = np.linspace(0.0, 1.5, flags.FLAGS.num_values)
+    chosen = codes[examples["label"] == source][: flags.FLAGS.num_rows]
+    points = chosen[:, None] + strength.reshape(1, -1, *[1] * vector.ndim) * vector[None, None]
+    draw(run, decode(run, points), len(strength), f"arithmetic_{source}_to_{target}")
+
+
+def anomaly(run: Any) -> None:
+    held_out = flags.FLAGS.held_out
+    if held_out is None:
+        raise ConfigError("--tool=anomaly needs --held_out=CLASS, a class that the run has not seen")
+    data = run.experiment.data
+    seen = getattr(data, "classes", ())
+    if held_out in seen or not seen:
+        rest = ",".join(str(c) for c in range(10) if c != held_out)
+        raise ConfigError(f"the run has seen the class {held_out}; train one without it: --data.classes={rest}")
+    bound = "log_prob" if hasattr(run.model, "log_prob") else "log_prob_bound"
+    needs(run, bound)
+
+    def score(state: Any, batch: Any, key: jax.Array) -> jax.Array:
+        if bound == "log_prob":
+            return -run.model.log_prob(state, batch)
+        return -run.model.log_prob_bound(state, batch, key)
+
+    everything = dataclasses.replace(data, classes=())
+    scores, examples = run.engine.map(score, run.state, run.experiment.evaluation.split, everything)
+    known = np.isin(examples["label"], seen)
+    new = examples["label"] == held_out
+    report(
+        run,
+        f"anomaly_{held_out}",
+        {
+            "score": f"-{bound} (nats)",
+            "held_out_class": held_out,
+            "num_known": int(known.sum()),
+            "num_held_out": int(new.sum()),
+            "mean_score_known": float(scores[known].mean()),
+            "mean_score_held_out": float(scores[new].mean()),
+            "roc_auc": likelihood.roc_auc(scores[known], scores[new]),
+        },
+    )
+
+
+def augment(run: Any) -> None:
+    num_classes = getattr(run.model, "num_classes", None)
+    if not num_classes:
+        raise ConfigError(
+            f"--tool=augment needs a model conditional on classes, such as conditional_vae; {type(run.model).__name__} is not"
+        )
+    label = np.repeat(np.arange(num_classes, dtype=np.int32), flags.FLAGS.num_samples)
+    samples = run.sample(jax.random.key(flags.FLAGS.seed), len(label), label=label)
+    path = Path(run.workdir) / "latents" / "augmentation.npz"
+    path.parent.mkdir(exist_ok=True)
+    np.savez_compressed(path, x=samples, label=label)
+    print(path)
+    columns = min(flags.FLAGS.num_samples, 16)
+    draw(
+        run,
+        samples.reshape(num_classes, -1, *samples.shape[1:])[:, :columns].reshape(-1, *samples.shape[1:]),
+        columns,
+        "augmentation",
+    )
+
+
+def disentangle(run: Any) -> None:
+    codes, examples = encode(run)
+    if "factors" not in examples:
+        raise ConfigError(
+            f"--tool=disentangle needs a set with known factors, such as sprites, not {run.experiment.data.name}"
+        )
+    rng = np.random.default_rng(flags.FLAGS.seed)
+    codes = codes.reshape(len(codes), -1)
+    report(
+        run,
+        "disentanglement",
+        {
+            "num_examples": len(codes),
+            "mutual_information_gap": disentanglement.mutual_information_gap(codes, examples["factors"]),
+            "factor_vae_score": disentanglement.factor_vae_score(codes, examples["factors"], rng),
+        },
+    )
+
+
+_TOOLS = {
+    "interpolate": interpolate,
+    "traverse": traverse,
+    "arithmetic": arithmetic,
+    "anomaly": anomaly,
+    "augment": augment,
+    "disentangle": disentangle,
+}
+
+
+def main(arguments: list[str]) -> int:
+    run = command_line.restore_from_flags(arguments, __doc__)
+    if run is not None:
+        _TOOLS[flags.FLAGS.tool](run)
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,96 @@
+"""How well single dimensions of a code stand for single factors of the data, where the factors are known.
+
+Both take the codes (means of q(z | x)) and factors of the same examples, best of a set that holds all combinations.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.metrics import mutual_info_score
+
+
+def _discretize(codes: np.ndarray, num_bins: int) -> np.ndarray:
+    """Bin of each value of each dimension, int [N, D]; bins have equal width over the dimension's range."""
+    result = np.empty(codes.shape, np.int64)
+    for dimension, column in enumerate(codes.T):
+        edges = np.histogram_bin_edges(column, num_bins)[1:-1]
+        result[:, dimension] = np.digitize(column, edges)
+    return result
+
+
+def mutual_information(codes: np.ndarray, factors: np.ndarray, num_bins: int = 20) -> np.ndarray:
+    """Mutual information in nats of every discretised dimension with every factor, shape [D, K].
+
+    Args:
+      codes: [N, D].
+      factors: integers [N, K].
+      num_bins: bins of equal width for each dimension.
+    """
+    bins = _discretize(np.asarray(codes, np.float64), num_bins)
+    return np.array([[mutual_info_score(bins[:, d], factor) for factor in factors.T] for d in range(bins.shape[1])])
+
+
+def mutual_information_gap(codes: np.ndarray, factors: np.ndarray, num_bins: int = 20) -> float:
+    """Mutual information gap (Chen et al. 2018, arXiv:1802.04942, eq. 6) with discretised codes.
+
+        MIG = 1/K sum_k (I(z_(1); v_k) - I(z_(2); v_k)) / H(v_k)
+
+    where z_(1), z_(2) are the dimensions that tell most about the factor v_k.  Codes are discretised as by Locatello et al.
+    2019 (arXiv:1811.12359), whose numbers it can be compared with.
+
+    Args:
+      codes: [N, D] with D of at least 2.
+      factors: integers [N, K].
+      num_bins: bins of equal width for each dimension.
+
+    Returns:
+      Between 0 and 1; 1 where each factor is told by one dimension alone.
+    """
+    if codes.shape[1] < 2:
+        raise ValueError("the mutual information gap needs codes of at least two dimensions")
+    information = np.sort(mutual_information(codes, factors, num_bins), axis=0)
+    entropy = np.array([mutual_info_score(factor, factor) for factor in factors.T])
+    return float(np.mean((information[-1] - information[-2]) / entropy))
+
+
+def factor_vae_score(
+    codes: np.ndarray,
+    factors: np.ndarray,
+    rng: np.random.Generator,
+    num_votes: int = 800,
+    examples_per_vote: int = 64,
+) -> float:
+    """FactorVAE's score (Kim & Mnih 2018, arXiv:1802.05983, section 4).
+
+    One vote: hold a random factor at a random value, take `examples_per_vote` examples that have it, and find the
+    dimension whose variance, relative to its variance over all examples, is least.  A majority vote maps dimensions to
+    factors; the score is its accuracy on as many new votes.  Dimensions that hardly vary at all take no part.
+
+    Args:
+      codes: [N, D].
+      factors: integers [N, K].
+      rng: draws the votes.
+      num_votes: for the mapping, and again for its accuracy.
+      examples_per_vote: examples of a vote.
+
+    Returns:
+      Accuracy between 1/K (chance) and 1.
+    """
+    codes = np.asarray(codes, np.float64)
+    variance = codes.var(0)
+    active = np.flatnonzero(variance > 1e-3 * max(variance.max(), 1e-12))
+    scaled = codes[:, active] / np.sqrt(variance[active])
+    with_value = [[np.flatnonzero(column == value) for value in np.unique(column)] for column in factors.T]
+
+    def votes() -> np.ndarray:
+        """Counts [active dimensions, K]."""
+        counts = np.zeros((len(active), factors.shape[1]), np.int64)
+        for _ in range(num_votes):
+            factor = rng.integers(factors.shape[1])
+            members = with_value[factor][rng.integers(len(with_value[factor]))]
+            chosen = rng.choice(members, examples_per_vote)
+            counts[scaled[chosen].var(0).argmin(), factor] += 1
+        return counts
+
+    majority = votes().argmax(1)
+    return float(votes()[np.arange(len(active)), majority].sum() / num_votes)
