@@ -1,0 +1,1 @@
+"""Recurrent networks of text, music and time series."""

@@ -1,0 +1,224 @@
+"""Recurrent language models (Mikolov et al. 2010; Zaremba et al. 2014; CharRNN of MOSES, Polykovskiy et al. 2020).
+
+    p(x_1 .. x_T | x_0) = prod_t p(x_t | h_t),    h_t = recurrent(h_{t-1}, x_{t-1})
+
+With `carry_state`, a row of a batch goes on with the state that its last batch ended in, if its window follows that
+one: truncated back-propagation through time (Williams & Peng 1990).  The states lie in the TrainState.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from genjax import decoding
+from genjax.model import (
+    Array,
+    Batch,
+    Metrics,
+    PyTree,
+    TrainState,
+    cross_device_sum,
+    example_keys,
+    gradient_step,
+)
+from genjax.nn.dropout import dropout, fold_in
+from genjax.nn.recurrent import Recurrent, RecurrentStack
+from genjax.nn.tokens import sequence_metrics, summarize, token_nll, token_weights
+from genjax.optimizers import Adam, Optimizer
+
+
+class RecurrentNetwork(nn.Module):
+    """Embedding, recurrent layers and output map."""
+
+    vocab_size: int
+    embedding_dim: int
+    config: Recurrent
+    tie_embeddings: bool = False
+    input_dropout: float = 0.0
+    output_dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: Array, carry: PyTree | None = None, dropout_keys: Array | None = None
+    ) -> tuple[Array, PyTree, Array]:
+        """tokens [B, T] -> float32 logits [B, T, V], states, and hidden features [B, T, H]."""
+        axes = (1,) if self.config.variational_dropout else ()
+        embedding = nn.Embed(self.vocab_size, self.embedding_dim, dtype=self.dtype, name="embedding")
+        x = dropout(embedding(tokens), self.input_dropout, fold_in(dropout_keys, 100), axes)
+        hidden, carry = RecurrentStack(self.config, self.dtype, name="stack")(x, carry, dropout_keys=dropout_keys)
+        h = dropout(hidden, self.output_dropout, fold_in(dropout_keys, 101), axes)
+        if self.tie_embeddings:
+            if h.shape[-1] != self.embedding_dim:
+                h = nn.Dense(self.embedding_dim, dtype=self.dtype, name="projection")(h)
+            bias = self.param("output_bias", nn.initializers.zeros, (self.vocab_size,))
+            logits = embedding.attend(h) + bias.astype(self.dtype).reshape(1, 1, -1)
+        else:
+            logits = nn.Dense(self.vocab_size, dtype=self.dtype, name="output")(h)
+        return logits.astype(jnp.float32), carry, hidden
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecurrentLanguageModel:
+    """Language model of recurrent layers.
+
+    Attributes:
+      vocab_size: number of tokens; None takes the data set's.
+      sequence_length: tokens T that are predicted of each example; None takes the data set's.
+      start_token: what an unconditional sample begins with; None takes the data set's.
+      end_token: what ends a sample; None takes the data set's, where documents end.
+      embedding_dim: features of a token's embedding.
+      network: the recurrent layers.
+      tie_embeddings: the output map is the embedding, transposed (Press & Wolf 2017).
+      input_dropout, output_dropout: of embeddings and of what enters the output map.
+      carry_state: rows go on with the state of the batch before; needs data.order=contiguous to have an effect.
+      sampling: how `sample` and `generate` choose tokens.
+      compute_dtype: type that the network computes in.
+      optimizer: learning rule.
+    """
+
+    vocab_size: int | None = None
+    sequence_length: int | None = None
+    start_token: int | None = None
+    end_token: int | None = None
+    embedding_dim: int = 128
+    network: Recurrent = Recurrent()
+    tie_embeddings: bool = False
+    input_dropout: float = 0.0
+    output_dropout: float = 0.0
+    carry_state: bool = False
+    sampling: decoding.Sampling = decoding.Sampling()
+    compute_dtype: str = "float32"
+    optimizer: Optimizer = Adam(learning_rate=1e-3, clip_norm=1.0)
+
+    def __post_init__(self) -> None:
+        if self.network.bidirectional:
+            raise ValueError("a language model cannot read from the end: set model.network.bidirectional=false")
+
+    def module(self) -> RecurrentNetwork:
+        """The Linen module."""
+        if self.vocab_size is None:
+            raise ValueError("RecurrentLanguageModel.vocab_size is None; give it, or resolve the experiment")
+        return RecurrentNetwork(
+            self.vocab_size,
+            self.embedding_dim,
+            self.network,
+            self.tie_embeddings,
+            self.input_dropout,
+            self.output_dropout,
+            jnp.dtype(self.compute_dtype),
+        )
+
+    def init(self, key: Array, batch: Batch) -> TrainState:
+        """Returns the state before the first step."""
+        tokens = batch["tokens"]
+        params = self.module().init(key, tokens[:1, :1])["params"]
+        extra = {}
+        if self.carry_state:
+            if "window" not in batch:
+                raise ValueError("model.carry_state needs batches that number their windows, such as those of Text")
+            extra = {
+                "carry": self.network.init_carry(tokens.shape[0]),
+                "next_window": jnp.full((tokens.shape[0],), -1, jnp.int32),
+            }
+        return TrainState.create(params, self.optimizer, extra)
+
+    def _nll(
+        self, params: PyTree, batch: Batch, carry: PyTree | None = None, dropout_keys: Array | None = None
+    ) -> tuple[Array, Array, PyTree]:
+        logits, carry, _ = self.module().apply({"params": params}, batch["tokens"][:, :-1], carry, dropout_keys)
+        return token_nll(logits, batch["tokens"][:, 1:]), token_weights(batch), carry
+
+    def loss(
+        self, params: PyTree, batch: Batch, key: Array, extra: PyTree = None
+    ) -> tuple[Array, Metrics | tuple[Metrics, PyTree]]:
+        """Mean over examples of the targets' nats over T, and metrics (and, with `extra`, the states after)."""
+        carry = None
+        if extra:
+            rows = batch.get("example_index", jnp.arange(batch["tokens"].shape[0]))
+            follows = batch["window"] == extra["next_window"][rows]
+            carry = jax.tree.map(lambda a: jnp.where(follows[:, None], a[rows], 0.0), extra["carry"])
+        nll, weights, after = self._nll(params, batch, carry, example_keys(key, batch))
+        metrics = {"nll_per_token": (nll * weights).sum() / jnp.maximum(weights.sum(), 1.0)}
+        loss = (nll * weights).mean()
+        if not extra:
+            return loss, metrics
+        new = {"carry": jax.lax.stop_gradient(after), "next_window": batch["window"] + 1}
+        return loss, (metrics, jax.tree.map(functools.partial(_put_rows, rows), extra, new))
+
+    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """One update.  Metrics: loss, nll_per_token (nats)."""
+        return gradient_step(self.loss, self.optimizer, with_extra=self.carry_state)(state, batch, key)
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """Per example, from a state of zeros: `nll` in nats of its targets, `num_tokens`; see `summarize`."""
+        del key
+        nll, weights, _ = self._nll(state.eval_params, batch)
+        return sequence_metrics(nll, weights, batch)
+
+    def summarize(self, means: dict[str, float]) -> dict[str, float]:
+        """Adds nll_per_token (nats), bits_per_token, perplexity and bits_per_character to means of `evaluate`."""
+        return summarize(means)
+
+    def log_prob(self, state: TrainState, batch: Batch) -> Array:
+        """Log-probability of the targets given the first token, in nats, [B]."""
+        nll, weights, _ = self._nll(state.eval_params, batch)
+        return -(nll * weights).sum(1)
+
+    def logits(self, state: TrainState, tokens: Array) -> Array:
+        """Next-token logits, [B, T] -> float32 [B, T, V]."""
+        return self.module().apply({"params": state.eval_params}, tokens)[0]
+
+    # Generation.
+
+    def decoder(self, state: TrainState) -> decoding.Decoder:
+        """How the functions of `genjax.decoding` run this model."""
+        module, params = self.module(), state.eval_params
+
+        def extend(memory: PyTree, tokens: Array) -> decoding.Step:
+            logits, memory, hidden = module.apply({"params": params}, tokens, memory)
+            return decoding.Step(logits, memory, hidden)
+
+        return decoding.Decoder(init=lambda batch, length, ragged: self.network.init_carry(batch), extend=extend)
+
+    def generate(
+        self,
+        state: TrainState,
+        key: Array,
+        prompts: Array,
+        max_new_tokens: int,
+        lengths: Array | None = None,
+        **options: Any,
+    ) -> decoding.Generation:
+        """Continues prompts [B, P]; `options` are those of `decoding.generate`."""
+        options = {"sampling": self.sampling, "end_token": self.end_token, **options}
+        return decoding.generate(self.decoder(state), key, prompts, max_new_tokens, lengths=lengths, **options)
+
+    def sample(
+        self, state: TrainState, key: Array, num_samples: int, prompt: Array | None = None, **options: Any
+    ) -> Array:
+        """Draws token sequences [num_samples, T + 1] that begin with the start token, or with `prompt` [P]."""
+        if self.sequence_length is None:
+            raise ValueError("RecurrentLanguageModel.sequence_length is None; give it, or resolve the experiment")
+        if prompt is None:
+            prompt = jnp.full((1,), self.start_token or 0, jnp.int32)
+        total = self.sequence_length + 1
+        if prompt.shape[0] >= total:
+            raise ValueError(f"the prompt has {prompt.shape[0]} tokens, and a sample only {total}")
+        prompts = jnp.broadcast_to(prompt.astype(jnp.int32)[None], (num_samples, prompt.shape[0]))
+        out = self.generate(state, key, prompts, total - prompt.shape[0], **options)
+        return jnp.concatenate([prompts, out.tokens], axis=1)
+
+
+def _put_rows(rows: Array, old: Array, new: Array) -> Array:
+    """Writes rows of this device's (or microbatch's) examples into the array of all examples."""
+    zeros = jnp.zeros_like(old).at[rows].set(new.astype(old.dtype))
+    written = jnp.zeros(old.shape[0], jnp.int32).at[rows].set(1)
+    zeros, written = cross_device_sum((zeros, written))
+    return jnp.where(written.reshape(-1, *[1] * (old.ndim - 1)) > 0, zeros, old)

@@ -1,0 +1,380 @@
+"""Recurrent layers: vanilla RNN, GRU, LSTM, and the linear recurrences minGRU, minLSTM and LRU, stacked.
+
+    rnn       h' = tanh(W x + U h + b)                                                        (Elman 1990)
+    gru       r, z = sigmoid(..),  n = tanh(W x + b + r (U h + c)),  h' = (1 - z) n + z h      (Cho et al. 2014)
+    lstm      i, f, o = sigmoid(..), g = tanh(..),  c' = f c + i g,  h' = o tanh(c')           (Gers et al. 2000)
+    min_gru   z = sigmoid(W x),  h' = (1 - z) h + z V x                                       (Feng et al. 2024)
+    min_lstm  f, i = sigmoid(..),  h' = (f h + i V x) / (f + i)                               (Feng et al. 2024)
+    lru       s' = lambda s + sqrt(1 - |lambda|^2) B x,  h = Re(C s) + D x, lambda complex     (Orvieto et al. 2023)
+
+The last three are h' = a h + b with a and b known beforehand, so all steps are computed at once by an associative scan.
+The products with inputs are taken out of the loop, and the LSTM has a backward pass of its own, whose weight gradient is
+one matrix product after the loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from genjax.nn.dropout import dropout, fold_in, keep_mask
+
+Array = jax.Array
+PyTree = Any
+
+LINEAR = ("min_gru", "min_lstm", "lru")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recurrent:
+    """Configuration of a stack.
+
+    Attributes:
+      cell: which recurrence.
+      num_layers: number of layers.
+      hidden_dim: features H of a layer's state.
+      bidirectional: a second layer reads from the end; outputs stand side by side.
+      dropout: of each layer's output but the last.
+      variational_dropout: one decision for all times (Gal & Ghahramani 2016).
+      zoneout: probability that a unit of an rnn, gru or lstm keeps its state (Krueger et al. 2017).
+      peepholes: gates of an lstm see the cell (Gers & Schmidhuber 2000).
+      layer_norm: norm of the products that enter rnn, gru or lstm gates (Ba et al. 2016).
+      forget_bias: first value of the forget gate's bias of an lstm.
+      residual: layers add to what they read, after a norm; the first map brings it to H features.
+      mlp_dim: hidden width of a two-layer map after each residual layer; 0 for none.
+      parallel: whether linear recurrences are computed by an associative scan or step by step.
+    """
+
+    cell: Literal["rnn", "gru", "lstm", "min_gru", "min_lstm", "lru"] = "lstm"
+    num_layers: int = 1
+    hidden_dim: int = 128
+    bidirectional: bool = False
+    dropout: float = 0.0
+    variational_dropout: bool = False
+    zoneout: float = 0.0
+    peepholes: bool = False
+    layer_norm: bool = False
+    forget_bias: float = 1.0
+    residual: bool = False
+    mlp_dim: int = 0
+    parallel: bool = True
+
+    def init_carry(self, batch: int) -> PyTree:
+        """States before the first step; every array has the batch as first axis."""
+        directions = 2 if self.bidirectional else 1
+        return tuple(
+            tuple(init_state(self.cell, batch, self.hidden_dim) for _ in range(directions))
+            for _ in range(self.num_layers)
+        )
+
+
+def init_state(cell: str, batch: int, hidden_dim: int) -> PyTree:
+    """A layer's first state: (h, c) of an lstm, real and imaginary part of an lru, else h; zeros [B, H]."""
+    zeros = jnp.zeros((batch, hidden_dim))
+    return (zeros, zeros) if cell in ("lstm", "lru") else zeros
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Recurrences as functions of arrays; time is the first axis
+
+
+def linear_scan(a: Array, b: Array, start: Array, parallel: bool = True) -> Array:
+    """h_t = a_t h_{t-1} + b_t for t = 0 .. T - 1, shapes [T, ...], real or complex, from h_{-1} = start [...]."""
+    if not parallel:
+
+        def step(h: Array, ab: tuple[Array, Array]) -> tuple[Array, Array]:
+            h = ab[0] * h + ab[1]
+            return h, h
+
+        return jax.lax.scan(step, start, (a, b))[1]
+    b = b.at[0].add(a[0] * start)
+    combine = lambda first, second: (first[0] * second[0], second[0] * first[1] + second[1])  # noqa: E731
+    return jax.lax.associative_scan(combine, (a, b))[1]
+
+
+@jax.custom_vjp
+def lstm_scan(x: Array, weight: Array, h: Array, c: Array) -> tuple[Array, tuple[Array, Array]]:
+    """An LSTM over time.
+
+    Args:
+      x: products of the inputs with their weights, and biases, gates i, f, g, o side by side, [T, B, 4 H].
+      weight: recurrent weights [H, 4 H].
+      h, c: first state, [B, H].
+
+    Returns:
+      Outputs [T, B, H] and the last state.
+    """
+    outputs, last, _ = _lstm_forward(x, weight, h, c)
+    return outputs, last
+
+
+def _lstm_forward(x, weight, h, c):
+    def step(carry, x):
+        h, c = carry
+        i, f, g, o = jnp.split(x + h @ weight, 4, axis=-1)
+        i, f, o, g = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jax.nn.sigmoid(o), jnp.tanh(g)
+        new_c = f * c + i * g
+        new_h = o * jnp.tanh(new_c)
+        return (new_h, new_c), (new_h, c, jnp.concatenate([i, f, g, o], axis=-1))
+
+    last, (outputs, cells, gates) = jax.lax.scan(step, (h, c), x)
+    return outputs, last, (cells, gates)
+
+
+def _lstm_scan_forward(x, weight, h, c):
+    outputs, last, (cells, gates) = _lstm_forward(x, weight, h, c)
+    return (outputs, last), (weight, h, outputs, cells, gates)
+
+
+def _lstm_scan_backward(saved, cotangents):
+    weight, h, outputs, cells, gates = saved
+    d_outputs, (d_h, d_c) = cotangents
+    transposed = weight.T
+
+    def step(carry, inputs):
+        d_h, d_c = carry
+        d_output, c, gates = inputs
+        i, f, g, o = jnp.split(gates, 4, axis=-1)
+        tanh_c = jnp.tanh(f * c + i * g)
+        d_h = d_h + d_output
+        d_c = d_c + d_h * o * (1.0 - tanh_c**2)
+        d_gates = jnp.concatenate(
+            [
+                d_c * g * i * (1.0 - i),
+                d_c * c * f * (1.0 - f),
+                d_c * i * (1.0 - g**2),
+                d_h * tanh_c * o * (1.0 - o),
+            ],
+            axis=-1,
+        )
+        return (d_gates @ transposed, d_c * f), d_gates
+
+    (d_h, d_c), d_x = jax.lax.scan(step, (d_h, d_c), (d_outputs, cells, gates), reverse=True)
+    before = jnp.concatenate([h[None], outputs[:-1]])
+    d_weight = before.reshape(-1, before.shape[-1]).T @ d_x.reshape(-1, d_x.shape[-1])
+    return d_x, d_weight, d_h, d_c
+
+
+lstm_scan.defvjp(_lstm_scan_forward, _lstm_scan_backward)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Modules
+
+
+class RecurrentLayer(nn.Module):
+    """One direction of one layer."""
+
+    config: Recurrent
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Array, state: PyTree, mask: Array | None = None, dropout_keys: Array | None = None
+    ) -> tuple[Array, PyTree]:
+        """x [B, T, C] -> outputs [B, T, H] and the last state; where mask [B, T] is False the state stays."""
+        x = x.astype(self.dtype)
+        kind = self.config.cell
+        if kind in LINEAR:
+            return self._linear(x, state, mask)
+        return self._gated(x, state, mask, dropout_keys)
+
+    def _input(self, x: Array, gates: int, name: str = "input", bias_init: Any = nn.initializers.zeros) -> Array:
+        return nn.Dense(gates * self.config.hidden_dim, dtype=self.dtype, bias_init=bias_init, name=name)(x)
+
+    def _linear(self, x: Array, state: PyTree, mask: Array | None) -> tuple[Array, PyTree]:
+        config, size = self.config, self.config.hidden_dim
+        hold = None if mask is None else mask.astype(bool)[:, :, None]
+        if config.cell == "lru":
+            radius = lambda key, shape: jnp.log(
+                -0.5 * jnp.log(jax.random.uniform(key, shape, minval=0.81, maxval=0.998))
+            )
+            nu = self.param("nu_log", radius, (size,))
+            theta = self.param(
+                "theta_log",
+                lambda key, shape: jnp.log(jax.random.uniform(key, shape, minval=1e-3, maxval=0.3)),
+                (size,),
+            )
+            eigenvalues = jnp.exp(-jnp.exp(nu) + 1j * jnp.exp(theta))
+            scale = jnp.sqrt(1.0 - jnp.exp(-2.0 * jnp.exp(nu)))
+            real, imaginary = jnp.split(self._input(x, 2).astype(jnp.float32), 2, axis=-1)
+            b = scale.reshape(1, 1, -1) * jax.lax.complex(real, imaginary)
+            a = jnp.broadcast_to(eigenvalues.reshape(1, 1, -1), b.shape)
+            start = jax.lax.complex(*state)
+        else:
+            candidate = self._input(x, 1, "candidate")
+            gates = self._input(x, 1 if config.cell == "min_gru" else 2, "gates")
+            if config.cell == "min_gru":
+                take = jax.nn.sigmoid(gates)
+            else:
+                f, i = jnp.split(gates, 2, axis=-1)
+                # i / (f + i) of sigmoids, from their logarithms, so that neither underflows.
+                take = jax.nn.sigmoid(jax.nn.log_sigmoid(i) - jax.nn.log_sigmoid(f))
+            a, b = (1.0 - take).astype(jnp.float32), (take * candidate).astype(jnp.float32)
+            start = state
+        if hold is not None:
+            a, b = jnp.where(hold, a, 1.0), jnp.where(hold, b, 0.0)
+        h = linear_scan(a.swapaxes(0, 1), b.swapaxes(0, 1), start, config.parallel).swapaxes(0, 1)
+        if config.cell == "lru":
+            parts = jnp.concatenate([h.real, h.imag], axis=-1).astype(self.dtype)
+            out = nn.Dense(size, dtype=self.dtype, name="output")(parts) + nn.Dense(
+                size, use_bias=False, dtype=self.dtype, name="skip"
+            )(x)
+            return out, (h[:, -1].real, h[:, -1].imag)
+        return h.astype(self.dtype), h[:, -1]
+
+    def _gated(self, x: Array, state: PyTree, mask: Array | None, dropout_keys: Array | None) -> tuple[Array, PyTree]:
+        config, size = self.config, self.config.hidden_dim
+        gates = {"rnn": 1, "gru": 3, "lstm": 4}[config.cell]
+
+        def forget(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+            return jnp.zeros(shape, dtype).at[size : 2 * size].set(config.forget_bias)
+
+        x = self._input(x, gates, bias_init=forget if config.cell == "lstm" else nn.initializers.zeros)
+        weight = self.param("recurrent", _orthogonal_blocks(gates), (size, gates * size)).astype(self.dtype)
+        if config.layer_norm:
+            x = nn.LayerNorm(dtype=self.dtype, name="input_norm")(x)
+        norm = _RecurrentNorm(gates * size, name="recurrent_norm").parameters() if config.layer_norm else None
+        peep = self.param("peepholes", nn.initializers.zeros, (3, size)) if config.peepholes else None
+        bias = self.param("recurrent_bias", nn.initializers.zeros, (size,)) if config.cell == "gru" else None
+        state = jax.tree.map(lambda a: a.astype(self.dtype), state)
+        plain = config.cell == "lstm" and norm is None and peep is None and mask is None and config.zoneout == 0.0
+        if plain:
+            outputs, last = lstm_scan(x.swapaxes(0, 1), weight, *state)
+            return outputs.swapaxes(0, 1), jax.tree.map(lambda a: a.astype(jnp.float32), last)
+
+        length = x.shape[1]
+        kept = None
+        if config.zoneout and dropout_keys is not None:
+            # Which units keep their state, for every time and both of h and c.
+            kept = ~keep_mask(dropout_keys, config.zoneout, (length, 2, size)).swapaxes(0, 1)
+
+        def step(state: PyTree, inputs: tuple[Array, ...]) -> tuple[PyTree, Array]:
+            x, real, kept = inputs
+            h = state[0] if config.cell == "lstm" else state
+            recurrent = h @ weight
+            if norm is not None:
+                recurrent = _normalise(recurrent, norm)
+            new = self._cell(x, recurrent, state, peep, bias)
+            if config.zoneout:
+                pair = (new, state) if config.cell == "lstm" else ((new,), (state,))
+                mixed = []
+                for place, (n, old) in enumerate(zip(*pair)):
+                    if kept is None:
+                        mixed.append(config.zoneout * old + (1.0 - config.zoneout) * n)
+                    else:
+                        mixed.append(jnp.where(kept[:, place], old, n))
+                new = tuple(mixed) if config.cell == "lstm" else mixed[0]
+            if real is not None:
+                new = jax.tree.map(lambda n, old: jnp.where(real[:, None], n, old), new, state)
+            return new, new[0] if config.cell == "lstm" else new
+
+        real = None if mask is None else mask.astype(bool).T
+        last, outputs = jax.lax.scan(step, state, (x.swapaxes(0, 1), real, kept))
+        return outputs.swapaxes(0, 1), jax.tree.map(lambda a: a.astype(jnp.float32), last)
+
+    def _cell(self, x: Array, recurrent: Array, state: PyTree, peep: Array | None, bias: Array | None) -> PyTree:
+        match self.config.cell:
+            case "rnn":
+                return jnp.tanh(x + recurrent)
+            case "gru":
+                (xr, xz, xn), (ur, uz, un) = (jnp.split(a, 3, axis=-1) for a in (x, recurrent))
+                r, z = jax.nn.sigmoid(xr + ur), jax.nn.sigmoid(xz + uz)
+                n = jnp.tanh(xn + r * (un + bias[None].astype(un.dtype)))
+                return (1.0 - z) * n + z * state
+        _, c = state
+        i, f, g, o = jnp.split(x + recurrent, 4, axis=-1)
+        if peep is not None:
+            i, f = i + peep[:1] * c, f + peep[1:2] * c
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        if peep is not None:
+            o = o + peep[2:] * c
+        return jax.nn.sigmoid(o) * jnp.tanh(c), c
+
+
+class _RecurrentNorm(nn.Module):
+    size: int
+
+    @nn.compact
+    def parameters(self) -> Array:
+        return self.param("scale", nn.initializers.ones, (self.size,))
+
+
+def _normalise(x: Array, scale: Array) -> Array:
+    x32 = x.astype(jnp.float32)
+    x32 = x32 - x32.mean(-1, keepdims=True)
+    variance = (x32**2).mean(-1, keepdims=True)
+    return (x32 * jax.lax.rsqrt(variance + 1e-6) * scale[None]).astype(x.dtype)
+
+
+def _orthogonal_blocks(count: int) -> Any:
+    """Initialiser of [H, count H]: every square block orthogonal."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        keys = jax.random.split(key, count)
+        block = nn.initializers.orthogonal()
+        return jnp.concatenate([block(k, (shape[0], shape[0]), dtype) for k in keys], axis=1)
+
+    return init
+
+
+class RecurrentStack(nn.Module):
+    """Layers on top of each other; parameters `layer_0_forward`, `layer_0_backward`, ..."""
+
+    config: Recurrent
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        carry: PyTree | None = None,
+        mask: Array | None = None,
+        dropout_keys: Array | None = None,
+    ) -> tuple[Array, PyTree]:
+        """Runs the layers.
+
+        Args:
+          x: inputs [B, T, C].
+          carry: states before, as `Recurrent.init_carry` makes them; None for zeros.
+          mask: False at padding, where states stay, [B, T]; None for none.
+          dropout_keys: one key an example, or None in evaluation.
+
+        Returns:
+          Outputs [B, T, H] (2 H if bidirectional), and the states after.
+        """
+        config = self.config
+        carry = config.init_carry(x.shape[0]) if carry is None else carry
+        after = []
+        if config.residual:
+            x = nn.Dense(config.hidden_dim, dtype=self.dtype, name="embed")(x)
+        for i, states in enumerate(carry):
+            keys = fold_in(dropout_keys, i)
+            inputs = nn.LayerNorm(dtype=self.dtype, name=f"layer_{i}_norm")(x) if config.residual else x
+            forward, last = RecurrentLayer(config, self.dtype, name=f"layer_{i}_forward")(
+                inputs, states[0], mask, fold_in(keys, 1)
+            )
+            lasts = [last]
+            if config.bidirectional:
+                flip = lambda a: None if a is None else jnp.flip(a, axis=1)  # noqa: E731
+                backward, last = RecurrentLayer(config, self.dtype, name=f"layer_{i}_backward")(
+                    flip(inputs), states[1], flip(mask), fold_in(keys, 2)
+                )
+                forward = jnp.concatenate([forward, flip(backward)], axis=-1)
+                lasts.append(last)
+            after.append(tuple(lasts))
+            if config.residual:
+                x = x + nn.Dense(config.hidden_dim, dtype=self.dtype, name=f"layer_{i}_out")(forward)
+                if config.mlp_dim:
+                    h = nn.LayerNorm(dtype=self.dtype, name=f"layer_{i}_mlp_norm")(x)
+                    h = jax.nn.gelu(nn.Dense(config.mlp_dim, dtype=self.dtype, name=f"layer_{i}_up")(h))
+                    x = x + nn.Dense(config.hidden_dim, dtype=self.dtype, name=f"layer_{i}_down")(h)
+            else:
+                x = forward
+            if i + 1 < config.num_layers:
+                x = dropout(x, config.dropout, fold_in(keys, 0), (1,) if config.variational_dropout else ())
+        return x, tuple(after)

@@ -1,0 +1,53 @@
+"""Likelihoods of token sequences, shared by every token model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Array = jax.Array
+Batch = Mapping[str, Array]
+Metrics = dict[str, Array]
+
+
+def token_weights(batch: Batch) -> Array:
+    """1 at targets that count, 0 at padding and at first tokens of packed documents; float32 [B, T]."""
+    tokens = batch["tokens"]
+    weights = jnp.ones_like(tokens[:, 1:], jnp.float32)
+    if "mask" in batch:
+        weights = weights * batch["mask"][:, 1:].astype(jnp.float32)
+    if "segment_ids" in batch:
+        segments = batch["segment_ids"]
+        weights = weights * (segments[:, 1:] == segments[:, :-1])
+    return weights
+
+
+def token_nll(logits: Array, targets: Array) -> Array:
+    """Negative log-probability of each target in nats, float32; [B, T, V], [B, T] -> [B, T]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
+
+
+def sequence_metrics(nll: Array, weights: Array, batch: Batch) -> Metrics:
+    """Per example: `nll` in nats, `num_tokens`, and `num_characters` where the batch has it; each [B]."""
+    metrics = {"nll": (nll * weights).sum(1), "num_tokens": weights.sum(1)}
+    if "num_characters" in batch:
+        metrics["num_characters"] = batch["num_characters"].astype(jnp.float32)
+    return metrics
+
+
+def summarize(means: dict[str, float]) -> dict[str, float]:
+    """Adds what is a ratio of means: nll_per_token (nats), bits_per_token, perplexity, bits_per_character."""
+    per_token = means["nll"] / max(means["num_tokens"], 1e-9)
+    means = {
+        **means,
+        "nll_per_token": per_token,
+        "bits_per_token": per_token / math.log(2.0),
+        "perplexity": math.exp(min(per_token, 700.0)),
+    }
+    if means.get("num_characters"):
+        means["bits_per_character"] = means["nll"] / means["num_characters"] / math.log(2.0)
+    return means
