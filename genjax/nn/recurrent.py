@@ -190,10 +190,7 @@ class RecurrentLayer(nn.Module):
         config, size = self.config, self.config.hidden_dim
         hold = None if mask is None else mask.astype(bool)[:, :, None]
         if config.cell == "lru":
-            radius = lambda key, shape: jnp.log(
-                -0.5 * jnp.log(jax.random.uniform(key, shape, minval=0.81, maxval=0.998))
-            )
-            nu = self.param("nu_log", radius, (size,))
+            nu = self.param("nu_log", _ring, (size,))
             theta = self.param(
                 "theta_log",
                 lambda key, shape: jnp.log(jax.random.uniform(key, shape, minval=1e-3, maxval=0.3)),
@@ -238,7 +235,9 @@ class RecurrentLayer(nn.Module):
         weight = self.param("recurrent", _orthogonal_blocks(gates), (size, gates * size)).astype(self.dtype)
         if config.layer_norm:
             x = nn.LayerNorm(dtype=self.dtype, name="input_norm")(x)
-        norm = _RecurrentNorm(gates * size, name="recurrent_norm").parameters() if config.layer_norm else None
+        norm = None
+        if config.layer_norm:
+            norm = self.param("recurrent_norm", nn.initializers.ones, (gates * size,))
         peep = self.param("peepholes", nn.initializers.zeros, (3, size)) if config.peepholes else None
         bias = self.param("recurrent_bias", nn.initializers.zeros, (size,)) if config.cell == "gru" else None
         state = jax.tree.map(lambda a: a.astype(self.dtype), state)
@@ -296,12 +295,9 @@ class RecurrentLayer(nn.Module):
         return jax.nn.sigmoid(o) * jnp.tanh(c), c
 
 
-class _RecurrentNorm(nn.Module):
-    size: int
-
-    @nn.compact
-    def parameters(self) -> Array:
-        return self.param("scale", nn.initializers.ones, (self.size,))
+def _ring(key: Array, shape: tuple[int, ...]) -> Array:
+    """log(-log |lambda|) of eigenvalues that are uniform on the ring from .9 to .999 (Orvieto et al. 2023, lemma 3.2)."""
+    return jnp.log(-0.5 * jnp.log(jax.random.uniform(key, shape, minval=0.81, maxval=0.998)))
 
 
 def _normalise(x: Array, scale: Array) -> Array:

@@ -1,0 +1,72 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax import decoding
+from genjax.families.recurrent.language import RecurrentLanguageModel
+from genjax.model import GenerativeModel
+from genjax.nn.recurrent import Recurrent
+from genjax.optimizers import SGD, Adam
+
+MODEL = RecurrentLanguageModel(
+    vocab_size=7,
+    sequence_length=6,
+    start_token=0,
+    embedding_dim=5,
+    network=Recurrent(cell="lstm", num_layers=2, hidden_dim=6),
+    optimizer=Adam(learning_rate=1e-2),
+)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return {"tokens": jax.random.randint(jax.random.key(3), (4, 7), 0, 7), "window": jnp.array([0, 5, 10, 15])}
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "min_gru"])
+def test_the_contract_and_decoding_equals_teacher_forcing(cell, batch):
+    model = dataclasses.replace(MODEL, network=dataclasses.replace(MODEL.network, cell=cell), tie_embeddings=True)
+    assert isinstance(model, GenerativeModel)
+    state = jax.jit(model.init)(jax.random.key(0), batch)
+    step = jax.jit(model.train_step)
+    losses = []
+    for t in range(15):
+        state, metrics = step(state, batch, jax.random.key(t))
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]
+    samples = jax.jit(model.sample, static_argnums=2)(state, jax.random.key(1), 3)
+    assert samples.shape == (3, 7) and (samples[:, 0] == 0).all()
+    greedy = decoding.Sampling(temperature=0.0)
+    out = model.generate(state, jax.random.key(0), batch["tokens"][:, :2], 5, sampling=greedy)
+    text = jnp.concatenate([batch["tokens"][:, :2], out.tokens], 1)
+    np.testing.assert_array_equal(model.logits(state, text)[:, 1:-1].argmax(-1), out.tokens)
+
+
+def test_carried_states_make_two_windows_one(batch):
+    model = dataclasses.replace(MODEL, carry_state=True, optimizer=SGD(learning_rate=0.0))
+    long = jax.random.randint(jax.random.key(5), (4, 13), 0, 7)
+    first = {"tokens": long[:, :7], "window": batch["window"]}
+    second = {"tokens": long[:, 6:], "window": batch["window"] + 1}
+    state = model.init(jax.random.key(0), first)
+    step = jax.jit(model.train_step)
+    state, one = step(state, first, jax.random.key(0))
+    after, two = step(state, second, jax.random.key(0))
+    whole, _ = MODEL.loss(state.params, {"tokens": long}, jax.random.key(0))
+    np.testing.assert_allclose((one["loss"] + two["loss"]) / 2, whole, rtol=1e-5)
+    # A window that does not follow starts from zeros.
+    _, alone = step(state, {**second, "window": batch["window"] + 3}, jax.random.key(0))
+    np.testing.assert_allclose(alone["loss"], MODEL.loss(state.params, second, jax.random.key(0))[0], rtol=1e-5)
+    # Microbatches carry the same states.
+    halves = dataclasses.replace(model, optimizer=SGD(learning_rate=0.0, accumulation_steps=2))
+    parts, _ = jax.jit(halves.train_step)(state, second, jax.random.key(0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parts.extra, after.extra)
+
+
+def test_what_cannot_be_served_is_said(batch):
+    with pytest.raises(ValueError, match="cannot read from the end"):
+        RecurrentLanguageModel(network=Recurrent(bidirectional=True))
+    with pytest.raises(ValueError, match="number their windows"):
+        dataclasses.replace(MODEL, carry_state=True).init(jax.random.key(0), {"tokens": batch["tokens"]})

@@ -1,0 +1,156 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax.nn.recurrent import LINEAR, Recurrent, RecurrentStack, linear_scan, lstm_scan
+
+B, T, C, H = 2, 5, 3, 4
+X = jax.random.normal(jax.random.key(0), (B, T, C))
+
+
+def build(config):
+    module = RecurrentStack(config)
+    params = jax.jit(module.init)(jax.random.key(1), X)
+    return params, jax.jit(lambda x, carry=None, mask=None, keys=None: module.apply(params, x, carry, mask, keys))
+
+
+def ported(weights, gates, kind):
+    """Parameters of torch's layer, as ours."""
+    w, u, b, c = (np.asarray(weights[name].detach()) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    params = {"input": {"kernel": w.T, "bias": b + c}, "recurrent": u.T}
+    if kind == "gru":
+        both = b + np.concatenate([c[: 2 * H], np.zeros(H, np.float32)])
+        params = {**params, "input": {"kernel": w.T, "bias": both}, "recurrent_bias": c[2 * H :]}
+    return params
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
+def test_layers_equal_those_of_torch(kind, bidirectional):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    layer = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[kind]
+    theirs = layer(C, H, num_layers=2, batch_first=True, bidirectional=bidirectional)
+    named = dict(theirs.named_parameters())
+    params = {}
+    for i in range(2):
+        for suffix, direction in (("", "forward"), ("_reverse", "backward"))[: 1 + bidirectional]:
+            weights = {n: named[f"{n}_l{i}{suffix}"] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+            params[f"layer_{i}_{direction}"] = ported(weights, None, kind)
+    config = Recurrent(cell=kind, num_layers=2, hidden_dim=H, bidirectional=bidirectional)
+    x = torch.tensor(np.asarray(X), requires_grad=True)
+    expected, last = theirs(x)
+    (expected**2).sum().backward()
+    apply = lambda p, x: RecurrentStack(config).apply({"params": p}, x)  # noqa: E731
+    ours, carry = apply(params, X)
+    np.testing.assert_allclose(ours, expected.detach(), atol=1e-5)
+    h = last[0] if kind == "lstm" else last
+    mine = [c[0] if kind == "lstm" else c for layer in carry for c in layer]
+    np.testing.assert_allclose(np.stack(mine), h.detach(), atol=1e-5)
+    gradient = jax.grad(lambda p, x: (apply(p, x)[0] ** 2).sum(), argnums=(0, 1))(params, X)
+    np.testing.assert_allclose(gradient[1], x.grad, atol=1e-4)
+    np.testing.assert_allclose(
+        gradient[0]["layer_0_forward"]["recurrent"], named["weight_hh_l0"].grad.numpy().T, atol=1e-4
+    )
+
+
+def test_the_lstm_has_the_gradient_of_its_loop():
+    keys = jax.random.split(jax.random.key(2), 4)
+    x, weight = jax.random.normal(keys[0], (T, B, 4 * H)), jax.random.normal(keys[1], (H, 4 * H))
+    h, c = jax.random.normal(keys[2], (2, B, H))
+
+    def loop(x, weight, h, c):
+        outputs = []
+        for t in range(T):
+            i, f, g, o = jnp.split(x[t] + h @ weight, 4, axis=-1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            h = jax.nn.sigmoid(o) * jnp.tanh(c)
+            outputs.append(h)
+        return jnp.stack(outputs), (h, c)
+
+    def loss(function):
+        def value(*arguments):
+            outputs, (h, c) = function(*arguments)
+            return (outputs * jnp.cos(jnp.arange(outputs.size)).reshape(outputs.shape)).sum() + (h * c).sum()
+
+        return jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2, 3)))
+
+    ours, expected = loss(lstm_scan)(x, weight, h, c), loss(loop)(x, weight, h, c)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, expected)
+
+
+def test_peepholes_and_norms_are_those_of_the_equations():
+    config = Recurrent(cell="lstm", hidden_dim=H, peepholes=True, layer_norm=True)
+    params, _ = build(config)
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params["params"]["layer_0_forward"])
+    p["peepholes"] = np.random.default_rng(0).normal(size=(3, H))
+    ours, _ = RecurrentStack(config).apply({"params": {"layer_0_forward": p}}, X)
+    norm = lambda a: (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + 1e-6)  # noqa: E731
+    sigmoid = lambda a: 1 / (1 + np.exp(-a))  # noqa: E731
+    h = c = np.zeros((B, H))
+    for t in range(T):
+        x = norm(np.asarray(X[:, t]) @ p["input"]["kernel"] + p["input"]["bias"])
+        i, f, g, o = np.split(x + norm(h @ p["recurrent"]), 4, axis=-1)
+        c_new = sigmoid(f + p["peepholes"][1] * c) * c + sigmoid(i + p["peepholes"][0] * c) * np.tanh(g)
+        h = sigmoid(o + p["peepholes"][2] * c_new) * np.tanh(c_new)
+        c = c_new
+        np.testing.assert_allclose(ours[:, t], h, atol=1e-5)
+
+
+@pytest.mark.parametrize("complex_", [False, True])
+def test_parallel_scan_equals_the_sequential_one(complex_):
+    keys = jax.random.split(jax.random.key(0), 3)
+    draw = lambda k, shape: jax.random.normal(k, shape, jnp.complex64 if complex_ else jnp.float32)  # noqa: E731
+    a, b, start = draw(keys[0], (9, 2, 3)), draw(keys[1], (9, 2, 3)), draw(keys[2], (2, 3))
+    np.testing.assert_allclose(linear_scan(a, b, start), linear_scan(a, b, start, parallel=False), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", LINEAR)
+def test_linear_recurrences_equal_their_steps(kind):
+    config = Recurrent(cell=kind, num_layers=2, hidden_dim=H, residual=True, mlp_dim=6)
+    params, apply = build(config)
+    full, last = apply(X)
+    steps = RecurrentStack(dataclasses.replace(config, parallel=False)).apply(params, X)
+    np.testing.assert_allclose(full, steps[0], atol=1e-5)
+    if kind == "min_gru":
+        p = params["params"]["layer_0_forward"]
+        x = X @ params["params"]["embed"]["kernel"]
+        x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        z = jax.nn.sigmoid(x @ p["gates"]["kernel"])
+        h = jnp.zeros((B, H))
+        for t in range(T):
+            h = (1 - z[:, t]) * h + z[:, t] * (x[:, t] @ p["candidate"]["kernel"])
+        np.testing.assert_allclose(h, last[0][0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *[Recurrent(cell=kind, num_layers=2, hidden_dim=H) for kind in ("rnn", "gru", "lstm", *LINEAR)],
+        Recurrent(cell="lstm", hidden_dim=H, zoneout=0.2, layer_norm=True),
+    ],
+)
+def test_states_carry_on_and_stay_at_padding(config):
+    _, apply = build(config)
+    full, last = apply(X)
+    first, carry = apply(X[:, :2])
+    second, end = apply(X[:, 2:], carry)
+    np.testing.assert_allclose(jnp.concatenate([first, second], 1), full, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), end, last)
+    _, padded = apply(X, None, jnp.array([[1, 1, 0, 0, 0]] * B))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), padded, carry)
+
+
+def test_zoneout_keeps_units_at_its_rate_and_gradients_are_finite():
+    config = Recurrent(cell="gru", hidden_dim=200, zoneout=0.3, dropout=0.1, variational_dropout=True)
+    module = RecurrentStack(config)
+    params = module.init(jax.random.key(1), X)
+    keys = jax.random.split(jax.random.key(2), B)
+    out, _ = module.apply(params, X, None, None, keys)
+    kept = (out[:, 1:] == out[:, :-1]).mean()
+    assert abs(float(kept) - 0.3) < 0.03
+    gradient = jax.grad(lambda p: module.apply(p, X, None, None, keys)[0].sum())(params)
+    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradient))
