@@ -1,0 +1,152 @@
+"""Variational autoencoders whose objective asks for disentangled codes.
+
+beta-VAE (Higgins et al. 2017), with a capacity C that rises from 0 (Burgess et al. 2018, arXiv:1804.03599, eq. 8):
+
+    loss = -E_q[log p(x | z)] + beta KL            loss = -E_q[log p(x | z)] + gamma |KL - C(t)|
+
+beta-TCVAE (Chen et al. 2018, arXiv:1802.04942, eq. 4) weights the parts of the KL, which with the aggregated posterior
+q(z) = 1/N sum_n q(z | x_n) are
+
+    E KL(q(z|x) || p(z)) = I(x; z) + KL(q(z) || prod_j q(z_j)) + sum_j KL(q(z_j) || p(z_j))                      (eq. 2)
+                           mutual information   total correlation       dimension-wise KL
+
+From a batch of B of N examples, log q(z_n) is estimated as the logarithm of an unbiased estimate of q(z_n): the example's own
+component, which is surely there, weighs 1/N, and the others share the rest (their appendix C.2, every other example alike):
+
+    q(z_n) ~ 1/N q(z_n | x_n) + (N - 1)/N 1/(B - 1) sum_{m != n} q(z_n | x_m)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from genjax.families.vae.vae import VAE
+from genjax.model import DEVICE_AXIS, Array, Batch, Metrics, PyTree
+from genjax.nn.distributions import DiagonalGaussian, gaussian_log_prob, standard_normal_log_prob
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BetaVAE(VAE):
+    """VAE with a weighted KL.
+
+    Attributes:
+      beta: weight of the KL.
+    """
+
+    beta: float = 4.0
+
+    def kl_penalty(self, kl: Array, step: Array) -> Array:
+        """The VAE's penalty times beta."""
+        return self.beta * super().kl_penalty(kl, step)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CapacityVAE(VAE):
+    """VAE whose KL is held at a capacity that rises linearly from 0; `free_bits` and `kl_warmup_steps` are not used.
+
+    Attributes:
+      gamma: weight of the distance between KL and capacity.
+      max_capacity: capacity at the end, in nats.
+      capacity_steps: number of steps over which the capacity rises.
+    """
+
+    gamma: float = 100.0
+    max_capacity: float = 25.0
+    capacity_steps: int = 10_000
+
+    def capacity(self, step: Array) -> Array:
+        """Capacity at a step, in nats."""
+        return self.max_capacity * jnp.minimum(1.0, step / max(self.capacity_steps, 1))
+
+    def kl_penalty(self, kl: Array, step: Array) -> Array:
+        """gamma |KL - C(t)|, of each example's KL, as the bound is one of each example."""
+        return self.gamma * jnp.abs(kl.sum(-1) - self.capacity(step)).mean()
+
+
+def aggregated_posterior_log_probs(
+    latents: Array, posterior: DiagonalGaussian, own_index: Array, num_examples: int
+) -> tuple[Array, Array]:
+    """Estimates log q(z) and sum_j log q(z_j) of latents drawn from some of the posteriors.
+
+    Args:
+      latents: [B, D], latents[n] drawn from the component own_index[n].
+      posterior: q(z | x) of each of M examples, shapes [M, D].
+      own_index: [B], the component that each latent was drawn from.
+      num_examples: N, the size of the data set that the M examples are drawn from.
+
+    Returns:
+      Both in nats, shape [B].
+    """
+    log_probs = gaussian_log_prob(latents[:, None], posterior.mean[None], posterior.log_scale[None])  # [B, M, D]
+    others = max(posterior.mean.shape[0] - 1, 1)
+    own = own_index[:, None] == jnp.arange(posterior.mean.shape[0])[None]
+    rest = math.log((num_examples - 1) / (num_examples * others)) if num_examples > 1 else -jnp.inf
+    log_weights = jnp.where(own, -math.log(num_examples), rest)  # [B, M]
+    joint = jax.nn.logsumexp(log_probs.sum(-1) + log_weights, axis=1)
+    marginals = jax.nn.logsumexp(log_probs + log_weights[..., None], axis=1)  # [B, D]
+    return joint, marginals.sum(-1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BetaTCVAE(VAE):
+    """VAE with separate weights of mutual information, total correlation and dimension-wise KL.
+
+    Accumulation changes what is computed: each microbatch estimates q(z) by itself.
+
+    Attributes:
+      beta: weight of the total correlation.
+      mutual_information_weight: weight of the mutual information of data and code.
+      dimension_weight: weight of the dimension-wise KL.
+      num_examples: size of the training set, which the estimate of q(z) needs; None takes a batch for the whole set.
+    """
+
+    beta: float = 6.0
+    mutual_information_weight: float = 1.0
+    dimension_weight: float = 1.0
+    num_examples: int | None = None
+
+    def kl_parts(self, posterior: DiagonalGaussian, latents: Array) -> dict[str, Array]:
+        """Estimates of the three parts of the KL for latents [B, D], one of each posterior, each of shape [B] in nats."""
+        size = latents.shape[0]
+        components, own_index = posterior, jnp.arange(size)
+        try:
+            # Under pmap the batch lies on several devices.
+            own_index += jax.lax.axis_index(DEVICE_AXIS) * size
+            components = DiagonalGaussian(*jax.lax.all_gather(tuple(posterior), DEVICE_AXIS, tiled=True))
+        except NameError:
+            pass
+        num_examples = self.num_examples or components.mean.shape[0]
+        joint, product = aggregated_posterior_log_probs(latents, components, own_index, num_examples)
+        return {
+            "mutual_information": posterior.log_prob(latents) - joint,
+            "total_correlation": joint - product,
+            "dimension_kl": product - standard_normal_log_prob(latents),
+        }
+
+    def loss(self, params: PyTree, batch: Batch, key: Array, step: Array) -> tuple[Array, Metrics]:
+        """Mean over examples of the weighted bound in nats, and metrics."""
+        posterior = self.posterior(params, batch)
+        latents = posterior.with_sample_axis().sample(self.noise(key, batch, 1))
+        reconstruction = -self.log_likelihood_given(params, batch, latents)[0].mean()
+        kl = posterior.kl_to_standard_normal()
+        parts = {name: part.mean() for name, part in self.kl_parts(posterior, latents[0]).items()}
+        penalty = (
+            self.mutual_information_weight * parts["mutual_information"]
+            + self.beta * parts["total_correlation"]
+            + self.dimension_weight * parts["dimension_kl"]
+        )
+        if self.kl_warmup_steps:
+            penalty *= jnp.minimum(1.0, (step + 1.0) / self.kl_warmup_steps)
+        kl = kl.sum(-1).mean()
+        metrics = {"elbo": -reconstruction - kl, "kl": kl, "reconstruction": reconstruction, **parts}
+        return reconstruction + penalty, metrics
+
+    def __post_init__(self) -> None:
+        if self.num_examples is not None and self.num_examples < 2:
+            raise ValueError(f"model.num_examples={self.num_examples} must be at least 2, or none")
+        if self.free_bits:
+            raise ValueError("model.free_bits must be 0: beta-TCVAE weights parts of the KL that are not per dimension")
