@@ -1,0 +1,167 @@
+"""Recurrent models of characters, molecules and music."""
+
+from genjax.config import register
+from genjax.data import Molecules, PianoRolls, Text
+from genjax.families.recurrent.language import RecurrentLanguageModel
+from genjax.families.recurrent.piano_roll import PianoRollModel
+from genjax.nn.recurrent import Recurrent
+from genjax.optimizers import Adam, AdamW, Cosine, Piecewise
+from genjax.training import Evaluation, Experiment, Training
+
+_SHRUNK = {
+    "model.network.hidden_dim": 8,
+    "model.network.num_layers": 1,
+    "model.embedding_dim": 8,
+    "data.name": "python_topics",
+    "data.sequence_length": 16,
+    "data.batch_size": 16,
+    "evaluation.split": "test",
+    "evaluation.validation_split": "validation",
+    "evaluation.num_examples": 100,
+}
+_SHRUNK_ROLLS = {"model.network.hidden_dim": 8, "data.name": "chords", "data.max_frames": 8, "data.batch_size": 16}
+
+
+def _shakespeare(model: RecurrentLanguageModel, data: Text, num_steps: int) -> Experiment:
+    return Experiment(
+        model=model,
+        data=data,
+        training=Training(
+            num_steps=num_steps, evaluate_every=500, checkpoint_every=500, best_metric="nll_per_token", num_samples=4
+        ),
+        # TFDS divides 90/5/5; the two small parts together are the last tenth, nanoGPT's validation text.
+        evaluation=Evaluation(split="validation+test", validation_split="validation+test"),
+    )
+
+
+@register(
+    "lstm_shakespeare",
+    source="char-rnn (Karpathy 2015), with truncated back-propagation through time",
+    expected="validation about 1.5 nats per character, nanoGPT's split",
+    shrunk=_SHRUNK,
+)
+def lstm_shakespeare() -> Experiment:
+    """Two LSTM layers of 512 whose states go on from batch to batch.
+
+    python -m experiments.train --experiment=lstm_shakespeare --data.dir=TFDS_DIRECTORY --workdir=runs/lstm_shakespeare
+
+    Minutes on one GPU, about an hour on two CPU cores.
+    """
+    model = RecurrentLanguageModel(
+        embedding_dim=128,
+        network=Recurrent(cell="lstm", num_layers=2, hidden_dim=512, dropout=0.3),
+        output_dropout=0.3,
+        carry_state=True,
+        optimizer=Adam(learning_rate=2e-3, clip_norm=1.0, schedule=Cosine(warmup_steps=100, final_scale=0.05)),
+    )
+    data = Text(name="tiny_shakespeare", sequence_length=128, batch_size=32, order="contiguous", eval_batch_size=64)
+    return _shakespeare(model, data, 5000)
+
+
+@register(
+    "min_gru_shakespeare",
+    source="Feng et al. 2024, arXiv:2410.01201: minGRU reaches 1.548",
+    expected="validation about 1.55 nats per character, nanoGPT's split",
+    shrunk={**_SHRUNK, "data.stride": None, "model.network.mlp_dim": 8},
+)
+def min_gru_shakespeare() -> Experiment:
+    """Three residual minGRU layers of 384, computed by an associative scan.
+
+    python -m experiments.train --experiment=min_gru_shakespeare --data.dir=TFDS_DIRECTORY --workdir=runs/min_gru
+
+    Minutes on one GPU.
+    """
+    model = RecurrentLanguageModel(
+        embedding_dim=384,
+        network=Recurrent(cell="min_gru", num_layers=3, hidden_dim=384, residual=True, mlp_dim=1536, dropout=0.2),
+        output_dropout=0.2,
+        optimizer=AdamW(
+            learning_rate=1e-3,
+            b2=0.99,
+            weight_decay=0.1,
+            clip_norm=0.25,
+            schedule=Cosine(warmup_steps=100, final_scale=0.1),
+        ),
+    )
+    return _shakespeare(model, Text(name="tiny_shakespeare", sequence_length=256, batch_size=64, stride=1), 5000)
+
+
+@register(
+    "char_rnn_molecules",
+    source="CharRNN of MOSES (Polykovskiy et al. 2020, arXiv:1811.12823)",
+    expected="validity .975 and unique@10k .999 of 30000 samples after 80 epochs",
+    shrunk={"model.network.hidden_dim": 8, "model.network.num_layers": 1, "model.embedding_dim": 8,
+            "data.name": "combinations", "data.batch_size": 16},
+)  # fmt: skip
+def char_rnn_molecules() -> Experiment:
+    """Three LSTM layers of 768 on MOSES (files at --data.dir); --data.name=combinations needs no file.
+
+    python -m experiments.train --experiment=char_rnn_molecules --data.dir=MOSES_DIRECTORY --workdir=runs/char_rnn
+
+    80 epochs of batches of 64, as in the paper; hours on one GPU.
+    """
+    halvings = tuple(i / 8 for i in range(1, 8))
+    model = RecurrentLanguageModel(
+        embedding_dim=768,
+        network=Recurrent(cell="lstm", num_layers=3, hidden_dim=768, dropout=0.2),
+        optimizer=Adam(learning_rate=1e-3, schedule=Piecewise(boundaries=halvings, scale=0.5)),
+    )
+    return Experiment(
+        model=model,
+        data=Molecules(name="moses", batch_size=64),
+        training=Training(num_steps=80 * 1584663 // 64, steps_per_dispatch=10, checkpoint_every=10_000),
+    )
+
+
+def _chorales(model: PianoRollModel, num_steps: int) -> Experiment:
+    return Experiment(
+        model=model,
+        data=PianoRolls(name="jsb_chorales", batch_size=16, transpose=6, eval_batch_size=77),
+        training=Training(
+            num_steps=num_steps, evaluate_every=100, checkpoint_every=100, best_metric="nll_per_frame", num_samples=8
+        ),
+    )
+
+
+@register(
+    "lstm_chorales",
+    source="Boulanger-Lewandowski et al. 2012, arXiv:1206.6392; LSTM of Chung et al. 2014",
+    expected="test <= 8.55 nats per frame, all frames, independent notes, transposed training pieces",
+    shrunk=_SHRUNK_ROLLS,
+)
+def lstm_chorales() -> Experiment:
+    """An LSTM with independent notes on the JSB chorales (jsb_chorales.npz at --data.dir).
+
+    python -m experiments.train --experiment=lstm_chorales --data.dir=FOLDER --workdir=runs/lstm_chorales
+
+    About ten minutes on two CPU cores.
+    """
+    model = PianoRollModel(
+        network=Recurrent(cell="lstm", hidden_dim=200),
+        output_dropout=0.3,
+        optimizer=Adam(learning_rate=3e-3, clip_norm=1.0, schedule=Cosine(warmup_steps=20, final_scale=0.02)),
+    )
+    return _chorales(model, 2000)
+
+
+@register(
+    "rnn_nade_chorales",
+    source="RNN-NADE (Boulanger-Lewandowski et al. 2012, arXiv:1206.6392): 5.56 nats",
+    expected="test <= 5.6 nats per frame, all frames, transposed training pieces",
+    shrunk={**_SHRUNK_ROLLS, "model.nade_dim": 8},
+)
+def rnn_nade_chorales() -> Experiment:
+    """An LSTM whose frames are drawn note by note, on the JSB chorales (jsb_chorales.npz at --data.dir).
+
+    python -m experiments.train --experiment=rnn_nade_chorales --data.dir=FOLDER --workdir=runs/rnn_nade_chorales
+
+    About fifteen minutes on two CPU cores.
+    """
+    model = PianoRollModel(
+        network=Recurrent(cell="lstm", hidden_dim=256),
+        output="nade",
+        nade_dim=128,
+        output_dropout=0.3,
+        optimizer=Adam(learning_rate=3e-3, clip_norm=1.0, schedule=Cosine(warmup_steps=20, final_scale=0.02)),
+    )
+    return _chorales(model, 3000)

@@ -1,0 +1,192 @@
+"""Recurrent models of piano rolls (Boulanger-Lewandowski et al. 2012, arXiv:1206.6392).
+
+    p(v_1 .. v_T) = prod_t p(v_t | h_t),    h_t = recurrent(h_{t-1}, v_{t-1}),    v_0 = 0
+
+The notes of a frame are independent given h_t (`bernoulli`), or come one after the other from low to high (`nade`,
+the RNN-NADE of the paper, with the distribution of Larochelle & Murray 2011):
+
+    p(v_i = 1 | v_<i) = sigmoid(b_i(t) + V_i sigmoid(c(t) + sum_{j<i} W_j v_j)),   b(t), c(t) linear in h_t
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.nn.dropout import dropout, fold_in
+from genjax.nn.recurrent import Recurrent, RecurrentStack
+from genjax.optimizers import Adam, Optimizer
+
+
+def bernoulli_nll(logits: Array, x: Array) -> Array:
+    """-log p of zeros and ones in nats, elementwise."""
+    return jax.nn.softplus(logits) - x * logits
+
+
+class RollNetwork(nn.Module):
+    """Recurrent layers, and the distribution of a frame given their state."""
+
+    num_notes: int
+    config: Recurrent
+    output: str
+    nade_dim: int
+    input_dropout: float
+    output_dropout: float
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.stack = RecurrentStack(self.config, self.dtype)
+        size = self.num_notes + (self.nade_dim if self.output == "nade" else 0)
+        # Few notes sound; the start knows that.
+        self.head = nn.Dense(size, dtype=self.dtype, bias_init=nn.initializers.constant(-2.0))
+        if self.output == "nade":
+            init = nn.initializers.normal(0.05)
+            self.note_in = self.param("note_in", init, (self.num_notes, self.nade_dim))
+            self.note_out = self.param("note_out", init, (self.num_notes, self.nade_dim))
+
+    def __call__(
+        self, frames: Array, carry: PyTree | None = None, mask: Array | None = None, dropout_keys: Array | None = None
+    ) -> tuple[Array, PyTree]:
+        """Frames before, [B, T, D] -> parameters of the frames after, [B, T, P], and the states."""
+        x = dropout(frames, self.input_dropout, fold_in(dropout_keys, 100))
+        h, carry = self.stack(x, carry, mask, dropout_keys)
+        h = dropout(h, self.output_dropout, fold_in(dropout_keys, 101))
+        return self.head(h).astype(jnp.float32), carry
+
+    def nll(self, parameters: Array, x: Array) -> Array:
+        """-log p of frames [..., D] in nats, [...]."""
+        if self.output == "bernoulli":
+            return bernoulli_nll(parameters, x).sum(-1)
+        biases, start = parameters[..., : self.num_notes], parameters[..., self.num_notes :]
+
+        @jax.checkpoint
+        def note(a: Array, inputs: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
+            bias, v, w_in, w_out = inputs
+            logit = bias + jax.nn.sigmoid(a) @ w_out
+            return a + jnp.expand_dims(v, -1) * w_in.reshape(*[1] * (a.ndim - 1), -1), bernoulli_nll(logit, v)
+
+        xs = (jnp.moveaxis(biases, -1, 0), jnp.moveaxis(x, -1, 0), self.note_in, self.note_out)
+        return jax.lax.scan(note, start, xs)[1].sum(0)
+
+    def draw(self, parameters: Array, keys: Array) -> Array:
+        """Draws frames [B, D] given parameters [B, P] with one key a row."""
+        uniform = jax.vmap(lambda k: jax.random.uniform(k, (self.num_notes,)))(keys)
+        if self.output == "bernoulli":
+            return (uniform < jax.nn.sigmoid(parameters)).astype(jnp.float32)
+
+        def note(a: Array, inputs: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
+            bias, u, w_in, w_out = inputs
+            v = (u < jax.nn.sigmoid(bias + jax.nn.sigmoid(a) @ w_out)).astype(jnp.float32)
+            return a + v[:, None] * w_in[None], v
+
+        biases, start = parameters[:, : self.num_notes], parameters[:, self.num_notes :]
+        return jax.lax.scan(note, start, (biases.T, uniform.T, self.note_in, self.note_out))[1].T
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PianoRollModel:
+    """Recurrent model of sequences of zeros and ones.
+
+    Attributes:
+      data_shape: frames and notes (T, D); None takes the data set's.
+      network: the recurrent layers.
+      output: notes of a frame are independent (bernoulli) or follow each other (nade).
+      nade_dim: hidden features of nade.
+      input_dropout, output_dropout: of the frames that are read, and of what enters the output map.
+      compute_dtype: type that the recurrent layers compute in.
+      optimizer: learning rule.
+    """
+
+    data_shape: tuple[int, ...] | None = None
+    network: Recurrent = Recurrent(cell="lstm", hidden_dim=200)
+    output: Literal["bernoulli", "nade"] = "bernoulli"
+    nade_dim: int = 100
+    input_dropout: float = 0.0
+    output_dropout: float = 0.0
+    compute_dtype: str = "float32"
+    optimizer: Optimizer = Adam(learning_rate=1e-3, clip_norm=1.0)
+
+    def __post_init__(self) -> None:
+        if self.network.bidirectional:
+            raise ValueError(
+                "a model of what comes next cannot read from the end: set model.network.bidirectional=false"
+            )
+
+    def module(self) -> RollNetwork:
+        """The Linen module."""
+        if self.data_shape is None:
+            raise ValueError("PianoRollModel.data_shape is None; give it, or resolve the experiment")
+        return RollNetwork(
+            self.data_shape[1],
+            self.network,
+            self.output,
+            self.nade_dim,
+            self.input_dropout,
+            self.output_dropout,
+            jnp.dtype(self.compute_dtype),
+        )
+
+    def init(self, key: Array, batch: Batch) -> TrainState:
+        """Returns the state before the first step.
+
+        Raises:
+          ValueError: the frames have another number of notes than `data_shape` says.
+        """
+        x, module = batch["x"], self.module()
+        if x.shape[-1] != self.data_shape[-1]:
+            raise ValueError(f"frames have {x.shape[-1]} notes, but model.data_shape is {self.data_shape}")
+        both = lambda m, x: m.nll(m(x)[0], x)  # noqa: E731
+        return TrainState.create(module.init(key, x[:1, :1], method=both)["params"], self.optimizer)
+
+    def _nll(self, params: PyTree, batch: Batch, dropout_keys: Array | None = None) -> tuple[Array, Array]:
+        """Nats of each frame, 0 at padding, and which frames count; [B, T] each."""
+        x = batch["x"]
+        before = jnp.concatenate([jnp.zeros_like(x[:, :1]), x[:, :-1]], axis=1)
+        # The forward pass needs no mask: padding stands at the end.
+        both = lambda m: m.nll(m(before, None, None, dropout_keys)[0], x)  # noqa: E731
+        nll = self.module().apply({"params": params}, method=both)
+        mask = batch["mask"].astype(jnp.float32) if "mask" in batch else jnp.ones_like(nll)
+        return nll * mask, mask
+
+    def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        """Mean over examples of the nats of a piece over T, and metrics."""
+        nll, mask = self._nll(params, batch, example_keys(key, batch))
+        return nll.mean(), {"nll_per_frame": nll.sum() / jnp.maximum(mask.sum(), 1.0)}
+
+    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """One update.  Metrics: loss, nll_per_frame (nats)."""
+        return gradient_step(self.loss, self.optimizer)(state, batch, key)
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """Per piece: `nll` in nats, all frames from the first on, and `num_frames`; see `summarize`."""
+        del key
+        nll, mask = self._nll(state.eval_params, batch)
+        return {"nll": nll.sum(1), "num_frames": mask.sum(1)}
+
+    def summarize(self, means: dict[str, float]) -> dict[str, float]:
+        """Adds nll_per_frame in nats: all nats over all frames."""
+        return {**means, "nll_per_frame": means["nll"] / max(means["num_frames"], 1e-9)}
+
+    def log_prob(self, state: TrainState, batch: Batch) -> Array:
+        """Log-probability of each piece in nats, [B]."""
+        return -self._nll(state.eval_params, batch)[0].sum(1)
+
+    def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:
+        """Draws pieces, [num_samples, T, D]."""
+        module, params = self.module(), {"params": state.eval_params}
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num_samples))
+
+        def frame(carry: tuple[Array, PyTree], step: Array) -> tuple[tuple[Array, PyTree], Array]:
+            v, states = carry
+            parameters, states = module.apply(params, v[:, None], states)
+            v = module.apply(params, parameters[:, 0], fold_in(keys, step), method="draw")
+            return (v, states), v
+
+        start = (jnp.zeros((num_samples, self.data_shape[1])), self.network.init_carry(num_samples))
+        _, frames = jax.lax.scan(frame, start, jnp.arange(self.data_shape[0]))
+        return frames.swapaxes(0, 1)
