@@ -1,0 +1,184 @@
+"""Variational diffusion models (Kingma et al. 2021, arXiv:2107.00630).
+
+    q(z_t | x) = N(alpha_t x, sigma_t^2 I),    sigma_t^2 = sigmoid(gamma(t)),    alpha_t^2 = sigmoid(-gamma(t))
+
+with gamma = -log snr a learned rising function.  In continuous time the bound is                                    (eq. 11, 17)
+
+    -log p(x) <= KL(q(z_1 | x) || N(0, I))  +  1/2 E gamma'(t) |epsilon - epsilon(z_t, t)|^2  -  E log p(x | z_0)
+
+and depends on gamma through its ends alone; what is between them changes the variance of the estimate only, and is trained to
+lower it: the gradient of gamma' inside is the bound's own here, which is unbiased for the ends (the paper's appendix I.2 treats
+the inside separately).  p(x | z_0) gives each level the mass that N(z_0 / alpha_0, sigma_0^2 / alpha_0^2) has at it, normalised
+over all levels (eq. 8 and appendix E); of other data it is that Gaussian's density.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from genjax.families.diffusion.diffusion import Diffusion
+from genjax.families.diffusion.processes import GaussianProcess, expand
+from genjax.families.diffusion.samplers import Ancestral, Sampler
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys
+
+
+class LearnedProcess(GaussianProcess):
+    """The process of a given gamma(t)."""
+
+    def __init__(self, gamma: nn.Module, params: PyTree):
+        self._gamma, self._params = gamma, params
+
+    def gamma(self, t: Array) -> Array:
+        """-log snr, in the shape of t."""
+        return self._gamma.apply({"params": self._params}, jnp.asarray(t))
+
+    def alpha(self, t: Array) -> Array:
+        return jnp.sqrt(jax.nn.sigmoid(-self.gamma(t)))
+
+    def sigma(self, t: Array) -> Array:
+        return jnp.sqrt(jax.nn.sigmoid(self.gamma(t)))
+
+    def network_time(self, t: Array) -> Array:
+        return 50.0 * self.gamma(t)
+
+
+class MonotoneSchedule(nn.Module):
+    """gamma(t) from learned ends, and between them a line or a learned rising function (VDM, appendix H).
+
+    Attributes:
+      start: gamma(0) at first.
+      end: gamma(1) at first.
+      hidden_dim: width of the monotone network; 0 for a line.
+    """
+
+    start: float
+    end: float
+    hidden_dim: int
+
+    @nn.compact
+    def __call__(self, t: Array) -> Array:
+        low = self.param("low", nn.initializers.constant(self.start), ())
+        # Softplus keeps the ends in order.
+        width = jax.nn.softplus(self.param("width", nn.initializers.constant(self.end - self.start), ()))
+        if not self.hidden_dim:
+            return low + width * t
+        slope = self.param("slope", nn.initializers.constant(1.0), ())
+        inward = self.param("inward", nn.initializers.normal(1.0), (self.hidden_dim,))
+        shift = self.param("shift", nn.initializers.normal(1.0), (self.hidden_dim,))
+        outward = self.param("outward", nn.initializers.constant(0.01 / self.hidden_dim), (self.hidden_dim,))
+
+        def rising(s: Array) -> Array:
+            s = jnp.asarray(s)[..., None]
+            weights = (a.reshape((1,) * (s.ndim - 1) + a.shape) for a in (jnp.abs(inward), shift, jnp.abs(outward)))
+            into, at, out = weights
+            return jnp.abs(slope) * s[..., 0] + (jax.nn.sigmoid(into * s + at) * out).sum(-1)
+
+        first, last = rising(jnp.zeros(())), rising(jnp.ones(()))
+        return low + width * (rising(t) - first) / (last - first)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VDM(Diffusion):
+    """Variational diffusion model; the loss is the bound in bits a dimension.
+
+    Attributes:
+      gamma_min: gamma(0) at first: how little noise the data end with.
+      gamma_max: gamma(1) at first.
+      schedule_dim: width of the monotone network between the ends; 0 for a line.
+      num_bound_samples: times and noises for the bound of one example in `evaluate`.
+    """
+
+    gamma_min: float = -13.3
+    gamma_max: float = 5.0
+    schedule_dim: int = 0
+    num_bound_samples: int = 8
+    sampler: Sampler = Ancestral(num_steps=250)
+
+    def check(self) -> None:
+        super().check()
+        if self.target != "epsilon":
+            raise ValueError(f"target={self.target}: a VDM predicts epsilon")
+        if not self.gamma_min < self.gamma_max:
+            raise ValueError(f"gamma_min={self.gamma_min} must be less than gamma_max={self.gamma_max}")
+
+    def _schedule(self) -> MonotoneSchedule:
+        return MonotoneSchedule(self.gamma_min, self.gamma_max, self.schedule_dim)
+
+    def init_params(self, key: Array, batch: Batch) -> PyTree:
+        network_key, schedule_key = jax.random.split(key)
+        schedule = self._schedule().init(schedule_key, jnp.zeros((1,)))["params"]
+        return {"network": super().init_params(network_key, batch), "schedule": schedule}
+
+    def network_params(self, params: PyTree) -> PyTree:
+        return params["network"]
+
+    def process_of(self, params: PyTree) -> LearnedProcess:
+        return LearnedProcess(self._schedule(), params["schedule"])
+
+    def bound_terms_of(
+        self, params: PyTree, batch: Batch, key: Array, dropout_keys: Array | None = None
+    ) -> dict[str, Array]:
+        """One-sample estimates of the bound's terms prior, diffusion and reconstruction, and their total, nats, [B] each."""
+        x, process = batch["x"], self.process_of(params)
+        axes = tuple(range(1, x.ndim))
+        keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, batch))
+        t = jax.vmap(jax.random.uniform)(keys[:, 0])
+        normal = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))
+
+        # gamma' by forward differentiation, together with gamma.
+        gamma, slope = jax.jvp(process.gamma, (t,), (jnp.ones_like(t),))
+        alpha, sigma = (expand(jnp.sqrt(jax.nn.sigmoid(sign * gamma)), x) for sign in (-1.0, 1.0))
+        epsilon = normal(keys[:, 1])
+        condition = self.condition(batch)
+        output = self.apply(params, alpha * x + sigma * epsilon, t, condition, None, dropout_keys)
+        diffusion = 0.5 * slope * jnp.square(epsilon - output).sum(axes)
+
+        variance, signal = jax.nn.sigmoid(process.gamma(1.0)), jax.nn.sigmoid(-process.gamma(1.0))
+        prior = 0.5 * (variance + signal * jnp.square(x) - 1.0 - jnp.log(variance)).sum(axes)
+
+        # z_0 / alpha_0 = x + sigma_0 / alpha_0 epsilon
+        log_scale = 0.5 * process.gamma(0.0)
+        noise = normal(keys[:, 2])
+        if self.num_levels is None:
+            log_prob = -0.5 * (jnp.square(noise) + math.log(2.0 * math.pi)) - log_scale
+        else:
+            seen = x + jnp.exp(log_scale) * noise
+            levels = jnp.linspace(-1.0, 1.0, self.num_levels).reshape(*(1,) * x.ndim, -1)
+            logits = -0.5 * jnp.square((seen[..., None] - levels) * jnp.exp(-log_scale))
+            own = -0.5 * jnp.square(noise)
+            log_prob = own - jax.nn.logsumexp(logits, axis=-1)
+        reconstruction = -log_prob.sum(axes)
+        total = prior + diffusion + reconstruction
+        return {"prior": prior, "diffusion": diffusion, "reconstruction": reconstruction, "total": total}
+
+    def example_losses(self, params, batch, key, training):
+        keys = example_keys(jax.random.fold_in(key, 1), batch) if training else None
+        terms = self.bound_terms_of(params, batch, key, keys)
+        total = terms.pop("total")
+        bits = total / (math.prod(batch["x"].shape[1:]) * math.log(2.0))
+        return bits, {"nll_bound": total, **terms}
+
+    def log_prob_bound(self, state: TrainState, batch: Batch, key: Array) -> Array:
+        """An estimate of the lower bound on log p(x) in nats, from num_bound_samples samples, shape [B]."""
+        return -self._mean_terms(state, batch, key)["total"]
+
+    def _mean_terms(self, state: TrainState, batch: Batch, key: Array) -> dict[str, Array]:
+        def add(total: dict[str, Array], index: Array) -> tuple[dict[str, Array], None]:
+            terms = self.bound_terms_of(state.eval_params, batch, jax.random.fold_in(key, index))
+            return jax.tree.map(lambda a, b: a + b / self.num_bound_samples, total, terms), None
+
+        zero = jnp.zeros((batch["x"].shape[0],))
+        names = ("prior", "diffusion", "reconstruction", "total")
+        return jax.lax.scan(add, dict.fromkeys(names, zero), jnp.arange(self.num_bound_samples))[0]
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """Per example, shape [B]: the bound `nll_bound` and its terms in nats, `bits_per_dim_bound`, which is also `loss`."""
+        terms = self._mean_terms(state, batch, key)
+        nll = terms.pop("total") - batch.get("log_abs_det", 0.0)
+        bits = nll / (math.prod(self.data_shape) * math.log(2.0))
+        return {"loss": bits, "nll_bound": nll, "bits_per_dim_bound": bits, **terms}
