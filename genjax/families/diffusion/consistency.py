@@ -1,0 +1,131 @@
+"""Consistency models trained from data (Song et al. 2023, arXiv:2303.01469; Song & Dhariwal 2023, arXiv:2310.14189).
+
+    f(z, sigma) = c_skip z + c_out F(c_in z, sigma),    f(z, sigma_min) = z                                  (2303.01469, eq. 5)
+    c_skip = s_d^2 / ((sigma - sigma_min)^2 + s_d^2),    c_out = s_d (sigma - sigma_min) / sqrt(sigma^2 + s_d^2)
+
+    loss = E 1 / (sigma_(n+1) - sigma_n) d(f(x + sigma_(n+1) e, sigma_(n+1)), stop_gradient f(x + sigma_n e, sigma_n))
+
+with the pseudo-Huber distance d(a, b) = sqrt(|a - b|^2 + c^2) - c, c = 0.00054 sqrt(D), a log-normal choice of n, and a number of
+levels that doubles from `min_levels` to `max_levels` over the training (2310.14189, table 1).  One evaluation maps noise to
+data; more of them alternate with fresh noise (2303.01469, algorithm 1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from genjax.families.diffusion.diffusion import Diffusion
+from genjax.families.diffusion.processes import Karras, expand
+from genjax.families.diffusion.samplers import Carry, Estimate, Sampler
+from genjax.model import Array, Batch, Metrics, PyTree, example_keys
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConsistencySampler(Sampler):
+    """Maps noise to data in one evaluation a step, and noises the data again in between."""
+
+    num_steps: int = 1
+
+    def step(self, denoise, process, carry, now, then, key):
+        x0 = denoise(carry.z, now.t, carry.x0).x0
+        noise = jax.random.normal(key, x0.shape, x0.dtype)
+        # Data carry the noise sigma_min already (algorithm 1).
+        extra = jnp.sqrt(jnp.maximum(then.sigma**2 - process.t_min**2, 0.0))
+        return Carry(x0 + extra * noise, x0, now)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConsistencyModel(Diffusion):
+    """Improved consistency training.
+
+    Attributes:
+      min_levels: s_0, number of noise levels at the start.
+      max_levels: s_1, number at the end.
+      num_steps: length of the run over which the number doubles; None takes the run's.
+      level_mean: mean of log sigma in the choice of levels.
+      level_scale: its standard deviation.
+    """
+
+    process: Karras = Karras()
+    sigma_data: float = 0.5
+    scale_input: bool = True
+    min_levels: int = 10
+    max_levels: int = 1280
+    num_steps: int | None = None
+    level_mean: float = -1.1
+    level_scale: float = 2.0
+    sampler: Sampler = ConsistencySampler()
+
+    def check(self) -> None:
+        super().check()
+        if not isinstance(self.process, Karras):
+            raise ValueError("a consistency model needs process=karras")
+        if not isinstance(self.sampler, ConsistencySampler):
+            raise ValueError(
+                f"a consistency model maps noise to data in one step, which {type(self.sampler).__name__} cannot use; "
+                "choose sampler=consistency_sampler"
+            )
+        if self.num_steps is None:
+            raise ValueError("ConsistencyModel.num_steps is None; give it, or resolve the experiment")
+
+    def estimate(
+        self, params: PyTree, z: Array, t: Array, condition, x0_before: Array | None = None, dropout_keys=None
+    ) -> Estimate:
+        """f(z, t), the end of the ODE's path through z."""
+        output = self.apply(params, z, t, condition, x0_before, dropout_keys)
+        low, data = self.process.t_min, self.sigma_data
+        c_skip = data**2 / ((t - low) ** 2 + data**2)
+        c_out = data * (t - low) / jnp.sqrt(t**2 + data**2)
+        return Estimate(expand(c_skip, z) * z + expand(c_out, z) * output)
+
+    def num_levels_at(self, step: Array) -> Array:
+        """N(k): the number of levels at a step."""
+        doublings = math.log2(self.max_levels / self.min_levels) + 1.0
+        length = max(self.num_steps / math.floor(doublings), 1.0)
+        return jnp.minimum(self.min_levels * 2.0 ** jnp.floor(step / length), self.max_levels) + 1.0
+
+    def _level(self, index: Array, count: Array) -> Array:
+        """sigma of the index-th of `count` levels, from 0 upwards."""
+        rho = 7.0
+        low, high = self.process.t_min ** (1 / rho), self.process.t_max ** (1 / rho)
+        return (low + index / (count - 1.0) * (high - low)) ** rho
+
+    def pairs(self, keys: Array, count: Array) -> tuple[Array, Array]:
+        """Neighbouring levels sigma_n < sigma_(n+1), [B] each, drawn so that log sigma is about normal."""
+        index = jnp.arange(self.max_levels + 1, dtype=jnp.float32)
+        levels = self._level(jnp.minimum(index, count - 1.0), count)
+        ends = jax.scipy.special.erf((jnp.log(levels) - self.level_mean) / (math.sqrt(2.0) * self.level_scale))
+        mass = jnp.where(index[:-1] < count - 1.0, jnp.diff(ends), 0.0)
+        n = jax.vmap(lambda k: jax.random.categorical(k, jnp.log(jnp.maximum(mass, 1e-30))))(keys)
+        return self._level(n.astype(jnp.float32), count), self._level(n + 1.0, count)
+
+    def loss(self, params: PyTree, batch: Batch, key: Array, step: Array) -> tuple[Array, Metrics]:
+        losses = self._pair_losses(params, batch, key, step, training=True)
+        return losses.mean(), {"num_levels": self.num_levels_at(step) - 1.0}
+
+    def _pair_losses(self, params: PyTree, batch: Batch, key: Array, step: Array, training: bool) -> Array:
+        x = batch["x"]
+        keys = jax.vmap(lambda k: jax.random.split(k, 4))(example_keys(key, batch))
+        low, high = self.pairs(keys[:, 0], self.num_levels_at(step))
+        noise = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))(keys[:, 1])
+        condition, dropout_keys = self.condition(batch), None
+        if training:
+            dropout_keys = keys[:, 2]
+            if condition and self.condition_dropout:
+                drop = jax.vmap(lambda k: jax.random.bernoulli(k, self.condition_dropout))(keys[:, 3])
+                condition = self.without(condition, drop)
+        # The same dropout on both sides.
+        ours = self.estimate(params, x + expand(high, x) * noise, high, condition, None, dropout_keys).x0
+        target = self.estimate(params, x + expand(low, x) * noise, low, condition, None, dropout_keys).x0
+        c = 0.00054 * math.sqrt(math.prod(x.shape[1:]))
+        square = jnp.square(ours - jax.lax.stop_gradient(target)).reshape(x.shape[0], -1).sum(-1)
+        return (jnp.sqrt(square + c**2) - c) / (high - low)
+
+    def evaluate(self, state, batch, key):
+        """Per example, shape [B]: `loss` between neighbours among all max_levels."""
+        losses = self._pair_losses(state.eval_params, batch, key, jnp.asarray(float(self.num_steps)), training=False)
+        return {"loss": losses}

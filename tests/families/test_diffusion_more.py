@@ -1,0 +1,258 @@
+"""Learned schedules, discrete diffusion, consistency models and editing against exact answers."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax.families.diffusion import samplers
+from genjax.families.diffusion.consistency import ConsistencyModel
+from genjax.families.diffusion.diffusion import Diffusion
+from genjax.families.diffusion.discrete import D3PM, MaskedDiffusion
+from genjax.families.diffusion.editing import image_to_image, inpaint
+from genjax.families.diffusion.edm import EDM
+from genjax.families.diffusion.image_to_image import ImageToImage, hole_mask
+from genjax.families.diffusion.networks import ResidualMLP
+from genjax.families.diffusion.processes import VariancePreserving
+from genjax.families.diffusion.samplers import Estimate
+from genjax.families.diffusion.vdm import VDM, MonotoneSchedule
+from genjax.optimizers import Adam
+
+MLP = ResidualMLP(hidden_dim=16, num_blocks=1)
+MEAN, SCALE = 0.7, 0.5
+
+
+# Variational diffusion.
+
+
+class ExactVDM(VDM):
+    """A VDM whose network is the exact noise of N(MEAN, SCALE^2)."""
+
+    def apply(self, params, z, t, condition, x0_before=None, dropout_keys=None):
+        process = self.process_of(params)
+        alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
+        return sigma * (z - alpha * MEAN) / (alpha**2 * SCALE**2 + sigma**2)
+
+
+def test_the_continuous_bound_of_the_exact_network_is_the_likelihood():
+    model = ExactVDM(data_shape=(1,), network=MLP, gamma_min=-9.0, gamma_max=9.0, schedule_dim=4, num_bound_samples=64)
+    x = MEAN + SCALE * jax.random.normal(jax.random.key(0), (2048, 1))
+    state = model.init(jax.random.key(1), {"x": x})
+    metrics = jax.jit(model.evaluate)(state, {"x": x}, jax.random.key(2))
+    exact = 0.5 * ((x - MEAN) / SCALE) ** 2 + 0.5 * np.log(2 * np.pi * SCALE**2)
+    assert abs(float(metrics["nll_bound"].mean() - exact.mean())) < 0.05
+    total = metrics["prior"] + metrics["diffusion"] + metrics["reconstruction"]
+    np.testing.assert_allclose(metrics["nll_bound"], total, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("hidden_dim", [0, 8])
+def test_learned_schedules_rise_between_their_ends(hidden_dim):
+    schedule = MonotoneSchedule(-6.0, 4.0, hidden_dim)
+    t = jnp.linspace(0.0, 1.0, 50)
+    gamma, _ = schedule.init_with_output(jax.random.key(0), t)
+    assert np.all(np.diff(gamma) > 0)
+    np.testing.assert_allclose(gamma[jnp.array([0, -1])], [-6.0, 4.0], atol=1e-3)
+
+
+def test_a_vdm_trains_its_schedule_and_counts_levels():
+    model = VDM(data_shape=(3,), num_levels=5, network=MLP, schedule_dim=4, num_bound_samples=2,
+                sampler=samplers.Ancestral(num_steps=4))  # fmt: skip
+    batch = {"x": jnp.round(2 * jax.random.uniform(jax.random.key(0), (8, 3)) * 2) / 2 - 1}
+    state = model.init(jax.random.key(1), batch)
+    gradient = jax.grad(lambda p: model.loss(p, batch, jax.random.key(2), 0)[0])(state.params)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+    assert float(jnp.abs(gradient["schedule"]["low"])) > 0
+    assert np.isfinite(model.sample(state, jax.random.key(3), 2)).all()
+    # Hardly any noise at the end: every level is certain.
+    assert float(model.evaluate(state, batch, jax.random.key(2))["reconstruction"].max()) < 0.01
+
+
+# Tokens.
+
+TOKENS = {"vocab_size": 3, "sequence_length": 4, "hidden_dim": 8, "num_layers": 1, "num_heads": 2}
+PROBABILITIES = jnp.array([0.2, 0.5, 0.3])
+
+
+def independent(cls):
+    """A model that knows the distribution of independent tokens."""
+
+    class Exact(cls):
+        def log_probs(self, params, z, t, dropout_keys=None):
+            shape = (*z.shape, self.vocab_size)
+            prior = jnp.broadcast_to(PROBABILITIES, shape)
+            if getattr(self, "noise", "absorbing") == "absorbing":
+                return jnp.log(prior)
+            alpha = self.keep_probability(t)[:, None, None]
+            likelihood = alpha * jax.nn.one_hot(z, self.vocab_size) + (1 - alpha) / self.vocab_size
+            return jax.nn.log_softmax(jnp.log(prior * likelihood))
+
+    return Exact
+
+
+def test_masked_diffusion_with_the_true_conditionals_has_the_true_likelihood():
+    model = independent(MaskedDiffusion)(**TOKENS, num_bound_samples=256, num_steps_sampling=8)
+    tokens = jnp.array(list(itertools.product(range(3), repeat=4)))
+    state = MaskedDiffusion(**TOKENS).init(jax.random.key(0), {"tokens": tokens})
+    value = jax.jit(model.log_prob_bound)(state, {"tokens": tokens}, jax.random.key(1))
+    exact = jnp.log(PROBABILITIES)[tokens].sum(-1)
+    np.testing.assert_allclose(value.mean(), exact.mean(), rtol=0.03)
+    samples = jax.jit(lambda s, k: model.sample(s, k, 2000))(state, jax.random.key(2))
+    frequency = np.bincount(np.asarray(samples).ravel(), minlength=4) / samples.size
+    np.testing.assert_allclose(frequency, [*PROBABILITIES, 0.0], atol=0.02)
+
+
+@pytest.mark.parametrize("noise", ["uniform", "absorbing"])
+def test_d3pm_posterior_is_bayes_rule(noise):
+    model = D3PM(**TOKENS, noise=noise, num_timesteps=10)
+    size = 4 if noise == "absorbing" else 3
+    keep = lambda t: float(model.keep_probability(jnp.array(t)))  # noqa: E731
+
+    def transition(ratio):
+        matrix = ratio * np.eye(size)
+        if noise == "absorbing":
+            matrix[:, 3] += 1 - ratio
+        else:
+            matrix += (1 - ratio) / 3
+        return matrix
+
+    to_s, s_to_t = transition(keep(0.5)), transition(keep(0.6) / keep(0.5))
+    for x, z in itertools.product(range(3), range(size)):
+        joint = to_s[x] * s_to_t[:, z]
+        if joint.sum() == 0.0:
+            continue
+        ours = model.log_posterior(
+            jnp.array([[z]]), jax.nn.one_hot(jnp.array([[x]]), 3), *jnp.array([[keep(0.6)], [keep(0.5)]])
+        )
+        np.testing.assert_allclose(jnp.exp(ours[0, 0, :size]), joint / joint.sum(), atol=1e-5)
+
+
+@pytest.mark.parametrize("noise", ["uniform", "absorbing"])
+def test_d3pm_with_the_true_conditionals_is_close_to_the_true_likelihood(noise):
+    model = independent(D3PM)(**TOKENS, noise=noise, num_timesteps=200, num_bound_samples=400)
+    tokens = jnp.array(list(itertools.product(range(3), repeat=4)))
+    tokens = jnp.concatenate([tokens] * 4)
+    weight = jnp.exp(jnp.log(PROBABILITIES)[tokens].sum(-1)) / 4
+    state = MaskedDiffusion(**TOKENS).init(jax.random.key(0), {"tokens": tokens})
+    value = jax.jit(model.log_prob_bound)(state, {"tokens": tokens}, jax.random.key(1))
+    entropy = -4 * float((PROBABILITIES * jnp.log(PROBABILITIES)).sum())
+    # Averaged over the data, a bound; tight for independent tokens and many steps.
+    assert abs(float(-(value * weight).sum()) - entropy) < 0.15
+    samples = jax.jit(lambda s, k: model.sample(s, k, 2000))(state, jax.random.key(2))
+    frequency = np.bincount(np.asarray(samples).ravel(), minlength=3) / samples.size
+    np.testing.assert_allclose(frequency, PROBABILITIES, atol=0.03)
+
+
+@pytest.mark.parametrize("model", [MaskedDiffusion(**TOKENS, num_steps_sampling=3), D3PM(**TOKENS, num_timesteps=5)])
+def test_token_models_train_and_sample(model):
+    batch = {"tokens": jax.random.randint(jax.random.key(0), (4, 4), 0, 3)}
+    state = model.init(jax.random.key(1), batch)
+    state, metrics = jax.jit(model.train_step)(state, batch, jax.random.key(2))
+    assert np.isfinite(metrics["loss"])
+    samples = model.sample(state, jax.random.key(3), 5)
+    assert samples.shape == (5, 4) and int(samples.min()) >= 0 and int(samples.max()) < 3
+
+
+def test_prompts_stay_and_bad_ones_are_refused():
+    model = MaskedDiffusion(**TOKENS, num_steps_sampling=3)
+    state = model.init(jax.random.key(0), {"tokens": jnp.zeros((1, 4), jnp.int32)})
+    prompt = jnp.array([[2, -1, -1, 1]])
+    samples = model.sample(state, jax.random.key(1), 1, prompt=prompt)
+    assert samples[0, 0] == 2 and samples[0, 3] == 1
+    with pytest.raises(ValueError, match="prompt has shape"):
+        model.sample(state, jax.random.key(1), 2, prompt=prompt)
+    with pytest.raises(ValueError, match="must divide"):
+        dataclasses.replace(model, num_heads=3).module()
+
+
+# Consistency.
+
+
+def test_a_consistency_model_is_the_identity_at_the_smallest_noise_and_learns_a_gaussian():
+    model = ConsistencyModel(
+        data_shape=(1,), network=ResidualMLP(hidden_dim=32, num_blocks=2), num_steps=1000, max_levels=80,
+        optimizer=Adam(learning_rate=2e-3, ema_decay=0.99),
+    )  # fmt: skip
+    x = jnp.array([[0.3], [-2.0]])
+    state = model.init(jax.random.key(0), {"x": x})
+    same = model.estimate(state.params, x, jnp.full((2,), model.process.t_min), {}).x0
+    np.testing.assert_allclose(same, x, atol=1e-6)
+    counts = [float(model.num_levels_at(jnp.array(float(s)))) for s in (0, 400, 1000)]
+    assert counts[0] == 11 and counts[1] == 21 and counts[2] == 81
+
+    def body(state, key):
+        batch = {"x": MEAN + SCALE * jax.random.normal(key, (256, 1))}
+        return model.train_step(state, batch, jax.random.fold_in(key, 1))
+
+    state, _ = jax.jit(lambda s: jax.lax.scan(body, s, jax.random.split(jax.random.key(1), 1000)))(state)
+    samples = model.sample(state, jax.random.key(2), 4000)
+    assert abs(float(samples.mean()) - MEAN) < 0.15 and abs(float(samples.std()) - SCALE) < 0.15
+    with pytest.raises(ValueError, match="consistency_sampler"):
+        dataclasses.replace(model, sampler=samplers.Heun()).check()
+
+
+# Editing.
+
+
+class ExactGaussian(Diffusion):
+    """Two correlated values: N(0, [[1, .8], [.8, 1]])."""
+
+    def estimate(self, params, z, t, condition, x0_before=None):
+        covariance = jnp.array([[1.0, 0.8], [0.8, 1.0]])
+        alpha, sigma = self.process.alpha(t[0]), self.process.sigma(t[0])
+        gain = alpha * covariance @ jnp.linalg.inv(alpha**2 * covariance + sigma**2 * jnp.eye(2))
+        return Estimate(z @ gain.T)
+
+
+@pytest.fixture(scope="module")
+def correlated():
+    model = ExactGaussian(
+        data_shape=(2,), network=MLP, process=VariancePreserving(), sampler=samplers.DPMSolver(num_steps=20)
+    )
+    return model, model.init(jax.random.key(0), {"x": jnp.zeros((1, 2))})
+
+
+def test_repaint_samples_the_conditional_of_a_gaussian(correlated):
+    model, state = correlated
+    x = jnp.broadcast_to(jnp.array([1.5, 99.0]), (2000, 2))
+    fill = jax.jit(lambda k: inpaint(model, state, k, x, jnp.array([[1, 0]]), num_steps=60, num_resamples=10))
+    samples = fill(jax.random.key(1))
+    np.testing.assert_array_equal(samples[:, 0], 1.5)
+    assert abs(float(samples[:, 1].mean()) - 1.2) < 0.1
+    assert abs(float(samples[:, 1].std()) - 0.6) < 0.1
+    with pytest.raises(ValueError, match="the mask has shape"):
+        inpaint(model, state, jax.random.key(1), x, jnp.ones((3, 2)))
+    with pytest.raises(ValueError, match="examples have shape"):
+        inpaint(model, state, jax.random.key(1), jnp.ones((1, 3)), jnp.ones((1, 3)))
+
+
+def test_image_to_image_stays_close_for_little_noise(correlated):
+    model, state = correlated
+    x = jax.random.normal(jax.random.key(0), (50, 2))
+    near = image_to_image(model, state, jax.random.key(1), x, strength=0.1)
+    far = image_to_image(model, state, jax.random.key(1), x, strength=1.0)
+    assert float(jnp.abs(near - x).mean()) < 0.2 < float(jnp.abs(far - x).mean())
+    with pytest.raises(ValueError, match="strength"):
+        image_to_image(model, state, jax.random.key(1), x, strength=0.0)
+
+
+def test_degraded_pictures_are_the_conditions_of_image_to_image_models():
+    x = jax.random.uniform(jax.random.key(0), (2, 4, 4, 3))
+    model = ImageToImage(data_shape=(4, 4, 3), network=MLP, sampler=samplers.Heun(num_steps=2))
+    small = model.degrade(x)
+    np.testing.assert_allclose(small[0, 1, 1], x[0, :2, :2].mean((0, 1)), rtol=1e-6)
+    hole = dataclasses.replace(model, degradation="hole")
+    assert hole.image_shape() == (4, 4, 4)
+    assert float(hole_mask(4, 4, 2).sum()) == 12 and np.all(hole.degrade(x)[:, 1:3, 1:3] == 0)
+    grey = dataclasses.replace(model, degradation="grey")
+    np.testing.assert_allclose(grey.degrade(x), x.mean(-1, keepdims=True))
+    state = model.init(jax.random.key(1), {"x": x})
+    assert model.reconstruct(state, {"x": x}, jax.random.key(2)).shape == x.shape
+    assert model.sample(state, jax.random.key(2), 2).shape == x.shape
+    with pytest.raises(ValueError, match="does not fit"):
+        model.sample(state, jax.random.key(2), 2, image=jnp.ones((2, 5, 5, 3)))
+    with pytest.raises(ValueError, match="does not divide"):
+        dataclasses.replace(model, factor=3).degrade(x)
+    assert isinstance(model, EDM)
