@@ -206,14 +206,14 @@ _SHRUNK_SPRITES = {**_SHRUNK, "data.name": "digits"}
 @register(
     "beta_vae_sprites",
     source="Higgins et al. 2017",
-    expected="higher MIG than beta = 1: python -m experiments.latents --tool=disentanglement",
+    expected="higher MIG than beta = 1: python -m experiments.latents --tool=disentangle",
     shrunk=_SHRUNK_SPRITES,
 )
 def beta_vae_sprites() -> Experiment:
     """beta-VAE on procedural sprites with known factors; five minutes on two CPU cores.
 
     python -m experiments.train --experiment=beta_vae_sprites --workdir=runs/beta_vae
-    python -m experiments.latents --workdir=runs/beta_vae --tool=disentanglement
+    python -m experiments.latents --workdir=runs/beta_vae --tool=disentangle
     """
     return _sprites(BetaVAE(latent_dim=10, network=_SPRITES_NETWORK, optimizer=Adam(learning_rate=5e-4), beta=4.0))
 
@@ -225,7 +225,10 @@ def beta_vae_sprites() -> Experiment:
     shrunk={**_SHRUNK_SPRITES, "model.capacity_steps": 2},
 )
 def capacity_vae_sprites() -> Experiment:
-    """beta-VAE with a rising capacity on sprites; five minutes on two CPU cores."""
+    """beta-VAE with a rising capacity on sprites; five minutes on two CPU cores.
+
+    python -m experiments.train --experiment=capacity_vae_sprites --workdir=runs/capacity_vae_sprites
+    """
     model = CapacityVAE(
         latent_dim=10,
         network=_SPRITES_NETWORK,
@@ -240,11 +243,14 @@ def capacity_vae_sprites() -> Experiment:
 @register(
     "beta_tcvae_sprites",
     source="Chen et al. 2018, arXiv:1802.04942",
-    expected="higher MIG than beta_vae_sprites: python -m experiments.latents --tool=disentanglement",
+    expected="higher MIG than beta_vae_sprites: python -m experiments.latents --tool=disentangle",
     shrunk=_SHRUNK_SPRITES,
 )
 def beta_tcvae_sprites() -> Experiment:
-    """beta-TCVAE on sprites; five minutes on two CPU cores."""
+    """beta-TCVAE on sprites; five minutes on two CPU cores.
+
+    python -m experiments.train --experiment=beta_tcvae_sprites --workdir=runs/beta_tcvae_sprites
+    """
     model = BetaTCVAE(
         latent_dim=10, network=_SPRITES_NETWORK, optimizer=Adam(learning_rate=5e-4), beta=6.0, num_examples=4916
     )

@@ -1,0 +1,1 @@
+"""Autoencoders: plain, denoising, sparse and contractive."""

@@ -1,0 +1,107 @@
+"""The denoising autoencoder (Vincent et al. 2008; Vincent et al. 2010), which reconstructs x from a corrupted x~.
+
+    loss = -log p(x | decoder(encoder(x~))),    x~ ~ c(x~ | x)
+
+With Gaussian corruption of scale sigma and squared error, the optimal reconstruction r is the posterior mean, and
+(Vincent 2011, "A connection between score matching and denoising autoencoders"; Alain & Bengio 2014, arXiv:1211.4246)
+
+    (r(x~) - x~) / sigma^2 = grad log p_sigma(x~),    p_sigma = p * N(0, sigma^2 I),
+
+which approaches the score of p itself as sigma goes to 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from genjax.families.autoencoder.autoencoder import Autoencoder
+from genjax.model import Array, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Corruption:
+    """A way to corrupt examples."""
+
+    def __call__(self, x: Array, key: Array) -> Array:
+        """One example x, of any shape, corrupted."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GaussianNoise(Corruption):
+    """Adds normal noise.
+
+    Attributes:
+      scale: its standard deviation.
+    """
+
+    scale: float = 0.3
+
+    def __call__(self, x: Array, key: Array) -> Array:
+        return x + self.scale * jax.random.normal(key, x.shape)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Masking(Corruption):
+    """Sets values to 0.
+
+    Attributes:
+      probability: with which each value is.
+    """
+
+    probability: float = 0.25
+
+    def __call__(self, x: Array, key: Array) -> Array:
+        return jnp.where(jax.random.bernoulli(key, self.probability, x.shape), 0.0, x)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SaltAndPepper(Corruption):
+    """Sets values to the lowest or the highest, with equal probability.
+
+    Attributes:
+      probability: with which each value is changed.
+      low: the lowest value.
+      high: the highest value.
+    """
+
+    probability: float = 0.1
+    low: float = 0.0
+    high: float = 1.0
+
+    def __call__(self, x: Array, key: Array) -> Array:
+        uniform = jax.random.uniform(key, x.shape)
+        x = jnp.where(uniform < self.probability, self.high, x)
+        return jnp.where(uniform < 0.5 * self.probability, self.low, x)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenoisingAutoencoder(Autoencoder):
+    """Autoencoder that is trained to undo a corruption.
+
+    Attributes:
+      corruption: what is done to the encoder's input while training.
+    """
+
+    corruption: Corruption = GaussianNoise()
+
+    def corrupt(self, x: Array, keys: Array) -> Array:
+        return jax.vmap(self.corruption)(x, keys)
+
+    def denoise(self, state: TrainState, x: Array, noise_level: Array | None = None) -> Array:
+        """Reconstruction of noisy x [B, ...], the shape of x; the network was trained for one noise level alone."""
+        del noise_level
+        return self.decode(state, self.code(state.eval_params, x))
+
+    def score(self, state: TrainState, x: Array) -> Array:
+        """(r(x) - x) / sigma^2, the score of the data with noise of scale sigma, the shape of x.
+
+        Raises:
+          ValueError: the corruption is not Gaussian.
+        """
+        if not isinstance(self.corruption, GaussianNoise):
+            raise ValueError(f"a score needs corruption=gaussian_noise, not {type(self.corruption).__name__}")
+        return (self.denoise(state, x) - x) / self.corruption.scale**2
