@@ -7,7 +7,7 @@ import pytest
 
 from genjax import decoding
 from genjax.families.recurrent.language import RecurrentLanguageModel
-from genjax.model import GenerativeModel
+from genjax.model import DEVICE_AXIS, GenerativeModel
 from genjax.nn.recurrent import Recurrent
 from genjax.optimizers import SGD, Adam
 
@@ -70,3 +70,15 @@ def test_what_cannot_be_served_is_said(batch):
         RecurrentLanguageModel(network=Recurrent(bidirectional=True))
     with pytest.raises(ValueError, match="number their windows"):
         dataclasses.replace(MODEL, carry_state=True).init(jax.random.key(0), {"tokens": batch["tokens"]})
+
+
+def test_carried_states_are_the_same_on_several_devices(batch):
+    model = dataclasses.replace(MODEL, carry_state=True, optimizer=SGD(learning_rate=0.1))
+    state = model.init(jax.random.key(0), batch)
+    one, _ = jax.jit(model.train_step)(state, batch, jax.random.key(1))
+    shard = jax.tree.map(lambda a: a.reshape(2, 2, *a.shape[1:]), {**batch, "example_index": jnp.arange(4)})
+    devices = jax.devices()[:2]
+    step = jax.pmap(model.train_step, axis_name=DEVICE_AXIS, in_axes=(None, 0, None), devices=devices)
+    two, _ = step(state, shard, jax.random.key(1))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-6), two.extra, one.extra)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, atol=1e-6), two.params, one.params)
