@@ -6,6 +6,7 @@ from genjax.data.molecules import Molecules
 from genjax.data.music import PianoRolls
 from genjax.data.pipeline import Pipeline, evaluation_batches
 from genjax.data.points import Points
+from genjax.data.sequences import TimeSeries, TokenPairs
 from genjax.data.text import Text
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "Pipeline",
     "Points",
     "Text",
+    "TimeSeries",
+    "TokenPairs",
     "evaluation_batches",
     "write_grid",
 ]

@@ -1,0 +1,115 @@
+"""Small sequence sets that are made or read as numbers: source and target pairs of tokens, and time series."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax.data import sources
+from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split
+
+_SIZES = {"train": 8192, "validation": 512, "test": 512}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenPairs(Data):
+    """Pairs `source` [B, S] with `source_mask`, and `tokens` [B, S + 2]: end token, target, end token, with `mask`.
+
+    Attributes:
+      name: what the target is of the source: its reversal, its symbols sorted, or a copy.
+      num_symbols: number of symbols.
+      max_length: longest source; lengths are uniform from 1.
+    """
+
+    name: Literal["reversal", "sorting", "copy"] = "reversal"
+    num_symbols: int = 16
+    max_length: int = 10
+
+    def load_split(self, split: str) -> Examples:
+        check_split(split, tuple(_SIZES), self.name)
+        rng = np.random.default_rng(list(_SIZES).index(split))
+        count, size, end = _SIZES[split], self.max_length, self.num_symbols
+        lengths = rng.integers(1, size + 1, count)
+        source = rng.integers(0, end, (count, size)).astype(np.int32)
+        source_mask = np.arange(size)[None] < lengths[:, None]
+        source[~source_mask] = end
+        tokens = np.full((count, size + 2), end, np.int32)
+        change = {"reversal": lambda s: s[::-1], "sorting": np.sort, "copy": lambda s: s}[self.name]
+        for row, symbols, length in zip(tokens, source, lengths):
+            row[1 : length + 1] = change(symbols[:length])
+        mask = np.arange(size + 2)[None] < lengths[:, None] + 2
+        return ArrayExamples({"source": source, "source_mask": source_mask, "tokens": tokens, "mask": mask})
+
+    def spec(self) -> dict[str, Any]:
+        """vocab_size, sequence_length, start_token and end_token."""
+        end = self.num_symbols
+        return {"vocab_size": end + 1, "sequence_length": self.max_length + 1, "start_token": end, "end_token": end}
+
+    def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
+        """Writes the symbols of a sample as numbers, one sample a line."""
+        path = Path(stem).with_suffix(".txt")
+        rows = ([t for t in row[1:].tolist() if t < self.num_symbols] for row in np.asarray(samples))
+        path.write_text("".join(" ".join(map(str, row)) + "\n" for row in rows))
+        return [path]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimeSeries(Data):
+    """Series `x` float32 [B, T, D].
+
+    Attributes:
+      name: waves, embedded sums of two sines with noise and a random phase; or table, the rows of a .npy or .csv file at
+        data.dir in time order, standardised by the training part, with its columns as features.
+      sequence_length: length T.
+    """
+
+    name: str = "waves"
+    sequence_length: int = 48
+
+    def load_split(self, split: str) -> Examples:
+        check_split(split, tuple(_SIZES), self.name)
+        size = self.sequence_length
+        if self.name == "waves":
+            rng = np.random.default_rng(list(_SIZES).index(split))
+            time = np.arange(size)[None]
+            phase, other = rng.uniform(0, 2 * np.pi, (2, _SIZES[split], 1))
+            x = np.sin(2 * np.pi * time / 12 + phase) + 0.5 * np.sin(2 * np.pi * time / 5 + other)
+            return ArrayExamples({"x": (x + 0.1 * rng.normal(size=x.shape)).astype(np.float32)[:, :, None]})
+        if self.name != "table":
+            raise DataError(f"data.name={self.name} is not a set of time series: waves, table")
+        values, _ = sources.read_table(self.dir)  # refuses numbers that are not finite
+        train = values[: round(0.8 * len(values))]
+        values = (values - train.mean(0)) / np.maximum(train.std(0), 1e-6)
+        begin, end = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}[split]
+        part = values[round(begin * len(values)) : round(end * len(values))]
+        if len(part) < size:
+            raise DataError(
+                f"the split {split} of {self.dir} has {len(part)} rows, fewer than data.sequence_length={size}"
+            )
+        starts = range(0, len(part) - size + 1, 1 if split == "train" else size)
+        return ArrayExamples({"x": np.stack([part[i : i + size] for i in starts]).astype(np.float32)})
+
+    def spec(self) -> dict[str, Any]:
+        """data_shape (T, D)."""
+        example = self.load("train").gather(np.zeros(1, np.int64))["x"]
+        return {"data_shape": example.shape[1:]}
+
+    def transform(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        return {**batch, "x": batch["x"].astype(jnp.float32)}
+
+    def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
+        """Writes one picture with a line for each sample's first feature."""
+        import matplotlib.figure
+
+        figure = matplotlib.figure.Figure(figsize=(8, 4))
+        axes = figure.add_subplot()
+        for row in np.asarray(samples)[:16]:
+            axes.plot(row[:, 0], linewidth=0.8)
+        path = Path(stem).with_suffix(".png")
+        figure.savefig(path)
+        return [path]

@@ -1,0 +1,89 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax import decoding
+from genjax.data import DataError, Pipeline, TimeSeries, TokenPairs
+from genjax.families.recurrent.attention import AttentionSequenceModel
+from genjax.families.recurrent.mixture_density import MixtureDensityModel, mixture_log_prob
+from genjax.model import GenerativeModel
+from genjax.nn.recurrent import Recurrent
+from genjax.optimizers import Adam
+
+
+@pytest.mark.parametrize("score", ["additive", "multiplicative"])
+def test_attention_learns_decodes_as_it_was_taught_and_ignores_padding(score):
+    data = TokenPairs(name="copy", num_symbols=5, max_length=3, batch_size=32)
+    model = AttentionSequenceModel(
+        **data.spec(),
+        embedding_dim=8,
+        encoder=Recurrent(cell="gru", hidden_dim=8, bidirectional=True),
+        hidden_dim=16,
+        score=score,
+        optimizer=Adam(learning_rate=1e-2),
+    )
+    assert isinstance(model, GenerativeModel)
+    batch = {name: jnp.asarray(a) for name, a in Pipeline(data, "train", 0).batch(0).items()}
+    state = jax.jit(model.init)(jax.random.key(0), batch)
+    step = jax.jit(model.train_step)
+    for t in range(60):
+        state, metrics = step(state, batch, jax.random.key(t))
+    assert metrics["nll_per_token"] < 1.0
+    weights = model.attention_weights(state, batch)
+    np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-5)
+    assert (np.asarray(weights)[np.broadcast_to(~np.asarray(batch["source_mask"])[:, None], weights.shape)] == 0).all()
+    wide = {**batch, "source": jnp.pad(batch["source"], ((0, 0), (0, 2)))}
+    wide["source_mask"] = jnp.pad(batch["source_mask"], ((0, 0), (0, 2)))
+    for name, value in model.evaluate(state, batch, None).items():
+        np.testing.assert_allclose(model.evaluate(state, wide, None)[name], value, atol=1e-4)
+    decoder = model.decoder(state, batch["source"], batch["source_mask"])
+    out = decoding.generate(
+        decoder, jax.random.key(0), batch["tokens"][:, :1], 4, sampling=decoding.Sampling(temperature=0.0)
+    )
+    text = jnp.concatenate([batch["tokens"][:, :1], out.tokens], 1)
+    taught, _ = model._forward(state.params, {**batch, "tokens": text})
+    np.testing.assert_array_equal(taught.argmax(-1), out.tokens)
+    assert model.translate(state, batch["source"], batch["source_mask"]).shape == (32, 4)
+    assert jax.jit(model.sample, static_argnums=2)(state, jax.random.key(0), 3).shape == (3, 5)
+
+
+def test_mixtures_are_normalised_and_learn_the_spread():
+    grid = jnp.linspace(-12.0, 12.0, 4001).reshape(-1, 1)
+    parameters = (jnp.log(jnp.array([[0.3, 0.7]])), jnp.array([[[-1.0], [2.0]]]), jnp.array([[[0.0], [0.5]]]))
+    total = jnp.exp(mixture_log_prob(parameters, grid)).sum() * 24 / 4000
+    np.testing.assert_allclose(total, 1.0, rtol=1e-4)
+    model = MixtureDensityModel(
+        data_shape=(4, 1),
+        network=Recurrent(cell="gru", hidden_dim=8),
+        num_components=2,
+        optimizer=Adam(learning_rate=0.02),
+    )
+    assert isinstance(model, GenerativeModel)
+    sign = jax.random.rademacher(jax.random.key(0), (256, 4, 1), jnp.float32)
+    batch = {"x": 2.0 * sign + 0.3 * jax.random.normal(jax.random.key(1), (256, 4, 1))}
+    state = jax.jit(model.init)(jax.random.key(2), batch)
+    step = jax.jit(model.train_step)
+    for t in range(250):
+        state, _ = step(state, batch, jax.random.key(t))
+    exact = np.log(2) + 0.5 * np.log(2 * np.pi * np.e * 0.09)
+    values = model.evaluate(state, batch, None)
+    assert abs(float(values["nll"].mean()) / 4 - exact) < 0.1
+    draws = jax.jit(model.sample, static_argnums=2)(state, jax.random.key(3), 2000)
+    assert abs(float((draws**2).mean()) - 4.09) < 0.4
+    future = model.forecast(state, jax.random.key(4), batch["x"][:3, :2], 2, num_samples=500)
+    assert future.shape == (500, 3, 2, 1)
+    assert (np.quantile(future, 0.95, axis=0) > 1.5).all() and (np.quantile(future, 0.05, axis=0) < -1.5).all()
+
+
+def test_series_that_cannot_be_used_are_refused(tmp_path):
+    path = tmp_path / "series.csv"
+    path.write_text("\n".join(["1.0"] * 50 + ["nan"] + ["2.0"] * 50))
+    with pytest.raises(DataError, match="row 51"):
+        TimeSeries(name="table", dir=str(path)).spec()
+    path.write_text("\n".join(str(float(i % 7)) for i in range(100)))
+    with pytest.raises(DataError, match="fewer than"):
+        TimeSeries(name="table", dir=str(path)).load("test")
+    data = TimeSeries(name="table", dir=str(path), sequence_length=8)
+    assert data.spec() == {"data_shape": (8, 1)} and len(data.load("train")) == 73
+    assert data.write_samples(data.load("train").gather(np.arange(3))["x"], tmp_path / "s")[0].is_file()
