@@ -170,7 +170,7 @@ def spline_table() -> Experiment:
     return Experiment(model=model, data=data, training=training)
 
 
-def _digits(model, num_steps: int = 4000, preprocessing: str = "dequantize", **fields) -> Experiment:
+def _digits(model, num_steps: int, preprocessing: str = "dequantize", **fields) -> Experiment:
     data = Images(name="digits", preprocessing=preprocessing, batch_size=128, **fields)
     # Convolutions inside of a scanned loop are slow on CPUs.
     training = Training(
@@ -194,7 +194,8 @@ def real_nvp_digits() -> Experiment:
 
     python -m experiments.train --experiment=real_nvp_digits --workdir=runs/real_nvp_digits
     """
-    return _digits(RealNVP(width=32, num_blocks=1, logit_alpha=0.05, optimizer=_decayed(1e-3, weight_decay=1e-2)))
+    optimizer = _decayed(1e-3, weight_decay=1e-2, ema_decay=0.99)
+    return _digits(RealNVP(width=32, num_blocks=1, logit_alpha=0.05, optimizer=optimizer), num_steps=700)
 
 
 @register(
@@ -215,9 +216,9 @@ def glow_digits() -> Experiment:
         width=64,
         class_conditional=True,
         logit_alpha=0.05,
-        optimizer=_decayed(1e-3, weight_decay=1e-2),
+        optimizer=_decayed(1e-3, weight_decay=1e-2, ema_decay=0.99),
     )
-    return _digits(model)
+    return _digits(model, num_steps=1500)
 
 
 @register(
@@ -242,9 +243,9 @@ def glow_variational_digits() -> Experiment:
         width=64,
         dequantization=Variational(),
         logit_alpha=0.05,
-        optimizer=_decayed(1e-3, weight_decay=1e-2),
+        optimizer=_decayed(1e-3, weight_decay=1e-2, ema_decay=0.99),
     )
-    return _digits(model, preprocessing="unit")
+    return _digits(model, num_steps=1500, preprocessing="unit")
 
 
 @register(
@@ -258,8 +259,8 @@ def maf_digits() -> Experiment:
 
     python -m experiments.train --experiment=maf_digits --workdir=runs/maf_digits
     """
-    model = MAF(num_layers=5, hidden_dims=(256,), optimizer=_decayed(1e-3, weight_decay=1e-2))
-    return _digits(model, preprocessing="logit", logit_alpha=0.05, flatten=True)
+    model = MAF(num_layers=5, hidden_dims=(256,), optimizer=_decayed(1e-3, weight_decay=1e-2, ema_decay=0.99))
+    return _digits(model, num_steps=600, preprocessing="logit", logit_alpha=0.05, flatten=True)
 
 
 @register(
