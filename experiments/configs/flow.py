@@ -18,8 +18,11 @@ from genjax.nn.encoder_decoder import MLPNetwork
 from genjax.optimizers import Adam, Cosine
 from genjax.training import Experiment, Training
 
-_POINTS = {"data.num_train": 512, "data.num_held_out": 64, "data.batch_size": 32}
-_DIGITS = {"data.name": "digits", "data.batch_size": 16}
+# After ActNorm's start its own gradient is rounding error, which Adam with a small eps makes a full first step of: shrunk
+# runs are compared between devices, whose rounding differs.
+_SHRUNK = {"model.optimizer.eps": 1e-4}
+_POINTS = {**_SHRUNK, "data.num_train": 512, "data.num_held_out": 64, "data.batch_size": 32}
+_DIGITS = {**_SHRUNK, "data.name": "digits", "data.batch_size": 16}
 
 
 def _points(model, name: str = "two_moons", num_steps: int = 5000, **fields) -> Experiment:
@@ -141,7 +144,7 @@ def residual_two_moons() -> Experiment:
     "ffjord_two_moons",
     source="Grathwohl et al. 2019, arXiv:1810.01367",
     expected="PENDING",
-    shrunk={**_POINTS, "model.hidden_dims": (8,), "model.tolerance": 1e-3, "model.max_steps": 64},
+    shrunk={**_POINTS, "model.hidden_dims": (8,), "model.tolerance": 1e-6, "model.max_steps": 64},
 )
 def ffjord_two_moons() -> Experiment:
     """Continuous flow on two moons; needs `pip install 'genjax[ode]'`.

@@ -72,6 +72,9 @@ CASES = {
     ),
 }
 
+#: Cases that are checked in float32 too: one of each kind of arithmetic.
+FLOAT32 = ("linear", "logit", "affine", "spline", "maf", "maf_spline", "planar", "radial", "multi_scale")
+
 
 @functools.cache
 def prepared(name):
@@ -104,18 +107,18 @@ def test_log_determinant_is_that_of_the_jacobian_and_the_inverse_undoes(name):
         row = lambda v, c: bijection.forward(params, v[None], None if c is None else c[None])[0].reshape(-1)  # noqa: E731
         return jax.vmap(jax.jacfwd(row))(x, condition).reshape(x.shape[0], -1, x[0].size)
 
-    z, log_det32, back, inverse_log_det = round_trip(params, x, condition)
-    assert z.shape == (3, *bijection.output_shape(x.shape[1:])) and log_det32.shape == (3,)
-    np.testing.assert_allclose(back, x, atol=1e-4)
-    np.testing.assert_allclose(inverse_log_det, -log_det32, atol=2e-4)
+    if name in FLOAT32:
+        z, log_det, back, inverse_log_det = round_trip(params, x, condition)
+        np.testing.assert_allclose(back, x, atol=1e-4)
+        np.testing.assert_allclose(inverse_log_det, -log_det, atol=2e-4)
     with jax.enable_x64(True):
         params, x, condition = map(to_float64, (params, x, condition))
         z, log_det, back, inverse_log_det = round_trip(params, x, condition)
+        assert z.shape == (3, *bijection.output_shape(x.shape[1:])) and log_det.shape == (3,)
         assert log_det.dtype == jnp.float64
         np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian(params, x, condition))[1], atol=1e-10)
         np.testing.assert_allclose(back, x, atol=1e-10)
         np.testing.assert_allclose(inverse_log_det, -log_det, atol=1e-10)
-    np.testing.assert_allclose(log_det32, log_det, atol=2e-4)
 
 
 def test_actnorm_starts_with_normalised_channels_and_survives_constant_ones():

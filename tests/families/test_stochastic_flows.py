@@ -7,7 +7,6 @@ import pytest
 
 from genjax.families.flow.ffjord import FFJORD, Continuous, Dynamics
 from genjax.families.flow.residual import ContractiveMLP, Residual, ResidualFlow, limit_spectral_norm
-from genjax.optimizers import Adam
 
 DIM = 3
 
@@ -43,14 +42,18 @@ def prepared(bijection):
 @pytest.mark.parametrize("bijection", CASES)
 def test_exact_log_determinant_is_that_of_the_jacobian_and_the_inverse_undoes(bijection):
     params, x, condition = prepared(bijection)
-    forward, inverse = jax.jit(bijection.forward), jax.jit(bijection.inverse)
-    z, log_det = forward(params, x, condition)
-    row = lambda v, c: bijection.forward(params, v[None], c[None])[0][0]  # noqa: E731
-    jacobian = jax.jit(jax.vmap(jax.jacrev(row)))(x, condition)
-    np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], atol=1e-4)
-    back, inverse_log_det = inverse(params, z, condition)
-    np.testing.assert_allclose(back, x, atol=1e-4)
-    np.testing.assert_allclose(inverse_log_det, -log_det, atol=1e-4)
+    with jax.enable_x64(True):
+        params, x, condition = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), (params, x, condition))
+        # One example and its neighbours along each axis, for the Jacobian by central differences.
+        step = 1e-4 * np.eye(DIM)
+        x = x[:1] + np.concatenate([np.zeros((1, DIM)), step, -step])
+        condition = jnp.tile(condition[:1], (len(x), 1))
+        z, log_det = jax.jit(bijection.forward)(params, x, condition)
+        jacobian = (z[1 : DIM + 1] - z[DIM + 1 :]) / 2e-4
+        np.testing.assert_allclose(log_det[0], np.linalg.slogdet(jacobian)[1], atol=1e-5)
+        back, inverse_log_det = jax.jit(bijection.inverse)(params, z, condition)
+        np.testing.assert_allclose(back, x, atol=1e-5)
+        np.testing.assert_allclose(inverse_log_det, -log_det, atol=1e-5)
 
 
 @pytest.mark.parametrize("bijection", CASES)
@@ -81,27 +84,20 @@ def test_kernels_are_limited_exactly_and_small_ones_left_alone():
 @pytest.mark.parametrize(
     "model",
     [
-        pytest.param(ResidualFlow(num_blocks=2, hidden_dims=(16,), data_shape=(2,), optimizer=Adam()), id="residual"),
+        pytest.param(ResidualFlow(num_blocks=2, hidden_dims=(16,), data_shape=(2,)), id="residual"),
         pytest.param(
-            FFJORD(hidden_dims=(16,), tolerance=1e-4, data_shape=(2,), optimizer=Adam(learning_rate=1e-2)),
+            FFJORD(hidden_dims=(16,), tolerance=1e-4, data_shape=(2,)),
             id="ffjord",
             marks=needs_diffrax,
         ),
     ],
 )
-def test_density_learns_and_integrates_to_one(model):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(64, 2)) * 0.3 + np.sign(rng.normal(size=(64, 1)))
-    batch = {"x": jnp.asarray(x, jnp.float32)}
-
-    @jax.jit
-    def run(key):
-        state = model.init(key, batch)
-        return jax.lax.scan(lambda s, k: model.train_step(s, batch, k), state, jax.random.split(key, 12))
-
-    state, metrics = run(jax.random.key(0))
-    assert metrics["loss"][-1] < metrics["loss"][0]
-    edges = np.linspace(-6.0, 6.0, 81)
+def test_density_integrates_to_one(model):
+    state = jax.jit(model.init)(jax.random.key(0), {"x": jax.random.normal(jax.random.key(1), (64, 2))})
+    leaves, tree = jax.tree.flatten(state.params)
+    noise = [0.2 * jax.random.normal(jax.random.key(i), p.shape) for i, p in enumerate(leaves)]
+    state = state.replace(params=tree.unflatten([p + n for p, n in zip(leaves, noise)]))
+    edges = np.linspace(-9.0, 9.0, 101)
     grid = jnp.asarray(np.stack(np.meshgrid(edges, edges, indexing="ij"), -1).reshape(-1, 2), jnp.float32)
     total = float(jnp.exp(jax.jit(model.log_prob)(state, {"x": grid})).sum()) * (edges[1] - edges[0]) ** 2
     assert abs(total - 1.0) < 1e-3
