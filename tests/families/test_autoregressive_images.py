@@ -1,0 +1,141 @@
+"""Claims about PixelCNN and its kin: masks by the Jacobian, probabilities that sum to 1, fast and slow samplers alike."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax.families.autoregressive.gated_pixel_cnn import GatedPixelCNN
+from genjax.families.autoregressive.pixel_cnn import PixelCNN
+from genjax.model import GenerativeModel, HasLogProb
+from genjax.nn.distributions import Categorical
+from genjax.nn.logistic_mixture import DiscretizedLogisticMixture
+
+GREY = {"data_shape": (4, 4, 1), "output_dim": 5}
+COLOUR = {"data_shape": (4, 4, 3), "output_dim": 5, "class_conditional": True, "num_classes": 3}
+SMALL = {"num_blocks": 2, "hidden_dim": 3, "first_size": 5}
+GATED = {"num_layers": 3, "hidden_dim": 4, "first_size": 5}
+MIXTURE = DiscretizedLogisticMixture(num_components=2, num_levels=4)
+CODES = {"input_encoding": "one_hot", "output": Categorical(low=0.0, high=3.0, num_levels=4)}
+MODELS = {
+    "pixel_cnn": PixelCNN(**GREY, **SMALL),
+    "pixel_cnn_colour": PixelCNN(**COLOUR, **SMALL, output=Categorical(num_levels=3)),
+    "gated": GatedPixelCNN(**GREY, **GATED),
+    "gated_codes": GatedPixelCNN(**GREY, **GATED, **CODES),
+    "gated_colour": GatedPixelCNN(**COLOUR, **GATED, output=MIXTURE),
+}
+each_model = pytest.mark.parametrize("name", MODELS)
+
+
+def lattice(output):
+    """All values of a pixel's channel."""
+    return np.linspace(getattr(output, "low", 0.0), getattr(output, "high", 1.0), getattr(output, "num_levels", 2))
+
+
+def randomised(params):
+    """Parameters drawn anew, so that none is zero."""
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(1)
+    return jax.tree.unflatten(tree, [jnp.asarray(0.5 * rng.normal(size=a.shape), jnp.float32) for a in leaves])
+
+
+@functools.cache
+def prepared(name):
+    """Model, a state with random parameters, a batch."""
+    model = MODELS[name]
+    x = np.random.default_rng(0).choice(lattice(model.output), (3, *model.data_shape))
+    batch = {"x": jnp.asarray(x, jnp.float32), "label": jnp.arange(3)}
+    state = jax.jit(model.init)(jax.random.key(0), batch)
+    return model, state.replace(params=randomised(state.params)), batch
+
+
+@each_model
+def test_contract(name):
+    model, state, batch = prepared(name)
+    assert isinstance(model, GenerativeModel) and isinstance(model, HasLogProb)
+    new, metrics = jax.jit(model.train_step)(state, batch, jax.random.key(1))
+    assert int(new.step) == 1 and np.isfinite(metrics["loss"])
+    unchanged = jax.tree.map(lambda a, b: bool((a == b).all()), state.params, new.params)
+    assert not any(jax.tree.leaves(unchanged)), unchanged
+
+
+@each_model
+def test_features_ignore_pixels_at_or_after_their_place(name):
+    model, state, batch = prepared(name)
+    if model.input_encoding == "one_hot":
+        row, pixel = model.networks("full")
+
+        def features(encoded):
+            context = row.apply({"params": state.params["row"]}, encoded, None, None)
+            return pixel.apply({"params": state.params["pixel"]}, encoded, context, None, None)
+
+        x = model.encoded(batch["x"][:1])
+    else:
+        label = model.labels({"label": batch["label"][:1]})
+        features = lambda x: model.features(state.params, x, label)  # noqa: E731
+        x = batch["x"][:1]
+    h, w, _ = model.data_shape
+    jacobian = jax.jit(jax.jacrev(lambda x: features(x)[0].reshape(h * w, -1).sum(-1)))(x)[:, 0]
+    influence = np.abs(jacobian).reshape(h * w, h * w, -1).sum(-1)
+    np.testing.assert_array_equal(np.triu(influence), 0.0)
+    if not name.startswith("pixel_cnn"):
+        # No blind spot: every pixel sees all before it.
+        assert np.all(influence[np.tril_indices(h * w, -1)] > 0)
+
+
+@each_model
+def test_channels_ignore_themselves_and_later_channels(name):
+    model, state, batch = prepared(name)
+    label = model.labels({"label": batch["label"][:1]})
+    if isinstance(model.output, DiscretizedLogisticMixture):
+        pytest.skip("the mixture couples channels inside the distribution")
+    head = lambda x: model.parameters(state.params, x, label)[0].sum(-1)[1, 1]  # noqa: E731
+    jacobian = np.abs(jax.jacrev(head)(batch["x"][:1])[:, 0, 1, 1])
+    np.testing.assert_array_equal(np.triu(jacobian), 0.0)
+    assert np.all(jacobian[np.tril_indices(model.data_shape[-1], -1)] > 0)
+
+
+@each_model
+def test_fast_sampler_draws_what_the_slow_one_draws(name):
+    model, state, batch = prepared(name)
+    sample = jax.jit(model.sample, static_argnames=("num_samples", "cached"))
+    fast, slow = (sample(state, jax.random.key(3), 6, cached=cached) for cached in (True, False))
+    np.testing.assert_allclose(fast, slow, atol=1e-6)
+    distance = np.abs(np.asarray(fast)[..., None] - lattice(model.output)).min(-1)
+    assert distance.max() < 1e-5 and len(np.unique(np.round(fast, 4))) > 1
+
+
+@pytest.mark.parametrize("kind", ["pixel_cnn", "gated", "gated_colour"])
+def test_probabilities_of_all_pictures_sum_to_one(kind):
+    shape = (3, 3, 1) if kind != "gated_colour" else (1, 2, 3)
+    output = (
+        MODELS[kind].output if kind != "gated_colour" else DiscretizedLogisticMixture(num_components=2, num_levels=3)
+    )
+    cls, small = (PixelCNN, SMALL) if kind == "pixel_cnn" else (GatedPixelCNN, GATED)
+    model = cls(data_shape=shape, output_dim=4, output=output, **small)
+    pictures = np.array(list(itertools.product(lattice(output), repeat=int(np.prod(shape)))), np.float32)
+    batch = {"x": jnp.asarray(pictures.reshape(-1, *shape))}
+    state = jax.jit(model.init)(jax.random.key(0), batch)
+    log_prob = jax.jit(model.log_prob)(state.replace(params=randomised(state.params)), batch)
+    assert float(jax.nn.logsumexp(log_prob)) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_completion_keeps_the_upper_half():
+    model, state, batch = prepared("gated_colour")
+    again = jax.jit(model.reconstruct)(state, batch, jax.random.key(0))
+    np.testing.assert_allclose(again[:, :2], batch["x"][:, :2], atol=1e-6)
+    assert np.any(np.abs(again[:, 2:] - batch["x"][:, 2:]) > 0.1)
+
+
+def test_class_changes_the_density():
+    model, state, batch = prepared("gated_colour")
+    x = jnp.broadcast_to(batch["x"][:1], batch["x"].shape)
+    assert np.ptp(model.log_prob(state, {**batch, "x": x})) > 1e-3
+
+
+def test_vectors_are_refused():
+    with pytest.raises(ValueError, match="pictures"):
+        PixelCNN(data_shape=(4,)).init(jax.random.key(0), {"x": jnp.zeros((2, 4))})
