@@ -47,6 +47,8 @@ class VerticalStack(nn.Module):
             conv = CausalConv(width, taps, config.shape()[1], self.mode, first, dtype=dtype, name=f"conv_{n}")
             a = conv(v, place)
             links.append(nn.Dense(width, dtype=dtype, name=f"link_{n}")(a))
+            if n == config.num_layers - 1:
+                break  # nobody reads the last v
             if condition is not None:
                 a = a + nn.Dense(width, use_bias=False, dtype=dtype, name=f"condition_{n}")(condition)[:, None, None]
             v = gate(a)
