@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 from genjax.families.autoregressive.gated_pixel_cnn import GatedPixelCNN
+from genjax.families.autoregressive.image_gpt import ImageGPT
 from genjax.families.autoregressive.pixel_cnn import PixelCNN
+from genjax.families.autoregressive.pixel_snail import PixelSNAIL
 from genjax.model import GenerativeModel, HasLogProb
 from genjax.nn.distributions import Categorical
 from genjax.nn.logistic_mixture import DiscretizedLogisticMixture
+from genjax.nn.transformer import Transformer
 
 GREY = {"data_shape": (4, 4, 1), "output_dim": 5}
 COLOUR = {"data_shape": (4, 4, 3), "output_dim": 5, "class_conditional": True, "num_classes": 3}
-SMALL = {"num_blocks": 2, "hidden_dim": 3, "first_size": 5}
-GATED = {"num_layers": 3, "hidden_dim": 4, "first_size": 5}
+SMALL = {"num_blocks": 1, "hidden_dim": 3, "first_size": 5}
+GATED = {"num_layers": 2, "hidden_dim": 8, "first_size": 5}
 MIXTURE = DiscretizedLogisticMixture(num_components=2, num_levels=4)
 CODES = {"input_encoding": "one_hot", "output": Categorical(low=0.0, high=3.0, num_levels=4)}
 MODELS = {
@@ -26,6 +29,15 @@ MODELS = {
     "gated": GatedPixelCNN(**GREY, **GATED),
     "gated_codes": GatedPixelCNN(**GREY, **GATED, **CODES),
     "gated_colour": GatedPixelCNN(**COLOUR, **GATED, output=MIXTURE),
+}
+MODELS |= {
+    "snail": PixelSNAIL(**{**COLOUR, "data_shape": (4, 4, 1)}, hidden_dim=8, num_blocks=1, num_residual=1, key_dim=4),
+    "gpt": ImageGPT(
+        data_shape=(4, 4, 1),
+        class_conditional=True,
+        num_classes=3,
+        transformer=Transformer(num_layers=1, width=8, num_heads=2, positions="none"),
+    ),
 }
 each_model = pytest.mark.parametrize("name", MODELS)
 
@@ -72,14 +84,14 @@ def test_features_ignore_pixels_at_or_after_their_place(name):
             context = row.apply({"params": state.params["row"]}, encoded, None, None)
             return pixel.apply({"params": state.params["pixel"]}, encoded, context, None, None)
 
-        x = model.encoded(batch["x"][:1])
+        x = model.encoded(batch["x"])
     else:
-        label = model.labels({"label": batch["label"][:1]})
-        features = lambda x: model.features(state.params, x, label)  # noqa: E731
-        x = batch["x"][:1]
+        features = lambda x: model.features(state.params, x, model.labels(batch))  # noqa: E731
+        x = batch["x"]
     h, w, _ = model.data_shape
-    jacobian = jax.jit(jax.jacrev(lambda x: features(x)[0].reshape(h * w, -1).sum(-1)))(x)[:, 0]
-    influence = np.abs(jacobian).reshape(h * w, h * w, -1).sum(-1)
+    # Examples do not meet, so that the gradients of their sum are those of each.
+    jacobian = jax.jit(jax.jacrev(lambda x: features(x).sum((0, -1)).reshape(h * w)))(x)  # [H W, B, H, W, C]
+    influence = np.abs(jacobian).sum((1, -1)).reshape(h * w, h * w)
     np.testing.assert_array_equal(np.triu(influence), 0.0)
     if not name.startswith("pixel_cnn"):
         # No blind spot: every pixel sees all before it.
@@ -93,7 +105,7 @@ def test_channels_ignore_themselves_and_later_channels(name):
     if isinstance(model.output, DiscretizedLogisticMixture):
         pytest.skip("the mixture couples channels inside the distribution")
     head = lambda x: model.parameters(state.params, x, label)[0].sum(-1)[1, 1]  # noqa: E731
-    jacobian = np.abs(jax.jacrev(head)(batch["x"][:1])[:, 0, 1, 1])
+    jacobian = np.abs(jax.jit(jax.jacrev(head))(batch["x"][:1])[:, 0, 1, 1])
     np.testing.assert_array_equal(np.triu(jacobian), 0.0)
     assert np.all(jacobian[np.tril_indices(model.data_shape[-1], -1)] > 0)
 
@@ -133,7 +145,7 @@ def test_completion_keeps_the_upper_half():
 def test_class_changes_the_density():
     model, state, batch = prepared("gated_colour")
     x = jnp.broadcast_to(batch["x"][:1], batch["x"].shape)
-    assert np.ptp(model.log_prob(state, {**batch, "x": x})) > 1e-3
+    assert np.ptp(jax.jit(model.log_prob)(state, {**batch, "x": x})) > 1e-3
 
 
 def test_vectors_are_refused():
