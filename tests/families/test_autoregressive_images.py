@@ -11,6 +11,7 @@ import pytest
 from genjax.families.autoregressive.gated_pixel_cnn import GatedPixelCNN
 from genjax.families.autoregressive.image_gpt import ImageGPT
 from genjax.families.autoregressive.pixel_cnn import PixelCNN
+from genjax.families.autoregressive.pixel_cnn_pp import PixelCNNPP
 from genjax.families.autoregressive.pixel_snail import PixelSNAIL
 from genjax.model import GenerativeModel, HasLogProb
 from genjax.nn.distributions import Categorical
@@ -39,6 +40,15 @@ MODELS |= {
         transformer=Transformer(num_layers=1, width=8, num_heads=2, positions="none"),
     ),
 }
+MODELS["plus_plus"] = PixelCNNPP(
+    data_shape=(4, 4, 3),
+    class_conditional=True,
+    num_classes=3,
+    hidden_dim=4,
+    num_blocks=1,
+    num_levels=2,
+    output=MIXTURE,
+)
 each_model = pytest.mark.parametrize("name", MODELS)
 
 

@@ -159,7 +159,9 @@ class ImageModel(AutoregressiveModel):
         def one_pixel(carry, inputs):
             cache, previous, context, i = carry
             j, given, is_known = inputs
-            here = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, j, 1, axis=2), context)
+            # Contexts of half the width have half the columns.
+            column = lambda a: jax.lax.dynamic_slice_in_dim(a, j // (width // a.shape[2]), 1, axis=2)  # noqa: E731
+            here = jax.tree.map(column, context)
             features, cache = run(pixel, "pixel", cache, previous, here, condition, (i, j))
             draw = self.draw_pixel(params, features[:, 0, 0], jax.random.fold_in(key, i * width + j), temperature)
             value = jnp.where(is_known, given, draw)
