@@ -1,19 +1,22 @@
 """Diffusion models on two-dimensional densities, digits, MNIST, CIFAR-10 and ImageNet's latents."""
 
 from genjax.config import register
-from genjax.data import Images, Points
+from genjax.data import Images, Points, Text
 from genjax.families.diffusion.ddpm import DDPM
+from genjax.families.diffusion.discrete import MaskedDiffusion
 from genjax.families.diffusion.dit import DiT
 from genjax.families.diffusion.edm import EDM
 from genjax.families.diffusion.flow_matching import FlowMatching
 from genjax.families.diffusion.guidance import Guidance
+from genjax.families.diffusion.image_to_image import ImageToImage
 from genjax.families.diffusion.networks import ResidualMLP
 from genjax.families.diffusion.processes import Discrete
 from genjax.families.diffusion.samplers import DPMSolver, PredictorCorrector
 from genjax.families.diffusion.score_sde import ScoreSDE
 from genjax.families.diffusion.unet import UNet
+from genjax.families.diffusion.vdm import VDM
 from genjax.optimizers import Adam, Cosine, Linear
-from genjax.training import Experiment, Training
+from genjax.training import Evaluation, Experiment, Training
 
 _DDPM = "Ho et al. 2020, arXiv:2006.11239"
 _EDM = "Karras et al. 2022, arXiv:2206.00364"
@@ -238,6 +241,81 @@ def flow_matching_mnist() -> Experiment:
     About half an hour on two CPU cores.
     """
     return _mnist(FlowMatching(network=_MNIST_UNET, optimizer=_MNIST_OPTIMIZER))
+
+
+@register(
+    "super_resolution_mnist",
+    source="Saharia et al. 2021, arXiv:2104.07636, with EDM",
+    expected="14 x 14 pictures doubled; compare the sheets with --reconstruct",
+    shrunk=_SHRUNK_IMAGES,
+)
+def super_resolution_mnist() -> Experiment:
+    """Doubles the resolution of MNIST; --model.degradation=hole --model.factor=2 fills in a hole instead.
+
+    python -m experiments.train --experiment=super_resolution_mnist --data.dir=TFDS_DIRECTORY --workdir=runs/super_resolution
+    python -m experiments.sample --workdir=runs/super_resolution --reconstruct
+
+    About half an hour on two CPU cores.
+    """
+    return _mnist(ImageToImage(network=_MNIST_UNET, optimizer=_MNIST_OPTIMIZER))
+
+
+@register(
+    "vdm_digits",
+    source="Kingma et al. 2021, arXiv:2107.00630, on the UCI digits",
+    expected="bound in bits/dim on 17 levels",
+    shrunk={**_SHRUNK_DIGITS, "model.num_bound_samples": 2},
+)
+def vdm_digits() -> Experiment:
+    """Variational diffusion with a learned schedule on the embedded digits.
+
+    python -m experiments.train --experiment=vdm_digits --workdir=runs/vdm_digits
+
+    About three minutes on two CPU cores.
+    """
+    return Experiment(
+        model=VDM(
+            network=_DIGITS_UNET,
+            schedule_dim=32,
+            gamma_min=-8.0,
+            optimizer=Adam(learning_rate=1e-3, schedule=Cosine(warmup_steps=100), clip_norm=1.0, ema_decay=0.999),
+        ),
+        data=Images(name="digits", preprocessing="signed", batch_size=128),
+        training=Training(
+            num_steps=3000, steps_per_dispatch=20, log_every=100, evaluate_every=1000, sample_every=1000, num_samples=64
+        ),
+    )
+
+
+@register(
+    "masked_diffusion_text",
+    source="Sahoo et al. 2024, arXiv:2406.07524, on the help texts that Python carries",
+    expected="test bound in nats a character",
+    shrunk={
+        "model.hidden_dim": 8,
+        "model.num_layers": 1,
+        "model.num_heads": 2,
+        "model.num_steps_sampling": 4,
+        "model.num_bound_samples": 2,
+        "data.sequence_length": 16,
+        "data.batch_size": 16,
+        "data.stride": None,
+        "evaluation.num_examples": 100,
+    },
+)
+def masked_diffusion_text() -> Experiment:
+    """Masked diffusion of characters on embedded text.
+
+    python -m experiments.train --experiment=masked_diffusion_text --workdir=runs/masked_diffusion_text
+
+    About ten minutes on two CPU cores.
+    """
+    return Experiment(
+        model=MaskedDiffusion(optimizer=Adam(learning_rate=1e-3, schedule=Cosine(warmup_steps=100), ema_decay=0.999)),
+        data=Text(name="python_topics", sequence_length=64, batch_size=32, stride=1),
+        training=Training(num_steps=3000, evaluate_every=1000, best_metric="nll_bound_per_token", num_samples=8),
+        evaluation=Evaluation(num_examples=500),
+    )
 
 
 def _cifar(model, **training) -> Experiment:
