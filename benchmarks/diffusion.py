@@ -97,7 +97,7 @@ def torch_step(x: np.ndarray):
             self.up = nn.ModuleList(
                 [Block(c + c, c), Block(c + b, c), Block(c + b, b), Block(b + a, b), Block(b + a, a), Block(a + a, a)]
             )
-            self.double = nn.ModuleList([nn.Conv2d(c, c, 3, padding=1), nn.Conv2d(b, b, 3, padding=1)])
+            self.enlarge = nn.ModuleList([nn.Conv2d(c, c, 3, padding=1), nn.Conv2d(b, b, 3, padding=1)])
             self.attend = nn.ModuleList([Attend(c) for _ in range(4)])
             self.output = nn.Sequential(nn.GroupNorm(8, a), nn.SiLU(), nn.Conv2d(a, 3, 3, padding=1))
 
@@ -121,7 +121,7 @@ def torch_step(x: np.ndarray):
                 if i < 2:
                     h = self.attend[2 + i](h)
                 if i in (1, 3):
-                    h = self.double[i // 2](functional.interpolate(h, scale_factor=2))
+                    h = self.enlarge[i // 2](functional.interpolate(h, scale_factor=2))
             return self.output(h)
 
     net = Net()
