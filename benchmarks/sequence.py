@@ -1,0 +1,209 @@
+"""Time of training steps of a GPT and an LSTM, and of generation, beside the same in PyTorch.
+
+    python -m benchmarks.sequence                  # needs `pip install 'genjax[benchmark]'`
+    python -m benchmarks.sequence --case=gpt_small,lstm --rounds=5
+
+    gpt_small   4 layers, 128 wide, context 64, batch 12, 65 tokens
+    gpt_large   6 layers, 384 wide, context 256, batch 8, 65 tokens
+    lstm        2 x 512, length 64, batch 32, 10000 tokens
+    generate    128 tokens with gpt_small's network, for 1 and for 64 prompts, with a cache in both
+
+All compute in float32 on the CPU with the same networks, loss and Adam; runs take turns, and medians count.  The
+allocator is set as `experiments.train` sets it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.timing import compare
+from genjax import decoding
+from genjax.families.language.gpt import GPT, gpt2_network
+from genjax.families.recurrent.language import RecurrentLanguageModel
+from genjax.nn.recurrent import Recurrent
+from genjax.optimizers import Adam
+from genjax.training import host
+
+SIZES = {"gpt_small": (4, 128, 4, 64, 12, 65), "gpt_large": (6, 384, 6, 256, 8, 65)}
+LSTM_SIZE = {"width": 512, "length": 64, "batch": 32, "vocab": 10_000}
+
+
+def jax_run(model, tokens: np.ndarray, steps_per_dispatch: int = 1):
+    """A function that takes so many training steps and returns the last loss."""
+    batch = {"tokens": jnp.asarray(tokens)}
+    state = jax.jit(model.init)(jax.random.key(0), batch)
+
+    def dispatch(state, batch):
+        step = lambda state, _: model.train_step(state, batch, jax.random.key(1))  # noqa: E731
+        return jax.lax.scan(step, state, None, length=steps_per_dispatch)
+
+    compiled = jax.jit(dispatch, donate_argnums=0)
+
+    def run(count: int) -> float:
+        nonlocal state
+        for _ in range(count // steps_per_dispatch):
+            state, metrics = compiled(state, batch)
+        return float(metrics["loss"][-1])
+
+    return run
+
+
+def torch_gpt(layers: int, width: int, heads: int, context: int, vocab: int):
+    """GPT-2's network with PyTorch's fused attention, and a cache when it generates."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+        def forward(self, x, cache=None):
+            batch, length, _ = x.shape
+            q, k, v = self.qkv(self.first(x)).view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+            if cache is not None:
+                if cache:
+                    k, v = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
+                cache[:] = [k, v]
+            mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
+            x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+            return x + self.down(functional.gelu(self.up(self.second(x)), approximate="tanh"))
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.position = nn.Embedding(vocab, width), nn.Embedding(context, width)
+            self.blocks, self.norm = nn.ModuleList(Block() for _ in range(layers)), nn.LayerNorm(width)
+            for weight in self.parameters():
+                if weight.ndim == 2:
+                    nn.init.normal_(weight, std=0.02)
+
+        def forward(self, tokens, caches=None, start=0):
+            x = self.token(tokens) + self.position(torch.arange(start, start + tokens.shape[1]))
+            for i, block in enumerate(self.blocks):
+                x = block(x, None if caches is None else caches[i])
+            return self.norm(x) @ self.token.weight.T
+
+    return Network()
+
+
+def torch_lstm():
+    """Embedding, two LSTM layers and an output map."""
+    from torch import nn
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            width, vocab = LSTM_SIZE["width"], LSTM_SIZE["vocab"]
+            self.embedding, self.output = nn.Embedding(vocab, width), nn.Linear(width, vocab)
+            self.lstm = nn.LSTM(width, width, num_layers=2, batch_first=True)
+
+        def forward(self, tokens):
+            return self.output(self.lstm(self.embedding(tokens))[0])
+
+    return Network()
+
+
+def torch_run(network, tokens: np.ndarray):
+    """The same training step, eager."""
+    import torch
+
+    data = torch.tensor(tokens, dtype=torch.long)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
+
+    def run(count: int) -> float:
+        for _ in range(count):
+            logits = network(data[:, :-1])
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), data[:, 1:].flatten())
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        return loss.item()
+
+    return run
+
+
+def generation(rounds: int, batches: tuple[int, ...] = (1, 64), new_tokens: int = 128) -> None:
+    """Tokens per second of sampling with a cache."""
+    import torch
+
+    layers, width, heads, _, _, vocab = SIZES["gpt_small"]
+    context = new_tokens + 8
+    model = GPT(vocab_size=vocab, network=gpt2_network(layers, width, heads, max_length=context))
+    state = jax.jit(model.init)(jax.random.key(0), {"tokens": jnp.zeros((1, 9), jnp.int32)})
+    network = torch_gpt(layers, width, heads, context, vocab)
+    options = {"sampling": decoding.Sampling(top_k=20), "end_token": None}
+    generate = jax.jit(lambda state, key, prompts: model.generate(state, key, prompts, new_tokens, **options).tokens)
+
+    @torch.no_grad()
+    def loop(prompts) -> None:
+        caches = [[] for _ in range(layers)]
+        logits = network(prompts, caches)[:, -1]
+        for step in range(new_tokens):
+            values, index = logits.topk(20)
+            token = index.gather(1, torch.multinomial(values.softmax(-1), 1))
+            if step + 1 < new_tokens:
+                logits = network(token, caches, prompts.shape[1] + step)[:, -1]
+
+    for batch in batches:
+        prompts = np.zeros((batch, 8), np.int32)
+        ours = lambda: generate(state, jax.random.key(0), jnp.asarray(prompts)).block_until_ready()  # noqa: B023, E731
+        theirs = lambda: loop(torch.tensor(prompts, dtype=torch.long))  # noqa: B023, E731
+        seconds = {"genjax": [], "torch": []}
+        for name, run in (("genjax", ours), ("torch", theirs)):
+            run()
+        for _ in range(rounds):
+            for name, run in (("genjax", ours), ("torch", theirs)):
+                began = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - began)
+        rates = {name: batch * new_tokens / float(np.median(s)) for name, s in seconds.items()}
+        print(
+            f"generate, {batch} prompts: genjax {rates['genjax']:.0f} tokens/s, torch {rates['torch']:.0f} tokens/s, "
+            f"{rates['genjax'] / rates['torch']:.2f} times as many",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", default="gpt_small,gpt_large,lstm,generate")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    host.keep_freed_memory()
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    rng = np.random.default_rng(0)
+    adam = Adam(learning_rate=1e-3)
+    for case in arguments.case.split(","):
+        print(case, flush=True)
+        if case == "generate":
+            generation(arguments.rounds)
+            continue
+        if case == "lstm":
+            width, vocab = LSTM_SIZE["width"], LSTM_SIZE["vocab"]
+            tokens = rng.integers(0, vocab, (LSTM_SIZE["batch"], LSTM_SIZE["length"] + 1)).astype(np.int32)
+            network = Recurrent(cell="lstm", num_layers=2, hidden_dim=width)
+            model = RecurrentLanguageModel(vocab_size=vocab, embedding_dim=width, network=network, optimizer=adam)
+            theirs, steps = torch_lstm(), 4
+        else:
+            layers, width, heads, context, batch, vocab = SIZES[case]
+            tokens = rng.integers(0, vocab, (batch, context + 1)).astype(np.int32)
+            network = gpt2_network(layers, width, heads, max_length=context)
+            model = GPT(vocab_size=vocab, network=network, optimizer=adam)
+            theirs, steps = torch_gpt(layers, width, heads, context, vocab), 20 if case == "gpt_small" else 2
+        compare({"genjax": jax_run(model, tokens), "torch": torch_run(theirs, tokens)}, arguments.rounds, steps)
+
+
+if __name__ == "__main__":
+    main()
