@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from genjax.families.vae.vae import VAE
 from genjax.nn.distributions import Bernoulli, Categorical, DiagonalGaussian, DiscretizedLogistic, Gaussian
 from genjax.nn.encoder_decoder import MLPNetwork
-from genjax.optimizers import Adam
+from genjax.optimizers import Adam, Cosine
 
 DIM, LATENT = 5, 2
 LINEAR = VAE(
@@ -85,6 +85,33 @@ def test_gradient_of_the_loss_vanishes_at_the_linear_optimum(ppca):
     for leaf in jax.tree.leaves(gradient):
         error = leaf.std(0) / np.sqrt(len(leaf))
         assert (jnp.abs(leaf.mean(0)) < 5 * error + 1e-4).all()
+
+
+def test_training_reaches_the_ppca_likelihood_of_the_digits():
+    x = load_digits().images.reshape(-1, 64) / 16.0
+    values = np.linalg.eigvalsh(np.cov(x.T, bias=True))[::-1]
+    variance = values[8:].mean()
+    log_det = np.log(values[:8]).sum() + 56 * np.log(variance)
+    expected = -0.5 * (64 * np.log(2 * np.pi) + log_det + 64)  # Tipping & Bishop 1999, eq. 8, in nats an example
+    num_steps = 4000
+    model = VAE(
+        data_shape=(64,),
+        latent_dim=8,
+        network=MLPNetwork(hidden_dims=()),
+        output=Gaussian(scale=0.3, learned_scale="shared"),
+        optimizer=Adam(learning_rate=3e-2, schedule=Cosine(num_steps=num_steps)),
+    )
+    batch = {"x": jnp.asarray(x, jnp.float32)}
+    state = model.init(jax.random.key(0), batch)
+
+    def step(state, _):
+        return model.train_step(state, batch, jax.random.fold_in(jax.random.key(1), state.step))[0], None
+
+    state, _ = jax.jit(lambda state: jax.lax.scan(step, state, None, length=num_steps))(state)
+    # Two bounds: the elbo is no estimate of more than the likelihood, which no parameters can pass.
+    elbo = jnp.stack([model.log_prob_bound(state, batch, jax.random.key(i)).mean() for i in range(20)])
+    assert expected - 0.1 < elbo.mean() < expected + 4 * elbo.std() / np.sqrt(20)
+    assert expected - 0.1 < model.log_likelihood(state, batch, jax.random.key(0), 20).mean() < expected + 0.02
 
 
 def test_kl_closed_form_equals_monte_carlo():
