@@ -125,11 +125,11 @@ def edm_points() -> Experiment:
     shrunk={**_SHRUNK_POINTS, "model.likelihood_steps": 2, "model.sinkhorn_iterations": 2},
 )
 def flow_matching_points() -> Experiment:
-    """Flow matching with minibatch optimal transport on the checkerboard.
+    """Flow matching on the checkerboard.
 
     python -m experiments.train --experiment=flow_matching_points --workdir=runs/flow_matching_points
 
-    About two minutes on two CPU cores.  --model.coupling=independent is plain flow matching.
+    About two minutes on two CPU cores.  --model.coupling=optimal_transport pairs noise and data within each batch.
     """
     model = FlowMatching(
         network=ResidualMLP(),

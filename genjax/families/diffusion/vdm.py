@@ -6,9 +6,8 @@ with gamma = -log snr a learned rising function.  In continuous time the bound i
 
     -log p(x) <= KL(q(z_1 | x) || N(0, I))  +  1/2 E gamma'(t) |epsilon - epsilon(z_t, t)|^2  -  E log p(x | z_0)
 
-and depends on gamma through its ends alone; what is between them changes the variance of the estimate only, and is trained to
-lower it: the gradient of gamma' inside is the bound's own here, which is unbiased for the ends (the paper's appendix I.2 treats
-the inside separately).  p(x | z_0) gives each level the mass that N(z_0 / alpha_0, sigma_0^2 / alpha_0^2) has at it, normalised
+and depends on gamma through its ends alone; what is between them changes the variance of the estimate only.  All of gamma
+follows the gradient of the bound here; the paper's appendix I.2 instead trains the inside for little variance.  p(x | z_0) gives each level the mass that N(z_0 / alpha_0, sigma_0^2 / alpha_0^2) has at it, normalised
 over all levels (eq. 8 and appendix E); of other data it is that Gaussian's density.
 """
 
