@@ -136,7 +136,7 @@ def gpt_molecules() -> Experiment:
     "gpt2_124m",
     source="GPT-2 small (Radford et al. 2019), trained as by nanoGPT on OpenWebText",
     expected="about 2.85 nats per token on OpenWebText after 600k steps of 0.5M tokens",
-    shrunk={**_SHRUNK, "data.tokenizer": "bytes", "model.compute_dtype": "float32", "training.mesh": None,
+    shrunk={**_SHRUNK, "data.tokenizer": "bytes", "model.compute_dtype": "float32",
             "model.optimizer.accumulation_steps": 1, "model.network.remat": False, "model.network.scan_layers": False},
 )  # fmt: skip
 def gpt2_124m() -> Experiment:

@@ -115,10 +115,10 @@ def train_tokenizer(kind: str, texts: list[str], vocab_size: int) -> Tokenizer:
     if kind in ("characters", "smiles"):
         symbols = {s for text in texts for s in (_SMILES.findall(text) if kind == "smiles" else set(text))}
         return Tokenizer(kind, [s.encode() for s in sorted(symbols)])
+    if vocab_size <= 256:
+        raise DataError(f"data.vocabulary={vocab_size} must exceed 256, the number of bytes")
     library = _tokenizers()
     alphabet = library.pre_tokenizers.ByteLevel.alphabet()
-    if vocab_size <= len(alphabet):
-        raise DataError(f"data.vocabulary={vocab_size} must exceed {len(alphabet)}, the number of bytes")
     if kind == "bpe":
         tokenizer = library.Tokenizer(library.models.BPE())
         options = {"vocab_size": vocab_size, "initial_alphabet": alphabet, "show_progress": False}
@@ -139,7 +139,9 @@ def _tokenizers() -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise DataError("data.tokenizer=bpe and unigram need the library: pip install tokenizers") from None
+        raise DataError(
+            "data.tokenizer=bpe and unigram need the library tokenizers: pip install 'genjax[text]'"
+        ) from None
     return tokenizers
 
 
