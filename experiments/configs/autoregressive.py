@@ -13,6 +13,8 @@ from genjax.families.autoregressive.nade import NADE
 from genjax.families.autoregressive.pixel_cnn import PixelCNN
 from genjax.families.autoregressive.pixel_cnn_pp import PixelCNNPP
 from genjax.families.autoregressive.pixel_snail import PixelSNAIL
+from genjax.families.autoregressive.vq_prior import VQPrior
+from genjax.families.vae.vq_vae import VQVAE
 from genjax.nn.distributions import Categorical
 from genjax.nn.transformer import Transformer
 from genjax.optimizers import Adam, AdamW, Cosine
@@ -265,3 +267,34 @@ def pixel_cnn_pp_cifar10() -> Experiment:
     )
     experiment = _binary_mnist(model, 200000, 64)
     return dataclasses.replace(experiment, data=Images(name="cifar10", batch_size=64, horizontal_flip=True))
+
+
+@register(
+    "vq_prior_digits",
+    source="van den Oord et al. 2017, arXiv:1711.00937, a gated PixelCNN over the codes of a VQ-VAE",
+    expected="not measured here",
+    shrunk={
+        "data.batch_size": 32,
+        "model.vq_vae.channels": (4,),
+        "model.vq_vae.num_codes": 8,
+        **{name.replace("model.", "model.prior."): value for name, value in _GATED.items()},
+    },
+)
+def vq_prior_digits() -> Experiment:
+    """A prior over the codes of the VQ-VAE of the digits, which is trained first.
+
+    python -m experiments.train --experiment=vq_vae_digits --model.codebook=gradient --workdir=runs/vq_vae_gradient
+    python -m experiments.train --experiment=vq_prior_digits --training.init_from=runs/vq_vae_gradient \\
+        --training.init_prefix=encoder,decoder,codebook --workdir=runs/vq_prior
+
+    A few minutes on two CPU cores.
+    """
+    prior = GatedPixelCNN(
+        hidden_dim=32, num_layers=4, first_size=3, output_dim=64, optimizer=Adam(schedule=Cosine(warmup_steps=100))
+    )
+    vq_vae = VQVAE(channels=(32,), embedding_dim=16, num_codes=64, codebook="gradient")
+    return Experiment(
+        model=VQPrior(vq_vae=vq_vae, prior=prior),
+        data=Images(name="digits", batch_size=64),
+        training=Training(num_steps=3000, steps_per_dispatch=20, log_every=100, sample_every=1000),
+    )

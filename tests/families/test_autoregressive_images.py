@@ -13,6 +13,8 @@ from genjax.families.autoregressive.image_gpt import ImageGPT
 from genjax.families.autoregressive.pixel_cnn import PixelCNN
 from genjax.families.autoregressive.pixel_cnn_pp import PixelCNNPP
 from genjax.families.autoregressive.pixel_snail import PixelSNAIL
+from genjax.families.autoregressive.vq_prior import VQPrior
+from genjax.families.vae.vq_vae import VQVAE
 from genjax.model import GenerativeModel, HasLogProb
 from genjax.nn.distributions import Categorical
 from genjax.nn.logistic_mixture import DiscretizedLogisticMixture
@@ -163,3 +165,25 @@ def test_class_changes_the_density():
 def test_vectors_are_refused():
     with pytest.raises(ValueError, match="pictures"):
         PixelCNN(data_shape=(4,)).init(jax.random.key(0), {"x": jnp.zeros((2, 4))})
+
+
+def test_a_prior_over_codes_learns_alone_and_adds_its_bits():
+    model = VQPrior(
+        vq_vae=VQVAE(data_shape=(8, 8, 1), channels=(4,), num_codes=5, embedding_dim=3, codebook="gradient"),
+        prior=GatedPixelCNN(num_layers=2, hidden_dim=4, first_size=3, output_dim=4),
+    )
+    assert isinstance(model, GenerativeModel)
+    batch = {"x": jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))}
+    state = jax.jit(model.init)(jax.random.key(0), batch)
+    new, _ = jax.jit(model.train_step)(state, batch, jax.random.key(1))
+    same = {
+        n: all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), state.params[n], p)))
+        for n, p in new.params.items()
+    }
+    assert same == {"encoder": True, "decoder": True, "codebook": True, "prior": False}
+    metrics = jax.jit(model.evaluate)(new, batch, jax.random.key(0))
+    np.testing.assert_allclose(metrics["nll_bound"], metrics["code_nll"] + metrics["reconstruction"], rtol=1e-6)
+    assert np.all(metrics["code_nll"] < 3 * 16 * np.log(5))
+    assert jax.jit(model.sample, static_argnums=2)(new, jax.random.key(0), 3).shape == (3, 8, 8, 1)
+    with pytest.raises(ValueError, match="codebook"):
+        VQPrior(vq_vae=VQVAE(codebook="ema"))

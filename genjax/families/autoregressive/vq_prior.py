@@ -1,0 +1,104 @@
+"""A learned prior over the codes of a VQ-VAE (van den Oord et al. 2017, arXiv:1711.00937, sections 3.3 and 4.1).
+
+    z(x) = codes of the VQ-VAE,    -log p(x) <= -log p(x | z(x)) - log p(z(x))
+
+p(z) is a gated PixelCNN over the map of codes; samples are drawn from it and decoded.  The VQ-VAE is trained before, with
+codebook="gradient", so that its codebook is among its parameters, and given by `--training.init_from`; it stays as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from genjax.families.autoregressive.gated_pixel_cnn import GatedPixelCNN
+from genjax.families.vae.vq_vae import VQVAE
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, gradient_step
+from genjax.nn.distributions import Categorical
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VQPrior:
+    """A VQ-VAE that stays as it is, and the model of its codes, which learns.
+
+    Parameters are those of the VQ-VAE (encoder, decoder, codebook) and `prior`.
+
+    Attributes:
+      vq_vae: the trained autoencoder.
+      prior: model of the codes, and its learning rule; its data_shape, output and encoding follow from the codes.
+    """
+
+    vq_vae: VQVAE = VQVAE(codebook="gradient")
+    prior: GatedPixelCNN = GatedPixelCNN(hidden_dim=64, num_layers=8, output_dim=128)
+
+    def __post_init__(self) -> None:
+        if self.vq_vae.codebook != "gradient":
+            raise ValueError('a prior needs a VQ-VAE with codebook="gradient", whose codebook is among its parameters')
+
+    def code_model(self) -> GatedPixelCNN:
+        """The prior over maps of codes [h, w, 1]."""
+        num_codes = self.vq_vae.num_codes
+        return dataclasses.replace(
+            self.prior,
+            data_shape=(*self.vq_vae.code_shape, 1),
+            output=Categorical(low=0.0, high=num_codes - 1.0, num_levels=num_codes),
+            input_encoding="one_hot",
+        )
+
+    def vq_state(self, params: PyTree) -> TrainState:
+        """The VQ-VAE's state as far as coding needs it."""
+        params = {name: params[name] for name in ("encoder", "decoder", "codebook")}
+        return TrainState.create(jax.lax.stop_gradient(params))
+
+    def codes(self, params: PyTree, batch: Batch) -> dict[str, Array]:
+        """The batch with codes [B, h, w, 1] for x."""
+        codes = self.vq_vae.encode_codes(self.vq_state(params), batch)
+        return {**batch, "x": codes[..., None].astype(jnp.float32)}
+
+    def init(self, key: Array, batch: Batch) -> TrainState:
+        """Returns the state before the first step."""
+        vq_key, prior_key = jax.random.split(key)
+        params = dict(self.vq_vae.init(vq_key, batch).params)
+        params["prior"] = self.code_model().init(prior_key, self.codes(params, batch)).params
+        return TrainState.create(params, self.prior.optimizer)
+
+    def loss(self, params: PyTree, batch: Batch, key: Array, step: Array) -> tuple[Array, Metrics]:
+        """Mean -log p(z) in nats an example."""
+        loss, metrics = self.code_model().loss(params["prior"], self.codes(params, batch), key, step)
+        return loss, {"code_nll": loss, "bits_per_code": metrics["bits_per_dim"]}
+
+    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """One update of the prior.  Metrics: loss = code_nll (nats an example), bits_per_code."""
+        new, metrics = gradient_step(functools.partial(self.loss, step=state.step), self.prior.optimizer)(
+            state, batch, key
+        )
+        # Weight decay must not reach what does not learn.
+        return new.replace(params={**state.params, "prior": new.params["prior"]}), metrics
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """Per example in nats: `code_nll` = -log p(z), `reconstruction` = -log p(x | z), and `nll_bound`, their sum.
+
+        `nll_bound` is of the data before its transform where the batch has `log_abs_det`.
+        """
+        params = state.eval_params
+        codes = self.codes(params, batch)
+        model = self.code_model()
+        code_nll = -model.log_likelihood(params["prior"], codes["x"], model.labels(codes))
+        reconstruction = self.vq_vae.evaluate(self.vq_state(params), batch, key)["reconstruction"]
+        bound = code_nll + reconstruction - batch.get("log_abs_det", 0.0)
+        return {"nll_bound": bound, "code_nll": code_nll, "reconstruction": reconstruction}
+
+    def sample(self, state: TrainState, key: Array, num_samples: int, **condition: Any) -> Array:
+        """Decoded draws from the prior, shape [num_samples, *data_shape]; see `AutoregressiveModel.sample`."""
+        params = state.eval_params
+        prior = TrainState.create(params["prior"])
+        codes = self.code_model().sample(prior, key, num_samples, **condition)[..., 0]
+        return self.vq_vae.decode_codes(self.vq_state(params), jnp.round(codes).astype(jnp.int32))
+
+    def reconstruct(self, state: TrainState, batch: Batch, key: Array) -> Array:
+        """Pictures through code and back, the shape of x."""
+        return self.vq_vae.reconstruct(self.vq_state(state.eval_params), batch, key)
