@@ -140,8 +140,8 @@ class Stream(nn.Module):
         skips = []
         for level in range(config.num_levels):
             for n in range(config.num_blocks):
-                skips.append(h)
                 h = block(f"first_{level}_{n}", h, level, None)
+                skips.append(h)
             if level < config.num_levels - 1:
                 h = Halve(taps, width // 2**level, mode, dtype, name=f"halve_{level}")(h, at(level))
         for level in reversed(range(config.num_levels)):
