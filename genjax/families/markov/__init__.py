@@ -1,0 +1,1 @@
+"""Markov models: hidden Markov models, n-grams, linear Gaussian state spaces, and Markov chain Monte Carlo."""

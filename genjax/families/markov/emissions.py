@@ -1,0 +1,297 @@
+"""What a hidden state emits: distributions with weighted sufficient statistics and closed-form maxima.
+
+Each is a frozen dataclass with
+  init(key, x, K) -> params           from frames x [N, D] (or tokens [N]), with weights [N] of 0 and 1
+  log_prob(params, x) -> [..., K]     of frames [..., D]
+  statistics(params, x, weights)      sums over frames [N] with responsibilities [N, K]
+  maximize(statistics, params)        the M-step
+  draw(key, statistics, params)       parameters from their posterior under conjugate priors, where there is one
+  sample(params, key, state)          one frame of state []
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from genjax.model import Array, PyTree
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Emission(abc.ABC):
+    """Base of all emissions."""
+
+    @property
+    def discrete(self) -> bool:
+        """Whether frames are tokens."""
+        return False
+
+    @abc.abstractmethod
+    def init(self, key: Array, x: Array, weights: Array, num_states: int) -> PyTree: ...
+
+    @abc.abstractmethod
+    def log_prob(self, params: PyTree, x: Array) -> Array: ...
+
+    @abc.abstractmethod
+    def statistics(self, params: PyTree, x: Array, weights: Array) -> PyTree: ...
+
+    @abc.abstractmethod
+    def maximize(self, statistics: PyTree, params: PyTree) -> PyTree: ...
+
+    @abc.abstractmethod
+    def sample(self, params: PyTree, key: Array, state: Array) -> Array: ...
+
+    def draw(self, key: Array, statistics: PyTree, params: PyTree) -> PyTree:
+        raise ValueError(f"Gibbs sampling has no conjugate prior for {type(self).__name__}: use categorical or bernoulli")
+
+
+def random_frames(key: Array, x: Array, weights: Array, count: int) -> Array:
+    """`count` of the frames x [N, ...] with weight, drawn with replacement."""
+    return x[jax.random.categorical(key, jnp.where(weights > 0, 0.0, -jnp.inf), shape=(count,))]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Categorical(Emission):
+    """Tokens.
+
+    Attributes:
+      vocab_size: number V of tokens; None takes the data set's.
+      pseudo_count: added to every count in the M-step; prior of the Gibbs sampler (+ 1 where it is 0).
+    """
+
+    vocab_size: int | None = None
+    pseudo_count: float = 0.01
+
+    @property
+    def discrete(self) -> bool:
+        return True
+
+    def init(self, key: Array, x: Array, weights: Array, num_states: int) -> PyTree:
+        if self.vocab_size is None:
+            raise ValueError("Categorical.vocab_size is None; give it, or resolve the experiment")
+        counts = jnp.zeros(self.vocab_size).at[x].add(weights) + 1.0
+        noise = jax.random.gamma(key, 2.0, (num_states, self.vocab_size))
+        return {"logits": jax.nn.log_softmax(jnp.log(counts)[None] + jnp.log(noise + 1e-3))}
+
+    def log_prob(self, params: PyTree, x: Array) -> Array:
+        return jax.nn.log_softmax(params["logits"]).T[x]
+
+    def statistics(self, params: PyTree, x: Array, weights: Array) -> PyTree:
+        return {"count": jnp.zeros(params["logits"].shape[::-1]).at[x].add(weights).T}
+
+    def maximize(self, statistics: PyTree, params: PyTree) -> PyTree:
+        counts = statistics["count"] + self.pseudo_count
+        return {"logits": jnp.log(jnp.maximum(counts / jnp.maximum(counts.sum(-1, keepdims=True), 1e-30), 1e-30))}
+
+    def draw(self, key: Array, statistics: PyTree, params: PyTree) -> PyTree:
+        return {"logits": log_dirichlet(key, statistics["count"] + (self.pseudo_count or 1.0))}
+
+    def sample(self, params: PyTree, key: Array, state: Array) -> Array:
+        return jax.random.categorical(key, params["logits"][state]).astype(jnp.int32)
+
+
+def log_dirichlet(key: Array, concentration: Array) -> Array:
+    """Logarithms of Dirichlet draws along the last axis; exact also for tiny concentrations."""
+    return jax.nn.log_softmax(jax.random.loggamma(key, concentration), -1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bernoulli(Emission):
+    """Independent bits, such as the notes of a chord.
+
+    Attributes:
+      pseudo_count: ones and zeros added to every bit in the M-step; prior of the Gibbs sampler (1 where it is 0).
+    """
+
+    pseudo_count: float = 0.01
+
+    def init(self, key: Array, x: Array, weights: Array, num_states: int) -> PyTree:
+        mean = jnp.average(x, axis=0, weights=weights)
+        p = 0.5 * random_frames(key, x, weights, num_states) + 0.5 * mean[None]
+        return {"logits": jax.scipy.special.logit(jnp.clip(p, 1e-3, 1 - 1e-3))}
+
+    def log_prob(self, params: PyTree, x: Array) -> Array:
+        logits = params["logits"]
+        return x @ logits.T + jax.nn.log_sigmoid(-logits).sum(-1).reshape((1,) * (x.ndim - 1) + (-1,))
+
+    def statistics(self, params: PyTree, x: Array, weights: Array) -> PyTree:
+        return {"count": weights.sum(0), "sum": jnp.matmul(weights.T, x, precision="highest")}
+
+    def maximize(self, statistics: PyTree, params: PyTree) -> PyTree:
+        p = (statistics["sum"] + self.pseudo_count) / jnp.maximum(
+            statistics["count"] + 2 * self.pseudo_count, 1e-30
+        )[:, None]
+        return {"logits": jax.scipy.special.logit(jnp.clip(p, 1e-7, 1 - 1e-6))}
+
+    def draw(self, key: Array, statistics: PyTree, params: PyTree) -> PyTree:
+        prior = self.pseudo_count or 1.0
+        ones = statistics["sum"] + prior
+        zeros = jnp.maximum(statistics["count"][:, None] - statistics["sum"], 0.0) + prior
+        log_p = log_dirichlet(key, jnp.stack([ones, zeros], -1))
+        return {"logits": log_p[..., 0] - log_p[..., 1]}
+
+    def sample(self, params: PyTree, key: Array, state: Array) -> Array:
+        return jax.random.bernoulli(key, jax.nn.sigmoid(params["logits"][state])).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gaussian(Emission):
+    """Normal vectors.
+
+    Attributes:
+      covariance: spherical, diagonal or full of each state, or tied: one full matrix for all.
+      ridge: added to the diagonal of every covariance in the M-step, so that none becomes singular.
+    """
+
+    covariance: Literal["spherical", "diagonal", "tied", "full"] = "diagonal"
+    ridge: float = 1e-6
+
+    def init(self, key: Array, x: Array, weights: Array, num_states: int) -> PyTree:
+        centred = x - jnp.average(x, axis=0, weights=weights)[None]
+        covariance = (centred * weights[:, None]).T @ centred / jnp.maximum(weights.sum(), 1.0)
+        mean = random_frames(key, x, weights, num_states)
+        return {"mean": mean, "scale": self._scale(jnp.broadcast_to(covariance, (num_states, *covariance.shape)), None)}
+
+    def _scale(self, covariance: Array, weights: Array | None) -> Array:
+        """Standard deviations or Cholesky factors of covariances [K, D, D], pooled as the type says."""
+        ridge = self.ridge * jnp.eye(covariance.shape[-1])
+        if self.covariance in ("spherical", "diagonal"):
+            return self._deviation(jnp.diagonal(covariance, axis1=-2, axis2=-1))
+        if self.covariance == "tied":
+            weights = jnp.ones(len(covariance)) if weights is None else weights
+            covariance = (covariance * (weights / jnp.maximum(weights.sum(), 1e-30))[:, None, None]).sum(0)
+            return jnp.linalg.cholesky(covariance + ridge)
+        return jnp.linalg.cholesky(covariance + ridge[None])
+
+    def _deviation(self, variance: Array) -> Array:
+        if self.covariance == "spherical":
+            variance = variance.mean(-1, keepdims=True)
+        return jnp.sqrt(jnp.maximum(variance, 0.0) + self.ridge)
+
+    def covariances(self, params: PyTree) -> Array:
+        """Covariance matrices [K, D, D]."""
+        mean, scale = params["mean"], params["scale"]
+        if self.covariance in ("spherical", "diagonal"):
+            return jnp.broadcast_to(scale**2, mean.shape)[:, :, None] * jnp.eye(mean.shape[1])[None]
+        covariance = scale @ scale.swapaxes(-1, -2)
+        return jnp.broadcast_to(covariance, (len(mean), *covariance.shape[-2:]))
+
+    def log_prob(self, params: PyTree, x: Array) -> Array:
+        mean, scale = params["mean"], params["scale"]
+        dim = x.shape[-1]
+        flat = x.reshape(-1, dim)
+        if self.covariance in ("spherical", "diagonal"):
+            precision = jnp.broadcast_to(scale**-2, mean.shape)
+            # Around the middle of the means, as the expanded square loses digits far from 0.
+            centre = mean.mean(0)
+            flat, mean = flat - centre[None], mean - centre[None]
+            square = flat**2 @ precision.T - 2 * flat @ (mean * precision).T + (mean**2 * precision).sum(-1)[None]
+            log_det = jnp.broadcast_to(jnp.log(jnp.abs(scale)), mean.shape).sum(-1)
+        elif self.covariance == "tied":
+            inverse = jax.scipy.linalg.solve_triangular(scale, jnp.eye(dim), lower=True)
+            white, centres = (flat - mean.mean(0)[None]) @ inverse.T, (mean - mean.mean(0)[None]) @ inverse.T
+            square = (white**2).sum(-1)[:, None] - 2 * white @ centres.T + (centres**2).sum(-1)[None]
+            log_det = jnp.broadcast_to(jnp.log(jnp.abs(jnp.diagonal(scale))).sum(), mean.shape[:1])
+        else:
+            eye = jnp.broadcast_to(jnp.eye(dim), scale.shape)
+            inverse = jax.scipy.linalg.solve_triangular(scale, eye, lower=True)  # [K, D, D]
+            # One matrix product for all states.
+            white = (flat @ inverse.reshape(-1, dim).T).reshape(-1, len(mean), dim)
+            white = white - jnp.einsum("kij,kj->ki", inverse, mean)[None]
+            square = (white**2).sum(-1)
+            log_det = jnp.log(jnp.abs(jnp.diagonal(scale, axis1=-2, axis2=-1))).sum(-1)
+        out = -0.5 * (square + dim * LOG_2PI) - log_det[None]
+        return out.reshape(*x.shape[:-1], -1)
+
+    def statistics(self, params: PyTree, x: Array, weights: Array) -> PyTree:
+        # Around the present means' middle, against cancellation.
+        centre = params["mean"].mean(0)
+        x = x - centre[None]
+        count = weights.sum(0)
+        out = {"count": count, "sum": weights.T @ x + count[:, None] * centre[None]}
+        if self.covariance in ("spherical", "diagonal"):
+            out["square"] = weights.T @ x**2
+        else:
+            dim = x.shape[-1]
+            weighted = (weights[:, :, None] * x[:, None, :]).reshape(len(x), -1)  # [N, K * D]
+            out["outer"] = (weighted.T @ x).reshape(-1, dim, dim)
+        out["centre"] = centre * count.sum()
+        return out
+
+    def maximize(self, statistics: PyTree, params: PyTree) -> PyTree:
+        count = jnp.maximum(statistics["count"], 1e-10)
+        centre = statistics["centre"] / jnp.maximum(statistics["count"].sum(), 1e-10)
+        mean = statistics["sum"] / count[:, None]
+        shifted = mean - centre[None]
+        if self.covariance in ("spherical", "diagonal"):
+            scale = self._deviation(statistics["square"] / count[:, None] - shifted**2)
+        else:
+            covariance = statistics["outer"] / count[:, None, None] - shifted[:, :, None] * shifted[:, None, :]
+            # An empty state has no covariance of its own.
+            empty = statistics["count"] < 1e-6
+            eye = jnp.broadcast_to(jnp.eye(mean.shape[1]), covariance.shape)
+            scale = self._scale(jnp.where(empty[:, None, None], eye, covariance), statistics["count"])
+        return {"mean": mean, "scale": scale}
+
+    def sample(self, params: PyTree, key: Array, state: Array) -> Array:
+        mean, scale = params["mean"][state], params["scale"]
+        noise = jax.random.normal(key, mean.shape)
+        if self.covariance in ("spherical", "diagonal"):
+            return mean + scale[state] * noise
+        return mean + (scale if self.covariance == "tied" else scale[state]) @ noise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixture(Emission):
+    """A mixture of M components of another emission in each state.
+
+    Attributes:
+      component: distribution of a component: bernoulli (patterns of notes), gaussian or categorical.
+      num_components: number M.
+      pseudo_count: added to the count of each component.
+    """
+
+    component: Emission = Gaussian()
+    num_components: int = 2
+    pseudo_count: float = 0.01
+
+    @property
+    def discrete(self) -> bool:
+        return self.component.discrete
+
+    def init(self, key: Array, x: Array, weights: Array, num_states: int) -> PyTree:
+        parts = self.component.init(key, x, weights, num_states * self.num_components)
+        return {"log_weights": jnp.full((num_states, self.num_components), -math.log(self.num_components)), "parts": parts}
+
+    def _joint(self, params: PyTree, x: Array) -> Array:
+        log_prob = self.component.log_prob(params["parts"], x)
+        weights = jax.nn.log_softmax(params["log_weights"])
+        log_prob = log_prob.reshape(*log_prob.shape[:-1], *weights.shape)
+        return log_prob + weights.reshape((1,) * (log_prob.ndim - 2) + weights.shape)
+
+    def log_prob(self, params: PyTree, x: Array) -> Array:
+        return jax.nn.logsumexp(self._joint(params, x), -1)
+
+    def statistics(self, params: PyTree, x: Array, weights: Array) -> PyTree:
+        inner = jax.nn.softmax(self._joint(params, x), -1) * weights[:, :, None]  # [N, K, M]
+        return {
+            "weights": inner.sum(0),
+            "parts": self.component.statistics(params["parts"], x, inner.reshape(len(inner), -1)),
+        }
+
+    def maximize(self, statistics: PyTree, params: PyTree) -> PyTree:
+        counts = statistics["weights"] + self.pseudo_count
+        log_weights = jnp.log(jnp.maximum(counts / jnp.maximum(counts.sum(-1, keepdims=True), 1e-30), 1e-30))
+        return {"log_weights": log_weights, "parts": self.component.maximize(statistics["parts"], params["parts"])}
+
+    def sample(self, params: PyTree, key: Array, state: Array) -> Array:
+        keys = jax.random.split(key)
+        part = jax.random.categorical(keys[0], params["log_weights"][state])
+        return self.component.sample(params["parts"], keys[1], state * self.num_components + part)

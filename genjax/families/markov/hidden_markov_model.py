@@ -1,0 +1,253 @@
+"""Hidden Markov models (Rabiner 1989), learned by Baum-Welch, stochastic EM (Cappé & Moulines 2009), gradient, or Gibbs.
+
+    p(x, z) = pi(z_1) p(x_1 | z_1) prod_t A(z_{t-1}, z_t) p(x_t | z_t)
+
+M-step: pi, A and the emissions from expected counts; stochastic EM averages the counts of batches,
+
+    s <- (1 - rho_t) s + rho_t s_batch,   rho_t = (t + 2)^-kappa
+
+Several restarts learn side by side in one `vmap`; the one of highest log-probability evaluates and samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from genjax.families.markov import inference
+from genjax.families.markov.emissions import Bernoulli, Emission, log_dirichlet
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_sum, example_keys, gradient_step
+from genjax.optimizers import Adam, Optimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HiddenMarkovModel:
+    """Hidden Markov model of sequences `x` [B, T, D] or `tokens` [B, T], ragged by `mask` [B, T].
+
+    Attributes:
+      num_states: number K of states.
+      emission: what a state emits.
+      algorithm: em (Baum-Welch on each batch: give all data as one), stochastic_em, gradient, or gibbs.
+      num_restarts: initial values that are tried side by side.
+      initial_pseudo_count: added to each expected count of first states.
+      transition_pseudo_count: added to each expected number of transitions.
+      step_exponent: kappa of stochastic EM, in (1/2, 1].
+      parallel: associative scans along time instead of sequential ones.
+      chunk_size: frames in one associative scan; bounds its memory, B * chunk_size * K^2 numbers.
+      data_shape: (T, D) of the data; None takes the data set's.  T is the length of samples.
+      sequence_length: length of samples of tokens; None takes the data set's.
+      optimizer: learning rule of algorithm=gradient.
+    """
+
+    num_states: int = 32
+    emission: Emission = Bernoulli()
+    algorithm: Literal["em", "stochastic_em", "gradient", "gibbs"] = "em"
+    num_restarts: int = 1
+    initial_pseudo_count: float = 0.01
+    transition_pseudo_count: float = 0.01
+    step_exponent: float = 0.7
+    parallel: bool = False
+    chunk_size: int = 64
+    data_shape: tuple[int, ...] | None = None
+    sequence_length: int | None = None
+    optimizer: Optimizer = Adam(learning_rate=1e-2)
+
+    def __post_init__(self) -> None:
+        if self.num_states < 1 or self.num_restarts < 1:
+            raise ValueError("a hidden Markov model needs num_states >= 1 and num_restarts >= 1")
+        if not 0.5 < self.step_exponent <= 1.0:
+            raise ValueError(f"step_exponent={self.step_exponent} must lie in (0.5, 1], or stochastic EM diverges")
+
+    def _frames(self, batch: Batch) -> Array:
+        return batch["tokens"] if self.emission.discrete else batch["x"]
+
+    def init(self, key: Array, batch: Batch) -> TrainState:
+        """Returns the state before the first step; emissions start from random frames of the batch."""
+        x = self._frames(batch)
+        mask = batch.get("mask", jnp.ones(x.shape[:2], bool))
+        frames, weights = x.reshape(-1, *x.shape[2:]), mask.reshape(-1).astype(jnp.float32)
+        # A batch without a frame must not make NaN.
+        weights = jnp.where(weights.sum() > 0, weights, 1.0)
+
+        def one(key: Array) -> PyTree:
+            keys = jax.random.split(key, 3)
+            size = self.num_states
+            return {
+                "initial": log_dirichlet(keys[0], jnp.full((size,), 5.0)),
+                "transition": log_dirichlet(keys[1], jnp.full((size, size), 5.0)),
+                "emission": self.emission.init(keys[2], frames, weights, size),
+            }
+
+        params = jax.vmap(one)(jax.random.split(key, self.num_restarts))
+        extra = {"score": jnp.zeros(self.num_restarts)}
+        if self.algorithm == "stochastic_em":
+            shapes = jax.eval_shape(jax.vmap(lambda p: self._statistics(p, batch)[0]), params)
+            extra["statistics"] = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return TrainState.create(params, self.optimizer if self.algorithm == "gradient" else None, extra)
+
+    def _likelihood(self, params: PyTree, batch: Batch) -> Array:
+        return inference.masked_likelihood(self.emission.log_prob(params["emission"], self._frames(batch)), batch.get("mask"))
+
+    def _inputs(self, params: PyTree, batch: Batch) -> tuple[Array, Array, Array]:
+        initial = jax.nn.log_softmax(params["initial"])
+        return initial, jax.nn.log_softmax(params["transition"]), self._likelihood(params, batch)
+
+    def _log_prob(self, params: PyTree, batch: Batch) -> Array:
+        return inference.forward(*self._inputs(params, batch), self.parallel, self.chunk_size)[0]
+
+    def _counts(self, params: PyTree, batch: Batch, marginals: Array, transitions: Array) -> PyTree:
+        x = self._frames(batch)
+        mask = batch.get("mask", jnp.ones(x.shape[:2], bool)).astype(jnp.float32)
+        weights = (marginals * mask[..., None]).reshape(-1, self.num_states)
+        return {
+            "initial": (marginals[:, 0] * mask.max(1)[:, None]).sum(0),
+            "transition": transitions,
+            "occupancy": weights.sum(0),
+            "emission": self.emission.statistics(params["emission"], x.reshape(-1, *x.shape[2:]), weights),
+        }
+
+    def _statistics(self, params: PyTree, batch: Batch) -> tuple[PyTree, Array]:
+        """Expected counts, summed over the batch, and log-probabilities [B]."""
+        posterior = inference.smooth(
+            *self._inputs(params, batch), batch.get("mask"), self.parallel, self.chunk_size
+        )
+        return self._counts(params, batch, posterior.marginals, posterior.transitions), posterior.log_prob
+
+    def _maximize(self, counts: PyTree, params: PyTree, batch: Batch, key: Array) -> tuple[PyTree, Array]:
+        """New parameters and the number of empty states, which are seeded anew from a random frame."""
+        initial = counts["initial"] + self.initial_pseudo_count
+        transition = counts["transition"] + self.transition_pseudo_count
+        new = {
+            "initial": _log_normalize(initial),
+            "transition": _log_normalize(transition),
+            "emission": self.emission.maximize(counts["emission"], params["emission"]),
+        }
+        empty = counts["occupancy"] < 1e-8
+        x = self._frames(batch)
+        mask = batch.get("mask", jnp.ones(x.shape[:2], bool))
+        weights = mask.reshape(-1).astype(jnp.float32)
+        seeds = self.emission.init(
+            key, x.reshape(-1, *x.shape[2:]), jnp.where(weights.sum() > 0, weights, 1.0), self.num_states
+        )
+
+        def reseed(new: Array, seed: Array) -> Array:
+            rows = new.shape[0]
+            if rows % self.num_states:  # shared by all states
+                return new
+            return jnp.where(jnp.repeat(empty, rows // self.num_states).reshape(-1, *[1] * (new.ndim - 1)), seed, new)
+
+        if getattr(self.emission, "covariance", "") == "tied":
+            emission = {**new["emission"], "mean": reseed(new["emission"]["mean"], seeds["mean"])}
+        else:
+            emission = jax.tree.map(reseed, new["emission"], seeds)
+        return {**new, "emission": emission}, empty.sum().astype(jnp.float32)
+
+    def _gibbs(self, params: PyTree, batch: Batch, key: Array) -> tuple[PyTree, Array]:
+        keys = jax.random.split(key, 4)
+        initial, transition, likelihood = self._inputs(params, batch)
+        states = inference.sample_states(example_keys(keys[0], batch), initial, transition, likelihood, self.parallel)
+        one_hot = jax.nn.one_hot(states, self.num_states)
+        mask = batch.get("mask", jnp.ones(states.shape, bool)).astype(jnp.float32)
+        alive = jax.lax.cummax(mask, axis=1, reverse=True)[:, 1:, None]
+        transitions = jnp.einsum("bti,btj->ij", one_hot[:, :-1] * alive, one_hot[:, 1:])
+        counts = cross_device_sum(self._counts(params, batch, one_hot, transitions))
+        new = {
+            "initial": log_dirichlet(keys[1], counts["initial"] + (self.initial_pseudo_count or 1.0)),
+            "transition": log_dirichlet(keys[2], counts["transition"] + (self.transition_pseudo_count or 1.0)),
+            "emission": self.emission.draw(keys[3], counts["emission"], params["emission"]),
+        }
+        return new, inference.forward(initial, transition, likelihood, self.parallel, self.chunk_size)[0]
+
+    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """One step of the algorithm, for all restarts.  `loss` is nats a frame of the best restart before the step."""
+        x = self._frames(batch)
+        mask = batch.get("mask", jnp.ones(x.shape[:2], bool))
+        num_frames = jnp.maximum(cross_device_sum(mask.sum().astype(jnp.float32)), 1.0)
+        extra, empty = dict(state.extra), jnp.zeros(self.num_restarts)
+        keys = jax.random.split(key, self.num_restarts)
+        if self.algorithm == "gradient":
+
+            def loss(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+                frames = batch.get("mask", jnp.ones(x.shape[:2], bool)).sum() / x.shape[0]
+                log_prob = jax.vmap(self._log_prob, in_axes=(0, None))(params, batch).mean(1)
+                scores = log_prob / jnp.maximum(frames, 1.0)
+                return -scores.sum(), {"scores": scores}
+
+            new, metrics = gradient_step(loss, self.optimizer)(state, batch, key)
+            params, score = new.params, metrics.pop("scores")
+            state = new
+        elif self.algorithm == "gibbs":
+            params, log_prob = jax.vmap(self._gibbs, in_axes=(0, None, 0))(state.params, batch, keys)
+            score = cross_device_sum(log_prob.sum(1)) / num_frames
+        else:
+            counts, log_prob = jax.vmap(self._statistics, in_axes=(0, None))(state.params, batch)
+            counts, score = cross_device_sum(counts), cross_device_sum(log_prob.sum(1)) / num_frames
+            if self.algorithm == "stochastic_em":
+                rate = (state.step.astype(jnp.float32) + 2.0) ** -self.step_exponent
+                rate = jnp.where(state.step == 0, 1.0, rate)
+                counts = jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, extra["statistics"], counts)
+                extra["statistics"] = counts
+            params, empty = jax.vmap(self._maximize, in_axes=(0, 0, None, 0))(counts, state.params, batch, keys)
+        # Batches differ, so restarts are compared by a moving average.
+        rate = 1.0 if self.algorithm == "em" else jnp.maximum(0.1, 1.0 / (state.step + 1.0))
+        extra["score"] = extra["score"] + rate * (score - extra["score"])
+        metrics = {"loss": -score.max(), "mean_loss": -score.mean(), "empty_states": empty.sum()}
+        if self.algorithm != "gradient":
+            state = state.replace(step=state.step + 1)
+        return state.replace(params=params, extra=extra), metrics
+
+    def best(self, state: TrainState) -> PyTree:
+        """Parameters of the restart of highest log-probability."""
+        index = state.extra["score"].argmax()
+        return jax.tree.map(lambda a: a[index], state.eval_params)
+
+    def log_prob(self, state: TrainState, batch: Batch) -> Array:
+        """log p(x) in nats, exact, [B]."""
+        return self._log_prob(self.best(state), batch)
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """`nll` in nats of the whole sequence and `num_frames`; `summarize` makes nats a frame of them."""
+        nll = -self.log_prob(state, batch)
+        mask = batch.get("mask", jnp.ones(self._frames(batch).shape[:2], bool))
+        return {"nll": nll, "num_frames": mask.sum(1).astype(jnp.float32)}
+
+    def summarize(self, means: dict[str, float]) -> dict[str, float]:
+        """Adds nll_per_frame, all frames of the split together."""
+        return {**means, "nll_per_frame": means["nll"] / max(means["num_frames"], 1e-9)}
+
+    def posterior(self, state: TrainState, batch: Batch) -> inference.Posterior:
+        """Marginals of the states given the whole sequence, and expected transitions."""
+        return inference.smooth(
+            *self._inputs(self.best(state), batch), batch.get("mask"), self.parallel, self.chunk_size
+        )
+
+    def decode_states(self, state: TrainState, batch: Batch) -> tuple[Array, Array]:
+        """Viterbi paths [B, T] and their joint log-probabilities [B]."""
+        return inference.viterbi(*self._inputs(self.best(state), batch), self.parallel)
+
+    def sample(self, state: TrainState, key: Array, num_samples: int, num_frames: int | None = None) -> Array:
+        """Draws sequences of `num_frames` frames: [num_samples, T, D], or tokens [num_samples, T]."""
+        params = self.best(state)
+        if num_frames is None:
+            num_frames = self.data_shape[0] if self.data_shape else self.sequence_length
+        if num_frames is None:
+            raise ValueError("how long samples are is not known: give num_frames, data_shape or sequence_length")
+        initial, transition = jax.nn.log_softmax(params["initial"]), jax.nn.log_softmax(params["transition"])
+
+        def one(key: Array) -> Array:
+            def step(logits: Array, key: Array) -> tuple[Array, Array]:
+                keys = jax.random.split(key)
+                z = jax.random.categorical(keys[0], logits)
+                return transition[z], self.emission.sample(params["emission"], keys[1], z)
+
+            return jax.lax.scan(step, initial, jax.random.split(key, num_frames))[1]
+
+        return jax.vmap(one)(jax.random.split(key, num_samples))
+
+
+def _log_normalize(counts: Array) -> Array:
+    p = counts / jnp.maximum(counts.sum(-1, keepdims=True), 1e-30)
+    return jnp.log(jnp.maximum(p, 1e-30))

@@ -1,0 +1,235 @@
+"""Inference in hidden Markov models, in log space, along time in sequence or in parallel (Särkkä & García-Fernández 2021).
+
+    alpha_t(j) = log p(x_1..t, z_t=j)  = l_t(j) + log sum_i exp(alpha_{t-1}(i) + A(i, j))
+    beta_t(i)  = log p(x_t+1..T | z_t=i) = log sum_j exp(A(i, j) + l_{t+1}(j) + beta_{t+1}(j))
+    gamma_t(i) = exp(alpha_t(i) + beta_t(i) - log p(x))
+
+with the log-initial probabilities [K], the log-transition matrix A [K, K] and l_t(j) = log p(x_t | z_t=j), [B, T, K].
+A frame whose l is 0 throughout is one that was not observed; ragged batches end in such frames, at no cost to log p(x).
+
+The parallel forms are associative scans over the matrices A(i, j) + l_t(j), in chunks, since T matrices of K x K may not
+fit into memory.  Sums of exponentials are matrix products of terms shifted by their maxima; terms below the smallest
+float count as that, so that nothing becomes NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+class Posterior(NamedTuple):
+    """What `smooth` returns.
+
+    Attributes:
+      log_prob: log p(x) in nats, [B].
+      marginals: p(z_t | x), [B, T, K].
+      transitions: expected number of transitions from i to j, summed over the batch, [K, K].
+    """
+
+    log_prob: Array
+    marginals: Array
+    transitions: Array
+
+
+def log_matmul(a: Array, b: Array) -> Array:
+    """log(exp(a) @ exp(b)) of a [..., I, J] and b [..., J, K], in float range throughout."""
+    shift_a = jax.lax.stop_gradient(_finite(a.max(-1, keepdims=True)))
+    shift_b = jax.lax.stop_gradient(_finite(b.max(-2, keepdims=True)))
+    product = jnp.matmul(jnp.exp(a - shift_a), jnp.exp(b - shift_b), precision="highest")
+    return jnp.log(jnp.maximum(product, jnp.finfo(product.dtype).tiny)) + shift_a + shift_b
+
+
+def max_matmul(a: Array, b: Array) -> Array:
+    """max_j a[..., i, j] + b[..., j, k]."""
+    return (a[..., :, :, None] + b[..., None, :, :]).max(-2)
+
+
+def _finite(x: Array) -> Array:
+    return jnp.maximum(x, jnp.finfo(x.dtype).min / 4)
+
+
+def _filter(
+    log_initial: Array, log_transition: Array, log_likelihood: Array, matmul: Callable, parallel: bool, chunk_size: int
+) -> Array:
+    """alpha [T, B, K] in the algebra of `matmul`."""
+    likelihood = log_likelihood.swapaxes(0, 1)  # [T, B, K]
+    first = log_initial[None] + likelihood[0]
+
+    if not parallel:
+
+        def step(alpha: Array, frame: Array) -> tuple[Array, Array]:
+            alpha = matmul(alpha, log_transition) + frame
+            return alpha, alpha
+
+        rest = jax.lax.scan(step, first, likelihood[1:])[1]
+    else:
+
+        def chunk(alpha: Array, frames: Array) -> tuple[Array, Array]:
+            matrices = log_transition[None, None] + frames[:, :, None, :]  # [C, B, K, K]
+            products = jax.lax.associative_scan(matmul, matrices)
+            alphas = matmul(jnp.broadcast_to(alpha[None, :, None], (*frames.shape[:2], 1, alpha.shape[-1])), products)
+            return alphas[-1, :, 0], alphas[:, :, 0]
+
+        rest = _chunked(chunk, first, likelihood[1:], chunk_size)
+    return jnp.concatenate([first[None], rest])
+
+
+def _smooth(log_transition: Array, log_likelihood: Array, matmul: Callable, parallel: bool, chunk_size: int) -> Array:
+    """beta [T, B, K] in the algebra of `matmul`."""
+    likelihood = log_likelihood.swapaxes(0, 1)[1:][::-1]  # frames T..2
+    last = jnp.zeros_like(log_likelihood[:, 0])
+    if not parallel:
+
+        def step(beta: Array, frame: Array) -> tuple[Array, Array]:
+            beta = matmul(beta + frame, log_transition.T)
+            return beta, beta
+
+        rest = jax.lax.scan(step, last, likelihood)[1]
+    else:
+
+        def chunk(beta: Array, frames: Array) -> tuple[Array, Array]:
+            matrices = frames[:, :, :, None] + log_transition.T[None, None]
+            products = jax.lax.associative_scan(matmul, matrices)
+            betas = matmul(jnp.broadcast_to(beta[None, :, None], (*frames.shape[:2], 1, beta.shape[-1])), products)
+            return betas[-1, :, 0], betas[:, :, 0]
+
+        rest = _chunked(chunk, last, likelihood, chunk_size)
+    return jnp.concatenate([last[None], rest])[::-1]
+
+
+def _chunked(chunk: Callable, carry: Array, frames: Array, size: int) -> Array:
+    """Scans `chunk` over chunks of at most `size` frames, and joins what it returns."""
+    whole = len(frames) // size * size
+    parts = []
+    if whole:
+        carry, out = jax.lax.scan(chunk, carry, frames[:whole].reshape(-1, size, *frames.shape[1:]))
+        parts.append(out.reshape(whole, *out.shape[2:]))
+    if whole < len(frames):
+        parts.append(chunk(carry, frames[whole:])[1])
+    return jnp.concatenate(parts) if parts else frames
+
+
+def forward(
+    log_initial: Array, log_transition: Array, log_likelihood: Array, parallel: bool = False, chunk_size: int = 64
+) -> tuple[Array, Array]:
+    """Returns log p(x) [B] and alpha [B, T, K]; the last argument is the number of frames in one parallel scan."""
+    alpha = _filter(log_initial, log_transition, log_likelihood, log_matmul, parallel, chunk_size)
+    return jax.nn.logsumexp(alpha[-1], -1), alpha.swapaxes(0, 1)
+
+
+def backward(
+    log_transition: Array, log_likelihood: Array, parallel: bool = False, chunk_size: int = 64
+) -> Array:
+    """Returns beta [B, T, K]."""
+    return _smooth(log_transition, log_likelihood, log_matmul, parallel, chunk_size).swapaxes(0, 1)
+
+
+def smooth(
+    log_initial: Array,
+    log_transition: Array,
+    log_likelihood: Array,
+    mask: Array | None = None,
+    parallel: bool = False,
+    chunk_size: int = 64,
+) -> Posterior:
+    """Posterior marginals and expected transitions.
+
+    Args:
+      log_initial, log_transition, log_likelihood: see above.
+      mask: observed frames [B, T]; transitions are counted up to the last of them.  None is all.
+      parallel: associative scans instead of sequential ones.
+      chunk_size: frames in one parallel scan.
+    """
+    log_prob, alpha = forward(log_initial, log_transition, log_likelihood, parallel, chunk_size)
+    beta = backward(log_transition, log_likelihood, parallel, chunk_size)
+    marginals = jax.nn.softmax(alpha + beta, -1)
+    if mask is None:
+        mask = jnp.ones(log_likelihood.shape[:2], bool)
+    before_end = jax.lax.cummax(mask.astype(jnp.float32), axis=1, reverse=True)[:, 1:]
+    source = alpha[:, :-1]
+    source = jnp.exp(source - _finite(source.max(-1, keepdims=True)))
+    target = (log_likelihood + beta)[:, 1:]
+    target = jnp.exp(target - _finite(target.max(-1, keepdims=True)))
+    matrix = jnp.exp(log_transition)
+    total = jnp.einsum("btj,btj->bt", source @ matrix, target)
+    # A tiny total squared is 0 in the gradient, so it is kept well inside of the floats.
+    weight = before_end / jnp.maximum(total, 1e-30)
+    transitions = matrix * jnp.einsum("bti,btj->ij", source * weight[..., None], target, precision="highest")
+    return Posterior(log_prob, marginals, transitions)
+
+
+def viterbi(
+    log_initial: Array, log_transition: Array, log_likelihood: Array, parallel: bool = False, chunk_size: int = 16
+) -> tuple[Array, Array]:
+    """The most likely state paths [B, T] and their joint log-probabilities with x [B].
+
+    The parallel form takes the best state of each frame by max-marginals: the same path, unless two are equally likely.
+    """
+
+    def vector(alpha: Array, matrix: Array) -> Array:
+        return (alpha[:, :, None] + matrix[None]).max(1)
+
+    if parallel:
+        alpha = _filter(log_initial, log_transition, log_likelihood, max_matmul, True, chunk_size)
+        beta = _smooth(log_transition, log_likelihood, max_matmul, True, chunk_size)
+        return (alpha + beta).argmax(-1).swapaxes(0, 1), alpha[-1].max(-1)
+    alpha = _filter(log_initial, log_transition, log_likelihood, vector, False, chunk_size)
+
+    def step(state: Array, delta: Array) -> tuple[Array, Array]:
+        state = (delta + log_transition.T[state]).argmax(-1)
+        return state, state
+
+    last = alpha[-1].argmax(-1)
+    rest = jax.lax.scan(step, last, alpha[:-1], reverse=True)[1]
+    return jnp.concatenate([rest, last[None]]).swapaxes(0, 1), alpha[-1].max(-1)
+
+
+def sample_states(
+    keys: Array, log_initial: Array, log_transition: Array, log_likelihood: Array, parallel: bool = False
+) -> Array:
+    """State paths [B, T] drawn from p(z | x): forward filter, backward sampling (Scott 2002), one key an example.
+
+    Frame t maps each possible z_{t+1} to a z_t by Gumbel noise; sequential and parallel forms compose the same maps.
+    """
+    alpha = forward(log_initial, log_transition, log_likelihood, parallel)[1]
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, alpha.shape[1:], alpha.dtype))(keys)
+    noisy = (alpha + noise).swapaxes(0, 1)  # [T, B, K]
+    last = noisy[-1].argmax(-1)
+    if not parallel:
+
+        def step(state: Array, row: Array) -> tuple[Array, Array]:
+            state = (row + log_transition.T[state]).argmax(-1)
+            return state, state
+
+        rest = jax.lax.scan(step, last, noisy[:-1], reverse=True)[1]
+    else:
+        maps = (noisy[:-1, :, None, :] + log_transition.T[None, None]).argmax(-1)  # [T-1, B, K]
+        compose = lambda later, earlier: jnp.take_along_axis(earlier, later, -1)  # noqa: E731
+        maps = jax.lax.associative_scan(compose, maps, reverse=True)
+        rest = jnp.take_along_axis(maps, last[None, :, None], -1)[..., 0]
+    return jnp.concatenate([rest, last[None]]).swapaxes(0, 1)
+
+
+def predict(log_initial: Array, log_transition: Array, log_likelihood: Array) -> Array:
+    """p(z_t | x_1..t-1) for t = 1..T+1, [B, T+1, K]."""
+    alpha = forward(log_initial, log_transition, log_likelihood)[1]
+    first = jnp.broadcast_to(log_initial, alpha[:, :1].shape)
+    return jax.nn.softmax(jnp.concatenate([first, log_matmul(alpha, log_transition[None])], 1), -1)
+
+
+def stationary_distribution(transition: Array) -> Array:
+    """Probabilities [K] that a stochastic matrix [K, K] leaves as they are."""
+    size = transition.shape[0]
+    system = transition.T - jnp.eye(size) + jnp.ones((size, size))
+    return jnp.linalg.solve(system, jnp.ones(size))
+
+
+def masked_likelihood(log_likelihood: Array, mask: Any) -> Array:
+    """Zero where the mask [B, T] hides the frame."""
+    return log_likelihood if mask is None else jnp.where(mask[..., None], log_likelihood, 0.0)

@@ -1,0 +1,205 @@
+"""Claims about hidden Markov models, against enumeration of all state paths and against hmmlearn."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax.families.markov import inference
+from genjax.families.markov.emissions import Bernoulli, Categorical, Gaussian, Mixture
+from genjax.families.markov.hidden_markov_model import HiddenMarkovModel
+
+B, T, K, D = 3, 5, 3, 2
+
+
+@pytest.fixture(scope="module")
+def chain():
+    keys = jax.random.split(jax.random.key(0), 3)
+    initial = jax.nn.log_softmax(jax.random.normal(keys[0], (K,)))
+    transition = jax.nn.log_softmax(2 * jax.random.normal(keys[1], (K, K)))
+    return initial, transition, 2 * jax.random.normal(keys[2], (B, T, K))
+
+
+@pytest.fixture(scope="module")
+def paths(chain):
+    """Every path with its joint log-probability, [K^T, T] and [B, K^T]."""
+    initial, transition, likelihood = map(np.asarray, chain)
+    paths = np.array(list(itertools.product(range(K), repeat=T)))
+    log_prior = initial[paths[:, 0]] + transition[paths[:, :-1], paths[:, 1:]].sum(1)
+    return paths, log_prior + likelihood[:, np.arange(T), paths].sum(-1)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_posteriors_equal_enumeration(chain, paths, parallel):
+    every, joint = paths
+    total = np.logaddexp.reduce(joint, 1)
+    posterior = jax.jit(lambda *a: inference.smooth(*a, None, parallel, 2))(*chain)
+    np.testing.assert_allclose(posterior.log_prob, total, rtol=1e-5)
+    weights = np.exp(joint - total[:, None])
+    marginals = np.einsum("bp,ptk->btk", weights, np.eye(K)[every])
+    np.testing.assert_allclose(posterior.marginals, marginals, atol=1e-5)
+    pairs = np.einsum("bp,pti,ptj->ij", weights, np.eye(K)[every[:, :-1]], np.eye(K)[every[:, 1:]])
+    np.testing.assert_allclose(posterior.transitions, pairs, atol=1e-4)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_viterbi_finds_the_best_of_all_paths(chain, paths, parallel):
+    every, joint = paths
+    best, log_prob = inference.viterbi(*chain, parallel, 2)
+    np.testing.assert_array_equal(best, every[joint.argmax(1)])
+    np.testing.assert_allclose(log_prob, joint.max(1), rtol=1e-5)
+
+
+def test_parallel_scans_equal_sequential_ones_on_long_sequences(chain):
+    initial, transition, _ = chain
+    likelihood = 5 * jax.random.normal(jax.random.key(3), (2, 150, K))
+    one, other = (inference.smooth(initial, transition, likelihood, None, p, 64) for p in (False, True))
+    np.testing.assert_allclose(one.log_prob, other.log_prob, rtol=1e-5)
+    np.testing.assert_allclose(one.marginals, other.marginals, atol=1e-5)
+    keys = jax.random.split(jax.random.key(4), 2)
+    draws = [inference.sample_states(keys, initial, transition, likelihood, p) for p in (False, True)]
+    np.testing.assert_array_equal(*draws)
+
+
+def test_drawn_states_have_the_posterior_marginals(chain):
+    initial, transition, likelihood = chain
+    many = jnp.repeat(likelihood[:1], 4000, 0)
+    states = inference.sample_states(jax.random.split(jax.random.key(5), 4000), initial, transition, many)
+    frequencies = np.eye(K)[np.asarray(states)].mean(0)
+    np.testing.assert_allclose(frequencies, inference.smooth(*chain).marginals[0], atol=0.04)
+
+
+def test_hidden_frames_cost_nothing_and_predictions_are_the_transition_of_the_filter(chain):
+    initial, transition, likelihood = chain
+    hidden = inference.masked_likelihood(likelihood, jnp.arange(T)[None].repeat(B, 0) < 3)
+    np.testing.assert_allclose(
+        inference.forward(initial, transition, hidden)[0],
+        inference.forward(initial, transition, likelihood[:, :3])[0],
+        rtol=1e-5,
+    )
+    predicted = inference.predict(initial, transition, likelihood)
+    alpha = inference.forward(initial, transition, likelihood)[1]
+    expected = jax.nn.softmax(alpha, -1) @ jnp.exp(transition)
+    np.testing.assert_allclose(predicted[:, 1:], expected, atol=1e-5)
+    nothing = inference.masked_likelihood(likelihood, jnp.zeros((B, T), bool))
+    np.testing.assert_allclose(inference.forward(initial, transition, nothing)[0], 0.0, atol=1e-5)
+
+
+def test_impossible_starts_and_transitions_stay_finite():
+    initial, transition = jnp.array([0.0, -jnp.inf]), jnp.array([[0.0, -jnp.inf], [-jnp.inf, 0.0]])
+    likelihood = jnp.array([[[0.0, 0.0], [-500.0, 0.0], [0.0, -500.0]]])
+    for parallel in (False, True):
+        posterior = inference.smooth(initial, transition, likelihood, None, parallel)
+        assert all(np.isfinite(p).all() for p in posterior)
+
+
+def batch_of(kind):
+    rng = np.random.default_rng(0)
+    mask = np.arange(8)[None] < np.array([8, 6, 0, 3])[:, None]
+    if kind == "tokens":
+        return {"tokens": jnp.asarray(rng.integers(0, 4, (4, 8))), "mask": jnp.asarray(mask)}
+    x = rng.normal(size=(4, 8, D)).astype(np.float32)
+    return {"x": jnp.asarray(x if kind == "x" else (x > 0).astype(np.float32)), "mask": jnp.asarray(mask)}
+
+
+EMISSIONS = {
+    "categorical": (Categorical(vocab_size=4, pseudo_count=0.0), "tokens"),
+    "bernoulli": (Bernoulli(pseudo_count=0.0), "bits"),
+    "diagonal": (Gaussian(), "x"),
+    "full": (Gaussian(covariance="full", ridge=1e-3), "x"),
+    "tied": (Gaussian(covariance="tied"), "x"),
+    "gaussian_mixture": (Mixture(component=Gaussian(ridge=1e-2)), "x"),
+    "pattern_mixture": (Mixture(component=Bernoulli(pseudo_count=0.0), pseudo_count=0.0), "bits"),
+}
+
+
+@pytest.mark.parametrize("name", EMISSIONS)
+def test_baum_welch_never_lowers_the_likelihood(name):
+    emission, kind = EMISSIONS[name]
+    model = HiddenMarkovModel(
+        num_states=2,
+        emission=emission,
+        initial_pseudo_count=0.0,
+        transition_pseudo_count=0.0,
+        num_restarts=2,
+        sequence_length=4,
+    )
+    batch = batch_of(kind)
+    state = model.init(jax.random.key(0), batch)
+    step, losses = jax.jit(model.train_step), []
+    for i in range(8):
+        state, metrics = step(state, batch, jax.random.key(i))
+        losses.append(float(metrics["mean_loss"]))
+    assert np.isfinite(losses).all() and (np.diff(losses) < 1e-3).all(), losses
+    assert losses[-1] < losses[0]
+    assert np.isfinite(model.evaluate(state, batch, jax.random.key(0))["nll"]).all()
+    samples = model.sample(state, jax.random.key(1), 3)
+    assert samples.shape == ((3, 4) if kind == "tokens" else (3, 4, D))
+
+
+@pytest.mark.parametrize("algorithm", ["stochastic_em", "gradient", "gibbs"])
+def test_other_algorithms_learn_too(algorithm):
+    emission = Bernoulli(pseudo_count=0.1)
+    rng = np.random.default_rng(1)
+    states = (np.arange(12)[None] + rng.integers(0, 2, (8, 1))) % 2
+    x = rng.random((8, 12, 4)) < np.where(states[..., None] == np.arange(4) % 2, 0.95, 0.05)
+    batch = {"x": jnp.asarray(x, jnp.float32)}
+    model = HiddenMarkovModel(
+        num_states=2, emission=emission, algorithm=algorithm, optimizer=HiddenMarkovModel().optimizer
+    )
+    state = model.init(jax.random.key(0), batch)
+    step = jax.jit(model.train_step)
+    first = None
+    for i in range(60):
+        state, metrics = step(state, batch, jax.random.key(i))
+        first = metrics["loss"] if first is None else first
+    assert metrics["loss"] < first - 0.3
+    assert int(state.step) == 60
+
+
+def test_an_empty_state_is_seeded_anew_and_counted():
+    model = HiddenMarkovModel(num_states=2, emission=Bernoulli())
+    batch = batch_of("bits")
+    state = model.init(jax.random.key(0), batch)
+    params = jax.tree.map(jnp.copy, state.params)
+    params["initial"] = jnp.array([[0.0, -200.0]])
+    params["transition"] = jnp.array([[[0.0, -200.0], [0.0, -200.0]]])
+    state, metrics = model.train_step(state.replace(params=params), batch, jax.random.key(1))
+    assert metrics["empty_states"] == 1
+    assert all(np.isfinite(p).all() for p in jax.tree.leaves(state.params))
+
+
+def test_a_baum_welch_step_equals_that_of_hmmlearn():
+    hmm = pytest.importorskip("hmmlearn.hmm")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 20, D)).astype(np.float32)
+    model = HiddenMarkovModel(
+        num_states=K, emission=Gaussian(ridge=0.0), initial_pseudo_count=0.0, transition_pseudo_count=0.0
+    )
+    batch = {"x": jnp.asarray(x)}
+    state = model.init(jax.random.key(0), batch)
+    params = jax.tree.map(np.float64, model.best(state))
+    peer = hmm.GaussianHMM(K, "diag", n_iter=1, init_params="", covars_prior=0, covars_weight=0, min_covar=0)
+    peer.startprob_ = np.exp(params["initial"]) / np.exp(params["initial"]).sum()
+    peer.transmat_ = np.exp(params["transition"]) / np.exp(params["transition"]).sum(1, keepdims=True)
+    peer.means_, peer.covars_ = params["emission"]["mean"], params["emission"]["scale"] ** 2
+    flat, lengths = x.reshape(-1, D).astype(np.float64), [20, 20]
+    np.testing.assert_allclose(model.log_prob(state, batch).sum(), peer.score(flat, lengths), rtol=1e-5)
+    np.testing.assert_array_equal(model.decode_states(state, batch)[0].reshape(-1), peer.predict(flat, lengths))
+    state, _ = jax.jit(model.train_step)(state, batch, jax.random.key(0))
+    peer.n_iter, peer.tol = 1, 0.0
+    peer.covars_weight = 1.0
+    peer.fit(flat, lengths)
+    params = model.best(state)
+    np.testing.assert_allclose(jnp.exp(params["initial"]), peer.startprob_, atol=1e-5)
+    np.testing.assert_allclose(jnp.exp(params["transition"]), peer.transmat_, atol=1e-5)
+    np.testing.assert_allclose(params["emission"]["mean"], peer.means_, atol=1e-4)
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match="step_exponent"):
+        HiddenMarkovModel(step_exponent=0.2)
+    with pytest.raises(ValueError, match="num_states"):
+        HiddenMarkovModel(num_states=0)
