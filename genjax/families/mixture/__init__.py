@@ -1,0 +1,1 @@
+"""Mixtures: Gaussian and Bernoulli mixtures by EM, and the truncated Dirichlet process."""
