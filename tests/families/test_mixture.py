@@ -19,7 +19,7 @@ def points():
     return {"x": jnp.asarray(centres[rng.integers(0, 3, 150)] + rng.normal(size=(150, D)), jnp.float32)}
 
 
-@pytest.mark.filterwarnings("ignore:Initialization 1 did not converge")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("covariance", ["spherical", "diagonal", "tied", "full"])
 def test_em_equals_that_of_scikit_learn(points, covariance):
     model = MixtureModel(num_components=K, component=Gaussian(covariance=covariance))

@@ -49,7 +49,9 @@ class Emission(abc.ABC):
     def sample(self, params: PyTree, key: Array, state: Array) -> Array: ...
 
     def draw(self, key: Array, statistics: PyTree, params: PyTree) -> PyTree:
-        raise ValueError(f"Gibbs sampling has no conjugate prior for {type(self).__name__}: use categorical or bernoulli")
+        raise ValueError(
+            f"Gibbs sampling has no conjugate prior for {type(self).__name__}: use categorical or bernoulli"
+        )
 
 
 def random_frames(key: Array, x: Array, weights: Array, count: int) -> Array:
@@ -125,9 +127,9 @@ class Bernoulli(Emission):
         return {"count": weights.sum(0), "sum": jnp.matmul(weights.T, x, precision="highest")}
 
     def maximize(self, statistics: PyTree, params: PyTree) -> PyTree:
-        p = (statistics["sum"] + self.pseudo_count) / jnp.maximum(
-            statistics["count"] + 2 * self.pseudo_count, 1e-30
-        )[:, None]
+        p = (statistics["sum"] + self.pseudo_count) / jnp.maximum(statistics["count"] + 2 * self.pseudo_count, 1e-30)[
+            :, None
+        ]
         return {"logits": jax.scipy.special.logit(jnp.clip(p, 1e-7, 1 - 1e-6))}
 
     def draw(self, key: Array, statistics: PyTree, params: PyTree) -> PyTree:
@@ -268,7 +270,10 @@ class Mixture(Emission):
 
     def init(self, key: Array, x: Array, weights: Array, num_states: int) -> PyTree:
         parts = self.component.init(key, x, weights, num_states * self.num_components)
-        return {"log_weights": jnp.full((num_states, self.num_components), -math.log(self.num_components)), "parts": parts}
+        return {
+            "log_weights": jnp.full((num_states, self.num_components), -math.log(self.num_components)),
+            "parts": parts,
+        }
 
     def _joint(self, params: PyTree, x: Array) -> Array:
         log_prob = self.component.log_prob(params["parts"], x)

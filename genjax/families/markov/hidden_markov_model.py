@@ -89,7 +89,9 @@ class HiddenMarkovModel:
         return TrainState.create(params, self.optimizer if self.algorithm == "gradient" else None, extra)
 
     def _likelihood(self, params: PyTree, batch: Batch) -> Array:
-        return inference.masked_likelihood(self.emission.log_prob(params["emission"], self._frames(batch)), batch.get("mask"))
+        return inference.masked_likelihood(
+            self.emission.log_prob(params["emission"], self._frames(batch)), batch.get("mask")
+        )
 
     def _inputs(self, params: PyTree, batch: Batch) -> tuple[Array, Array, Array]:
         initial = jax.nn.log_softmax(params["initial"])
@@ -111,9 +113,7 @@ class HiddenMarkovModel:
 
     def _statistics(self, params: PyTree, batch: Batch) -> tuple[PyTree, Array]:
         """Expected counts, summed over the batch, and log-probabilities [B]."""
-        posterior = inference.smooth(
-            *self._inputs(params, batch), batch.get("mask"), self.parallel, self.chunk_size
-        )
+        posterior = inference.smooth(*self._inputs(params, batch), batch.get("mask"), self.parallel, self.chunk_size)
         return self._counts(params, batch, posterior.marginals, posterior.transitions), posterior.log_prob
 
     def _maximize(self, counts: PyTree, params: PyTree, batch: Batch, key: Array) -> tuple[PyTree, Array]:

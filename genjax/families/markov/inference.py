@@ -54,79 +54,102 @@ def _finite(x: Array) -> Array:
     return jnp.maximum(x, jnp.finfo(x.dtype).min / 4)
 
 
+def _shift(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """x less its maximum, which sequences would otherwise sum up to numbers of few correct decimals."""
+    shift = jax.lax.stop_gradient(_finite(x.max(axes)))
+    return x - jnp.expand_dims(shift, axes), shift
+
+
+def _scaled(matmul: Callable) -> Callable:
+    """The product of pairs (matrix, log scale)."""
+
+    def product(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+        matrix, shift = _shift(matmul(a[0], b[0]), (-2, -1))
+        return matrix, a[1] + b[1] + shift
+
+    return product
+
+
 def _filter(
     log_initial: Array, log_transition: Array, log_likelihood: Array, matmul: Callable, parallel: bool, chunk_size: int
-) -> Array:
-    """alpha [T, B, K] in the algebra of `matmul`."""
-    likelihood = log_likelihood.swapaxes(0, 1)  # [T, B, K]
-    first = log_initial[None] + likelihood[0]
+) -> tuple[Array, Array]:
+    """alpha [T, B, K] in the algebra of `matmul`, each less a number, and the number of the last [B]."""
+    likelihood, offset = _shift(log_likelihood.swapaxes(0, 1), (-1,))  # [T, B, K], [T, B]
+    first, scale = _shift(log_initial[None] + likelihood[0], (-1,))
 
     if not parallel:
 
-        def step(alpha: Array, frame: Array) -> tuple[Array, Array]:
-            alpha = matmul(alpha, log_transition) + frame
-            return alpha, alpha
+        def step(carry: tuple[Array, Array], frame: Array) -> tuple[tuple[Array, Array], Array]:
+            alpha, shift = _shift(matmul(carry[0], log_transition) + frame, (-1,))
+            return (alpha, carry[1] + shift), alpha
 
-        rest = jax.lax.scan(step, first, likelihood[1:])[1]
+        (_, scale), rest = jax.lax.scan(step, (first, scale), likelihood[1:])
     else:
 
-        def chunk(alpha: Array, frames: Array) -> tuple[Array, Array]:
-            matrices = log_transition[None, None] + frames[:, :, None, :]  # [C, B, K, K]
-            products = jax.lax.associative_scan(matmul, matrices)
-            alphas = matmul(jnp.broadcast_to(alpha[None, :, None], (*frames.shape[:2], 1, alpha.shape[-1])), products)
-            return alphas[-1, :, 0], alphas[:, :, 0]
+        def chunk(carry: tuple[Array, Array], frames: Array) -> tuple[tuple[Array, Array], Array]:
+            matrices = _shift(log_transition[None, None] + frames[:, :, None, :], (-2, -1))  # [C, B, K, K]
+            products, scales = jax.lax.associative_scan(_scaled(matmul), matrices)
+            before = jnp.broadcast_to(carry[0][None, :, None], (*frames.shape[:2], 1, frames.shape[-1]))
+            alphas, shifts = _shift(matmul(before, products)[:, :, 0], (-1,))
+            return (alphas[-1], carry[1] + scales[-1] + shifts[-1]), alphas
 
-        rest = _chunked(chunk, first, likelihood[1:], chunk_size)
-    return jnp.concatenate([first[None], rest])
+        (_, scale), rest = _chunked(chunk, (first, scale), likelihood[1:], chunk_size)
+    return jnp.concatenate([first[None], rest]), scale + offset.sum(0)
 
 
 def _smooth(log_transition: Array, log_likelihood: Array, matmul: Callable, parallel: bool, chunk_size: int) -> Array:
-    """beta [T, B, K] in the algebra of `matmul`."""
-    likelihood = log_likelihood.swapaxes(0, 1)[1:][::-1]  # frames T..2
+    """beta [T, B, K] in the algebra of `matmul`, each less a number."""
+    likelihood = _shift(log_likelihood.swapaxes(0, 1)[1:][::-1], (-1,))[0]  # frames T..2
     last = jnp.zeros_like(log_likelihood[:, 0])
     if not parallel:
 
         def step(beta: Array, frame: Array) -> tuple[Array, Array]:
-            beta = matmul(beta + frame, log_transition.T)
+            beta = _shift(matmul(beta + frame, log_transition.T), (-1,))[0]
             return beta, beta
 
         rest = jax.lax.scan(step, last, likelihood)[1]
     else:
 
         def chunk(beta: Array, frames: Array) -> tuple[Array, Array]:
-            matrices = frames[:, :, :, None] + log_transition.T[None, None]
-            products = jax.lax.associative_scan(matmul, matrices)
-            betas = matmul(jnp.broadcast_to(beta[None, :, None], (*frames.shape[:2], 1, beta.shape[-1])), products)
-            return betas[-1, :, 0], betas[:, :, 0]
+            matrices = _shift(frames[:, :, :, None] + log_transition.T[None, None], (-2, -1))
+            products, _ = jax.lax.associative_scan(_scaled(matmul), matrices)
+            before = jnp.broadcast_to(beta[None, :, None], (*frames.shape[:2], 1, frames.shape[-1]))
+            betas = _shift(matmul(before, products)[:, :, 0], (-1,))[0]
+            return betas[-1], betas
 
-        rest = _chunked(chunk, last, likelihood, chunk_size)
+        rest = _chunked(chunk, last, likelihood, chunk_size)[1]
     return jnp.concatenate([last[None], rest])[::-1]
 
 
-def _chunked(chunk: Callable, carry: Array, frames: Array, size: int) -> Array:
-    """Scans `chunk` over chunks of at most `size` frames, and joins what it returns."""
+def _chunked(chunk: Callable, carry: Any, frames: Array, size: int) -> tuple[Any, Array]:
+    """Scans `chunk` over chunks of at most `size` frames; returns its last carry, and what it returns joined."""
     whole = len(frames) // size * size
-    parts = []
+    parts = [frames[:0]]
     if whole:
         carry, out = jax.lax.scan(chunk, carry, frames[:whole].reshape(-1, size, *frames.shape[1:]))
         parts.append(out.reshape(whole, *out.shape[2:]))
     if whole < len(frames):
-        parts.append(chunk(carry, frames[whole:])[1])
-    return jnp.concatenate(parts) if parts else frames
+        carry, out = chunk(carry, frames[whole:])
+        parts.append(out)
+    return carry, jnp.concatenate(parts)
 
 
 def forward(
     log_initial: Array, log_transition: Array, log_likelihood: Array, parallel: bool = False, chunk_size: int = 64
 ) -> tuple[Array, Array]:
-    """Returns log p(x) [B] and alpha [B, T, K]; the last argument is the number of frames in one parallel scan."""
-    alpha = _filter(log_initial, log_transition, log_likelihood, log_matmul, parallel, chunk_size)
-    return jax.nn.logsumexp(alpha[-1], -1), alpha.swapaxes(0, 1)
+    """Returns log p(x) [B] and log p(z_t | x_1..t) [B, T, K].
+
+    Args:
+      log_initial, log_transition, log_likelihood: see above.
+      parallel: associative scans instead of sequential ones.
+      chunk_size: frames in one parallel scan.
+    """
+    alpha, scale = _filter(log_initial, log_transition, log_likelihood, log_matmul, parallel, chunk_size)
+    return jax.nn.logsumexp(alpha[-1], -1) + scale, jax.nn.log_softmax(alpha).swapaxes(0, 1)
 
 
-def backward(
-    log_transition: Array, log_likelihood: Array, parallel: bool = False, chunk_size: int = 64
-) -> Array:
-    """Returns beta [B, T, K]."""
+def backward(log_transition: Array, log_likelihood: Array, parallel: bool = False, chunk_size: int = 64) -> Array:
+    """Returns beta [B, T, K], each frame's less a number that makes its largest 0."""
     return _smooth(log_transition, log_likelihood, log_matmul, parallel, chunk_size).swapaxes(0, 1)
 
 
@@ -176,10 +199,10 @@ def viterbi(
         return (alpha[:, :, None] + matrix[None]).max(1)
 
     if parallel:
-        alpha = _filter(log_initial, log_transition, log_likelihood, max_matmul, True, chunk_size)
+        alpha, scale = _filter(log_initial, log_transition, log_likelihood, max_matmul, True, chunk_size)
         beta = _smooth(log_transition, log_likelihood, max_matmul, True, chunk_size)
-        return (alpha + beta).argmax(-1).swapaxes(0, 1), alpha[-1].max(-1)
-    alpha = _filter(log_initial, log_transition, log_likelihood, vector, False, chunk_size)
+        return (alpha + beta).argmax(-1).swapaxes(0, 1), alpha[-1].max(-1) + scale
+    alpha, scale = _filter(log_initial, log_transition, log_likelihood, vector, False, chunk_size)
 
     def step(state: Array, delta: Array) -> tuple[Array, Array]:
         state = (delta + log_transition.T[state]).argmax(-1)
@@ -187,7 +210,7 @@ def viterbi(
 
     last = alpha[-1].argmax(-1)
     rest = jax.lax.scan(step, last, alpha[:-1], reverse=True)[1]
-    return jnp.concatenate([rest, last[None]]).swapaxes(0, 1), alpha[-1].max(-1)
+    return jnp.concatenate([rest, last[None]]).swapaxes(0, 1), alpha[-1].max(-1) + scale
 
 
 def sample_states(

@@ -1,0 +1,104 @@
+"""Hidden Markov models of music and text."""
+
+from __future__ import annotations
+
+from genjax.config import register
+from genjax.data import PianoRolls, Text
+from genjax.families.markov.emissions import Bernoulli, Categorical, Mixture
+from genjax.families.markov.hidden_markov_model import HiddenMarkovModel
+from genjax.training import Experiment, Training
+
+_CHORDS = {"data.name": "chords", "data.batch_size": 16, "model.num_states": 4, "data.max_frames": 8}
+
+
+def _rolls(model: HiddenMarkovModel, name: str, num_steps: int, **fields) -> Experiment:
+    # Baum-Welch takes the whole training set as its batch: 229 chorales, or 64 embedded pieces.
+    data = PianoRolls(name=name, batch_size=64 if name == "chords" else 229, eval_batch_size=80, **fields)
+    training = Training(
+        num_steps=num_steps,
+        log_every=5,
+        checkpoint_every=num_steps,
+        evaluate_every=5,
+        best_metric="nll_per_frame",
+        num_samples=8,
+    )
+    return Experiment(model=model, data=data, training=training)
+
+
+@register(
+    "hmm_chords",
+    source="Rabiner 1989, doi:10.1109/5.18626",
+    expected="samples that are cadences; a loss that never rises",
+    shrunk=_CHORDS,
+)
+def hmm_chords() -> Experiment:
+    """Baum-Welch on embedded chord progressions, four restarts.
+
+    python -m experiments.train --experiment=hmm_chords --workdir=runs/hmm_chords
+    """
+    return _rolls(HiddenMarkovModel(num_states=32, num_restarts=4), "chords", 50)
+
+
+@register(
+    "hmm_jsb",
+    source="Rabiner 1989, doi:10.1109/5.18626; data of Boulanger-Lewandowski et al. 2012, arXiv:1206.6392",
+    expected="PENDING",
+    shrunk=_CHORDS,
+)
+def hmm_jsb() -> Experiment:
+    """Baum-Welch on Bach's chorales with independent notes in each of 128 states.
+
+    python -m experiments.train --experiment=hmm_jsb --data.dir=path/to/folder --workdir=runs/hmm_jsb
+    """
+    model = HiddenMarkovModel(num_states=128, emission=Bernoulli(pseudo_count=0.01), transition_pseudo_count=0.02)
+    return _rolls(model, "jsb_chorales", 40)
+
+
+@register(
+    "hmm_patterns_jsb",
+    source="Rabiner 1989, section IV.A; data of Boulanger-Lewandowski et al. 2012, arXiv:1206.6392",
+    expected="PENDING",
+    shrunk={**_CHORDS, "model.emission.num_components": 2},
+)
+def hmm_patterns_jsb() -> Experiment:
+    """States that emit mixtures of note patterns, learned by stochastic EM on chorales shifted by up to six semitones.
+
+    python -m experiments.train --experiment=hmm_patterns_jsb --data.dir=path/to/folder --workdir=runs/patterns
+    """
+    model = HiddenMarkovModel(
+        num_states=128,
+        emission=Mixture(component=Bernoulli(pseudo_count=0.01), num_components=4),
+        algorithm="stochastic_em",
+        transition_pseudo_count=0.02,
+    )
+    return _rolls(model, "jsb_chorales", 100, transpose=6)
+
+
+@register(
+    "hmm_gibbs_chords",
+    source="Scott 2002, doi:10.1198/016214502753479464",
+    expected="a loss that settles near that of hmm_chords",
+    shrunk=_CHORDS,
+)
+def hmm_gibbs_chords() -> Experiment:
+    """Gibbs sampling with Dirichlet and Beta priors.
+
+    python -m experiments.train --experiment=hmm_gibbs_chords --workdir=runs/hmm_gibbs_chords
+    """
+    return _rolls(HiddenMarkovModel(num_states=16, algorithm="gibbs"), "chords", 100)
+
+
+@register(
+    "hmm_text",
+    source="Rabiner 1989, doi:10.1109/5.18626; Cappé & Moulines 2009, arXiv:0712.4273",
+    expected="nats a character below those of single characters",
+    shrunk={"data.batch_size": 16, "data.sequence_length": 16, "model.num_states": 4},
+)
+def hmm_text() -> Experiment:
+    """Characters of Python's help from 64 states, by stochastic EM.
+
+    python -m experiments.train --experiment=hmm_text --workdir=runs/hmm_text
+    """
+    model = HiddenMarkovModel(num_states=64, emission=Categorical(), algorithm="stochastic_em")
+    data = Text(name="python_topics", sequence_length=128, batch_size=64)
+    return Experiment(model=model, data=data, training=Training(num_steps=300, log_every=20, checkpoint_every=100))

@@ -1,0 +1,1 @@
+"""Markov chain Monte Carlo: transition kernels, warm-up, and diagnostics."""

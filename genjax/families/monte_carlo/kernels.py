@@ -1,0 +1,225 @@
+"""Transition kernels over vectors: random walk, MALA, HMC, and multinomial NUTS.
+
+A kernel is `kernel(key, position, log_density, step_size, inverse_mass) -> (position, Info)`; it leaves the density
+invariant.  `inverse_mass` is M^-1, [D] for a diagonal or [D, D] for a dense metric.
+
+    H(q, p) = -log pi(q) + p^T M^-1 p / 2
+    leapfrog: p <- p + eps/2 grad log pi(q);  q <- q + eps M^-1 p;  p <- p + eps/2 grad log pi(q)
+
+NUTS (Hoffman & Gelman 2014) doubles the trajectory until it turns back, by the criterion of generalised momenta, and
+draws from it by multinomial weights exp(-H) (Betancourt 2017, arXiv:1701.02434, appendix A).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+#: Error of the energy beyond which a trajectory counts as divergent, as in Stan.
+DIVERGENCE = 1000.0
+
+
+class Info(NamedTuple):
+    """What a transition reports: mean acceptance probability, whether it diverged, gradient evaluations."""
+
+    acceptance: Array
+    diverging: Array
+    num_gradients: Array
+
+
+def apply_metric(inverse_mass: Array, p: Array) -> Array:
+    """M^-1 p."""
+    return inverse_mass * p if inverse_mass.ndim == 1 else inverse_mass @ p
+
+
+def draw_momentum(key: Array, inverse_mass: Array) -> Array:
+    """p ~ N(0, M)."""
+    noise = jax.random.normal(key, inverse_mass.shape[:1])
+    if inverse_mass.ndim == 1:
+        return noise / jnp.sqrt(inverse_mass)
+    return jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(inverse_mass), noise, lower=True, trans=1)
+
+
+def random_walk(key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array):
+    """Metropolis with normal proposals of covariance step_size^2 M^-1."""
+    keys = jax.random.split(key)
+    direction = apply_metric(inverse_mass, draw_momentum(keys[0], inverse_mass))
+    return _metropolis(keys[1], q, q + step_size * direction, log_density(q), log_density, 0.0, 0)
+
+
+def mala(key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array):
+    """Metropolis-adjusted Langevin (Roberts & Tweedie 1996): one leapfrog step of HMC."""
+    return hmc(key, q, log_density, step_size, inverse_mass, 1)
+
+
+def _metropolis(key, q, proposal, before, log_density, log_ratio, num_gradients):
+    change = log_density(proposal) - before + log_ratio
+    change = jnp.where(jnp.isfinite(change), change, -jnp.inf)
+    accept = jnp.log(jax.random.uniform(key, minval=1e-38)) < change
+    info = Info(jnp.exp(jnp.minimum(change, 0.0)), change < -DIVERGENCE, jnp.asarray(num_gradients))
+    return jnp.where(accept, proposal, q), info
+
+
+def leapfrog(gradient: Callable, q: Array, p: Array, g: Array, step_size: Array, inverse_mass: Array):
+    """One step; returns q, p, log-density, gradient."""
+    p = p + 0.5 * step_size * g
+    q = q + step_size * apply_metric(inverse_mass, p)
+    value, g = gradient(q)
+    return q, p + 0.5 * step_size * g, value, g
+
+
+def hmc(key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array, num_leapfrog: int = 16):
+    """Hamiltonian Monte Carlo (Neal 2011) with a fixed number of leapfrog steps."""
+    keys = jax.random.split(key)
+    gradient = jax.value_and_grad(log_density)
+    p = draw_momentum(keys[0], inverse_mass)
+    before, g = gradient(q)
+
+    def body(_, carry):
+        q, p, _, g = carry
+        return leapfrog(gradient, q, p, g, step_size, inverse_mass)
+
+    new, p_new, after, _ = jax.lax.fori_loop(0, num_leapfrog, body, (q, p, before, g))
+    change = after - _kinetic(p_new, inverse_mass) - before + _kinetic(p, inverse_mass)
+    change = jnp.where(jnp.isfinite(change), change, -jnp.inf)
+    accept = jnp.log(jax.random.uniform(keys[1], minval=1e-38)) < change
+    info = Info(jnp.exp(jnp.minimum(change, 0.0)), change < -DIVERGENCE, jnp.asarray(num_leapfrog))
+    return jnp.where(accept, new, q), info
+
+
+def _kinetic(p: Array, inverse_mass: Array) -> Array:
+    return 0.5 * p @ apply_metric(inverse_mass, p)
+
+
+def _turning(inverse_mass: Array, left: Array, right: Array, total: Array) -> Array:
+    """Whether a trajectory with these end momenta and sum of momenta turns back (Betancourt 2017, A.4.2)."""
+    velocity = apply_metric(inverse_mass, total - 0.5 * (left + right))
+    return (velocity @ left <= 0) | (velocity @ right <= 0)
+
+
+def nuts(key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array, max_depth: int = 10):
+    """No-U-turn sampler.  Subtrees are built leaf by leaf, with checkpoints of their left ends (Phan et al. 2019)."""
+    gradient = jax.value_and_grad(log_density)
+    momentum_key, key = jax.random.split(key)
+    p = draw_momentum(momentum_key, inverse_mass)
+    value, g = gradient(q)
+    energy = _kinetic(p, inverse_mass) - value
+    dim = q.shape[0]
+
+    def subtree(key, end, direction, depth):
+        """2^depth leaves from `end` on; stops early where it turns or diverges."""
+
+        def more(carry):
+            leaf, *_, turning, diverging, _, _ = carry
+            return (leaf < 2**depth) & ~turning & ~diverging
+
+        def leaf_step(carry):
+            leaf, state, proposal, log_weight, total, momenta, sums, _, _, acceptance, key = carry
+            key, draw = jax.random.split(key)
+            q, p, g = state
+            q, p, value, g = leapfrog(gradient, q, p, g, direction * step_size, inverse_mass)
+            error = _kinetic(p, inverse_mass) - value - energy
+            error = jnp.where(jnp.isfinite(error), error, jnp.inf)
+            diverging = error > DIVERGENCE
+            new_weight = jnp.logaddexp(log_weight, -error)
+            take = jnp.log(jax.random.uniform(draw, minval=1e-38)) < -error - new_weight
+            proposal = (
+                jnp.where(take, q, proposal[0]),
+                jnp.where(take, value, proposal[1]),
+                jnp.where(take, g, proposal[2]),
+            )
+            total = total + p
+            # An even leaf opens the subtrees of which it is the left end; an odd one closes those it ends.
+            opened = jax.lax.population_count(leaf >> 1)
+            even = leaf % 2 == 0
+            momenta = momenta.at[opened].set(jnp.where(even, p, momenta[opened]))
+            sums = sums.at[opened].set(jnp.where(even, total, sums[opened]))
+            closed = jax.lax.population_count((~leaf & (leaf + 1)) - 1)
+            levels = jnp.arange(max_depth + 1)
+            closing = (levels <= opened) & (levels > opened - closed) & ~even
+
+            def turns(left, before):
+                return _turning(inverse_mass, left, p, total - before + left)
+
+            turning = (jax.vmap(turns)(momenta, sums) & closing).any()
+            acceptance = acceptance + jnp.exp(jnp.minimum(-error, 0.0))
+            return leaf + 1, (q, p, g), proposal, new_weight, total, momenta, sums, turning, diverging, acceptance, key
+
+        zeros = jnp.zeros((max_depth + 1, dim), q.dtype)
+        false = jnp.zeros((), bool)
+        start = (
+            jnp.zeros((), jnp.int32), end, (end[0], value, end[2]), jnp.asarray(-jnp.inf, q.dtype), jnp.zeros_like(p),
+            zeros, zeros, false, false, jnp.zeros((), q.dtype), key,
+        )  # fmt: skip
+        return jax.lax.while_loop(more, leaf_step, start)
+
+    def unfinished(carry):
+        return (carry[0] < max_depth) & ~carry[6]
+
+    def double(carry):
+        depth, left, right, proposal, log_weight, total, _, diverging, acceptance, count, key = carry
+        key, go, build, choose = jax.random.split(key, 4)
+        forward = jax.random.bernoulli(go)
+        end = jax.tree.map(lambda a, b: jnp.where(forward, b, a), left, right)
+        out = subtree(build, end, jnp.where(forward, 1.0, -1.0), depth)
+        leaves, far, new, new_weight, new_total, _, _, turning, diverged, accepted, _ = out
+        good = ~turning & ~diverged
+        # Biased progressive sampling favours the new half.
+        take = good & (jnp.log(jax.random.uniform(choose, minval=1e-38)) < new_weight - log_weight)
+        proposal = jnp.where(take, new[0], proposal)
+        total = total + new_total
+        left = jax.tree.map(lambda a, b: jnp.where(forward, a, b), left, far)
+        right = jax.tree.map(lambda a, b: jnp.where(forward, b, a), right, far)
+        stop = ~good | _turning(inverse_mass, left[1], right[1], total)
+        return (
+            depth + 1, left, right, proposal, jnp.logaddexp(log_weight, new_weight), total, stop,
+            diverging | diverged, acceptance + accepted, count + leaves, key,
+        )  # fmt: skip
+
+    end = (q, p, g)
+    false, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
+    start = (zero, end, end, q, jnp.zeros((), q.dtype), p, false, false, jnp.zeros((), q.dtype), zero, key)
+    out = jax.lax.while_loop(unfinished, double, start)
+    count = out[9]
+    return out[3], Info(out[8] / jnp.maximum(count, 1), out[7], count)
+
+
+def slice_sampling(
+    key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array, max_steps: int = 20
+):
+    """Slice sampling along a random direction, by stepping out and shrinking (Neal 2003)."""
+    keys = jax.random.split(key, 4)
+    direction = step_size * apply_metric(inverse_mass, draw_momentum(keys[0], inverse_mass))
+    line = lambda t: log_density(q + t * direction)  # noqa: E731
+    level = line(0.0) + jnp.log(jax.random.uniform(keys[1], minval=1e-38))
+    low = -jax.random.uniform(keys[2])
+    # The budget of steps is shared at random, which keeps detailed balance.
+    split_key, shrink_key = jax.random.split(keys[3])
+    left_steps = jax.random.randint(split_key, (), 0, max_steps)
+
+    def out(sign, edge, budget):
+        more = lambda c: (c[1] > 0) & (line(c[0]) > level)  # noqa: E731
+        return jax.lax.while_loop(more, lambda c: (c[0] + sign, c[1] - 1), (edge, budget))[0]
+
+    left, right = out(-1.0, low, left_steps), out(1.0, low + 1.0, max_steps - 1 - left_steps)
+
+    def shrink(carry):
+        left, right, _, key, _, count = carry
+        key, draw = jax.random.split(key)
+        t = left + (right - left) * jax.random.uniform(draw)
+        inside = line(t) > level
+        return jnp.where(t < 0, t, left), jnp.where(t < 0, right, t), t, key, inside, count + 1
+
+    start = (left, right, jnp.zeros(()), shrink_key, jnp.zeros((), bool), 0)
+    *_, t, _, inside, _ = jax.lax.while_loop(lambda c: ~c[4] & (c[5] < 100), shrink, start)
+    t = jnp.where(inside, t, 0.0)
+    return q + t * direction, Info(jnp.ones(()), jnp.zeros((), bool), jnp.asarray(0))
+
+
+KERNELS = {"random_walk": random_walk, "mala": mala, "hmc": hmc, "nuts": nuts, "slice": slice_sampling}
+#: Acceptance that the step size is tuned to.
+TARGETS = {"random_walk": 0.3, "mala": 0.6, "hmc": 0.8, "nuts": 0.8, "slice": 1.0}
