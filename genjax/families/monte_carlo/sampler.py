@@ -165,7 +165,9 @@ def _run(transition, target, num_warmup, num_draws, dense, key, q, step_size):
         steps = (jax.random.split(warm_key, num_warmup), window_ends(num_warmup), np.arange(num_warmup) >= begin)
         (q, _, log_step, _, _, _, mass, _), _ = jax.lax.scan(adapt, carry, steps)
     elif num_warmup:
-        q = jax.lax.scan(lambda q, k: (move(k, q, step_size, mass)[0], None), q, jax.random.split(warm_key, num_warmup))[0]
+        q = jax.lax.scan(
+            lambda q, k: (move(k, q, step_size, mass)[0], None), q, jax.random.split(warm_key, num_warmup)
+        )[0]
     step = jnp.exp(log_step)
 
     def draw(q, key):
