@@ -19,7 +19,7 @@ def close(summary, mean, deviations=4.0):
     "kernel, options",
     [
         ("random_walk", {"num_draws": 2000}),
-        ("mala", {}),
+        ("mala", {"num_draws": 2000}),
         ("hmc", {"num_leapfrog": 8}),
         ("nuts", {"max_depth": 6}),
         ("slice", {"step_size": 1.0, "num_draws": 1000}),

@@ -31,7 +31,7 @@ def test_witten_bell_and_additive_by_hand():
 
 
 def test_longer_contexts_predict_training_text_better_and_samples_follow_it():
-    nll = [-sum(map(NGram(DOCUMENTS, 5, n).log_prob, DOCUMENTS)) for n in (1, 2, 4)]
+    nll = [-sum(map(NGram(DOCUMENTS, 5, n, "witten_bell").log_prob, DOCUMENTS)) for n in (1, 2, 4)]
     assert nll[0] > nll[1] > nll[2]
     chain = NGram([np.arange(100) % 4], 4, 2, "witten_bell")
     sample = chain.sample(np.random.default_rng(0), 200)
