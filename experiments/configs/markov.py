@@ -42,7 +42,7 @@ def hmm_chords() -> Experiment:
 @register(
     "hmm_jsb",
     source="Rabiner 1989, doi:10.1109/5.18626; data of Boulanger-Lewandowski et al. 2012, arXiv:1206.6392",
-    expected="PENDING",
+    expected="test 6.73 nats a frame with 128 states, 7.00 with 64, 7.57 with 32",
     shrunk=_CHORDS,
 )
 def hmm_jsb() -> Experiment:
@@ -57,7 +57,7 @@ def hmm_jsb() -> Experiment:
 @register(
     "hmm_patterns_jsb",
     source="Rabiner 1989, section IV.A; data of Boulanger-Lewandowski et al. 2012, arXiv:1206.6392",
-    expected="PENDING",
+    expected="not yet measured; fewer nats a frame than hmm_jsb is the aim",
     shrunk={**_CHORDS, "model.emission.num_components": 2},
 )
 def hmm_patterns_jsb() -> Experiment:
