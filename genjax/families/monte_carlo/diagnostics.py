@@ -49,12 +49,14 @@ def effective_sample_size(draws: np.ndarray) -> float:
     total = variance * (length - 1) / length
     if chains > 1:
         total += draws.mean(1).var(ddof=1)
-    rho = 1 - (variance - covariance * length / (length - 1)) / total
+    rho = 1 - (variance - covariance) / total
     rho[0] = 1.0
-    pairs = rho[: length // 2 * 2].reshape(-1, 2).sum(1)
+    # The last lags rest on too few products.
+    pairs = rho[: (length - 2) // 2 * 2].reshape(-1, 2).sum(1)
     negative = np.flatnonzero(pairs < 0)
-    stop = negative[0] if len(negative) else len(pairs)
-    tau = -1 + 2 * np.minimum.accumulate(pairs[:stop]).sum()
+    stop = negative[0] if len(negative) else len(pairs) - 1
+    # The even lag of the first pair that is left out still counts, once.
+    tau = -1 + 2 * np.minimum.accumulate(pairs[:stop]).sum() + max(rho[2 * stop], 0.0)
     return float(draws.size / max(tau, 1 / np.log10(draws.size)))
 
 
