@@ -1,0 +1,1 @@
+"""Generative adversarial networks: `gan.py` has the objectives, penalties and alternating updates."""

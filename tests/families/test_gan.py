@@ -1,0 +1,91 @@
+"""Objectives of GANs against closed forms, penalties against linear critics, and the step's contract."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax.families.gan.gan import GAN, discriminator_objective, generator_objective, squared_gradient_norm
+from genjax.nn.encoder_decoder import MLPNetwork
+from genjax.optimizers import SGD, Adam
+
+P, Q = np.array([0.5, 0.3, 0.2], np.float32), np.array([0.2, 0.2, 0.6], np.float32)
+
+
+def best_scores(objective, start):
+    def value(d):
+        real, fake = discriminator_objective(objective, d, 0 * d), discriminator_objective(objective, 0 * d, d)
+        return jnp.sum(P * real + Q * fake)
+
+    step = jax.jit(lambda d: d - 0.5 * jax.grad(value)(d))
+    for _ in range(300):
+        start = step(start)
+    return np.asarray(start)
+
+
+def test_best_logistic_discriminator_is_the_log_density_ratio():
+    for objective in ("minimax", "non_saturating"):
+        np.testing.assert_allclose(best_scores(objective, jnp.zeros(3)), np.log(P / Q), atol=1e-4)
+
+
+def test_value_of_the_best_logistic_discriminator_is_the_jensen_shannon_divergence():
+    d = jnp.log(P / Q)
+    zero = float(jnp.log(2.0))
+    loss = jnp.sum(P * (discriminator_objective("minimax", d, 0 * d) - zero))
+    loss += jnp.sum(Q * (discriminator_objective("minimax", 0 * d, d) - zero))
+    m = (P + Q) / 2
+    divergence = 0.5 * np.sum(P * np.log(P / m)) + 0.5 * np.sum(Q * np.log(Q / m))
+    np.testing.assert_allclose(loss, 2 * np.log(2) - 2 * divergence, rtol=1e-5)
+
+
+def test_best_least_squares_discriminator_is_the_share_of_data():
+    np.testing.assert_allclose(best_scores("least_squares", jnp.zeros(3)), P / (P + Q), atol=1e-4)
+
+
+@pytest.mark.parametrize("penalty", ["wgan_gp", "r1", "r2"])
+def test_penalties_of_a_linear_critic(penalty):
+    model = GAN(data_shape=(3,), latent_dim=2, network=MLPNetwork(hidden_dims=()), penalty=penalty, penalty_weight=4.0)
+    x = jax.random.normal(jax.random.key(0), (5, 3))
+    params = model.init(jax.random.key(1), {"x": x}).params
+    (weights,) = (leaf for leaf in jax.tree.leaves(params["discriminator"]) if leaf.ndim == 2)
+    norm = np.linalg.norm(np.asarray(weights))
+    expected = 4.0 * (norm - 1) ** 2 if penalty == "wgan_gp" else 2.0 * norm**2
+    got = model.gradient_penalty(params["discriminator"], x, 2 * x, jnp.full(5, 0.3))
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
+
+
+def test_squared_gradient_norm_of_a_known_function():
+    x = jax.random.normal(jax.random.key(0), (4, 2, 3))
+    got = squared_gradient_norm(lambda y: jnp.sum(y**3, axis=(1, 2)), x)
+    np.testing.assert_allclose(got, jnp.sum((3 * x**2) ** 2, axis=(1, 2)), rtol=1e-5)
+
+
+def test_non_saturating_and_minimax_generators_go_the_same_way():
+    f = jnp.linspace(-3.0, 3.0, 5)
+    for objective in ("minimax", "non_saturating", "hinge", "wasserstein"):
+        assert (jax.grad(lambda s, o=objective: generator_objective(o, s).sum())(f) < 0).all()
+
+
+def test_a_step_keeps_clipped_weights_and_samples_have_the_data_shape():
+    model = GAN(
+        data_shape=(2,),
+        latent_dim=2,
+        network=MLPNetwork(hidden_dims=(8,)),
+        objective="wasserstein",
+        clip_weights=0.05,
+        num_discriminator_steps=2,
+        generator_optimizer=Adam(ema_decay=0.9),
+        discriminator_optimizer=SGD(learning_rate=1.0),
+    )
+    batch = {"x": jax.random.normal(jax.random.key(0), (6, 2))}
+    state = model.init(jax.random.key(1), batch)
+    state, metrics = jax.jit(model.train_step)(state, batch, jax.random.key(2))
+    assert int(state.step) == 1 and np.isfinite(float(metrics["loss"]))
+    assert all(float(jnp.abs(leaf).max()) <= 0.05 + 1e-6 for leaf in jax.tree.leaves(state.params["discriminator"]))
+    assert model.sample(state, jax.random.key(3), 4).shape == (4, 2)
+    assert all(value.shape == (6,) for value in model.evaluate(state, batch, jax.random.key(4)).values())
+
+
+def test_wrong_shape_is_named():
+    with pytest.raises(ValueError, match="data_shape"):
+        GAN(data_shape=(3,)).init(jax.random.key(0), {"x": jnp.zeros((2, 2))})
