@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.families.recurrent.framewise import FramewiseModel
+from genjax.model import Array, Batch, PyTree, TrainState
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.recurrent import Recurrent, RecurrentStack
 from genjax.optimizers import Adam, Optimizer
@@ -56,7 +57,7 @@ def mixture_log_prob(parameters: tuple[Array, Array, Array], x: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MixtureDensityModel:
+class MixtureDensityModel(FramewiseModel):
     """Autoregressive model of real-valued sequences `x` [B, T, D], with `mask` [B, T] where they differ in length.
 
     Attributes:
@@ -94,29 +95,6 @@ class MixtureDensityModel:
         parameters, _ = self.module().apply({"params": params}, before, None, dropout_keys)
         mask = batch["mask"].astype(jnp.float32) if "mask" in batch else jnp.ones(x.shape[:2])
         return -mixture_log_prob(parameters, x) * mask, mask
-
-    def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-        """Mean over examples of nats over T, and metrics."""
-        nll, mask = self._nll(params, batch, example_keys(key, batch))
-        return nll.mean(), {"nll_per_frame": nll.sum() / jnp.maximum(mask.sum(), 1.0)}
-
-    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """One update.  Metrics: loss, nll_per_frame (nats)."""
-        return gradient_step(self.loss, self.optimizer)(state, batch, key)
-
-    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per sequence: `nll` in nats and `num_frames`; see `summarize`."""
-        del key
-        nll, mask = self._nll(state.eval_params, batch)
-        return {"nll": nll.sum(1), "num_frames": mask.sum(1)}
-
-    def summarize(self, means: dict[str, float]) -> dict[str, float]:
-        """Adds nll_per_frame in nats: all nats over all frames."""
-        return {**means, "nll_per_frame": means["nll"] / max(means["num_frames"], 1e-9)}
-
-    def log_prob(self, state: TrainState, batch: Batch) -> Array:
-        """Log-density of each sequence in nats, [B]."""
-        return -self._nll(state.eval_params, batch)[0].sum(1)
 
     def forecast(self, state: TrainState, key: Array, past: Array, num_steps: int, num_samples: int = 100) -> Array:
         """Draws futures of sequences [B, P, D], shape [num_samples, B, num_steps, D]; quantiles of them are intervals."""

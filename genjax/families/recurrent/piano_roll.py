@@ -17,7 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.families.recurrent.framewise import FramewiseModel
+from genjax.model import Array, Batch, PyTree, TrainState
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.recurrent import Recurrent, RecurrentStack
 from genjax.optimizers import Adam, Optimizer
@@ -89,7 +90,7 @@ class RollNetwork(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PianoRollModel:
+class PianoRollModel(FramewiseModel):
     """Recurrent model of sequences of zeros and ones.
 
     Attributes:
@@ -152,29 +153,6 @@ class PianoRollModel:
         nll = self.module().apply({"params": params}, method=both)
         mask = batch["mask"].astype(jnp.float32) if "mask" in batch else jnp.ones_like(nll)
         return nll * mask, mask
-
-    def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-        """Mean over examples of the nats of a piece over T, and metrics."""
-        nll, mask = self._nll(params, batch, example_keys(key, batch))
-        return nll.mean(), {"nll_per_frame": nll.sum() / jnp.maximum(mask.sum(), 1.0)}
-
-    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """One update.  Metrics: loss, nll_per_frame (nats)."""
-        return gradient_step(self.loss, self.optimizer)(state, batch, key)
-
-    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per piece: `nll` in nats, all frames from the first on, and `num_frames`; see `summarize`."""
-        del key
-        nll, mask = self._nll(state.eval_params, batch)
-        return {"nll": nll.sum(1), "num_frames": mask.sum(1)}
-
-    def summarize(self, means: dict[str, float]) -> dict[str, float]:
-        """Adds nll_per_frame in nats: all nats over all frames."""
-        return {**means, "nll_per_frame": means["nll"] / max(means["num_frames"], 1e-9)}
-
-    def log_prob(self, state: TrainState, batch: Batch) -> Array:
-        """Log-probability of each piece in nats, [B]."""
-        return -self._nll(state.eval_params, batch)[0].sum(1)
 
     def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:
         """Draws pieces, [num_samples, T, D]."""

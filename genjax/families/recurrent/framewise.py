@@ -1,0 +1,34 @@
+"""What recurrent models of sequences of frames share: nats of frames become a loss, an evaluation and a summary."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+
+
+class FramewiseModel:
+    """A model with `optimizer` and `_nll(params, batch, keys=None) -> (nats, mask)`, both [B, T]."""
+
+    def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        """Mean over examples and places of the nats of a sequence, and metrics."""
+        nll, mask = self._nll(params, batch, example_keys(key, batch))
+        return nll.mean(), {"nll_per_frame": nll.sum() / jnp.maximum(mask.sum(), 1.0)}
+
+    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """One update.  Metrics: loss, nll_per_frame (nats)."""
+        return gradient_step(self.loss, self.optimizer)(state, batch, key)
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """Per sequence: `nll` in nats, all frames from the first on, and `num_frames`; see `summarize`."""
+        del key
+        nll, mask = self._nll(state.eval_params, batch)
+        return {"nll": nll.sum(1), "num_frames": mask.sum(1)}
+
+    def summarize(self, means: dict[str, float]) -> dict[str, float]:
+        """Adds nll_per_frame in nats: all nats over all frames."""
+        return {**means, "nll_per_frame": means["nll"] / max(means["num_frames"], 1e-9)}
+
+    def log_prob(self, state: TrainState, batch: Batch) -> Array:
+        """Log-density (log-probability, of discrete frames) of each sequence in nats, [B]."""
+        return -self._nll(state.eval_params, batch)[0].sum(1)
