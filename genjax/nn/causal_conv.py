@@ -29,6 +29,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.nn.products import tall_product
+
 Array = jax.Array
 Mode = Literal["full", "row", "pixel"]
 
@@ -92,7 +94,7 @@ class CausalConv(nn.Module):
             columns = self._pixel(x, place)
         else:
             columns = self._row(x, place)
-        y = columns @ kernel.astype(self.dtype)
+        y = tall_product(columns, kernel.astype(self.dtype))
         return y if bias is None else y + bias.astype(self.dtype)[None, None, None]
 
     def _padding(self) -> tuple[int, int, int]:

@@ -8,8 +8,9 @@ functions of the same parameters:
     Downsample    y[i] = sum_k w[k] x[2 i + k - 1]                  4 x 4, stride 2: halves height and width
     Upsample      y[o] = sum_i x[i] w[o - 2 i + 1]                  4 x 4, stride 2, transposed: doubles them
 
-A strided convolution is a 2 x 2 one of the picture's 2 x 2 blocks (space to depth); a transposed one is a 2 x 2 one whose
-outputs are the blocks around each corner between pixels (Shi et al. 2016, arXiv:1609.05158), without a wasted product.
+A strided convolution is a 2 x 2 one of the picture's 2 x 2 blocks (space to depth).  A transposed one takes, for each two
+rows that meet, the two rows of outputs between their centres (Shi et al. 2016, arXiv:1609.05158), four columns from each
+pixel; those that overlap are added.  No product is wasted on a zero in between.
 """
 
 from __future__ import annotations
@@ -21,15 +22,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from genjax.nn.mlp import Activation, activation_function
+from genjax.nn.products import prefers_matrix_products, tall_product
 
 Array = jax.Array
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-
-
-def uses_matrix_products() -> bool:
-    """Whether convolutions are written as products of patches: on CPU."""
-    return jax.default_backend() == "cpu"
+_AFTER_ONE_COLUMN = ((0, 0), (0, 0), (1, 0), (0, 0), (0, 0))
+_BEFORE_ONE_COLUMN = ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0))
 
 
 def pad_picture(x: Array, margin: int) -> Array:
@@ -42,7 +41,7 @@ def convolve_patches(x: Array, kernel: Array) -> Array:
     rows, columns = kernel.shape[:2]
     height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
     shifted = [x[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)]
-    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+    return tall_product(jnp.concatenate(shifted, axis=-1), kernel.reshape(-1, kernel.shape[-1]))
 
 
 def space_to_depth(x: Array) -> Array:
@@ -52,17 +51,10 @@ def space_to_depth(x: Array) -> Array:
     return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // 2, width // 2, 4 * channels)
 
 
-def depth_to_space(x: Array) -> Array:
-    """The inverse of `space_to_depth`, [B, H, W, 4C] to [B, 2H, 2W, C]."""
-    batch, height, width, channels = x.shape
-    blocks = x.reshape(batch, height, width, 2, 2, channels // 4)
-    return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, channels // 4)
-
-
 def convolve(x: Array, kernel: Array, matrix_products: bool) -> Array:
     """`Convolution` without its bias: pictures [B, H, W, C], kernel [K, K, C, D] with odd K, to [B, H, W, D]."""
     if kernel.shape[0] == 1:
-        return x @ kernel[0, 0]
+        return tall_product(x, kernel[0, 0])
     if matrix_products:
         return convolve_patches(pad_picture(x, kernel.shape[0] // 2), kernel)
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_DIMENSIONS)
@@ -83,11 +75,18 @@ def upsample(x: Array, kernel: Array, matrix_products: bool) -> Array:
         return jax.lax.conv_general_dilated(
             x, kernel[::-1, ::-1], (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=_DIMENSIONS
         )
-    inputs, outputs = kernel.shape[2:]
-    # Of the block at the corner before pixel i, phase p takes w[2 + p] x[i - 1] and w[p] x[i].
-    corners = kernel.reshape(2, 2, 2, 2, inputs, outputs)[::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5)
-    blocks = convolve_patches(pad_picture(x, 1), corners.reshape(2, 2, inputs, 4 * outputs))
-    return depth_to_space(blocks)[:, 1:-1, 1:-1]
+    batch, height, width, inputs = x.shape
+    outputs = kernel.shape[-1]
+    # Of the two rows between the centres of rows i - 1 and i, row p takes w[2 + p] x[i - 1] and w[p] x[i].
+    rows = kernel.reshape(2, 2, 4, inputs, outputs)[::-1].transpose(0, 3, 1, 2, 4)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
+    taps = convolve_patches(padded, rows.reshape(2, 1, inputs, 8 * outputs))
+    # Column tap k of pixel j falls on column 2 j + k - 1.
+    taps = jnp.moveaxis(taps.reshape(batch, height + 1, width, 2, 4, outputs), 4, 0)
+    even = taps[1] + jnp.pad(taps[3], _AFTER_ONE_COLUMN)[:, :, :-1]
+    odd = taps[2] + jnp.pad(taps[0], _BEFORE_ONE_COLUMN)[:, :, 1:]
+    y = jnp.stack([even, odd], axis=3).transpose(0, 1, 4, 2, 3, 5)  # [B, H + 1, 2 rows, W, 2 columns, D]
+    return y.reshape(batch, 2 * height + 2, 2 * width, outputs)[:, 1:-1]
 
 
 class _Layer(nn.Module):
@@ -105,7 +104,7 @@ class _Layer(nn.Module):
         init = nn.initializers.variance_scaling(gain, "fan_in", "truncated_normal")
         kernel = self.param("kernel", init, (size, size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = function(x.astype(self.dtype), kernel.astype(self.dtype), uses_matrix_products())
+        y = function(x.astype(self.dtype), kernel.astype(self.dtype), prefers_matrix_products())
         return y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
 
 

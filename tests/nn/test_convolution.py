@@ -40,11 +40,6 @@ def test_upsample_is_the_transpose_of_downsample():
     np.testing.assert_allclose(down, up, rtol=1e-5)
 
 
-def test_depth_to_space_inverts_space_to_depth():
-    x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
-    np.testing.assert_array_equal(convolution.depth_to_space(convolution.space_to_depth(x)), x)
-
-
 @pytest.mark.parametrize("num_residual_blocks", [0, 1])
 def test_convolutional_networks_have_the_shapes_they_promise(num_residual_blocks):
     network = ConvNetwork(channels=(2, 3), num_residual_blocks=num_residual_blocks, hidden_dims=(4,))
