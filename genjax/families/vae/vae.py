@@ -128,9 +128,9 @@ class VAE:
         if condition is not None:
             condition = jnp.tile(condition, (num_samples, 1))
         parameters = self.output_parameters(params, latents.reshape(num_samples * size, -1), condition)
-        parameters = parameters.reshape(num_samples, size, *parameters.shape[1:])
-        log_prob = self.output.log_prob(parameters, batch["x"][None])
-        return log_prob.reshape(num_samples, size, -1).sum(-1)
+        # One axis of values, because XLA on CPU sums slowly over a last axis of length 1 (grey pictures).
+        parameters = parameters.reshape(num_samples, size, -1, parameters.shape[-1])
+        return self.output.log_prob(parameters, batch["x"].reshape(1, size, -1)).sum(-1)
 
     def elbo_terms(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Array]:
         """One-sample estimate of E_q[log p(x | z)], shape [B], and the exact KL, shape [B, latent_dim], in nats."""
