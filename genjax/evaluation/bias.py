@@ -1,0 +1,88 @@
+"""Which of two sentences a language model prefers, over a list of pairs that the user gives.
+
+A line of the list holds two sentences that differ in the group they speak of, and if wanted the kind of bias, with tabs
+between them.  The share of pairs whose first sentence is likelier is the measure of CrowS-Pairs (Nangia et al. 2020,
+arXiv:2010.00133); a model without preference has 50 %.  Longer sentences are less likely, so pairs should differ in a
+word and not in length.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class SentencePair:
+    """Two sentences that differ in a group, and the kind of bias that they look for."""
+
+    first: str
+    second: str
+    kind: str = "all"
+
+
+def read_pairs(path: str | Path) -> list[SentencePair]:
+    """Reads a list of pairs; lines that are empty or begin with # are left out.
+
+    Raises:
+      ValueError: there is no such file, it has no pair, or a line has not two or three columns.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"there is no list of sentence pairs {file}")
+    pairs = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        cells = [cell.strip() for cell in line.split("\t")]
+        if len(cells) not in (2, 3) or not all(cells):
+            raise ValueError(
+                f"line {number} of {file} is not two sentences, and if wanted a kind, with tabs between them"
+            )
+        pairs.append(SentencePair(*cells))
+    if not pairs:
+        raise ValueError(f"{file} has no pair of sentences")
+    return pairs
+
+
+def preference_scores(first: np.ndarray, second: np.ndarray, kinds: Sequence[str]) -> dict[str, float]:
+    """What the model prefers.
+
+    Args:
+      first: log-likelihoods of the first sentences in nats, [N].
+      second: those of the second sentences, [N].
+      kinds: kind of each pair, N.
+
+    Returns:
+      `prefers_first`: percentage of pairs with the first likelier, ties counting half; `prefers_first_error`: its
+      standard error were there no preference; `difference`: mean difference in nats; with several pairs its standard error
+      `difference_error`; and `prefers_first_KIND` where there are several kinds.
+
+    Raises:
+      ValueError: the lengths differ, there is no pair, or a value is not finite.
+    """
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if not len(first) or not len(first) == len(second) == len(kinds):
+        raise ValueError(
+            f"{len(first)} and {len(second)} likelihoods of {len(kinds)} pairs; give one of each for a pair"
+        )
+    difference = first - second
+    if not np.isfinite(difference).all():
+        raise ValueError("a log-likelihood is not finite, so no preference can be stated")
+    wins = 50.0 * (1.0 + np.sign(difference))
+    count = len(first)
+    scores = {
+        "prefers_first": float(wins.mean()),
+        "prefers_first_error": 50.0 / count**0.5,
+        "difference": float(difference.mean()),
+    }
+    if count > 1:
+        scores["difference_error"] = float(difference.std(ddof=1) / count**0.5)
+    names = sorted(set(kinds))
+    if len(names) > 1:
+        kind_of = np.array(kinds)
+        scores |= {f"prefers_first_{name}": float(wins[kind_of == name].mean()) for name in names}
+    return scores
