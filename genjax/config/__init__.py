@@ -1,0 +1,27 @@
+"""Experiments as dataclass trees: a registry of names, typed flags, overrides, and JSON.
+
+A configuration is a frozen dataclass whose fields are numbers, strings, enums, tuples of these, other frozen
+dataclasses, or a choice between dataclasses (a union of them, or a base class with subclasses).  From the annotations
+alone this package makes one absl flag per field, replaces fields by path (`model.latent_dim`), and writes and reads JSON.
+"""
+
+from genjax.config.annotations import ConfigError
+from genjax.config.command_line import define_flags, flag_overrides
+from genjax.config.registry import Entry, find_experiment, import_experiments, register
+from genjax.config.trees import apply_overrides, differences, fill_none, from_json, override, to_json
+
+__all__ = [
+    "ConfigError",
+    "Entry",
+    "apply_overrides",
+    "define_flags",
+    "differences",
+    "fill_none",
+    "find_experiment",
+    "flag_overrides",
+    "from_json",
+    "import_experiments",
+    "override",
+    "register",
+    "to_json",
+]

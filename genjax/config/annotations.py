@@ -1,0 +1,158 @@
+"""Annotations of dataclass fields: how a value is named, read from a command line, and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+import functools
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, Union
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is one sentence for the user."""
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """What to append to an error about an unknown word: the closest known ones, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+@functools.cache
+def type_hints(cls: type) -> dict[str, Any]:
+    """Annotations of a class by field name, resolved."""
+    return typing.get_type_hints(cls)
+
+
+def union_members(hint: Any) -> tuple[Any, ...]:
+    """Members of a union, or the hint alone."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def is_dataclass_type(hint: Any) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    yield cls
+    for sub in cls.__subclasses__():
+        yield from _subclasses(sub)
+
+
+def snake_case(name: str) -> str:
+    """VectorQuantizer -> vector_quantizer; SGD -> sgd."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def choices(hint: Any) -> dict[str, type]:
+    """The dataclasses that a field may hold, by the name that its flag takes."""
+    found = {}
+    for member in union_members(hint):
+        if is_dataclass_type(member):
+            for cls in _subclasses(member):
+                if not (cls.__name__.startswith("_") or inspect.isabstract(cls)):
+                    found[snake_case(cls.__name__)] = cls
+    return found
+
+
+def type_name(hint: Any) -> str:
+    """A type as a user reads it."""
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return "one of " + ", ".join(m.name.lower() for m in hint)
+    if options := choices(hint):
+        return "one of " + ", ".join(options) + (", none" if type(None) in union_members(hint) else "")
+    members = union_members(hint)
+    if len(members) > 1:
+        return " or ".join("none" if m is type(None) else type_name(m) for m in members)
+    if typing.get_origin(hint) is tuple:
+        args = typing.get_args(hint)
+        if args[-1] is Ellipsis:
+            return f"comma-separated {type_name(args[0])} values"
+        return f"{len(args)} comma-separated values ({', '.join(map(type_name, args))})"
+    return getattr(hint, "__name__", str(hint))
+
+
+def parse(hint: Any, text: str) -> Any:
+    """Reads a value of a type from a command line.
+
+    Raises:
+      ConfigError: the text is not of that type.
+    """
+    members = union_members(hint)
+    if type(None) in members and text.lower() in ("none", "null"):
+        return None
+    for member in members:
+        if member is type(None):
+            continue
+        try:
+            return _parse_one(member, text)
+        except ValueError:
+            continue
+    raise ConfigError(f"{text!r} is not {type_name(hint)}")
+
+
+def _parse_one(hint: Any, text: str) -> Any:
+    if typing.get_origin(hint) is Literal:
+        for option in typing.get_args(hint):
+            if str(option) == text:
+                return option
+        raise ValueError
+    if typing.get_origin(hint) is tuple:
+        args = typing.get_args(hint)
+        parts = [p.strip() for p in text.strip().strip("()[]").split(",") if p.strip()]
+        if args[-1] is Ellipsis:
+            return tuple(parse(args[0], p) for p in parts)
+        if len(parts) != len(args):
+            raise ValueError
+        return tuple(parse(a, p) for a, p in zip(args, parts, strict=True))
+    if hint is bool:
+        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if text.lower() not in words:
+            raise ValueError
+        return words[text.lower()]
+    if hint is int:
+        # 1e5 is how people write a number of steps.
+        value = float(text) if re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d+", text) else int(text)
+        if value != int(value):
+            raise ValueError
+        return int(value)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        for member in hint:
+            if text.lower() in (member.name.lower(), str(member.value).lower()):
+                return member
+        raise ValueError
+    if hint in (float, str):
+        return hint(text)
+    raise ValueError
+
+
+def check(hint: Any, value: Any) -> bool:
+    """Whether a Python value fits an annotation."""
+    if hint is Any or isinstance(hint, typing.TypeVar):
+        return True
+    members = union_members(hint)
+    if len(members) > 1:
+        return any(check(m, value) for m in members)
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return value in typing.get_args(hint)
+    if origin is tuple:
+        args = typing.get_args(hint)
+        if not isinstance(value, tuple):
+            return False
+        if args[-1] is Ellipsis:
+            return all(check(args[0], v) for v in value)
+        return len(args) == len(value) and all(check(a, v) for a, v in zip(args, value, strict=True))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint) if isinstance(hint, type) and not getattr(hint, "_is_protocol", False) else True

@@ -1,0 +1,115 @@
+"""Names of experiments: the registry, and experiments in files outside the project."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from genjax.config.annotations import ConfigError, suggestion
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A registered experiment.
+
+    Attributes:
+      name: what `--experiment` takes.
+      build: returns the experiment with its defaults.
+      source: the paper, or where the set-up comes from.
+      expected: the numbers that it is expected to reach, with their units.
+      shrunk: overrides by path that make it run in seconds on embedded data, for tests.
+    """
+
+    name: str
+    build: Callable[[], Any]
+    source: str
+    expected: str
+    shrunk: Mapping[str, Any]
+
+
+_registry: dict[str, Entry] = {}
+
+
+def register(
+    name: str, *, source: str, expected: str, shrunk: Mapping[str, Any] | None = None
+) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+    """Registers a function that returns an experiment; its docstring states command, run time and numbers.
+
+    Args:
+      name: what `--experiment` takes, unique.
+      source: citation.
+      expected: expected result in a few words.
+      shrunk: overrides by path that make the experiment run in seconds on embedded data.
+
+    Raises:
+      ConfigError: another function has the name already.
+    """
+
+    def decorate(build: Callable[[], Any]) -> Callable[[], Any]:
+        if name in _registry and _registry[name].build.__code__.co_filename != build.__code__.co_filename:
+            raise ConfigError(f"two experiments are registered under the name {name!r}")
+        _registry[name] = Entry(name, build, source, expected, shrunk or {})
+        return build
+
+    return decorate
+
+
+def import_experiments(package: str = "experiments.configs") -> dict[str, Entry]:
+    """Imports every module of `package`, and returns what is registered, by name."""
+    module = importlib.import_module(package)
+    for info in pkgutil.iter_modules(module.__path__):
+        importlib.import_module(f"{package}.{info.name}")
+    return dict(sorted(_registry.items()))
+
+
+def load_file(path: str | Path) -> types.ModuleType:
+    """Imports a Python file that lies outside the project, once."""
+    path = Path(path).expanduser().resolve()
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}; an experiment of your own is given as path/to/file.py:function")
+    # A name made of the path, so that annotations resolve and a second file of the same name does not collide.
+    name = f"genjax_experiment_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def find_experiment(name: str) -> Entry:
+    """The experiment registered under a name, or the one of `path/to/file.py:function`.
+
+    Raises:
+      ConfigError: there is none of that name; the closest names are told.
+    """
+    if ".py" in name:
+        path, _, function = name.partition(":")
+        module = load_file(path)
+        candidates = [
+            n for n, v in vars(module).items() if isinstance(v, types.FunctionType) and v.__module__ == module.__name__
+        ]
+        if function not in candidates:
+            raise ConfigError(
+                f"{path} has no function {function or '(none named)'!r}; give path/to/file.py:function, "
+                f"with one of {', '.join(candidates) or '(no function is defined there)'}"
+            )
+        build = getattr(module, function)
+        registered = next((e for e in _registry.values() if e.build is build), None)
+        return registered or Entry(name, build, "", "", {})
+    entries = import_experiments()
+    if name not in entries:
+        raise ConfigError(f"there is no experiment {name!r}{suggestion(name, entries)}; --list prints them all")
+    return entries[name]

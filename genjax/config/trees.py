@@ -1,0 +1,185 @@
+"""Trees of dataclasses: their leaves by path, overrides, and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import importlib
+import sys
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from genjax.config.annotations import (
+    ConfigError,
+    check,
+    choices,
+    parse,
+    suggestion,
+    type_hints,
+    type_name,
+    union_members,
+)
+from genjax.config.registry import load_file
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yields (path, annotation, value) of every field that is no dataclass, and of every choice between dataclasses."""
+    hints = type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, hint, path = getattr(config, field.name), hints[field.name], prefix + field.name
+        options = choices(hint)
+        if not dataclasses.is_dataclass(value) or len(options) > 1 or (options and type(None) in union_members(hint)):
+            yield path, hint, value
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, path + ".")
+
+
+def override(config: Any, path: str, value: Any, *, text: bool = False) -> Any:
+    """Returns a copy with the field at `path` replaced.
+
+    Args:
+      config: a dataclass.
+      path: field names joined by dots.
+      value: the new value; a string is read as the command line reads it, if `text` or the field holds no string.
+      text: whether the value comes from a command line.
+
+    Raises:
+      ConfigError: there is no such field, or the value is not of its type.
+    """
+    return _override(config, path, path, value, text)
+
+
+def _override(config: Any, rest: str, path: str, value: Any, text: bool) -> Any:
+    name, _, rest = rest.partition(".")
+    names = [f.name for f in dataclasses.fields(config)]
+    if name not in names:
+        raise ConfigError(
+            f"{type(config).__name__} has no field {name!r} (in {path}){suggestion(name, names)}; "
+            f"its fields are {', '.join(names)}"
+        )
+    hint, current = type_hints(type(config))[name], getattr(config, name)
+    if rest:
+        if not dataclasses.is_dataclass(current):
+            raise ConfigError(f"{path}: {name} is {current!r} and has no fields")
+        new = _override(current, rest, path, value, text)
+    elif isinstance(value, str) and choices(hint) and not check(hint, value):
+        new = _choose(hint, current, path, value)
+    elif isinstance(value, str) and (text or not check(hint, value)):
+        try:
+            new = parse(hint, value)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+    elif check(hint, value):
+        new = value
+    else:
+        raise ConfigError(f"{path}: {value!r} is not {type_name(hint)}")
+    return dataclasses.replace(config, **{name: new})
+
+
+def _choose(hint: Any, current: Any, path: str, name: str) -> Any:
+    if name.lower() == "none" and type(None) in union_members(hint):
+        return None
+    options = choices(hint)
+    chosen = next((c for n, c in options.items() if n.replace("_", "") == name.lower().replace("_", "")), None)
+    if chosen is None:
+        raise ConfigError(f"{path}: {name!r} is not one of {', '.join(options)}{suggestion(name, options)}")
+    if type(current) is chosen:
+        return current
+    # What was set on purpose and exists in both stays: a new optimizer keeps the learning rate.
+    kept = {}
+    if current is not None:
+        names = {f.name for f in dataclasses.fields(chosen) if f.init}
+        for field in dataclasses.fields(current):
+            value = getattr(current, field.name)
+            if field.name in names and value != field.default:
+                kept[field.name] = value
+    try:
+        return chosen(**kept)
+    except TypeError as error:
+        raise ConfigError(f"{path}={name} needs fields that have no default ({error})") from None
+
+
+def apply_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
+    """Applies overrides by path, shorter paths first, so that a choice comes before the fields of what is chosen."""
+    for path in sorted(overrides, key=lambda p: p.count(".")):
+        config = override(config, path, overrides[path])
+    return config
+
+
+def fill_none(config: Any, values: Mapping[str, Any]) -> Any:
+    """Returns a copy in which every field that is None and whose name is in `values` takes that value, at any depth."""
+    changes = {}
+    for field in dataclasses.fields(config):
+        current = getattr(config, field.name)
+        if current is None and field.name in values:
+            changes[field.name] = values[field.name]
+        elif dataclasses.is_dataclass(current):
+            filled = fill_none(current, values)
+            if filled is not current:
+                changes[field.name] = filled
+    return dataclasses.replace(config, **changes) if changes else config
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """The fields in which two configurations differ, one sentence part each, e.g. 'model.latent_dim (16, now 32)'."""
+
+    def flat(config: Any) -> dict[str, Any]:
+        rows = {"": type(config).__name__}
+        for path, _, value in leaves(config):
+            rows[path] = type(value).__name__ if dataclasses.is_dataclass(value) else value
+        return rows
+
+    a, b = flat(old), flat(new)
+    return [
+        f"{path or 'class'} ({a.get(path, 'absent')}, now {b.get(path, 'absent')})"
+        for path in {**a, **b}
+        if a.get(path, "absent") != b.get(path, "absent")
+    ]
+
+
+def to_json(value: Any) -> Any:
+    """A configuration as JSON values; dataclasses carry the place of their class."""
+    if dataclasses.is_dataclass(value):
+        module = type(value).__module__
+        if module.startswith("genjax_experiment_"):
+            module = sys.modules[module].__file__
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": f"{module}:{type(value).__qualname__}", **fields}
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, tuple):
+        return [to_json(v) for v in value]
+    return value
+
+
+def from_json(value: Any, hint: Any = Any) -> Any:
+    """The inverse of `to_json`.
+
+    Raises:
+      ConfigError: a class or a field does not exist any more.
+    """
+    if isinstance(value, dict) and "class" in value:
+        place, _, name = value["class"].partition(":")
+        try:
+            module = load_file(place) if place.endswith(".py") else importlib.import_module(place)
+            cls = functools.reduce(getattr, name.split("."), module)
+        except (ImportError, AttributeError):
+            raise ConfigError(f"the saved configuration names {value['class']}, which does not exist here") from None
+        hints = type_hints(cls)
+        unknown = set(value) - set(hints) - {"class"}
+        if unknown:
+            raise ConfigError(f"the saved configuration has fields that {name} does not know: {', '.join(unknown)}")
+        return cls(**{k: from_json(v, hints[k]) for k, v in value.items() if k != "class"})
+    if isinstance(value, list):
+        for member in union_members(hint):
+            if typing.get_origin(member) is tuple:
+                args = typing.get_args(member)
+                inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
+                return tuple(from_json(v, h) for v, h in zip(value, inner, strict=True))
+        return tuple(from_json(v) for v in value)
+    for member in union_members(hint):
+        if isinstance(member, type) and issubclass(member, enum.Enum) and isinstance(value, str):
+            return member[value]
+    return value
