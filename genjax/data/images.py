@@ -13,6 +13,7 @@ from PIL import Image
 
 from genjax.data import procedural, sources, transforms
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, split_indices
+from genjax.model import example_keys
 
 _LEVELS = {"digits": 17, "binarized_mnist": 2}
 
@@ -160,13 +161,13 @@ class Images(Data):
     def augment(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         if not self.horizontal_flip:
             return batch
-        keys = transforms.keys_of_examples(key, batch)
+        keys = example_keys(key, batch)
         mirrored = transforms.bernoulli_per_example(keys, jnp.full(keys.shape, 0.5)) > 0
         x = jnp.where(mirrored[:, None, None, None], batch["x"][:, :, ::-1], batch["x"])
         return {**batch, "x": x}
 
     def transform(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-        keys = transforms.keys_of_examples(key, batch)
+        keys = example_keys(key, batch)
         x, log_abs_det = transforms.apply(self.preprocessing, batch["x"], keys, self.levels, self.logit_alpha)
         batch = {**batch, "x": x.reshape(x.shape[0], -1) if self.flatten else x}
         return batch if log_abs_det is None else {**batch, "log_abs_det": log_abs_det}

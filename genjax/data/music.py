@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.data import transforms
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split
 from genjax.data.images import write_grid
+from genjax.model import example_keys
 
 NUM_NOTES = 88
 LOWEST_NOTE = 21  # MIDI number of column 0
@@ -75,7 +75,7 @@ class PianoRolls(Data):
     def augment(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         if not self.transpose:
             return batch
-        keys = transforms.keys_of_examples(key, batch)
+        keys = example_keys(key, batch)
 
         def shifted(roll: jax.Array, key: jax.Array) -> jax.Array:
             shift = jax.random.randint(key, (), -self.transpose, self.transpose + 1)

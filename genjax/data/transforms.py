@@ -37,13 +37,6 @@ Preprocessing = Literal[
 ]
 
 
-def keys_of_examples(key: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
-    """One key per example, shape [B], from its place in the global batch, so that noise is the same on any devices."""
-    size = jax.tree.leaves(batch)[0].shape[0]
-    index = batch.get("example_index", jnp.arange(size))
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-
-
 def bernoulli_per_example(keys: jax.Array, probability: jax.Array) -> jax.Array:
     """Draws 0 or 1 with the given probabilities [B, ...], each example from its own key [B]."""
     draw = jax.vmap(lambda key, p: jax.random.bernoulli(key, p))
