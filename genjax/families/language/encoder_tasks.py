@@ -1,0 +1,446 @@
+"""What a transformer encoder is trained for: masked language modelling, classification, token labels, spans, embeddings.
+
+A task is a frozen dataclass with four pieces, and `bert.py` is the encoder that they stand on:
+
+    head      the modules above the encoder, and their outputs
+    prepare   what the batch becomes before the encoder reads it (masking), from one key an example
+    loss      mean over examples
+    measures  one value per example
+
+Batches have `tokens` [B, T], `mask` [B, T] (False at padding), `types` [B, T] (0 and 1 for two sentences), and the task's
+targets, which each task's docstring names.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from genjax.model import Array, Batch, Metrics
+from genjax.nn.dropout import dropout, fold_in
+from genjax.nn.tokens import token_nll
+from genjax.nn.transformer import ACTIVATIONS, TokenEmbedding, Transformer
+
+Outputs = dict[str, Array]
+
+
+def token_mask(batch: Batch) -> Array:
+    """True at tokens that are no padding, bool [B, T]."""
+    tokens = batch["tokens"]
+    return batch["mask"].astype(bool) if "mask" in batch else jnp.ones(tokens.shape, bool)
+
+
+class Vocabulary(NamedTuple):
+    """What masking needs to know of the tokens: their number, the mask token, and those that are never masked."""
+
+    size: int
+    mask_token: int
+    special_tokens: tuple[int, ...]
+
+
+def dense(features: int, config: Transformer, dtype: Any, name: str | None = None) -> nn.Dense:
+    """A linear map of a head, with the encoder's initialisation."""
+    std = 0.02 if config.init_std is None else config.init_std
+    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(std), name=name)
+
+
+class MaskedHead(nn.Module):
+    """Features to logits over tokens: a dense layer, its norm, and the transposed token embeddings with a bias."""
+
+    config: Transformer
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, embedding: TokenEmbedding) -> Array:
+        config = self.config
+        x = ACTIVATIONS[config.activation](dense(config.width, config, self.dtype, "transform")(x))
+        x = nn.LayerNorm(epsilon=config.norm_epsilon, dtype=self.dtype, use_fast_variance=False, name="norm")(x)
+        bias = self.param("bias", nn.initializers.zeros, (embedding.vocab_size,))
+        return embedding.logits(x) + bias[None, None]
+
+
+class Heads(nn.Module):
+    """The modules of a task, made as its `heads` says: names and numbers of outputs of linear maps, and the masked head."""
+
+    linear: tuple[tuple[str, int], ...]
+    masked: bool
+    config: Transformer
+    dtype: Any
+
+    def setup(self) -> None:
+        self.maps = {name: dense(size, self.config, self.dtype, name) for name, size in self.linear}
+        if self.masked:
+            self.masked_tokens = MaskedHead(self.config, self.dtype)
+
+    def __call__(self, name: str, x: Array) -> Array:
+        return self.maps[name](x).astype(jnp.float32)
+
+    def tokens(self, x: Array, embedding: TokenEmbedding) -> Array:
+        """Float32 logits over tokens."""
+        return self.masked_tokens(x, embedding)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task(abc.ABC):
+    """What stands on the encoder."""
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a head reads the pooled first token."""
+        return False
+
+    @property
+    def masked(self) -> bool:
+        """Whether there is a head over tokens."""
+        return False
+
+    @property
+    def linear(self) -> tuple[tuple[str, int], ...]:
+        """Name and number of outputs of each linear head."""
+        return ()
+
+    def prepare(self, batch: Batch, keys: Array, vocabulary: Vocabulary) -> Batch:
+        """The batch as the encoder reads it."""
+        del keys, vocabulary
+        return batch
+
+    @abc.abstractmethod
+    def outputs(
+        self, heads: Heads, embedding: TokenEmbedding, hidden: Array, pooled: Array | None, batch: Batch, keys: Any
+    ) -> Outputs:
+        """What the heads make of the encoder's output [B, T, C] and its pooled first token [B, C]."""
+
+    @abc.abstractmethod
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
+        """Mean over examples, and metrics."""
+
+    @abc.abstractmethod
+    def measures(self, outputs: Outputs, batch: Batch) -> Metrics:
+        """One value per example under each name, [B]."""
+
+    def draw(self, key: Array, outputs: Outputs) -> Array:
+        """Draws from what the heads predict, one draw an example."""
+        (logits,) = outputs.values()
+        return jax.random.categorical(key, logits)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Masked language modelling
+
+
+def choose_places(key: Array, eligible: Array, rate: float) -> tuple[Array, Array]:
+    """Draws max(1, round(rate n)) of the n eligible places of one example, without replacement.
+
+    Args:
+      key: random key.
+      eligible: bool [T].
+      rate: share of the eligible places.
+
+    Returns:
+      Places int32 [K] with K = max(1, round(rate T)), and float32 [K], 1 where the place counts.
+    """
+    size = max(1, round(rate * eligible.shape[0]))
+    score = jnp.where(eligible, jax.random.uniform(key, eligible.shape), -1.0)
+    best, places = jax.lax.top_k(score, size)
+    count = jnp.maximum(jnp.round(rate * eligible.sum()), 1.0)
+    return places.astype(jnp.int32), ((jnp.arange(size) < count) & (best >= 0.0)).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedLanguageModel(Task):
+    """Masked language modelling (Devlin et al. 2019, section 3.1), drawn anew at every step (RoBERTa's dynamic masking).
+
+    Of each example's tokens, `mask_rate` are chosen; of these `replaced` become the mask token, `randomized` any token,
+    and the others stay.  With `next_sentence` the batch has `label` [B]: 0 where the second sentence followed the first,
+    1 where it is another.  The loss is the mean nats of the chosen tokens, plus those of the label.
+
+    Attributes:
+      mask_rate: share of tokens that are predicted.
+      replaced: share of these that the mask token replaces.
+      randomized: share of these that a random token replaces.
+      next_sentence: whether next-sentence prediction is learned too.
+    """
+
+    mask_rate: float = 0.15
+    replaced: float = 0.8
+    randomized: float = 0.1
+    next_sentence: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.mask_rate <= 1.0:
+            raise ValueError(f"task.mask_rate={self.mask_rate} must lie in (0, 1]")
+        if self.replaced < 0 or self.randomized < 0 or self.replaced + self.randomized > 1.0:
+            raise ValueError("task.replaced and task.randomized must not be negative, and their sum at most 1")
+
+    @property
+    def pooled(self) -> bool:
+        return self.next_sentence
+
+    @property
+    def masked(self) -> bool:
+        return True
+
+    @property
+    def linear(self) -> tuple[tuple[str, int], ...]:
+        return (("next_sentence", 2),) if self.next_sentence else ()
+
+    def prepare(self, batch: Batch, keys: Array, vocabulary: Vocabulary) -> Batch:
+        """Corrupts `tokens` and adds `places`, `targets` and `weights`, each [B, K]."""
+        tokens, eligible = batch["tokens"], token_mask(batch)
+        for special in vocabulary.special_tokens:
+            eligible = eligible & (tokens != special)
+
+        def corrupt(key: Array, tokens: Array, eligible: Array) -> tuple[Array, ...]:
+            place_key, kind_key, token_key = jax.random.split(key, 3)
+            places, weights = choose_places(place_key, eligible, self.mask_rate)
+            targets = tokens[places]
+            kind = jax.random.uniform(kind_key, places.shape)
+            others = jax.random.randint(token_key, places.shape, 0, vocabulary.size, tokens.dtype)
+            new = jnp.where(kind < self.replaced + self.randomized, others, targets)
+            new = jnp.where(kind < self.replaced, vocabulary.mask_token, new)
+            new = jnp.where(weights > 0, new, targets)
+            return tokens.at[places].set(new), places, targets, weights
+
+        tokens, places, targets, weights = jax.vmap(corrupt)(keys, tokens, eligible)
+        return {**batch, "tokens": tokens, "places": places, "targets": targets, "weights": weights}
+
+    def outputs(self, heads, embedding, hidden, pooled, batch, keys) -> Outputs:
+        """`logits` [B, K, V] at the chosen places (at all of them, [B, T, V], where none are), `next_sentence` [B, 2]."""
+        if "places" in batch:
+            hidden = jnp.take_along_axis(hidden, batch["places"][:, :, None], axis=1)
+        outputs = {"logits": heads.tokens(hidden, embedding)}
+        if self.next_sentence:
+            outputs["next_sentence"] = heads("next_sentence", pooled)
+        return outputs
+
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
+        nll, weights = token_nll(outputs["logits"], batch["targets"]), batch["weights"]
+        # Divided by a number that is the same for all, so that microbatches and devices give the whole batch's gradient.
+        loss = (nll * weights).sum() / weights.size
+        metrics = {"nll_per_token": (nll * weights).sum() / jnp.maximum(weights.sum(), 1.0)}
+        if self.next_sentence:
+            pair = optax.softmax_cross_entropy_with_integer_labels(outputs["next_sentence"], batch["label"]).mean()
+            loss, metrics = loss + pair, {**metrics, "next_sentence_nll": pair}
+        return loss, metrics
+
+    def measures(self, outputs: Outputs, batch: Batch) -> Metrics:
+        """`nll` in nats of the chosen tokens, `num_tokens`, `masked_accuracy`, `next_sentence_accuracy`."""
+        targets, weights = batch["targets"], batch["weights"]
+        hits = (outputs["logits"].argmax(-1) == targets) * weights
+        metrics = {
+            "nll": (token_nll(outputs["logits"], targets) * weights).sum(1),
+            "num_tokens": weights.sum(1),
+            "masked_accuracy": hits.sum(1) / jnp.maximum(weights.sum(1), 1.0),
+        }
+        if self.next_sentence:
+            metrics["next_sentence_accuracy"] = _hits(outputs["next_sentence"], batch["label"])
+        return metrics
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Heads of fine-tuning
+
+
+def _hits(logits: Array, labels: Array) -> Array:
+    return (logits.argmax(-1) == labels).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classification(Task):
+    """One label for the text, from the pooled first token; the batch has `label` [B].
+
+    Attributes:
+      num_classes: number of labels; None takes the data set's.
+      dropout: of the pooled features.
+    """
+
+    num_classes: int | None = None
+    dropout: float = 0.1
+
+    @property
+    def pooled(self) -> bool:
+        return True
+
+    @property
+    def linear(self) -> tuple[tuple[str, int], ...]:
+        return (("classes", _given(self.num_classes)),)
+
+    def outputs(self, heads, embedding, hidden, pooled, batch, keys) -> Outputs:
+        """`classes` [B, num_classes]."""
+        return {"classes": heads("classes", dropout(pooled, self.dropout, fold_in(keys, 200)))}
+
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
+        nll = optax.softmax_cross_entropy_with_integer_labels(outputs["classes"], batch["label"]).mean()
+        return nll, {"accuracy": _hits(outputs["classes"], batch["label"]).mean()}
+
+    def measures(self, outputs: Outputs, batch: Batch) -> Metrics:
+        """`nll` in nats, `accuracy`."""
+        nll = optax.softmax_cross_entropy_with_integer_labels(outputs["classes"], batch["label"])
+        return {"nll": nll, "accuracy": _hits(outputs["classes"], batch["label"])}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenClassification(Task):
+    """A label for each token, as of named entities; the batch has `token_labels` [B, T], -1 where there is none.
+
+    Attributes:
+      num_classes: number of labels; None takes the data set's.
+      dropout: of the features.
+    """
+
+    num_classes: int | None = None
+    dropout: float = 0.1
+
+    @property
+    def linear(self) -> tuple[tuple[str, int], ...]:
+        return (("token_classes", _given(self.num_classes)),)
+
+    def outputs(self, heads, embedding, hidden, pooled, batch, keys) -> Outputs:
+        """`token_classes` [B, T, num_classes]."""
+        return {"token_classes": heads("token_classes", dropout(hidden, self.dropout, fold_in(keys, 200)))}
+
+    @staticmethod
+    def _weighted(outputs: Outputs, batch: Batch) -> tuple[Array, Array, Array]:
+        labels = batch["token_labels"]
+        weights = ((labels >= 0) & token_mask(batch)).astype(jnp.float32)
+        nll = token_nll(outputs["token_classes"], jnp.maximum(labels, 0)) * weights
+        return nll, _hits(outputs["token_classes"], labels) * weights, weights
+
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
+        nll, hits, weights = self._weighted(outputs, batch)
+        return nll.mean(), {"accuracy": hits.sum() / jnp.maximum(weights.sum(), 1.0)}
+
+    def measures(self, outputs: Outputs, batch: Batch) -> Metrics:
+        """`nll` in nats of the labels, `num_tokens` with labels, `accuracy`."""
+        nll, hits, weights = self._weighted(outputs, batch)
+        accuracy = hits.sum(1) / jnp.maximum(weights.sum(1), 1.0)
+        return {"nll": nll.sum(1), "num_tokens": weights.sum(1), "accuracy": accuracy}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpanExtraction(Task):
+    """The span that answers a question (Devlin et al. 2019, section 4.2); the batch has `span` [B, 2], first and last place.
+
+    A question without an answer has the span (0, 0), the first token.
+
+    Attributes:
+      max_answer_length: longest span that `best_spans` considers.
+    """
+
+    max_answer_length: int = 30
+
+    @property
+    def linear(self) -> tuple[tuple[str, int], ...]:
+        return (("span", 2),)
+
+    def outputs(self, heads, embedding, hidden, pooled, batch, keys) -> Outputs:
+        """`span` [B, 2, T]: logits of the first and of the last place."""
+        return {"span": heads("span", hidden).swapaxes(1, 2)}
+
+    @staticmethod
+    def _nll(outputs: Outputs, batch: Batch) -> Array:
+        logits = jnp.where(token_mask(batch)[:, None], outputs["span"], -1e30)
+        return token_nll(logits, batch["span"]).sum(1)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
+        return 0.5 * self._nll(outputs, batch).mean(), {}
+
+    def best_spans(self, outputs: Outputs, batch: Batch) -> Array:
+        """Likeliest span first <= last of at most `max_answer_length` tokens, int32 [B, 2]."""
+        start, end = outputs["span"][:, 0], outputs["span"][:, 1]
+        size = start.shape[1]
+        length = jnp.arange(size)[None] - jnp.arange(size)[:, None]
+        real = token_mask(batch)
+        possible = ((length >= 0) & (length < self.max_answer_length))[None] & real[:, :, None] & real[:, None]
+        score = jnp.where(possible, start[:, :, None] + end[:, None], -1e30).reshape(start.shape[0], -1)
+        best = score.argmax(-1)
+        return jnp.stack([best // size, best % size], axis=1).astype(jnp.int32)
+
+    def measures(self, outputs: Outputs, batch: Batch) -> Metrics:
+        """`nll` in nats of both places, `exact_match` of the likeliest span, `f1` of its places."""
+        found, wanted = self.best_spans(outputs, batch), batch["span"]
+        common = jnp.minimum(found[:, 1], wanted[:, 1]) - jnp.maximum(found[:, 0], wanted[:, 0]) + 1
+        total = (found[:, 1] - found[:, 0] + 1) + (wanted[:, 1] - wanted[:, 0] + 1)
+        return {
+            "nll": self._nll(outputs, batch),
+            "exact_match": (found == wanted).all(1).astype(jnp.float32),
+            "f1": 2.0 * jnp.maximum(common, 0) / total,
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SentenceEmbedding(Task):
+    """Mean-pooled sentence embeddings by contrast (SimCSE, Gao et al. 2021, eq. 1 and 4; pooling as in Reimers & Gurevych 2019).
+
+    Two texts that belong together stand in one example: `tokens` and `mask`, and `tokens_pair` and `mask_pair`.  Without
+    the pair, a text is its own partner and dropout makes the difference, so `network.dropout` must then not be 0.  The
+    other examples of the batch are the negatives, so that the loss depends on the batch (and on its part, under
+    accumulation and `pmap`).
+
+    Attributes:
+      temperature: of the cosine similarities.
+    """
+
+    temperature: float = 0.05
+
+    def prepare(self, batch: Batch, keys: Array, vocabulary: Vocabulary) -> Batch:
+        """Puts partners below each other, [2 B, T]."""
+        del keys, vocabulary
+        mask = token_mask(batch)
+        pair = (batch.get("tokens_pair", batch["tokens"]), batch.get("mask_pair", mask).astype(bool))
+        return {
+            "tokens": jnp.concatenate([batch["tokens"], pair[0]]),
+            "mask": jnp.concatenate([mask, pair[1]]),
+        }
+
+    def outputs(self, heads, embedding, hidden, pooled, batch, keys) -> Outputs:
+        """`embedding` [B, C] of length 1."""
+        return {"embedding": normalized(mean_pool(hidden, token_mask(batch)))}
+
+    def draw(self, key: Array, outputs: Outputs) -> Array:
+        """The embeddings themselves."""
+        return outputs["embedding"]
+
+    @staticmethod
+    def _similarities(outputs: Outputs) -> Array:
+        first, second = jnp.split(outputs["embedding"].astype(jnp.float32), 2)
+        return first @ second.T
+
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
+        similar = self._similarities(outputs)
+        own = jnp.arange(similar.shape[0])
+        nll = optax.softmax_cross_entropy_with_integer_labels(similar / self.temperature, own)
+        return nll.mean(), {"retrieval_accuracy": (similar.argmax(1) == own).mean()}
+
+    def measures(self, outputs: Outputs, batch: Batch) -> Metrics:
+        """`nll` in nats of the partner, `retrieval_accuracy`, both among the batch; `similarity` of the partners."""
+        similar = self._similarities(outputs)
+        own = jnp.arange(similar.shape[0])
+        return {
+            "nll": optax.softmax_cross_entropy_with_integer_labels(similar / self.temperature, own),
+            "retrieval_accuracy": (similar.argmax(1) == own).astype(jnp.float32),
+            "similarity": jnp.diagonal(similar),
+        }
+
+
+def mean_pool(hidden: Array, mask: Array) -> Array:
+    """Mean over tokens that are no padding, [B, T, C], [B, T] -> [B, C]."""
+    weights = mask.astype(hidden.dtype)[:, :, None]
+    return (hidden * weights).sum(1) / jnp.maximum(weights.sum(1), 1.0)
+
+
+def normalized(x: Array) -> Array:
+    """Rows of length 1."""
+    return x * jax.lax.rsqrt(jnp.maximum((x**2).sum(-1, keepdims=True), 1e-24))
+
+
+def _given(num_classes: int | None) -> int:
+    if num_classes is None:
+        raise ValueError("task.num_classes is None; give it, or resolve the experiment")
+    return num_classes

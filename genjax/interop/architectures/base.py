@@ -1,0 +1,202 @@
+"""What an architecture of the library transformers is here, and helpers to read its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from genjax.interop.bindings import Bindings
+from genjax.nn.positions import LinearScaling, Llama3Scaling, RotaryScaling, YarnScaling
+from genjax.nn.transformer import Transformer
+
+Config = Mapping[str, Any]
+
+
+class UnsupportedError(ValueError):
+    """A configuration that has no counterpart here; the message is one sentence for the user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """An architecture, both ways.
+
+    Attributes:
+      model_type: its name in config.json.
+      model: class of our model.
+      read: configuration to model.
+      write: model to configuration, with `architectures`.
+      bind: model to the names of its tensors.
+      prefix: of the names of its body, which files of the bare body lack.
+      buffers: pattern of names of tensors that are no parameters.
+      heads: pattern of names of tensors above the body, which a model with another head leaves.
+      head_paths: beginnings of our paths of parameters above the body.
+      fields: fields of the model that the configuration decides; others are the user's.
+      writes: whether a model of this class is of this architecture.
+      bare: whether a model is written as the body alone, without the prefix.
+    """
+
+    model_type: str
+    model: type
+    read: Callable[[Config], Any]
+    write: Callable[[Any], dict[str, Any]]
+    bind: Callable[[Any], Bindings]
+    prefix: str = ""
+    buffers: str = r"(?!)"
+    heads: str = r"(?!)"
+    head_paths: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ("network", "vocab_size")
+    writes: Callable[[Any], bool] = lambda model: True
+    bare: Callable[[Any], bool] = lambda model: False
+
+    def is_buffer(self, name: str) -> bool:
+        """Whether a tensor is no parameter."""
+        return re.search(self.buffers, name) is not None
+
+    def is_head(self, name: str) -> bool:
+        """Whether a tensor, or a path of ours, stands above the body."""
+        return re.match(self.heads, name) is not None or name.startswith(self.head_paths or ("\0",))
+
+
+#: Their names of activations, and ours.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "quick_gelu": "quick_gelu",
+}
+THEIR_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_new",
+    "relu": "relu",
+    "silu": "silu",
+    "quick_gelu": "quick_gelu",
+}
+
+
+def activation(name: str) -> str:
+    """Our name of an activation.
+
+    Raises:
+      UnsupportedError: there is none.
+    """
+    if name not in ACTIVATIONS:
+        raise UnsupportedError(f"config.json has the activation {name!r}; known are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def require(config: Config, name: str, default: Any, *allowed: Any) -> None:
+    """Raises UnsupportedError unless a setting has one of these values."""
+    value = config.get(name, default)
+    if value not in allowed:
+        raise UnsupportedError(
+            f"config.json has {name}={value!r}, and only {', '.join(map(repr, allowed))} can be read"
+        )
+
+
+def number(config: Config, *names: str) -> Any:
+    """A setting that must be given, under one of its names.
+
+    Raises:
+      UnsupportedError: it is not.
+    """
+    for name in names:
+        if config.get(name) is not None:
+            return config[name]
+    raise UnsupportedError(f"config.json does not say {names[0]}")
+
+
+def num_labels(config: Config) -> int:
+    """Number of labels of a classifier."""
+    if config.get("id2label"):
+        return len(config["id2label"])
+    return config.get("num_labels") or 2
+
+
+def layer_paths(network: Transformer) -> list[tuple[int, str]]:
+    """Number and path of each layer, as if the stack were not scanned."""
+    return [(i, f"stack/layer_{i}") for i in range(network.num_layers)]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Rotary positions
+
+
+def read_rotary(config: Config, default_base: float) -> dict[str, Any]:
+    """Base, fraction and scaling, from `rope_parameters` or the older `rope_theta` and `rope_scaling`."""
+    rope = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    length = config.get("max_position_embeddings", 2048)
+    scaling: RotaryScaling | None
+    match kind:
+        case "default":
+            scaling = None
+        case "linear":
+            scaling = LinearScaling(factor=float(rope["factor"]))
+        case "llama3":
+            scaling = Llama3Scaling(
+                factor=float(rope["factor"]),
+                original_length=rope["original_max_position_embeddings"],
+                low_frequency_factor=float(rope["low_freq_factor"]),
+                high_frequency_factor=float(rope["high_freq_factor"]),
+            )
+        case "yarn":
+            unread = [name for name in ("attention_factor", "mscale", "mscale_all_dim") if rope.get(name) is not None]
+            if unread or not rope.get("truncate", True):
+                raise UnsupportedError(
+                    f"config.json scales rotary positions by yarn with {', '.join(unread) or 'truncate=false'}"
+                )
+            scaling = YarnScaling(
+                factor=float(rope["factor"]),
+                original_length=rope.get("original_max_position_embeddings") or length,
+                beta_fast=float(rope.get("beta_fast") or 32.0),
+                beta_slow=float(rope.get("beta_slow") or 1.0),
+            )
+        case _:
+            raise UnsupportedError(
+                f"config.json scales rotary positions by {kind!r}; known are default, linear, llama3 and yarn"
+            )
+    base = rope.get("rope_theta", config.get("rope_theta")) or default_base
+    fraction = rope.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1.0
+    return {"rotary_base": float(base), "rotary_fraction": float(fraction), "rotary_scaling": scaling}
+
+
+def write_rotary(network: Transformer) -> dict[str, Any]:
+    """`rope_parameters` of a stack.
+
+    Raises:
+      UnsupportedError: transformers has no such scaling.
+    """
+    rope: dict[str, Any] = {"rope_theta": network.rotary_base, "rope_type": "default"}
+    if network.rotary_fraction != 1.0:
+        rope["partial_rotary_factor"] = network.rotary_fraction
+    match network.rotary_scaling:
+        case None:
+            pass
+        case LinearScaling(factor=factor):
+            rope |= {"rope_type": "linear", "factor": factor}
+        case Llama3Scaling() as s:
+            rope |= {
+                "rope_type": "llama3",
+                "factor": s.factor,
+                "original_max_position_embeddings": s.original_length,
+                "low_freq_factor": s.low_frequency_factor,
+                "high_freq_factor": s.high_frequency_factor,
+            }
+        case YarnScaling() as s:
+            rope |= {
+                "rope_type": "yarn",
+                "factor": s.factor,
+                "original_max_position_embeddings": s.original_length,
+                "beta_fast": s.beta_fast,
+                "beta_slow": s.beta_slow,
+            }
+        case other:
+            raise UnsupportedError(f"transformers has no counterpart of {type(other).__name__}")
+    # The older keys too: versions before 5 read no others.
+    old = None if rope["rope_type"] == "default" else {k: v for k, v in rope.items() if k != "rope_theta"}
+    return {"rope_parameters": rope, "rope_theta": network.rotary_base, "rope_scaling": old}

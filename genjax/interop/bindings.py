@@ -1,0 +1,261 @@
+"""Which tensor of another library is which parameter of ours, as data that is read in both directions.
+
+A parameter is a `Binding`: a tensor's name, and how its axes and parts are arranged.  Everything is linear and loses
+nothing, so the same bindings load weights, save them, and carry gradients across in tests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from genjax.interop.safetensors import CheckpointFileError, Tensor, shortened
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Binding:
+    """A parameter of ours as a part of a tensor of theirs.
+
+    Attributes:
+      name: the tensor.
+      axes: our axes as a permutation of theirs, None for the same order.
+      part: (i, n): ours is the i-th of n equal parts of the last axis.
+      leading: theirs has a first axis of size 1 that ours lacks.
+      aliases: names under which other versions keep the same tensor.
+    """
+
+    name: str
+    axes: tuple[int, ...] | None = None
+    part: tuple[int, int] | None = None
+    leading: bool = False
+    aliases: tuple[str, ...] = ()
+
+    def ours(self, array: np.ndarray) -> np.ndarray:
+        """Our view of their array."""
+        if self.leading:
+            array = array[0]
+        if self.axes is not None:
+            array = array.transpose(self.axes)
+        if self.part is not None:
+            place, count = self.part
+            size = array.shape[-1] // count
+            array = array[..., place * size : (place + 1) * size]
+        return array
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of our view of a tensor of theirs of this shape; () where it does not fit."""
+        try:
+            return self.ours(np.broadcast_to(np.zeros(()), shape)).shape
+        except (ValueError, IndexError):
+            return ()
+
+    def theirs(self, array: np.ndarray) -> np.ndarray:
+        """Their arrangement of our array, but for the other parts."""
+        if self.axes is not None:
+            array = array.transpose(np.argsort(self.axes))
+        return array[None] if self.leading else array
+
+    @property
+    def part_axis(self) -> int:
+        """Axis of their tensor along which parts stand, counted from the end."""
+        return -1 if self.axes is None else self.axes[-1] - len(self.axes)
+
+
+Bindings = dict[str, Binding]
+
+
+def same(ours: str, theirs: str, **options: Any) -> Bindings:
+    """An array that both have alike."""
+    return {ours: Binding(theirs, **options)}
+
+
+def linear(ours: str, theirs: str, bias: bool = True, transposed: bool = True, **options: Any) -> Bindings:
+    """A linear map; PyTorch keeps [out, in], which is ours transposed."""
+    axes = (1, 0) if transposed else None
+    found = {f"{ours}/kernel": Binding(f"{theirs}.weight", axes, **options)}
+    if bias:
+        found[f"{ours}/bias"] = Binding(f"{theirs}.bias", **options)
+    return found
+
+
+def norm(ours: str, theirs: str, bias: bool = True) -> Bindings:
+    """LayerNorm, or RMSNorm without a bias."""
+    found = {f"{ours}/scale": Binding(f"{theirs}.weight")}
+    if bias:
+        found[f"{ours}/bias"] = Binding(f"{theirs}.bias")
+    return found
+
+
+def embedding(ours: str, theirs: str, aliases: tuple[str, ...] = ()) -> Bindings:
+    """A table of embeddings."""
+    return {f"{ours}/embedding": Binding(f"{theirs}.weight", aliases=aliases)}
+
+
+def merge(*parts: Bindings) -> Bindings:
+    """All bindings together."""
+    return {path: binding for part in parts for path, binding in part.items()}
+
+
+def without_prefix(bindings: Bindings, prefix: str) -> Bindings:
+    """Bindings of the bare body of a network, whose names lack the prefix."""
+    strip = lambda name: name.removeprefix(prefix)  # noqa: E731
+    return {
+        path: dataclasses.replace(b, name=strip(b.name), aliases=tuple(map(strip, b.aliases)))
+        for path, b in bindings.items()
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Scanned stacks
+
+
+def of_leaf(path: str, bindings: Bindings) -> tuple[Binding, ...] | None:
+    """The bindings of a parameter: one, or one a layer where the stack is scanned; None where there are none."""
+    if path in bindings:
+        return (bindings[path],)
+    before, middle, after = path.partition("/layers/")
+    if not middle:
+        return None
+    found = []
+    while f"{before}/layer_{len(found)}/{after}" in bindings:
+        found.append(bindings[f"{before}/layer_{len(found)}/{after}"])
+    return tuple(found) or None
+
+
+def _source(binding: Binding, tensors: Mapping[str, Any]) -> str | None:
+    return next((name for name in (binding.name, *binding.aliases) if name in tensors), None)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def check(
+    abstract: PyTree,
+    bindings: Bindings,
+    tensors: Mapping[str, Tensor],
+    ignored: Callable[[str], bool],
+    optional: Callable[[str], bool],
+    where: str,
+) -> list[str]:
+    """Compares a model's parameters with a checkpoint's tensors.
+
+    Args:
+      abstract: shapes of the parameters, as nested dicts.
+      bindings: of all parameters that the checkpoint may hold.
+      tensors: what it holds.
+      ignored: names of tensors that are no parameters.
+      optional: paths of parameters that may be absent, and names of tensors that may be left over.
+      where: the checkpoint, for the message.
+
+    Returns:
+      Paths of parameters that the checkpoint does not have, all of them optional.
+
+    Raises:
+      CheckpointFileError: all missing tensors, extra tensors and wrong shapes.
+    """
+    missing, wrong, fresh, used = [], [], [], set()
+    for path, leaf in traverse_util.flatten_dict(abstract, sep="/").items():
+        found = of_leaf(path, bindings)
+        sources = [] if found is None else [_source(b, tensors) for b in found]
+        if found is None or None in sources:
+            if optional(path):
+                fresh.append(path)
+            else:
+                missing += [path] if found is None else [b.name for b, s in zip(found, sources) if s is None]
+            continue
+        wanted = leaf.shape if path in bindings else leaf.shape[1:]
+        for binding, source in zip(found, sources):
+            if binding.shape(tensors[source].shape) != wanted:
+                scale = binding.part[1] if binding.part else 1
+                whole = (*wanted[:-1], wanted[-1] * scale) if wanted else wanted
+                theirs = binding.theirs(np.broadcast_to(np.zeros(()), whole)).shape
+                wrong.append(f"{source} has {tensors[source].shape} and needs {theirs}")
+        for binding in found:
+            used |= {binding.name, *binding.aliases}
+    extra = [name for name in tensors if name not in used and not ignored(name) and not optional(name)]
+    problems = [
+        f"{title}: {shortened(sorted(set(rows)))}"
+        for title, rows in (("missing tensors", missing), ("extra tensors", extra), ("wrong shapes", wrong))
+        if rows
+    ]
+    if problems:
+        raise CheckpointFileError(f"{where} does not fit its configuration; {'; '.join(problems)}")
+    return fresh
+
+
+def read_leaf(leaf: jax.ShapeDtypeStruct, found: tuple[Binding, ...], stacked: bool, tensors: Mapping[str, Tensor]):
+    """One parameter on its devices; each reads its own part of the file.
+
+    Args:
+      leaf: shape, type and, where it is placed, sharding.
+      found: its bindings, one a layer where `stacked`.
+      stacked: whether a first axis counts layers.
+      tensors: what the checkpoint holds.
+    """
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        def one(binding: Binding, index: tuple[slice, ...]) -> np.ndarray:
+            # A copy, so that the map of the file is given back at once.
+            return np.array(binding.ours(tensors[_source(binding, tensors)].view())[index], leaf.dtype, order="C")
+
+        if not stacked:
+            return one(found[0], index)
+        layers = found[index[0]]
+        out = None
+        for i, binding in enumerate(layers):
+            row = one(binding, index[1:])
+            if out is None:
+                out = np.empty((len(layers), *row.shape), leaf.dtype)
+            out[i] = row
+        return out
+
+    whole = (slice(None),) * len(leaf.shape)
+    if leaf.sharding is None:
+        return jnp.asarray(part(whole))
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
+
+
+def read(abstract: PyTree, bindings: Bindings, tensors: Mapping[str, Tensor]) -> PyTree:
+    """Parameters one after the other, where `abstract` says; those without tensors are left out."""
+    params = {}
+    for path, leaf in traverse_util.flatten_dict(abstract, sep="/").items():
+        found = of_leaf(path, bindings)
+        if found is not None and all(_source(b, tensors) is not None for b in found):
+            params[path] = read_leaf(leaf, found, path not in bindings, tensors)
+    return traverse_util.unflatten_dict(params, sep="/")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def tensors_of(params: PyTree, bindings: Bindings) -> Iterable[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]:
+    """Their tensors of our parameters: name, shape, and a function that makes the array, so that one exists at a time."""
+    groups: dict[str, list[tuple[Binding, Any, int | None]]] = {}
+    for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
+        found = of_leaf(path, bindings)
+        if found is None:
+            raise CheckpointFileError(f"the parameter {path} has no place in the other library's model")
+        for i, binding in enumerate(found):
+            groups.setdefault(binding.name, []).append((binding, leaf, None if path in bindings else i))
+    for name, members in groups.items():
+        members.sort(key=lambda member: member[0].part or (0, 1))
+
+        def make(members=members) -> np.ndarray:
+            arrays = [b.theirs(np.asarray(leaf if i is None else leaf[i])) for b, leaf, i in members]
+            return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, members[0][0].part_axis)
+
+        binding, leaf, i = members[0]
+        shape = list(binding.theirs(np.broadcast_to(np.zeros(()), leaf.shape if i is None else leaf.shape[1:])).shape)
+        if len(members) > 1:
+            shape[binding.part_axis] *= len(members)
+        yield name, tuple(shape), make

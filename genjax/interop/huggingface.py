@@ -1,0 +1,216 @@
+"""Checkpoints of the library transformers as models of ours, and back.
+
+    pretrained = load_pretrained("folder")                     # config.json and safetensors
+    logits = pretrained.model.logits(pretrained.state, tokens)
+    save_pretrained("other", pretrained.model, pretrained.params)
+
+Weights are read one tensor at a time, each device its own part.  Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax.interop import bindings as binding
+from genjax.interop import safetensors
+from genjax.interop.architectures import ARCHITECTURES
+from genjax.interop.architectures.base import Architecture, UnsupportedError
+from genjax.interop.safetensors import CheckpointFileError, Tensor
+from genjax.model import TrainState
+from genjax.optimizers import SGD
+
+PyTree = Any
+
+CONFIG_FILE = "config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A checkpoint of another library.
+
+    Attributes:
+      model: ours, with the checkpoint's configuration.
+      params: its parameters.
+      folder: where it lies.
+    """
+
+    model: Any
+    params: PyTree
+    folder: Path
+
+    @property
+    def state(self) -> TrainState:
+        """A state to evaluate and generate with; to train, use `--model.pretrained`."""
+        return TrainState(step=jnp.zeros((), jnp.int32), params=self.params)
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The configuration of a checkpoint.
+
+    Raises:
+      CheckpointFileError: there is none, or it is damaged.
+    """
+    path = Path(folder).expanduser() / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointFileError(f"{folder} holds no {CONFIG_FILE}: it is no checkpoint of the library transformers")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["model_type"]
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointFileError(f"{path} is damaged; it must be JSON that says its model_type") from None
+    return config
+
+
+def architecture_of(config: dict[str, Any]) -> Architecture:
+    """The architecture that a configuration names.
+
+    Raises:
+      UnsupportedError: it is not known; those that are, are named.
+    """
+    name = config["model_type"]
+    if name not in ARCHITECTURES:
+        raise UnsupportedError(f"the architecture {name!r} is not known; known are {', '.join(sorted(ARCHITECTURES))}")
+    return ARCHITECTURES[name]
+
+
+def architecture_for(model: Any) -> Architecture:
+    """The architecture that a model of ours is written as.
+
+    Raises:
+      UnsupportedError: there is none.
+    """
+    for architecture in ARCHITECTURES.values():
+        if type(model) is architecture.model and architecture.writes(model):
+            return architecture
+    raise UnsupportedError(f"the library transformers has no counterpart of {type(model).__name__} with these settings")
+
+
+def configured(model: Any, folder: str | Path) -> Any:
+    """A model with the sizes of a checkpoint, and its own task, optimizer and way to compute.
+
+    Raises:
+      UnsupportedError: the checkpoint is of another kind of model.
+    """
+    architecture = architecture_of(config := read_config(folder))
+    theirs = architecture.read(config)
+    if not isinstance(model, architecture.model) and not isinstance(theirs, type(model)):
+        raise UnsupportedError(
+            f"{folder} is a checkpoint of {config['model_type']}, a {architecture.model.__name__}, and the experiment's "
+            f"model is a {type(model).__name__}"
+        )
+    changes = {name: getattr(theirs, name) for name in architecture.fields}
+    own = {name: getattr(model.network, name) for name in ("remat", "scan_layers")}
+    changes["network"] = dataclasses.replace(changes["network"], **own)
+    return dataclasses.replace(model, **changes)
+
+
+def abstract_params(model: Any) -> PyTree:
+    """Shapes and types of a model's parameters."""
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    batch = {"tokens": tokens, "source": tokens}
+    if getattr(model, "data_shape", None) is not None:
+        batch["x"] = jax.ShapeDtypeStruct((1, *model.data_shape), jnp.float32)
+    # Whose state holds nothing and needs no length of a run.
+    model = dataclasses.replace(model, optimizer=SGD())
+    return jax.eval_shape(lambda b: model.init(jax.random.key(0), b).params, batch)
+
+
+def _fitting(architecture: Architecture, model: Any, tensors: dict[str, Tensor]) -> binding.Bindings:
+    """The bindings of a model, in the names of a file of the bare body where it is one."""
+    found = architecture.bind(model)
+    if architecture.prefix and not any(name.startswith(architecture.prefix) for name in tensors):
+        found = binding.without_prefix(found, architecture.prefix)
+    return found
+
+
+def _written(architecture: Architecture, model: Any) -> binding.Bindings:
+    """The bindings of a model under the names that the library itself writes."""
+    found = architecture.bind(model)
+    return binding.without_prefix(found, architecture.prefix) if architecture.bare(model) else found
+
+
+def load_params(model: Any, folder: str | Path, abstract: PyTree, fine_tune: bool = False) -> PyTree:
+    """Reads the parameters of a model from a checkpoint.
+
+    Args:
+      model: with the checkpoint's sizes (see `configured`).
+      folder: the checkpoint.
+      abstract: shapes, types and, where they are placed, shardings of the parameters, as nested dicts.
+      fine_tune: heads may be absent from the checkpoint, and are then left out of the result; its own may be left over.
+
+    Raises:
+      CheckpointFileError: missing tensors, extra tensors and wrong shapes, all at once; or a damaged file.
+    """
+    folder = Path(folder).expanduser()
+    architecture = architecture_of(read_config(folder))
+    tensors = safetensors.read_folder(folder)
+    found = _fitting(architecture, model, tensors)
+    optional = architecture.is_head if fine_tune else lambda name: False
+    binding.check(abstract, found, tensors, architecture.is_buffer, optional, str(folder))
+    return binding.read(abstract, found, tensors)
+
+
+def load_pretrained(folder: str | Path, dtype: Any = jnp.float32, shard: Any = None) -> Pretrained:
+    """Reads a checkpoint.
+
+    Args:
+      folder: with config.json and model.safetensors (or its index and parts).
+      dtype: type of the parameters.
+      shard: function from shape and type (a `jax.ShapeDtypeStruct`) to a `jax.sharding.Sharding`, or None for the
+        default device.
+
+    Raises:
+      CheckpointFileError: a file is missing, truncated or damaged; or tensors are missing, extra or of wrong shapes.
+      UnsupportedError: the architecture or a setting of it is not known.
+    """
+    folder = Path(folder).expanduser()
+    config = read_config(folder)
+    model = architecture_of(config).read(config)
+
+    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = None if shard is None else shard(leaf)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+
+    return Pretrained(model, load_params(model, folder, jax.tree.map(placed, abstract_params(model))), folder)
+
+
+def to_tensors(model: Any, params: PyTree) -> dict[str, np.ndarray]:
+    """Parameters (or gradients) under the names and in the arrangement of the library transformers."""
+    return {name: make() for name, _, make in binding.tensors_of(params, _written(architecture_for(model), model))}
+
+
+def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str = "float32", source: Any = None) -> None:
+    """Writes config.json and model.safetensors, so that the library transformers loads them.
+
+    Args:
+      folder: made where it does not exist.
+      model: BERT, RoBERTa, GPT, T5, BART or CLIP.
+      params: its parameters.
+      dtype: type of the tensors: float32, bfloat16 or float16.
+      source: folder of a checkpoint whose tokenizer belongs to the model, to be copied, or None.
+
+    Raises:
+      UnsupportedError: the library has no counterpart of the model.
+    """
+    folder = Path(folder).expanduser()
+    architecture = architecture_for(model)
+    config = {**architecture.write(model), "dtype": dtype, "torch_dtype": dtype}
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = jnp.dtype(dtype)
+    rows = [
+        (name, shape, kind, make) for name, shape, make in binding.tensors_of(params, _written(architecture, model))
+    ]
+    safetensors.write(folder / safetensors.WEIGHTS, rows)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name in TOKENIZER_FILES:
+        if source is not None and (Path(source).expanduser() / name).is_file():
+            shutil.copyfile(Path(source).expanduser() / name, folder / name)
