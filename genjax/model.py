@@ -151,6 +151,17 @@ class HasDenoise(Protocol):
         ...
 
 
+@runtime_checkable
+class CanDiagnose(Protocol):
+    def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
+        """Runs a step's forward pass outside of `jit`; called with a sound state after a step's loss was not finite.
+
+        Raises:
+          ValueError: naming the layer or the input that is to blame, as a part of a sentence.
+        """
+        ...
+
+
 def batch_size(batch: Batch) -> int:
     """Number of examples in a batch."""
     return jax.tree.leaves(dict(batch))[0].shape[0]

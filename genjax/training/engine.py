@@ -212,20 +212,32 @@ class Engine:
             params=jax.tree.map(gather, state.params), ema_params=jax.tree.map(gather, state.ema_params)
         )
 
+    def _prepared(self, batch: Batch, key: jax.Array) -> tuple[Batch, jax.Array]:
+        """A raw batch as the model's training step gets it, and the step's key for the model."""
+        augment_key, data_key, model_key = jax.random.split(key, 3)
+        data = self.experiment.data
+        return data.transform(data.augment(batch, augment_key), data_key), model_key
+
+    def diagnose(self, state: TrainState, step: int) -> None:
+        """Lets the model look for what is wrong at a step, outside of `jit`, given a sound state from before.
+
+        Raises:
+          ValueError: what the model found.
+        """
+        batch, key = self._prepared(self.pipeline.batch(step), jax.random.fold_in(self._step_key, step))
+        self.experiment.model.diagnose(self.collect(state), batch, key)
+
     def _chunk(
         self, state: TrainState, resident: dict[str, jax.Array] | None, inputs: Any, key: jax.Array
     ) -> tuple[TrainState, Metrics]:
         """Advances by as many steps as `inputs` has rows: indices [K, B], or batches [K, B, ...]."""
-        model, data = self.experiment.model, self.experiment.data
 
         def step(state: TrainState, row: Any) -> tuple[TrainState, Metrics]:
             batch = row if resident is None else {name: array[row["indices"]] for name, array in resident.items()}
             if "example_index" in row:
                 batch = {**batch, "example_index": row["example_index"]}
-            state = self._gathered(state)
-            augment_key, data_key, model_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
-            batch = data.transform(data.augment(batch, augment_key), data_key)
-            return model.train_step(state, batch, model_key)
+            batch, model_key = self._prepared(batch, jax.random.fold_in(key, state.step))
+            return self.experiment.model.train_step(self._gathered(state), batch, model_key)
 
         if jax.tree.leaves(inputs)[0].shape[0] > 1:
             return jax.lax.scan(step, state, inputs)

@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from genjax.config import ConfigError
-from genjax.model import TrainState
+from genjax.model import CanDiagnose, TrainState
 from genjax.training import host
 from genjax.training.checkpoints import Checkpoints, warm_start
 from genjax.training.engine import Engine
@@ -297,10 +297,26 @@ class _Run:
             )
             raise NonFiniteError(
                 f"the loss became {values['loss'][good]} at step {first + good + 1}; the last finite metrics, of step "
-                f"{self.last_finite_step}, were {format_metrics(self.last_finite) or 'none'}; {back}; lower the learning "
+                f"{self.last_finite_step}, were {format_metrics(self.last_finite) or 'none'}; "
+                f"{self._diagnosis(first + good)}{back}; lower the learning "
                 "rate, clip the gradient (optimizer.clip_norm), or skip such updates (optimizer.skip_nonfinite)"
             )
         return values
+
+    def _diagnosis(self, step: int) -> str:
+        """What a model that can diagnose finds at a step, from the state at the start of the dispatch, by replay."""
+        if not isinstance(self.experiment.model, CanDiagnose) or jax.process_count() > 1:
+            return ""
+        state = self._first_state()
+        start = int(np.asarray(self.engine.collect(state).step))
+        before = [(first, last) for first, last in dispatches(start, self.training) if last <= step]
+        for inputs in self.engine.inputs(before):
+            state, _ = self.engine.advance(state, inputs)
+        try:
+            self.engine.diagnose(state, step)
+        except ValueError as error:
+            return f"{error}; "
+        return ""
 
     def _log(self, step: int, window: list[dict[str, np.ndarray]], rate: float) -> None:
         """Means over the steps since the last line."""

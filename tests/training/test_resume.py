@@ -14,6 +14,7 @@ import pytest
 from tiny_runs import TINY, command, environment, flags, tiny
 
 import genjax
+from genjax import config
 from genjax.config import ConfigError
 from genjax.training import CheckpointError, NonFiniteError, train
 from genjax.training.checkpoints import Checkpoints, flatten
@@ -206,6 +207,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_way_back(tmp_path
             _train_from_broken(exploding, tmp_path)
     finally:
         jax.config.update("jax_debug_nans", True)
+
+
+def test_a_model_that_can_diagnose_names_the_layer(tmp_path):
+    changes = {
+        **config.find_experiment("real_nvp_two_moons").shrunk,
+        "model.optimizer.learning_rate": 1e30,
+        "model.optimizer.clip_norm": None,
+        "training.num_steps": 4,
+        "training.steps_per_dispatch": 1,
+        "training.mesh": "data:1",
+    }
+    exploding = config.apply_overrides(config.find_experiment("real_nvp_two_moons").build(), changes)
+    with jax.debug_nans(False), pytest.raises(NonFiniteError, match=r"of layer \d\d_\w+ is not finite for \d+ of 32"):
+        train(exploding, tmp_path, quiet=True)
 
 
 def _train_from_broken(experiment, workdir):

@@ -64,21 +64,22 @@ def no_change(x: Array) -> Array:
     return jnp.zeros(x.shape[0], x.dtype)
 
 
-def check_log_det(name: str, log_det: Array) -> None:
-    """Raises where a log-determinant outside of `jit` is not finite.
+def check_finite(name: str, y: Array, log_det: Array) -> None:
+    """Raises where what a layer returns outside of `jit` is not finite.
 
     Raises:
       ValueError: naming the layer and the number of examples concerned.
     """
-    if isinstance(log_det, jax.core.Tracer):
+    if isinstance(log_det, jax.core.Tracer) or isinstance(y, jax.core.Tracer):
         return
     # By numpy, as inside of `jit` even an operation on constants gives a tracer.
-    bad = int(np.sum(~np.isfinite(np.asarray(log_det))))
-    if bad:
-        raise ValueError(
-            f"the log-determinant of layer {name} is not finite for {bad} of {log_det.size} examples; "
-            "look at the range of its inputs, or lower the learning rate"
-        )
+    for what, values in (("log-determinant", log_det), ("output", y)):
+        bad = int(np.sum(~np.isfinite(np.asarray(values)).reshape(len(values), -1).all(-1)))
+        if bad:
+            raise ValueError(
+                f"the {what} of layer {name} is not finite for {bad} of {len(values)} examples; "
+                "look at the range of its inputs, or lower the learning rate"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ class Chain(Bijection):
             if own:
                 params[name] = own
             x, log_det = layer.forward(own, x, condition)
-            check_log_det(name, log_det)
+            check_finite(name, x, log_det)
         return params
 
     def forward(
@@ -119,7 +120,7 @@ class Chain(Bijection):
         total = no_change(x)
         for index, (name, layer) in enumerate(zip(self.names, self.layers)):
             x, log_det = layer.forward(params.get(name, {}), x, condition, _fold(keys, index))
-            check_log_det(name, log_det)
+            check_finite(name, x, log_det)
             total = total + log_det
         return x, total
 
@@ -130,7 +131,7 @@ class Chain(Bijection):
         for index in reversed(range(len(self.layers))):
             name, layer = self.names[index], self.layers[index]
             z, log_det = layer.inverse(params.get(name, {}), z, condition, _fold(keys, index))
-            check_log_det(name, log_det)
+            check_finite(name, z, log_det)
             total = total + log_det
         return z, total
 
