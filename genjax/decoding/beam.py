@@ -2,8 +2,9 @@
 
     score(y) = sum_t log p(y_t | y_<t) / penalty(|y|),    penalty(n) = ((5 + n) / 6)^alpha     (Wu et al. 2016, eq. 14)
 
-Of the K hypotheses of each row the 2K likeliest continuations are looked at; those that end are finished hypotheses,
-the K best others go on.  The search stops when no open hypothesis can beat the worst finished one any more.
+Of the K hypotheses of each row the 2K likeliest continuations are looked at; those that end, and are among the K
+likeliest, are finished hypotheses; the K best others go on.  The search stops when no open hypothesis can beat the worst
+finished one any more.  With alpha 0 this is the search of the library transformers.
 """
 
 from __future__ import annotations
@@ -94,7 +95,9 @@ def beam_search(
         rows = jax.vmap(lambda a, i: a[i])(tokens, parent).at[:, :, step].set(token)  # [B, 2K, N]
         ends = token == end_token
         last = step + 1 == max_new_tokens
-        finished = jnp.where(ends | last, best / length_penalty(step + 1, alpha), _WORST)
+        # The other K are there so that enough hypotheses can go on.
+        among_best = (jnp.arange(best.shape[1]) < k)[None]
+        finished = jnp.where((ends | last) & among_best, best / length_penalty(step + 1, alpha), _WORST)
         finished = jnp.maximum(finished, _WORST)
         new_lengths = jnp.broadcast_to(step + 1, token.shape).astype(jnp.int32)
         done = insert(done, rows, finished, new_lengths)

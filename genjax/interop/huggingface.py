@@ -101,7 +101,7 @@ def configured(model: Any, folder: str | Path) -> Any:
       UnsupportedError: the checkpoint is of another kind of model.
     """
     architecture = architecture_of(config := read_config(folder))
-    theirs = architecture.read(config)
+    theirs = architecture.read(config, safetensors.read_folder(Path(folder).expanduser()))
     if not isinstance(model, architecture.model) and not isinstance(theirs, type(model)):
         raise UnsupportedError(
             f"{folder} is a checkpoint of {config['model_type']}, a {architecture.model.__name__}, and the experiment's "
@@ -136,6 +136,11 @@ def _written(architecture: Architecture, model: Any) -> binding.Bindings:
     """The bindings of a model under the names that the library itself writes."""
     found = architecture.bind(model)
     return binding.without_prefix(found, architecture.prefix) if architecture.bare(model) else found
+
+
+def _whole(model: Any, params: PyTree) -> PyTree:
+    """The network's parameters, low-rank updates added where there are any."""
+    return model.network_params(params) if hasattr(model, "network_params") else params
 
 
 def load_params(model: Any, folder: str | Path, abstract: PyTree, fine_tune: bool = False) -> PyTree:
@@ -174,7 +179,7 @@ def load_pretrained(folder: str | Path, dtype: Any = jnp.float32, shard: Any = N
     """
     folder = Path(folder).expanduser()
     config = read_config(folder)
-    model = architecture_of(config).read(config)
+    model = architecture_of(config).read(config, safetensors.read_folder(folder))
 
     def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         sharding = None if shard is None else shard(leaf)
@@ -185,6 +190,7 @@ def load_pretrained(folder: str | Path, dtype: Any = jnp.float32, shard: Any = N
 
 def to_tensors(model: Any, params: PyTree) -> dict[str, np.ndarray]:
     """Parameters (or gradients) under the names and in the arrangement of the library transformers."""
+    params = _whole(model, params)
     return {name: make() for name, _, make in binding.tensors_of(params, _written(architecture_for(model), model))}
 
 
@@ -205,7 +211,7 @@ def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str =
     architecture = architecture_for(model)
     config = {**architecture.write(model), "dtype": dtype, "torch_dtype": dtype}
     folder.mkdir(parents=True, exist_ok=True)
-    kind = jnp.dtype(dtype)
+    kind, params = jnp.dtype(dtype), _whole(model, params)
     rows = [
         (name, shape, kind, make) for name, shape, make in binding.tensors_of(params, _written(architecture, model))
     ]

@@ -28,6 +28,7 @@ PyTree = Any
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
@@ -53,6 +54,7 @@ class Transformer:
       qk_norm: RMS norm of queries and keys.
       use_bias: biases of linear maps and of LayerNorm.
       qkv_bias: biases of queries, keys and values, None for `use_bias`.
+      output_bias: bias of the attention's output, None for `use_bias`.
       positions: how tokens know where they stand (see nn/positions.py).
       max_length: largest sequence; the size of learned and sinusoidal tables.
       rotary_base: slowest angle's base.
@@ -79,7 +81,7 @@ class Transformer:
     num_kv_heads: int | None = None
     head_dim: int | None = None
     mlp_dim: int | None = None
-    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu_tanh"
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] = "gelu_tanh"
     gated: bool = False
     norm: Literal["layer", "rms"] = "layer"
     norm_placement: Literal["pre", "post"] = "pre"
@@ -88,6 +90,7 @@ class Transformer:
     qk_norm: bool = False
     use_bias: bool = True
     qkv_bias: bool | None = None
+    output_bias: bool | None = None
     positions: Literal["none", "learned", "sinusoidal", "rotary", "alibi", "t5"] = "learned"
     max_length: int = 1024
     rotary_base: float = 10000.0
@@ -213,7 +216,7 @@ class Block(nn.Module):
             "num_kv_heads": config.num_kv_heads,
             "head_dim": config.size_of_head,
             "qkv_bias": config.use_bias if config.qkv_bias is None else config.qkv_bias,
-            "output_bias": config.use_bias,
+            "output_bias": config.use_bias if config.output_bias is None else config.output_bias,
             "qk_norm": config.qk_norm,
             "norm_epsilon": config.norm_epsilon,
             "scale": config.attention_scale,

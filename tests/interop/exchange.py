@@ -68,3 +68,11 @@ def check_round_trip(pretrained, theirs, folder) -> None:
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     assert load_pretrained(folder).model == pretrained.model
+
+
+def new_tokens(generated, prompt_length: int, end: int) -> list[list[int]]:
+    """Generated rows after the prompt, up to and with the end."""
+    rows = []
+    for row in np.asarray(generated)[:, prompt_length:].tolist():
+        rows.append(row[: row.index(end) + 1] if end in row else row)
+    return rows

@@ -81,15 +81,23 @@ class LanguageModel(nn.Module):
         tokens: Array,
         *,
         segment_ids: Array | None = None,
+        key_mask: Array | None = None,
+        positions: Array | None = None,
         cache: Cache | None = None,
         dropout_keys: Array | None = None,
         return_weights: bool = False,
     ) -> tuple[Array, Any]:
         """tokens [B, T] -> float32 logits [B, T, V] and the stack's output."""
         start = None if cache is None else cache.length
-        x = self.embedding(tokens, segment_ids=segment_ids, start=start)
+        x = self.embedding(tokens, segment_ids=segment_ids, positions=positions, start=start)
         out = self.stack(
-            x, segment_ids=segment_ids, cache=cache, dropout_keys=dropout_keys, return_weights=return_weights
+            x,
+            segment_ids=segment_ids,
+            key_mask=key_mask,
+            positions=positions,
+            cache=cache,
+            dropout_keys=dropout_keys,
+            return_weights=return_weights,
         )
         logits = self.embedding.logits(out.x) if self.tie_embeddings else self.head(out.x).astype(jnp.float32)
         return logits, out
@@ -237,10 +245,17 @@ class GPT:
         logits, _ = self._forward(state.eval_params, batch)
         return -(token_nll(logits, batch["tokens"][:, 1:]) * token_weights(batch)).sum(1)
 
-    def logits(self, state: TrainState, tokens: Array, segment_ids: Array | None = None) -> Array:
-        """Next-token logits, [B, T] -> float32 [B, T, V]."""
-        params = self.network_params(state.eval_params)
-        return self.module().apply({"params": params}, tokens, segment_ids=segment_ids)[0]
+    def logits(
+        self, state: TrainState, tokens: Array, segment_ids: Array | None = None, mask: Array | None = None
+    ) -> Array:
+        """Next-token logits, [B, T] -> float32 [B, T, V]; with `mask` [B, T], padding on any side is not seen or counted."""
+        params, positions = self.network_params(state.eval_params), None
+        if mask is not None:
+            positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+        out = self.module().apply(
+            {"params": params}, tokens, segment_ids=segment_ids, key_mask=mask, positions=positions
+        )
+        return out[0]
 
     def attention_weights(self, state: TrainState, tokens: Array) -> list[Array]:
         """Attention of each layer, [B, T] -> num_layers x [B, H, T, T]."""

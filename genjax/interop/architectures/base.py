@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from genjax.interop.bindings import Bindings
@@ -25,11 +25,12 @@ class Architecture:
     Attributes:
       model_type: its name in config.json.
       model: class of our model.
-      read: configuration to model.
+      read: configuration, and the names of the tensors, to model.
       write: model to configuration, with `architectures`.
       bind: model to the names of its tensors.
       prefix: of the names of its body, which files of the bare body lack.
       buffers: pattern of names of tensors that are no parameters.
+      copies: names that may repeat the token embeddings, which are then not read.
       heads: pattern of names of tensors above the body, which a model with another head leaves.
       head_paths: beginnings of our paths of parameters above the body.
       fields: fields of the model that the configuration decides; others are the user's.
@@ -39,11 +40,12 @@ class Architecture:
 
     model_type: str
     model: type
-    read: Callable[[Config], Any]
+    read: Callable[[Config, Collection[str]], Any]
     write: Callable[[Any], dict[str, Any]]
     bind: Callable[[Any], Bindings]
     prefix: str = ""
     buffers: str = r"(?!)"
+    copies: tuple[str, ...] = ()
     heads: str = r"(?!)"
     head_paths: tuple[str, ...] = ()
     fields: tuple[str, ...] = ("network", "vocab_size")
@@ -51,8 +53,8 @@ class Architecture:
     bare: Callable[[Any], bool] = lambda model: False
 
     def is_buffer(self, name: str) -> bool:
-        """Whether a tensor is no parameter."""
-        return re.search(self.buffers, name) is not None
+        """Whether a tensor is no parameter of its own."""
+        return re.search(self.buffers, name) is not None or name in self.copies
 
     def is_head(self, name: str) -> bool:
         """Whether a tensor, or a path of ours, stands above the body."""
@@ -108,6 +110,12 @@ def number(config: Config, *names: str) -> Any:
         if config.get(name) is not None:
             return config[name]
     raise UnsupportedError(f"config.json does not say {names[0]}")
+
+
+def token(config: Config, name: str, default: int | None) -> int | None:
+    """A special token, the first where there are several."""
+    value = config.get(name, default)
+    return value[0] if isinstance(value, list) else value
 
 
 def num_labels(config: Config) -> int:
