@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from genjax.config import register
-from genjax.data import PianoRolls, Text
+from genjax.data import PianoRolls, Text, TimeSeries
 from genjax.families.markov.emissions import Bernoulli, Categorical, Mixture
 from genjax.families.markov.hidden_markov_model import HiddenMarkovModel
+from genjax.families.markov.linear_gaussian import LinearGaussianModel
 from genjax.training import Experiment, Training
 
 _CHORDS = {"data.name": "chords", "data.batch_size": 16, "model.num_states": 4, "data.max_frames": 8}
@@ -102,3 +103,19 @@ def hmm_text() -> Experiment:
     model = HiddenMarkovModel(num_states=64, emission=Categorical(), algorithm="stochastic_em")
     data = Text(name="python_topics", sequence_length=128, batch_size=64)
     return Experiment(model=model, data=data, training=Training(num_steps=300, log_every=20, checkpoint_every=100))
+
+
+@register(
+    "kalman_waves",
+    source="Shumway & Stoffer 1982, doi:10.1111/j.1467-9892.1982.tb00349.x",
+    expected="the two periods, 12 and 5, as angles of the transition's eigenvalues",
+    shrunk={"data.batch_size": 16, "data.sequence_length": 8, "model.state_dim": 2},
+)
+def kalman_waves() -> Experiment:
+    """Linear Gaussian state space of sums of two sines with noise, by EM.
+
+    python -m experiments.train --experiment=kalman_waves --workdir=runs/kalman_waves
+    """
+    data = TimeSeries(name="waves", batch_size=512)
+    training = Training(num_steps=200, log_every=20, checkpoint_every=200, num_samples=16)
+    return Experiment(model=LinearGaussianModel(state_dim=4), data=data, training=training)
