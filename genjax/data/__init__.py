@@ -1,6 +1,7 @@
 """Data sets: how raw examples become batches of a step, and how samples become something to look at."""
 
 from genjax.data.base import ArrayExamples, Data, DataError, Examples
+from genjax.data.evidence import Evidence
 from genjax.data.images import Images, write_grid
 from genjax.data.molecules import Molecules
 from genjax.data.music import PianoRolls
@@ -13,6 +14,7 @@ __all__ = [
     "ArrayExamples",
     "Data",
     "DataError",
+    "Evidence",
     "Examples",
     "Images",
     "Molecules",

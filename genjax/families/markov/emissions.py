@@ -6,7 +6,7 @@ Each is a frozen dataclass with
   statistics(params, x, weights)      sums over frames [N] with responsibilities [N, K]
   maximize(statistics, params)        the M-step
   draw(key, statistics, params)       parameters from their posterior under conjugate priors, where there is one
-  sample(params, key, state)          one frame of state []
+  sample(params, key, state, *before) one frame of state []; `before` is the frame before, for autoregressive ones
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ class Emission(abc.ABC):
         """Whether frames are tokens."""
         return False
 
+    @property
+    def autoregressive(self) -> bool:
+        """Whether frames are pairs (frame, frame before it) [..., 2 D]; `sample` then takes the frame before, too."""
+        return False
+
     @abc.abstractmethod
     def init(self, key: Array, x: Array, weights: Array, num_states: int) -> PyTree: ...
 
@@ -46,7 +51,7 @@ class Emission(abc.ABC):
     def maximize(self, statistics: PyTree, params: PyTree) -> PyTree: ...
 
     @abc.abstractmethod
-    def sample(self, params: PyTree, key: Array, state: Array) -> Array: ...
+    def sample(self, params: PyTree, key: Array, state: Array, *before: Array) -> Array: ...
 
     def draw(self, key: Array, statistics: PyTree, params: PyTree) -> PyTree:
         raise ValueError(
@@ -141,6 +146,58 @@ class Bernoulli(Emission):
 
     def sample(self, params: PyTree, key: Array, state: Array) -> Array:
         return jax.random.bernoulli(key, jax.nn.sigmoid(params["logits"][state])).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoregressiveBernoulli(Emission):
+    """Independent bits, each given the same bit of the frame before: notes that go on, and notes that begin.
+
+    Attributes:
+      pseudo_count: ones and zeros added to every bit in the M-step.
+      pooled_count: frames added to every state, with the frequencies of all states together.
+    """
+
+    pseudo_count: float = 0.01
+    pooled_count: float = 1.0
+
+    @property
+    def autoregressive(self) -> bool:
+        return True
+
+    def _features(self, x: Array) -> tuple[Array, Array]:
+        """Ones by the bit before, [N, 2 D], and what bit was before, [N, 2 D]."""
+        bit, before = jnp.split(x, 2, -1)
+        given = jnp.concatenate([1.0 - before, before], -1)
+        return given * jnp.concatenate([bit, bit], -1), given
+
+    def init(self, key: Array, x: Array, weights: Array, num_states: int) -> PyTree:
+        ones, given = self._features(x)
+        mean = jnp.average(ones, axis=0, weights=weights) / jnp.maximum(
+            jnp.average(given, axis=0, weights=weights), 1e-6
+        )
+        bit = jnp.split(random_frames(key, x, weights, num_states), 2, -1)[0]
+        p = 0.5 * jnp.concatenate([bit, bit], -1) + 0.5 * mean[None]
+        return {"logits": jax.scipy.special.logit(jnp.clip(p, 1e-3, 1 - 1e-3))}
+
+    def log_prob(self, params: PyTree, x: Array) -> Array:
+        ones, given = self._features(x)
+        logits = params["logits"]
+        return ones @ logits.T + given @ jax.nn.log_sigmoid(-logits).T
+
+    def statistics(self, params: PyTree, x: Array, weights: Array) -> PyTree:
+        ones, given = self._features(x)
+        return {"sum": weights.T @ ones, "count": weights.T @ given}
+
+    def maximize(self, statistics: PyTree, params: PyTree) -> PyTree:
+        ones, count = statistics["sum"], statistics["count"]
+        pooled = (ones.sum(0) + self.pseudo_count) / (count.sum(0) + 2 * self.pseudo_count + 1e-30)
+        ones = ones + self.pooled_count * pooled[None] + self.pseudo_count
+        p = ones / (count + self.pooled_count + 2 * self.pseudo_count + 1e-30)
+        return {"logits": jax.scipy.special.logit(jnp.clip(p, 1e-7, 1 - 1e-6))}
+
+    def sample(self, params: PyTree, key: Array, state: Array, before: Array) -> Array:
+        start, go_on = jnp.split(params["logits"][state], 2)
+        return jax.random.bernoulli(key, jax.nn.sigmoid(jnp.where(before > 0, go_on, start))).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -268,6 +325,10 @@ class Mixture(Emission):
     def discrete(self) -> bool:
         return self.component.discrete
 
+    @property
+    def autoregressive(self) -> bool:
+        return self.component.autoregressive
+
     def init(self, key: Array, x: Array, weights: Array, num_states: int) -> PyTree:
         parts = self.component.init(key, x, weights, num_states * self.num_components)
         return {
@@ -296,7 +357,7 @@ class Mixture(Emission):
         log_weights = jnp.log(jnp.maximum(counts / jnp.maximum(counts.sum(-1, keepdims=True), 1e-30), 1e-30))
         return {"log_weights": log_weights, "parts": self.component.maximize(statistics["parts"], params["parts"])}
 
-    def sample(self, params: PyTree, key: Array, state: Array) -> Array:
+    def sample(self, params: PyTree, key: Array, state: Array, *before: Array) -> Array:
         keys = jax.random.split(key)
         part = jax.random.categorical(keys[0], params["log_weights"][state])
-        return self.component.sample(params["parts"], keys[1], state * self.num_components + part)
+        return self.component.sample(params["parts"], keys[1], state * self.num_components + part, *before)

@@ -62,7 +62,13 @@ class HiddenMarkovModel:
             raise ValueError(f"step_exponent={self.step_exponent} must lie in (0.5, 1], or stochastic EM diverges")
 
     def _frames(self, batch: Batch) -> Array:
-        return batch["tokens"] if self.emission.discrete else batch["x"]
+        """What the emission takes: tokens [B, T], frames [B, T, D], or pairs of a frame and the one before [B, T, 2 D]."""
+        if self.emission.discrete:
+            return batch["tokens"]
+        x = batch["x"]
+        if self.emission.autoregressive:
+            return jnp.concatenate([x, jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))], -1)
+        return x
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         """Returns the state before the first step; emissions start from random frames of the batch."""
@@ -237,14 +243,16 @@ class HiddenMarkovModel:
             raise ValueError("how long samples are is not known: give num_frames, data_shape or sequence_length")
         initial, transition = jax.nn.log_softmax(params["initial"]), jax.nn.log_softmax(params["transition"])
 
-        def one(key: Array) -> Array:
-            def step(logits: Array, key: Array) -> tuple[Array, Array]:
-                keys = jax.random.split(key)
-                z = jax.random.categorical(keys[0], logits)
-                return transition[z], self.emission.sample(params["emission"], keys[1], z)
+        def step(carry: tuple[Array, tuple[Array, ...]], key: Array) -> tuple[tuple[Array, tuple[Array, ...]], Array]:
+            logits, before = carry
+            keys = jax.random.split(key)
+            z = jax.random.categorical(keys[0], logits)
+            frame = self.emission.sample(params["emission"], keys[1], z, *before)
+            return (transition[z], (frame,) if before else ()), frame
 
-            return jax.lax.scan(step, initial, jax.random.split(key, num_frames))[1]
-
+        # What comes before the first frame is silence.
+        before = (jnp.zeros(self.data_shape[1:]),) if self.emission.autoregressive else ()
+        one = lambda key: jax.lax.scan(step, (initial, before), jax.random.split(key, num_frames))[1]  # noqa: E731
         return jax.vmap(one)(jax.random.split(key, num_samples))
 
 

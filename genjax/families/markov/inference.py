@@ -160,6 +160,7 @@ def smooth(
     mask: Array | None = None,
     parallel: bool = False,
     chunk_size: int = 64,
+    weights: Array | None = None,
 ) -> Posterior:
     """Posterior marginals and expected transitions.
 
@@ -168,6 +169,7 @@ def smooth(
       mask: observed frames [B, T]; transitions are counted up to the last of them.  None is all.
       parallel: associative scans instead of sequential ones.
       chunk_size: frames in one parallel scan.
+      weights: how often each example counts in the expected transitions [B]; None is once.
     """
     log_prob, alpha = forward(log_initial, log_transition, log_likelihood, parallel, chunk_size)
     beta = backward(log_transition, log_likelihood, parallel, chunk_size)
@@ -175,6 +177,8 @@ def smooth(
     if mask is None:
         mask = jnp.ones(log_likelihood.shape[:2], bool)
     before_end = jax.lax.cummax(mask.astype(jnp.float32), axis=1, reverse=True)[:, 1:]
+    if weights is not None:
+        before_end = before_end * weights[:, None]
     source = alpha[:, :-1]
     source = jnp.exp(source - _finite(source.max(-1, keepdims=True)))
     target = (log_likelihood + beta)[:, 1:]
@@ -239,11 +243,21 @@ def sample_states(
     return jnp.concatenate([rest, last[None]]).swapaxes(0, 1)
 
 
-def predict(log_initial: Array, log_transition: Array, log_likelihood: Array) -> Array:
-    """p(z_t | x_1..t-1) for t = 1..T+1, [B, T+1, K]."""
+def _log_predict(log_initial: Array, log_transition: Array, log_likelihood: Array) -> Array:
     alpha = forward(log_initial, log_transition, log_likelihood)[1]
     first = jnp.broadcast_to(log_initial, alpha[:, :1].shape)
-    return jax.nn.softmax(jnp.concatenate([first, log_matmul(alpha, log_transition[None])], 1), -1)
+    return jax.nn.log_softmax(jnp.concatenate([first, log_matmul(alpha, log_transition[None])], 1), -1)
+
+
+def predict(log_initial: Array, log_transition: Array, log_likelihood: Array) -> Array:
+    """p(z_t | x_1..t-1) for t = 1..T+1, [B, T+1, K]."""
+    return jnp.exp(_log_predict(log_initial, log_transition, log_likelihood))
+
+
+def frame_log_prob(log_initial: Array, log_transition: Array, log_likelihood: Array) -> Array:
+    """log p(x_t | x_1..t-1) [B, T], which sum to log p(x)."""
+    predicted = _log_predict(log_initial, log_transition, log_likelihood)[:, :-1]
+    return jax.nn.logsumexp(predicted + log_likelihood, -1)
 
 
 def stationary_distribution(transition: Array) -> Array:

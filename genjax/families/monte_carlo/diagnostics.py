@@ -1,72 +1,86 @@
-"""Rank-normalised split R-hat and effective sample sizes (Vehtari et al. 2021, arXiv:1903.08008), in numpy.
+"""Rank-normalised split R-hat and effective sample sizes (Vehtari et al. 2021, arXiv:1903.08008).
 
-All take draws [chains, draws] of one quantity.
+All take draws [chains, draws] of one quantity; `summarize` maps them over the quantities of a vector.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from scipy.special import ndtri
-from scipy.stats import rankdata
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
 
 
-def split(draws: np.ndarray) -> np.ndarray:
+def split(draws: Array) -> Array:
     """Halves of the chains as chains of their own."""
     half = draws.shape[1] // 2
-    return np.concatenate([draws[:, :half], draws[:, -half:]])
+    return jnp.concatenate([draws[:, :half], draws[:, -half:]])
 
 
-def rank_normalize(draws: np.ndarray) -> np.ndarray:
-    """Normal scores of the ranks among all draws (eq. 14)."""
-    ranks = rankdata(draws, method="average").reshape(draws.shape)
-    return ndtri((ranks - 0.375) / (draws.size + 0.25))
+def rank_normalize(draws: Array) -> Array:
+    """Normal scores of the ranks among all draws (eq. 14); ties share the mean of their ranks."""
+    ordered = jnp.sort(draws.reshape(-1))
+    below, up_to = (jnp.searchsorted(ordered, draws, side) for side in ("left", "right"))
+    ranks = 0.5 * (below + up_to + 1)
+    return jax.scipy.special.ndtri((ranks - 0.375) / (draws.size + 0.25))
 
 
-def _r_hat(draws: np.ndarray) -> float:
+def _r_hat(draws: Array) -> Array:
     length = draws.shape[1]
     within = draws.var(1, ddof=1).mean()
-    if within == 0:
-        return float("nan")
-    return float(np.sqrt((length - 1) / length + draws.mean(1).var(ddof=1) / within))
+    between = draws.mean(1).var(ddof=1)
+    return jnp.sqrt((length - 1) / length + between / jnp.maximum(within, 1e-30))
 
 
-def r_hat(draws: np.ndarray) -> float:
+def r_hat(draws: Array) -> Array:
     """The larger of bulk and folded rank-normalised split R-hat; 1 at convergence."""
-    draws = split(np.asarray(draws, np.float64))
-    return max(_r_hat(rank_normalize(draws)), _r_hat(rank_normalize(np.abs(draws - np.median(draws)))))
+    draws = split(jnp.asarray(draws))
+    folded = jnp.abs(draws - jnp.median(draws))
+    return jnp.maximum(_r_hat(rank_normalize(draws)), _r_hat(rank_normalize(folded)))
 
 
-def effective_sample_size(draws: np.ndarray) -> float:
+def effective_sample_size(draws: Array) -> Array:
     """Effective number of independent draws for the mean, by Geyer's initial monotone sequence (section 3.2)."""
-    draws = np.asarray(draws, np.float64)
+    draws = jnp.asarray(draws)
     chains, length = draws.shape
-    if length < 4 or np.ptp(draws) == 0:
-        return float(draws.size)
+    if length < 4:
+        return jnp.asarray(float(draws.size))
     centred = draws - draws.mean(1, keepdims=True)
-    spectrum = np.fft.rfft(centred, 2 * length)
-    covariance = np.fft.irfft(np.abs(spectrum) ** 2, 2 * length)[:, :length].mean(0) / length
+    spectrum = jnp.fft.rfft(centred, 2 * length)
+    power = spectrum.real**2 + spectrum.imag**2
+    covariance = jnp.fft.irfft(power, 2 * length)[:, :length].mean(0) / length
     variance = covariance[0] * length / (length - 1)
     total = variance * (length - 1) / length
     if chains > 1:
-        total += draws.mean(1).var(ddof=1)
-    rho = 1 - (variance - covariance) / total
-    rho[0] = 1.0
+        total = total + draws.mean(1).var(ddof=1)
+    rho = (1 - (variance - covariance) / jnp.maximum(total, 1e-30)).at[0].set(1.0)
     # The last lags rest on too few products.
     pairs = rho[: (length - 2) // 2 * 2].reshape(-1, 2).sum(1)
-    negative = np.flatnonzero(pairs < 0)
-    stop = negative[0] if len(negative) else len(pairs) - 1
+    negative = pairs < 0
+    stop = jnp.where(negative.any(), negative.argmax(), len(pairs) - 1)
+    monotone = jnp.where(jnp.arange(len(pairs)) < stop, jax.lax.cummin(pairs), 0.0)
     # The even lag of the first pair that is left out still counts, once.
-    tau = -1 + 2 * np.minimum.accumulate(pairs[:stop]).sum() + max(rho[2 * stop], 0.0)
-    return float(draws.size / max(tau, 1 / np.log10(draws.size)))
+    tau = -1 + 2 * monotone.sum() + jnp.maximum(rho[2 * stop], 0.0)
+    size = draws.size / jnp.maximum(tau, 1 / jnp.log10(draws.size))
+    # What never changes has nothing to estimate.
+    return jnp.where(jnp.ptp(draws) == 0, float(draws.size), size)
 
 
-def bulk_ess(draws: np.ndarray) -> float:
+def bulk_ess(draws: Array) -> Array:
     """Effective sample size of the rank-normalised split chains."""
-    return effective_sample_size(rank_normalize(split(np.asarray(draws, np.float64))))
+    return effective_sample_size(rank_normalize(split(jnp.asarray(draws))))
 
 
-def tail_ess(draws: np.ndarray) -> float:
+def tail_ess(draws: Array) -> Array:
     """The smaller effective sample size of the indicators of the 5% and 95% quantiles."""
-    draws = np.asarray(draws, np.float64)
-    sizes = [effective_sample_size(split((draws <= np.quantile(draws, q)).astype(float))) for q in (0.05, 0.95)]
-    return min(sizes)
+    draws = jnp.asarray(draws)
+    indicator = lambda q: (draws <= jnp.quantile(draws, q)).astype(jnp.float32)  # noqa: E731
+    return jnp.minimum(*(effective_sample_size(split(indicator(q))) for q in (0.05, 0.95)))
+
+
+@jax.jit
+def summarize(draws: Array) -> dict[str, Array]:
+    """Mean, standard deviation, R-hat, bulk and tail ESS of each column of draws [chains, draws, D], each [D]."""
+    columns = jnp.moveaxis(draws, 2, 0)
+    quantities = {"mean": jnp.mean, "standard_deviation": jnp.std, "r_hat": r_hat, "bulk_ess": bulk_ess}
+    return {name: jax.lax.map(f, columns) for name, f in {**quantities, "tail_ess": tail_ess}.items()}

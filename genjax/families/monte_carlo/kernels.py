@@ -1,4 +1,4 @@
-"""Transition kernels over vectors: random walk, MALA, HMC, and multinomial NUTS.
+"""Transition kernels over vectors: random walk, MALA, HMC, multinomial NUTS, slice sampling, parallel tempering.
 
 A kernel is `kernel(key, position, log_density, step_size, inverse_mass) -> (position, Info)`; it leaves the density
 invariant.  `inverse_mass` is M^-1, [D] for a diagonal or [D, D] for a dense metric.
@@ -12,11 +12,14 @@ draws from it by multinomial weights exp(-H) (Betancourt 2017, arXiv:1701.02434,
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 #: Error of the energy beyond which a trajectory counts as divergent, as in Stan.
@@ -220,6 +223,142 @@ def slice_sampling(
     return q + t * direction, Info(jnp.ones(()), jnp.zeros((), bool), jnp.asarray(0))
 
 
-KERNELS = {"random_walk": random_walk, "mala": mala, "hmc": hmc, "nuts": nuts, "slice": slice_sampling}
-#: Acceptance that the step size is tuned to.
-TARGETS = {"random_walk": 0.3, "mala": 0.6, "hmc": 0.8, "nuts": 0.8, "slice": 1.0}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kernel(abc.ABC):
+    """A kernel with its settings."""
+
+    @property
+    def target_acceptance(self) -> float | None:
+        """Acceptance that the warm-up tunes the step size to; None for kernels that it leaves alone."""
+        return 0.8
+
+    @property
+    def num_replicas(self) -> int:
+        """Copies of the parameters that make up a position [num_replicas * D]; the first is the one of interest."""
+        return 1
+
+    @abc.abstractmethod
+    def step(
+        self, key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array
+    ) -> tuple[Array, Info]:
+        """One transition of a position."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomWalk(Kernel):
+    """Random-walk Metropolis."""
+
+    @property
+    def target_acceptance(self) -> float:
+        return 0.3
+
+    def step(self, key, q, log_density, step_size, inverse_mass):
+        return random_walk(key, q, log_density, step_size, inverse_mass)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mala(Kernel):
+    """Metropolis-adjusted Langevin."""
+
+    @property
+    def target_acceptance(self) -> float:
+        return 0.6
+
+    def step(self, key, q, log_density, step_size, inverse_mass):
+        return mala(key, q, log_density, step_size, inverse_mass)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hmc(Kernel):
+    """Hamiltonian Monte Carlo.
+
+    Attributes:
+      num_leapfrog: steps of a trajectory.
+    """
+
+    num_leapfrog: int = 16
+
+    def step(self, key, q, log_density, step_size, inverse_mass):
+        return hmc(key, q, log_density, step_size, inverse_mass, self.num_leapfrog)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Nuts(Kernel):
+    """The no-U-turn sampler.
+
+    Attributes:
+      max_depth: a trajectory has at most 2^max_depth steps.
+    """
+
+    max_depth: int = 10
+
+    def step(self, key, q, log_density, step_size, inverse_mass):
+        return nuts(key, q, log_density, step_size, inverse_mass, self.max_depth)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Slice(Kernel):
+    """Slice sampling along random directions; its step size is the first width of the slice.
+
+    Attributes:
+      max_steps: times that a slice is stepped out.
+    """
+
+    max_steps: int = 20
+
+    @property
+    def target_acceptance(self) -> None:
+        return None
+
+    def step(self, key, q, log_density, step_size, inverse_mass):
+        return slice_sampling(key, q, log_density, step_size, inverse_mass, self.max_steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tempering(Kernel):
+    """Parallel tempering (Geyer 1991; Earl & Deem 2005): replicas of pi^(1 / T) move, then neighbours try to swap.
+
+    Neighbours i, i + 1 swap with probability min(1, exp((1 / T_i - 1 / T_i+1) (log pi(q_i+1) - log pi(q_i)))).  The
+    diagonal metric of the warm-up is each replica's own.
+
+    Attributes:
+      kernel: what moves a replica.
+      temperatures: rising from 1.
+    """
+
+    kernel: Kernel = Nuts(max_depth=6)
+    temperatures: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+
+    def __post_init__(self) -> None:
+        if len(self.temperatures) < 2 or self.temperatures[0] != 1.0 or min(np.diff(self.temperatures)) <= 0:
+            raise ValueError(f"temperatures={self.temperatures} must rise from 1, and be at least two")
+
+    @property
+    def target_acceptance(self) -> float | None:
+        return self.kernel.target_acceptance
+
+    @property
+    def num_replicas(self) -> int:
+        return len(self.temperatures)
+
+    def step(self, key, q, log_density, step_size, inverse_mass):
+        if inverse_mass.ndim == 2:
+            raise ValueError("parallel tempering keeps a diagonal metric of each replica: set dense_mass=false")
+        count = self.num_replicas
+        beta = 1.0 / jnp.asarray(self.temperatures, q.dtype)
+        move_key, parity_key, swap_key = jax.random.split(key, 3)
+
+        def move(key: Array, q: Array, beta: Array, inverse_mass: Array) -> tuple[Array, Info]:
+            return self.kernel.step(key, q, lambda y: beta * log_density(y), step_size, inverse_mass)
+
+        replicas = q.reshape(count, -1)
+        keys = jax.random.split(move_key, count)
+        replicas, info = jax.vmap(move)(keys, replicas, beta, inverse_mass.reshape(count, -1))
+        values = jax.vmap(log_density)(replicas)
+        log_ratio = (beta[:-1] - beta[1:]) * (values[1:] - values[:-1])
+        accept = jnp.log(jax.random.uniform(swap_key, (count - 1,), minval=1e-38)) < log_ratio
+        # Pairs that begin at even places, or those at odd ones: no replica is in two.
+        accept &= jnp.arange(count - 1) % 2 == jax.random.bernoulli(parity_key).astype(jnp.int32)
+        up, down = jnp.append(accept, False), jnp.append(False, accept)
+        source = jnp.arange(count) + up - down
+        return replicas[source].reshape(-1), Info(info.acceptance.mean(), info.diverging[0], info.num_gradients.sum())

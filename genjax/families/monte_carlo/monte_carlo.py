@@ -1,0 +1,224 @@
+"""Markov chain Monte Carlo on the contract: a training step is a transition of every chain, and the state holds the draws.
+
+The first `num_warmup` steps tune step size and metric; the state keeps the last `num_draws` positions of each chain, so a
+run of num_warmup + num_draws steps ends with all that came after the warm-up.  The batch is all the data, at every step.
+
+Stochastic-gradient Langevin dynamics (Welling & Teh 2011) needs only a part of the data at each step:
+
+    q <- q + eps_t / 2 (grad log p(q) + N / B sum_i grad log p(x_i | q)) + N(0, eps_t),   eps_t = a (1 + t / b)^-gamma
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from genjax.families.monte_carlo import diagnostics
+from genjax.families.monte_carlo.adaptation import adapt, start_adaptation, window_begin, window_ends
+from genjax.families.monte_carlo.kernels import Info, Kernel, Nuts
+from genjax.families.monte_carlo.sampler import Draws, move
+from genjax.families.monte_carlo.targets import CorrelatedGaussian, Target
+from genjax.model import DEVICE_AXIS, Array, Batch, Metrics, PyTree, TrainState, batch_size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chains(abc.ABC):
+    """Chains over the parameters of a posterior.
+
+    Attributes:
+      target: the posterior.
+      num_chains: number C of chains.
+      num_draws: number W of positions of each chain that the state keeps: the last ones.
+      num_warmup: transitions before the draws that count.
+      start_scale: standard deviation of the first positions, on the unconstrained space.
+      data_shape: shape of an example; None takes the data set's.
+    """
+
+    target: Target = CorrelatedGaussian()
+    num_chains: int = 4
+    num_draws: int = 1000
+    num_warmup: int = 500
+    start_scale: float = 1.0
+    data_shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_chains < 1 or self.num_draws < 4 or self.num_warmup < 0:
+            raise ValueError("chains need num_chains >= 1, num_draws >= 4 and num_warmup >= 0")
+
+    @abc.abstractmethod
+    def _start(self, dim: int) -> tuple[int, dict[str, PyTree]]:
+        """How often a position holds the parameters, and what the family adds to the state."""
+
+    @abc.abstractmethod
+    def _transition(
+        self, state: TrainState, batch: Batch, key: Array
+    ) -> tuple[Array, Info, dict[str, PyTree], Metrics]:
+        """New positions [C, R * D], what they report [C], and what the state has to add."""
+
+    @property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return self.target.shapes(self.data_shape or ())
+
+    def parameters(self, q: Array) -> dict[str, Array]:
+        """Named parameters of vectors [..., D]."""
+        out, at = {}, 0
+        for name, shape in self._shapes.items():
+            size = math.prod(shape)
+            out[name] = q[..., at : at + size].reshape(*q.shape[:-1], *shape)
+            at += size
+        return out
+
+    def _density(self, q: Array, batch: Batch) -> Array:
+        return self.target.log_density(self.parameters(q), batch)
+
+    def init(self, key: Array, batch: Batch) -> TrainState:
+        """Returns the state before the first step; chains start from normal positions."""
+        dim = sum(math.prod(shape) for shape in self._shapes.values())
+        replicas, extra = self._start(dim)
+        q = self.start_scale * jax.random.normal(key, (self.num_chains, dim))
+        extra["draws"] = jnp.repeat(q[None], self.num_draws, 0)
+        extra["acceptance"] = jnp.ones((self.num_draws, self.num_chains))
+        extra["diverging"] = jnp.zeros((self.num_draws, self.num_chains), bool)
+        extra["num_gradients"] = jnp.zeros((self.num_draws, self.num_chains), jnp.int32)
+        return TrainState.create({"position": jnp.tile(q, (1, replicas))}, extra=extra)
+
+    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """A transition of every chain.  `loss` is the mean negative log-density after it, up to a constant, in nats."""
+        batch = _whole(batch)
+        q, info, extra, metrics = self._transition(state, batch, key)
+        current = q[:, : state.extra["draws"].shape[-1]]
+        place = state.step % self.num_draws
+        rows = {"draws": current, **info._asdict()}
+        extra = {**state.extra, **extra, **{name: state.extra[name].at[place].set(row) for name, row in rows.items()}}
+        metrics = {
+            "loss": -jax.vmap(lambda q: self._density(q, batch))(current).mean(),
+            "acceptance": info.acceptance.mean(),
+            "divergences": info.diverging.mean(dtype=jnp.float32),
+            "gradients": info.num_gradients.mean(dtype=jnp.float32),
+            **metrics,
+        }
+        return state.replace(step=state.step + 1, params={"position": q}, extra=extra), metrics
+
+    def _ordered(self, state: TrainState, name: str) -> Array:
+        """What the state keeps of each transition, oldest first, [C, W, ...]."""
+        return jnp.roll(state.extra[name], -(state.step % self.num_draws), 0).swapaxes(0, 1)
+
+    def draws(self, state: TrainState) -> Draws:
+        """The draws of all chains by the names that the target reports, with leading axes [C, W]."""
+        adaptation = state.extra.get("adaptation")
+        return Draws(
+            jax.vmap(jax.vmap(self.target.report))(self.parameters(self._ordered(state, "draws"))),
+            *(self._ordered(state, name) for name in Info._fields),
+            jnp.exp(adaptation.log_average) if adaptation is not None else jnp.zeros(()),
+            adaptation.inverse_mass if adaptation is not None else jnp.ones(()),
+        )
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """`nll` of each example given the data in nats (by the mean of its density over the draws); and of the chains, the
+        largest R-hat, the smallest bulk and tail ESS of all that the target reports, and the share of divergences."""
+        draws = self.draws(state)
+        parts = [a.reshape(*a.shape[:2], -1) for a in draws.positions.values()]
+        summary = diagnostics.summarize(jnp.concatenate(parts, -1))
+        numbers = {
+            "max_r_hat": summary["r_hat"].max(),
+            "min_bulk_ess": summary["bulk_ess"].min(),
+            "min_tail_ess": summary["tail_ess"].min(),
+            "divergences": draws.diverging.mean(dtype=jnp.float32),
+        }
+        out = {name: jnp.full((batch_size(batch),), value) for name, value in numbers.items()}
+        if self.target.has_data:
+            flat = state.extra["draws"].reshape(-1, state.extra["draws"].shape[-1])
+            # A thousand draws are enough for a mean of densities.
+            flat = flat[:: max(len(flat) // 1000, 1)]
+            log_prob = jax.lax.map(lambda q: self.target.log_likelihood(self.parameters(q), batch), flat)
+            out["nll"] = math.log(len(flat)) - jax.nn.logsumexp(log_prob, 0)
+        return out
+
+    def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:
+        """Any of the draws, as vectors [num_samples, D] of what the target reports, in the order of its names."""
+        draws = state.extra["draws"].reshape(-1, state.extra["draws"].shape[-1])
+        chosen = draws[jax.random.randint(key, (num_samples,), 0, len(draws))]
+        report = jax.vmap(self.target.report)(self.parameters(chosen))
+        return jnp.concatenate([a.reshape(num_samples, -1) for a in report.values()], -1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MonteCarlo(Chains):
+    """Chains that leave the posterior invariant.
+
+    Attributes:
+      kernel: what moves a chain.
+      dense_mass: the warm-up estimates a full metric.
+      step_size: at the start of the warm-up.
+    """
+
+    kernel: Kernel = Nuts()
+    dense_mass: bool = False
+    step_size: float = 0.1
+
+    def _start(self, dim: int) -> tuple[int, dict[str, PyTree]]:
+        replicas = self.kernel.num_replicas
+        return replicas, {"adaptation": start_adaptation(replicas * dim, self.step_size, self.dense_mass)}
+
+    def _transition(
+        self, state: TrainState, batch: Batch, key: Array
+    ) -> tuple[Array, Info, dict[str, PyTree], Metrics]:
+        before, target = state.extra["adaptation"], self.kernel.target_acceptance
+        warm = state.step < self.num_warmup
+        step = jnp.exp(jnp.where(warm, before.log_step, before.log_average))
+        density = lambda q: self._density(q, batch)  # noqa: E731
+        q, info = move(self.kernel, density, key, state.params["position"], step, before.inverse_mass)
+        after = before
+        if self.num_warmup and target is not None:
+            end = jnp.asarray(window_ends(self.num_warmup))[jnp.minimum(state.step, self.num_warmup - 1)]
+            after = adapt(before, q, info.acceptance, target, state.step >= window_begin(self.num_warmup), end)
+            after = jax.tree.map(lambda new, old: jnp.where(warm, new, old), after, before)
+        return q, info, {"adaptation": after}, {"step_size": step}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StochasticGradientLangevin(Chains):
+    """Stochastic-gradient Langevin dynamics; its bias vanishes with the step size.
+
+    Attributes:
+      num_examples: number N of examples of the training set; None takes each batch for all of it.
+      step_size: a, at the start.
+      decay_steps: b.
+      decay_exponent: gamma, in (1/2, 1] for convergence; 0 keeps the step size.
+    """
+
+    num_examples: int | None = None
+    step_size: float = 1e-2
+    decay_steps: float = 1000.0
+    decay_exponent: float = 0.55
+
+    def _start(self, dim: int) -> tuple[int, dict[str, PyTree]]:
+        return 1, {}
+
+    def _transition(
+        self, state: TrainState, batch: Batch, key: Array
+    ) -> tuple[Array, Info, dict[str, PyTree], Metrics]:
+        q, factor = state.params["position"], (self.num_examples or batch_size(batch)) / batch_size(batch)
+
+        def density(q: Array) -> Array:
+            position = self.parameters(q)
+            return self.target.log_prior(position) + factor * self.target.log_likelihood(position, batch).sum()
+
+        step = self.step_size * (1.0 + state.step / self.decay_steps) ** -self.decay_exponent
+        q = q + 0.5 * step * jax.vmap(jax.grad(density))(q) + jnp.sqrt(step) * jax.random.normal(key, q.shape)
+        chains = len(q)
+        info = Info(jnp.ones(chains), ~jnp.isfinite(q).all(-1), jnp.ones(chains, jnp.int32))
+        return q, info, {}, {"step_size": step}
+
+
+def _whole(batch: Batch) -> Batch:
+    """The global batch, of which each device holds a part in the `pmap` mode."""
+    try:
+        jax.lax.axis_index(DEVICE_AXIS)
+    except NameError:
+        return batch
+    return jax.tree.map(lambda a: jax.lax.all_gather(a, DEVICE_AXIS, tiled=True), dict(batch))
