@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from genjax.config import register
 from genjax.data import PianoRolls, Text, TimeSeries
-from genjax.families.markov.emissions import Bernoulli, Categorical, Mixture
+from genjax.families.markov.emissions import AutoregressiveBernoulli, Bernoulli, Categorical, Mixture
+from genjax.families.markov.hidden_key import HiddenKeyModel
 from genjax.families.markov.hidden_markov_model import HiddenMarkovModel
 from genjax.families.markov.linear_gaussian import LinearGaussianModel
 from genjax.training import Experiment, Training
@@ -73,6 +74,23 @@ def hmm_patterns_jsb() -> Experiment:
         transition_pseudo_count=0.02,
     )
     return _rolls(model, "jsb_chorales", 100, transpose=6)
+
+
+@register(
+    "hmm_keys_jsb",
+    source="Rabiner 1989, section IV.B; data of Boulanger-Lewandowski et al. 2012, arXiv:1206.6392",
+    expected="below 6.4 test nats a frame",
+    shrunk={**_CHORDS, "model.num_keys": 2, "model.num_restarts": 2},
+)
+def hmm_keys_jsb() -> Experiment:
+    """Autoregressive notes from 128 states, in a key that is hidden too; four restarts predict together.
+
+    python -m experiments.train --experiment=hmm_keys_jsb --data.dir=path/to/folder --workdir=runs/hmm_keys_jsb
+    """
+    model = HiddenKeyModel(
+        num_states=128, emission=AutoregressiveBernoulli(), num_restarts=4, transition_pseudo_count=0.02
+    )
+    return _rolls(model, "jsb_chorales", 25)
 
 
 @register(
