@@ -1,0 +1,1 @@
+"""Classifiers of pictures, whose features samples are judged by."""
