@@ -1,9 +1,12 @@
-"""Distances between two sets of feature vectors, on the host in float64.
+"""Distances between two sets of feature vectors, streamed on the host in float64 and bounded memory.
 
     frechet_distance   |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))                    (Heusel et al. 2017, arXiv:1706.08500)
     kernel_distance    unbiased MMD^2 with k(x, y) = (x . y / D + 1)^3                 (Binkowski et al. 2018, arXiv:1801.01401)
+    class_score        exp E_x KL(p(c | x) | E_x p(c | x))                             (Salimans et al. 2016, arXiv:1606.03498)
 
 The trace of the square root is the sum of the square roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric.
+`Moments`, `KernelBlocks` and `ClassProbabilities` take one batch after the other; none keeps what it has seen, but for a
+block of vectors.  With p of the Inception network the class score is the Inception score.
 """
 
 from __future__ import annotations
@@ -11,28 +14,68 @@ from __future__ import annotations
 import numpy as np
 
 
-def _features(x: np.ndarray) -> np.ndarray:
+def _features(x: np.ndarray, least: int = 2) -> np.ndarray:
     x = np.asarray(x, np.float64)
-    if x.ndim != 2 or len(x) < 2:
-        raise ValueError(f"features must have the shape [N, D] with N of at least 2, not {x.shape}")
+    if x.ndim != 2 or len(x) < least:
+        raise ValueError(f"features must have the shape [N, D] with N of at least {least}, not {x.shape}")
     return x
 
 
-def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
+class Moments:
+    """Mean and covariance of vectors that come in batches; memory D^2 for any number of them.
+
+    Attributes:
+      count: number of vectors so far.
+      mean: their mean [D].
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = np.zeros(0)
+        self._scatter = np.zeros((0, 0))
+
+    def add(self, x: np.ndarray) -> Moments:
+        """Takes a batch [B, D] in (Chan et al. 1979: scatter about the joint mean)."""
+        x = _features(x, 1)
+        if not self.count:
+            self.mean, self._scatter = np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1]))
+        mean = x.mean(0)
+        centred, difference = x - mean, mean - self.mean
+        total = self.count + len(x)
+        self._scatter += centred.T @ centred + np.outer(difference, difference) * (self.count * len(x) / total)
+        self.mean = self.mean + difference * (len(x) / total)
+        self.count = total
+        return self
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Unbiased covariance [D, D].
+
+        Raises:
+          ValueError: there are fewer than two vectors.
+        """
+        if self.count < 2:
+            raise ValueError(f"a covariance needs at least two vectors, not {self.count}")
+        return self._scatter / (self.count - 1)
+
+
+def frechet_distance(x: np.ndarray | Moments, y: np.ndarray | Moments) -> float:
     """Squared Frechet distance of the Gaussians with the moments of two sets of features [N, D] and [M, D].
 
     With fewer vectors than features a covariance is singular, and the distance is far above that of the distributions.
 
     Raises:
-      ValueError: a set is no matrix or has fewer than two rows.
+      ValueError: a set is no matrix, has fewer than two rows, or the two have other numbers of features.
     """
-    x, y = _features(x), _features(y)
-    difference = x.mean(0) - y.mean(0)
-    first, second = np.atleast_2d(np.cov(x, rowvar=False)), np.atleast_2d(np.cov(y, rowvar=False))
-    values, vectors = np.linalg.eigh(first)
+    first, second = (each if isinstance(each, Moments) else Moments().add(_features(each)) for each in (x, y))
+    if first.mean.shape != second.mean.shape:
+        raise ValueError(f"one set has {len(first.mean)} features, the other {len(second.mean)}")
+    difference = first.mean - second.mean
+    values, vectors = np.linalg.eigh(first.covariance)
     root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second @ root), 0.0)).sum()
-    return float(difference @ difference + np.trace(first) + np.trace(second) - 2.0 * cross)
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second.covariance @ root), 0.0)).sum()
+    trace = np.trace(first.covariance) + np.trace(second.covariance)
+    return float(difference @ difference + trace - 2.0 * cross)
 
 
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
@@ -49,3 +92,117 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
         return (k.sum() - np.trace(k)) / (len(a) * (len(a) - 1))
 
     return float(within(x) + within(y) - 2.0 * kernel(x, y).mean())
+
+
+class KernelBlocks:
+    """Kernel distance of a stream of vectors to a reference, as the mean over blocks of `block_size` of each.
+
+    Every block's estimate is unbiased, and so is their mean.  The blocks of the stream are disjoint; those of the
+    reference are taken in turn, so that their spread is that of the mean where the stream is no longer than the reference.
+
+    Args:
+      reference: features [M, D]; at least `block_size` of them are used, else all.
+      block_size: vectors of a block.
+    """
+
+    def __init__(self, reference: np.ndarray, block_size: int = 1000):
+        reference = _features(reference)
+        self._size = min(block_size, len(reference))
+        count = len(reference) // self._size
+        self._reference = [reference[i * self._size : (i + 1) * self._size] for i in range(count)]
+        self._pending: list[np.ndarray] = []
+        self._estimates: list[float] = []
+
+    def add(self, x: np.ndarray) -> KernelBlocks:
+        """Takes a batch [B, D] in."""
+        self._pending.append(np.asarray(x))
+        waiting = sum(map(len, self._pending))
+        if waiting >= self._size:
+            rows = np.concatenate(self._pending)
+            whole = waiting - waiting % self._size
+            for start in range(0, whole, self._size):
+                against = self._reference[len(self._estimates) % len(self._reference)]
+                self._estimates.append(kernel_distance(rows[start : start + self._size], against))
+            self._pending = [rows[whole:]]
+        return self
+
+    def result(self) -> dict[str, float]:
+        """`kernel_distance`, the standard deviation of a block's, and the standard error of the mean.
+
+        A stream shorter than a block is one short block.
+
+        Raises:
+          ValueError: the stream has fewer than two vectors.
+        """
+        estimates = np.array(self._estimates or [kernel_distance(np.concatenate(self._pending), self._reference[0])])
+        spread = float(estimates.std(ddof=1)) if len(estimates) > 1 else float("nan")
+        return {
+            "kernel_distance": float(estimates.mean()),
+            "kernel_distance_block_std": spread,
+            "kernel_distance_standard_error": spread / len(estimates) ** 0.5,
+            "kernel_distance_num_blocks": len(estimates),
+        }
+
+
+class ClassProbabilities:
+    """Class score and shares of the classes of samples, from a classifier's logits that come in batches.
+
+    Args:
+      num_parts: the score's spread is that over so many parts, to which examples go in turn.
+    """
+
+    def __init__(self, num_parts: int = 10):
+        self._parts = num_parts
+        self._sums: np.ndarray | None = None
+        self._negative_entropies = np.zeros(num_parts)
+        self._counts = np.zeros(num_parts)
+        self._winners = np.zeros(0)
+
+    def add(self, logits: np.ndarray) -> ClassProbabilities:
+        """Takes logits [B, K] in."""
+        logits = np.asarray(logits, np.float64)
+        log_p = logits - logits.max(1, keepdims=True)
+        log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
+        p = np.exp(log_p)
+        if self._sums is None:
+            self._sums, self._winners = np.zeros((self._parts, p.shape[1])), np.zeros(p.shape[1])
+        part = (int(self._counts.sum()) + np.arange(len(p))) % self._parts
+        np.add.at(self._sums, part, p)
+        np.add.at(self._negative_entropies, part, (p * log_p).sum(1))
+        np.add.at(self._counts, part, 1)
+        self._winners += np.bincount(p.argmax(1), minlength=p.shape[1])
+        return self
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Share of the examples that are most probably of each class [K]."""
+        return self._winners / self._winners.sum()
+
+    def result(self) -> dict[str, float]:
+        """`class_score` over all, its mean and standard deviation over the parts, and the largest and smallest share.
+
+        Raises:
+          ValueError: there are no logits yet.
+        """
+        if self._sums is None:
+            raise ValueError("a class score needs at least one example")
+        used = self._counts > 0
+        scores = [
+            _score(sums, entropy, count)
+            for sums, entropy, count in zip(
+                self._sums[used], self._negative_entropies[used], self._counts[used], strict=True
+            )
+        ]
+        return {
+            "class_score": _score(self._sums.sum(0), self._negative_entropies.sum(), self._counts.sum()),
+            "class_score_parts_mean": float(np.mean(scores)),
+            "class_score_parts_std": float(np.std(scores)),
+            "largest_class_share": float(self.shares.max()),
+            "smallest_class_share": float(self.shares.min()),
+        }
+
+
+def _score(sums: np.ndarray, negative_entropy: float, count: float) -> float:
+    marginal = sums / count
+    positive = marginal[marginal > 0]
+    return float(np.exp(negative_entropy / count - (positive * np.log(positive)).sum()))
