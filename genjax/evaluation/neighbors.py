@@ -95,9 +95,11 @@ class NearestNeighbors:
         squares = _squared_distances(self._queries, np.asarray(x, np.float64))
         indices = np.broadcast_to(self._count + np.arange(len(x)), squares.shape)
         squares, indices = np.hstack([self._squares, squares]), np.hstack([self._indices, indices])
-        nearest = np.argsort(squares, axis=1, kind="stable")[:, : self._squares.shape[1]]
-        self._squares = np.take_along_axis(squares, nearest, 1)
-        self._indices = np.take_along_axis(indices, nearest, 1)
+        kept = self._squares.shape[1]
+        nearest = np.argpartition(squares, kept - 1, axis=1)[:, :kept]
+        squares, indices = np.take_along_axis(squares, nearest, 1), np.take_along_axis(indices, nearest, 1)
+        order = np.argsort(squares, axis=1)
+        self._squares, self._indices = np.take_along_axis(squares, order, 1), np.take_along_axis(indices, order, 1)
         self._count += len(x)
         return self
 

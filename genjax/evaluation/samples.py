@@ -37,13 +37,24 @@ class Moments:
     def add(self, x: np.ndarray) -> Moments:
         """Takes a batch [B, D] in (Chan et al. 1979: scatter about the joint mean)."""
         x = _features(x, 1)
+        batch = Moments()
+        batch.count, batch.mean = len(x), x.mean(0)
+        centred = x - batch.mean
+        batch._scatter = centred.T @ centred
+        return self.merge(batch)
+
+    def merge(self, other: Moments) -> Moments:
+        """Takes in what another has seen."""
+        if not other.count:
+            return self
         if not self.count:
-            self.mean, self._scatter = np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1]))
-        mean = x.mean(0)
-        centred, difference = x - mean, mean - self.mean
-        total = self.count + len(x)
-        self._scatter += centred.T @ centred + np.outer(difference, difference) * (self.count * len(x) / total)
-        self.mean = self.mean + difference * (len(x) / total)
+            self.count, self.mean, self._scatter = other.count, other.mean, other._scatter.copy()
+            return self
+        total = self.count + other.count
+        difference = other.mean - self.mean
+        self._scatter += other._scatter
+        self._scatter += np.outer(difference, difference) * (self.count * other.count / total)
+        self.mean = self.mean + difference * (other.count / total)
         self.count = total
         return self
 

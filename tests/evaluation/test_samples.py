@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from genjax.evaluation.samples import frechet_distance, kernel_distance
+from genjax.evaluation.quality import FeatureStatistics, figures, floor, warnings
+from genjax.evaluation.samples import (
+    ClassProbabilities,
+    KernelBlocks,
+    Moments,
+    frechet_distance,
+    kernel_distance,
+)
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(60, 4)), RNG.normal(size=(50, 4)) @ RNG.normal(size=(4, 4)) + 1.0
@@ -17,6 +24,18 @@ def test_frechet_distance_matches_the_general_matrix_square_root():
     np.testing.assert_allclose(frechet_distance(X, X), 0.0, atol=1e-8)
 
 
+def test_moments_of_a_stream_are_those_of_the_whole():
+    far = X + 1e6
+    stream = Moments()
+    for part in np.split(far, [1, 7, 40]):
+        stream.add(part)
+    np.testing.assert_allclose(stream.mean, far.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(stream.covariance, np.cov(far, rowvar=False), rtol=1e-6)
+    assert stream.count == 60
+    merged = Moments().merge(Moments().add(X[:20])).merge(Moments()).merge(Moments().add(X[20:]))
+    np.testing.assert_allclose(frechet_distance(merged, Y), frechet_distance(X, Y), rtol=1e-9)
+
+
 def test_kernel_distance_matches_its_sums():
     k = lambda a, b: (a @ b / 4 + 1) ** 3  # noqa: E731
     pairs = lambda s: np.mean([k(a, b) for i, a in enumerate(s) for j, b in enumerate(s) if i != j])  # noqa: E731
@@ -24,6 +43,58 @@ def test_kernel_distance_matches_its_sums():
     np.testing.assert_allclose(kernel_distance(X, Y), expected, rtol=1e-9)
 
 
-def test_features_must_be_matrices():
+def test_kernel_distance_of_a_stream_is_the_mean_of_its_blocks():
+    stream = KernelBlocks(Y, block_size=20)
+    for part in np.split(X, [5, 33]):
+        stream.add(part)
+    blocks = [kernel_distance(X[:20], Y[:20]), kernel_distance(X[20:40], Y[20:40]), kernel_distance(X[40:], Y[:20])]
+    result = stream.result()
+    assert result["kernel_distance"] == pytest.approx(np.mean(blocks))
+    assert result["kernel_distance_standard_error"] == pytest.approx(np.std(blocks, ddof=1) / 3**0.5)
+    short = KernelBlocks(Y).add(X[:30]).result()
+    assert (
+        short["kernel_distance"] == pytest.approx(kernel_distance(X[:30], Y))
+        and short["kernel_distance_num_blocks"] == 1
+    )
+
+
+def test_kernel_distance_is_unbiased_where_the_frechet_distance_is_not():
+    draws = np.random.default_rng(1).normal(size=(2, 200, 10, 8))
+    kernel = [kernel_distance(a, b) for a, b in zip(*draws)]
+    assert abs(np.mean(kernel)) < 4 * np.std(kernel) / len(kernel) ** 0.5
+    assert np.mean([frechet_distance(a, b) for a, b in zip(*draws)]) > 3
+
+
+def test_class_score_has_its_two_extremes_and_its_sum():
+    certain = 100.0 * np.eye(5)[np.arange(50) % 5]
+    result = ClassProbabilities().add(certain[:7]).add(certain[7:]).result()
+    assert result["class_score"] == pytest.approx(5.0)
+    assert result["largest_class_share"] == result["smallest_class_share"] == pytest.approx(0.2)
+    assert ClassProbabilities().add(np.ones((20, 5))).result()["class_score"] == pytest.approx(1.0)
+    p = np.exp(X) / np.exp(X).sum(1, keepdims=True)
+    expected = np.exp(np.mean([(row * np.log(row / p.mean(0))).sum() for row in p]))
+    assert ClassProbabilities().add(X).result()["class_score"] == pytest.approx(expected)
+
+
+def test_floor_is_that_of_the_two_halves_and_samples_have_all_figures():
+    data = FeatureStatistics(block_size=10).add(X[:33]).add(X[33:])
+    got = floor(data)
+    assert got["frechet_distance"] == pytest.approx(frechet_distance(X[::2], X[1::2]))
+    assert 0.5 < got["precision"] <= 1.0
+    other = FeatureStatistics(reference=data, block_size=10).add(Y, np.zeros((50, 3)))
+    result = figures(data, other)
+    assert result["frechet_distance"] == pytest.approx(frechet_distance(X, Y)) and result[
+        "class_score"
+    ] == pytest.approx(1)
+    assert set(got) < set(result)
+    assert not warnings("samples", data)
+    assert "covariance is singular" in warnings("samples", FeatureStatistics().add(X[:4]))[0]
+
+
+def test_features_must_be_matrices_of_one_width():
     with pytest.raises(ValueError, match="shape"):
         frechet_distance(np.zeros(3), np.zeros(3))
+    with pytest.raises(ValueError, match="one set has 4 features, the other 3"):
+        frechet_distance(X, Y[:, :3])
+    with pytest.raises(ValueError, match="at least two vectors"):
+        Moments().add(X[:1]).covariance.sum()

@@ -57,11 +57,10 @@ class FeatureNetwork(nn.Module):
 def shift_pictures(x: Array, offsets: Array, largest: int) -> Array:
     """Translates pictures [B, H, W, C] by offsets [B, 2] in {-largest, ..., largest} (down, right), with zeros behind."""
     margin = ((0, 0), (largest, largest), (largest, largest), (0, 0))
-    crop = (
-        lambda picture, offset: jax.lax.dynamic_slice(  # noqa: E731
-            picture, (largest - offset[0], largest - offset[1], 0), x.shape[1:]
-        )
-    )
+
+    def crop(picture: Array, offset: Array) -> Array:
+        return jax.lax.dynamic_slice(picture, (largest - offset[0], largest - offset[1], 0), x.shape[1:])
+
     return jax.vmap(crop)(jnp.pad(x, margin), offsets)
 
 
@@ -84,7 +83,7 @@ class FeatureNet:
 
     data_shape: tuple[int, ...] | None = None
     num_classes: int | None = None
-    channels: tuple[int, ...] = (32, 64)
+    channels: tuple[int, ...] = (16, 32)
     num_features: int = 128
     dropout_rate: float = 0.4
     largest_shift: int = 2

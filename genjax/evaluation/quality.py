@@ -1,0 +1,117 @@
+"""Quality of samples in a feature space: one figure after the other for samples, and for data against data, the floor.
+
+`FeatureStatistics` takes features in batch after batch.  It keeps moments of all of them, and the first `num_kept` as they
+are, which is what neighbours are looked for among; so memory does not grow with the number of pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from genjax.evaluation.neighbors import density_coverage, precision_recall
+from genjax.evaluation.samples import ClassProbabilities, KernelBlocks, Moments, frechet_distance
+
+#: Metrics that compare two sets, in the order of a report.
+METRICS = ("frechet", "kernel", "classes", "precision_recall", "density_coverage")
+
+
+class FeatureStatistics:
+    """What is kept of the features of a set of pictures.
+
+    Args:
+      num_kept: so many of the first vectors are kept as they are.
+      reference: complete statistics of the data, for a set that is held against them by the kernel distance.
+      block_size: vectors of a block of the kernel distance.
+    """
+
+    def __init__(self, num_kept: int = 10000, reference: FeatureStatistics | None = None, block_size: int = 1000):
+        self._num_kept, self._block_size = num_kept, block_size
+        self._kept: list[np.ndarray] = []
+        self._halves = (Moments(), Moments())
+        self.classes: ClassProbabilities | None = None
+        self.kernel = None if reference is None else KernelBlocks(reference.kept, block_size)
+
+    def add(self, features: np.ndarray, logits: np.ndarray | None = None) -> FeatureStatistics:
+        """Takes features [B, D], and logits [B, K] where there are any, in."""
+        left = self._num_kept - sum(map(len, self._kept))
+        if left > 0:
+            self._kept.append(np.asarray(features[:left], np.float32))
+        parity = (self.count + np.arange(len(features))) % 2
+        for which, half in enumerate(self._halves):
+            if (parity == which).any():
+                half.add(features[parity == which])
+        if self.kernel is not None:
+            self.kernel.add(features)
+        if logits is not None:
+            self.classes = self.classes or ClassProbabilities()
+            self.classes.add(logits)
+        return self
+
+    @property
+    def count(self) -> int:
+        """Number of pictures so far."""
+        return sum(half.count for half in self._halves)
+
+    @property
+    def moments(self) -> Moments:
+        """Mean and covariance of all features."""
+        return Moments().merge(self._halves[0]).merge(self._halves[1])
+
+    @property
+    def kept(self) -> np.ndarray:
+        """The first features, [at most num_kept, D]."""
+        return np.concatenate(self._kept)
+
+    def half(self, which: int, reference: FeatureStatistics | None = None) -> FeatureStatistics:
+        """Statistics of every second picture, from picture `which` of 0 and 1 on, without the classes."""
+        result = FeatureStatistics(self._num_kept, reference, self._block_size)
+        result._halves = (self._halves[which], Moments())
+        result._kept = [self.kept[which::2]]
+        if result.kernel is not None:
+            result.kernel.add(result._kept[0])
+        return result
+
+
+def figures(data: FeatureStatistics, other: FeatureStatistics, metrics: Collection[str] = METRICS) -> dict[str, float]:
+    """The figures of another set held against the data; those of `classes` only where there are logits.
+
+    Args:
+      data: complete statistics of the data.
+      other: the same of samples or of other data, made with `reference=data` if the kernel distance is asked for.
+      metrics: names out of METRICS.
+
+    Raises:
+      ValueError: a set is too small for a figure.
+    """
+    result: dict[str, float] = {}
+    if "frechet" in metrics:
+        result["frechet_distance"] = frechet_distance(data.moments, other.moments)
+    if "kernel" in metrics:
+        result |= other.kernel.result()
+    if "classes" in metrics and other.classes is not None:
+        result |= other.classes.result()
+    if "precision_recall" in metrics:
+        result |= precision_recall(data.kept, other.kept)
+    if "density_coverage" in metrics:
+        result |= density_coverage(data.kept, other.kept)
+    return result
+
+
+def floor(data: FeatureStatistics, metrics: Collection[str] = METRICS) -> dict[str, float]:
+    """The same figures of one half of the data against the other: what a perfect model would get with so many samples."""
+    first = data.half(0)
+    return figures(first, data.half(1, first), metrics)
+
+
+def warnings(name: str, statistics: FeatureStatistics) -> list[str]:
+    """What the reader of the figures must know about a set's size, as sentences."""
+    count, dim = statistics.count, len(statistics.moments.mean)
+    if count > dim:
+        return []
+    return [
+        f"the {count} {name} are no more than the {dim} features, so their covariance is singular: the Frechet distance is "
+        "then mostly a matter of the counts, and comparable with figures of the same counts alone; the kernel distance is "
+        "unbiased for any"
+    ]
