@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,17 @@ def samples_of(run: Any, seed: int, count: int) -> Iterator[np.ndarray]:
         yield data.to_unit(samples[: count - i * size])
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many pictures a measurement takes; see the flags of the same names."""
+
+    num_samples: int = 10000
+    num_data: int | None = None
+    num_kept: int = 10000
+    num_queries: int = 1000
+    seed: int = 0
+
+
 @dataclasses.dataclass
 class Queries:
     """The first pictures of a set with their features, to find their nearest training pictures."""
@@ -154,9 +165,9 @@ def draw_neighbors(run: Any, queries: Queries, distances: np.ndarray, rows: np.n
     write_grid(np.concatenate([samples, shown], 1).reshape(-1, *shown.shape[2:]), path, 1 + rows.shape[1])
 
 
-def measure(run: Any, extract: Extract, metrics: list[str]) -> dict[str, Any]:
+def measure(run: Any, extract: Extract, metrics: Sequence[str], values: Counts) -> dict[str, Any]:
     """All figures by the name of the set that is held against the split, and what a reader must know."""
-    values, data = flags.FLAGS, run.experiment.data
+    data = run.experiment.data
     split, needs_train = run.experiment.evaluation.split, "memorisation" in metrics
     held_out, queries = Queries(values.num_queries), Queries(values.num_queries)
     reference = FeatureStatistics(values.num_kept)
@@ -235,7 +246,8 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"--metrics has no {', '.join(unknown)}; choose from {', '.join(METRICS)}")
     description, extract = feature_extractor(values.features, values.resize)
     split = run.experiment.evaluation.split
-    result = measure(run, extract, values.metrics)
+    counts = Counts(**{field.name: values[field.name].value for field in dataclasses.fields(Counts)})
+    result = measure(run, extract, values.metrics, counts)
     protocol = (
         f"{run.name}, step {run.step}: {type(run.model).__name__} on {data.name}, split {split}, {data.protocol()}; "
         f"features: {description}, {result['num_features']} of them; seed {values.seed}"

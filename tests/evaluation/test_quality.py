@@ -1,0 +1,96 @@
+"""The report of experiments.quality on a run, in a classifier's features and in pixels."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import genjax
+from experiments.quality import METRICS, Counts, feature_extractor, measure, samples_of
+from genjax import config
+from genjax.config import ConfigError
+from genjax.families.classifier.feature_net import shift_pictures
+from genjax.training import train
+
+ROOT = Path(__file__).parents[2]
+SHORT = {
+    "data.batch_size": 32,
+    "training.num_steps": 5,
+    "training.steps_per_dispatch": 5,
+    "training.evaluate_every": None,
+    "training.sample_every": None,
+    "training.best_metric": None,
+    "training.num_samples": 4,
+    "training.tensorboard": False,
+    "training.compilation_cache": "",
+    "training.mesh": "data:1",
+}
+VAE = {"model.latent_dim": 4, "model.network.hidden_dims": (32,), "model.optimizer.schedule": "constant"}
+NET = {"model.channels": (4, 4), "model.num_features": 8, "model.num_ascent_steps": 1, "training.num_steps": 50}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Working directories of a small VAE and of a small classifier of the digits."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, experiment, changes in (("vae", "vae_digits", VAE), ("net", "feature_net_digits", NET)):
+        train(
+            config.apply_overrides(config.find_experiment(experiment).build(), SHORT | changes), root / name, quiet=True
+        )
+    return root
+
+
+def test_all_figures_are_given_with_counts_floor_and_picture(runs):
+    run = genjax.restore(runs / "vae")
+    description, extract = feature_extractor(str(runs / "net"), "tensorflow")
+    assert "FeatureNet, step 50, trained on digits" in description
+    result = measure(run, extract, METRICS, Counts(num_samples=120, num_queries=50))
+    assert (
+        result["counts"] == {"samples": 120, "test": 179, "train": 120, "kept": 10000} and result["num_features"] == 8
+    )
+    for name in ("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"):
+        assert {name} <= set(result["samples"]) & set(result["train"]) & set(result["floor"])
+    # Five steps make no digits; other digits are nearer.
+    assert result["samples"]["frechet_distance"] > 3 * result["train"]["frechet_distance"]
+    assert result["samples"]["class_score"] >= 1.0 and 0 <= result["memorisation"]["memorisation_auc"] <= 1
+    assert (run.workdir / "neighbors.png").stat().st_size > 0
+
+
+def test_samples_do_not_depend_on_how_many_are_asked_for(runs):
+    run = genjax.restore(runs / "vae", overrides={"data.eval_batch_size": 8})
+    few, many = (np.concatenate(list(samples_of(run, 1, count))) for count in (12, 20))
+    assert few.shape == (12, 8, 8, 1)
+    np.testing.assert_array_equal(few, many[:12])
+
+
+def test_the_command_prints_its_protocol_and_names_what_is_wrong(runs):
+    arguments = [f"--workdir={runs / 'vae'}", "--num_samples=40", "--metrics=frechet"]
+    command = [sys.executable, "-m", "experiments.quality", *arguments]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert "features: pixels in [0, 1], 64 of them" in ended.stdout and "covariance is singular" in ended.stdout
+    record = json.loads((runs / "vae" / "quality_test.json").read_text())
+    assert f"{record['samples']['frechet_distance']:.5g}" in ended.stdout
+    with pytest.raises(ConfigError, match="neither pixels, nor the directory of a run"):
+        feature_extractor(str(runs / "none.pth"), "tensorflow")
+    with pytest.raises(ConfigError, match="a run of VAE, which gives no features"):
+        feature_extractor(str(runs / "vae"), "tensorflow")
+    (runs / "bad.pth").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="is not a file of tensors that torch.save wrote"):
+        feature_extractor(str(runs / "bad.pth"), "tensorflow")
+    _, extract = feature_extractor(str(runs / "net"), "tensorflow")
+    with pytest.raises(ConfigError, match="wants pictures of shape"):
+        extract(np.zeros((2, 4, 8, 1), np.float32))
+    assert extract(np.zeros((2, 12, 10, 1), np.float32))[0].shape == (2, 8)
+
+
+def test_shifted_pictures_move_down_and_right():
+    x = np.random.default_rng(0).random((3, 4, 4, 1)).astype(np.float32)
+    moved = np.asarray(shift_pictures(x, np.array([[0, 0], [1, 0], [-2, 1]]), 2))
+    np.testing.assert_array_equal(moved[0], x[0])
+    np.testing.assert_array_equal(moved[1, 1:], x[1, :-1])
+    np.testing.assert_array_equal(moved[2, :2, 1:], x[2, 2:, :-1])
+    assert not moved[2, 2:].any() and not moved[2, :, :1].any()
