@@ -1,7 +1,10 @@
-"""Generative adversarial networks on two-dimensional densities."""
+"""Generative adversarial networks on two-dimensional densities and on pictures."""
+
+import dataclasses
 
 from genjax.config import register
-from genjax.data import Points
+from genjax.data import Images, Points
+from genjax.families.gan.dcgan import DCGANNetwork
 from genjax.families.gan.gan import GAN
 from genjax.nn.encoder_decoder import MLPNetwork
 from genjax.optimizers import Adam
@@ -34,3 +37,54 @@ def wgan_gp_eight_gaussians() -> Experiment:
     )
     training = Training(num_steps=10000, steps_per_dispatch=50, num_samples=1000)
     return Experiment(model=model, data=Points(name="eight_gaussians", batch_size=256), training=training)
+
+
+def _dcgan(base_channels: int, **changes: object) -> GAN:
+    """DCGAN with the paper's recipe; the average of the generator's parameters is kept beside it."""
+    adam = Adam(learning_rate=2e-4, b1=0.5)
+    model = GAN(
+        latent_dim=100,
+        network=DCGANNetwork(base_channels=base_channels),
+        generator_optimizer=dataclasses.replace(adam, ema_decay=0.999),
+        discriminator_optimizer=adam,
+    )
+    return dataclasses.replace(model, **changes)
+
+
+@register(
+    "dcgan_digits",
+    source="Radford et al. 2016, arXiv:1511.06434; conditional on classes as Mirza & Osindero 2014, arXiv:1411.1784",
+    expected="each row of ten samples shows the ten digits",
+    shrunk={"model.latent_dim": 4, "model.network.base_channels": 4, "data.batch_size": 32},
+)
+def dcgan_digits() -> Experiment:
+    """DCGAN on the embedded 8 x 8 digits, conditional on the class.
+
+    python -m experiments.train --experiment=dcgan_digits --workdir=runs/dcgan_digits
+    """
+    model = _dcgan(32, latent_dim=32, conditioning="concatenation")
+    data = Images(name="digits", preprocessing="signed", batch_size=64)
+    training = Training(num_steps=5000, steps_per_dispatch=20, sample_every=1000, num_samples=100)
+    return Experiment(model=model, data=data, training=training)
+
+
+@register(
+    "dcgan_mnist",
+    source="Radford et al. 2016, arXiv:1511.06434",
+    expected="not measured yet",
+    shrunk={
+        "model.latent_dim": 4,
+        "model.network.base_channels": 4,
+        "data.name": "digits",
+        "data.pad_to": (16, 16),
+        "data.batch_size": 32,
+    },
+)
+def dcgan_mnist() -> Experiment:
+    """DCGAN on MNIST at 28 x 28.
+
+    python -m experiments.train --experiment=dcgan_mnist --data.dir=DIRECTORY --workdir=runs/dcgan_mnist
+    """
+    data = Images(name="mnist", preprocessing="signed", batch_size=64)
+    training = Training(num_steps=20000, sample_every=1000, num_samples=100)
+    return Experiment(model=_dcgan(64), data=data, training=training)

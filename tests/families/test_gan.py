@@ -78,7 +78,7 @@ def test_a_step_keeps_clipped_weights_and_samples_have_the_data_shape():
         discriminator_optimizer=SGD(learning_rate=1.0),
     )
     batch = {"x": jax.random.normal(jax.random.key(0), (6, 2))}
-    state = model.init(jax.random.key(1), batch)
+    state = jax.jit(model.init)(jax.random.key(1), batch)
     state, metrics = jax.jit(model.train_step)(state, batch, jax.random.key(2))
     assert int(state.step) == 1 and np.isfinite(float(metrics["loss"]))
     assert all(float(jnp.abs(leaf).max()) <= 0.05 + 1e-6 for leaf in jax.tree.leaves(state.params["discriminator"]))
@@ -89,3 +89,16 @@ def test_a_step_keeps_clipped_weights_and_samples_have_the_data_shape():
 def test_wrong_shape_is_named():
     with pytest.raises(ValueError, match="data_shape"):
         GAN(data_shape=(3,)).init(jax.random.key(0), {"x": jnp.zeros((2, 2))})
+
+
+def test_relativistic_objectives_look_at_differences_alone():
+    real, fake = jnp.array([1.0, 2.0, 4.0]), jnp.array([0.5, 3.0, -1.0])
+    for name in ("relativistic", "relativistic_average"):
+        for objective in (discriminator_objective, lambda n, r, f: generator_objective(n, f, r)):
+            np.testing.assert_allclose(objective(name, real + 7.0, fake + 7.0), objective(name, real, fake), rtol=1e-5)
+        np.testing.assert_allclose(generator_objective(name, fake, real), discriminator_objective(name, fake, real))
+    np.testing.assert_allclose(
+        discriminator_objective("relativistic", real, fake), np.log1p(np.exp(fake - real)), rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="scores of data"):
+        generator_objective("relativistic", fake)

@@ -1,27 +1,36 @@
-"""Generative adversarial networks (Goodfellow et al. 2014, arXiv:1406.2661) with their best-known objectives and penalties.
+"""Generative adversarial networks (Goodfellow et al. 2014, arXiv:1406.2661) with any objective, penalty and network.
 
-With scores r = D(x) of data and f = D(G(z)) of samples, z ~ N(0, I), the discriminator and the generator minimise
+A step updates the discriminator D one or more times and the generator G once.  objectives.py has what they minimise; D adds
 
-    minimax           E softplus(-r) + E softplus(f)          -E softplus(f)          (2014, eq. 1)
-    non_saturating    the same                                 E softplus(-f)         (2014, section 3)
-    least_squares     1/2 E (r - 1)^2 + 1/2 E f^2              1/2 E (f - 1)^2        (Mao et al. 2017, arXiv:1611.04076)
-    hinge             E relu(1 - r) + E relu(1 + f)            -E f                   (Miyato et al. 2018, arXiv:1802.05957)
-    wasserstein       E f - E r                                -E f                   (Arjovsky et al. 2017, arXiv:1701.07875)
+    wgan_gp      w E (|grad D(u)| - 1)^2,  u = e x + (1 - e) G(z),  e ~ U(0, 1)       (Gulrajani et al. 2017, arXiv:1704.00028)
+    r1           w / 2 E |grad D(x)|^2                                                (Mescheder et al. 2018, arXiv:1801.04406)
+    r2           w / 2 E |grad D(G(z))|^2                                             (the same)
+    r1_r2        both
+    consistency  c E (D(x) - D(T(x)))^2, and the same of G(z) where it is balanced    (Zhang et al. 2020, arXiv:1910.12027;
+                                                                                        Zhao et al. 2021, arXiv:2002.04724)
+    auxiliary    a times the cross entropy of the class, of data and samples; G too   (Odena et al. 2017, arXiv:1610.09585)
 
-    wgan_gp   w E (|grad D(u)| - 1)^2,  u = e x + (1 - e) G(z),  e ~ U(0, 1)          (Gulrajani et al. 2017, arXiv:1704.00028)
-    r1        w / 2 E |grad D(x)|^2                                                   (Mescheder et al. 2018, arXiv:1801.04406)
-    r2        w / 2 E |grad D(G(z))|^2
+With `augmentation`, D sees pictures only through it.  A penalty taken every k-th step counts k times, so that its mean is the
+same (Karras et al. 2020, arXiv:1912.04958, section 3.1).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from genjax.families.gan.augmentation import Augmentation, DiffAugment
+from genjax.families.gan.networks import Conditioning, GANNetwork, PlainDiscriminator, PlainGenerator
+from genjax.families.gan.objectives import (
+    RELATIVISTIC,
+    Objective,
+    discriminator_objective,
+    generator_objective,
+    squared_gradient_norm,
+)
 from genjax.model import (
     Array,
     Batch,
@@ -29,49 +38,15 @@ from genjax.model import (
     PyTree,
     TrainState,
     batch_size,
+    cross_device_mean,
     ema_update,
     example_keys,
     gradient_update,
 )
-from genjax.nn.encoder_decoder import MLPNetwork, Network
+from genjax.nn.encoder_decoder import ConvNetwork, MLPNetwork
 from genjax.optimizers import Adam, Optimizer
 
-Objective = Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein"]
-Penalty = Literal["none", "wgan_gp", "r1", "r2"]
-
-
-def discriminator_objective(name: Objective, real: Array, fake: Array) -> Array:
-    """What the discriminator minimises, for each pair of scores [B] of data and samples, shape [B]."""
-    match name:
-        case "minimax" | "non_saturating":
-            return jax.nn.softplus(-real) + jax.nn.softplus(fake)
-        case "least_squares":
-            return 0.5 * (real - 1.0) ** 2 + 0.5 * fake**2
-        case "hinge":
-            return jax.nn.relu(1.0 - real) + jax.nn.relu(1.0 + fake)
-        case "wasserstein":
-            return fake - real
-    raise ValueError(f"unknown objective {name!r}; choose one of {', '.join(Objective.__args__)}")
-
-
-def generator_objective(name: Objective, fake: Array) -> Array:
-    """What the generator minimises, for each score [B] of a sample, shape [B]."""
-    match name:
-        case "minimax":
-            return -jax.nn.softplus(fake)
-        case "non_saturating":
-            return jax.nn.softplus(-fake)
-        case "least_squares":
-            return 0.5 * (fake - 1.0) ** 2
-        case "hinge" | "wasserstein":
-            return -fake
-    raise ValueError(f"unknown objective {name!r}; choose one of {', '.join(Objective.__args__)}")
-
-
-def squared_gradient_norm(score: Callable[[Array], Array], x: Array) -> Array:
-    """|grad D(x)|^2 of each example, for `score` of [B, ...] to [B] that treats examples separately, shape [B]."""
-    gradient = jax.grad(lambda y: score(y).sum())(x)
-    return (gradient.astype(jnp.float32) ** 2).reshape(x.shape[0], -1).sum(-1)
+Penalty = Literal["none", "wgan_gp", "r1", "r2", "r1_r2"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,70 +55,156 @@ class GAN:
 
     Attributes:
       data_shape: shape of one example; None takes the data set's.
+      num_classes: number of classes, where it is conditional on them; None takes the data set's.
       latent_dim: number of latent dimensions.
-      network: its decoder is the generator, its encoder the discriminator.
+      network: generator and discriminator; of an autoencoder's network the decoder and the encoder.
+      conditioning: how the two see the class; see genjax/families/gan/networks.py.
+      class_weight: weight a of the cross entropy of conditioning=auxiliary.
       objective: what the two minimise.
       penalty: gradient penalty of the discriminator.
       penalty_weight: weight w of the penalty.
+      penalty_every: steps between two penalties.
+      consistency: whether scores shall not change with changes of data, or of data and samples (balanced).
+      consistency_weight: weight c of it.
+      consistency_augmentation: the changes T.
+      augmentation: changes of everything that the discriminator sees, or None.
       clip_weights: bound on the size of every weight of the discriminator (the first WGAN), or None.
       num_discriminator_steps: updates of the discriminator before each one of the generator, on fresh samples.
+      fresh_examples: give each of them its own share of the batch, which is then as many times as large as that of a network.
       compute_dtype: type that the networks compute in; parameters and losses are float32.
       generator_optimizer: learning rule of the generator.
       discriminator_optimizer: learning rule of the discriminator.
     """
 
     data_shape: tuple[int, ...] | None = None
+    num_classes: int | None = None
     latent_dim: int = 32
-    network: Network = MLPNetwork(hidden_dims=(128, 128), activation="relu")
+    network: GANNetwork | MLPNetwork | ConvNetwork = MLPNetwork(hidden_dims=(128, 128), activation="relu")
+    conditioning: Conditioning = "none"
+    class_weight: float = 1.0
     objective: Objective = "non_saturating"
     penalty: Penalty = "none"
     penalty_weight: float = 10.0
+    penalty_every: int = 1
+    consistency: Literal["none", "real", "balanced"] = "none"
+    consistency_weight: float = 10.0
+    consistency_augmentation: DiffAugment = DiffAugment(policy=("flip", "translation"))
+    augmentation: Augmentation | None = None
     clip_weights: float | None = None
     num_discriminator_steps: int = 1
+    fresh_examples: bool = False
     compute_dtype: str = "float32"
     generator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
     discriminator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
 
     def __post_init__(self) -> None:
-        if self.num_discriminator_steps < 1:
-            raise ValueError(f"model.num_discriminator_steps={self.num_discriminator_steps} must be at least 1")
+        for name in ("num_discriminator_steps", "penalty_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
+        if self.penalty == "wgan_gp" and getattr(self.network, "mixes_examples", False):
+            raise ValueError(
+                "penalty=wgan_gp is a statement about single examples, but the discriminator has batch norm; "
+                "choose another model.network.discriminator_norm"
+            )
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Networks
 
     def generator(self) -> Any:
-        """The Linen module (z, condition) -> [B, *data_shape]."""
+        """The Linen module (z, condition, training, keys) -> [B, *data_shape]."""
         if self.data_shape is None:
             raise ValueError("GAN.data_shape is None; give it, or resolve the experiment")
-        return self.network.decoder(self.data_shape, jnp.dtype(self.compute_dtype))
+        dtype = jnp.dtype(self.compute_dtype)
+        if isinstance(self.network, GANNetwork):
+            return self.network.generator(self.data_shape, dtype)
+        return PlainGenerator(self.network, self.data_shape, dtype)
 
     def discriminator(self) -> Any:
-        """The Linen module (x, condition) -> [B, 1]."""
-        return self.network.encoder(1, jnp.dtype(self.compute_dtype))
+        """The Linen module (x, condition, training) -> [B, 1] or, with class logits, [B, 1 + K]."""
+        dtype = jnp.dtype(self.compute_dtype)
+        if isinstance(self.network, GANNetwork):
+            return self.network.discriminator(self.conditioning, dtype)
+        return PlainDiscriminator(self.network, self.conditioning, dtype)
+
+    def check_labels(self, label: Array) -> None:
+        """Raises ValueError if the model knows no classes, or one of the labels is none of them."""
+        if self.conditioning == "none":
+            raise ValueError("the model is not conditional on classes; train it with another model.conditioning")
+        if self.num_classes is None:
+            raise ValueError("model.num_classes is None; give it, or choose a data set with classes")
+        if isinstance(label, jax.core.Tracer) or jnp.size(label) == 0:
+            return
+        if int(jnp.min(label)) < 0 or int(jnp.max(label)) >= self.num_classes:
+            raise ValueError(
+                f"labels must lie between 0 and {self.num_classes - 1}, not {jnp.min(label)} and {jnp.max(label)}"
+            )
+
+    def condition(self, label: Array | None) -> Array | None:
+        """Classes [B] as one-hot vectors [B, K]; None without conditioning.
+
+        Inside of compiled steps, where values are not known, a label outside the classes gives NaN and stops the run.
+
+        Raises:
+          ValueError: there are no labels, or one is outside the classes.
+        """
+        if self.conditioning == "none":
+            return None
+        if label is None:
+            raise ValueError(f"conditioning={self.conditioning} needs a labelled data set")
+        self.check_labels(label)
+        known = (label >= 0) & (label < self.num_classes)
+        return jnp.where(known[:, None], jax.nn.one_hot(label, self.num_classes), jnp.nan)
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the examples have another shape than `data_shape`.
+          ValueError: the examples have another shape than `data_shape`, or labels are missing or outside the classes.
         """
         if self.data_shape is not None and batch["x"].shape[1:] != tuple(self.data_shape):
             raise ValueError(
                 f"examples have the shape {batch['x'].shape[1:]}, but model.data_shape is {self.data_shape}"
             )
         generator_key, discriminator_key = jax.random.split(key)
-        latents = jnp.zeros((batch_size(batch), self.latent_dim))
-        params = {
-            "generator": self.generator().init(generator_key, latents)["params"],
-            "discriminator": self._clipped(self.discriminator().init(discriminator_key, batch["x"])["params"]),
-        }
+        condition = self.condition(batch.get("label"))
+        generator = self.generator().init(
+            generator_key, self.latents(key, batch), condition, True, example_keys(key, batch)
+        )
+        discriminator = self.discriminator().init(discriminator_key, batch["x"], condition, True)
+        params = {"generator": generator.pop("params"), "discriminator": self._clipped(discriminator.pop("params"))}
+        extra = {name: v for name, v in (("generator", generator), ("discriminator", discriminator)) if v}
+        if self.augmentation is not None and self.augmentation.adaptive:
+            extra["augmentation_probability"] = jnp.float32(self.augmentation.initial_probability)
         optimizers = {"generator": self.generator_optimizer, "discriminator": self.discriminator_optimizer}
-        return TrainState.create(params, optimizers)
+        return TrainState.create(params, optimizers, extra)
 
-    def generate(self, params: PyTree, latents: Array) -> Array:
-        """G(z) of latents [B, latent_dim] with the generator's parameters, float32 [B, *data_shape]."""
-        return self.generator().apply({"params": params}, latents).astype(jnp.float32)
+    def generate(
+        self,
+        params: PyTree,
+        latents: Array,
+        condition: Array | None = None,
+        variables: PyTree | None = None,
+        keys: Array | None = None,
+    ) -> Array:
+        """G(z) as it is sampled.
 
-    def score(self, params: PyTree, x: Array) -> Array:
+        Args:
+          params: the generator's parameters.
+          latents: z, [B, latent_dim].
+          condition: classes as one-hot vectors [B, K], of a model conditional on them.
+          variables: the generator's part of `state.extra`.
+          keys: of the noise inside the generator, [B]; without them it is at its mean.
+
+        Returns:
+          Samples, float32 [B, *data_shape].
+        """
+        apply = self.generator().apply
+        return apply({"params": params, **(variables or {})}, latents, condition, False, keys).astype(jnp.float32)
+
+    def score(self, params: PyTree, x: Array, condition: Array | None = None, variables: PyTree | None = None) -> Array:
         """D(x) with the discriminator's parameters: a logit, or the critic's value, float32 [B]."""
-        return self.discriminator().apply({"params": params}, x)[:, 0].astype(jnp.float32)
+        outputs = self.discriminator().apply({"params": params, **(variables or {})}, x, condition, False)
+        return outputs[:, 0].astype(jnp.float32)
 
     def latents(self, key: Array, batch: Batch) -> Array:
         """Standard normal latents that belong to the examples, [B, latent_dim]."""
@@ -154,86 +215,277 @@ class GAN:
             return params
         return jax.tree.map(lambda p: jnp.clip(p, -self.clip_weights, self.clip_weights), params)
 
-    def gradient_penalty(self, params: PyTree, x: Array, fake: Array, mixture: Array) -> Array:
+    # ------------------------------------------------------------------------------------------------------------------
+    # Training
+
+    def _fake(self, params: PyTree, variables: PyTree, batch: Batch, key: Array) -> tuple[Array, PyTree]:
+        """Samples as the networks see them in training, one for each example, and the generator's new variables."""
+        latent_key, noise_key = jax.random.split(key)
+        fake, variables = self.generator().apply(
+            {"params": params, **variables},
+            self.latents(latent_key, batch),
+            self.condition(batch.get("label")),
+            True,
+            example_keys(noise_key, batch),
+            mutable=list(variables),
+        )
+        return fake.astype(jnp.float32), variables
+
+    def _discriminate(
+        self, params: PyTree, variables: PyTree, x: Array, condition: Array | None, augment: Any = None
+    ) -> tuple[Array, PyTree]:
+        """What the discriminator gives in training, float32 [B, 1 or 1 + K], and its new variables."""
+        x = x if augment is None else augment(x)
+        outputs, variables = self.discriminator().apply(
+            {"params": params, **variables}, x, condition, True, mutable=list(variables)
+        )
+        return outputs.astype(jnp.float32), variables
+
+    def _augmentation(self, state: TrainState, batch: Batch, key: Array) -> Any:
+        """The change of pictures that belongs to a key, or None."""
+        if self.augmentation is None:
+            return None
+        probability = state.extra.get("augmentation_probability", jnp.float32(1.0))
+        keys = example_keys(key, batch)
+        return lambda x: self.augmentation(x, keys, probability)
+
+    def gradient_penalty(
+        self,
+        params: PyTree,
+        x: Array,
+        fake: Array,
+        mixture: Array,
+        condition: Array | None = None,
+        variables: PyTree | None = None,
+        augment: Any = None,
+    ) -> Array:
         """The penalty's mean over examples [B, ...]; `mixture` [B] in [0, 1] is e of wgan_gp."""
-        score = lambda y: self.score(params, y)  # noqa: E731
-        match self.penalty:
-            case "wgan_gp":
-                e = mixture.reshape(-1, *[1] * (x.ndim - 1))
-                # The gradient of a norm is not finite at 0.
-                norm = jnp.sqrt(squared_gradient_norm(score, e * x + (1.0 - e) * fake) + 1e-12)
-                return self.penalty_weight * jnp.mean((norm - 1.0) ** 2)
-            case "r1":
-                return 0.5 * self.penalty_weight * squared_gradient_norm(score, x).mean()
-            case "r2":
-                return 0.5 * self.penalty_weight * squared_gradient_norm(score, fake).mean()
-        return jnp.zeros(())
+
+        def score(y: Array) -> Array:
+            return self._discriminate(params, variables or {}, y, condition, augment)[0][:, 0]
+
+        penalty = jnp.zeros(())
+        if self.penalty == "wgan_gp":
+            e = mixture.reshape(-1, *[1] * (x.ndim - 1))
+            # The gradient of a norm is not finite at 0.
+            norm = jnp.sqrt(squared_gradient_norm(score, e * x + (1.0 - e) * fake) + 1e-12)
+            penalty = self.penalty_weight * jnp.mean((norm - 1.0) ** 2)
+        if self.penalty in ("r1", "r1_r2"):
+            penalty += 0.5 * self.penalty_weight * squared_gradient_norm(score, x).mean()
+        if self.penalty in ("r2", "r1_r2"):
+            penalty += 0.5 * self.penalty_weight * squared_gradient_norm(score, fake).mean()
+        return penalty
+
+    def _lazily(self, penalty: Any, every: int, step: Array) -> Array:
+        """`every` times the penalty at every so many steps, otherwise 0."""
+        if every == 1:
+            return penalty()
+        return jax.lax.cond(step % every == 0, lambda: every * penalty(), lambda: jnp.zeros(()))
+
+    def discriminator_update(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """One update of the discriminator alone; the step does not count on.
+
+        Metrics: `discriminator_loss`, `discriminator_gradient_norm`, `penalty`, `real_score`, `fake_score`, and those of the
+        options in use: `class_accuracy`, `consistency`, `augmentation_probability`.
+        """
+        generator, frozen = state.params["generator"], state.extra.get("generator", {})
+
+        def loss(params, batch, key, variables):
+            keys = jax.random.split(key, 5)
+            x, condition = batch["x"], self.condition(batch.get("label"))
+            fake = jax.lax.stop_gradient(self._fake(generator, frozen, batch, keys[0])[0])
+            augment_real, augment_fake = (self._augmentation(state, batch, k) for k in (keys[1], keys[2]))
+            real_outputs, variables = self._discriminate(params, variables, x, condition, augment_real)
+            fake_outputs, variables = self._discriminate(params, variables, fake, condition, augment_fake)
+            real, generated = real_outputs[:, 0], fake_outputs[:, 0]
+            value = discriminator_objective(self.objective, real, generated).mean()
+            metrics = {"real_score": real.mean(), "fake_score": generated.mean()}
+            if self.penalty != "none":
+                mixture = jax.vmap(jax.random.uniform)(example_keys(keys[3], batch))
+                arguments = (x, fake, mixture, condition, variables, augment_real)
+                penalty = self._lazily(
+                    lambda: self.gradient_penalty(params, *arguments), self.penalty_every, state.step
+                )
+                value, metrics["penalty"] = value + penalty, penalty
+            if self.conditioning == "auxiliary":
+                entropy = [_cross_entropy(o[:, 1:], condition).mean() for o in (real_outputs, fake_outputs)]
+                value += self.class_weight * sum(entropy)
+                metrics["class_accuracy"] = (real_outputs[:, 1:].argmax(-1) == condition.argmax(-1)).mean()
+            if self.consistency != "none":
+                change = self.consistency_augmentation
+                change_keys = example_keys(keys[4], batch)
+                pairs = [(x, real)] + ([(fake, generated)] if self.consistency == "balanced" else [])
+                consistency = jnp.zeros(())
+                for pictures, scores in pairs:
+                    changed = change(pictures, change_keys, jnp.float32(1.0))
+                    outputs, _ = self._discriminate(params, variables, changed, condition, augment_real)
+                    consistency += jnp.mean((outputs[:, 0] - scores) ** 2)
+                value, metrics["consistency"] = value + self.consistency_weight * consistency, consistency
+            if "augmentation_probability" in state.extra:
+                metrics["real_score_sign"] = jnp.sign(real).mean()
+            return value, (metrics, variables)
+
+        discriminator, opt_state, metrics, variables = gradient_update(
+            loss,
+            self.discriminator_optimizer,
+            state.params["discriminator"],
+            state.opt_state["discriminator"],
+            batch,
+            key,
+            state.extra.get("discriminator", {}),
+        )
+        extra = dict(state.extra)
+        if variables:
+            extra["discriminator"] = variables
+        if "augmentation_probability" in extra:
+            count = cross_device_mean(jnp.float32(batch_size(batch)))
+            probability = self.augmentation.adapted(
+                extra["augmentation_probability"], metrics["real_score_sign"], count
+            )
+            metrics["augmentation_probability"] = extra["augmentation_probability"] = probability
+        metrics["discriminator_loss"] = metrics.pop("loss")
+        metrics["discriminator_gradient_norm"] = metrics.pop("gradient_norm")
+        state = state.replace(
+            params={**state.params, "discriminator": self._clipped(discriminator)},
+            opt_state={**state.opt_state, "discriminator": opt_state},
+            extra=extra,
+        )
+        return state, metrics
+
+    def generator_update(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """One update of the generator alone; the step does not count on.  Metrics: `loss`, `gradient_norm`."""
+        discriminator, frozen = state.params["discriminator"], state.extra.get("discriminator", {})
+
+        def loss(params, batch, key, variables):
+            keys = jax.random.split(key, 4)
+            condition = self.condition(batch.get("label"))
+            fake, new_variables = self._fake(params, variables, batch, keys[0])
+            augment_fake = self._augmentation(state, batch, keys[1])
+            outputs, _ = self._discriminate(discriminator, frozen, fake, condition, augment_fake)
+            real = None
+            if self.objective in RELATIVISTIC:
+                augment_real = self._augmentation(state, batch, keys[2])
+                real = self._discriminate(discriminator, frozen, batch["x"], condition, augment_real)[0][:, 0]
+            value = generator_objective(self.objective, outputs[:, 0], real).mean()
+            if self.conditioning == "auxiliary":
+                value += self.class_weight * _cross_entropy(outputs[:, 1:], condition).mean()
+            penalty, metrics, new_variables = self.generator_penalty(params, new_variables, batch, keys[3], state.step)
+            return value + penalty, (metrics, new_variables)
+
+        generator, opt_state, metrics, variables = gradient_update(
+            loss,
+            self.generator_optimizer,
+            state.params["generator"],
+            state.opt_state["generator"],
+            batch,
+            key,
+            state.extra.get("generator", {}),
+        )
+        state = state.replace(
+            params={**state.params, "generator": generator},
+            opt_state={**state.opt_state, "generator": opt_state},
+            extra={**state.extra, "generator": variables} if variables else state.extra,
+        )
+        return state, metrics
+
+    def generator_penalty(
+        self, params: PyTree, variables: PyTree, batch: Batch, key: Array, step: Array
+    ) -> tuple[Array, Metrics, PyTree]:
+        """What is added to the generator's loss, its metrics, and the generator's new variables; here nothing."""
+        return jnp.zeros(()), {}, variables
+
+    def _shares(self, batch: Batch) -> Batch:
+        """The batch of each update of the discriminator, stacked: [n, B, ...], or [n, B / n, ...] with fresh examples."""
+        count, size = self.num_discriminator_steps, batch_size(batch)
+        if not self.fresh_examples:
+            return jax.tree.map(lambda a: jnp.broadcast_to(a[None], (count, *a.shape)), dict(batch))
+        if size % count:
+            raise ValueError(
+                f"a batch of {size} examples cannot be divided among num_discriminator_steps={count}; "
+                "choose a multiple as data.batch_size"
+            )
+        # Example i goes to share i mod n: every device keeps a part of each.
+        return jax.tree.map(lambda a: a.reshape(size // count, count, *a.shape[1:]).swapaxes(0, 1), dict(batch))
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """`num_discriminator_steps` updates of the discriminator and one of the generator.
 
-        Metrics: `loss` (the generator's), `discriminator_loss`, `penalty`, `real_score`, `fake_score`.
+        The i-th update of the discriminator has the key fold_in(key, i), i from 1, the generator's i = 0.  Metrics are those
+        of the two kinds of updates, `loss` the generator's.
         """
-        generator, discriminator = state.params["generator"], state.params["discriminator"]
-        opt_state, ema = dict(state.opt_state), state.ema_params
+        if self.num_discriminator_steps == 1:
+            state, critic_metrics = self.discriminator_update(state, batch, jax.random.fold_in(key, 1))
+            share = batch
+        else:
+            shares = self._shares(batch)
 
-        def discriminator_loss(params, batch, key):
-            latent_key, mixture_key = jax.random.split(key)
-            fake = self.generate(generator, self.latents(latent_key, batch))
-            mixture = jax.vmap(jax.random.uniform)(example_keys(mixture_key, batch))
-            real_score, fake_score = self.score(params, batch["x"]), self.score(params, fake)
-            penalty = self.gradient_penalty(params, batch["x"], fake, mixture)
-            loss = discriminator_objective(self.objective, real_score, fake_score).mean() + penalty
-            return loss, {"penalty": penalty, "real_score": real_score.mean(), "fake_score": fake_score.mean()}
+            def body(state, inputs):
+                i, share = inputs
+                return self.discriminator_update(state, share, jax.random.fold_in(key, i))
 
-        for i in range(self.num_discriminator_steps):
-            discriminator, opt_state["discriminator"], critic_metrics, _ = gradient_update(
-                discriminator_loss,
-                self.discriminator_optimizer,
-                discriminator,
-                opt_state["discriminator"],
-                batch,
-                jax.random.fold_in(key, i + 1),
-            )
-            discriminator = self._clipped(discriminator)
-
-        def generator_loss(params, batch, key):
-            fake = self.generate(params, self.latents(key, batch))
-            return generator_objective(self.objective, self.score(discriminator, fake)).mean(), {}
-
-        generator, opt_state["generator"], metrics, _ = gradient_update(
-            generator_loss,
-            self.generator_optimizer,
-            generator,
-            opt_state["generator"],
-            batch,
-            jax.random.fold_in(key, 0),
-        )
-        params = {"generator": generator, "discriminator": discriminator}
+            state, critic_metrics = jax.lax.scan(body, state, (jnp.arange(1, self.num_discriminator_steps + 1), shares))
+            critic_metrics = jax.tree.map(lambda m: m[-1], critic_metrics)
+            share = jax.tree.map(lambda a: a[0], shares)
+        state, metrics = self.generator_update(state, share, jax.random.fold_in(key, 0))
+        ema = state.ema_params
         if ema is not None:
             decays = {
                 "generator": self.generator_optimizer.ema_decay,
                 "discriminator": self.discriminator_optimizer.ema_decay,
             }
-            ema = {name: ema_update(ema[name], params[name], decays[name], state.step) for name in ema}
-        metrics["discriminator_loss"] = critic_metrics.pop("loss")
-        metrics["discriminator_gradient_norm"] = critic_metrics.pop("gradient_norm")
-        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema)
-        return state, {**critic_metrics, **metrics}
+            ema = {name: ema_update(ema[name], state.params[name], decays[name], state.step) for name in ema}
+        return state.replace(step=state.step + 1, ema_params=ema), {**critic_metrics, **metrics}
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Use
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example [B]: `real_score` D(x), `fake_score` D(G(z)), and both objectives at them."""
-        params = state.eval_params
-        real = self.score(params["discriminator"], batch["x"])
-        fake = self.score(params["discriminator"], self.generate(params["generator"], self.latents(key, batch)))
+        params, condition = state.eval_params, self.condition(batch.get("label"))
+        latents = self.latents(key, batch)
+        fake = self.generate(params["generator"], latents, condition, state.extra.get("generator"))
+        real, generated = (
+            self.score(params["discriminator"], x, condition, state.extra.get("discriminator"))
+            for x in (batch["x"], fake)
+        )
         return {
             "real_score": real,
-            "fake_score": fake,
-            "discriminator_objective": discriminator_objective(self.objective, real, fake),
-            "generator_objective": generator_objective(self.objective, fake),
+            "fake_score": generated,
+            "discriminator_objective": discriminator_objective(self.objective, real, generated),
+            "generator_objective": generator_objective(self.objective, generated, real),
         }
 
-    def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:
-        """Draws from the generator, shape [num_samples, *data_shape]."""
+    def sampling_label(self, num_samples: int, label: Array | None) -> Array | None:
+        """The classes [num_samples] to sample: those given, one for all, or by default each in turn."""
+        if label is not None:
+            self.check_labels(label)
+            return jnp.broadcast_to(jnp.asarray(label, jnp.int32), (num_samples,))
+        return None if self.conditioning == "none" else jnp.arange(num_samples) % self.num_classes
+
+    def sample(self, state: TrainState, key: Array, num_samples: int, *, label: Array | None = None) -> Array:
+        """Draws from the generator, shape [num_samples, *data_shape].
+
+        Args:
+          state: trained state.
+          key: random key; the same key gives the same latents at every step of a run.
+          num_samples: how many.
+          label: classes [num_samples], or one for all, of a model conditional on them; by default each class in turn.
+
+        Raises:
+          ValueError: a label is outside the classes, or the model is not conditional on them.
+        """
         latents = jax.random.normal(key, (num_samples, self.latent_dim))
-        return self.generate(state.eval_params["generator"], latents)
+        return self.decode(state, latents, label=label, key=jax.random.fold_in(key, 1))
+
+    def decode(
+        self, state: TrainState, latents: Array, *, label: Array | None = None, key: Array | None = None
+    ) -> Array:
+        """G(z) of latents [B, latent_dim], shape [B, *data_shape]; `key` decides noise inside the generator, if any."""
+        condition = self.condition(self.sampling_label(len(latents), label))
+        keys = None if key is None else jax.random.split(key, len(latents))
+        variables = state.extra.get("generator")
+        return self.generate(state.eval_params["generator"], latents, condition, variables, keys)
+
+
+def _cross_entropy(logits: Array, condition: Array) -> Array:
+    return -jnp.sum(jax.nn.log_softmax(logits) * condition, axis=-1)

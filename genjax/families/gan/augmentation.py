@@ -1,0 +1,216 @@
+"""Differentiable augmentation of what the discriminator sees, of data and samples alike, for small data sets.
+
+DiffAugment (Zhao et al. 2020, arXiv:2006.10738) always applies, each with its own random numbers for every example,
+
+    flip         left and right exchanged, with probability 1/2
+    color        x + b, b ~ U(-1/2, 1/2);  saturation times s ~ U(0, 2) about the mean of the channels;
+                 contrast times c ~ U(1/2, 3/2) about the mean of the picture
+    translation  a shift of up to 1/8 of the size each way, zeros coming in
+    cutout       a square of half the size set to zero
+
+ADA (Karras et al. 2020, arXiv:2006.06676) applies each of its transforms with a probability p that follows how far the
+discriminator overfits, r = E sign(D(x)) over data:
+
+    p <- clip(p + sign(r - target) B / images_to_one, 0, 1)
+
+Its transforms here are those of the paper's groups blit, geometry and colour; the resampling is bilinear, not the paper's
+orthogonal wavelet, and the groups filter and corruption are left out.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from genjax.model import Array
+
+Operation = Literal["flip", "color", "translation", "cutout"]
+Group = Literal["blit", "geometry", "color"]
+
+
+def _uniform(key: Array, index: int, low: float = 0.0, high: float = 1.0, shape: tuple[int, ...] = ()) -> Array:
+    return jax.random.uniform(jax.random.fold_in(key, index), shape, minval=low, maxval=high)
+
+
+def shift_picture(x: Array, rows: Array, columns: Array) -> Array:
+    """One picture [H, W, C] moved down and to the right by whole numbers of pixels, zeros coming in."""
+    height, width = x.shape[:2]
+    row, column = jnp.arange(height) - rows, jnp.arange(width) - columns
+    inside = ((row >= 0) & (row < height))[:, None] & ((column >= 0) & (column < width))[None]
+    moved = jnp.roll(x, (rows, columns), (0, 1))
+    return jnp.where(inside[:, :, None], moved, 0.0)
+
+
+def _color(x: Array, key: Array) -> Array:
+    x = x + _uniform(key, 0, -0.5, 0.5)
+    grey = x.mean(-1, keepdims=True)
+    x = (x - grey) * _uniform(key, 1, 0.0, 2.0) + grey
+    mean = x.mean()
+    return (x - mean) * _uniform(key, 2, 0.5, 1.5) + mean
+
+
+def _translation(x: Array, key: Array) -> Array:
+    limits = [int(size * 0.125 + 0.5) for size in x.shape[:2]]
+    rows, columns = (jax.random.randint(jax.random.fold_in(key, i), (), -n, n + 1) for i, n in enumerate(limits))
+    return shift_picture(x, rows, columns)
+
+
+def _cutout(x: Array, key: Array) -> Array:
+    outside = []
+    for axis, size in enumerate(x.shape[:2]):
+        length = int(size * 0.5 + 0.5)
+        centre = jax.random.randint(jax.random.fold_in(key, axis), (), 0, size + 1 - length % 2)
+        offset = jnp.arange(size) - centre + length // 2
+        outside.append((offset < 0) | (offset >= length))
+    return jnp.where((outside[0][:, None] | outside[1][None])[:, :, None], x, 0.0)
+
+
+_OPERATIONS = {
+    "flip": lambda x, key: jnp.where(_uniform(key, 0) < 0.5, x[:, ::-1], x),
+    "color": _color,
+    "translation": _translation,
+    "cutout": _cutout,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmentation(abc.ABC):
+    """Random changes of pictures [B, H, W, C] that gradients pass through."""
+
+    #: Whether the probability follows the discriminator's scores.
+    adaptive = False
+
+    @abc.abstractmethod
+    def transform(self, x: Array, key: Array, probability: Array) -> Array:
+        """One picture [H, W, C] changed by the random numbers of `key`."""
+
+    def __call__(self, x: Array, keys: Array, probability: Array) -> Array:
+        """Pictures [B, H, W, C] changed, each by its own key [B]; `probability` is a scalar that DiffAugment ignores."""
+        if x.ndim != 4:
+            raise ValueError(f"augmentation needs pictures [B, H, W, C], not data of the shape {x.shape[1:]}")
+        return jax.vmap(self.transform, (0, 0, None))(x, keys, probability)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffAugment(Augmentation):
+    """Augmentation of every picture.
+
+    Attributes:
+      policy: what is done, in this order.
+    """
+
+    policy: tuple[Operation, ...] = ("color", "translation", "cutout")
+
+    def transform(self, x: Array, key: Array, probability: Array) -> Array:
+        for i, name in enumerate(self.policy):
+            x = _OPERATIONS[name](x, jax.random.fold_in(key, i))
+        return x
+
+
+def sample_bilinear(x: Array, rows: Array, columns: Array) -> Array:
+    """Values of a picture [H, W, C] at real positions [h, w] between pixels, mirrored beyond its edges, [h, w, C]."""
+
+    def mirrored(index: Array, size: int) -> Array:
+        index = jnp.mod(index, 2 * size)
+        return jnp.where(index < size, index, 2 * size - 1 - index)
+
+    top, left = jnp.floor(rows), jnp.floor(columns)
+    down, right = (rows - top)[..., None], (columns - left)[..., None]
+    height, width = x.shape[:2]
+    r0, r1 = (mirrored(top.astype(jnp.int32) + i, height) for i in (0, 1))
+    c0, c1 = (mirrored(left.astype(jnp.int32) + i, width) for i in (0, 1))
+    upper = x[r0, c0] * (1.0 - right) + x[r0, c1] * right
+    lower = x[r1, c0] * (1.0 - right) + x[r1, c1] * right
+    return upper * (1.0 - down) + lower * down
+
+
+def _rotation(angle: Array) -> Array:
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return jnp.stack([jnp.stack([cos, -sin]), jnp.stack([sin, cos])])
+
+
+def _about_grey(amount: Array) -> Array:
+    """The matrix [3, 3] that scales colours about the grey axis."""
+    grey = jnp.full((3, 3), 1.0 / 3.0)
+    return grey + (jnp.eye(3) - grey) * amount
+
+
+def _hue(angle: Array) -> Array:
+    """The rotation [3, 3] of colours about the grey axis (Rodrigues' formula)."""
+    axis = 3.0**-0.5
+    cross = axis * jnp.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
+    return jnp.eye(3) + jnp.sin(angle) * cross + (1.0 - jnp.cos(angle)) * (cross @ cross)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ADA(Augmentation):
+    """Augmentation with a probability that adapts.
+
+    Attributes:
+      groups: blit (mirroring, quarter turns, whole shifts), geometry (scaling, turning, stretching, fractional shifts)
+        and color (brightness, contrast, inversion of brightness, hue, saturation) of pictures with values in [-1, 1].
+      target: the mean sign of the scores of data that is aimed at.
+      images_to_one: number of pictures after which the probability has gone from 0 to 1 at most.
+      initial_probability: probability at the first step.
+    """
+
+    groups: tuple[Group, ...] = ("blit", "geometry", "color")
+    target: float = 0.6
+    images_to_one: int = 500_000
+    initial_probability: float = 0.0
+
+    adaptive = True
+
+    def adapted(self, probability: Array, mean_sign: Array, batch_size: int) -> Array:
+        """The next probability, after a batch of data whose scores have that mean sign."""
+        change = jnp.sign(mean_sign - self.target) * batch_size / self.images_to_one
+        return jnp.clip(probability + change, 0.0, 1.0)
+
+    def transform(self, x: Array, key: Array, probability: Array) -> Array:
+        counter = iter(range(1000))
+        uniform = lambda low, high, shape=(): _uniform(key, next(counter), low, high, shape)  # noqa: E731
+        normal = lambda shape=(): jax.random.normal(jax.random.fold_in(key, next(counter)), shape)  # noqa: E731
+        happens = lambda p=probability: uniform(0.0, 1.0) < p  # noqa: E731
+        height, width, channels = x.shape
+        if "blit" in self.groups:
+            x = jnp.where(happens() & (uniform(0.0, 1.0) < 0.5), x[:, ::-1], x)
+            if height == width:
+                turns = jnp.where(happens(), jnp.floor(uniform(0.0, 4.0)).astype(jnp.int32), 0)
+                x = jnp.stack([jnp.rot90(x, n) for n in range(4)])[turns]
+            amount = jnp.where(happens(), uniform(-0.125, 0.125, (2,)), 0.0)
+            rows, columns = jnp.round(amount * jnp.array([height, width])).astype(jnp.int32)
+            grid = jnp.meshgrid(jnp.arange(height) - rows, jnp.arange(width) - columns, indexing="ij")
+            x = sample_bilinear(x, *(g.astype(jnp.float32) for g in grid))
+        if "geometry" in self.groups:
+            x = self._geometry(x, probability, uniform, normal, happens)
+        if "color" in self.groups:
+            x = x + jnp.where(happens(), 0.2 * normal(), 0.0)
+            x = x * jnp.where(happens(), jnp.exp2(0.5 * normal()), 1.0)
+            if channels == 3:
+                inverted = jnp.where(happens() & (uniform(0.0, 1.0) < 0.5), -1.0, 1.0)
+                grey = jnp.full((3, 3), 1.0 / 3.0)
+                colours = jnp.eye(3) + (inverted - 1.0) * grey
+                colours = _hue(jnp.where(happens(), uniform(-jnp.pi, jnp.pi), 0.0)) @ colours
+                colours = _about_grey(jnp.where(happens(), jnp.exp2(normal()), 1.0)) @ colours
+                x = x @ colours.T
+        return x
+
+    def _geometry(self, x: Array, probability: Array, uniform, normal, happens) -> Array:
+        """Turns, scales and shifts the positions at which the picture is read."""
+        height, width = x.shape[:2]
+        # Turning before and after stretching happens with p in all: 1 - (1 - q)^2 = p.
+        once = 1.0 - jnp.sqrt(1.0 - probability)
+        matrix = jnp.eye(2) * jnp.where(happens(), jnp.exp2(0.2 * normal()), 1.0)
+        matrix = _rotation(jnp.where(happens(once), uniform(-jnp.pi, jnp.pi), 0.0)) @ matrix
+        stretch = jnp.where(happens(), jnp.exp2(0.2 * normal()), 1.0)
+        matrix = jnp.diag(jnp.stack([stretch, 1.0 / stretch])) @ matrix
+        matrix = _rotation(jnp.where(happens(once), uniform(-jnp.pi, jnp.pi), 0.0)) @ matrix
+        shift = jnp.where(happens(), 0.125 * normal((2,)), 0.0) * jnp.array([height, width])
+        rows, columns = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
+        positions = jnp.stack([rows - height / 2, columns - width / 2], axis=-1) @ matrix.T
+        rows, columns = positions[..., 0] + shift[0], positions[..., 1] + shift[1]
+        return sample_bilinear(x, rows + height / 2 - 0.5, columns + width / 2 - 0.5)

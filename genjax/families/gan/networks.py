@@ -1,0 +1,130 @@
+"""What an adversarial model asks of its networks, the ways to make them conditional on classes, and multilayer perceptrons.
+
+A network is a frozen dataclass that builds two Linen modules:
+
+    generator:      z [B, L], condition [B, K] or None, training, keys [B] or None  ->  [B, *data_shape]
+    discriminator:  x [B, *data_shape], condition [B, K] or None, training         ->  [B, 1] or [B, 1 + K]
+
+`condition` is the class as a one-hot vector; `keys` decide noise inside the generator.  The discriminator's first output is
+the score.  Conditioning on a class y:
+
+    concatenation  both see y beside their input                            (Mirza & Osindero 2014, arXiv:1411.1784)
+    auxiliary      the discriminator also classifies, outputs 1..K          (Odena et al. 2017, arXiv:1610.09585)
+    projection     D(x, y) = psi(phi(x)) + <v_y, phi(x)>                    (Miyato & Koyama 2018, arXiv:1802.05637)
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from genjax.families.gan.layers import Dense
+from genjax.model import Array
+from genjax.nn.encoder_decoder import Network
+
+Conditioning = Literal["none", "concatenation", "auxiliary", "projection"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GANNetwork(abc.ABC):
+    """A generator and a discriminator."""
+
+    @property
+    def mixes_examples(self) -> bool:
+        """Whether a discriminator's score in training depends on the other examples of the batch."""
+        return False
+
+    @abc.abstractmethod
+    def generator(self, data_shape: tuple[int, ...], dtype: Any) -> nn.Module:
+        """The module (z, condition, training, keys) -> [B, *data_shape]."""
+
+    @abc.abstractmethod
+    def discriminator(self, conditioning: Conditioning, dtype: Any) -> nn.Module:
+        """The module (x, condition, training) -> [B, 1 + K] with conditioning=auxiliary, else [B, 1]."""
+
+
+def with_label_maps(x: Array, condition: Array | None) -> Array:
+    """Pictures [B, H, W, C] with a constant channel for each class, [B, H, W, C + K]."""
+    if condition is None:
+        return x
+    maps = jnp.broadcast_to(condition[:, None, None].astype(x.dtype), (*x.shape[:3], condition.shape[-1]))
+    return jnp.concatenate([x, maps], axis=-1)
+
+
+def times_halved(data_shape: tuple[int, ...], smallest: int = 7) -> int:
+    """How often pictures (H, W, C) are halved until the shorter side is at most `smallest`.
+
+    Raises:
+      ValueError: the shape is no picture's, a size on the way is odd, or nothing is left to halve.
+    """
+    if len(data_shape) != 3:
+        raise ValueError(f"a convolutional network needs pictures (H, W, C), not data of the shape {tuple(data_shape)}")
+    height, width = data_shape[:2]
+    if min(height, width) < 8:
+        raise ValueError(f"pictures of {height} x {width} are too small to be halved; use some of 8 pixels or more")
+    count = 0
+    while min(height, width) > smallest:
+        if height % 2 or width % 2:
+            raise ValueError(
+                f"pictures of {data_shape[0]} x {data_shape[1]} cannot be halved {count + 1} times, as {height} x {width} is "
+                "odd; use 28, 32 or 64 pixels, or pad them with data.pad_to"
+            )
+        height, width, count = height // 2, width // 2, count + 1
+    return count
+
+
+class Head(nn.Module):
+    """Outputs of a discriminator from features [B, F]: score, and what the conditioning adds, [B, 1] or [B, 1 + K].
+
+    Attributes:
+      conditioning: how the class enters; concatenation is up to the layers before.
+      layer: builds affine layers from a number of features.
+    """
+
+    conditioning: Conditioning
+    layer: Callable[..., nn.Module] = Dense
+
+    @nn.compact
+    def __call__(self, features: Array, condition: Array | None) -> Array:
+        score = self.layer(1, name="score")(features)
+        if condition is None:
+            return score
+        if self.conditioning == "projection":
+            vectors = self.layer(features.shape[-1], use_bias=False, name="projection")(condition)
+            return score + jnp.sum(vectors * features, axis=-1, keepdims=True)
+        if self.conditioning == "auxiliary":
+            return jnp.concatenate([score, self.layer(condition.shape[-1], name="classes")(features)], axis=-1)
+        return score
+
+
+class PlainGenerator(nn.Module):
+    """The decoder of an autoencoder's network as a generator."""
+
+    network: Network
+    data_shape: tuple[int, ...]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, z: Array, condition: Array | None = None, training: bool = False, keys: Any = None) -> Array:
+        return self.network.decoder(self.data_shape, self.dtype)(z, condition)
+
+
+class PlainDiscriminator(nn.Module):
+    """The encoder of an autoencoder's network as a discriminator."""
+
+    network: Network
+    conditioning: Conditioning
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, condition: Array | None = None, training: bool = False) -> Array:
+        if self.conditioning == "projection":
+            raise ValueError("conditioning=projection needs a network of pictures, such as model.network=dcgan_network")
+        if self.conditioning == "auxiliary":
+            return self.network.encoder(1 + condition.shape[-1], self.dtype)(x)
+        return self.network.encoder(1, self.dtype)(x, condition)

@@ -1,0 +1,91 @@
+"""What discriminator and generator minimise, and the gradient norms that penalties take.
+
+With scores r = D(x) of data and f = D(G(z)) of samples, z ~ N(0, I), the discriminator and the generator minimise
+
+    minimax               E softplus(-r) + E softplus(f)      -E softplus(f)       (Goodfellow et al. 2014, eq. 1)
+    non_saturating        the same                             E softplus(-f)      (2014, section 3)
+    least_squares         1/2 E (r - 1)^2 + 1/2 E f^2          1/2 E (f - 1)^2     (Mao et al. 2017, arXiv:1611.04076)
+    hinge                 E relu(1 - r) + E relu(1 + f)        -E f                (Miyato et al. 2018, arXiv:1802.05957)
+    wasserstein           E f - E r                            -E f                (Arjovsky et al. 2017, arXiv:1701.07875)
+    relativistic          E softplus(f - r)                    E softplus(r - f)   (Jolicoeur-Martineau 2019, arXiv:1807.00734)
+    relativistic_average  E softplus(F - r) + E softplus(f - R)   r and f exchanged, with R = E r and F = E f   (the same)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from genjax.model import Array, cross_device_mean
+
+Objective = Literal[
+    "minimax",
+    "non_saturating",
+    "least_squares",
+    "hinge",
+    "wasserstein",
+    "relativistic",
+    "relativistic_average",
+]
+#: Objectives whose generator also looks at the scores of data.
+RELATIVISTIC = ("relativistic", "relativistic_average")
+
+
+def _against_average(above: Array, below: Array) -> Array:
+    """softplus of how far `above` fails to be above the other's mean, and `below` below."""
+    average = lambda scores: cross_device_mean(scores.mean())  # noqa: E731
+    return jax.nn.softplus(average(below) - above) + jax.nn.softplus(below - average(above))
+
+
+def discriminator_objective(name: Objective, real: Array, fake: Array) -> Array:
+    """What the discriminator minimises, for each pair of scores [B] of data and samples, shape [B]."""
+    match name:
+        case "minimax" | "non_saturating":
+            return jax.nn.softplus(-real) + jax.nn.softplus(fake)
+        case "least_squares":
+            return 0.5 * (real - 1.0) ** 2 + 0.5 * fake**2
+        case "hinge":
+            return jax.nn.relu(1.0 - real) + jax.nn.relu(1.0 + fake)
+        case "wasserstein":
+            return fake - real
+        case "relativistic":
+            return jax.nn.softplus(fake - real)
+        case "relativistic_average":
+            return _against_average(real, fake)
+    raise ValueError(f"unknown objective {name!r}; choose one of {', '.join(Objective.__args__)}")
+
+
+def generator_objective(name: Objective, fake: Array, real: Array | None = None) -> Array:
+    """What the generator minimises, for each score [B] of a sample, shape [B].
+
+    Args:
+      name: the objective.
+      fake: scores of samples, [B].
+      real: scores of data, [B]; only the relativistic objectives look at them.
+
+    Raises:
+      ValueError: the objective is unknown, or needs `real`.
+    """
+    match name:
+        case "minimax":
+            return -jax.nn.softplus(fake)
+        case "non_saturating":
+            return jax.nn.softplus(-fake)
+        case "least_squares":
+            return 0.5 * (fake - 1.0) ** 2
+        case "hinge" | "wasserstein":
+            return -fake
+    if name in RELATIVISTIC:
+        if real is None:
+            raise ValueError(f"the generator's {name} objective needs the scores of data too")
+        return discriminator_objective(name, fake, real)
+    raise ValueError(f"unknown objective {name!r}; choose one of {', '.join(Objective.__args__)}")
+
+
+def squared_gradient_norm(score: Callable[[Array], Array], x: Array) -> Array:
+    """|grad D(x)|^2 of each example, for `score` of [B, ...] to [B] that treats examples separately, shape [B]."""
+    gradient = jax.grad(lambda y: score(y).sum())(x)
+    return (gradient.astype(jnp.float32) ** 2).reshape(x.shape[0], -1).sum(-1)

@@ -1,0 +1,209 @@
+"""Networks of GANs: spectral norm against SVD, batch norm, classes, and updates inside one call and in several."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax.families.gan.augmentation import ADA, DiffAugment
+from genjax.families.gan.dcgan import DCGANNetwork
+from genjax.families.gan.gan import GAN
+from genjax.families.gan.layers import BatchNorm, Convolution, largest_singular_value
+from genjax.families.gan.networks import times_halved
+from genjax.families.gan.sngan import SNGANNetwork
+from genjax.nn.convolution import downsample
+from genjax.nn.encoder_decoder import MLPNetwork
+from genjax.optimizers import SGD
+
+PICTURES = jnp.tanh(jax.random.normal(jax.random.key(0), (6, 8, 8, 1)))
+LABELS = jnp.array([0, 1, 2, 0, 1, 2])
+BATCH = {"x": PICTURES, "label": LABELS}
+
+
+def tiny(**changes):
+    model = GAN(data_shape=(8, 8, 1), num_classes=3, latent_dim=3, network=DCGANNetwork(base_channels=4))
+    return dataclasses.replace(model, **changes)
+
+
+def test_power_iteration_reaches_the_largest_singular_value():
+    matrix = jax.random.normal(jax.random.key(0), (12, 7))
+    u = jnp.ones(7)
+    for _ in range(100):
+        sigma, u = largest_singular_value(matrix, u)
+    np.testing.assert_allclose(sigma, np.linalg.svd(np.asarray(matrix))[1][0], rtol=1e-5)
+    # At the fixed point the gradient is that of the singular value: the outer product of its two directions.
+    left, _, right = np.linalg.svd(np.asarray(matrix))
+    gradient = jax.grad(lambda m: largest_singular_value(m, u)[0])(matrix)
+    np.testing.assert_allclose(gradient, np.outer(left[:, 0], right[0]), atol=1e-3)
+
+
+def test_spectral_convolution_has_norm_one_and_keeps_its_state():
+    layer = Convolution(5, kernel_size=3, use_bias=False, spectral=True, kernel_init=jax.nn.initializers.normal(1.0))
+    x = jax.random.normal(jax.random.key(0), (1, 6, 6, 4))
+    variables = layer.init(jax.random.key(1), x)
+    kernel = np.asarray(variables["params"]["kernel"])
+    step = jax.jit(
+        lambda state: layer.apply({"params": variables["params"], "spectral": state}, x, mutable=["spectral"])
+    )
+    state = variables["spectral"]
+    for _ in range(60):
+        y, updated = step(state)
+        state = updated["spectral"]
+    plain = Convolution(5, kernel_size=3, use_bias=False).apply(
+        {"params": {"kernel": kernel / np.linalg.svd(kernel.reshape(-1, 5))[1][0]}}, x
+    )
+    np.testing.assert_allclose(y, plain, rtol=1e-3, atol=1e-4)
+
+
+def test_batch_norm_normalises_in_training_and_uses_averages_otherwise():
+    x = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (64, 4, 4, 3))
+    layer = BatchNorm(momentum=0.0)
+    variables = layer.init(jax.random.key(1), x, True)
+    y, updated = layer.apply(variables, x, True, mutable=["batch_stats"])
+    np.testing.assert_allclose(y.mean((0, 1, 2)), 0.0, atol=1e-4)
+    np.testing.assert_allclose(y.var((0, 1, 2)), 1.0, atol=1e-3)
+    again = layer.apply({**variables, **updated}, x, False)
+    np.testing.assert_allclose(again, y, atol=1e-4)
+    # A class has its own scale and offset.
+    condition = jax.nn.one_hot(jnp.arange(64) % 2, 2)
+    variables = layer.init(jax.random.key(1), x, True, condition)
+    params = {"class_scale": jnp.array([[1.0] * 3, [2.0] * 3]), "class_bias": jnp.array([[0.0] * 3, [5.0] * 3])}
+    z = layer.apply({**variables, "params": params}, x, True, condition)
+    np.testing.assert_allclose(z[1::2], 2.0 * y[1::2] + 5.0, atol=1e-3)
+
+
+def test_dcgan_starts_as_the_paper_says_and_ends_in_the_data_shape():
+    model = GAN(data_shape=(32, 32, 3), latent_dim=100, network=DCGANNetwork(base_channels=16))
+    batch = {"x": jnp.zeros((2, 32, 32, 3))}
+    state = jax.eval_shape(model.init, jax.random.key(0), batch)
+    shapes = {leaf.shape for leaf in jax.tree.leaves(state.params) if leaf.ndim == 4}
+    assert {(4, 4, 64, 32), (4, 4, 32, 16), (4, 4, 16, 3), (4, 4, 3, 16), (4, 4, 16, 32), (4, 4, 32, 64)} == shapes
+    state = jax.jit(tiny(network=DCGANNetwork(base_channels=64)).init)(jax.random.key(0), BATCH)
+    kernel = state.params["discriminator"]["Head_0"]["score"]["kernel"]
+    assert abs(float(kernel.std()) - 0.02) < 2e-3
+    assert set(state.extra) == {"generator"}, "8 x 8 pixels leave the discriminator one layer, which has no norm"
+
+
+@pytest.mark.parametrize(("size", "count"), [(28, 2), (32, 3), (64, 4), (8, 1)])
+def test_pictures_are_halved_to_four_or_seven(size, count):
+    assert times_halved((size, size, 1)) == count
+
+
+def test_bad_pictures_and_labels_are_named():
+    for shape, message in (((30, 30, 1), "odd"), ((9, 9, 1), "cannot be halved"), ((4, 4, 1), "too small")):
+        with pytest.raises(ValueError, match=message):
+            tiny(data_shape=shape).init(jax.random.key(0), {"x": jnp.zeros((2, *shape))})
+    model = tiny(conditioning="concatenation")
+    with pytest.raises(ValueError, match="between 0 and 2"):
+        model.init(jax.random.key(0), {**BATCH, "label": LABELS + 1})
+    with pytest.raises(ValueError, match="labelled"):
+        model.init(jax.random.key(0), {"x": PICTURES})
+    with pytest.raises(ValueError, match="not conditional"):
+        tiny().check_labels(LABELS)
+    with pytest.raises(ValueError, match="discriminator_norm"):
+        tiny(penalty="wgan_gp")
+    with pytest.raises(ValueError, match="projection"):
+        tiny(conditioning="projection", network=MLPNetwork(hidden_dims=(4,))).init(jax.random.key(0), BATCH)
+
+
+def test_several_discriminator_steps_inside_one_call_equal_as_many_calls():
+    model = tiny(
+        network=DCGANNetwork(base_channels=4, discriminator_norm="spectral"),
+        objective="hinge",
+        num_discriminator_steps=3,
+        generator_optimizer=SGD(learning_rate=0.1),
+        discriminator_optimizer=SGD(learning_rate=0.1),
+    )
+    start = jax.jit(model.init)(jax.random.key(1), BATCH)
+    key = jax.random.key(2)
+    together, metrics = jax.jit(model.train_step)(start, BATCH, key)
+    critic, apart = jax.jit(model.discriminator_update), start
+    for i in (1, 2, 3):
+        apart, critic_metrics = critic(apart, BATCH, jax.random.fold_in(key, i))
+    apart, generator_metrics = jax.jit(model.generator_update)(apart, BATCH, jax.random.fold_in(key, 0))
+    for a, b in zip(jax.tree.leaves((together.params, together.extra)), jax.tree.leaves((apart.params, apart.extra))):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], generator_metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["discriminator_loss"], critic_metrics["discriminator_loss"], rtol=1e-5)
+    fresh = dataclasses.replace(model, fresh_examples=True)
+    assert [leaf.shape[:2] for leaf in jax.tree.leaves(fresh._shares(BATCH))] == [(3, 2), (3, 2)]
+    with pytest.raises(ValueError, match="batch_size"):
+        dataclasses.replace(fresh, num_discriminator_steps=4)._shares(BATCH)
+
+
+def test_each_conditioning_trains_and_samples_the_classes_asked_for():
+    for conditioning, network, options in (
+        ("auxiliary", DCGANNetwork(base_channels=4, discriminator_norm="none"), {"objective": "relativistic_average"}),
+        ("projection", SNGANNetwork(generator_channels=4, discriminator_channels=4), {"consistency": "balanced"}),
+    ):
+        augmentation = ADA(groups=("color",), target=-1.5, images_to_one=60)
+        model = tiny(conditioning=conditioning, network=network, augmentation=augmentation, **options)
+        state = jax.jit(model.init)(jax.random.key(1), BATCH)
+        state, metrics = jax.jit(model.train_step)(state, BATCH, jax.random.key(2))
+        assert all(np.isfinite(float(value)) for value in metrics.values()), metrics
+        assert ("class_accuracy" in metrics) == (conditioning == "auxiliary")
+        # Above its target, the mean sign raises the probability by 6 pictures of 60.
+        np.testing.assert_allclose(metrics["augmentation_probability"], 0.1, rtol=1e-5)
+        sample = jax.jit(lambda s, label: model.sample(s, jax.random.key(3), 3, label=label))
+        default, given, other = (sample(state, c) for c in (None, jnp.array([0, 1, 2]), jnp.array([1, 1, 1])))
+        np.testing.assert_allclose(default, given, atol=1e-6)
+        assert np.abs(np.asarray(default - other)).max((1, 2, 3))[[0, 2]].min() > 0.0
+
+
+def test_projection_adds_the_product_of_features_and_the_class_vector():
+    model = tiny(conditioning="projection", network=DCGANNetwork(base_channels=4, discriminator_norm="none"))
+    params = jax.jit(model.init)(jax.random.key(1), BATCH).params["discriminator"]
+    one_hot = jax.nn.one_hot(LABELS, 3)
+    features = PICTURES
+    layer = params["Downsample_0"]
+    features = jax.nn.leaky_relu(downsample(features, layer["kernel"], False) + layer["bias"][None, None, None], 0.2)
+    features = features.reshape(6, -1)
+    head = params["Head_0"]
+    expected = (features @ head["score"]["kernel"])[:, 0] + head["score"]["bias"]
+    expected += jnp.sum(features * (one_hot @ head["projection"]["kernel"]), axis=-1)
+    np.testing.assert_allclose(model.score(params, PICTURES, one_hot), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_lazy_penalty_counts_for_the_steps_without_it():
+    model = tiny(network=DCGANNetwork(base_channels=4, discriminator_norm="none"), penalty="r1_r2", penalty_every=2)
+    state = jax.jit(model.init)(jax.random.key(1), BATCH)
+    update = jax.jit(model.discriminator_update)
+    penalties = [update(state.replace(step=jnp.int32(i)), BATCH, jax.random.key(2))[1]["penalty"] for i in (0, 1, 2)]
+    every = jax.jit(dataclasses.replace(model, penalty_every=1).discriminator_update)(state, BATCH, jax.random.key(2))[
+        1
+    ]
+    np.testing.assert_allclose(penalties, [2 * every["penalty"], 0.0, 2 * every["penalty"]], rtol=1e-4)
+
+
+def test_diff_augment_is_differentiable_and_moves_what_it_says():
+    x = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
+    keys = jax.random.split(jax.random.key(1), 4)
+    one = jnp.float32(1.0)
+    apply = lambda *policy: jax.jit(lambda y: DiffAugment(policy=policy)(y, keys, one))  # noqa: E731
+    cut = np.asarray(apply("cutout")(x))
+    assert ((cut == 0) | (cut == np.asarray(x))).all() and 0.05 < (cut == 0).mean() <= 0.26
+    moved = np.asarray(apply("translation")(jnp.ones((4, 16, 16, 1))))
+    assert set(np.unique(moved)) <= {0.0, 1.0} and moved.mean() > 0.7
+    shifted = np.stack(
+        [np.pad(np.asarray(x)[0], ((r, 4 - r), (c, 4 - c), (0, 0)))[2:18, 2:18] for r in range(5) for c in range(5)]
+    )
+    assert np.abs(shifted - np.asarray(apply("translation")(x))[0]).max((1, 2, 3)).min() == 0.0
+    # All of them are affine in the pictures, so a directional derivative is the exact difference.
+    everything = apply("color", "translation", "cutout", "flip")
+    direction = jax.random.normal(jax.random.key(2), x.shape)
+    _, tangent = jax.jvp(everything, (x,), (direction,))
+    np.testing.assert_allclose(tangent, everything(x + direction) - everything(x), atol=1e-4)
+
+
+def test_adaptive_augmentation_does_nothing_at_zero_and_everything_at_one():
+    x = jax.random.uniform(jax.random.key(0), (4, 8, 8, 3), minval=-1.0)
+    keys = jax.random.split(jax.random.key(1), 4)
+    augment = jax.jit(ADA().__call__)
+    np.testing.assert_allclose(augment(x, keys, jnp.float32(0.0)), x, atol=1e-5)
+    changed = augment(x, keys, jnp.float32(1.0))
+    assert np.isfinite(np.asarray(changed)).all() and np.abs(np.asarray(changed - x)).max((1, 2, 3)).min() > 0.1
+    ada = ADA(target=0.6, images_to_one=100)
+    assert float(ada.adapted(jnp.float32(0.5), jnp.float32(0.9), 10)) == pytest.approx(0.6)
+    assert float(ada.adapted(jnp.float32(0.05), jnp.float32(0.1), 10)) == 0.0
