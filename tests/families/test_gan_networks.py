@@ -146,7 +146,7 @@ def test_each_conditioning_trains_and_samples_the_classes_asked_for():
         assert ("class_accuracy" in metrics) == (conditioning == "auxiliary")
         # Above its target, the mean sign raises the probability by 6 pictures of 60.
         np.testing.assert_allclose(metrics["augmentation_probability"], 0.1, rtol=1e-5)
-        sample = jax.jit(lambda s, label: model.sample(s, jax.random.key(3), 3, label=label))
+        sample = jax.jit(lambda s, label, model=model: model.sample(s, jax.random.key(3), 3, label=label))
         default, given, other = (sample(state, c) for c in (None, jnp.array([0, 1, 2]), jnp.array([1, 1, 1])))
         np.testing.assert_allclose(default, given, atol=1e-6)
         assert np.abs(np.asarray(default - other)).max((1, 2, 3))[[0, 2]].min() > 0.0

@@ -1,0 +1,190 @@
+"""StyleGAN2 and StyleGAN3: filters against SciPy, convolutions against explicit ones, styles, path lengths, equivariance."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.signal
+
+from genjax.families.gan.style_gan import StyleGAN
+from genjax.families.gan.style_gan2 import StyleGAN2Network, convolve_and_halve, group_deviation
+from genjax.families.gan.style_gan3 import StyleGAN3Network, signals
+from genjax.families.gan.style_layers import STATISTICS, modulated_convolution, truncate
+from genjax.families.gan.style_tools import project, rotation_equivariance, translation_equivariance
+from genjax.families.gan.upfirdn import binomial, low_pass, upfirdn
+from genjax.optimizers import Adam
+
+BATCH = {"x": jnp.tanh(jax.random.normal(jax.random.key(0), (4, 8, 8, 1)))}
+SMALL = {"style_dim": 6, "num_mapping_layers": 2, "channel_base": 32, "channel_max": 6}
+
+
+@pytest.fixture(scope="module")
+def style_gan_2():
+    """A tiny model, its state after a step, and the metrics of that step."""
+    adam = Adam(learning_rate=2e-3, b1=0.0, b2=0.99)
+    model = StyleGAN(
+        data_shape=(8, 8, 1),
+        latent_dim=5,
+        network=StyleGAN2Network(**SMALL),
+        generator_optimizer=adam,
+        discriminator_optimizer=adam,
+    )
+    state = jax.jit(model.init)(jax.random.key(1), BATCH)
+    return model, *jax.jit(model.train_step)(state, BATCH, jax.random.key(2))
+
+
+@pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2), (3, 2)])
+def test_upfirdn_equals_scipy(up, down):
+    x = np.random.default_rng(0).standard_normal((2, 7, 6, 3)).astype(np.float32)
+    taps = (0.5, -1.0, 2.0, 0.25, 3.0)
+    padding = (len(taps) - 1, len(taps) - up)
+    expected = scipy.signal.upfirdn(taps, scipy.signal.upfirdn(taps, x, up, down, axis=1), up, down, axis=2)
+    for matrix_products in (True, False):
+        y = upfirdn(jnp.asarray(x), taps, up, down, padding, matrix_products)
+        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+    both = tuple(tuple(a * b for b in taps) for a in taps)
+    np.testing.assert_allclose(upfirdn(jnp.asarray(x), both, up, down, padding), expected, rtol=1e-4, atol=1e-4)
+    cropped = upfirdn(jnp.asarray(x), taps, up, down, (padding[0] - down, padding[1] - 1), True)
+    np.testing.assert_allclose(cropped, expected[:, 1:, 1:][:, : cropped.shape[1], : cropped.shape[2]], atol=1e-4)
+
+
+def test_low_pass_filters_are_those_of_scipy():
+    for num_taps, cutoff, width, rate in ((12, 3.0, 2.0, 16), (24, 8.0, 10.0, 64), (6, 2.0, 0.1, 8)):
+        expected = scipy.signal.firwin(num_taps, cutoff, width=width, fs=rate)
+        np.testing.assert_allclose(low_pass(num_taps, cutoff, width, rate), expected, rtol=1e-5, atol=1e-7)
+    radial = np.asarray(low_pass(12, 3.0, 2.0, 16, True))
+    np.testing.assert_allclose(radial.sum(), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(radial, np.rot90(radial), atol=1e-9)
+    assert low_pass(1, 3.0, 2.0, 16) is None
+
+
+def test_modulated_convolution_is_one_convolution_for_each_example():
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, styles = jax.random.normal(keys[0], (3, 5, 5, 4)), jax.random.normal(keys[1], (3, 4)) + 1.0
+    kernel = jax.random.normal(keys[2], (3, 3, 4, 2))
+    for demodulate in (True, False):
+        y = modulated_convolution(x, kernel, styles, demodulate)
+        for i in range(3):
+            w = np.asarray(kernel) * np.asarray(styles[i])[None, None, :, None]
+            if demodulate:
+                w = w / np.sqrt((w**2).sum((0, 1, 2)) + 1e-8)
+            dimensions = ("NHWC", "HWIO", "NHWC")
+            expected = jax.lax.conv_general_dilated(
+                x[i : i + 1], jnp.asarray(w), (1, 1), "SAME", dimension_numbers=dimensions
+            )
+            np.testing.assert_allclose(y[i : i + 1], expected, rtol=1e-4, atol=1e-4)
+    assert modulated_convolution(x, kernel, styles, full=True).shape == (3, 7, 7, 2)
+
+
+def test_convolution_that_halves_equals_filter_then_strided_convolution():
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+    ours, plain = (convolve_and_halve(x, kernel, matrix_products) for matrix_products in (True, False))
+    np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
+    # Constant pictures stay constant inside, doubled or halved.
+    ones = jnp.ones((1, 8, 8, 1))
+    np.testing.assert_allclose(upfirdn(ones, binomial(2.0), up=2, padding=(2, 1))[:, 2:-2, 2:-2], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(convolve_and_halve(ones, jnp.ones((1, 1, 1, 1)), True)[:, 1:-1, 1:-1], 1.0, rtol=1e-6)
+
+
+def test_group_deviation_is_that_of_the_examples_of_a_group():
+    x = jax.random.normal(jax.random.key(0), (6, 2, 2, 3))
+    channel = np.asarray(group_deviation(x, 4))[..., -1]
+    for i in range(2):
+        members = np.asarray(x)[[i, i + 2, i + 4]]
+        np.testing.assert_allclose(channel[[i, i + 2, i + 4]], np.sqrt(members.var(0) + 1e-8).mean(), rtol=1e-5)
+
+
+def test_path_lengths_are_norms_of_the_jacobian_times_the_direction(style_gan_2):
+    model, state, metrics = style_gan_2
+    assert np.isfinite([float(value) for value in metrics.values()]).all()
+    assert float(metrics["penalty"]) > 0.0 and float(metrics["path_length_penalty"]) > 0.0
+    params, variables, key = state.params["generator"], state.extra["generator"], jax.random.key(5)
+    plain = dataclasses.replace(model, network=dataclasses.replace(model.network, mixing=0.0))
+    one = {"x": BATCH["x"][:1]}
+    length = float(jax.jit(plain.path_lengths)(params, variables, one, key)[0])
+    # The same by differences along the gradient's own direction, in float32: |J^T y| = d <G(w), y> / d(unit step).
+    latent_key, _, noise_key, direction_key = jax.random.split(key, 4)
+    latents = plain.latents(latent_key, one)
+    noise_keys, direction = jax.random.fold_in(noise_key, 0)[None], jax.random.fold_in(direction_key, 0)
+    y = jax.random.normal(direction, (1, 8, 8, 1)) / 8.0
+    apply = jax.jit(
+        lambda w: plain.generator().apply({"params": params, **variables}, w, noise_keys, method="synthesize")
+    )
+    styles = plain.styles(state, latents)
+    value = lambda w: float(np.sum(np.asarray(apply(w), np.float64) * np.asarray(y)))  # noqa: E731
+    gradient = np.zeros(styles.shape)
+    for place in np.ndindex(styles.shape):
+        step = np.zeros(styles.shape, np.float32)
+        step[place] = 1e-2
+        gradient[place] = (value(styles + step) - value(styles - step)) / 2e-2
+    np.testing.assert_allclose(length, np.sqrt((gradient**2).sum(2).mean(1))[0], rtol=2e-2)
+    # The running mean follows, and without a due step nothing changes.
+    penalty, _, later = jax.jit(model.generator_penalty)(params, variables, BATCH, key, jnp.int32(1))
+    assert float(penalty) == 0.0
+    assert float(later[STATISTICS]["mean_path_length"]) == float(variables[STATISTICS]["mean_path_length"]) > 0.0
+
+
+def test_styles_are_truncated_and_mixed(style_gan_2):
+    model, state, _ = style_gan_2
+    latents = jax.random.normal(jax.random.key(3), (2, 5))
+    styles = jax.jit(model.styles)(state, latents)
+    assert styles.shape == (2, 4, 6)
+    mean = state.extra["generator"][STATISTICS]["mapping"]["mean_style"]
+    assert np.abs(mean).max() > 0.0, "the mean of w follows the training"
+    np.testing.assert_allclose(truncate(styles, mean, 0.0), jnp.broadcast_to(mean[None, None], styles.shape), atol=1e-6)
+    np.testing.assert_allclose(truncate(styles, mean, 0.5, 2)[:, 2:], styles[:, 2:])
+    grid = jax.jit(model.mix_styles, static_argnums=3)(state, styles, styles, (0, 2))
+    pictures = jax.jit(model.synthesize)(state, styles)
+    assert grid.shape == (2, 2, 8, 8, 1)
+    np.testing.assert_allclose(grid[[0, 1], [0, 1]], pictures, atol=1e-5)
+    assert np.abs(np.asarray(grid[0, 1] - pictures[0])).max() > 1e-4
+    # Without noise in them, samples are the synthesis of their styles.
+    np.testing.assert_allclose(jax.jit(model.decode)(state, latents), pictures, atol=1e-5)
+
+
+def test_projection_finds_a_picture_of_the_generator_again(style_gan_2):
+    model, state, _ = style_gan_2
+    key = jax.random.key(9)
+    pictures = jax.jit(lambda s: model.synthesize(s, model.styles(s, jax.random.normal(key, (2, 5)))))(state)
+    run = jax.jit(lambda s, x: project(model, s, x, jax.random.key(4), num_steps=150))
+    styles, distances = run(state, pictures)
+    assert styles.shape == (2, 4, 6)
+    assert (distances[-1] < 0.05 * distances[0]).all(), distances[[0, -1]]
+
+
+def test_sizes_of_style_gan_3_follow_the_paper():
+    plan = signals(StyleGAN3Network(), 256)
+    assert [s.size for s in plan] == [36, 36, 36, 36, 36, 52, 52, 84, 84, 148, 148, 276, 276, 256, 256]
+    assert plan[0].cutoff == 2.0 and plan[12].cutoff == plan[14].cutoff == 128.0
+    with pytest.raises(ValueError, match="power of two"):
+        StyleGAN(data_shape=(12, 12, 1), network=StyleGAN3Network()).init(
+            jax.random.key(0), {"x": jnp.zeros((2, 12, 12, 1))}
+        )
+    with pytest.raises(ValueError, match="moved"):
+        translation_equivariance(StyleGAN(network=StyleGAN2Network()), None, None, (1, 1))
+
+
+def test_alias_free_generator_is_equivariant():
+    sizes = {"num_layers": 4, "num_critical": 1, "margin": 4, "channel_base": 64, "channel_max": 6, "style_dim": 6}
+    batch = {"x": jnp.zeros((2, 16, 16, 1))}
+    measured = {}
+    for name, rotation in (("T", False), ("R", True)):
+        model = StyleGAN(
+            data_shape=(16, 16, 1),
+            latent_dim=5,
+            network=StyleGAN3Network(rotation=rotation, **sizes),
+            path_length_weight=0.0,
+        )
+        state = jax.jit(model.init)(jax.random.key(1), batch)
+
+        def measure(state, model=model):
+            styles = model.styles(state, jax.random.normal(jax.random.key(2), (2, 5)))
+            return translation_equivariance(model, state, styles, (2, -3)), rotation_equivariance(model, state, styles)
+
+        measured[name] = [float(value) for value in jax.jit(measure)(state)]
+    print(measured)
+    assert measured["T"][0] > 30.0 and measured["R"][0] > 30.0, measured
+    assert measured["R"][1] > 30.0 > measured["T"][1], measured
