@@ -136,7 +136,7 @@ def test_several_discriminator_steps_inside_one_call_equal_as_many_calls():
 def test_each_conditioning_trains_and_samples_the_classes_asked_for():
     for conditioning, network, options in (
         ("auxiliary", DCGANNetwork(base_channels=4, discriminator_norm="none"), {"objective": "relativistic_average"}),
-        ("projection", SNGANNetwork(generator_channels=4, discriminator_channels=4), {"consistency": "balanced"}),
+        ("projection", SNGANNetwork(generator_channels=4, discriminator_channels=4), {"consistency": "real"}),
     ):
         augmentation = ADA(groups=("color",), target=-1.5, images_to_one=60)
         model = tiny(conditioning=conditioning, network=network, augmentation=augmentation, **options)

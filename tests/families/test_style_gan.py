@@ -157,7 +157,7 @@ def test_projection_finds_a_picture_of_the_generator_again(style_gan_2):
 
 def test_sizes_of_style_gan_3_follow_the_paper():
     plan = signals(StyleGAN3Network(), 256)
-    assert [s.size for s in plan] == [36, 36, 36, 36, 36, 52, 52, 84, 84, 148, 148, 276, 276, 256, 256]
+    assert [s.size for s in plan] == [36] * 3 + [52] * 2 + [84] * 2 + [148] * 3 + [276] * 3 + [256] * 2
     assert plan[0].cutoff == 2.0 and plan[12].cutoff == plan[14].cutoff == 128.0
     with pytest.raises(ValueError, match="power of two"):
         StyleGAN(data_shape=(12, 12, 1), network=StyleGAN3Network()).init(
@@ -185,6 +185,5 @@ def test_alias_free_generator_is_equivariant():
             return translation_equivariance(model, state, styles, (2, -3)), rotation_equivariance(model, state, styles)
 
         measured[name] = [float(value) for value in jax.jit(measure)(state)]
-    print(measured)
-    assert measured["T"][0] > 30.0 and measured["R"][0] > 30.0, measured
-    assert measured["R"][1] > 30.0 > measured["T"][1], measured
+    assert measured["T"][0] > 45.0 and measured["R"][0] > 45.0, measured
+    assert measured["R"][1] > 100.0 > 50.0 > measured["T"][1], measured
