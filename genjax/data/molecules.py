@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split, split_indices
-from genjax.data.text import TOKENIZER_FILE
 from genjax.data.tokenization import Tokenizer, read_tokenizer, train_tokenizer
+from genjax.data.tokenized import TOKENIZER_FILE
 
 _CORES = (
     "c1ccc({})cc1{}",

@@ -8,7 +8,6 @@ the first is predicted exactly once an epoch.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.data import sources
-from genjax.data.base import RESIDENT_BYTES, Data, DataError, Examples, check_split
-from genjax.data.tokenization import Tokenizer, read_tokenizer, train_tokenizer
+from genjax.data.base import RESIDENT_BYTES, DataError, Examples, check_split
+from genjax.data.tokenized import TokenizedData, read_utf8
 
-TOKENIZER_FILE = "tokenizer.json"
 SUFFIXES = (".txt", ".md", ".rst", ".py", ".csv", ".json", ".html", ".tex")
 
 
@@ -72,15 +70,12 @@ class Windows:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Text(Data):
+class Text(TokenizedData):
     """Token windows `tokens` int32 [B, T + 1], with `mask`, `num_characters` and `window` (its number).
 
     Attributes:
       name: python_topics, the embedded texts of Python's help; file for the user's file or folder at data.dir; or the
         name of a TFDS set with a text feature, such as tiny_shakespeare.
-      tokenizer: characters, bytes, or byte-level bpe or unigram pieces trained on the training split.
-      vocabulary: number of pieces of bpe and unigram.
-      tokenizer_file: a tokenizer to use instead, as a run saves it.
       sequence_length: tokens T that are predicted of each window.
       stride: tokens between the beginnings of training windows; by default sequence_length.
       order: shuffled; or contiguous, where each row of a batch goes on from the one before, for carried states.
@@ -88,9 +83,6 @@ class Text(Data):
     """
 
     name: str = "python_topics"
-    tokenizer: Literal["characters", "bytes", "bpe", "unigram"] = "characters"
-    vocabulary: int = 1024
-    tokenizer_file: str | None = None
     sequence_length: int = 128
     stride: int | None = None
     order: Literal["shuffled", "contiguous"] = "shuffled"
@@ -112,26 +104,7 @@ class Text(Data):
 
     def documents(self, split: str) -> list[str]:
         """The texts of a split.  Splits of one text are its parts: 80%, 10% and 10%, in this order."""
-        if "+" in split:
-            parts = [self.documents(part) for part in split.split("+")]
-            # Neighbouring parts of one text are one text.
-            return ["".join(p[0] for p in parts)] if all(len(p) == 1 for p in parts) else sum(parts, [])
-        match self.name:
-            case "python_topics":
-                from pydoc_data.topics import topics
-
-                return _part(["\n\n".join(topics[name].strip() for name in sorted(topics))], split, self.name)
-            case "file":
-                return _part(read_texts(self.dir), split, f"file {self.dir}")
-        builder = sources.open_tfds(self.name, self.dir)
-        return _tfds_texts(builder, sources.tfds_split(builder, split))
-
-    def _splits(self) -> tuple[str, ...]:
-        return ("train", "validation", "test")
-
-    def make_tokenizer(self) -> Tokenizer:
-        """The tokenizer; characters are those of all splits, trained pieces those of the training split."""
-        return _tokenizer(self)
+        return read_documents(self.name, self.dir, split)
 
     @property
     def _num_documents(self) -> int:
@@ -174,28 +147,6 @@ class Text(Data):
         return {**spec, "vocab_size": tokenizer.vocab_size, "start_token": newline[0] if newline else 0}
 
     # ------------------------------------------------------------------------------------------------------------------
-    # Beside a run
-
-    def save(self, workdir: Path) -> None:
-        """Writes the tokenizer beside the run.
-
-        Raises:
-          DataError: the run has another one.
-        """
-        path, content = Path(workdir) / TOKENIZER_FILE, self.make_tokenizer().to_json()
-        if path.is_file() and path.read_text(encoding="utf-8") != content:
-            raise DataError(
-                f"{path} is another tokenizer than that of this text and these flags, so it does not belong to the "
-                "checkpoint; use the text that the run was trained on, or another --workdir"
-            )
-        path.write_text(content, encoding="utf-8")
-
-    def beside(self, workdir: Path) -> Text:
-        """The same data with the tokenizer of a run, where it has one."""
-        path = Path(workdir) / TOKENIZER_FILE
-        return dataclasses.replace(self, tokenizer_file=str(path)) if path.is_file() else self
-
-    # ------------------------------------------------------------------------------------------------------------------
     # Batches and samples
 
     def transform(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
@@ -224,14 +175,25 @@ class Text(Data):
         )
 
 
-@functools.lru_cache(maxsize=8)
-def _tokenizer(data: Text) -> Tokenizer:
-    if data.tokenizer_file is not None:
-        return read_tokenizer(data.tokenizer_file)
-    texts = data.documents("train")
-    if data.tokenizer == "characters":
-        texts = texts + data.documents("validation") + data.documents("test")
-    return train_tokenizer(data.tokenizer, texts, data.vocabulary)
+def read_documents(name: str, directory: str | None, split: str) -> list[str]:
+    """The texts of a split of python_topics, file, or a TFDS set; splits of one text are its parts: 80%, 10% and 10%.
+
+    Raises:
+      DataError: there is no such set or split, or it cannot be read.
+    """
+    if "+" in split:
+        parts = [read_documents(name, directory, part) for part in split.split("+")]
+        # Neighbouring parts of one text are one text.
+        return ["".join(p[0] for p in parts)] if all(len(p) == 1 for p in parts) else sum(parts, [])
+    match name:
+        case "python_topics":
+            from pydoc_data.topics import topics
+
+            return _part(["\n\n".join(topics[topic].strip() for topic in sorted(topics))], split, name)
+        case "file":
+            return _part(read_texts(directory), split, f"file {directory}")
+    builder = sources.open_tfds(name, directory)
+    return _tfds_texts(builder, sources.tfds_split(builder, split))
 
 
 def _part(texts: list[str], split: str, name: str) -> list[str]:
@@ -257,13 +219,7 @@ def read_texts(path: str | None) -> list[str]:
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix in SUFFIXES and p.is_file())
     if not files:
         raise DataError(f"--data.dir={path} is neither a text file nor a folder of them ({' '.join(SUFFIXES)})")
-    texts = []
-    for file in files:
-        try:
-            texts.append(file.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file} is not UTF-8 text (byte {error.start}); convert or remove it") from None
-    return texts
+    return [read_utf8(file) for file in files]
 
 
 def _tfds_texts(builder: Any, split: str) -> list[str]:

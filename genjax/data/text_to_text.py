@@ -1,0 +1,157 @@
+"""Pairs of texts: translation files, a table of sources and targets, and the made mixture of checkable tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genjax.data import text_tasks
+from genjax.data.base import ArrayExamples, DataError, Examples, check_split, split_indices
+from genjax.data.tokenized import DelimitedText, find_file, read_utf8
+
+_HELD_OUT_SIZES = {"validation": 1200, "test": 3000}
+#: Names that files of a split go by; any other split is the name of a file itself.
+_FILE_NAMES = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "test_2016_flickr"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextToText(DelimitedText):
+    """Sources `source` int32 [B, S] with `source_mask`, and `tokens` [B, T + 1] with `mask`: start, target, end.
+
+    A source ends with the separator.  Training pairs that do not fit are left out; those of other splits are cut, and
+    `references` stay whole.
+
+    Attributes:
+      name: mixture, made tasks whose answers a program checks; files, sentences line by line in data.dir/SPLIT.LANGUAGE,
+        as in Multi30k; or table, a file data.dir of a source, a tab and a target a line.
+      source_length: longest source S, its end counted.
+      target_length: longest target T, its end counted.
+      source_language: ending of the files of sources.
+      target_language: ending of the files of targets.
+      prefix: what each source begins with, to tell a text-to-text model its task.
+      lowercase: turn all texts into lower case.
+      tasks: tasks of the mixture.
+      num_made: training examples of the mixture; validation has 1200 and test 3000.
+    """
+
+    name: str = "mixture"
+    source_length: int = 64
+    target_length: int = 32
+    source_language: str = "de"
+    target_language: str = "en"
+    prefix: str = ""
+    lowercase: bool = False
+    tasks: tuple[str, ...] = text_tasks.TASKS
+    num_made: int = 60_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("source_length", "target_length", "num_made"):
+            if getattr(self, field) < 2:
+                raise DataError(f"data.{field}={getattr(self, field)} must be at least 2")
+        unknown = [task for task in self.tasks if task not in text_tasks.TASKS]
+        if unknown or not self.tasks:
+            raise DataError(f"data.tasks={','.join(self.tasks)} must be some of {', '.join(text_tasks.TASKS)}")
+
+    def pairs(self, split: str) -> list[tuple[str, str]]:
+        """Sources and targets of a split as text.
+
+        Raises:
+          DataError: there are no such files, or their lines do not belong together.
+        """
+        return _pairs(self, split)
+
+    def documents(self, split: str) -> list[str]:
+        return [text for pair in self.pairs(split) for text in pair]
+
+    def references(self, split: str) -> list[str]:
+        """The targets of a split as text."""
+        return [target for _, target in self.pairs(split)]
+
+    def load_split(self, split: str) -> Examples:
+        tokenizer = self.make_tokenizer()
+        encoded = [(tokenizer.encode(source), tokenizer.encode(target)) for source, target in self.pairs(split)]
+        index = np.arange(len(encoded))
+        if split == "train":
+            fits = [len(s) < self.source_length and len(t) < self.target_length for s, t in encoded]
+            index = index[fits]
+            if not len(index):
+                raise DataError(
+                    f"no training pair of {self.name} fits into data.source_length={self.source_length} and "
+                    f"data.target_length={self.target_length}; give larger ones"
+                )
+        end = self.separator_token
+        sources = [[*encoded[i][0][: self.source_length - 1], end] for i in index]
+        targets = [[self.start_token, *encoded[i][1][: self.target_length - 1], end] for i in index]
+        source, source_mask = self.pad(sources, self.source_length)
+        tokens, mask = self.pad(targets, self.target_length + 1)
+        arrays = {"source": source, "source_mask": source_mask, "tokens": tokens, "mask": mask}
+        if self.name == "mixture":
+            arrays["task"] = (index % len(self.tasks)).astype(np.int32)
+        return ArrayExamples(arrays)
+
+    def spec(self) -> dict[str, Any]:
+        """vocab_size, special tokens, source_length S and sequence_length T."""
+        return {**super().spec(), "source_length": self.source_length, "sequence_length": self.target_length}
+
+    def protocol(self) -> str:
+        parts = [f"tokenizer {self.tokenizer}", f"sources and targets cut at {self.source_length} and {self.target_length}"]
+        return ", ".join(parts + ["lower case"] * self.lowercase)
+
+
+@functools.lru_cache(maxsize=8)
+def _pairs(data: TextToText, split: str) -> list[tuple[str, str]]:
+    if data.name == "mixture":
+        sizes = {"train": data.num_made, **_HELD_OUT_SIZES}
+        check_split(split, tuple(sizes), data.name)
+        pairs = [text_tasks.make_example(split, i, data.tasks)[1:] for i in range(sizes[split])]
+    elif data.name == "files":
+        names = _FILE_NAMES.get(split, (split,))
+        file = find_file(data.dir, [f"{name}.{data.source_language}" for name in names], "data.name=files")
+        other = find_file(data.dir, [f"{file.stem}.{data.target_language}"], "data.name=files")
+        first, second = (read_utf8(f).rstrip("\n").split("\n") for f in (file, other))
+        if len(first) != len(second):
+            raise DataError(f"{file} has {len(first)} lines and {other} has {len(second)}; line n must translate line n")
+        pairs = list(zip(first, second))
+    elif data.name == "table":
+        pairs = read_table_of_texts(data.dir, 2, split)
+    else:
+        raise DataError(f"data.name={data.name} is not a set of text pairs: mixture, files, table")
+    fold = str.lower if data.lowercase else str
+    return [(fold(data.prefix + source.strip()), fold(target.strip())) for source, target in pairs]
+
+
+def read_table_of_texts(path: str | None, num_columns: int, split: str) -> list[tuple[str, ...]]:
+    """Rows of a file with tabs between the columns, or of SPLIT.tsv in a folder; one file is divided at random, 80/10/10.
+
+    Raises:
+      DataError: there is no such file, a line has another number of columns, or a cell is empty.
+    """
+    if path and Path(path).expanduser().is_file():
+        file = Path(path).expanduser()
+    else:
+        names = _FILE_NAMES.get(split, (split,))
+        file = find_file(path, [f"{name}.tsv" for name in names], "a table of texts")
+    rows = []
+    for number, line in enumerate(read_utf8(file).split("\n"), 1):
+        if not line.strip():
+            continue
+        cells = tuple(cell.strip() for cell in line.split("\t"))
+        if len(cells) != num_columns or not all(cells):
+            raise DataError(
+                f"line {number} of {file} has {sum(map(bool, cells))} texts and not {num_columns} with tabs between them"
+            )
+        rows.append(cells)
+    if not rows:
+        raise DataError(f"{file} has no lines")
+    if file == Path(path).expanduser():
+        return [rows[i] for i in split_indices(len(rows), split, str(file))]
+    return rows

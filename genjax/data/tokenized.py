@@ -1,0 +1,173 @@
+"""What all text sets share: a tokenizer that is saved with the run, padded rows, and the tokens that text cannot have.
+
+With V pieces of the tokenizer, sets for encoders and for pairs of texts have four tokens more:
+
+    V  start        V + 1  separator and end        V + 2  padding        V + 3  mask
+
+They are the same in every such set, so that a checkpoint goes on with another task and the same tokenizer file.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from genjax.data.base import Data, DataError
+from genjax.data.tokenization import Tokenizer, read_tokenizer, train_tokenizer
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizedData(Data):
+    """A set of texts with a tokenizer.
+
+    Attributes:
+      tokenizer: characters, bytes, or byte-level bpe or unigram pieces trained on the training split.
+      vocabulary: number of pieces of bpe and unigram.
+      tokenizer_file: a tokenizer to use instead, as a run saves it.
+    """
+
+    tokenizer: Literal["characters", "bytes", "bpe", "unigram"] = "characters"
+    vocabulary: int = 1024
+    tokenizer_file: str | None = None
+
+    @abc.abstractmethod
+    def documents(self, split: str) -> list[str]:
+        """The texts of a split."""
+
+    def make_tokenizer(self) -> Tokenizer:
+        """The tokenizer; characters are those of all splits, trained pieces those of the training split."""
+        return _tokenizer(self)
+
+    def save(self, workdir: Path) -> None:
+        """Writes the tokenizer beside the run.
+
+        Raises:
+          DataError: the run has another one.
+        """
+        path, content = Path(workdir) / TOKENIZER_FILE, self.make_tokenizer().to_json()
+        if path.is_file() and path.read_text(encoding="utf-8") != content:
+            raise DataError(
+                f"{path} is another tokenizer than that of this text and these flags, so it does not belong to the "
+                "checkpoint; use the text that the run was trained on, or another --workdir"
+            )
+        path.write_text(content, encoding="utf-8")
+
+    def beside(self, workdir: Path) -> TokenizedData:
+        """The same data with the tokenizer of a run, where it has one."""
+        path = Path(workdir) / TOKENIZER_FILE
+        return dataclasses.replace(self, tokenizer_file=str(path)) if path.is_file() else self
+
+
+@functools.lru_cache(maxsize=8)
+def _tokenizer(data: TokenizedData) -> Tokenizer:
+    if data.tokenizer_file is not None:
+        return read_tokenizer(data.tokenizer_file)
+    texts = data.documents("train")
+    if data.tokenizer == "characters":
+        texts = texts + data.documents("validation") + data.documents("test")
+    return train_tokenizer(data.tokenizer, texts, data.vocabulary)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DelimitedText(TokenizedData):
+    """Texts between special tokens, padded to one length."""
+
+    @property
+    def start_token(self) -> int:
+        """What every row begins with ([CLS], <s>)."""
+        return self.make_tokenizer().vocab_size
+
+    @property
+    def separator_token(self) -> int:
+        """What ends every text ([SEP], </s>)."""
+        return self.start_token + 1
+
+    @property
+    def padding_token(self) -> int:
+        """What fills a row."""
+        return self.start_token + 2
+
+    @property
+    def mask_token(self) -> int:
+        """What stands for a hidden token."""
+        return self.start_token + 3
+
+    def spec(self) -> dict[str, Any]:
+        """vocab_size, and the special tokens by name."""
+        return {
+            "vocab_size": self.mask_token + 1,
+            "start_token": self.start_token,
+            "separator_token": self.separator_token,
+            "end_token": self.separator_token,
+            "padding_token": self.padding_token,
+            "mask_token": self.mask_token,
+            "special_tokens": (self.start_token, self.separator_token, self.padding_token),
+        }
+
+    def pad(self, rows: Sequence[Sequence[int] | np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of at most `length` tokens as int32 [N, length], and True where they are no padding."""
+        tokens = np.full((len(rows), length), self.padding_token, np.int32)
+        for place, row in zip(tokens, rows):
+            place[: len(row)] = row
+        sizes = np.array([len(row) for row in rows], np.int64)
+        return tokens, np.arange(length)[None] < sizes[:, None]
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """Text of a row [T]: from after the start to the first separator, other special tokens shown in brackets."""
+        ids = np.asarray(tokens).tolist()
+        if ids and ids[0] == self.start_token:
+            ids = ids[1:]
+        ids = ids[: ids.index(self.separator_token)] if self.separator_token in ids else ids
+        return self._show(i for i in ids if i != self.padding_token)
+
+    def _show(self, ids: Iterable[int]) -> str:
+        tokenizer = self.make_tokenizer()
+        names = {self.start_token: b"[start]", self.separator_token: b"[separator]", self.padding_token: b"[padding]"}
+        names[self.mask_token] = b"[mask]"
+        # One join of bytes, since a character may be divided among tokens.
+        pieces = (tokenizer.pieces[i] if i < len(tokenizer.pieces) else names.get(i, b"[%d]" % i) for i in ids)
+        return b"".join(pieces).decode(errors="replace")
+
+    def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
+        """Writes one text file with a line of dashes between samples."""
+        path = Path(stem).with_suffix(".txt")
+        rule = "\n" + "-" * 80 + "\n"
+        path.write_text(rule.join(self.decode(row) for row in samples) + "\n", encoding="utf-8")
+        return [path]
+
+
+def find_file(directory: str | None, names: Sequence[str], what: str) -> Path:
+    """The first of these files that lies in a folder.
+
+    Raises:
+      DataError: the folder is not given, is none, or has none of them.
+    """
+    if not directory:
+        raise DataError(f"{what} needs the folder of its files: --data.dir=FOLDER")
+    root = Path(directory).expanduser()
+    if not root.is_dir():
+        raise DataError(f"--data.dir={directory} is not a folder")
+    for name in names:
+        if (root / name).is_file():
+            return root / name
+    raise DataError(f"{root} has no file {' or '.join(names)}, which {what} needs")
+
+
+def read_utf8(file: Path) -> str:
+    """The text of a file.
+
+    Raises:
+      DataError: it is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text (byte {error.start}); convert or remove it") from None
