@@ -1,27 +1,35 @@
 """Data sets: how raw examples become batches of a step, and how samples become something to look at."""
 
 from genjax.data.base import ArrayExamples, Data, DataError, Examples
+from genjax.data.encoder_text import EncoderText
 from genjax.data.evidence import Evidence
 from genjax.data.images import Images, write_grid
+from genjax.data.labelled_text import LabelledText, LabelledTokens, QuestionAnswering
 from genjax.data.molecules import Molecules
 from genjax.data.music import PianoRolls
 from genjax.data.pipeline import Pipeline, evaluation_batches
 from genjax.data.points import Points
 from genjax.data.sequences import TimeSeries, TokenPairs
 from genjax.data.text import Text
+from genjax.data.text_to_text import TextToText
 
 __all__ = [
     "ArrayExamples",
     "Data",
     "DataError",
+    "EncoderText",
     "Evidence",
     "Examples",
     "Images",
+    "LabelledText",
+    "LabelledTokens",
     "Molecules",
     "PianoRolls",
     "Pipeline",
     "Points",
+    "QuestionAnswering",
     "Text",
+    "TextToText",
     "TimeSeries",
     "TokenPairs",
     "evaluation_batches",

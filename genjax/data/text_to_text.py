@@ -11,15 +11,9 @@ import numpy as np
 
 from genjax.data import text_tasks
 from genjax.data.base import ArrayExamples, DataError, Examples, check_split, split_indices
-from genjax.data.tokenized import DelimitedText, find_file, read_utf8
+from genjax.data.tokenized import SPLIT_NAMES, DelimitedText, find_file, read_utf8
 
 _HELD_OUT_SIZES = {"validation": 1200, "test": 3000}
-#: Names that files of a split go by; any other split is the name of a file itself.
-_FILE_NAMES = {
-    "train": ("train",),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "test_2016_flickr"),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +97,10 @@ class TextToText(DelimitedText):
         return {**super().spec(), "source_length": self.source_length, "sequence_length": self.target_length}
 
     def protocol(self) -> str:
-        parts = [f"tokenizer {self.tokenizer}", f"sources and targets cut at {self.source_length} and {self.target_length}"]
+        parts = [
+            f"tokenizer {self.tokenizer}",
+            f"sources and targets cut at {self.source_length} and {self.target_length}",
+        ]
         return ", ".join(parts + ["lower case"] * self.lowercase)
 
 
@@ -114,12 +111,14 @@ def _pairs(data: TextToText, split: str) -> list[tuple[str, str]]:
         check_split(split, tuple(sizes), data.name)
         pairs = [text_tasks.make_example(split, i, data.tasks)[1:] for i in range(sizes[split])]
     elif data.name == "files":
-        names = _FILE_NAMES.get(split, (split,))
+        names = SPLIT_NAMES.get(split, (split,))
         file = find_file(data.dir, [f"{name}.{data.source_language}" for name in names], "data.name=files")
         other = find_file(data.dir, [f"{file.stem}.{data.target_language}"], "data.name=files")
         first, second = (read_utf8(f).rstrip("\n").split("\n") for f in (file, other))
         if len(first) != len(second):
-            raise DataError(f"{file} has {len(first)} lines and {other} has {len(second)}; line n must translate line n")
+            raise DataError(
+                f"{file} has {len(first)} lines and {other} has {len(second)}; line n must translate line n"
+            )
         pairs = list(zip(first, second))
     elif data.name == "table":
         pairs = read_table_of_texts(data.dir, 2, split)
@@ -138,7 +137,7 @@ def read_table_of_texts(path: str | None, num_columns: int, split: str) -> list[
     if path and Path(path).expanduser().is_file():
         file = Path(path).expanduser()
     else:
-        names = _FILE_NAMES.get(split, (split,))
+        names = SPLIT_NAMES.get(split, (split,))
         file = find_file(path, [f"{name}.tsv" for name in names], "a table of texts")
     rows = []
     for number, line in enumerate(read_utf8(file).split("\n"), 1):

@@ -22,6 +22,12 @@ from genjax.data.base import Data, DataError
 from genjax.data.tokenization import Tokenizer, read_tokenizer, train_tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
+#: Names that files of a split go by; any other split is the name of a file itself.
+SPLIT_NAMES = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "test_2016_flickr"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

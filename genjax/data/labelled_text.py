@@ -1,0 +1,363 @@
+"""Texts with something to predict: a class, a tag for each word, or the span that answers a question.
+
+Files of the user, by split (train, validation or dev, test), or made sets that need no file:
+
+    classification   SPLIT.tsv: text, or two texts, and a label with tabs between them       made: sentiment
+    tags             SPLIT.txt or SPLIT.conll in columns: word first, tag last, empty lines between sentences (CoNLL)
+                                                                                             made: entities
+    questions        SPLIT.json as SQuAD 1.1 or 2.0 has it                                   made: facts
+
+In the made sentiment a negation turns the adjective around, so that no bag of words solves it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from genjax.data import text_tasks
+from genjax.data.base import ArrayExamples, DataError, Examples, check_split
+from genjax.data.text_to_text import read_table_of_texts
+from genjax.data.tokenized import SPLIT_NAMES, DelimitedText, find_file, read_utf8
+
+_MADE_SIZES = {"train": 6000, "validation": 500, "test": 1000}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _LabelledData(DelimitedText):
+    """What the three kinds share.
+
+    Attributes:
+      sequence_length: tokens T of a row; longer texts are cut.
+    """
+
+    sequence_length: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sequence_length < 8:
+            raise DataError(f"data.sequence_length={self.sequence_length} must be at least 8")
+
+    def spec(self) -> dict[str, Any]:
+        """vocab_size, special tokens, sequence_length T."""
+        return {**super().spec(), "sequence_length": self.sequence_length}
+
+    def joined(self, texts: list[list[np.ndarray]]) -> dict[str, np.ndarray]:
+        """Rows of one or two encoded texts as `tokens`, `mask` and `types`; the last text of a row is cut if it must be."""
+        rows = []
+        for parts in texts:
+            row = [self.start_token, *(i for part in parts for i in (*part, self.separator_token))]
+            rows.append(
+                [*row[: self.sequence_length - 1], self.separator_token] if len(row) > self.sequence_length else row
+            )
+        tokens, mask = self.pad(rows, self.sequence_length)
+        second = np.array([len(parts[0]) + 2 if len(parts) > 1 else self.sequence_length for parts in texts])
+        types = (np.arange(self.sequence_length)[None] >= second[:, None]) & mask
+        return {"tokens": tokens, "mask": mask, "types": types.astype(np.int32)}
+
+    def protocol(self) -> str:
+        return f"tokenizer {self.tokenizer}, texts cut at {self.sequence_length} tokens"
+
+
+def _made_split(split: str, name: str) -> list[np.random.Generator]:
+    check_split(split, tuple(_MADE_SIZES), name)
+    return [np.random.default_rng([list(_MADE_SIZES).index(split), i]) for i in range(_MADE_SIZES[split])]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Classes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledText(_LabelledData):
+    """Texts or pairs of texts with a class: `tokens` [B, T], `mask`, `types` and `label` [B].
+
+    Attributes:
+      name: sentiment, made reviews; or table, tab-separated files at data.dir.
+      text_pairs: the table has two texts a line.
+    """
+
+    name: str = "sentiment"
+    text_pairs: bool = False
+
+    def rows(self, split: str) -> list[tuple[str, ...]]:
+        """Texts and label of each example."""
+        return _labelled_rows(self, split)
+
+    def documents(self, split: str) -> list[str]:
+        return [text for row in self.rows(split) for text in row[:-1]]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, those of the training split in order."""
+        return sorted({row[-1] for row in self.rows("train")})
+
+    def load_split(self, split: str) -> Examples:
+        rows, tokenizer = self.rows(split), self.make_tokenizer()
+        number = {name: i for i, name in enumerate(self.classes)}
+        unknown = sorted({row[-1] for row in rows} - set(number))
+        if unknown:
+            raise DataError(f"the split {split} has the class {unknown[0]!r}, which the training split has not")
+        arrays = self.joined([[tokenizer.encode(text) for text in row[:-1]] for row in rows])
+        return ArrayExamples({**arrays, "label": np.array([number[row[-1]] for row in rows], np.int32)})
+
+    def spec(self) -> dict[str, Any]:
+        """vocab_size, special tokens, sequence_length T, num_classes."""
+        return {**super().spec(), "num_classes": len(self.classes)}
+
+    def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
+        """Writes texts, or the names of drawn classes, one a line."""
+        if np.ndim(samples) != 1:
+            return super().write_samples(samples, stem)
+        return _write_lines(stem, [self.classes[int(i)] for i in samples])
+
+
+@functools.lru_cache(maxsize=8)
+def _labelled_rows(data: LabelledText, split: str) -> list[tuple[str, ...]]:
+    if data.name == "table":
+        return read_table_of_texts(data.dir, 3 if data.text_pairs else 2, split)
+    if data.name != "sentiment":
+        raise DataError(f"data.name={data.name} is not a set of labelled texts: sentiment, table")
+    kinds = {"good": ("fine", "great", "lovely", "superb"), "bad": ("poor", "awful", "dull", "weak")}
+    rows = []
+    for rng in _made_split(split, data.name):
+        label, negated = ("good", "bad")[rng.integers(2)], bool(rng.integers(2))
+        other = "bad" if label == "good" else "good"
+        pick = lambda words, rng=rng: words[int(rng.integers(len(words)))]  # noqa: E731
+        adjective = pick(kinds[other if negated else label])
+        subject = pick(("film", "meal", "book", "song", "trip"))
+        # The aside praises or blames something else, which does not count.
+        aside = pick(("", f" my {pick(kinds['good'])} friend said", f" my {pick(kinds['bad'])} friend said"))
+        verb = pick(("is", "was", "seems")) + pick(("", " really", " quite"))
+        rows.append((f"the {subject}{aside} {verb}{' not' if negated else ''} {adjective}", label))
+    return rows
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tags
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledTokens(_LabelledData):
+    """Sentences with a tag for each word: `tokens` [B, T], `mask`, and `token_labels` [B, T], -1 but at words' first tokens.
+
+    Attributes:
+      name: entities, made sentences; or columns, CoNLL files at data.dir.
+    """
+
+    name: str = "entities"
+
+    def sentences(self, split: str) -> list[list[tuple[str, str]]]:
+        """Words and tags of each sentence."""
+        return _sentences(self, split)
+
+    def documents(self, split: str) -> list[str]:
+        return [" ".join(word for word, _ in sentence) for sentence in self.sentences(split)]
+
+    @property
+    def classes(self) -> list[str]:
+        """The tags of the training split in order."""
+        return sorted({tag for sentence in self.sentences("train") for _, tag in sentence})
+
+    def load_split(self, split: str) -> Examples:
+        sentences, tokenizer = self.sentences(split), self.make_tokenizer()
+        number = {name: i for i, name in enumerate(self.classes)}
+        unknown = sorted({tag for s in sentences for _, tag in s} - set(number))
+        if unknown:
+            raise DataError(f"the split {split} has the tag {unknown[0]!r}, which the training split has not")
+        labels = np.full((len(sentences), self.sequence_length), -1, np.int32)
+        texts = []
+        for row, sentence in zip(labels, sentences):
+            words = [tokenizer.encode(" " * (i > 0) + word) for i, (word, _) in enumerate(sentence)]
+            places = 1 + np.cumsum([0, *map(len, words)])
+            for place, (_, tag) in zip(places, sentence):
+                if place < self.sequence_length - 1:
+                    row[place] = number[tag]
+            texts.append([np.concatenate(words)])
+        return ArrayExamples({**self.joined(texts), "token_labels": labels})
+
+    def tags(self, labels: np.ndarray, predicted: np.ndarray) -> list[list[str]]:
+        """Tags of each sentence from numbers [N, T], read where `labels` [N, T] has one."""
+        names = np.array(self.classes)
+        return [names[row[own >= 0]].tolist() for row, own in zip(np.asarray(predicted), np.asarray(labels))]
+
+    def spec(self) -> dict[str, Any]:
+        """vocab_size, special tokens, sequence_length T, num_classes."""
+        return {**super().spec(), "num_classes": len(self.classes)}
+
+    def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
+        """Writes drawn tags, one sentence a line."""
+        names = [*self.classes, "?"]
+        return _write_lines(stem, [" ".join(names[min(int(i), len(names) - 1)] for i in row) for row in samples])
+
+
+@functools.lru_cache(maxsize=8)
+def _sentences(data: LabelledTokens, split: str) -> list[list[tuple[str, str]]]:
+    if data.name == "columns":
+        names = [f"{name}.{ending}" for name in SPLIT_NAMES.get(split, (split,)) for ending in ("txt", "conll")]
+        return read_columns(find_file(data.dir, names, "data.name=columns"))
+    if data.name != "entities":
+        raise DataError(f"data.name={data.name} is not a set of tagged sentences: entities, columns")
+    sentences = []
+    for rng in _made_split(split, data.name):
+        person = str(rng.choice(text_tasks.NAMES))
+        # A family name may be the name of a city: only its place tells.
+        family = [str(rng.choice((*text_tasks.CITIES, "Smith", "Stone")))] if rng.integers(2) else []
+        city = str(rng.choice(text_tasks.CITIES))
+        who = [(person, "B-PER"), *((name, "I-PER") for name in family)]
+        plain = lambda text: [(word, "O") for word in text.split()]  # noqa: E731
+        where = [*([("New", "B-LOC"), (city, "I-LOC")] if rng.integers(2) else [(city, "B-LOC")])]
+        form = rng.integers(3)
+        if form == 0:
+            sentences.append([*who, *plain("lives in"), *where])
+        elif form == 1:
+            sentences.append([*plain("in"), *where, *plain("I met"), *who])
+        else:
+            sentences.append([*plain("the train to"), *where, *plain("left without"), *who])
+    return sentences
+
+
+def read_columns(file: Path) -> list[list[tuple[str, str]]]:
+    """Words and tags of the sentences of a file in columns.
+
+    Raises:
+      DataError: a line has one column alone, or the file has no sentence.
+    """
+    sentences: list[list[tuple[str, str]]] = [[]]
+    for number, line in enumerate(read_utf8(file).split("\n"), 1):
+        cells = line.split()
+        if not cells:
+            sentences.append([])
+        elif cells[0] != "-DOCSTART-":
+            if len(cells) < 2:
+                raise DataError(f"line {number} of {file} has no tag: {line[:60]!r}; word first, tag last")
+            sentences[-1].append((cells[0], cells[-1]))
+    sentences = [s for s in sentences if s]
+    if not sentences:
+        raise DataError(f"{file} has no sentences")
+    return sentences
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Questions
+
+
+class Question(NamedTuple):
+    """A question, the text that it is about, and answers, each with the place of its first character in that text."""
+
+    question: str
+    context: str
+    answers: tuple[tuple[str, int], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuestionAnswering(_LabelledData):
+    """Questions with their texts: `tokens` [B, T], `mask`, `types`, and `span` [B, 2], first and last place of the answer.
+
+    A question without an answer, or whose answer was cut off, has the span (0, 0).
+
+    Attributes:
+      name: facts, made texts; or squad, JSON files at data.dir.
+    """
+
+    name: str = "facts"
+    sequence_length: int = 96
+
+    def questions(self, split: str) -> list[Question]:
+        """The questions of a split."""
+        return _questions(self, split)
+
+    def documents(self, split: str) -> list[str]:
+        return [text for q in self.questions(split) for text in (q.question, q.context)]
+
+    def references(self, split: str) -> list[tuple[str, ...]]:
+        """The right answers to each question; none where it has no answer."""
+        return [tuple(answer for answer, _ in q.answers) for q in self.questions(split)]
+
+    def load_split(self, split: str) -> Examples:
+        tokenizer = self.make_tokenizer()
+        size_of = np.array([len(piece) for piece in tokenizer.pieces])
+        texts, spans = [], []
+        for question, context, answers in self.questions(split):
+            # The question may take half of the row.
+            asked = tokenizer.encode(question)[: self.sequence_length // 2]
+            ids = tokenizer.encode(context)
+            texts.append([asked, ids])
+            span = (0, 0)
+            if answers:
+                answer, place = answers[0]
+                begin = len(context[:place].encode())
+                ends = np.cumsum(size_of[ids])
+                first = np.searchsorted(ends, begin, "right") + len(asked) + 2
+                last = np.searchsorted(ends, begin + len(answer.encode()), "left") + len(asked) + 2
+                span = (first, last) if last < self.sequence_length - 1 else span
+            spans.append(span)
+        return ArrayExamples({**self.joined(texts), "span": np.array(spans, np.int32)})
+
+    def answers(self, tokens: np.ndarray, spans: np.ndarray) -> list[str]:
+        """Texts of spans [N, 2] of rows [N, T]; empty for the span (0, 0)."""
+        return [
+            self._show(row[a : b + 1]).strip() if b else "" for row, (a, b) in zip(tokens.tolist(), np.asarray(spans))
+        ]
+
+    def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
+        """Writes drawn places, one draw a line."""
+        return _write_lines(stem, [" ".join(map(str, np.atleast_1d(row))) for row in np.asarray(samples)])
+
+
+@functools.lru_cache(maxsize=8)
+def _questions(data: QuestionAnswering, split: str) -> list[Question]:
+    if data.name == "squad":
+        names = [
+            f"{name}{version}.json" for name in SPLIT_NAMES.get(split, (split,)) for version in ("", "-v1.1", "-v2.0")
+        ]
+        return read_squad(find_file(data.dir, names, "data.name=squad"))
+    if data.name != "facts":
+        raise DataError(f"data.name={data.name} is not a set of questions: facts, squad")
+    questions = []
+    for rng in _made_split(split, data.name):
+        people = [text_tasks.NAMES[i] for i in rng.choice(len(text_tasks.NAMES), 2, replace=False)]
+        facts = [(name, str(rng.choice(text_tasks.CITIES)), str(rng.integers(10, 100))) for name in people]
+        context = " ".join(f"{name} is {age} and lives in {city}." for name, city, age in facts)
+        name, city, age = facts[int(rng.integers(2))]
+        text, answer = (f"where is {name}?", city) if rng.integers(2) else (f"how old is {name}?", age)
+        begin = context.index(f"{name} is")
+        questions.append(Question(text, context, ((answer, context.index(answer, begin)),)))
+    return questions
+
+
+def read_squad(file: Path) -> list[Question]:
+    """Questions of a SQuAD file.
+
+    Raises:
+      DataError: it is no such file, or an answer does not stand where the file says.
+    """
+    questions = []
+    try:
+        for article in json.loads(read_utf8(file))["data"]:
+            for paragraph in article["paragraphs"]:
+                context = paragraph["context"]
+                for entry in paragraph["qas"]:
+                    answers = tuple((a["text"], a["answer_start"]) for a in entry["answers"])
+                    for answer, place in answers:
+                        if context[place : place + len(answer)] != answer:
+                            raise DataError(
+                                f"{file}: the answer {answer[:40]!r} does not stand at character {place} of its text"
+                            )
+                    questions.append(Question(entry["question"].strip(), context, answers))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise DataError(f"{file} is not a SQuAD file ({type(error).__name__}: {error})") from None
+    if not questions:
+        raise DataError(f"{file} has no questions")
+    return questions
+
+
+def _write_lines(stem: Path, lines: list[str]) -> list[Path]:
+    path = Path(stem).with_suffix(".txt")
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return [path]

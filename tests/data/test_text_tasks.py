@@ -1,0 +1,178 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from genjax.data import DataError, EncoderText, LabelledText, LabelledTokens, QuestionAnswering, TextToText, text_tasks
+
+
+def all_of(data, split):
+    examples = data.load(split)
+    return examples.gather(np.arange(len(examples)))
+
+
+def test_answers_of_the_mixture_are_what_a_program_works_out():
+    sources = {}
+    for split in ("train", "validation", "test"):
+        rows = [text_tasks.make_example(split, i) for i in range(600)]
+        assert [task for task, _, _ in rows[:6]] == list(text_tasks.TASKS)
+        assert all(text_tasks.solve(source) == target for _, source, target in rows)
+        sources[split] = {source for _, source, _ in rows}
+    assert not sources["train"] & sources["test"] and not sources["validation"] & sources["test"]
+    assert text_tasks.make_example("test", 5) == text_tasks.make_example("test", 5)
+    with pytest.raises(ValueError, match="belongs to no task"):
+        text_tasks.solve("sing: a song")
+
+
+def test_pairs_are_framed_by_special_tokens_and_fit_the_made_mixture():
+    data = TextToText(num_made=120)
+    spec, batch = data.spec(), all_of(data, "train")
+    assert len(batch["tokens"]) == 120, "every made example fits"
+    assert batch["source"].shape == (120, 64) and batch["tokens"].shape == (120, 33)
+    assert spec["vocab_size"] == spec["mask_token"] + 1 and spec["sequence_length"] == 32
+    tokenizer = data.make_tokenizer()
+    for i, (source, target) in enumerate(data.pairs("train")):
+        row = batch["tokens"][i][batch["mask"][i]]
+        assert (
+            row[0] == spec["start_token"] and row[-1] == spec["end_token"] and data.decode(batch["tokens"][i]) == target
+        )
+        assert tokenizer.decode(batch["source"][i][batch["source_mask"][i]][:-1]) == source
+        assert batch["task"][i] == i % 6
+    assert (batch["source"][~batch["source_mask"]] == spec["padding_token"]).all()
+    assert data.decode([spec["mask_token"], spec["vocab_size"] + 1]) == f"[mask][{spec['vocab_size'] + 1}]"
+
+
+def test_translation_files(tmp_path):
+    for name, german, english in (("train", "Ein Hund.\nZwei " + "x" * 50, "A Dog.\nTwo"), ("val", "Hund", "dog"),
+                                  ("test_2016_flickr", "Ein Hund " + "y" * 30, "z" * 30)):  # fmt: skip
+        (tmp_path / f"{name}.de").write_text(german + "\n")
+        (tmp_path / f"{name}.en").write_text(english + "\n")
+    data = TextToText(
+        name="files", dir=str(tmp_path), source_length=24, target_length=16, lowercase=True, prefix="De: "
+    )
+    assert data.pairs("train")[0] == ("de: ein hund.", "a dog.")
+    assert len(data.load("train")) == 1, "the pair that does not fit is left out"
+    test = all_of(data, "test")
+    assert test["source_mask"].all() and data.references("test") == ["z" * 30]
+    with pytest.raises(DataError, match="no training pair"):
+        TextToText(name="files", dir=str(tmp_path), source_length=3).load_split("train")
+    (tmp_path / "val.en").write_text("dog\ncat\n")
+    with pytest.raises(DataError, match="has 1 lines and .* has 2"):
+        TextToText(name="files", dir=str(tmp_path)).pairs("validation")
+    with pytest.raises(DataError, match="no file other.de"):
+        data.pairs("other")
+    with pytest.raises(DataError, match="is not a folder"):
+        TextToText(name="files", dir=str(tmp_path / "absent")).pairs("train")
+    with pytest.raises(DataError, match="must be some of sum"):
+        TextToText(tasks=("sing",))
+
+
+def test_a_table_is_divided_at_random(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    path.write_text("".join(f"source {i}\ttarget {i}\n" for i in range(20)))
+    data = TextToText(name="table", dir=str(path))
+    parts = [data.pairs(split) for split in ("train", "validation", "test")]
+    assert [len(p) for p in parts] == [16, 2, 2] and len({pair for p in parts for pair in p}) == 20
+    path.write_text("no tab\n")
+    with pytest.raises(DataError, match="line 1 of .* has 1 texts and not 2"):
+        TextToText(name="table", dir=str(path), source_length=20).pairs("train")
+
+
+def test_windows_of_encoders_hold_every_token_once():
+    data = EncoderText(sequence_length=40)
+    batch, text = all_of(data, "test"), data.documents("test")[0]
+    inside = batch["mask"] & (batch["tokens"] < data.start_token)
+    assert data.make_tokenizer().decode(batch["tokens"][inside]) == text
+    assert batch["num_characters"].sum() == len(text)
+    assert (batch["tokens"][:, 0] == data.start_token).all()
+    assert data.decode(batch["tokens"][0]) == text[:38]
+    with pytest.raises(DataError, match="less than one window"):
+        EncoderText(sequence_length=100_000).load("test")
+
+
+def test_the_second_of_a_pair_follows_in_one_half():
+    data = EncoderText(sequence_length=23, sentence_pairs=True)
+    batch, text = all_of(data, "test"), data.documents("test")[0]
+    ids = data.make_tokenizer().encode(text)
+    first, second = batch["tokens"][:, 1:11], batch["tokens"][:, 12:22]
+    np.testing.assert_array_equal(first.reshape(-1), ids[: first.size])
+    follows = (second == ids[10 : 10 + second.size].reshape(-1, 10)).all(1)
+    assert abs(batch["label"].mean() - 0.5) < 0.01 and follows[batch["label"] == 0].all()
+    # Blank parts of the text are the same as others.
+    assert follows[batch["label"] == 1].mean() < 0.02
+    np.testing.assert_array_equal(batch["types"][0], [0] * 12 + [1] * 11)
+    with pytest.raises(DataError, match="too few for pairs"):
+        EncoderText(sequence_length=40_000, sentence_pairs=True).load("test")
+
+
+def test_labelled_texts(tmp_path):
+    made = LabelledText(sequence_length=48)
+    batch = all_of(made, "test")
+    assert made.classes == ["bad", "good"] and 0.4 < batch["label"].mean() < 0.6 and made.spec()["num_classes"] == 2
+    for split, label in (("train", "yes"), ("dev", "no"), ("test", "maybe")):
+        rows = [("one text", "another text", label), ("a", "b", "no")]
+        (tmp_path / f"{split}.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
+    data = LabelledText(name="table", dir=str(tmp_path), text_pairs=True, sequence_length=32)
+    batch = all_of(data, "train")
+    assert batch["label"].tolist() == [1, 0] and batch["types"][1].tolist() == [0] * 3 + [1] * 2 + [0] * 27
+    assert data.write_samples(np.array([1, 0]), tmp_path / "s")[0].read_text() == "yes\nno\n"
+    with pytest.raises(DataError, match="'maybe', which the training split has not"):
+        data.load("test")
+    short = all_of(LabelledText(name="table", dir=str(tmp_path), text_pairs=True, sequence_length=12), "train")
+    assert short["tokens"][0, -1] == data.separator_token
+
+
+@pytest.mark.parametrize("tokenizer", ["characters", "bpe"])
+def test_tags_stand_at_the_first_token_of_a_word(tmp_path, tokenizer):
+    if tokenizer == "bpe":
+        pytest.importorskip("tokenizers")
+    for split in ("train", "dev", "test"):
+        content = "-DOCSTART- O\n\nAnn NNP B-PER\nStone NNP I-PER\nsings V O\n\nOslo NNP B-LOC\n"
+        (tmp_path / f"{split}.conll").write_text(content)
+    data = LabelledTokens(name="columns", dir=str(tmp_path), sequence_length=24, tokenizer=tokenizer, vocabulary=300)
+    assert data.sentences("validation")[1] == [("Oslo", "B-LOC")]
+    batch = all_of(data, "test")
+    labels = batch["token_labels"]
+    assert data.tags(labels, labels) == [["B-PER", "I-PER", "O"], ["B-LOC"]]
+    assert data.decode(batch["tokens"][0]) == "Ann Stone sings" and (labels[0] >= 0).sum() == 3 and labels[0, 1] >= 0
+    (tmp_path / "test.conll").write_text("word\n")
+    with pytest.raises(DataError, match="line 1 of .* has no tag"):
+        LabelledTokens(name="columns", dir=str(tmp_path)).load("test")
+    made = LabelledTokens()
+    assert made.classes == ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
+
+
+def test_spans_are_the_answers(tmp_path):
+    made = QuestionAnswering()
+    batch = all_of(made, "test")
+    assert made.answers(batch["tokens"], batch["span"]) == [a for (a,) in made.references("test")]
+    entry = {"question": "Who?", "answers": [{"text": "Über Ann", "answer_start": 3}]}
+    lost = {"question": "Why?", "answers": [], "is_impossible": True}
+    file = {"data": [{"paragraphs": [{"context": "So Über Ann came.", "qas": [entry, lost]}]}]}
+    for name in ("train-v2.0", "dev-v2.0", "test"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(file))
+    data = QuestionAnswering(name="squad", dir=str(tmp_path), sequence_length=40)
+    batch = all_of(data, "validation")
+    assert data.answers(batch["tokens"], batch["span"]) == ["Über Ann", ""] and data.references("test") == [
+        ("Über Ann",),
+        (),
+    ]
+    assert all_of(QuestionAnswering(name="squad", dir=str(tmp_path), sequence_length=12), "test")["span"].sum() == 0
+    entry["answers"][0]["answer_start"] = 5
+    (tmp_path / "test.json").write_text(json.dumps(file))
+    with pytest.raises(DataError, match="does not stand at character 5"):
+        QuestionAnswering(name="squad", dir=str(tmp_path), sequence_length=41).questions("test")
+    Path(tmp_path / "test.json").write_text("{")
+    with pytest.raises(DataError, match="is not a SQuAD file"):
+        QuestionAnswering(name="squad", dir=str(tmp_path), sequence_length=42).questions("test")
+
+
+def test_a_tokenizer_goes_with_a_checkpoint_to_another_task(tmp_path):
+    first = EncoderText(sequence_length=40)
+    first.save(tmp_path)
+    other = LabelledText(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    assert {k: v for k, v in other.spec().items() if "token" in k} == {
+        k: v for k, v in first.spec().items() if "token" in k
+    }
+    assert other.spec()["vocab_size"] == first.spec()["vocab_size"]
