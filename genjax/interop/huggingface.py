@@ -108,8 +108,9 @@ def configured(model: Any, folder: str | Path) -> Any:
             f"model is a {type(model).__name__}"
         )
     changes = {name: getattr(theirs, name) for name in architecture.fields}
-    own = {name: getattr(model.network, name) for name in ("remat", "scan_layers")}
-    changes["network"] = dataclasses.replace(changes["network"], **own)
+    for name in {"network", "encoder", "decoder"} & set(changes):
+        own = {field: getattr(getattr(model, name), field) for field in ("remat", "scan_layers")}
+        changes[name] = dataclasses.replace(changes[name], **own)
     return dataclasses.replace(model, **changes)
 
 

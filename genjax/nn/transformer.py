@@ -420,6 +420,7 @@ class TokenEmbedding(nn.Module):
       scale: factor on the token embeddings (sqrt(width) in Vaswani et al. 2017).
       norm: whether a norm follows (BERT).
       dtype: compute type.
+      shared: a table of tokens that another module owns, or None for one of its own.
     """
 
     vocab_size: int
@@ -429,12 +430,14 @@ class TokenEmbedding(nn.Module):
     scale: float = 1.0
     norm: bool = False
     dtype: Any = jnp.float32
+    shared: nn.Embed | None = None
 
     def setup(self) -> None:
         config = self.config
         std = 0.02 if config.init_std is None else config.init_std
         init = nn.initializers.normal(std)
-        self.token = nn.Embed(self.vocab_size, config.width, embedding_init=init)
+        if self.shared is None:
+            self.token = nn.Embed(self.vocab_size, config.width, embedding_init=init)
         if config.positions == "learned":
             self.position = nn.Embed(config.max_length + self.position_offset, config.width, embedding_init=init)
         if self.num_types:
@@ -453,7 +456,7 @@ class TokenEmbedding(nn.Module):
     ) -> Array:
         """tokens [B, T] -> [B, T, C]; `start` tokens came before (see `Cache.length`)."""
         config = self.config
-        x = self.token(tokens)
+        x = (self.shared or self.token)(tokens)
         if self.scale != 1.0:
             x = x * self.scale
         if config.positions in ("learned", "sinusoidal"):
@@ -472,7 +475,7 @@ class TokenEmbedding(nn.Module):
 
     def logits(self, x: Array) -> Array:
         """Products with the token embeddings, [B, T, C] -> float32 [B, T, V]."""
-        table = self.token.embedding.astype(self.dtype)
+        table = (self.shared or self.token).embedding.astype(self.dtype)
         return jnp.einsum("btc,vc->btv", x.astype(self.dtype), table, preferred_element_type=jnp.float32)
 
 

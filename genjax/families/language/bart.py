@@ -1,0 +1,51 @@
+"""BART: denoising sequence-to-sequence pre-training (Lewis et al. 2020, arXiv:1910.13461).
+
+An encoder-decoder with norms behind the sublayers and behind the embeddings, exact GELU, and learned positions that begin
+at 2.  It restores the whole text from one whose spans are each replaced by a mask (30% of the tokens, lengths from
+Poisson(3)) and whose sentences are permuted; rotation of the document is a setting too.  Fine-tuned on pairs, it
+summarises and translates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from genjax.families.language.denoising import Denoising, Objective
+from genjax.families.language.encoder_decoder import EncoderDecoder
+from genjax.nn.transformer import Transformer
+from genjax.optimizers import AdamW, Linear, Optimizer
+
+
+def bart_network(num_layers: int = 6, width: int = 768, num_heads: int = 12, **changes: Any) -> Transformer:
+    """A stack of BART (the base one unless told)."""
+    settings = {
+        "activation": "gelu",
+        "norm_placement": "post",
+        "norm_epsilon": 1e-5,
+        "max_length": 1024,
+        "causal": False,
+        "dropout": 0.1,
+        "scale_residual_init": False,
+        **changes,
+    }
+    return Transformer(num_layers=num_layers, width=width, num_heads=num_heads, **settings)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BART(EncoderDecoder):
+    """BART.
+
+    Attributes: see `EncoderDecoder`.
+    """
+
+    encoder: Transformer = bart_network()
+    decoder: Transformer = bart_network()
+    objective: Objective = Denoising()
+    embedding_scale: float | None = 1.0
+    embedding_norm: bool = True
+    position_offset: int = 2
+    logit_bias: bool = True
+    optimizer: Optimizer = AdamW(
+        learning_rate=5e-4, b2=0.98, eps=1e-6, weight_decay=0.01, clip_norm=0.1, schedule=Linear(warmup_steps=500)
+    )

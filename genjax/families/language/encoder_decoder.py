@@ -1,0 +1,369 @@
+"""Encoder-decoder transformers (Vaswani et al. 2017, arXiv:1706.03762), and the base of T5 and BART.
+
+    h = encoder(x),   p(y_t | y_<t, x) = softmax(W d_t),   d = decoder(y_<t, h)
+
+With label smoothing e (Szegedy et al. 2016) the loss of a target is (1 - e) (-log p(y)) - e mean_v log p(v).  The
+published schedule is width^-0.5 min(step^-0.5, step warmup^-1.5), which is `optimizers.InverseSquareRoot` with the peak
+(width warmup)^-0.5 as learning rate.
+
+A batch has `source` [B, S] with `source_mask`, and `tokens` [B, T + 1] with `mask`: the start token, the targets, and
+the end token.  Or it has a text `tokens` [B, T] alone, from which `objective` makes both (see denoising.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from genjax import decoding
+from genjax.families.language.denoising import Objective, Pairs, SpecialTokens
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.nn.dropout import fold_in
+from genjax.nn.tokens import sequence_metrics, summarize, token_nll, token_weights
+from genjax.nn.transformer import Cache, TokenEmbedding, Transformer, TransformerStack, unrolled
+from genjax.optimizers import Adam, InverseSquareRoot, Optimizer
+
+
+def translation_network(num_layers: int = 6, width: int = 512, num_heads: int = 8, **changes: Any) -> Transformer:
+    """A stack of the original transformer (the base one unless told): post-norm, ReLU, sinusoidal positions."""
+    settings = {
+        "activation": "relu",
+        "norm_placement": "post",
+        "positions": "sinusoidal",
+        "max_length": 512,
+        "causal": False,
+        "dropout": 0.1,
+        "init_std": None,
+        **changes,
+    }
+    return Transformer(num_layers=num_layers, width=width, num_heads=num_heads, **settings)
+
+
+class EncoderDecoderNetwork(nn.Module):
+    """Shared token embeddings, both stacks, and the output map."""
+
+    vocab_size: int
+    encoder_config: Transformer
+    decoder_config: Transformer
+    position_offset: int = 0
+    embedding_scale: float = 1.0
+    embedding_norm: bool = False
+    tie_embeddings: bool = True
+    logit_scale: float = 1.0
+    logit_bias: bool = False
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        width = self.encoder_config.width
+        std = self.encoder_config.init_std
+        init = nn.initializers.normal(width**-0.5 if std is None else std)
+        self.token = nn.Embed(self.vocab_size, width, embedding_init=init)
+        options = {
+            "position_offset": self.position_offset,
+            "scale": self.embedding_scale,
+            "norm": self.embedding_norm,
+            "dtype": self.dtype,
+            "shared": self.token,
+        }
+        self.encoder_embedding = TokenEmbedding(self.vocab_size, self.encoder_config, **options)
+        self.decoder_embedding = TokenEmbedding(self.vocab_size, self.decoder_config, **options)
+        self.encoder = TransformerStack(self.encoder_config, self.dtype)
+        self.decoder = TransformerStack(self.decoder_config, self.dtype)
+        if not self.tie_embeddings:
+            self.head = nn.Dense(self.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=init)
+        if self.logit_bias:
+            self.bias = self.param("logit_bias", nn.initializers.zeros, (self.vocab_size,))
+
+    def encode(self, source: Array, mask: Array | None = None, dropout_keys: Array | None = None) -> Array:
+        """source [B, S] -> features [B, S, C]."""
+        x = self.encoder_embedding(source)
+        return self.encoder(x, key_mask=mask, dropout_keys=fold_in(dropout_keys, 10)).x
+
+    def decode(
+        self,
+        tokens: Array,
+        context: Array | None,
+        context_mask: Array | None = None,
+        cache: Cache | None = None,
+        dropout_keys: Array | None = None,
+        return_weights: bool = False,
+    ) -> tuple[Array, Any]:
+        """tokens [B, T] and the encoder's features [B, S, C] -> float32 logits [B, T, V] and the stack's output."""
+        x = self.decoder_embedding(tokens, start=None if cache is None else cache.length)
+        out = self.decoder(
+            x,
+            context=context,
+            context_mask=context_mask,
+            cache=cache,
+            dropout_keys=fold_in(dropout_keys, 11),
+            return_weights=return_weights,
+        )
+        features = out.x if self.logit_scale == 1.0 else out.x * self.logit_scale
+        logits = self.decoder_embedding.logits(features) if self.tie_embeddings else self.head(features)
+        logits = logits.astype(jnp.float32)
+        return (logits + self.bias[None, None] if self.logit_bias else logits), out
+
+    def __call__(
+        self,
+        source: Array,
+        mask: Array | None,
+        tokens: Array,
+        dropout_keys: Array | None = None,
+        return_weights: bool = False,
+    ) -> tuple[Array, Any]:
+        context = self.encode(source, mask, dropout_keys)
+        return self.decode(tokens, context, mask, None, dropout_keys, return_weights)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderDecoder:
+    """Transformer that reads a source and writes a target; by default the original one.
+
+    Attributes:
+      vocab_size: number of tokens, of source and target; None takes the data set's.
+      sequence_length: tokens T that are predicted of each example, and longest output; None takes the data set's.
+      start_token, end_token: what targets begin and end with; None takes the data set's.
+      padding_token: what fills rows; None takes the data set's.
+      mask_token: what stands for a hidden span; None takes the data set's.
+      extra_tokens: tokens above those of the data, of which the last are sentinels.
+      first_sentinel: the first sentinel, the others lie below it; None for the last token.
+      encoder: the encoder's stack.
+      decoder: the decoder's stack, with the encoder's width; it is made causal and attends to the encoder.
+      objective: what is learned from a batch.
+      embedding_scale: factor on token embeddings; None for sqrt(width).
+      embedding_norm: a norm after the embeddings (BART).
+      position_offset: unused positions at the beginning of the tables (2 in BART).
+      tie_embeddings: logits are products with the token embeddings.
+      scale_logits: divide the features by sqrt(width) before (T5 with tied embeddings).
+      logit_bias: a bias on the logits (BART).
+      label_smoothing: probability that the loss spreads over all tokens; evaluation is without it.
+      num_beams: hypotheses of `translate`.
+      length_penalty: of these, see decoding.beam_search.
+      sampling: how `sample` and `generate` choose tokens.
+      compute_dtype: type that the network computes in; parameters, logits and losses are float32.
+      optimizer: learning rule.
+    """
+
+    vocab_size: int | None = None
+    sequence_length: int | None = None
+    start_token: int | None = None
+    end_token: int | None = None
+    padding_token: int | None = None
+    mask_token: int | None = None
+    extra_tokens: int = 0
+    first_sentinel: int | None = None
+    encoder: Transformer = translation_network()
+    decoder: Transformer = translation_network()
+    objective: Objective = Pairs()
+    embedding_scale: float | None = None
+    embedding_norm: bool = False
+    position_offset: int = 0
+    tie_embeddings: bool = True
+    scale_logits: bool = False
+    logit_bias: bool = False
+    label_smoothing: float = 0.1
+    num_beams: int = 4
+    length_penalty: float = 0.6
+    sampling: decoding.Sampling = decoding.Sampling()
+    compute_dtype: str = "float32"
+    optimizer: Optimizer = Adam(learning_rate=7e-4, b2=0.98, eps=1e-9, schedule=InverseSquareRoot(warmup_steps=4000))
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of the network."""
+        if self.vocab_size is None:
+            raise ValueError(f"{type(self).__name__}.vocab_size is None; give it, or resolve the experiment")
+        return self.vocab_size + self.extra_tokens
+
+    @property
+    def decoder_network(self) -> Transformer:
+        """The decoder's stack, causal and with cross-attention."""
+        return dataclasses.replace(self.decoder, causal=True, cross_attention=True)
+
+    def module(self, unroll: bool = False) -> EncoderDecoderNetwork:
+        """The Linen module; with `unroll`, its decoder's layers are not scanned, as a cache needs."""
+        width, decoder = self.encoder.width, self.decoder_network
+        if self.decoder.width != width:
+            raise ValueError(f"model.decoder.width={self.decoder.width} must equal model.encoder.width={width}")
+        if unroll:
+            decoder = dataclasses.replace(decoder, scan_layers=False, remat=False)
+        return EncoderDecoderNetwork(
+            self.num_tokens,
+            dataclasses.replace(self.encoder, causal=False, cross_attention=False),
+            decoder,
+            self.position_offset,
+            width**0.5 if self.embedding_scale is None else self.embedding_scale,
+            self.embedding_norm,
+            self.tie_embeddings,
+            width**-0.5 if self.scale_logits else 1.0,
+            self.logit_bias,
+            jnp.dtype(self.compute_dtype),
+        )
+
+    def special_tokens(self) -> SpecialTokens:
+        """The tokens that corruption needs."""
+        start, end = self.start_token or 0, 1 if self.end_token is None else self.end_token
+        sentinel = self.num_tokens - 1 if self.first_sentinel is None else self.first_sentinel
+        return SpecialTokens(
+            start, end, end if self.padding_token is None else self.padding_token, self.mask_token, sentinel
+        )
+
+    def _prepared(self, batch: Batch, key: Array) -> tuple[Batch, Array]:
+        keys = example_keys(key, batch)
+        return self.objective.prepare(batch, fold_in(keys, 0), self.special_tokens()), fold_in(keys, 1)
+
+    def init(self, key: Array, batch: Batch) -> TrainState:
+        """Returns the state before the first step.
+
+        Raises:
+          ValueError: sources or targets are longer than the tables of positions.
+        """
+        prepared, _ = jax.eval_shape(self._prepared, dict(batch), key)
+        for name, network, length in (
+            ("encoder", self.encoder, prepared["source"].shape[1]),
+            ("decoder", self.decoder, prepared["tokens"].shape[1] - 1),
+        ):
+            if length > network.max_length and network.positions in ("learned", "sinusoidal"):
+                raise ValueError(
+                    f"the {name} reads {length} tokens, but model.{name}.max_length={network.max_length} is the longest text"
+                )
+        one = jnp.zeros((1, 1), jnp.int32)
+        return TrainState.create(self.module().init(key, one, None, one)["params"], self.optimizer)
+
+    # Likelihood.
+
+    def _forward(
+        self, params: PyTree, batch: Batch, dropout_keys: Array | None = None, return_weights: bool = False
+    ) -> tuple[Array, Any]:
+        inputs = (batch["source"], batch.get("source_mask"), batch["tokens"][:, :-1], dropout_keys, return_weights)
+        return self.module().apply({"params": params}, *inputs)
+
+    def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        """Mean over examples of the targets' smoothed nats over T, and metrics."""
+        batch, dropout_keys = self._prepared(batch, key)
+        logits, out = self._forward(params, batch, dropout_keys)
+        weights, targets = token_weights(batch), batch["tokens"][:, 1:]
+        nll = token_nll(logits, targets)
+        objective = nll
+        if self.label_smoothing:
+            spread = jax.nn.log_softmax(logits).mean(-1)
+            objective = (1.0 - self.label_smoothing) * nll - self.label_smoothing * spread
+        loss = ((objective * weights).mean(1) + out.auxiliary).mean()
+        return loss, {"nll_per_token": (nll * weights).sum() / jnp.maximum(weights.sum(), 1.0)}
+
+    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """One update.  Metrics: loss, nll_per_token (nats)."""
+        return gradient_step(self.loss, self.optimizer)(state, batch, key)
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """Per example, given the source: `nll` in nats, `num_tokens`, `accuracy` and `exact_match` of the likeliest tokens."""
+        batch, _ = self._prepared(batch, key)
+        logits, _ = self._forward(state.eval_params, batch)
+        targets, weights = batch["tokens"][:, 1:], token_weights(batch)
+        hits = logits.argmax(-1) == targets
+        return {
+            **sequence_metrics(token_nll(logits, targets), weights, batch),
+            "accuracy": (hits * weights).sum(1) / jnp.maximum(weights.sum(1), 1.0),
+            "exact_match": (hits | (weights == 0)).all(1).astype(jnp.float32),
+        }
+
+    def summarize(self, means: dict[str, float]) -> dict[str, float]:
+        """Adds nll_per_token (nats), bits_per_token and perplexity to means of `evaluate`."""
+        return summarize(means)
+
+    def logits(self, state: TrainState, tokens: Array, source: Array, source_mask: Array | None = None) -> Array:
+        """Next-token logits after each of `tokens` [B, T] given sources [B, S], float32 [B, T, V]."""
+        return self.module().apply({"params": state.eval_params}, source, source_mask, tokens)[0]
+
+    def encode_source(self, state: TrainState, source: Array, source_mask: Array | None = None) -> Array:
+        """The encoder's features, [B, S] -> [B, S, C]."""
+        return self.module().apply({"params": state.eval_params}, source, source_mask, method="encode")
+
+    def attention_weights(self, state: TrainState, batch: Batch) -> list[tuple[Array, Array]]:
+        """Attention of each decoder layer to targets [B, H, T, T] and to sources [B, H, T, S]."""
+        return self._forward(state.eval_params, batch, return_weights=True)[1].weights
+
+    # Generation.
+
+    def generator(self, state: TrainState, source: Array, source_mask: Array | None = None) -> decoding.Decoder:
+        """How the functions of `genjax.decoding` continue targets of these sources [B, S]."""
+        module = self.module(unroll=True)
+        params = {**state.eval_params, "decoder": unrolled(state.eval_params["decoder"], self.decoder)}
+        network = self.decoder_network
+
+        def init(batch: int, length: int, ragged: bool) -> PyTree:
+            if length > network.max_length and network.positions in ("learned", "sinusoidal"):
+                raise ValueError(
+                    f"a target of {length} tokens is longer than model.decoder.max_length={network.max_length}"
+                )
+            cache = network.init_cache(batch, length, jnp.dtype(self.compute_dtype), ragged)
+            context = module.apply({"params": params}, source, source_mask, method="encode")
+            return {"cache": cache.replace(context_mask=source_mask), "context": context}
+
+        def extend(memory: PyTree, tokens: Array) -> decoding.Step:
+            # The first call leaves the context's keys and values in the cache.
+            inputs = (tokens, memory.get("context"), None, memory["cache"])
+            logits, out = module.apply({"params": params}, *inputs, method="decode")
+            return decoding.Step(logits, {"cache": out.cache}, out.x)
+
+        def rewind(memory: PyTree, length: Array) -> PyTree:
+            return {"cache": memory["cache"].replace(length=length)}
+
+        return decoding.Decoder(init=init, extend=extend, rewind=rewind)
+
+    def _starts(self, count: int) -> Array:
+        if self.sequence_length is None:
+            raise ValueError(f"{type(self).__name__}.sequence_length is None; give it, or resolve the experiment")
+        return jnp.full((count, 1), self.special_tokens().start, jnp.int32)
+
+    def translate(
+        self,
+        state: TrainState,
+        source: Array,
+        source_mask: Array | None = None,
+        num_beams: int | None = None,
+        alpha: float | None = None,
+    ) -> Array:
+        """Likeliest targets by beam search, [B, sequence_length] without the start token; the end token fills rows."""
+        beams = decoding.beam_search(
+            self.generator(state, source, source_mask),
+            self._starts(source.shape[0]),
+            self.sequence_length,
+            num_beams=num_beams or self.num_beams,
+            end_token=self.special_tokens().end,
+            alpha=self.length_penalty if alpha is None else alpha,
+        )
+        return beams.tokens[:, 0]
+
+    def generate(
+        self,
+        state: TrainState,
+        key: Array,
+        source: Array,
+        source_mask: Array | None = None,
+        **options: Any,
+    ) -> decoding.Generation:
+        """Draws targets of sources [B, S]; `options` are those of `decoding.generate`."""
+        options = {"sampling": self.sampling, "end_token": self.special_tokens().end, **options}
+        generator, starts = self.generator(state, source, source_mask), self._starts(source.shape[0])
+        return decoding.generate(generator, key, starts, self.sequence_length, **options)
+
+    def sample(
+        self,
+        state: TrainState,
+        key: Array,
+        num_samples: int,
+        source: Array | None = None,
+        source_mask: Array | None = None,
+    ) -> Array:
+        """Draws targets [num_samples, T + 1] of sources [num_samples, S]; without them, of random tokens."""
+        starts = self._starts(num_samples)
+        if source is None:
+            shape = (num_samples, self.sequence_length)
+            source = jax.random.randint(jax.random.fold_in(key, 1), shape, 0, self.vocab_size)
+        out = self.generate(state, key, source, source_mask)
+        return jnp.concatenate([starts, out.tokens], axis=1)
