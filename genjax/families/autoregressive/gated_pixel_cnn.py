@@ -25,10 +25,25 @@ from genjax.model import Array
 from genjax.nn.causal_conv import CausalConv, Mode, horizontal_taps, vertical_taps
 
 
+@jax.custom_vjp
 def gate(x: Array) -> Array:
     """tanh(x_1) sigmoid(x_2) of the two halves of the features."""
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.tanh(a) * jax.nn.sigmoid(b)
+
+
+def _gate_forward(x: Array) -> tuple[Array, Array]:
+    return gate(x), x
+
+
+def _gate_backward(x: Array, cotangent: Array) -> tuple[Array]:
+    # The two halves side by side; the gradient of a split would pad both and add them, 4 times as slow on CPU.
+    a, b = jnp.split(x, 2, axis=-1)
+    t, s = jnp.tanh(a), jax.nn.sigmoid(b)
+    return (jnp.concatenate([cotangent * s * (1.0 - t * t), cotangent * t * s * (1.0 - s)], axis=-1),)
+
+
+gate.defvjp(_gate_forward, _gate_backward)
 
 
 class VerticalStack(nn.Module):
