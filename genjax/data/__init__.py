@@ -1,5 +1,6 @@
 """Data sets: how raw examples become batches of a step, and how samples become something to look at."""
 
+from genjax.data.audio import Waveforms
 from genjax.data.base import ArrayExamples, Data, DataError, Examples
 from genjax.data.encoder_text import EncoderText
 from genjax.data.evidence import Evidence
@@ -12,6 +13,7 @@ from genjax.data.points import Points
 from genjax.data.sequences import TimeSeries, TokenPairs
 from genjax.data.text import Text
 from genjax.data.text_to_text import TextToText
+from genjax.data.videos import Videos
 
 __all__ = [
     "ArrayExamples",
@@ -32,6 +34,8 @@ __all__ = [
     "TextToText",
     "TimeSeries",
     "TokenPairs",
+    "Videos",
+    "Waveforms",
     "evaluation_batches",
     "write_grid",
 ]

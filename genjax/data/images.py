@@ -23,12 +23,13 @@ class Images(Data):
     """Pictures `x`, with classes `label` [B] where the set has them (and `factors` [B, 5] of the sprites).
 
     Attributes:
-      name: digits, sprites or shapes, which are embedded; folder; or the name of a TFDS set such as mnist.
+      name: digits, sprites or shapes, which are embedded; folder; emoji, the file emoji64.npz at data.dir; or the name of a TFDS
+        set such as mnist.
       preprocessing: how integer levels become what the model sees; see genjax/data/transforms.py.
       logit_alpha: margin of the preprocessing logit.
       num_levels: quantise the levels to so many; by default all that the set has.
-      image_size: height and width that pictures of a folder are cropped and scaled to.
-      channels: channels of the pictures of a folder: 1 grey, 3 colour, 4 with transparency.
+      image_size: height and width that pictures of a folder are cropped and scaled to, and emoji are scaled to.
+      channels: channels of the pictures of a folder and of emoji: 1 grey, 3 colour, 4 with transparency.
       pad_to: height and width that pictures are padded to with zeros, centrally, as 32,32 for MNIST.
       classes: keep only examples of these classes; empty for all.
       horizontal_flip: mirror training pictures at random.
@@ -75,6 +76,8 @@ class Images(Data):
                 examples = self._procedural(split)
             case "folder":
                 examples = sources.folder_images(self.dir, split, self.image_size, self.channels)
+            case "emoji":
+                examples = sources.emoji(self.dir, split, self.image_size, self.channels)
             case _:
                 examples = sources.tfds_images(self.name, self.dir, split)
         return self._prepared(self._of_classes(examples), split)
@@ -152,6 +155,8 @@ class Images(Data):
                 return len(procedural.SHAPE_CLASSES)
             case "folder":
                 return len(sources.folder_classes(self.dir))
+            case "emoji":
+                return int(examples.arrays()["label"].max()) + 1
         builder = sources.open_tfds(self.name, self.dir)
         return builder.info.features[sources.tfds_image_features(builder)[1]].num_classes
 
@@ -208,13 +213,15 @@ class _Mapped:
         return None
 
 
-def write_grid(pictures: np.ndarray, path: Path, num_columns: int | None = None) -> None:
-    """Writes pictures as one PNG, row after row.
+def tile(pictures: np.ndarray, num_columns: int | None = None) -> np.ndarray:
+    """Arranges pictures row after row on one sheet; small ones are enlarged, so that it can be looked at.
 
     Args:
       pictures: brightness in [0, 1], shape [N, H, W, C] with C of 1, 3 or 4.
-      path: where to.
       num_columns: pictures in a row; by default about the square root of their number.
+
+    Returns:
+      uint8 [height, width], or [height, width, C] of colour.
     """
     count, height, width, channels = pictures.shape
     columns = num_columns or int(np.ceil(np.sqrt(count)))
@@ -223,7 +230,11 @@ def write_grid(pictures: np.ndarray, path: Path, num_columns: int | None = None)
     for i, picture in enumerate(pictures):
         top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
         sheet[top : top + height, left : left + width] = picture
-    image = Image.fromarray(np.round(sheet.squeeze(-1) * 255 if channels == 1 else sheet * 255).astype(np.uint8))
-    # Small pictures are enlarged, so that a sheet can be looked at.
-    factor = max(1, 512 // max(image.size))
-    image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST).save(path)
+    factor = max(1, 512 // max(sheet.shape))
+    levels = np.round(sheet * 255).astype(np.uint8).repeat(factor, 0).repeat(factor, 1)
+    return levels[..., 0] if channels == 1 else levels
+
+
+def write_grid(pictures: np.ndarray, path: Path, num_columns: int | None = None) -> None:
+    """Writes pictures as one PNG, arranged by `tile`."""
+    Image.fromarray(tile(pictures, num_columns)).save(path)

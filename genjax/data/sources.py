@@ -1,4 +1,4 @@
-"""Where raw examples come from: TFDS by name, the embedded digits, a folder of images, a table of numbers."""
+"""Where raw examples come from: TFDS by name, the embedded digits, emoji, a folder of images, a table of numbers."""
 
 from __future__ import annotations
 
@@ -150,6 +150,52 @@ def digits(split: str) -> ArrayExamples:
     return ArrayExamples(
         {"x": data.images[rows, ..., None].astype(np.uint8), "label": data.target[rows].astype(np.int32)}
     )
+
+
+def archive(directory: str | None, name: str) -> Path:
+    """Path of a file `name` that `data.dir` is or holds.
+
+    Raises:
+      DataError: there is none.
+    """
+    path = Path(directory or ".").expanduser()
+    path = path if path.is_file() else path / name
+    if not path.is_file():
+        raise DataError(f"there is no file {path}; say with --data.dir where {name} lies")
+    return path
+
+
+def emoji(directory: str | None, split: str, size: tuple[int, int] | None, channels: int) -> ArrayExamples:
+    """The captioned emoji of emoji64.npz, with their category as class; both drawings of one are in the same split.
+
+    Args:
+      directory: the file, or where it lies.
+      split: train, validation (a tenth) or test (the file's own).
+      size: height and width to scale to, each a divisor of 64; None leaves 64 x 64.
+      channels: 4 as they are, 3 on white, 1 grey on white.
+    """
+    check_split(split, ("train", "validation", "test"), "emoji")
+    with np.load(archive(directory, "emoji64.npz")) as content:
+        pictures, label, number = content["images"], content["category"], content["emoji_id"]
+        is_test = content["is_test"]
+    is_validation = ~is_test & (number % 10 == 8)
+    rows = {"test": is_test, "validation": is_validation, "train": ~is_test & ~is_validation}[split]
+    pictures = pictures[rows].astype(np.float32) / 255.0
+    height, width = size or (64, 64)
+    if 64 % height or 64 % width:
+        raise DataError(f"data.image_size={height},{width} must divide the 64 x 64 pixels of emoji")
+    # Colour counts as much as it covers.
+    colour, cover = pictures[..., :3] * pictures[..., 3:], pictures[..., 3:]
+    blocks = lambda a: a.reshape(len(a), height, 64 // height, width, 64 // width, -1).mean((2, 4))  # noqa: E731
+    colour, cover = blocks(colour), blocks(cover)
+    if channels == 4:
+        pictures = np.concatenate([colour / np.maximum(cover, 1e-6), cover], -1)
+    else:
+        pictures = colour + 1.0 - cover
+        if channels == 1:
+            pictures = pictures @ np.array([[0.299], [0.587], [0.114]], np.float32)
+    levels = np.round(np.clip(pictures, 0.0, 1.0) * 255).astype(np.uint8)
+    return ArrayExamples({"x": levels, "label": label[rows].astype(np.int32)})
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from genjax.families.diffusion import samplers
-from genjax.families.diffusion.consistency import ConsistencyModel
+from genjax.families.diffusion.consistency import ConsistencyDistillation, ConsistencyModel
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.discrete import D3PM, MaskedDiffusion
 from genjax.families.diffusion.editing import image_to_image, inpaint
 from genjax.families.diffusion.edm import EDM
 from genjax.families.diffusion.image_to_image import ImageToImage, hole_mask
 from genjax.families.diffusion.networks import ResidualMLP
-from genjax.families.diffusion.processes import VariancePreserving
+from genjax.families.diffusion.processes import Karras, VariancePreserving
 from genjax.families.diffusion.samplers import Estimate
 from genjax.families.diffusion.vdm import VDM, MonotoneSchedule
-from genjax.optimizers import Adam
+from genjax.optimizers import Adam, Cosine
 
 MLP = ResidualMLP(hidden_dim=16, num_blocks=1)
 MEAN, SCALE = 0.7, 0.5
@@ -66,6 +66,9 @@ def test_a_vdm_trains_its_schedule_and_counts_levels():
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
     assert float(jnp.abs(gradient["schedule"]["low"])) > 0
     assert np.isfinite(model.sample(state, jax.random.key(3), 2)).all()
+    seen = dataclasses.replace(model, fourier_exponents=(1, 2)).network_input(batch["x"], None)
+    assert seen.shape == (8, 15)
+    np.testing.assert_allclose(seen[:, 9:12], np.sin(4 * np.pi * batch["x"]), atol=1e-5)
     # Hardly any noise at the end: every level is certain.
     assert float(model.evaluate(state, batch, jax.random.key(2))["reconstruction"].max()) < 0.01
 
@@ -192,6 +195,49 @@ def test_a_consistency_model_is_the_identity_at_the_smallest_noise_and_approache
     assert abs(float(samples.mean()) - MEAN) < 0.2 and abs(float(samples.std()) - SCALE) < 0.3
     with pytest.raises(ValueError, match="consistency_sampler"):
         dataclasses.replace(model, sampler=samplers.Heun()).check()
+
+
+class TaughtByTheTruth(ConsistencyDistillation):
+    """Distillation from the exact denoiser of N(MEAN, SCALE^2)."""
+
+    def teacher_denoise(self, teacher, z, sigma, condition):
+        gain = (SCALE**2 / (SCALE**2 + sigma**2))[:, None]
+        return MEAN + gain * (z - MEAN)
+
+
+def exact_path(z, high, low):
+    """Where the ODE leads from z at one level to another."""
+    return MEAN + (z - MEAN) * np.sqrt((SCALE**2 + low**2) / (SCALE**2 + high**2))
+
+
+def test_a_distilled_model_follows_its_teacher_to_the_second_order_and_learns_the_map():
+    model = TaughtByTheTruth(
+        data_shape=(1,), network=ResidualMLP(hidden_dim=32, num_blocks=2), num_steps=800, num_distillation_levels=12,
+        process=Karras(t_max=10.0), optimizer=Adam(learning_rate=2e-3, schedule=Cosine(num_steps=800), ema_decay=0.99),
+    )  # fmt: skip
+    z, high = jnp.array([[2.0], [-1.0]]), jnp.ones(2)
+    errors = []
+    for width in (0.2, 0.1, 0.05):
+        step = model.teacher_step(None, z, high, high - width, {})
+        errors.append(float(jnp.abs(step - exact_path(z, 1.0, 1.0 - width)).max()))
+    # One step of a second-order method errs by the third power of its length; in float32 the last is near rounding.
+    assert abs(np.log2(errors[0] / errors[1]) - 3) < 0.4
+
+    def body(state, key):
+        batch = {"x": MEAN + SCALE * jax.random.normal(key, (256, 1))}
+        return model.train_step(state, batch, jax.random.fold_in(key, 1))
+
+    first = model.init(jax.random.key(0), {"x": z})
+    state, _ = jax.jit(lambda s: jax.lax.scan(body, s, jax.random.split(jax.random.key(1), 800)))(first)
+    for a, b in zip(jax.tree.leaves(state.extra["teacher"]), jax.tree.leaves(first.params)):
+        np.testing.assert_array_equal(a, b)
+    ends = model.estimate(state.eval_params, z * 5, jnp.full((2,), 5.0), {}).x0
+    np.testing.assert_allclose(ends, exact_path(z * 5, 5.0, model.process.t_min), atol=0.2)
+    samples = model.sample(state, jax.random.key(2), 4000)
+    assert abs(float(samples.mean()) - MEAN) < 0.15 and abs(float(samples.std()) - SCALE) < 0.1
+    assert model.evaluate(state, {"x": z}, jax.random.key(3))["loss"].shape == (2,)
+    with pytest.raises(ValueError, match="at least 2"):
+        dataclasses.replace(model, num_distillation_levels=1).check()
 
 
 # Editing.

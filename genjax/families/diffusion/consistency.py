@@ -1,4 +1,4 @@
-"""Consistency models trained from data (Song et al. 2023, arXiv:2303.01469; Song & Dhariwal 2023, arXiv:2310.14189).
+"""Consistency models, trained from data or from a teacher (Song et al. 2023, arXiv:2303.01469; Song & Dhariwal 2023, arXiv:2310.14189).
 
     f(z, sigma) = c_skip z + c_out F(c_in z, sigma),    f(z, sigma_min) = z                                  (2303.01469, eq. 5)
     c_skip = s_d^2 / ((sigma - sigma_min)^2 + s_d^2),    c_out = s_d (sigma - sigma_min) / sqrt(sigma^2 + s_d^2)
@@ -8,6 +8,9 @@
 with the pseudo-Huber distance d(a, b) = sqrt(|a - b|^2 + c^2) - c, c = 0.00054 sqrt(D), a log-normal choice of n, and a number of
 levels that doubles from `min_levels` to `max_levels` over the training (2310.14189, table 1).  One evaluation maps noise to
 data; more of them alternate with fresh noise (2303.01469, algorithm 1).
+
+Distillation (2303.01469, algorithm 2) has a fixed number of levels and replaces x + sigma_n e by one Heun step of the teacher D from
+z = x + sigma_(n+1) e to sigma_n along dz = (z - D(z, sigma)) / sigma dsigma.
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ import math
 import jax
 import jax.numpy as jnp
 
+from genjax.families.diffusion import targets
 from genjax.families.diffusion.diffusion import Diffusion
+from genjax.families.diffusion.networks import Condition
 from genjax.families.diffusion.processes import Karras, expand
 from genjax.families.diffusion.samplers import Carry, Estimate, Sampler
-from genjax.model import Array, Batch, Metrics, PyTree, example_keys
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,7 +112,13 @@ class ConsistencyModel(Diffusion):
         losses = self._pair_losses(params, batch, key, step, training=True)
         return losses.mean(), {"num_levels": self.num_levels_at(step) - 1.0}
 
-    def _pair_losses(self, params: PyTree, batch: Batch, key: Array, step: Array, training: bool) -> Array:
+    def pair_weight(self, low: Array, high: Array) -> Array:
+        """Weight of a pair of levels, [B]."""
+        return 1.0 / (high - low)
+
+    def _pair_losses(
+        self, params: PyTree, batch: Batch, key: Array, step: Array, training: bool, teacher: PyTree | None = None
+    ) -> Array:
         x = batch["x"]
         keys = jax.vmap(lambda k: jax.random.split(k, 4))(example_keys(key, batch))
         low, high = self.pairs(keys[:, 0], self.num_levels_at(step))
@@ -119,13 +130,82 @@ class ConsistencyModel(Diffusion):
                 drop = jax.vmap(lambda k: jax.random.bernoulli(k, self.condition_dropout))(keys[:, 3])
                 condition = self.without(condition, drop)
         # The same dropout on both sides.
-        ours = self.estimate(params, x + expand(high, x) * noise, high, condition, None, dropout_keys).x0
-        target = self.estimate(params, x + expand(low, x) * noise, low, condition, None, dropout_keys).x0
+        z = x + expand(high, x) * noise
+        if teacher is None:
+            lower = x + expand(low, x) * noise
+        else:
+            lower = jax.lax.stop_gradient(self.teacher_step(teacher, z, high, low, condition))
+        ours = self.estimate(params, z, high, condition, None, dropout_keys).x0
+        target = self.estimate(params, lower, low, condition, None, dropout_keys).x0
         c = 0.00054 * math.sqrt(math.prod(x.shape[1:]))
         square = jnp.square(ours - jax.lax.stop_gradient(target)).reshape(x.shape[0], -1).sum(-1)
-        return (jnp.sqrt(square + c**2) - c) / (high - low)
+        return (jnp.sqrt(square + c**2) - c) * self.pair_weight(low, high)
 
     def evaluate(self, state, batch, key):
         """Per example, shape [B]: `loss` between neighbours among all max_levels."""
         losses = self._pair_losses(state.eval_params, batch, key, jnp.asarray(float(self.num_steps)), training=False)
         return {"loss": losses}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConsistencyDistillation(ConsistencyModel):
+    """A consistency model of a diffusion model that was trained before.
+
+    The teacher is the network that the run starts from, given by `--training.init_from`, a run of `EDM` with the same network and
+    sigma_data; the student starts as its copy.
+
+    Attributes:
+      num_distillation_levels: N, number of noise levels; `min_levels`, `max_levels`, `level_mean` and `level_scale` are not used.
+    """
+
+    num_distillation_levels: int = 18
+
+    def check(self) -> None:
+        super().check()
+        if self.num_distillation_levels < 2:
+            raise ValueError(f"num_distillation_levels={self.num_distillation_levels} must be at least 2")
+
+    def init(self, key: Array, batch: Batch) -> TrainState:
+        params = self.init_params(key, batch)
+        return TrainState.create(params, self.optimizer, extra={"teacher": jax.tree.map(jnp.copy, params)})
+
+    def num_levels_at(self, step: Array) -> Array:
+        return jnp.full_like(jnp.asarray(step, jnp.float32), self.num_distillation_levels)
+
+    def pairs(self, keys: Array, count: Array) -> tuple[Array, Array]:
+        """Neighbouring levels, each pair as likely as another."""
+        n = jax.vmap(lambda k: jax.random.randint(k, (), 0, self.num_distillation_levels - 1))(keys)
+        return self._level(n.astype(jnp.float32), count), self._level(n + 1.0, count)
+
+    def pair_weight(self, low: Array, high: Array) -> Array:
+        return jnp.ones_like(high)
+
+    def teacher_denoise(self, teacher: PyTree, z: Array, sigma: Array, condition: Condition) -> Array:
+        """D(z, sigma) of the teacher, in EDM's preconditioning."""
+        output = self.apply(teacher, z, sigma, condition)
+        return targets.to_x0("edm", self.process, sigma, z, output, self.sigma_data)
+
+    def teacher_step(self, teacher: PyTree, z: Array, high: Array, low: Array, condition: Condition) -> Array:
+        """One Heun step of the teacher's ODE from level `high` to `low` [B]."""
+        width = expand(low - high, z)
+        slope = (z - self.teacher_denoise(teacher, z, high, condition)) / expand(high, z)
+        there = z + width * slope
+        second = (there - self.teacher_denoise(teacher, there, low, condition)) / expand(low, z)
+        return z + 0.5 * width * (slope + second)
+
+    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """One update.  Metrics: loss."""
+        # Parameters of another run are put into a state after `init`, so the copy is made again by the first step.
+        first = state.step == 0
+        teacher = jax.tree.map(lambda t, p: jnp.where(first, p, t), state.extra["teacher"], state.params)
+
+        def loss(params: PyTree, part: Batch, part_key: Array) -> tuple[Array, Metrics]:
+            return self._pair_losses(params, part, part_key, state.step, training=True, teacher=teacher).mean(), {}
+
+        new, metrics = gradient_step(loss, self.optimizer)(state, batch, key)
+        return new.replace(extra={"teacher": teacher}), metrics
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """Per example, shape [B]: `loss` of a random pair of levels."""
+        teacher = state.extra["teacher"]
+        return {"loss": self._pair_losses(state.eval_params, batch, key, state.step, training=False, teacher=teacher)}

@@ -160,11 +160,19 @@ class Diffusion:
         process = self.process_of(params)
         if self.scale_input:
             z = z / expand(jnp.sqrt((process.alpha(t) * self.sigma_data) ** 2 + process.sigma(t) ** 2), z)
-        if self.self_conditioning:
-            z = jnp.concatenate([z, jnp.zeros_like(z) if x0_before is None else x0_before], axis=-1)
         return self.module().apply(
-            {"params": self.network_params(params)}, z, process.network_time(t), condition, dropout_keys
+            {"params": self.network_params(params)},
+            self.network_input(z, x0_before),
+            process.network_time(t),
+            condition,
+            dropout_keys,
         )
+
+    def network_input(self, z: Array, x0_before: Array | None) -> Array:
+        """What the network sees of z [B, ...], with the last estimate of x behind its channels where it conditions on that."""
+        if not self.self_conditioning:
+            return z
+        return jnp.concatenate([z, jnp.zeros_like(z) if x0_before is None else x0_before], axis=-1)
 
     def estimate(
         self, params: PyTree, z: Array, t: Array, condition: Condition, x0_before: Array | None = None
@@ -210,9 +218,7 @@ class Diffusion:
         """Parameters before the first step."""
         if self.data_shape is not None and batch["x"].shape[1:] != tuple(self.data_shape):
             raise ValueError(f"examples have shape {batch['x'].shape[1:]}, but data_shape is {self.data_shape}")
-        z = batch["x"][:1]
-        if self.self_conditioning:
-            z = jnp.concatenate([z, z], axis=-1)
+        z = self.network_input(batch["x"][:1], None)
         condition = jax.tree.map(lambda a: a[:1], self.condition(batch))
         return self.module().init(key, z, jnp.ones((1,)), condition)["params"]
 

@@ -3,7 +3,8 @@
 Ho et al. 2020 (arXiv:2006.11239, appendix B); Dhariwal & Nichol 2021 (arXiv:2105.05233) for adaptive group norm and attention at
 several resolutions; Rombach et al. 2022 (arXiv:2112.10752) for cross-attention; Ho et al. 2022 (arXiv:2204.03458) for the
 factorised space-time form.  One module serves [B, L, C], [B, H, W, C] and, with `video`, [B, T, H, W, C], whose frames are
-convolved one by one and meet in temporal attention.
+convolved one by one and meet in temporal attention.  With `patch_size` the network works on patches and so at a fraction of the
+places (Hoogeboom et al. 2023, arXiv:2301.11093, section 3.2).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class UNet(DenoisingNetwork):
       resample_convolution: halve by strided and double by convolution; otherwise by mean and repetition alone.
       dropout_rate: dropout inside the blocks.
       video: data are [B, T, H, W, C].
+      patch_size: length, height and width of the patches that are one place each; 1 takes every pixel by itself.
       remat: compute blocks again in the backward pass to save memory.
     """
 
@@ -51,6 +53,7 @@ class UNet(DenoisingNetwork):
     resample_convolution: bool = True
     dropout_rate: float = 0.0
     video: bool = False
+    patch_size: int = 1
     remat: bool = False
 
     conditions = ("label", "vector", "context", "image")
@@ -74,6 +77,33 @@ def _convolution(features: int, x: Array, dtype: Any, name: str, size: int = 3, 
     rank = x.ndim - 2
     init = nn.initializers.zeros if zeros else nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
     return nn.Conv(features, (size,) * rank, strides=strides, dtype=dtype, kernel_init=init, name=name)(x)
+
+
+def to_patches(x: Array, size: int) -> Array:
+    """Patches as channels: [B, *places, C] to [B, *places / size, size^n C] for n axes of places.
+
+    Raises:
+      ValueError: an axis that the size does not divide.
+    """
+    places = x.shape[1:-1]
+    if any(n % size for n in places):
+        raise ValueError(f"patch_size={size} does not divide data of {' x '.join(map(str, places))}")
+    if size == 1:
+        return x
+    rank = len(places)
+    split = x.reshape(x.shape[0], *(m for n in places for m in (n // size, size)), x.shape[-1])
+    order = (0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1)
+    return split.transpose(order).reshape(x.shape[0], *(n // size for n in places), -1)
+
+
+def from_patches(x: Array, size: int) -> Array:
+    """The inverse of `to_patches`: [B, *places, size^n C] to [B, *places * size, C]."""
+    if size == 1:
+        return x
+    places, rank = x.shape[1:-1], x.ndim - 2
+    split = x.reshape(x.shape[0], *places, *(size,) * rank, -1)
+    order = (0, *(axis for i in range(rank) for axis in (1 + i, 1 + rank + i)), 2 * rank + 1)
+    return split.transpose(order).reshape(x.shape[0], *(n * size for n in places), -1)
 
 
 def _over_space(embedding: Array, x: Array) -> Array:
@@ -171,6 +201,7 @@ class _UNet(nn.Module):
             embedding, context, context_mask = repeat(embedding), repeat(context), repeat(context_mask)
             if dropout_keys is not None:
                 dropout_keys = jax.vmap(lambda k: jax.random.split(k, frames))(dropout_keys).reshape(-1)
+        h = to_patches(h, config.patch_size)
 
         residual = nn.remat(_ResidualBlock) if config.remat else _ResidualBlock
         attention = nn.remat(_AttentionBlock) if config.remat else _AttentionBlock
@@ -203,7 +234,8 @@ class _UNet(nn.Module):
             if level > 0:
                 h = self._double(h, skips[-1], f"double_{level}")
         h = jax.nn.silu(group_norm(h.shape[-1], config.num_groups, dtype, "output_norm")(h))
-        h = _convolution(self.num_outputs, h, dtype, "output", zeros=True)
+        outputs = self.num_outputs * config.patch_size ** (h.ndim - 2)
+        h = from_patches(_convolution(outputs, h, dtype, "output", zeros=True), config.patch_size)
         if config.video:
             h = h.reshape(*lead, *h.shape[1:])
         return h.astype(jnp.float32)

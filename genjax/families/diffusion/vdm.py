@@ -89,12 +89,15 @@ class VDM(Diffusion):
       gamma_min: gamma(0) at first: how little noise the data end with.
       gamma_max: gamma(1) at first.
       schedule_dim: width of the monotone network between the ends; 0 for a line.
+      fourier_exponents: show the network sin and cos of 2^n pi z as well for these n, which tell the levels of 8-bit pixels apart
+        (appendix C; 7 and 8 there).
       num_bound_samples: times and noises for the bound of one example in `evaluate`.
     """
 
     gamma_min: float = -13.3
     gamma_max: float = 5.0
     schedule_dim: int = 0
+    fourier_exponents: tuple[int, ...] = ()
     num_bound_samples: int = 8
     sampler: Sampler = Ancestral(num_steps=250)
 
@@ -112,6 +115,13 @@ class VDM(Diffusion):
         network_key, schedule_key = jax.random.split(key)
         schedule = self._schedule().init(schedule_key, jnp.zeros((1,)))["params"]
         return {"network": super().init_params(network_key, batch), "schedule": schedule}
+
+    def network_input(self, z: Array, x0_before: Array | None) -> Array:
+        seen = [super().network_input(z, x0_before)]
+        for exponent in self.fourier_exponents:
+            angle = 2.0**exponent * math.pi * z
+            seen += [jnp.sin(angle), jnp.cos(angle)]
+        return jnp.concatenate(seen, axis=-1)
 
     def network_params(self, params: PyTree) -> PyTree:
         return params["network"]

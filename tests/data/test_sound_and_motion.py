@@ -1,0 +1,105 @@
+"""Videos move as they say, tones have their pitch, and what is written can be read again."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genjax.data import DataError, Images, Videos, Waveforms, audio, sources, videos
+
+
+def test_pictures_move_straight_and_bounce():
+    rng = np.random.default_rng(0)
+    pictures = np.full((50, 1, 3, 3), 7, np.uint8)
+    x = videos.moving_pictures(rng, pictures, 12, 8, 2.0)
+    assert x.shape == (50, 12, 8, 8) and x.dtype == np.uint8
+    # Every frame has the whole picture, so nothing leaves through a border.
+    assert (x.sum((2, 3)) == 9 * 7).all()
+    rows = (x.max(3) > 0).argmax(2)
+    assert np.abs(np.diff(rows, axis=1)).max() <= 3 and rows.min() == 0 and rows.max() == 5
+    # Overlapping digits do not add up.
+    both = videos.moving_pictures(rng, np.full((20, 2, 3, 3), 7, np.uint8), 4, 5, 2.0)
+    assert both.max() == 7 and (both.sum((2, 3)) > 9 * 7).any()
+
+
+def test_moving_digits_have_their_class_and_become_a_gif(tmp_path):
+    data = Videos(num_train=20, num_frames=5, frame_size=12)
+    train, test = data.load("train").arrays(), data.load("test").arrays()
+    assert train["x"].shape == (20, 5, 12, 12, 1) and len(test["label"]) == 2
+    assert data.spec() == {"data_shape": (5, 12, 12, 1), "num_levels": 17, "num_classes": 10}
+    digits = sources.digits("train").arrays()
+    # The digit is in every frame as it is in the set.
+    sums = {int(s) for s in digits["x"][digits["label"] == train["label"][0]].sum((1, 2, 3))}
+    assert {int(s) for s in train["x"][0].sum((1, 2, 3))} <= sums
+    (path,) = data.write_samples(train["x"][:4].astype(np.float32) / 8 - 1, tmp_path / "sheet")
+    with Image.open(path) as image:
+        assert image.format == "GIF" and image.n_frames == 5
+    with pytest.raises(DataError, match="frame_size=7 must be at least 8"):
+        Videos(frame_size=7)
+    with pytest.raises(DataError, match="not a set of videos"):
+        Videos(name="kinetics")
+
+
+def test_tones_have_their_pitch_and_do_not_alias():
+    x, label = audio.tones(np.random.default_rng(0), 400, 4096)
+    assert x.dtype == np.int16 and set(label) == set(range(5))
+    spectrum = np.abs(np.fft.rfft(x[label == 0] / 32767.0, axis=1))
+    peak = spectrum.argmax(1) * 8000 / 4096
+    assert (peak > 105).all() and (peak < 890).all()
+    # A sine has one peak, a sawtooth has overtones as well.
+    share = lambda rows: np.mean([s[np.abs(np.arange(len(s)) - s.argmax()) < 8].sum() / s.sum() for s in rows])  # noqa: E731
+    assert share(spectrum) > 1.8 * share(np.abs(np.fft.rfft(x[label == 2] / 32767.0, axis=1)))
+
+
+def test_sounds_are_written_and_read_again(tmp_path):
+    data = Waveforms(num_samples=512, num_train=20)
+    x = np.asarray(data.transform(data.load("train").arrays(), None)["x"])
+    assert x.shape == (20, 512, 1) and np.abs(x).max() <= 1
+    sound, picture = data.write_samples(x[:3], tmp_path / "sheet")
+    samples, rate = audio.read_wav(sound)
+    assert rate == 8000 and len(samples) == 3 * (512 + 2000)
+    np.testing.assert_allclose(samples[:512] / 32767, x[0, :, 0], atol=1e-4)
+    assert Path(picture).suffix == ".png"
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for i in range(12):
+        audio.write_wav(x[i, :, 0], folder / f"{i:02}.wav", 16000)
+    own = Waveforms(name="folder", dir=str(folder), num_samples=600)
+    assert own.sample_rate == 16000 and len(own.load("train")) == 10 and own.spec() == {"data_shape": (600, 1)}
+    assert not own.load("test").arrays()["x"][:, 512:].any()
+    (folder / "broken.wav").write_bytes(b"no sound")
+    with pytest.raises(DataError, match="cannot be read as a WAV"):
+        Waveforms(name="folder", dir=str(folder), num_samples=601).load("train")
+    with pytest.raises(DataError, match="there is no file"):
+        Waveforms(name="spoken_digits", dir=str(tmp_path)).load("train")
+    with pytest.raises(DataError, match="not a set of waveforms"):
+        Waveforms(name="noise").load("train")
+
+
+def test_spectrograms_show_the_frequency():
+    time = np.arange(4000) / 8000
+    low, high = (audio.spectrogram(np.sin(2 * np.pi * f * time))[:, 50].argmax() for f in (500, 2000))
+    assert (low, high) == (8, 32)  # bins of 62.5 Hz
+
+
+def test_emoji_keep_their_drawings_together_and_count_what_covers(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (40, 64, 64, 4), dtype=np.uint8)
+    pictures[0, ..., 3] = 0
+    number = np.arange(40) // 2
+    np.savez(tmp_path / "emoji64.npz", images=pictures, category=(number % 9).astype(np.int8), emoji_id=number,
+             is_test=number % 10 == 9)  # fmt: skip
+    data = Images(name="emoji", dir=str(tmp_path), image_size=(32, 32))
+    parts = {split: data.load(split).arrays() for split in ("train", "validation", "test")}
+    assert [len(p["x"]) for p in parts.values()] == [32, 4, 4]
+    assert data.spec()["num_classes"] == 9 and data.spec()["data_shape"] == (32, 32, 3)
+    assert (parts["train"]["x"][0] == 255).all()  # nothing to see is white
+    block = pictures[1, :2, :2].astype(float) / 255
+    white = (block[..., :3] * block[..., 3:] + 1 - block[..., 3:]).mean((0, 1))
+    np.testing.assert_allclose(parts["train"]["x"][1, 0, 0] / 255, white, atol=0.003)
+    own = Images(name="emoji", dir=str(tmp_path), channels=4).load("train").arrays()["x"]
+    visible = pictures[1, ..., 3] > 0
+    assert np.abs(own[1][visible].astype(int) - pictures[1][visible]).max() <= 1
+    with pytest.raises(DataError, match="must divide"):
+        Images(name="emoji", dir=str(tmp_path), image_size=(48, 48)).load("train")
