@@ -1,10 +1,9 @@
-"""Diffusion models on two-dimensional densities, digits, MNIST, CIFAR-10 and ImageNet's latents."""
+"""Diffusion models on two-dimensional densities, digits and MNIST."""
 
 from genjax.config import register
-from genjax.data import Images, Points, Text, Videos, Waveforms
+from genjax.data import Images, Points
 from genjax.families.diffusion.consistency import ConsistencyDistillation
 from genjax.families.diffusion.ddpm import DDPM
-from genjax.families.diffusion.discrete import MaskedDiffusion
 from genjax.families.diffusion.dit import DiT
 from genjax.families.diffusion.edm import EDM
 from genjax.families.diffusion.flow_matching import FlowMatching
@@ -16,7 +15,7 @@ from genjax.families.diffusion.samplers import DPMSolver, PredictorCorrector
 from genjax.families.diffusion.score_sde import ScoreSDE
 from genjax.families.diffusion.unet import UNet
 from genjax.families.diffusion.vdm import VDM
-from genjax.optimizers import Adam, Cosine, Linear
+from genjax.optimizers import Adam, Cosine
 from genjax.training import Evaluation, Experiment, Training
 
 _DDPM = "Ho et al. 2020, arXiv:2006.11239"
@@ -287,7 +286,14 @@ def super_resolution_mnist() -> Experiment:
     "inpainting_mnist",
     source="Saharia et al. 2022, arXiv:2111.05826, with EDM",
     expected="the middle 14 x 14 pixels filled in; compare the sheets with --reconstruct",
-    shrunk=_SHRUNK_IMAGES,
+    shrunk={
+        "data.name": "digits",
+        "data.batch_size": 16,
+        "model.network": "residual_mlp",
+        "model.network.hidden_dim": 4,
+        "model.network.num_blocks": 1,
+        "model.sampler.num_steps": 2,
+    },
 )
 def inpainting_mnist() -> Experiment:
     """Fills in the middle of MNIST's pictures from what is around it.
@@ -299,91 +305,6 @@ def inpainting_mnist() -> Experiment:
     for it.
     """
     return _mnist(ImageToImage(degradation="hole", network=_MNIST_UNET, optimizer=_MNIST_OPTIMIZER))
-
-
-@register(
-    "edm_emoji",
-    source=f"{_EDM}, on Noto Emoji (Apache 2.0) and Twemoji (CC BY 4.0)",
-    expected="pictures of nine categories; not measured",
-    shrunk={**_SHRUNK_IMAGES, "data.image_size": None, "data.channels": 3},
-)
-def edm_emoji() -> Experiment:
-    """EDM on 32 x 32 emoji, conditional on their category; --data.image_size=64,64 for the larger ones.
-
-    python -m experiments.train --experiment=edm_emoji --data.dir=emoji64.npz --workdir=runs/edm_emoji
-
-    For a GPU.
-    """
-    network = UNet(channels=64, channel_multipliers=(1, 2, 2), num_blocks=2, attention_levels=(1, 2), dropout_rate=0.1)
-    return Experiment(
-        model=EDM(
-            network=network,
-            condition_on=("label",),
-            guidance=Guidance(scale=0.5),
-            optimizer=Adam(learning_rate=5e-4, schedule=Cosine(warmup_steps=500), clip_norm=1.0, ema_decay=0.9995),
-        ),
-        data=Images(name="emoji", preprocessing="signed", image_size=(32, 32), batch_size=64),
-        training=Training(num_steps=30000, evaluate_every=5000, sample_every=5000, num_samples=63),
-    )
-
-
-_SHRUNK_UNET = {
-    "model.network.channels": 4,
-    "model.network.channel_multipliers": (1,),
-    "model.network.num_blocks": 1,
-    "model.network.attention_levels": (),
-    "model.sampler.num_steps": 2,
-    "data.num_train": 40,
-    "data.batch_size": 8,
-}
-
-
-@register(
-    "edm_moving_digits",
-    source="Ho et al. 2022, arXiv:2204.03458, with EDM, on videos after Srivastava et al. 2015, arXiv:1502.04681",
-    expected="digits that keep their shape while they move and bounce; a GIF",
-    shrunk={**_SHRUNK_UNET, "data.num_frames": 2, "data.frame_size": 8},
-)
-def edm_moving_digits() -> Experiment:
-    """EDM with a factorised space-time U-Net on videos of moving digits, conditional on the digit.
-
-    python -m experiments.train --experiment=edm_moving_digits --workdir=runs/edm_moving_digits
-
-    About an hour on two CPU cores.
-    """
-    network = UNet(
-        channels=32, channel_multipliers=(1, 2), num_blocks=1, attention_levels=(1,), video=True, patch_size=2
-    )
-    optimizer = Adam(learning_rate=1e-3, schedule=Cosine(warmup_steps=200), clip_norm=1.0, ema_decay=0.999)
-    return Experiment(
-        model=EDM(network=network, condition_on=("label",), optimizer=optimizer),
-        data=Videos(batch_size=32),
-        training=Training(num_steps=6000, evaluate_every=2000, sample_every=1000, num_samples=20),
-    )
-
-
-@register(
-    "edm_tones",
-    source=f"{_EDM}, with a one-dimensional U-Net",
-    expected="tones of five kinds; a WAV file and spectrograms",
-    shrunk={**_SHRUNK_UNET, "data.num_samples": 64, "model.network.patch_size": 4},
-)
-def edm_tones() -> Experiment:
-    """EDM on waveforms of procedural tones, conditional on their kind.
-
-    python -m experiments.train --experiment=edm_tones --workdir=runs/edm_tones
-    python -m experiments.train --experiment=edm_tones --data.name=spoken_digits --data.dir=fsdd.npz \\
-        --data.num_samples=4096 --workdir=runs/edm_spoken_digits
-
-    About half an hour on two CPU cores for the tones.
-    """
-    network = UNet(channels=64, channel_multipliers=(1, 1, 2, 2), num_blocks=1, attention_levels=(2, 3), patch_size=8)
-    optimizer = Adam(learning_rate=1e-3, schedule=Cosine(warmup_steps=200), clip_norm=1.0, ema_decay=0.999)
-    return Experiment(
-        model=EDM(network=network, sigma_data=0.15, condition_on=("label",), optimizer=optimizer),
-        data=Waveforms(batch_size=32),
-        training=Training(num_steps=6000, evaluate_every=2000, sample_every=1000, num_samples=10),
-    )
 
 
 @register(
@@ -411,126 +332,6 @@ def vdm_digits() -> Experiment:
             num_steps=3000, steps_per_dispatch=20, log_every=100, evaluate_every=1000, sample_every=1000, num_samples=64
         ),
     )
-
-
-@register(
-    "masked_diffusion_text",
-    source="Sahoo et al. 2024, arXiv:2406.07524, on the help texts that Python carries",
-    expected="test bound in nats a character",
-    shrunk={
-        "model.hidden_dim": 8,
-        "model.num_layers": 1,
-        "model.num_heads": 2,
-        "model.num_steps_sampling": 4,
-        "model.num_bound_samples": 2,
-        "data.sequence_length": 16,
-        "data.batch_size": 16,
-        "data.stride": None,
-        "evaluation.num_examples": 100,
-    },
-)
-def masked_diffusion_text() -> Experiment:
-    """Masked diffusion of characters on embedded text.
-
-    python -m experiments.train --experiment=masked_diffusion_text --workdir=runs/masked_diffusion_text
-
-    About ten minutes on two CPU cores.
-    """
-    return Experiment(
-        model=MaskedDiffusion(optimizer=Adam(learning_rate=1e-3, schedule=Cosine(warmup_steps=100), ema_decay=0.999)),
-        data=Text(name="python_topics", sequence_length=64, batch_size=32, stride=1),
-        training=Training(num_steps=3000, evaluate_every=1000, best_metric="nll_bound_per_token", num_samples=8),
-        evaluation=Evaluation(num_examples=500),
-    )
-
-
-def _cifar(model, **training) -> Experiment:
-    return Experiment(
-        model=model,
-        data=Images(name="cifar10", preprocessing="signed", batch_size=128, horizontal_flip=True),
-        training=Training(log_every=100, evaluate_every=50000, sample_every=20000, checkpoint_every=10000, **training),
-    )
-
-
-_CIFAR_UNET = UNet(
-    channels=128,
-    channel_multipliers=(1, 2, 2, 2),
-    num_blocks=2,
-    attention_levels=(1,),
-    num_heads=1,
-    scale_shift_norm=False,
-    dropout_rate=0.1,
-)
-_SHRUNK_CIFAR = {**_SHRUNK_IMAGES, "data.horizontal_flip": False}
-
-
-@register(
-    "ddpm_cifar10",
-    source=_DDPM,
-    expected="FID 3.17 and 3.75 bits/dim in the paper (800000 steps, 35.7M parameters)",
-    shrunk={**_SHRUNK_CIFAR, "model.bound_terms": 2},
-)
-def ddpm_cifar10() -> Experiment:
-    """DDPM on CIFAR-10 with the paper's settings; not run here.
-
-    python -m experiments.train --experiment=ddpm_cifar10 --data.dir=TFDS_DIRECTORY --workdir=runs/ddpm_cifar10
-
-    Days on one GPU; --training.mesh=data:8 shards it.
-    """
-    optimizer = Adam(
-        learning_rate=2e-4, schedule=Linear(warmup_steps=5000, final_scale=1.0), clip_norm=1.0, ema_decay=0.9999
-    )
-    return _cifar(DDPM(network=_CIFAR_UNET, variance="large", optimizer=optimizer), num_steps=800000)
-
-
-@register(
-    "edm_cifar10",
-    source=_EDM,
-    expected="FID 1.97 at 35 evaluations in the paper (unconditional, another U-Net and augmentation)",
-    shrunk=_SHRUNK_CIFAR,
-)
-def edm_cifar10() -> Experiment:
-    """EDM on CIFAR-10 with the ADM U-Net; not run here.
-
-    python -m experiments.train --experiment=edm_cifar10 --data.dir=TFDS_DIRECTORY --workdir=runs/edm_cifar10
-
-    Days on eight GPUs.
-    """
-    network = UNet(
-        channels=128, channel_multipliers=(2, 2, 2), num_blocks=4, attention_levels=(1,), num_heads=4, dropout_rate=0.13
-    )
-    optimizer = Adam(
-        learning_rate=1e-3, schedule=Linear(warmup_steps=20000, final_scale=1.0), clip_norm=1.0, ema_decay=0.9999
-    )
-    experiment = _cifar(EDM(network=network, optimizer=optimizer), num_steps=400000)
-    return experiment
-
-
-@register(
-    "ot_cfm_cifar10",
-    source=_CFM,
-    expected="FID 3.5 in the paper (400000 steps)",
-    shrunk={**_SHRUNK_CIFAR, "model.coupling": "independent"},
-)
-def ot_cfm_cifar10() -> Experiment:
-    """Flow matching with minibatch optimal transport on CIFAR-10; not run here.
-
-    python -m experiments.train --experiment=ot_cfm_cifar10 --data.dir=TFDS_DIRECTORY --workdir=runs/ot_cfm_cifar10
-
-    Days on one GPU.
-    """
-    network = UNet(
-        channels=128,
-        channel_multipliers=(1, 2, 2, 2),
-        num_blocks=2,
-        attention_levels=(1,),
-        num_heads=4,
-        dropout_rate=0.1,
-    )
-    optimizer = Adam(
-        learning_rate=2e-4, schedule=Linear(warmup_steps=5000, final_scale=1.0), clip_norm=1.0, ema_decay=0.9999
-    )
-    return _cifar(FlowMatching(network=network, coupling="optimal_transport", optimizer=optimizer), num_steps=400000)
 
 
 _SHRUNK_DIT = {
