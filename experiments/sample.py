@@ -36,6 +36,8 @@ def main(arguments: list[str]) -> int:
         except ValueError:
             raise config.ConfigError(f"--label={','.join(values.label)} is not a list of class numbers") from None
         condition["label"] = np.resize(np.array(classes, np.int32), values.num_samples)
+        # Inside of the compiled sampler their values are not known.
+        getattr(run.model, "check_labels", lambda label: None)(condition["label"])
     if values.reconstruct:
         if not hasattr(run.model, "reconstruct"):
             raise config.ConfigError(f"{type(run.model).__name__} does not reconstruct; leave --reconstruct out")

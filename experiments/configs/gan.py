@@ -4,10 +4,15 @@ import dataclasses
 
 from genjax.config import register
 from genjax.data import Images, Points
+from genjax.families.gan.augmentation import ADA
 from genjax.families.gan.dcgan import DCGANNetwork
 from genjax.families.gan.gan import GAN
+from genjax.families.gan.sngan import SNGANNetwork
+from genjax.families.gan.style_gan import StyleGAN
+from genjax.families.gan.style_gan2 import StyleGAN2Network
+from genjax.families.gan.style_gan3 import StyleGAN3Network  # noqa: F401  (a choice of --model.network)
 from genjax.nn.encoder_decoder import MLPNetwork
-from genjax.optimizers import Adam
+from genjax.optimizers import Adam, Linear
 from genjax.training import Experiment, Training
 
 
@@ -88,3 +93,81 @@ def dcgan_mnist() -> Experiment:
     data = Images(name="mnist", preprocessing="signed", batch_size=64)
     training = Training(num_steps=20000, sample_every=1000, num_samples=100)
     return Experiment(model=_dcgan(64), data=data, training=training)
+
+
+@register(
+    "sngan_cifar10",
+    source="Miyato et al. 2018, arXiv:1802.05957; projection: Miyato & Koyama 2018, arXiv:1802.05637",
+    expected="not run here; the papers: FID 14.32 without classes, 10.84 with the projection",
+    shrunk={
+        "model.latent_dim": 4,
+        "model.network.generator_channels": 4,
+        "model.network.discriminator_channels": 4,
+        "model.num_discriminator_steps": 2,
+        "data.name": "digits",
+        "data.batch_size": 32,
+    },
+)
+def sngan_cifar10() -> Experiment:
+    """Residual SNGAN with the projection discriminator on CIFAR-10, as the paper trains it; needs a GPU.
+
+    python -m experiments.train --experiment=sngan_cifar10 --data.dir=DIRECTORY --workdir=runs/sngan
+
+    The five updates of the discriminator take 64 pictures each.
+    """
+    adam = Adam(learning_rate=2e-4, b1=0.0, b2=0.9, schedule=Linear())
+    model = GAN(
+        latent_dim=128,
+        network=SNGANNetwork(),
+        conditioning="projection",
+        objective="hinge",
+        num_discriminator_steps=5,
+        fresh_examples=True,
+        generator_optimizer=dataclasses.replace(adam, ema_decay=0.9999),
+        discriminator_optimizer=adam,
+    )
+    data = Images(name="cifar10", preprocessing="signed", batch_size=320, horizontal_flip=True)
+    training = Training(num_steps=50000, sample_every=1000, num_samples=100, checkpoint_every=5000)
+    return Experiment(model=model, data=data, training=training)
+
+
+@register(
+    "stylegan2_shapes",
+    source="Karras et al. 2020, arXiv:1912.04958 and arXiv:2006.06676",
+    expected="not measured yet",
+    shrunk={
+        "model.latent_dim": 4,
+        "model.network.style_dim": 4,
+        "model.network.num_mapping_layers": 1,
+        "model.network.channel_base": 32,
+        "model.network.channel_max": 4,
+        "model.penalty": "none",
+        "model.path_length_weight": 0.0,
+        "model.augmentation": None,
+        "data.name": "digits",
+        "data.batch_size": 32,
+    },
+)
+def stylegan2_shapes() -> Experiment:
+    """StyleGAN2 with adaptive augmentation on the embedded coloured shapes of 32 x 32 pixels; better on a GPU.
+
+    python -m experiments.train --experiment=stylegan2_shapes --workdir=runs/stylegan2
+
+    StyleGAN3-T: --model.network=style_gan3_network --model.path_length_weight=0, and R with --model.network.rotation too.
+    With a folder of pictures of 64 x 64 pixels, such as emoji, in bfloat16:
+
+        ... --data.name=folder --data.dir=FOLDER --data.image_size=64,64 --model.compute_dtype=bfloat16
+
+    and of the size of FFHQ, on eight devices that also share the parameters (a batch has four pictures for each):
+
+        ... --data.image_size=256,256 --data.horizontal_flip --model.network.channel_base=32768 --training.mesh=data:2,fsdp:4
+    """
+    model = StyleGAN(
+        latent_dim=128,
+        network=StyleGAN2Network(style_dim=128, num_mapping_layers=4, channel_base=2048, channel_max=128),
+        penalty_weight=1.0,
+        augmentation=ADA(images_to_one=100_000),
+    )
+    data = Images(name="shapes", preprocessing="signed", batch_size=32)
+    training = Training(num_steps=20000, sample_every=500, num_samples=64)
+    return Experiment(model=model, data=data, training=training)

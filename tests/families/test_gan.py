@@ -102,3 +102,36 @@ def test_relativistic_objectives_look_at_differences_alone():
     )
     with pytest.raises(ValueError, match="scores of data"):
         generator_objective("relativistic", fake)
+
+
+def test_critic_approaches_the_wasserstein_distance_of_two_gaussians():
+    # W1 of N(0, 1) and N(3, 2^2) is E|3 + z|, as quantiles differ by 3 + z; the penalty of weight w adds W1 / (2 w) of it.
+    model = GAN(
+        data_shape=(1,),
+        latent_dim=1,
+        network=MLPNetwork(hidden_dims=(16,)),
+        objective="wasserstein",
+        penalty="wgan_gp",
+        penalty_weight=20.0,
+        discriminator_optimizer=Adam(learning_rate=1e-2, b1=0.5, b2=0.9),
+    )
+    state = jax.jit(model.init)(jax.random.key(0), {"x": jnp.zeros((256, 1))})
+    # The generator 2 z + 3 = 2 relu(z) - 2 relu(-z) + 3.
+    fill = {(1, 16): [1.0, -1.0], (16, 1): [2.0, -2.0], (1,): [3.0], (16,): []}
+    generator = jax.tree.map(
+        lambda leaf: jnp.array((fill[leaf.shape] + [0.0] * 16)[: leaf.size]).reshape(leaf.shape),
+        state.params["generator"],
+    )
+    state = state.replace(params={**state.params, "generator": generator})
+
+    def step(state, i):
+        key = jax.random.key(i)
+        data = {"x": jax.random.normal(jax.random.fold_in(key, 1), (256, 1))}
+        return model.discriminator_update(state, data, key)[0], None
+
+    state = jax.jit(lambda s: jax.lax.scan(step, s, jnp.arange(500)))(state)[0]
+    z = jax.random.normal(jax.random.key(1), (20000, 1))
+    critic = state.params["discriminator"]
+    value = float(jnp.mean(model.score(critic, z) - model.score(critic, model.generate(generator, z))))
+    expected = float(jnp.abs(3.0 + z).mean())
+    assert 0.97 * expected < value < (1.0 + expected / 40.0 + 0.03) * expected, (value, expected)

@@ -17,7 +17,7 @@ from genjax.families.gan.upfirdn import binomial, low_pass, upfirdn
 from genjax.optimizers import Adam
 
 BATCH = {"x": jnp.tanh(jax.random.normal(jax.random.key(0), (4, 8, 8, 1)))}
-SMALL = {"style_dim": 6, "num_mapping_layers": 2, "channel_base": 32, "channel_max": 6}
+SMALL = {"style_dim": 6, "num_mapping_layers": 1, "channel_base": 32, "channel_max": 6}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,197 @@
+"""Draws pictures of what the generator of a trained run does:
+
+    python -m experiments.pictures --workdir=runs/dcgan_digits --tool=walk
+
+walk         a GIF of --num_rows walks from latent to latent on great arcs, --num_values frames between two of --num_columns
+classes      a row for each class, the same latents in every row, of a model conditional on classes
+truncation   StyleGAN: a row for each latent, with w from the mean (0) to itself (1), and beyond
+mixing       StyleGAN: the layers --layers of the columns' styles in the rows' pictures; sources first
+project      StyleGAN: pictures of the evaluation split, and what the generator makes of the styles found for them
+equivariance StyleGAN3: decibels for shifts by whole pixels (EQ-T) and quarter turns
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from experiments import command_line
+from genjax.config import ConfigError
+from genjax.data import Images, write_grid
+from genjax.evaluation.latents import spherical_interpolation
+from genjax.families.gan import style_tools
+from genjax.families.gan.style_gan import StyleGAN
+
+TOOLS = ("walk", "classes", "truncation", "mixing", "project", "equivariance")
+
+flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
+flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+flags.DEFINE_enum("tool", "walk", TOOLS, "what to draw")
+flags.DEFINE_integer("num_rows", 4, "rows of a picture", lower_bound=1)
+flags.DEFINE_integer("num_columns", 8, "columns of a picture; latents that a walk visits", lower_bound=2)
+flags.DEFINE_integer("num_values", 10, "frames of a walk from one latent to the next", lower_bound=2)
+flags.DEFINE_list("layers", ["0", "4"], "first layer of the columns' styles, and the one behind the last")
+flags.DEFINE_integer("num_steps", 300, "steps of a projection", lower_bound=1)
+flags.DEFINE_boolean("per_layer", False, "let a projection choose w for every layer")
+flags.DEFINE_integer("seed", 0, "seed of the latents")
+
+
+def needs(run: Any, condition: bool, what: str) -> None:
+    """Raises ConfigError unless the run is one that the tool can draw."""
+    if not condition:
+        raise ConfigError(f"--tool={flags.FLAGS.tool} needs {what}; the run's is {type(run.model).__name__}")
+
+
+def latents(run: Any, *shape: int) -> jax.Array:
+    """Standard normal latents [*shape, latent_dim]."""
+    needs(run, hasattr(run.model, "decode") and hasattr(run.model, "latent_dim"), "a model that decodes normal latents")
+    return jax.random.normal(jax.random.key(flags.FLAGS.seed), (*shape, run.model.latent_dim))
+
+
+def decode(run: Any, codes: Any, **condition: Any) -> np.ndarray:
+    """Brightness in [0, 1] of the pictures of latents [N, latent_dim], shape [N, H, W, C]."""
+    decoded = jax.jit(run.model.decode)(run.state, jnp.asarray(codes, jnp.float32), **condition)
+    return run.experiment.data.to_unit(np.asarray(decoded))
+
+
+def path_of(run: Any, name: str, suffix: str = ".png") -> Path:
+    folder = Path(run.workdir) / "pictures"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{name}_{run.step:08d}_seed{flags.FLAGS.seed}{suffix}"
+
+
+def draw(pictures: np.ndarray, num_columns: int, path: Path) -> None:
+    write_grid(pictures, path, num_columns)
+    print(path)
+
+
+def walk(run: Any) -> None:
+    values = flags.FLAGS
+    codes = np.asarray(latents(run, values.num_rows, values.num_columns))
+    # A walk ends where it began, so that the GIF can go round.
+    legs = [
+        spherical_interpolation(codes[:, i], codes[:, (i + 1) % values.num_columns], values.num_values + 1)[:, :-1]
+        for i in range(values.num_columns)
+    ]
+    steps = np.concatenate(legs, axis=1).swapaxes(0, 1)  # [frames, rows, latent_dim]
+    write_animation(np.stack([decode(run, step) for step in steps]), path_of(run, "walk", ".gif"))
+
+
+def write_animation(pictures: np.ndarray, path: Path) -> None:
+    """Writes frames [T, N, H, W, C] with values in [0, 1] as a GIF of N pictures beside each other, and prints its path."""
+    frames = []
+    for each in pictures:
+        row = np.concatenate(list(each), axis=1)
+        image = Image.fromarray(np.round(255 * (row[..., 0] if row.shape[-1] == 1 else row)).astype(np.uint8))
+        factor = max(1, 512 // max(image.size))
+        image = image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
+        frames.append(image.convert("RGB"))
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=60, loop=0)
+    print(path)
+
+
+def classes(run: Any) -> None:
+    needs(run, getattr(run.model, "conditioning", "none") != "none", "a GAN that is conditional on classes")
+    count, columns = run.model.num_classes, flags.FLAGS.num_columns
+    codes = jnp.tile(latents(run, columns), (count, 1))
+    label = jnp.repeat(jnp.arange(count), columns)
+    draw(decode(run, codes, label=label), columns, path_of(run, "classes"))
+
+
+def styles_and_pictures(run: Any, count: int) -> tuple[jax.Array, Any, Any]:
+    """Styles of new latents, the compiled truncated styles of latents, and the compiled pictures of styles."""
+    needs(run, isinstance(run.model, StyleGAN), "a StyleGAN")
+    codes = latents(run, count)
+    styles = jax.jit(lambda state, psi: run.model.styles(state, codes, truncation=psi))
+    synthesize = jax.jit(run.model.synthesize)
+    to_unit = run.experiment.data.to_unit
+    return (
+        styles(run.state, 1.0),
+        lambda psi: styles(run.state, psi),
+        lambda s: to_unit(np.asarray(synthesize(run.state, s))),
+    )
+
+
+def truncation(run: Any) -> None:
+    columns = flags.FLAGS.num_columns
+    _, truncated, pictures = styles_and_pictures(run, flags.FLAGS.num_rows)
+    values = np.linspace(0.0, 1.25, columns)
+    grid = np.stack([pictures(truncated(psi)) for psi in values], axis=1)  # [rows, columns, H, W, C]
+    draw(grid.reshape(-1, *grid.shape[2:]), columns, path_of(run, "truncation"))
+    print("columns are psi =", ", ".join(f"{psi:.2f}" for psi in values))
+
+
+def mixing(run: Any) -> None:
+    rows, columns = flags.FLAGS.num_rows, flags.FLAGS.num_columns
+    styles, _, pictures = styles_and_pictures(run, rows + columns)
+    try:
+        first, last = map(int, flags.FLAGS.layers)
+    except ValueError:
+        raise ConfigError(f"--layers={','.join(flags.FLAGS.layers)} must be two layers, as in 0,4") from None
+    if not 0 <= first < last <= styles.shape[1]:
+        raise ConfigError(f"--layers={first},{last} must lie within 0,{styles.shape[1]}, the layers of the generator")
+    sources = pictures(styles)
+    mixed = jax.jit(run.model.mix_styles, static_argnums=3)(run.state, styles[:rows], styles[rows:], (first, last))
+    mixed = run.experiment.data.to_unit(np.asarray(mixed.reshape(-1, *mixed.shape[2:])))
+    mixed = mixed.reshape(rows, columns, *mixed.shape[1:])
+    sheet = [np.ones_like(sources[0]), *sources[rows:]]
+    for source, row in zip(sources[:rows], mixed):
+        sheet += [source, *row]
+    draw(np.stack(sheet), columns + 1, path_of(run, f"mixing_{first}_{last}"))
+
+
+def project(run: Any) -> None:
+    values = flags.FLAGS
+    _, _, pictures = styles_and_pictures(run, 1)
+    data, count = run.experiment.data, values.num_columns
+    raw = data.load(run.experiment.evaluation.split).gather(np.arange(count))
+    x = data.transform({name: jnp.asarray(a) for name, a in raw.items()}, jax.random.key(0))["x"]
+    key = jax.random.key(values.seed)
+    find = jax.jit(
+        lambda state, x: style_tools.project(
+            run.model, state, x, key, num_steps=values.num_steps, per_layer=values.per_layer
+        )
+    )
+    styles, distances = find(run.state, x)
+    found = pictures(styles)
+    draw(np.concatenate([data.to_unit(np.asarray(x)), found]), count, path_of(run, "projection"))
+    print(f"squared distance (mean of {count}): {distances[0].mean():.4f} at first, {distances[-1].mean():.4f} at last")
+
+
+def equivariance(run: Any) -> None:
+    styles, _, _ = styles_and_pictures(run, flags.FLAGS.num_rows)
+    size = run.model.data_shape[0]
+    shifts = [(size // 8 * down, size // 8 * right) for down, right in itertools.product((-1, 0, 1), repeat=2)]
+    measure = jax.jit(style_tools.translation_equivariance, static_argnums=(0, 3))
+    moved = [float(measure(run.model, run.state, styles, shift)) for shift in shifts if shift != (0, 0)]
+    turned = float(jax.jit(style_tools.rotation_equivariance, static_argnums=0)(run.model, run.state, styles))
+    print(f"EQ-T {np.mean(moved):.1f} dB (shifts by {size // 8} pixels), quarter turn {turned:.1f} dB")
+
+
+_TOOLS = {
+    "walk": walk,
+    "classes": classes,
+    "truncation": truncation,
+    "mixing": mixing,
+    "project": project,
+    "equivariance": equivariance,
+}
+
+
+def main(arguments: list[str]) -> int:
+    run = command_line.restore_from_flags(arguments, __doc__)
+    if run is not None:
+        needs(run, isinstance(run.experiment.data, Images), "a run on pictures")
+        _TOOLS[flags.FLAGS.tool](run)
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)
