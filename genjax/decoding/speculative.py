@@ -19,6 +19,13 @@ from genjax.decoding.sampling import PLAIN, Sampling
 Array = jax.Array
 
 
+def _draw(keys: Array, weights: Array) -> Array:
+    """One token a row, with probabilities in proportion to weights [B, V] that may be 0."""
+    # The least normal number: the logarithm of a smaller one is NaN where XLA flushes them to zero.
+    logits = jnp.log(jnp.maximum(weights, jnp.finfo(jnp.float32).tiny))
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
 def speculative(
     target: Decoder,
     draft: Decoder,
@@ -76,7 +83,7 @@ def speculative(
         memory, token = carry
         out = draft.extend(memory, token[:, None])
         probs = probabilities(out.logits[:, 0])
-        token = jax.vmap(jax.random.categorical)(step_keys, jnp.log(jnp.maximum(probs, 1e-38))).astype(jnp.int32)
+        token = _draw(step_keys, probs)
         return (out.memory, token), (token, probs)
 
     def going_on(carry: tuple[Any, ...]) -> Array:
@@ -105,7 +112,7 @@ def speculative(
         rest = jnp.maximum(at(p) - at(q), 0.0)
         # Rounding may leave nothing where p = q; p is then right as well.
         rest = jnp.where(rest.sum(-1, keepdims=True) > 0, rest, at(p))
-        extra = jax.vmap(jax.random.categorical)(step_keys[:, -1], jnp.log(jnp.maximum(rest, 1e-38))).astype(jnp.int32)
+        extra = _draw(step_keys[:, -1], rest)
 
         index = jnp.arange(width)[None]
         chunk = jnp.concatenate([proposals, extra[:, None]], axis=1)

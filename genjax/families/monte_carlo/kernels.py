@@ -62,7 +62,7 @@ def mala(key: Array, q: Array, log_density: Callable, step_size: Array, inverse_
 def _metropolis(key, q, proposal, before, log_density, log_ratio, num_gradients):
     change = log_density(proposal) - before + log_ratio
     change = jnp.where(jnp.isfinite(change), change, -jnp.inf)
-    accept = jnp.log(jax.random.uniform(key, minval=1e-38)) < change
+    accept = -jax.random.exponential(key) < change
     info = Info(jnp.exp(jnp.minimum(change, 0.0)), change < -DIVERGENCE, jnp.asarray(num_gradients))
     return jnp.where(accept, proposal, q), info
 
@@ -89,7 +89,7 @@ def hmc(key: Array, q: Array, log_density: Callable, step_size: Array, inverse_m
     new, p_new, after, _ = jax.lax.fori_loop(0, num_leapfrog, body, (q, p, before, g))
     change = after - _kinetic(p_new, inverse_mass) - before + _kinetic(p, inverse_mass)
     change = jnp.where(jnp.isfinite(change), change, -jnp.inf)
-    accept = jnp.log(jax.random.uniform(keys[1], minval=1e-38)) < change
+    accept = -jax.random.exponential(keys[1]) < change
     info = Info(jnp.exp(jnp.minimum(change, 0.0)), change < -DIVERGENCE, jnp.asarray(num_leapfrog))
     return jnp.where(accept, new, q), info
 
@@ -129,7 +129,7 @@ def nuts(key: Array, q: Array, log_density: Callable, step_size: Array, inverse_
             error = jnp.where(jnp.isfinite(error), error, jnp.inf)
             diverging = error > DIVERGENCE
             new_weight = jnp.logaddexp(log_weight, -error)
-            take = jnp.log(jax.random.uniform(draw, minval=1e-38)) < -error - new_weight
+            take = -jax.random.exponential(draw) < -error - new_weight
             proposal = (
                 jnp.where(take, q, proposal[0]),
                 jnp.where(take, value, proposal[1]),
@@ -172,7 +172,7 @@ def nuts(key: Array, q: Array, log_density: Callable, step_size: Array, inverse_
         leaves, far, new, new_weight, new_total, _, _, turning, diverged, accepted, _ = out
         good = ~turning & ~diverged
         # Biased progressive sampling favours the new half.
-        take = good & (jnp.log(jax.random.uniform(choose, minval=1e-38)) < new_weight - log_weight)
+        take = good & (-jax.random.exponential(choose) < new_weight - log_weight)
         proposal = jnp.where(take, new[0], proposal)
         total = total + new_total
         left = jax.tree.map(lambda a, b: jnp.where(forward, a, b), left, far)
@@ -198,7 +198,7 @@ def slice_sampling(
     keys = jax.random.split(key, 4)
     direction = step_size * apply_metric(inverse_mass, draw_momentum(keys[0], inverse_mass))
     line = lambda t: log_density(q + t * direction)  # noqa: E731
-    level = line(0.0) + jnp.log(jax.random.uniform(keys[1], minval=1e-38))
+    level = line(0.0) - jax.random.exponential(keys[1])
     low = -jax.random.uniform(keys[2])
     # The budget of steps is shared at random, which keeps detailed balance.
     split_key, shrink_key = jax.random.split(keys[3])
@@ -356,7 +356,7 @@ class Tempering(Kernel):
         replicas, info = jax.vmap(move)(keys, replicas, beta, inverse_mass.reshape(count, -1))
         values = jax.vmap(log_density)(replicas)
         log_ratio = (beta[:-1] - beta[1:]) * (values[1:] - values[:-1])
-        accept = jnp.log(jax.random.uniform(swap_key, (count - 1,), minval=1e-38)) < log_ratio
+        accept = -jax.random.exponential(swap_key, (count - 1,)) < log_ratio
         # Pairs that begin at even places, or those at odd ones: no replica is in two.
         accept &= jnp.arange(count - 1) % 2 == jax.random.bernoulli(parity_key).astype(jnp.int32)
         up, down = jnp.append(accept, False), jnp.append(False, accept)
