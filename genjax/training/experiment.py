@@ -39,7 +39,8 @@ class Training:
       compilation_cache: directory of compiled programs kept between runs; empty for none.
       profile_steps: write a profiler trace of that many steps, after the first dispatches; 0 for none.
       debug_nans: let JAX stop at the operation that made a NaN; slow.
-      coordinator_address: host:port of process 0 of a run of several processes; none on one, or where JAX finds it out.
+      distributed: join the other processes of a SLURM, Open MPI or Kubernetes job, or of a TPU pod, which JAX finds itself.
+      coordinator_address: host:port of process 0 of a run of several processes that JAX does not find.
       num_processes: number of processes of the run, with coordinator_address.
       process_id: number of this process from 0, with coordinator_address.
     """
@@ -63,6 +64,7 @@ class Training:
     compilation_cache: str = "~/.cache/genjax/compiled"
     profile_steps: int = 0
     debug_nans: bool = False
+    distributed: bool = False
     coordinator_address: str | None = None
     num_processes: int | None = None
     process_id: int | None = None

@@ -51,12 +51,19 @@ def initialize(training: Training) -> None:
     if training.debug_nans:
         jax.config.update("jax_debug_nans", True)
     given = [training.coordinator_address, training.num_processes, training.process_id]
-    if any(g is not None for g in given) and not jax.distributed.is_initialized():
-        if any(g is None for g in given):
+    by_hand = any(g is not None for g in given)
+    if by_hand and any(g is None for g in given):
+        raise ConfigError(
+            "a run of several processes needs all of training.coordinator_address, training.num_processes and "
+            "training.process_id"
+        )
+    if (by_hand or training.distributed) and not jax.distributed.is_initialized():
+        try:
+            jax.distributed.initialize(*given)
+        except ValueError:
             raise ConfigError(
-                "a run of several processes needs all of training.coordinator_address, training.num_processes and "
-                "training.process_id"
-            )
-        jax.distributed.initialize(*given)
+                "training.distributed is set, but JAX finds no job of several processes here; give "
+                "training.coordinator_address, training.num_processes and training.process_id"
+            ) from None
     if jax.default_backend() == "cpu":
         keep_freed_memory()

@@ -81,7 +81,13 @@ def restore(workdir: str | Path, step: int | None = None, overrides: Mapping[str
 def on_this_machine(experiment: Experiment) -> Experiment:
     """Forgets the devices of the training: where a run was trained does not decide where it is used."""
     training = dataclasses.replace(
-        experiment.training, mesh=None, parallelism="jit", coordinator_address=None, num_processes=None, process_id=None
+        experiment.training,
+        mesh=None,
+        parallelism="jit",
+        distributed=False,
+        coordinator_address=None,
+        num_processes=None,
+        process_id=None,
     )
     return dataclasses.replace(experiment, training=training)
 

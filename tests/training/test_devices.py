@@ -69,11 +69,24 @@ def test_evaluation_does_not_depend_on_devices_or_batches():
         np.testing.assert_allclose(results[0][name], results[1][name], rtol=1e-5)
 
 
-def test_two_processes_give_the_losses_of_one(tmp_path):
+def _by_hand(index: int, port: int) -> tuple[dict[str, str], list[str]]:
+    address = f"--training.coordinator_address=localhost:{port}"
+    return {}, [address, "--training.num_processes=2", f"--training.process_id={index}"]
+
+
+def _by_slurm(index: int, port: int) -> tuple[dict[str, str], list[str]]:
+    # JAX makes the port of the job's number: 65535 - 2^12 + 1 + id mod 2^12.
+    job = {"SLURM_JOB_ID": port, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": 2, "SLURM_STEP_NUM_NODES": 1}
+    place = {"SLURM_PROCID": index, "SLURM_LOCALID": index}
+    return {name: str(value) for name, value in {**job, **place}.items()}, ["--training.distributed"]
+
+
+@pytest.mark.parametrize("launch", [_by_hand, _by_slurm])
+def test_two_processes_give_the_losses_of_one(launch, tmp_path):
     overrides = {**TINY, "training.num_steps": 50}
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+        port = probe.getsockname()[1]
     processes = [
         subprocess.Popen(
             command(
@@ -81,11 +94,9 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
                 "--experiment=vae_digits",
                 f"--workdir={tmp_path / 'two'}",
                 *flags(overrides),
-                f"--training.coordinator_address={address}",
-                "--training.num_processes=2",
-                f"--training.process_id={i}",
+                *launch(i, port)[1],
             ),
-            env=environment(2),
+            env={**environment(2), **launch(i, port)[0]},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
