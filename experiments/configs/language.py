@@ -163,3 +163,36 @@ def gpt2_124m() -> Experiment:
         data=Text(name="file", tokenizer="bpe", vocabulary=50256, sequence_length=1024, batch_size=480),
         training=Training(num_steps=600_000, evaluate_every=1000, num_samples=8),
     )
+
+
+@register(
+    "llama_7b",
+    source="LLaMA 7B (Touvron et al. 2023, arXiv:2302.13971)",
+    expected="the published size, 6.74G parameters; needs text files and accelerators",
+    shrunk={**_SHRUNK, "data.tokenizer": "bytes", "model.compute_dtype": "float32", "model.network.mlp_dim": 16,
+            "model.optimizer.accumulation_steps": 1, "model.network.remat": False, "model.network.scan_layers": False},
+)  # fmt: skip
+def llama_7b() -> Experiment:
+    """LLaMA 7B in bfloat16 on text files of the user, with parameters and optimizer sharded over 64 devices.
+
+    python -m experiments.train --experiment=llama_7b --data.dir=FOLDER --workdir=runs/llama --training.mesh=data:4,fsdp:16
+
+    Weeks on 64 accelerators.  A run that starts anywhere: --model.network.num_layers=2 --model.network.width=64
+    --model.network.num_heads=2 --model.network.mlp_dim=128 --data.name=python_topics --data.tokenizer=bytes
+    --data.sequence_length=64 --data.batch_size=8 --training.mesh=none
+    """
+    network = llama_network(
+        32, 4096, 32, mlp_dim=11008, max_length=2048, norm_epsilon=1e-6, scan_layers=True, remat=True
+    )
+    optimizer = AdamW(
+        learning_rate=3e-4,
+        b2=0.95,
+        weight_decay=0.1,
+        clip_norm=1.0,
+        schedule=Cosine(warmup_steps=2000, final_scale=0.1),
+    )
+    return Experiment(
+        model=GPT(network=network, tie_embeddings=False, compute_dtype="bfloat16", optimizer=optimizer),
+        data=Text(name="file", tokenizer="bpe", vocabulary=32_000, sequence_length=2048, batch_size=2048),
+        training=Training(num_steps=250_000, evaluate_every=1000, num_samples=8),
+    )

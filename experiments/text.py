@@ -1,0 +1,99 @@
+"""Measures what a trained run writes:
+
+    python -m experiments.text --workdir=runs/t5                                     # text to text, tags, questions
+    python -m experiments.text --workdir=runs/bert --ngram=3                         # masked tokens beside an n-gram's
+    python -m experiments.text --workdir=runs/gpt --num_samples=64 --memorized       # diversity, what is repeated
+    python -m experiments.text --workdir=runs/gpt --bias=PAIRS.tsv
+    python -m experiments.text --workdir=runs/adapted --before=runs/bert --other=python_topics
+
+Sources of the evaluation split are answered and held against the references: exact match, BLEU, chrF and ROUGE of texts;
+exact match and F1 of spans; F1 of entities.  Other runs write samples, of which diversity, repetition and the longest
+parts that stand in the training text are stated.  --before and --other state perplexities before and after further
+training, on both texts.  --pictures draws attention maps and embeddings.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import command_line
+from genjax import config
+
+flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
+flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+flags.DEFINE_integer("num_samples", 0, "samples whose diversity is measured, for models of text alone", lower_bound=0)
+flags.DEFINE_integer("num_beams", 1, "hypotheses of the search for answers; 1 takes the likeliest token", lower_bound=1)
+flags.DEFINE_boolean(
+    "memorized", False, "how much of the samples stands in the training text, and what prefixes bring back"
+)
+flags.DEFINE_integer("ngram", 0, "order of an n-gram of the training text to hold masked tokens against", lower_bound=0)
+flags.DEFINE_string("bias", None, "file of sentence pairs, with a tab between, whose likelihoods are compared")
+flags.DEFINE_string(
+    "before", None, "run that this one was trained further from, to state perplexities before and after"
+)
+flags.DEFINE_string(
+    "other", None, "text of that run (data.name, or a file), to see what was forgotten; by default its own"
+)
+flags.DEFINE_boolean("pictures", False, "write attention maps and a map of the token embeddings into the run")
+
+
+def main(arguments: list[str]) -> int:
+    run = command_line.restore_from_flags(arguments, __doc__)
+    if run is None:
+        return 0
+    from experiments import text_measures as measures
+    from genjax.data import LabelledTokens, QuestionAnswering, TextToText
+
+    values, data = flags.FLAGS, run.experiment.data
+    split = run.experiment.evaluation.split
+    print(f"{run.name}, step {run.step}: {type(run.model).__name__} on {data.name}, split {split}")
+    record: dict[str, Any] = {"step": run.step, "split": split}
+
+    def report(group: str, scores: dict[str, Any]) -> None:
+        record[group] = scores
+        print(f" {group}")
+        for name, value in scores.items():
+            print(f"  {name:<28} {value:.6g}" if isinstance(value, float) else f"  {name:<28} {value}")
+
+    if isinstance(data, TextToText):
+        scores, answers = measures.answer_scores(run, split, values.num_beams)
+        report("answers", scores)
+        path = Path(run.workdir) / f"answers_{split}.txt"
+        path.write_text("".join(answer + "\n" for answer in answers), encoding="utf-8")
+        print(path)
+    elif isinstance(data, LabelledTokens):
+        report("entities", measures.entity_scores(run, split))
+    elif isinstance(data, QuestionAnswering):
+        report("spans", measures.span_scores(run, split))
+    if values.ngram:
+        report("masked_tokens", measures.masked_scores(run, split, values.ngram))
+    if values.num_samples or values.memorized:
+        texts = measures.sample_texts(run, values.num_samples or 64)
+        report("diversity", measures.diversity(texts))
+        if values.memorized:
+            report("memorization", measures.memorized(run, texts))
+            if hasattr(run.model, "generate") and not isinstance(data, TextToText):
+                report("extraction", measures.extraction(run))
+    if values.bias is not None:
+        report("bias", measures.bias_scores(run, values.bias))
+    if values.before is not None:
+        report("perplexity", measures.adaptation_scores(run, values.before, values.other))
+    if values.pictures:
+        for path in measures.pictures(run, split):
+            print(path)
+    elif len(record) == 2:
+        raise config.ConfigError(
+            f"{data.name} has no references; ask for one of --num_samples, --memorized, --ngram, --bias, --before, --pictures"
+        )
+    path = Path(run.workdir) / f"text_{split}.json"
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,275 @@
+"""What experiments.text measures of a run: batches through the model, strings through genjax.evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import genjax
+from genjax import decoding
+from genjax.config import ConfigError
+from genjax.data import evaluation_batches
+from genjax.data.tokenized import DelimitedText, TokenizedData
+from genjax.evaluation import bias, memorization, text
+from genjax.evaluation.text_pictures import write_attention, write_embeddings
+from genjax.families.language.bert import BERT
+from genjax.families.language.encoder_tasks import Vocabulary
+from genjax.families.language.gpt import GPT
+from genjax.families.markov.ngram import NGram
+from genjax.model import example_keys
+from genjax.training import Run
+from genjax.training.checkpoints import flatten
+
+#: Tokens of a prefix, and of the continuation that a model must not bring back.
+PREFIX_TOKENS, CONTINUED_TOKENS = 32, 32
+
+
+def _outputs(run: Run, split: str, call: Callable[[Any, dict, jax.Array], Any]) -> Iterator[tuple[dict, Any]]:
+    """Each batch of a split without its padding, and what the compiled `call(state, batch, key)` says of it."""
+    data, key = run.experiment.data, jax.random.key(run.experiment.evaluation.seed)
+    limit = run.experiment.evaluation.num_examples
+    compiled = jax.jit(lambda state, batch: call(state, data.transform(batch, key), key))
+    size = min(data.eval_batch_size, limit or data.eval_batch_size)
+    for batch, real in evaluation_batches(data, split, size):
+        count = int(real.sum())
+        if limit is not None:
+            count = min(count, limit - int(batch["example_index"][0]))
+            if count <= 0:
+                return
+        out = jax.tree.map(lambda a, count=count: np.asarray(a)[:count], compiled(run.state, batch))
+        yield {name: a[:count] for name, a in batch.items()}, out
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Answers, tags, spans
+
+
+def answer_scores(run: Run, split: str, num_beams: int = 1) -> tuple[dict[str, Any], list[str]]:
+    """Exact match, BLEU, chrF and ROUGE of the answers to the sources of a split; of the mixture also each task's."""
+    data, model = run.experiment.data, run.model
+    if not hasattr(model, "translate"):
+        raise ConfigError(f"{type(model).__name__} does not write answers to sources")
+
+    def answer(state, batch, key):
+        source, mask = batch["source"], batch["source_mask"]
+        if num_beams > 1 or not hasattr(model, "generate"):
+            return model.translate(state, source, mask, num_beams=num_beams)
+        return model.generate(state, key, source, mask, sampling=decoding.Sampling(temperature=0.0)).tokens
+
+    answers, tasks = [], []
+    for batch, tokens in _outputs(run, split, answer):
+        answers += [data.decode(row).strip() for row in tokens]
+        tasks += batch["task"].tolist() if "task" in batch else []
+    references = data.references(split)[: len(answers)]
+    scores: dict[str, Any] = {"num_examples": len(answers), "literal_match": text.literal_match(answers, references)}
+    for number in sorted(set(tasks)):
+        own = [i for i, task in enumerate(tasks) if task == number]
+        found, wanted = [answers[i] for i in own], [references[i] for i in own]
+        scores[f"literal_match_{data.tasks[number]}"] = text.literal_match(found, wanted)
+    if not tasks:
+        scores |= text.translation_scores(answers, references, lowercase=data.lowercase)
+        scores |= text.rouge_scores(answers, references)
+    return scores, answers
+
+
+def entity_scores(run: Run, split: str) -> dict[str, float]:
+    """F1 of the entities of a split."""
+    data, found, wanted = run.experiment.data, [], []
+    for batch, logits in _outputs(run, split, lambda s, b, _: run.model.predict(s, b)["token_classes"]):
+        found += data.tags(batch["token_labels"], logits.argmax(-1))
+        wanted += data.tags(batch["token_labels"], batch["token_labels"])
+    return text.entity_scores(found, wanted)
+
+
+def span_scores(run: Run, split: str) -> dict[str, float]:
+    """Exact match and F1 of the texts of the likeliest spans."""
+    data, model, answers = run.experiment.data, run.model, []
+    for batch, spans in _outputs(run, split, lambda s, b, _: model.task.best_spans(model.predict(s, b), b)):
+        answers += data.answers(batch["tokens"], spans)
+    return text.answer_scores(answers, data.references(split)[: len(answers)])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Masked tokens beside an n-gram's
+
+
+def masked_scores(run: Run, split: str, order: int) -> dict[str, float]:
+    """Nats of the masked tokens, by the model from both sides and by an n-gram of the training text from the left."""
+    data, model = run.experiment.data, run.model
+    if not isinstance(model, BERT) or not model.task.masked:
+        raise ConfigError("--ngram needs a run of BERT or RoBERTa with masked tokens")
+    size = data.spec()["vocab_size"]
+    ngram = NGram([data.make_tokenizer().encode(t) for t in data.documents("train")], size, order)
+
+    vocabulary = Vocabulary(model.vocab_size, model.mask_token, model.special_tokens or ())
+
+    def predict(state, batch, key):
+        prepared = model.task.prepare(batch, example_keys(key, batch), vocabulary)
+        measures = model.task.measures(model.predict(state, prepared), prepared)
+        return prepared["places"], prepared["weights"], measures
+
+    total, theirs, count, hits = 0.0, 0.0, 0.0, 0.0
+    for batch, (places, weights, measures) in _outputs(run, split, predict):
+        total += measures["nll"].sum()
+        hits += (measures["masked_accuracy"] * measures["num_tokens"]).sum()
+        count += weights.sum()
+        for row, where, weight in zip(batch["tokens"], places, weights):
+            theirs -= (ngram.token_log_prob(row)[where] * weight).sum()
+    return {
+        "num_tokens": float(count),
+        "masked_nll_per_token": float(total / count),
+        f"{order}_gram_nll_per_token": float(theirs / count),
+        "masked_accuracy": float(hits / count),
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Samples
+
+
+def sample_texts(run: Run, num_samples: int) -> list[str]:
+    """Samples as text."""
+    data = run.experiment.data
+    if not hasattr(data, "decode"):
+        raise ConfigError(f"samples of {data.name} are no text")
+    seed = run.experiment.evaluation.seed
+    return [data.decode(row) for row in run.sample(jax.random.key(seed), num_samples)]
+
+
+def diversity(texts: list[str]) -> dict[str, float]:
+    """distinct-n, repetition and self-BLEU."""
+    return text.diversity_scores(texts)
+
+
+def _codes(texts: list[str]) -> list[np.ndarray]:
+    return [np.frombuffer(t.encode("utf-32-le"), np.uint32).astype(np.int64) for t in texts]
+
+
+def memorized(run: Run, texts: list[str]) -> dict[str, float]:
+    """Longest parts, in characters, of the samples that stand in the training text, beside those of unseen text."""
+    data = run.experiment.data
+    if not isinstance(data, TokenizedData):
+        raise ConfigError(f"{data.name} has no training text to compare samples with")
+    corpus = _codes(["\n".join(data.documents("train"))])[0]
+    length = round(float(np.mean([len(t) for t in texts])))
+    unseen = "\n".join(data.documents("test"))
+    held_out = [unseen[i : i + length] for i in range(0, len(unseen) - length, length)][: len(texts)]
+    scores = _memorization_of(texts, corpus)
+    if held_out:
+        scores |= {f"{name}_of_unseen_text": value for name, value in _memorization_of(held_out, corpus).items()}
+    return scores
+
+
+def _memorization_of(texts: list[str], corpus: np.ndarray) -> dict[str, float]:
+    """Scores of texts against the characters of a corpus."""
+    return memorization.memorization_scores(memorization.longest_matches(_codes(texts), corpus))
+
+
+def extraction(run: Run, num_prefixes: int = 200) -> dict[str, float]:
+    """Share of training texts, and of unseen ones, whose likeliest continuation is their own."""
+    data, model = run.experiment.data, run.model
+    size = PREFIX_TOKENS + CONTINUED_TOKENS
+
+    @jax.jit
+    def go_on(state, prompts):
+        sampling = decoding.Sampling(temperature=0.0)
+        return model.generate(state, jax.random.key(0), prompts, CONTINUED_TOKENS, sampling=sampling).tokens
+
+    scores = {}
+    for split, suffix in (("train", ""), (run.experiment.evaluation.split, "_of_unseen_text")):
+        ids = np.concatenate([data.make_tokenizer().encode(t) for t in data.documents(split)])
+        if len(ids) < size:
+            raise ConfigError(f"the split {split} has {len(ids)} tokens, fewer than the {size} that extraction needs")
+        starts = np.linspace(0, len(ids) - size, num_prefixes).astype(int)
+        rows = np.stack([ids[s : s + size] for s in starts]).astype(np.int32)
+        found = np.asarray(go_on(run.state, rows[:, :PREFIX_TOKENS]))
+        own = memorization.extraction_scores(found, rows[:, PREFIX_TOKENS:])
+        scores |= {name + suffix: value for name, value in own.items()}
+    return scores
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Preferences and perplexities
+
+
+def bias_scores(run: Run, path: str) -> dict[str, float]:
+    """Which sentence of each pair is likelier; by pseudo-likelihood where tokens are masked (Salazar et al. 2020)."""
+    data, model = run.experiment.data, run.model
+    if not isinstance(data, TokenizedData) or not (hasattr(model, "pseudo_log_prob") or hasattr(model, "log_prob")):
+        raise ConfigError(f"{type(model).__name__} on {data.name} has no likelihood of sentences")
+    pairs = bias.read_pairs(path)
+    tokenizer = data.make_tokenizer()
+    rows = [tokenizer.encode(sentence) for pair in pairs for sentence in (pair.first, pair.second)]
+    spec = data.spec()
+    end = [spec["separator_token"]] if isinstance(data, DelimitedText) else []
+    rows = [np.concatenate([[spec["start_token"]], row, end]).astype(np.int32) for row in rows]
+    length = max(map(len, rows))
+    tokens = np.stack([np.pad(row, (0, length - len(row)), constant_values=spec["start_token"]) for row in rows])
+    batch = {"tokens": tokens, "mask": np.arange(length)[None] < np.array([len(row) for row in rows])[:, None]}
+    score = model.pseudo_log_prob if hasattr(model, "pseudo_log_prob") else model.log_prob
+    values = np.asarray(jax.jit(score)(run.state, batch), np.float64)
+    return bias.preference_scores(values[::2], values[1::2], [pair.kind for pair in pairs])
+
+
+def adaptation_scores(run: Run, before: str, other: str | None) -> dict[str, float]:
+    """Perplexity of both runs on the text of both."""
+    earlier = genjax.restore(before)
+    split = run.experiment.evaluation.split
+    own, theirs = run.experiment.data, earlier.experiment.data
+    if other is not None:
+        is_file = Path(other).expanduser().exists()
+        theirs = dataclasses.replace(theirs, name="file" if is_file else other, dir=other if is_file else theirs.dir)
+    scores = {}
+    for place, each in (("before", earlier), ("after", run)):
+        for name, data in (("new_text", own), ("old_text", theirs)):
+            # One tokenizer for both runs, or perplexities could not be compared.
+            data = dataclasses.replace(data, tokenizer_file=own.tokenizer_file)
+            experiment = dataclasses.replace(each.experiment, data=data)
+            engine = type(each.engine)(experiment)
+            metrics = engine.evaluate(each.state, split)
+            if "perplexity" not in metrics:
+                raise ConfigError(f"{type(each.model).__name__} has no perplexity")
+            scores[f"{place}_{name}"] = float(metrics["perplexity"])
+    scores["gained_on_new_text"] = 1.0 - scores["after_new_text"] / scores["before_new_text"]
+    scores["forgotten_of_old_text"] = scores["after_old_text"] / scores["before_old_text"] - 1.0
+    return scores
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+def pictures(run: Run, split: str) -> list[Path]:
+    """Attention of the first example, head by head, and the token embeddings in the plane of most variance."""
+    data, model = run.experiment.data, run.model
+    if not hasattr(model, "attention_weights") or not isinstance(data, TokenizedData):
+        raise ConfigError(f"{type(model).__name__} shows no attention")
+    batch = data.load(split).gather(np.arange(1))
+    batch = {name: jnp.asarray(a) for name, a in data.transform(batch, jax.random.key(0)).items()}
+    folder = Path(run.workdir) / "pictures"
+    folder.mkdir(exist_ok=True)
+    pieces = data.make_tokenizer().pieces
+    names = lambda ids: [pieces[i].decode(errors="replace") if i < len(pieces) else "·" for i in ids]  # noqa: E731
+    if not isinstance(model, GPT | BERT) and "source" not in batch:
+        raise ConfigError(f"{type(model).__name__} on {data.name} has no fixed pairs whose attention could be shown")
+    tokens = np.asarray(batch["tokens"][0])
+    columns = names(np.asarray(batch["source"][0])) if "source" in batch else None
+    weights = model.attention_weights(run.state, batch["tokens"] if isinstance(model, GPT) else batch)
+    paths = []
+    layers = [w if isinstance(w, tuple) else (w, None) for w in weights]
+    for kind, index in (("self", 0), ("cross", 1)):
+        chosen = [np.asarray(layer[index][0]) for layer in layers if layer[index] is not None]
+        if chosen:
+            own = names(tokens[: chosen[0].shape[1]])
+            paths += write_attention(chosen, own, own if kind == "self" else columns, folder / f"attention_{kind}")
+    tables = [a for path, a in flatten(run.state.eval_params).items() if "embedding" in path and a.ndim == 2]
+    table = next((np.asarray(a) for a in tables if a.shape[0] >= max(len(pieces), 3)), None)
+    if table is not None:
+        paths.append(write_embeddings(table[: len(pieces)], names(range(len(pieces))), folder / "embeddings.png"))
+    return paths

@@ -1,0 +1,83 @@
+"""The report of experiments.text on runs of two steps."""
+
+import json
+
+import numpy as np
+import pytest
+
+import genjax
+from experiments import text_measures
+from genjax import config
+from genjax.training import train
+from tests.training.tiny_runs import call
+
+SHORT = {
+    "training.num_steps": 2,
+    "training.steps_per_dispatch": 1,
+    "training.evaluate_every": None,
+    "training.best_metric": None,
+    "training.num_samples": 2,
+    "training.tensorboard": False,
+    "training.compilation_cache": "",
+    "training.mesh": "data:1",
+    "evaluation.num_examples": 12,
+    "data.eval_batch_size": 8,
+}
+
+
+def run_of(name, workdir, **changes):
+    entry = config.find_experiment(name)
+    changes = {key.replace("__", "."): value for key, value in changes.items()}
+    train(config.apply_overrides(entry.build(), {**entry.shrunk, **SHORT, **changes}), workdir, name=name, quiet=True)
+    return genjax.restore(workdir)
+
+
+def test_answers_are_held_against_references(tmp_path):
+    pytest.importorskip("sacrebleu")
+    run = run_of("t5_mixture", tmp_path / "run", data__tasks=("sum", "reverse"))
+    scores, answers = text_measures.answer_scores(run, "test")
+    assert len(answers) == scores["num_examples"] == 12 and "literal_match_reverse" in scores
+    assert len(text_measures.pictures(run, "test")) == 5
+    result = call("text", f"--workdir={tmp_path}/run", "--num_beams=2")
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "run" / "text_test.json").read_text())["answers"]["num_examples"] == 12
+
+
+def test_masked_tokens_pairs_of_sentences_and_further_training(tmp_path):
+    pytest.importorskip("sacrebleu")
+    run = run_of("bert_embedded", tmp_path / "first")
+    scores = text_measures.masked_scores(run, "test", 2)
+    # A model that has learnt nothing spreads over all tokens, which an n-gram does not.
+    assert scores["masked_nll_per_token"] == pytest.approx(np.log(run.model.vocab_size), abs=0.3)
+    assert scores["2_gram_nll_per_token"] < 3.0 and scores["num_tokens"] > 12
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("He is kind.\tShe is kind.\tgender\n")
+    assert text_measures.bias_scores(run, str(pairs))["prefers_first"] in (0.0, 100.0)
+    text = tmp_path / "new.txt"
+    text.write_text("a new text of the same letters and of other words, " * 100)
+    second = run_of(
+        "bert_embedded", tmp_path / "second", data__name="file", data__dir=str(text),
+        data__tokenizer_file=str(tmp_path / "first" / "tokenizer.json"), training__init_from=str(tmp_path / "first"),
+    )  # fmt: skip
+    scores = text_measures.adaptation_scores(second, str(tmp_path / "first"), None)
+    assert scores["before_new_text"] > 1 and scores["forgotten_of_old_text"] > -1
+    with pytest.raises(config.ConfigError, match="does not write answers"):
+        text_measures.answer_scores(run, "test")
+
+
+def test_spans_and_entities_are_read_from_heads(tmp_path):
+    scores = text_measures.span_scores(run_of("bert_questions", tmp_path / "spans"), "test")
+    assert set(scores) == {"exact_match", "f1"}
+    scores = text_measures.entity_scores(run_of("bert_entities", tmp_path / "tags"), "test")
+    assert 0 <= scores["f1"] <= 100 and "f1_PER" in scores
+
+
+def test_samples_are_compared_with_the_training_text(tmp_path):
+    pytest.importorskip("sacrebleu")
+    run = run_of("gpt_text", tmp_path / "run", data__sequence_length=64)
+    texts = text_measures.sample_texts(run, 3)
+    assert len(texts) == 3 and "distinct_2" in text_measures.diversity(texts)
+    scores = text_measures.memorized(run, texts)
+    # Python's help is like itself more than like random characters.
+    assert scores["longest_match_mean"] < scores["longest_match_mean_of_unseen_text"]
+    assert text_measures.extraction(run, 5)["extracted"] == 0.0
