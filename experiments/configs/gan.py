@@ -154,13 +154,14 @@ def stylegan2_shapes() -> Experiment:
     python -m experiments.train --experiment=stylegan2_shapes --workdir=runs/stylegan2
 
     StyleGAN3-T: --model.network=style_gan3_network --model.path_length_weight=0, and R with --model.network.rotation too.
-    With a folder of pictures of 64 x 64 pixels, such as emoji, in bfloat16:
+    With the emoji of 64 x 64 pixels, in bfloat16:
 
-        ... --data.name=folder --data.dir=FOLDER --data.image_size=64,64 --model.compute_dtype=bfloat16
+        ... --data.name=emoji --data.dir=emoji64.npz --model.compute_dtype=bfloat16 --model.network.channel_base=8192
 
-    and of the size of FFHQ, on eight devices that also share the parameters (a batch has four pictures for each):
+    and with a folder of pictures of the size of FFHQ, on eight devices that also share the parameters:
 
-        ... --data.image_size=256,256 --data.horizontal_flip --model.network.channel_base=32768 --training.mesh=data:2,fsdp:4
+        ... --data.name=folder --data.dir=FOLDER --data.image_size=256,256 --data.horizontal_flip
+            --model.network.channel_base=32768 --training.mesh=data:2,fsdp:4
     """
     model = StyleGAN(
         latent_dim=128,
