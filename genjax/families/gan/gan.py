@@ -38,7 +38,7 @@ from genjax.model import (
     PyTree,
     TrainState,
     batch_size,
-    cross_device_mean,
+    cross_device_sum,
     ema_update,
     example_keys,
     gradient_update,
@@ -338,7 +338,7 @@ class GAN:
         if variables:
             extra["discriminator"] = variables
         if "augmentation_probability" in extra:
-            count = cross_device_mean(jnp.float32(batch_size(batch)))
+            count = cross_device_sum(jnp.float32(batch_size(batch)))
             probability = self.augmentation.adapted(
                 extra["augmentation_probability"], metrics["real_score_sign"], count
             )
