@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import compare
+from benchmarks.timing import compare, training_steps
 from genjax.families.autoregressive.gated_pixel_cnn import GatedPixelCNN
 from genjax.optimizers import Adam
 from genjax.training.host import keep_freed_memory
@@ -29,18 +29,7 @@ def jax_step(x: np.ndarray, layers: int, width: int):
     model = GatedPixelCNN(
         data_shape=(SIZE, SIZE, 1), num_layers=layers, hidden_dim=width, output_dim=width, optimizer=Adam()
     )
-    batch = {"x": jnp.asarray(x)}
-    state = jax.jit(model.init)(jax.random.key(0), batch)
-    step = jax.jit(model.train_step, donate_argnums=0)
-    key = jax.random.key(1)
-
-    def run(count: int) -> float:
-        nonlocal state
-        for _ in range(count):
-            state, metrics = step(state, batch, key)
-        return float(metrics["loss"])
-
-    return run
+    return training_steps(model, {"x": x})
 
 
 def torch_step(x: np.ndarray, layers: int, width: int):

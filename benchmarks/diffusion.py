@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import compare
+from benchmarks.timing import compare, training_steps
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.samplers import DDIM
 from genjax.families.diffusion.unet import UNet
@@ -30,20 +30,10 @@ MODEL = Diffusion(
 )
 
 
-def jax_step(x: np.ndarray):
-    """Returns a function that takes the given number of steps and waits for them, and the number of parameters."""
-    batch, key = {"x": jnp.asarray(x)}, jax.random.key(1)
-    state = jax.jit(MODEL.init)(jax.random.key(0), batch)
-    size = sum(a.size for a in jax.tree.leaves(state.params))
-    step = jax.jit(lambda s, b: MODEL.train_step(s, b, jax.random.fold_in(key, s.step)), donate_argnums=0)
-
-    def run(count: int) -> float:
-        nonlocal state
-        for _ in range(count):
-            state, metrics = step(state, batch)
-        return float(metrics["loss"])
-
-    return run, size
+def num_parameters(x: np.ndarray) -> int:
+    """Number of parameters of ours."""
+    state = jax.eval_shape(MODEL.init, jax.random.key(0), {"x": x})
+    return sum(a.size for a in jax.tree.leaves(state.params))
 
 
 def torch_step(x: np.ndarray):
@@ -180,10 +170,9 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(2)
-    ours, size = jax_step(x)
     theirs, torch_size = torch_step(x)
-    print(f"parameters: genjax {size:,}, torch {torch_size:,}")
-    compare({"genjax": ours, "torch eager": theirs}, arguments.rounds, arguments.steps)
+    print(f"parameters: genjax {num_parameters(x):,}, torch {torch_size:,}")
+    compare({"genjax": training_steps(MODEL, {"x": x}), "torch eager": theirs}, arguments.rounds, arguments.steps)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,10 @@ Both compute in float32 on the CPU with the same networks, loss and Adam; runs o
 from __future__ import annotations
 
 import argparse
-import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import compare
+from benchmarks.timing import compare, training_steps
 from genjax.families.flow.real_nvp import RealNVP
 from genjax.optimizers import Adam
 from genjax.training.host import keep_freed_memory
@@ -23,26 +20,11 @@ DIM, COUPLINGS, BOUND = 784, 8, 3.0
 
 
 def jax_step(x: np.ndarray, hidden: tuple[int, ...], steps_per_dispatch: int = 1):
-    """Returns a function that takes the given number of steps, a multiple of those of a dispatch, and waits for them."""
+    """Returns a function that takes the given number of steps and waits for them."""
     model = RealNVP(
         data_shape=(DIM,), num_couplings=COUPLINGS, hidden_dims=hidden, bound=BOUND, actnorm=False, optimizer=Adam()
     )
-    batch = {"x": jnp.asarray(x)}
-    state = jax.jit(model.init)(jax.random.key(0), batch)
-    key = jax.random.key(1)
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def dispatch(state):
-        state, metrics = jax.lax.scan(lambda s, _: model.train_step(s, batch, key), state, length=steps_per_dispatch)
-        return state, metrics["loss"][-1]
-
-    def run(count: int) -> float:
-        nonlocal state
-        for _ in range(count // steps_per_dispatch):
-            state, loss = dispatch(state)
-        return float(loss)
-
-    return run
+    return training_steps(model, {"x": x}, steps_per_dispatch)
 
 
 def torch_step(x: np.ndarray, hidden: tuple[int, ...]):

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import compare
+from benchmarks.timing import compare, training_steps
 from genjax.families.gan.dcgan import DCGANNetwork
 from genjax.families.gan.gan import GAN
 from genjax.optimizers import Adam
@@ -34,18 +32,7 @@ def jax_step(x: np.ndarray, base: int):
         generator_optimizer=adam,
         discriminator_optimizer=adam,
     )
-    batch = {"x": jnp.asarray(x)}
-    state = jax.jit(model.init)(jax.random.key(0), batch)
-    key = jax.random.key(1)
-    step = jax.jit(lambda s, b: model.train_step(s, b, jax.random.fold_in(key, s.step)), donate_argnums=0)
-
-    def run(count: int) -> float:
-        nonlocal state
-        for _ in range(count):
-            state, metrics = step(state, batch)
-        return float(metrics["loss"])
-
-    return run
+    return training_steps(model, {"x": x})
 
 
 def torch_networks(base: int):

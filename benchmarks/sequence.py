@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import compare
+from benchmarks.timing import compare, training_steps
 from genjax import decoding
 from genjax.families.language.gpt import GPT, gpt2_network
 from genjax.families.recurrent.language import RecurrentLanguageModel
@@ -31,26 +31,6 @@ from genjax.training import host
 
 SIZES = {"gpt_small": (4, 128, 4, 64, 12, 65), "gpt_large": (6, 384, 6, 256, 8, 65)}
 LSTM_SIZE = {"width": 512, "length": 64, "batch": 32, "vocab": 10_000}
-
-
-def jax_run(model, tokens: np.ndarray, steps_per_dispatch: int = 1):
-    """A function that takes so many training steps and returns the last loss."""
-    batch = {"tokens": jnp.asarray(tokens)}
-    state = jax.jit(model.init)(jax.random.key(0), batch)
-
-    def dispatch(state, batch):
-        step = lambda state, _: model.train_step(state, batch, jax.random.key(1))  # noqa: E731
-        return jax.lax.scan(step, state, None, length=steps_per_dispatch)
-
-    compiled = jax.jit(dispatch, donate_argnums=0)
-
-    def run(count: int) -> float:
-        nonlocal state
-        for _ in range(count // steps_per_dispatch):
-            state, metrics = compiled(state, batch)
-        return float(metrics["loss"][-1])
-
-    return run
 
 
 def torch_gpt(layers: int, width: int, heads: int, context: int, vocab: int):
@@ -201,7 +181,11 @@ def main() -> None:
             network = gpt2_network(layers, width, heads, max_length=context)
             model = GPT(vocab_size=vocab, network=network, optimizer=adam)
             theirs, steps = torch_gpt(layers, width, heads, context, vocab), 20 if case == "gpt_small" else 2
-        compare({"genjax": jax_run(model, tokens), "torch": torch_run(theirs, tokens)}, arguments.rounds, steps)
+        compare(
+            {"genjax": training_steps(model, {"tokens": tokens}), "torch": torch_run(theirs, tokens)},
+            arguments.rounds,
+            steps,
+        )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,34 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def training_steps(model: Any, batch: dict[str, np.ndarray], steps_per_dispatch: int = 1) -> Callable[[int], float]:
+    """Returns a function that takes so many training steps (a multiple of those of a dispatch) and waits for them."""
+    arrays = {name: jnp.asarray(a) for name, a in batch.items()}
+    state = jax.jit(model.init)(jax.random.key(0), arrays)
+    key = jax.random.key(1)
+
+    def dispatch(state, arrays):
+        def step(state, _):
+            return model.train_step(state, arrays, jax.random.fold_in(key, state.step))
+
+        return jax.lax.scan(step, state, None, length=steps_per_dispatch)
+
+    compiled = jax.jit(dispatch, donate_argnums=0)
+
+    def run(count: int) -> float:
+        nonlocal state
+        for _ in range(count // steps_per_dispatch):
+            state, metrics = compiled(state, arrays)
+        return float(metrics["loss"][-1])
+
+    return run
 
 
 def compare(runs: dict[str, Callable[[int], float]], rounds: int, steps: int) -> dict[str, float]:

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import compare
+from benchmarks.timing import compare, training_steps
 from genjax.families.vae.vae import VAE
 from genjax.nn.encoder_decoder import ConvNetwork, MLPNetwork
 from genjax.optimizers import Adam
@@ -31,25 +29,7 @@ def jax_step(x: np.ndarray, network: str, steps_per_dispatch: int):
         "conv": ConvNetwork(channels=CHANNELS, hidden_dims=(DENSE,), activation="relu"),
     }
     model = VAE(data_shape=(28, 28, 1), latent_dim=LATENT_DIM, network=networks[network], optimizer=Adam())
-    batch = {"x": jnp.asarray(x)}
-    state = jax.jit(model.init)(jax.random.key(0), batch)
-    key = jax.random.key(1)
-
-    def dispatch(state, batch):
-        def step(state, _):
-            return model.train_step(state, batch, jax.random.fold_in(key, state.step))
-
-        return jax.lax.scan(step, state, None, length=steps_per_dispatch)
-
-    compiled = jax.jit(dispatch, donate_argnums=0)
-
-    def run(count: int) -> float:
-        nonlocal state
-        for _ in range(count // steps_per_dispatch):
-            state, metrics = compiled(state, batch)
-        return float(metrics["loss"][-1])
-
-    return run
+    return training_steps(model, {"x": x}, steps_per_dispatch)
 
 
 def torch_networks(network: str):
