@@ -7,6 +7,7 @@ from genjax.decoding.contrastive import contrastive_search
 from genjax.decoding.generate import generate, stream
 from genjax.decoding.sampling import Sampling
 from genjax.decoding.speculative import speculative
+from genjax.decoding.token_model import TokenModel, check_tokens
 from genjax.decoding.watermark import Watermark
 
 __all__ = [
@@ -16,8 +17,10 @@ __all__ = [
     "Generation",
     "Sampling",
     "Step",
+    "TokenModel",
     "Watermark",
     "beam_search",
+    "check_tokens",
     "contrastive_search",
     "from_regular_expression",
     "generate",

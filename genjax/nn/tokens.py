@@ -32,15 +32,16 @@ def token_nll(logits: Array, targets: Array) -> Array:
 
 
 def sequence_metrics(nll: Array, weights: Array, batch: Batch) -> Metrics:
-    """Per example: `nll` in nats, `num_tokens`, and `num_characters` where the batch has it; each [B]."""
+    """Per example: `nll` in nats, `num_tokens`, and `num_characters` or `num_frames` where the batch has it; each [B]."""
     metrics = {"nll": (nll * weights).sum(1), "num_tokens": weights.sum(1)}
-    if "num_characters" in batch:
-        metrics["num_characters"] = batch["num_characters"].astype(jnp.float32)
+    for name in ("num_characters", "num_frames"):
+        if name in batch:
+            metrics[name] = batch[name].astype(jnp.float32)
     return metrics
 
 
 def summarize(means: dict[str, float]) -> dict[str, float]:
-    """Adds what is a ratio of means: nll_per_token (nats), bits_per_token, perplexity, bits_per_character."""
+    """Adds ratios of means: nll_per_token (nats), bits_per_token, perplexity, bits_per_character, nll_per_frame (nats)."""
     per_token = means["nll"] / max(means["num_tokens"], 1e-9)
     means = {
         **means,
@@ -50,4 +51,6 @@ def summarize(means: dict[str, float]) -> dict[str, float]:
     }
     if means.get("num_characters"):
         means["bits_per_character"] = means["nll"] / means["num_characters"] / math.log(2.0)
+    if means.get("num_frames"):
+        means["nll_per_frame"] = means["nll"] / means["num_frames"]
     return means

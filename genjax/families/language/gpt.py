@@ -33,7 +33,7 @@ from genjax.model import (
 )
 from genjax.nn import adaptation
 from genjax.nn.adaptation import LoRA
-from genjax.nn.tokens import sequence_metrics, summarize, token_nll, token_weights
+from genjax.nn.tokens import token_nll, token_weights
 from genjax.nn.transformer import Cache, TokenEmbedding, Transformer, TransformerStack, unrolled
 from genjax.optimizers import AdamW, Optimizer
 
@@ -104,7 +104,7 @@ class LanguageModel(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GPT:
+class GPT(decoding.TokenModel):
     """Decoder-only transformer language model.
 
     Attributes:
@@ -227,23 +227,8 @@ class GPT:
             ema = ema_update(ema, params, self.optimizer.ema_decay, state.step)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema), metrics
 
-    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example: `nll` in nats of its targets, `num_tokens`, `accuracy`; [B] each.  See `summarize`."""
-        del key
-        logits, _ = self._forward(state.eval_params, batch)
-        weights, targets = token_weights(batch), batch["tokens"][:, 1:]
-        metrics = sequence_metrics(token_nll(logits, targets), weights, batch)
-        hits = (logits.argmax(-1) == targets) * weights
-        return {**metrics, "accuracy": hits.sum(1) / jnp.maximum(weights.sum(1), 1.0)}
-
-    def summarize(self, means: dict[str, float]) -> dict[str, float]:
-        """Adds nll_per_token (nats), bits_per_token, perplexity and bits_per_character to means of `evaluate`."""
-        return summarize(means)
-
-    def log_prob(self, state: TrainState, batch: Batch) -> Array:
-        """Log-probability of the targets given the first token, in nats, [B]."""
-        logits, _ = self._forward(state.eval_params, batch)
-        return -(token_nll(logits, batch["tokens"][:, 1:]) * token_weights(batch)).sum(1)
+    def _target_logits(self, params: PyTree, batch: Batch) -> Array:
+        return self._forward(params, batch)[0]
 
     def logits(
         self, state: TrainState, tokens: Array, segment_ids: Array | None = None, mask: Array | None = None
@@ -285,37 +270,6 @@ class GPT:
             return decoding.Step(logits, out.cache, out.x)
 
         return decoding.Decoder(init=init, extend=extend, rewind=lambda cache, length: cache.replace(length=length))
-
-    def generate(
-        self,
-        state: TrainState,
-        key: Array,
-        prompts: Array,
-        max_new_tokens: int,
-        lengths: Array | None = None,
-        **options: Any,
-    ) -> decoding.Generation:
-        """Continues prompts [B, P]; `options` are those of `decoding.generate`."""
-        options = {"sampling": self.sampling, "end_token": self.end_token, **options}
-        return decoding.generate(self.decoder(state), key, prompts, max_new_tokens, lengths=lengths, **options)
-
-    def sample(
-        self, state: TrainState, key: Array, num_samples: int, prompt: Array | None = None, **options: Any
-    ) -> Array:
-        """Draws token sequences [num_samples, T + 1] that begin with the start token, or with `prompt` [P].
-
-        Places after the end token repeat it.
-        """
-        if self.sequence_length is None:
-            raise ValueError("GPT.sequence_length is None; give it, or resolve the experiment")
-        if prompt is None:
-            prompt = jnp.full((1,), self.start_token or 0, jnp.int32)
-        total = self.sequence_length + 1
-        if prompt.shape[0] >= total:
-            raise ValueError(f"the prompt has {prompt.shape[0]} tokens, and a sample only {total}")
-        prompts = jnp.broadcast_to(prompt.astype(jnp.int32)[None], (num_samples, prompt.shape[0]))
-        out = self.generate(state, key, prompts, total - prompt.shape[0], **options)
-        return jnp.concatenate([prompts, out.tokens], axis=1)
 
 
 @functools.cache

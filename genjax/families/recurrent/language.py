@@ -29,7 +29,7 @@ from genjax.model import (
 )
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.recurrent import Recurrent, RecurrentStack
-from genjax.nn.tokens import sequence_metrics, summarize, token_nll, token_weights
+from genjax.nn.tokens import token_nll, token_weights
 from genjax.optimizers import Adam, Optimizer
 
 
@@ -65,7 +65,7 @@ class RecurrentNetwork(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RecurrentLanguageModel:
+class RecurrentLanguageModel(decoding.TokenModel):
     """Language model of recurrent layers.
 
     Attributes:
@@ -129,12 +129,6 @@ class RecurrentLanguageModel:
             }
         return TrainState.create(params, self.optimizer, extra)
 
-    def _nll(
-        self, params: PyTree, batch: Batch, carry: PyTree | None = None, dropout_keys: Array | None = None
-    ) -> tuple[Array, Array, PyTree]:
-        logits, carry, _ = self.module().apply({"params": params}, batch["tokens"][:, :-1], carry, dropout_keys)
-        return token_nll(logits, batch["tokens"][:, 1:]), token_weights(batch), carry
-
     def loss(
         self, params: PyTree, batch: Batch, key: Array, extra: PyTree = None
     ) -> tuple[Array, Metrics | tuple[Metrics, PyTree]]:
@@ -144,7 +138,9 @@ class RecurrentLanguageModel:
             rows = batch.get("example_index", jnp.arange(batch["tokens"].shape[0]))
             follows = batch["window"] == extra["next_window"][rows]
             carry = jax.tree.map(lambda a: jnp.where(follows[:, None], a[rows], 0.0), extra["carry"])
-        nll, weights, after = self._nll(params, batch, carry, example_keys(key, batch))
+        inputs = (batch["tokens"][:, :-1], carry, example_keys(key, batch))
+        logits, after, _ = self.module().apply({"params": params}, *inputs)
+        nll, weights = token_nll(logits, batch["tokens"][:, 1:]), token_weights(batch)
         metrics = {"nll_per_token": (nll * weights).sum() / jnp.maximum(weights.sum(), 1.0)}
         loss = (nll * weights).mean()
         if not extra:
@@ -156,20 +152,9 @@ class RecurrentLanguageModel:
         """One update.  Metrics: loss, nll_per_token (nats)."""
         return gradient_step(self.loss, self.optimizer, with_extra=self.carry_state)(state, batch, key)
 
-    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example, from a state of zeros: `nll` in nats of its targets, `num_tokens`; see `summarize`."""
-        del key
-        nll, weights, _ = self._nll(state.eval_params, batch)
-        return sequence_metrics(nll, weights, batch)
-
-    def summarize(self, means: dict[str, float]) -> dict[str, float]:
-        """Adds nll_per_token (nats), bits_per_token, perplexity and bits_per_character to means of `evaluate`."""
-        return summarize(means)
-
-    def log_prob(self, state: TrainState, batch: Batch) -> Array:
-        """Log-probability of the targets given the first token, in nats, [B]."""
-        nll, weights, _ = self._nll(state.eval_params, batch)
-        return -(nll * weights).sum(1)
+    def _target_logits(self, params: PyTree, batch: Batch) -> Array:
+        # From a state of zeros: a window is evaluated by itself.
+        return self.module().apply({"params": params}, batch["tokens"][:, :-1])[0]
 
     def logits(self, state: TrainState, tokens: Array) -> Array:
         """Next-token logits, [B, T] -> float32 [B, T, V]."""
@@ -186,34 +171,6 @@ class RecurrentLanguageModel:
             return decoding.Step(logits, memory, hidden)
 
         return decoding.Decoder(init=lambda batch, length, ragged: self.network.init_carry(batch), extend=extend)
-
-    def generate(
-        self,
-        state: TrainState,
-        key: Array,
-        prompts: Array,
-        max_new_tokens: int,
-        lengths: Array | None = None,
-        **options: Any,
-    ) -> decoding.Generation:
-        """Continues prompts [B, P]; `options` are those of `decoding.generate`."""
-        options = {"sampling": self.sampling, "end_token": self.end_token, **options}
-        return decoding.generate(self.decoder(state), key, prompts, max_new_tokens, lengths=lengths, **options)
-
-    def sample(
-        self, state: TrainState, key: Array, num_samples: int, prompt: Array | None = None, **options: Any
-    ) -> Array:
-        """Draws token sequences [num_samples, T + 1] that begin with the start token, or with `prompt` [P]."""
-        if self.sequence_length is None:
-            raise ValueError("RecurrentLanguageModel.sequence_length is None; give it, or resolve the experiment")
-        if prompt is None:
-            prompt = jnp.full((1,), self.start_token or 0, jnp.int32)
-        total = self.sequence_length + 1
-        if prompt.shape[0] >= total:
-            raise ValueError(f"the prompt has {prompt.shape[0]} tokens, and a sample only {total}")
-        prompts = jnp.broadcast_to(prompt.astype(jnp.int32)[None], (num_samples, prompt.shape[0]))
-        out = self.generate(state, key, prompts, total - prompt.shape[0], **options)
-        return jnp.concatenate([prompts, out.tokens], axis=1)
 
 
 def _put_rows(rows: Array, old: Array, new: Array) -> Array:

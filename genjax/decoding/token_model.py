@@ -1,0 +1,99 @@
+"""What models of token sequences share: likelihoods from their logits, and generation from their `Decoder`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax.decoding.base import Decoder, Generation
+from genjax.decoding.generate import generate
+from genjax.model import Batch, Metrics, TrainState
+from genjax.nn.tokens import sequence_metrics, summarize, token_nll, token_weights
+
+Array = jax.Array
+PyTree = Any
+
+
+def check_tokens(tokens: Array, vocab_size: int, what: str = "the prompt") -> None:
+    """Raises ValueError if an id lies outside the vocabulary, where values are known (not while a function is traced)."""
+    if isinstance(tokens, jax.core.Tracer):
+        return
+    ids = np.asarray(tokens)
+    bad = ids[(ids < 0) | (ids >= vocab_size)]
+    if bad.size:
+        raise ValueError(f"{what} has the token {bad[0]}, which lies outside the vocabulary of {vocab_size} tokens")
+
+
+class TokenModel:
+    """Mixin of a dataclass with the fields vocab_size, sequence_length, start_token, end_token and sampling.
+
+    It defines `_target_logits(params, batch) -> [B, T, V]`, logits of the targets tokens[:, 1:] without dropout, and
+    `decoder(state)`.
+    """
+
+    def _target_logits(self, params: PyTree, batch: Batch) -> Array:
+        raise NotImplementedError
+
+    def decoder(self, state: TrainState) -> Decoder:
+        """How the functions of `genjax.decoding` run this model."""
+        raise NotImplementedError
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """Per example: `nll` in nats of its targets, `num_tokens`, `accuracy`; [B] each.  See `summarize`."""
+        del key
+        logits = self._target_logits(state.eval_params, batch)
+        weights, targets = token_weights(batch), batch["tokens"][:, 1:]
+        hits = (logits.argmax(-1) == targets) * weights
+        return {
+            **sequence_metrics(token_nll(logits, targets), weights, batch),
+            "accuracy": hits.sum(1) / jnp.maximum(weights.sum(1), 1.0),
+        }
+
+    def summarize(self, means: dict[str, float]) -> dict[str, float]:
+        """Adds ratios to means of `evaluate`: nll_per_token (nats), perplexity and others; see `nn.tokens.summarize`."""
+        return summarize(means)
+
+    def log_prob(self, state: TrainState, batch: Batch) -> Array:
+        """Log-probability of the targets given the first token, in nats, [B]."""
+        logits = self._target_logits(state.eval_params, batch)
+        return -(token_nll(logits, batch["tokens"][:, 1:]) * token_weights(batch)).sum(1)
+
+    def generate(
+        self,
+        state: TrainState,
+        key: Array,
+        prompts: Array,
+        max_new_tokens: int,
+        lengths: Array | None = None,
+        **options: Any,
+    ) -> Generation:
+        """Continues prompts [B, P]; `options` are those of `decoding.generate`.
+
+        Raises:
+          ValueError: a token of the prompt lies outside the vocabulary, or the prompt and what follows do not fit.
+        """
+        check_tokens(prompts, self.vocab_size)
+        options = {"sampling": self.sampling, "end_token": self.end_token, **options}
+        return generate(self.decoder(state), key, prompts, max_new_tokens, lengths=lengths, **options)
+
+    def sample(
+        self, state: TrainState, key: Array, num_samples: int, prompt: Array | None = None, **options: Any
+    ) -> Array:
+        """Draws token sequences [num_samples, T + 1] that begin with the start token, or with `prompt` [P].
+
+        Places after the end token repeat it.
+        """
+        if self.sequence_length is None:
+            raise ValueError(f"{type(self).__name__}.sequence_length is None; give it, or resolve the experiment")
+        if prompt is None:
+            prompt = jnp.full((1,), self.start_token or 0, jnp.int32)
+        total = self.sequence_length + 1
+        if prompt.shape[0] >= total:
+            raise ValueError(f"the prompt has {prompt.shape[0]} tokens, and a sample only {total}")
+        check_tokens(prompt, self.vocab_size)
+        prompts = jnp.broadcast_to(prompt.astype(jnp.int32)[None], (num_samples, prompt.shape[0]))
+        out = self.generate(state, key, prompts, total - prompt.shape[0], **options)
+        return jnp.concatenate([prompts, out.tokens], axis=1)
