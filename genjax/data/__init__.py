@@ -7,9 +7,10 @@ from genjax.data.evidence import Evidence
 from genjax.data.images import Images, write_grid
 from genjax.data.labelled_text import LabelledText, LabelledTokens, QuestionAnswering
 from genjax.data.molecules import Molecules
-from genjax.data.music import PianoRolls
+from genjax.data.music import NoteEvents, PianoRolls
 from genjax.data.pipeline import Pipeline, evaluation_batches
 from genjax.data.points import Points
+from genjax.data.python_source import PythonSource
 from genjax.data.sequences import TimeSeries, TokenPairs
 from genjax.data.text import Text
 from genjax.data.text_to_text import TextToText
@@ -26,9 +27,11 @@ __all__ = [
     "LabelledText",
     "LabelledTokens",
     "Molecules",
+    "NoteEvents",
     "PianoRolls",
     "Pipeline",
     "Points",
+    "PythonSource",
     "QuestionAnswering",
     "Text",
     "TextToText",

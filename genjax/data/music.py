@@ -1,12 +1,11 @@
-"""Piano rolls: which of 88 notes sound in each time step; JSB chorales, or embedded chords that are put together.
+"""Piano rolls: which of 88 notes sound in each time step; JSB chorales, MIDI files, or embedded chords that are put together.
 
-Samples are written as MIDI files, and as one picture.
+Samples are written as MIDI and WAV files, and as one picture.  `NoteEvents` are the same pieces as token sequences.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split
+from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split, split_indices
 from genjax.data.images import write_grid
+from genjax.data.midi import NUM_NOTES, midi, read_midi, synthesize, wav
 from genjax.model import example_keys
-
-NUM_NOTES = 88
-LOWEST_NOTE = 21  # MIDI number of column 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,22 +24,27 @@ class PianoRolls(Data):
     """Rolls `x` float32 [B, T, 88] of zeros and ones, padded at the end, with `mask` bool [B, T].
 
     Attributes:
-      name: chords, which is embedded; or jsb_chorales, the file jsb_chorales.npz at data.dir.
+      name: chords, which is embedded; jsb_chorales, the file jsb_chorales.npz at data.dir; or midi, the MIDI files under
+        the folder data.dir.
       max_frames: longer pieces are cut into parts of this length; None pads all to the longest.
       transpose: shift training pieces by up to so many semitones up or down at random; 0 for none.
+      frames_per_quarter: frames of a quarter note of MIDI files.
     """
 
     name: str = "chords"
     max_frames: int | None = None
     transpose: int = 0
+    frames_per_quarter: int = 1
 
     def rolls(self, split: str) -> list[np.ndarray]:
         """Pieces of a split, each uint8 [T, 88]."""
         check_split(split, ("train", "validation", "test"), self.name)
         if self.name == "chords":
             return _chords(split)
+        if self.name == "midi":
+            return self._read_folder(split)
         if self.name != "jsb_chorales":
-            raise DataError(f"data.name={self.name} is not a set of piano rolls: chords, jsb_chorales")
+            raise DataError(f"data.name={self.name} is not a set of piano rolls: chords, jsb_chorales, midi")
         path = Path(self.dir or ".").expanduser()
         path = path if path.is_file() else path / "jsb_chorales.npz"
         if not path.is_file():
@@ -54,15 +56,26 @@ class PianoRolls(Data):
             raise DataError(f"{path} does not hold rolls of {NUM_NOTES} notes of zeros and ones")
         return np.split(roll, np.cumsum(lengths)[:-1])
 
+    def _read_folder(self, split: str) -> list[np.ndarray]:
+        root = Path(self.dir or ".").expanduser()
+        files = sorted(p for p in root.rglob("*") if p.suffix.lower() in (".mid", ".midi"))
+        if not files:
+            raise DataError(f"--data.dir={self.dir} is no folder with MIDI files (.mid, .midi)")
+        chosen = (files[i] for i in split_indices(len(files), split, f"of MIDI files {self.dir}"))
+        return [read_midi(file.read_bytes(), str(file), self.frames_per_quarter) for file in chosen]
+
     @property
     def _num_frames(self) -> int:
         if self.max_frames is not None:
             return self.max_frames
         return max(len(roll) for split in ("train", "validation", "test") for roll in self.rolls(split))
 
-    def load_split(self, split: str) -> Examples:
+    def _parts(self, split: str) -> list[np.ndarray]:
         size = self._num_frames
-        parts = [roll[i : i + size] for roll in self.rolls(split) for i in range(0, len(roll), size)]
+        return [roll[i : i + size] for roll in self.rolls(split) for i in range(0, len(roll), size)]
+
+    def load_split(self, split: str) -> Examples:
+        size, parts = self._num_frames, self._parts(split)
         x = np.zeros((len(parts), size, NUM_NOTES), np.uint8)
         for row, part in zip(x, parts):
             row[: len(part)] = part
@@ -92,18 +105,112 @@ class PianoRolls(Data):
         return {**batch, "x": x, "mask": jnp.arange(x.shape[1])[None] < batch["num_frames"][:, None]}
 
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
-        """Writes a picture of all rolls, and a MIDI file of each of the first eight."""
-        rolls = np.asarray(samples) > 0.5
-        picture = Path(stem).with_suffix(".png")
-        write_grid(rolls.swapaxes(1, 2)[:, ::-1, :, None].astype(np.float32), picture, num_columns=4)
-        paths = [picture]
-        for i, roll in enumerate(rolls[:8]):
-            paths.append(Path(f"{stem}_{i}.mid"))
-            paths[-1].write_bytes(midi(roll))
-        return paths
+        """Writes a picture of all rolls, and a MIDI and a WAV file of each of the first eight."""
+        return write_rolls(np.asarray(samples) > 0.5, stem)
 
     def protocol(self) -> str:
         return f"piano rolls of {NUM_NOTES} notes, nats summed over notes, every frame from the first on"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoteEvents(PianoRolls):
+    """Piano rolls as `tokens` int32 [B, T + 1]: the start, then the notes of each frame from low to high and its end.
+
+    Tokens 0 .. 87 are notes, 88 ends a frame, 89 is the start and fills up.  `mask` is False at the filling, and
+    `num_frames` [B] lets likelihoods be told per frame.  A model that gives a piece's tokens the probability p gives its
+    roll at least p, so nats per frame are comparable with those of rolls, and on the safe side.
+
+    Attributes:
+      name, max_frames, transpose, frames_per_quarter: see `PianoRolls`.
+      crop: training examples are parts of so many tokens, at random places; None for whole pieces.
+    """
+
+    crop: int | None = None
+
+    def load_split(self, split: str) -> Examples:
+        rows = [events(roll) for roll in self._parts(split)]
+        length = self.spec()["sequence_length"]
+        tokens = np.full((len(rows), length + 1), START, np.uint8)
+        for place, row in zip(tokens, rows):
+            place[1 : len(row) + 1] = row
+        num_frames = np.array([(row == FRAME).sum() for row in rows], np.int32)
+        return ArrayExamples(
+            {"tokens": tokens, "num_events": np.array([len(r) for r in rows], np.int32), "num_frames": num_frames}
+        )
+
+    def spec(self) -> dict[str, Any]:
+        """vocab_size, sequence_length and start_token."""
+        splits = ("train", "validation", "test")
+        longest = max(int(roll.sum()) + len(roll) for split in splits for roll in self._parts(split))
+        return {"vocab_size": START + 1, "sequence_length": longest, "start_token": START}
+
+    def augment(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        keys = example_keys(key, batch)
+
+        def change(tokens: jax.Array, size: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            shift_key, place_key = jax.random.split(key)
+            notes = tokens < NUM_NOTES
+            shift = jax.random.randint(shift_key, (), -self.transpose, self.transpose + 1)
+            low = jnp.where(notes, tokens, NUM_NOTES).min()
+            high = jnp.where(notes, tokens, 0).max()
+            tokens = jnp.where(notes, tokens + jnp.clip(shift, -low, NUM_NOTES - 1 - high), tokens)
+            if self.crop is None or self.crop >= tokens.shape[0] - 1:
+                return tokens, size
+            # Places before the first one are the first one, so that beginnings are learned as well.
+            start = jax.random.randint(place_key, (), -self.crop // 4, jnp.maximum(size - self.crop, 0) + 1)
+            start = jnp.maximum(start, 0)
+            tokens = jax.lax.dynamic_slice_in_dim(tokens, start, self.crop + 1)
+            return tokens, jnp.minimum(size - start, self.crop)
+
+        tokens, size = jax.vmap(change)(batch["tokens"].astype(jnp.int32), batch["num_events"], keys)
+        # Frames of a part are not counted: only whole pieces are told per frame.
+        batch = {name: a for name, a in batch.items() if name != "num_frames"} if self.crop else batch
+        return {**batch, "tokens": tokens, "num_events": size}
+
+    def transform(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        tokens = batch["tokens"].astype(jnp.int32)
+        return {**batch, "tokens": tokens, "mask": jnp.arange(tokens.shape[1])[None] <= batch["num_events"][:, None]}
+
+    def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
+        """Writes a picture of all rolls, and a MIDI and a WAV file of each of the first eight."""
+        rolls = [roll_of_events(row[1:]) for row in np.asarray(samples)]
+        padded = np.zeros((len(rolls), max(1, *(len(roll) for roll in rolls)), NUM_NOTES), bool)
+        for place, roll in zip(padded, rolls):
+            place[: len(roll)] = roll
+        return write_rolls(padded, stem)
+
+    def protocol(self) -> str:
+        return f"notes of each frame from low to high, nats summed over notes and ends of frames, {super().protocol()}"
+
+
+FRAME, START = NUM_NOTES, NUM_NOTES + 1  # tokens
+
+
+def events(roll: np.ndarray) -> np.ndarray:
+    """Tokens of a roll [T, 88]: the notes of each frame from low to high, and the frame's end; uint8."""
+    marked = np.concatenate([roll > 0, np.ones((len(roll), 1), bool)], axis=1)
+    return np.nonzero(marked)[1].astype(np.uint8)
+
+
+def roll_of_events(tokens: np.ndarray) -> np.ndarray:
+    """The roll bool [T, 88] of tokens; a last frame without an end is left out, and so are starts."""
+    tokens = np.asarray(tokens)
+    ends = np.cumsum(tokens == FRAME)
+    roll = np.zeros((int(ends[-1]) if len(ends) else 0, NUM_NOTES), bool)
+    notes = (tokens < NUM_NOTES) & (ends < len(roll))
+    roll[ends[notes], tokens[notes]] = True
+    return roll
+
+
+def write_rolls(rolls: np.ndarray, stem: Path) -> list[Path]:
+    """Writes a picture of rolls [N, T, 88], and a MIDI and a WAV file of each of the first eight."""
+    paths = [Path(stem).with_suffix(".png")]
+    write_grid(rolls.swapaxes(1, 2)[:, ::-1, :, None].astype(np.float32), paths[0], num_columns=4)
+    for i, roll in enumerate(rolls[:8]):
+        for suffix, content in ((".mid", midi(roll)), (".wav", wav(synthesize(roll)))):
+            paths.append(Path(f"{stem}_{i}{suffix}"))
+            paths[-1].write_bytes(content)
+    return paths
 
 
 def _chords(split: str) -> list[np.ndarray]:
@@ -118,34 +225,3 @@ def _chords(split: str) -> list[np.ndarray]:
             frames += [frame] * int(rng.integers(1, 4))
         rolls.append(np.stack(frames))
     return rolls
-
-
-def midi(roll: np.ndarray, ticks_per_frame: int = 480) -> bytes:
-    """A MIDI file of one track, in which a note that sounds on is held.
-
-    Args:
-      roll: bool [T, 88].
-      ticks_per_frame: length of a frame; 480 are a quarter note.
-
-    Raises:
-      ValueError: the roll has another number of notes.
-    """
-    if roll.ndim != 2 or roll.shape[1] != NUM_NOTES:
-        raise ValueError(f"a roll has the shape (frames, {NUM_NOTES}), and this one {roll.shape}")
-    padded = np.concatenate([np.zeros((1, NUM_NOTES), bool), roll.astype(bool), np.zeros((1, NUM_NOTES), bool)])
-    track, waiting = bytearray(), 0
-    for frame in range(1, len(padded)):
-        for status, notes in ((0x80, padded[frame - 1] & ~padded[frame]), (0x90, padded[frame] & ~padded[frame - 1])):
-            for note in np.flatnonzero(notes):
-                track += _variable_length(waiting) + bytes([status, LOWEST_NOTE + int(note), 80])
-                waiting = 0
-        waiting += ticks_per_frame
-    track += b"\x00\xff\x2f\x00"
-    return b"MThd" + struct.pack(">IHHH", 6, 0, 1, 480) + b"MTrk" + struct.pack(">I", len(track)) + bytes(track)
-
-
-def _variable_length(value: int) -> bytes:
-    parts = [value & 0x7F]
-    while value := value >> 7:
-        parts.append(0x80 | (value & 0x7F))
-    return bytes(reversed(parts))

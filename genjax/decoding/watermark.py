@@ -61,9 +61,16 @@ class Watermark:
         green = self.green(previous.reshape(-1), vocab_size)
         hits = jnp.take_along_axis(green, current.reshape(-1, 1), axis=1).reshape(shape)
         counted = jnp.ones(shape, bool) if mask is None else mask[:, 1:].astype(bool)
-        same = (previous[:, :, None] == previous[:, None]) & (current[:, :, None] == current[:, None])
-        earlier = jnp.tril(jnp.ones(shape[1:] * 2, bool), -1)[None] & counted[:, None]
-        counted = counted & ~(same & earlier).any(-1)
+        counted = counted & jax.vmap(_first_of_equals)(previous, current, counted)
         total = counted.sum(1)
         gamma = round(self.green_fraction * vocab_size) / vocab_size
         return ((hits & counted).sum(1) - gamma * total) / jnp.sqrt(jnp.maximum(total, 1) * gamma * (1.0 - gamma))
+
+
+def _first_of_equals(previous: Array, current: Array, counted: Array) -> Array:
+    """One place of each pair that occurs, and a counted one where there is any; bool, all arguments [T]."""
+    order = jnp.lexsort((~counted, current, previous))
+    left, right = previous[order], current[order]
+    again = (left[1:] == left[:-1]) & (right[1:] == right[:-1])
+    first = jnp.concatenate([jnp.ones((1,), bool), ~again])
+    return jnp.zeros_like(counted).at[order].set(first)

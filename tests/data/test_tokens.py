@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from genjax.data import DataError, Molecules, PianoRolls, Pipeline, Text
+from genjax.data.midi import LOWEST_NOTE, midi
 from genjax.data.molecules import embedded_smiles
-from genjax.data.music import LOWEST_NOTE, midi
 from genjax.data.tokenization import Tokenizer, train_tokenizer
 
 SENTENCE = "Ünïcode, naïve 日本 and plain text; text again.\n\tTabs  and spaces 🙂"
@@ -154,5 +154,5 @@ def test_rolls_are_padded_shifted_within_the_keyboard_and_written_as_midi(tmp_pa
     with pytest.raises(ValueError, match="88"):
         midi(np.zeros((3, 80), bool))
     files = data.write_samples(np.asarray(out["x"]), tmp_path / "s")
-    assert [f.suffix for f in files] == [".png", *[".mid"] * 4]
+    assert [f.suffix for f in files] == [".png", *[".mid", ".wav"] * 4]
     assert len(list(itertools.chain(*data.rolls("train")))) > 64
