@@ -1,4 +1,4 @@
-"""Recurrent layers: vanilla RNN, GRU, LSTM, and the linear recurrences minGRU, minLSTM and LRU, stacked.
+"""Recurrent layers: vanilla RNN, GRU, LSTM, and the linear recurrences minGRU, minLSTM, LRU and S4D, stacked.
 
     rnn       h' = tanh(W x + U h + b)                                                        (Elman 1990)
     gru       r, z = sigmoid(..),  n = tanh(W x + b + r (U h + c)),  h' = (1 - z) n + z h      (Cho et al. 2014)
@@ -6,8 +6,10 @@
     min_gru   z = sigmoid(W x),  h' = (1 - z) h + z V x                                       (Feng et al. 2024)
     min_lstm  f, i = sigmoid(..),  h' = (f h + i V x) / (f + i)                               (Feng et al. 2024)
     lru       s' = lambda s + sqrt(1 - |lambda|^2) B x,  h = Re(C s) + D x, lambda complex     (Orvieto et al. 2023)
+    s4d       s_n' = exp(dt a_n) s_n + (exp(dt a_n) - 1) / a_n u,  a_n = -1/2 + i pi n at first,
+              h = gelu(2 Re sum_n c_n s_n + d u), with N states for each feature of u = W x   (Gu et al. 2022, S4D-Lin)
 
-The last three are h' = a h + b with a and b known beforehand, so all steps are computed at once by an associative scan.
+The last four are h' = a h + b with a and b known beforehand, so all steps are computed at once by an associative scan.
 The products with inputs are taken out of the loop, and the LSTM has a backward pass of its own, whose weight gradient is
 one matrix product after the loop.
 """
@@ -26,7 +28,7 @@ from genjax.nn.dropout import dropout, fold_in, keep_mask
 Array = jax.Array
 PyTree = Any
 
-LINEAR = ("min_gru", "min_lstm", "lru")
+LINEAR = ("min_gru", "min_lstm", "lru", "s4d")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,10 +48,11 @@ class Recurrent:
       forget_bias: first value of the forget gate's bias of an lstm.
       residual: layers add to what they read, after a norm; the first map brings it to H features.
       mlp_dim: hidden width of a two-layer map after each residual layer; 0 for none.
+      state_dim: complex states N of each feature of an s4d.
       parallel: whether linear recurrences are computed by an associative scan or step by step.
     """
 
-    cell: Literal["rnn", "gru", "lstm", "min_gru", "min_lstm", "lru"] = "lstm"
+    cell: Literal["rnn", "gru", "lstm", "min_gru", "min_lstm", "lru", "s4d"] = "lstm"
     num_layers: int = 1
     hidden_dim: int = 128
     bidirectional: bool = False
@@ -61,21 +64,21 @@ class Recurrent:
     forget_bias: float = 1.0
     residual: bool = False
     mlp_dim: int = 0
+    state_dim: int = 16
     parallel: bool = True
 
     def init_carry(self, batch: int) -> PyTree:
         """States before the first step; every array has the batch as first axis."""
         directions = 2 if self.bidirectional else 1
-        return tuple(
-            tuple(init_state(self.cell, batch, self.hidden_dim) for _ in range(directions))
-            for _ in range(self.num_layers)
-        )
+        return tuple(tuple(self.init_state(batch) for _ in range(directions)) for _ in range(self.num_layers))
 
+    def init_state(self, batch: int) -> PyTree:
+        """A layer's first state: (h, c) of an lstm, real and imaginary part of an lru or s4d, else h; zeros [B, H].
 
-def init_state(cell: str, batch: int, hidden_dim: int) -> PyTree:
-    """A layer's first state: (h, c) of an lstm, real and imaginary part of an lru, else h; zeros [B, H]."""
-    zeros = jnp.zeros((batch, hidden_dim))
-    return (zeros, zeros) if cell in ("lstm", "lru") else zeros
+        The states of an s4d are [B, H N], those of a feature side by side.
+        """
+        zeros = jnp.zeros((batch, self.hidden_dim * (self.state_dim if self.cell == "s4d" else 1)))
+        return (zeros, zeros) if self.cell in ("lstm", "lru", "s4d") else zeros
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -202,6 +205,10 @@ class RecurrentLayer(nn.Module):
             b = scale.reshape(1, 1, -1) * jax.lax.complex(real, imaginary)
             a = jnp.broadcast_to(eigenvalues.reshape(1, 1, -1), b.shape)
             start = jax.lax.complex(*state)
+        elif config.cell == "s4d":
+            u = self._input(x, 1).astype(jnp.float32)
+            a, b, c = self._diagonal_states(u)
+            start = jax.lax.complex(*state)
         else:
             candidate = self._input(x, 1, "candidate")
             gates = self._input(x, 1 if config.cell == "min_gru" else 2, "gates")
@@ -222,7 +229,31 @@ class RecurrentLayer(nn.Module):
                 size, use_bias=False, dtype=self.dtype, name="skip"
             )(x)
             return out, (h[:, -1].real, h[:, -1].imag)
+        if config.cell == "s4d":
+            skip = self.param("skip", nn.initializers.normal(1.0), (size,))
+            states = h.reshape(*h.shape[:2], size, config.state_dim)
+            out = 2.0 * jnp.einsum("bthn,hn->bth", states, c).real + skip[None, None] * u
+            return jax.nn.gelu(out).astype(self.dtype), (h[:, -1].real, h[:, -1].imag)
         return h.astype(self.dtype), h[:, -1]
+
+    def _diagonal_states(self, u: Array) -> tuple[Array, Array, Array]:
+        """Factors a and additions b of the states of an s4d [B, T, H N], and their weights c [H, N], complex.
+
+        The step dt is one of each feature, at first log-uniform between .001 and .1 (Gu et al. 2022, section 4).
+        """
+        size, count = self.config.hidden_dim, self.config.state_dim
+        log_uniform = lambda key, shape: jax.random.uniform(key, shape, minval=jnp.log(1e-3), maxval=jnp.log(0.1))  # noqa: E731
+        step = jnp.exp(self.param("log_step", log_uniform, (size,)))[:, None]
+        log_real = self.param("log_real", nn.initializers.constant(jnp.log(0.5)), (size, count))
+        frequencies = lambda _, shape: jnp.broadcast_to(jnp.pi * jnp.arange(count, dtype=jnp.float32), shape)  # noqa: E731
+        imaginary = self.param("imaginary", frequencies, (size, count))
+        rates = jax.lax.complex(-jnp.exp(log_real), imaginary)
+        decay = jnp.exp(step * rates)
+        weights = self.param("weights", nn.initializers.normal(0.5**0.5), (2, size, count))
+        # Zero-order hold: what an input that is constant over a step adds.
+        b = ((decay - 1.0) / rates)[None, None] * u[..., None]  # [B, T, H, N]
+        b = b.reshape(*u.shape[:2], size * count)
+        return jnp.broadcast_to(decay.reshape(1, 1, -1), b.shape), b, jax.lax.complex(weights[0], weights[1])
 
     def _gated(self, x: Array, state: PyTree, mask: Array | None, dropout_keys: Array | None) -> tuple[Array, PyTree]:
         config, size = self.config, self.config.hidden_dim

@@ -126,6 +126,20 @@ def test_linear_recurrences_equal_their_steps(kind):
         np.testing.assert_allclose(h, last[0][0], atol=1e-5)
 
 
+def test_s4d_is_the_convolution_with_its_kernel():
+    config = Recurrent(cell="s4d", hidden_dim=H, state_dim=3)
+    params, apply = build(config)
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params["params"]["layer_0_forward"])
+    rates = -np.exp(p["log_real"]) + 1j * p["imaginary"]
+    np.testing.assert_allclose(rates, -0.5 + 1j * np.pi * np.tile(np.arange(3), (H, 1)), rtol=1e-6)
+    step = np.exp(p["log_step"])[:, None]
+    weights = (p["weights"][0] + 1j * p["weights"][1]) * (np.exp(step * rates) - 1) / rates
+    kernel = 2 * np.einsum("hn,thn->th", weights, np.exp(step * rates * np.arange(T)[:, None, None])).real
+    u = np.asarray(X, np.float64) @ p["input"]["kernel"]
+    y = np.stack([sum(kernel[k] * u[:, t - k] for k in range(t + 1)) for t in range(T)], 1) + p["skip"] * u
+    np.testing.assert_allclose(apply(X)[0], jax.nn.gelu(y), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -1,0 +1,63 @@
+"""Metrics of molecules that a trained run generates, as MOSES defines them:
+
+python -m experiments.molecules --workdir=runs/gpt_molecules --num_samples=30000
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from experiments import command_line
+from genjax import config
+
+flags.DEFINE_string("workdir", None, "directory of a run of experiments.train on molecules")
+flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+flags.DEFINE_integer("num_samples", 30_000, "number of samples", lower_bound=1)
+flags.DEFINE_integer("num_reference", 10_000, "molecules of the split that distances are to; 0 for all", lower_bound=0)
+flags.DEFINE_string("split", "test", "split that distances are to")
+flags.DEFINE_integer("sample_batch", 1000, "samples that are generated at a time", lower_bound=1)
+flags.DEFINE_integer("seed", 0, "seed of the samples, and of the choice of reference molecules")
+
+
+def main(arguments: list[str]) -> int:
+    run = command_line.restore_from_flags(arguments, __doc__)
+    if run is None:
+        return 0
+    import jax
+    import numpy as np
+
+    from genjax.data import Molecules
+    from genjax.evaluation.molecules import molecule_metrics
+
+    values, data = flags.FLAGS, run.experiment.data
+    if not isinstance(data, Molecules):
+        raise config.ConfigError(f"{values.workdir} is a run on {type(data).__name__}, not on molecules")
+    key, size, samples = jax.random.key(values.seed), values.sample_batch, []
+    for i in range(-(-values.num_samples // size)):
+        samples += [data.decode(row) for row in run.sample(jax.random.fold_in(key, i), size)]
+    samples = samples[: values.num_samples]
+    reference = data.smiles(values.split)
+    if values.num_reference and values.num_reference < len(reference):
+        chosen = np.random.default_rng(values.seed).choice(len(reference), values.num_reference, replace=False)
+        reference = [reference[i] for i in chosen]
+    metrics = molecule_metrics(samples, data.smiles("train"), reference)
+    protocol = (
+        f"{values.num_samples} samples with seed {values.seed} of step {run.step}, distances to {len(reference)} "
+        f"molecules of the split {values.split}, training molecules compared as their file writes them"
+    )
+    print(f"protocol: {protocol}")
+    for name, value in metrics.items():
+        print(f"  {name:<22} {value:.4f}")
+    if "fcd" not in metrics:
+        print("  fcd                    not computed: fcd-torch is not installed (pip install 'genjax[molecules]')")
+    path = Path(run.workdir) / f"molecules_{run.step:08d}.json"
+    path.write_text(json.dumps({"protocol": protocol, **metrics}, indent=2) + "\n")
+    (Path(run.workdir) / f"molecules_{run.step:08d}.smi").write_text("".join(s + "\n" for s in samples))
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)
