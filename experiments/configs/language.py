@@ -63,7 +63,12 @@ def _shakespeare(model: GPT, sequence_length: int, batch_size: int, num_steps: i
         model=model,
         data=Text(name="tiny_shakespeare", sequence_length=sequence_length, batch_size=batch_size, stride=1),
         training=Training(
-            num_steps=num_steps, evaluate_every=250, checkpoint_every=250, best_metric="nll_per_token", num_samples=4
+            num_steps=num_steps,
+            steps_per_dispatch=10,
+            evaluate_every=250,
+            checkpoint_every=250,
+            best_metric="nll_per_token",
+            num_samples=4,
         ),
         # TFDS divides 90/5/5; the two small parts together are the last tenth, nanoGPT's validation text.
         evaluation=Evaluation(split="validation+test", validation_split="validation+test"),

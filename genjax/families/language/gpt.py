@@ -20,18 +20,15 @@ import jax
 import jax.numpy as jnp
 
 from genjax import decoding
+from genjax.families.language.fine_tuning import FineTuned
 from genjax.model import (
     Array,
     Batch,
     Metrics,
     PyTree,
     TrainState,
-    ema_update,
     example_keys,
-    gradient_step,
-    gradient_update,
 )
-from genjax.nn import adaptation
 from genjax.nn.adaptation import LoRA
 from genjax.nn.tokens import token_nll, token_weights
 from genjax.nn.transformer import Cache, TokenEmbedding, Transformer, TransformerStack, unrolled
@@ -104,7 +101,7 @@ class LanguageModel(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GPT(decoding.TokenModel):
+class GPT(FineTuned, decoding.TokenModel):
     """Decoder-only transformer language model.
 
     Attributes:
@@ -157,34 +154,7 @@ class GPT(decoding.TokenModel):
             )
         network_key, update_key = jax.random.split(key)
         params = self.module().init(network_key, batch["tokens"][:1, :1])["params"]
-        if self.lora is not None:
-            params = {**params, "lora": self.lora.init(update_key, params)}
-        if not self._partial:
-            return TrainState.create(params, self.optimizer)
-        state = TrainState.create(params)
-        trained, _ = adaptation.split(params, self._trained)
-        if not trained:
-            raise ValueError(f"model.frozen={self.frozen} leaves no parameter to train")
-        ema = None if self.optimizer.ema_decay is None else jax.tree.map(jnp.copy, params)
-        return state.replace(opt_state=self.optimizer.build().init(trained), ema_params=ema)
-
-    # Parameters that are trained, and those that are applied.
-
-    @property
-    def _partial(self) -> bool:
-        return self.lora is not None or bool(self.frozen)
-
-    def _trained(self, path: str) -> bool:
-        if self.lora is not None:
-            return path.startswith("lora/")
-        return not any(path == f or path.startswith(f + "/") for f in self.frozen)
-
-    def network_params(self, params: PyTree) -> PyTree:
-        """The network's own parameters, low-rank updates added."""
-        if self.lora is None:
-            return params
-        base = {name: value for name, value in params.items() if name != "lora"}
-        return self.lora.merge(base, params["lora"])
+        return self.start(update_key, params)
 
     # Likelihood.
 
@@ -213,19 +183,6 @@ class GPT(decoding.TokenModel):
         if self.network.experts is not None:
             metrics["auxiliary"] = out.auxiliary.mean()
         return loss, metrics
-
-    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """One update.  Metrics: loss, nll_per_token (nats)."""
-        if not self._partial:
-            return gradient_step(self.loss, self.optimizer)(state, batch, key)
-        trained, rest = adaptation.split(state.params, self._trained)
-        loss = lambda p, b, k: self.loss(adaptation.join(p, rest), b, k)  # noqa: E731
-        trained, opt_state, metrics, _ = gradient_update(loss, self.optimizer, trained, state.opt_state, batch, key)
-        params = adaptation.join(trained, rest)
-        ema = state.ema_params
-        if self.optimizer.ema_decay is not None:
-            ema = ema_update(ema, params, self.optimizer.ema_decay, state.step)
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema), metrics
 
     def _target_logits(self, params: PyTree, batch: Batch) -> Array:
         return self._forward(params, batch)[0]

@@ -1,0 +1,74 @@
+"""What is trained of a network: all of it, all but frozen paths, or low-rank updates and new heads (Hu et al. 2021).
+
+Start from a checkpoint with --training.init_from=RUN, and --training.init_prefix=embedding,stack where the new model has
+parameters that the old one lacks.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, ema_update, gradient_step, gradient_update
+from genjax.nn import adaptation
+
+
+class FineTuned:
+    """Mixin of a dataclass with the fields lora, frozen and optimizer, and a `loss(params, batch, key)`.
+
+    Attributes:
+      heads: first parts of paths that are trained together with low-rank updates.
+    """
+
+    heads: tuple[str, ...] = ()
+
+    @property
+    def _partial(self) -> bool:
+        return self.lora is not None or bool(self.frozen)
+
+    def _trained(self, path: str) -> bool:
+        below = lambda names: any(path == name or path.startswith(name + "/") for name in names)  # noqa: E731
+        if self.lora is not None:
+            return below(("lora", *self.heads))
+        return not below(self.frozen)
+
+    def start(self, key: Array, params: PyTree) -> TrainState:
+        """The state before the first step of a network's parameters; low-rank updates are drawn from `key`.
+
+        Raises:
+          ValueError: nothing is left to train, or a frozen path names no parameter.
+        """
+        if self.lora is not None:
+            params = {**params, "lora": self.lora.init(key, params)}
+        if not self._partial:
+            return TrainState.create(params, self.optimizer)
+        state = TrainState.create(params)
+        trained, rest = adaptation.split(params, self._trained)
+        if not trained:
+            raise ValueError(f"model.frozen={self.frozen} leaves no parameter to train")
+        if self.lora is None and not rest:
+            raise ValueError(
+                f"model.frozen={self.frozen} names no parameter; the network has {', '.join(sorted(params))}"
+            )
+        ema = None if self.optimizer.ema_decay is None else jax.tree.map(jnp.copy, params)
+        return state.replace(opt_state=self.optimizer.build().init(trained), ema_params=ema)
+
+    def network_params(self, params: PyTree) -> PyTree:
+        """The network's own parameters, low-rank updates added."""
+        if self.lora is None:
+            return params
+        base = {name: value for name, value in params.items() if name != "lora"}
+        return self.lora.merge(base, params["lora"])
+
+    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """One update of what is trained.  Metrics: loss, and those of `loss`."""
+        if not self._partial:
+            return gradient_step(self.loss, self.optimizer)(state, batch, key)
+        trained, rest = adaptation.split(state.params, self._trained)
+        loss = lambda p, b, k: self.loss(adaptation.join(p, rest), b, k)  # noqa: E731
+        trained, opt_state, metrics, _ = gradient_update(loss, self.optimizer, trained, state.opt_state, batch, key)
+        params = adaptation.join(trained, rest)
+        ema = state.ema_params
+        if self.optimizer.ema_decay is not None:
+            ema = ema_update(ema, params, self.optimizer.ema_decay, state.step)
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema), metrics

@@ -1,0 +1,140 @@
+"""Classification, token labels and spans by a GPT (Radford et al. 2018, section 3.2): heads on a causal transformer.
+
+    h = transformer(x),   p(y | x) = softmax(W h_T)   with T the last token that is no padding
+
+Token labels and spans read every h_t.  The tasks are those of encoder_tasks.py, which says what a batch has; the
+network's parameters have the paths of `GPT`, so that a run starts from one that was trained on text:
+
+    --training.init_from=RUN --training.init_prefix=embedding,stack
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from genjax.families.language.encoder_tasks import Classification, Heads, Outputs, Task, Vocabulary, token_mask
+from genjax.families.language.fine_tuning import FineTuned
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys
+from genjax.nn.adaptation import LoRA
+from genjax.nn.tokens import summarize
+from genjax.nn.transformer import TokenEmbedding, Transformer, TransformerStack
+from genjax.optimizers import AdamW, Linear, Optimizer
+
+
+class CausalTaskNetwork(nn.Module):
+    """Embeddings and stack of a GPT, and the heads of a task."""
+
+    vocab_size: int
+    config: Transformer
+    task: Task
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.embedding = TokenEmbedding(self.vocab_size, self.config, dtype=self.dtype)
+        self.stack = TransformerStack(self.config, self.dtype)
+        self.heads = Heads(self.task.linear, self.task.masked, self.config, self.dtype)
+
+    def __call__(self, batch: Batch, dropout_keys: Array | None = None) -> Outputs:
+        """The task's outputs."""
+        hidden = self.stack(self.embedding(batch["tokens"]), dropout_keys=dropout_keys).x  # [B, T, C]
+        # Padding stands at the end, so that no token sees it.
+        last = jnp.maximum(token_mask(batch).sum(1) - 1, 0)
+        pooled = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+        return self.task.outputs(self.heads, self.embedding, hidden, pooled, batch, dropout_keys)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GPTForTask(FineTuned):
+    """Decoder-only transformer with the head of a task.
+
+    Attributes:
+      vocab_size: number of tokens; None takes the data set's.
+      sequence_length: tokens T of the texts that `sample` draws predictions for if it is given none.
+      network: the transformer stack; its `max_length` is the longest text.
+      task: what is learned: classification, token_classification or span_extraction.
+      lora: train low-rank updates of the linear maps and the head, and nothing else, or None.
+      frozen: paths of parameters that are not trained, by their beginning, as in embedding or stack/layer_0.
+      compute_dtype: type that the network computes in; parameters, logits and losses are float32.
+      optimizer: learning rule.
+    """
+
+    vocab_size: int | None = None
+    sequence_length: int | None = None
+    network: Transformer = Transformer()
+    task: Task = Classification()
+    lora: LoRA | None = None
+    frozen: tuple[str, ...] = ()
+    compute_dtype: str = "float32"
+    optimizer: Optimizer = AdamW(learning_rate=3e-4, weight_decay=0.01, clip_norm=1.0, schedule=Linear(warmup_steps=50))
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Trained together with low-rank updates."""
+        return ("heads",)
+
+    def __post_init__(self) -> None:
+        if not self.network.causal:
+            raise ValueError("model.network.causal=false makes an encoder; the model BERT has the same tasks")
+
+    def module(self) -> CausalTaskNetwork:
+        """The Linen module."""
+        if self.vocab_size is None:
+            raise ValueError("GPTForTask.vocab_size is None; give it, or resolve the experiment")
+        return CausalTaskNetwork(self.vocab_size, self.network, self.task, jnp.dtype(self.compute_dtype))
+
+    def init(self, key: Array, batch: Batch) -> TrainState:
+        """Returns the state before the first step.
+
+        Raises:
+          ValueError: the task corrupts tokens that follow, or the examples are longer than the network's context.
+        """
+        if self.task.masked:
+            raise ValueError(
+                f"the task {type(self.task).__name__} needs an encoder; a GPT learns text by the model GPT"
+            )
+        length = batch["tokens"].shape[1]
+        if length > self.network.max_length:
+            raise ValueError(
+                f"examples have {length} tokens, but model.network.max_length={self.network.max_length} is the longest context"
+            )
+        network_key, update_key = jax.random.split(key)
+        params = self.module().init(network_key, {"tokens": batch["tokens"][:1]})["params"]
+        return self.start(update_key, params)
+
+    def _outputs(self, params: PyTree, batch: Batch, dropout_keys: Array | None = None) -> Outputs:
+        return self.module().apply({"params": self.network_params(params)}, batch, dropout_keys)
+
+    def _prepared(self, batch: Batch, key: Array) -> Batch:
+        return self.task.prepare(batch, example_keys(key, batch), Vocabulary(self.vocab_size, 0, ()))
+
+    def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        """The task's loss, mean over examples, and metrics."""
+        prepared = self._prepared(batch, key)
+        return self.task.loss(self._outputs(params, prepared, example_keys(key, prepared)), prepared)
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """The task's measures per example, [B] each."""
+        prepared = self._prepared(batch, key)
+        return self.task.measures(self._outputs(state.eval_params, prepared), prepared)
+
+    def summarize(self, means: dict[str, float]) -> dict[str, float]:
+        """Adds nll_per_token (nats), bits_per_token and perplexity where tokens were labelled."""
+        return summarize(means) if "num_tokens" in means else means
+
+    def predict(self, state: TrainState, batch: Batch) -> Outputs:
+        """Logits of the task's heads."""
+        return self._outputs(state.eval_params, batch)
+
+    def sample(self, state: TrainState, key: Array, num_samples: int, tokens: Array | None = None) -> Array:
+        """Draws what the task predicts of `tokens` [num_samples, T], or of random ones."""
+        if tokens is None:
+            if self.sequence_length is None:
+                raise ValueError("GPTForTask.sequence_length is None; give it, or resolve the experiment")
+            shape = (num_samples, self.sequence_length)
+            tokens = jax.random.randint(jax.random.fold_in(key, 1), shape, 0, self.vocab_size)
+        return self.task.draw(key, self.predict(state, {"tokens": tokens}))
