@@ -63,7 +63,8 @@ class TimeSeries(Data):
     """Series `x` float32 [B, T, D].
 
     Attributes:
-      name: waves, embedded sums of two sines with noise and a random phase; or table, the rows of a .npy or .csv file at
+      name: waves, embedded sums of two sines with noise and a random phase; strokes, made pen strokes (dx, dy, whether the
+        pen is lifted after it), of words of loops; or table, the rows of a .npy or .csv file at
         data.dir in time order, standardised by the training part, with its columns as features.
       sequence_length: length T.
     """
@@ -80,8 +81,11 @@ class TimeSeries(Data):
             phase, other = rng.uniform(0, 2 * np.pi, (2, _SIZES[split], 1))
             x = np.sin(2 * np.pi * time / 12 + phase) + 0.5 * np.sin(2 * np.pi * time / 5 + other)
             return ArrayExamples({"x": (x + 0.1 * rng.normal(size=x.shape)).astype(np.float32)[:, :, None]})
+        if self.name == "strokes":
+            rng = np.random.default_rng(list(_SIZES).index(split))
+            return ArrayExamples({"x": np.stack([_strokes(rng, size) for _ in range(_SIZES[split] // 4)])})
         if self.name != "table":
-            raise DataError(f"data.name={self.name} is not a set of time series: waves, table")
+            raise DataError(f"data.name={self.name} is not a set of time series: waves, strokes, table")
         values, _ = sources.read_table(self.dir)  # refuses numbers that are not finite
         train = values[: round(0.8 * len(values))]
         values = (values - train.mean(0)) / np.maximum(train.std(0), 1e-6)
@@ -95,21 +99,42 @@ class TimeSeries(Data):
         return ArrayExamples({"x": np.stack([part[i : i + size] for i in starts]).astype(np.float32)})
 
     def spec(self) -> dict[str, Any]:
-        """data_shape (T, D)."""
+        """data_shape (T, D), and num_binary, how many of the last features are 0 or 1."""
         example = self.load("train").gather(np.zeros(1, np.int64))["x"]
-        return {"data_shape": example.shape[1:]}
+        return {"data_shape": example.shape[1:], "num_binary": int(self.name == "strokes")}
 
     def transform(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         return {**batch, "x": batch["x"].astype(jnp.float32)}
 
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
-        """Writes one picture with a line for each sample's first feature."""
+        """Writes one picture, with a line for each sample's first feature, or with the strokes."""
         import matplotlib.figure
 
         figure = matplotlib.figure.Figure(figsize=(8, 4))
         axes = figure.add_subplot()
-        for row in np.asarray(samples)[:16]:
-            axes.plot(row[:, 0], linewidth=0.8)
+        for i, row in enumerate(np.asarray(samples)[:16]):
+            if self.name == "strokes":
+                path = np.cumsum(row[:, :2], axis=0) + [0.0, -4.0 * i]
+                for part in np.split(path, np.flatnonzero(row[:, 2] > 0.5) + 1):
+                    axes.plot(*part.T, color="black", linewidth=0.8)
+            else:
+                axes.plot(row[:, 0], linewidth=0.8)
         path = Path(stem).with_suffix(".png")
         figure.savefig(path)
         return [path]
+
+
+def _strokes(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A line of handwriting-like strokes (dx, dy, lifted), float32 [size, 3]: loops of random heights in words."""
+    slant, rows = rng.normal(0.2, 0.1), []
+    while len(rows) < size + 1:
+        for _ in range(rng.integers(2, 6)):  # letters of a word
+            height, points = rng.choice([0.6, 1.2]) * rng.uniform(0.9, 1.1), int(rng.integers(8, 11))
+            angle = np.linspace(0.0, 2.0 * np.pi, points + 1)
+            x, y = 0.6 * angle / (2.0 * np.pi) - 0.25 * np.sin(angle), 0.5 * height * (1.0 - np.cos(angle))
+            steps = np.diff(np.stack([x + slant * y, y], 1), axis=0) + 0.01 * rng.normal(size=(points, 2))
+            rows += [[*step, 0.0] for step in steps]
+        rows[-1][2] = 1.0
+        rows.append([0.8 + 0.1 * rng.normal(), 0.05 * rng.normal(), 0.0])
+    start = rng.integers(0, len(rows) - size + 1)
+    return np.array(rows[start : start + size], np.float32)

@@ -6,7 +6,7 @@ import pytest
 from genjax import decoding
 from genjax.data import DataError, Pipeline, TimeSeries, TokenPairs
 from genjax.families.recurrent.attention import AttentionSequenceModel
-from genjax.families.recurrent.mixture_density import MixtureDensityModel, mixture_log_prob
+from genjax.families.recurrent.mixture_density import MixtureDensityModel, Parameters, draw_frame, mixture_log_prob
 from genjax.model import GenerativeModel
 from genjax.nn.recurrent import Recurrent
 from genjax.optimizers import Adam
@@ -50,7 +50,13 @@ def test_attention_learns_decodes_as_it_was_taught_and_ignores_padding(score):
 
 def test_mixtures_are_normalised_and_learn_the_spread():
     grid = jnp.linspace(-12.0, 12.0, 4001).reshape(-1, 1)
-    parameters = (jnp.log(jnp.array([[0.3, 0.7]])), jnp.array([[[-1.0], [2.0]]]), jnp.array([[[0.0], [0.5]]]))
+    parameters = Parameters(
+        jnp.log(jnp.array([[0.3, 0.7]])),
+        jnp.array([[[-1.0], [2.0]]]),
+        jnp.array([[[0.0], [0.5]]]),
+        None,
+        jnp.zeros((1, 0)),
+    )
     total = jnp.exp(mixture_log_prob(parameters, grid)).sum() * 24 / 4000
     np.testing.assert_allclose(total, 1.0, rtol=1e-4)
     model = MixtureDensityModel(
@@ -74,6 +80,41 @@ def test_mixtures_are_normalised_and_learn_the_spread():
     future = model.forecast(state, jax.random.key(4), batch["x"][:3, :2], 2, num_samples=500)
     assert future.shape == (500, 3, 2, 1)
     assert (np.quantile(future, 0.95, axis=0) > 1.5).all() and (np.quantile(future, 0.05, axis=0) < -1.5).all()
+    median, bounds = model.intervals(state, jax.random.key(4), batch["x"][:3, :2], 2, (0.9,), num_samples=500)
+    np.testing.assert_allclose(bounds[0], np.quantile(future, [0.05, 0.95], axis=0), rtol=1e-4, atol=1e-4)
+    assert median.shape == (3, 2, 1)
+
+
+def test_strokes_have_the_density_of_scipy_and_are_drawn_from_it(tmp_path):
+    stats = pytest.importorskip("scipy.stats")
+    weights, means = np.array([0.3, 0.7]), np.array([[0.0, 1.0], [-1.0, 0.5]])
+    scales, rho, logit = np.array([[1.0, 0.5], [0.3, 2.0]]), np.array([0.8, -0.5]), np.array([0.4])
+    parameters = Parameters(
+        *(jnp.asarray(a, jnp.float32) for a in (np.log(weights), means, np.log(scales), rho, logit))
+    )
+    covariances = [np.array([[a * a, r * a * b], [r * a * b, b * b]]) for (a, b), r in zip(scales, rho)]
+    density = lambda x: sum(  # noqa: E731
+        w * stats.multivariate_normal(m, c).pdf(x) for w, m, c in zip(weights, means, covariances)
+    )
+    x = np.array([[0.2, 0.7, 1.0], [-1.0, 2.0, 0.0]])
+    p = 1 / (1 + np.exp(-logit[0]))
+    expected = np.log(density(x[:, :2]) * np.where(x[:, 2] == 1, p, 1 - p))
+    np.testing.assert_allclose(mixture_log_prob(parameters, jnp.asarray(x, jnp.float32)), expected, rtol=1e-5)
+    draws = np.asarray(jax.vmap(lambda k: draw_frame(k, parameters))(jax.random.split(jax.random.key(0), 40_000)))
+    mean = weights @ means
+    second = sum(w * (c + np.outer(m, m)) for w, m, c in zip(weights, means, covariances))
+    np.testing.assert_allclose(draws.mean(0), [*mean, p], atol=0.03)
+    np.testing.assert_allclose(draws[:, :2].T @ draws[:, :2] / len(draws), second, atol=0.06)
+    data = TimeSeries(name="strokes", sequence_length=20, batch_size=8)
+    batch = {"x": jnp.asarray(Pipeline(data, "train", 0).batch(0)["x"])}
+    model = MixtureDensityModel(**data.spec(), network=Recurrent(hidden_dim=8), num_components=3, correlated=True)
+    state = jax.jit(model.init)(jax.random.key(0), batch)
+    _, metrics = jax.jit(model.train_step)(state, batch, jax.random.key(1))
+    samples = jax.jit(model.sample, static_argnums=2)(state, jax.random.key(2), 3)
+    assert jnp.isfinite(metrics["loss"]) and set(np.unique(samples[..., 2])) <= {0.0, 1.0}
+    assert data.write_samples(np.asarray(samples), tmp_path / "s")[0].is_file()
+    with pytest.raises(ValueError, match="with model.correlated two"):
+        MixtureDensityModel(data_shape=(4, 3), correlated=True).module()
 
 
 def test_series_that_cannot_be_used_are_refused(tmp_path):
@@ -85,5 +126,5 @@ def test_series_that_cannot_be_used_are_refused(tmp_path):
     with pytest.raises(DataError, match="fewer than"):
         TimeSeries(name="table", dir=str(path)).load("test")
     data = TimeSeries(name="table", dir=str(path), sequence_length=8)
-    assert data.spec() == {"data_shape": (8, 1)} and len(data.load("train")) == 73
+    assert data.spec() == {"data_shape": (8, 1), "num_binary": 0} and len(data.load("train")) == 73
     assert data.write_samples(data.load("train").gather(np.arange(3))["x"], tmp_path / "s")[0].is_file()

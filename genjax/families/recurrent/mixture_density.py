@@ -1,13 +1,17 @@
-"""Recurrent mixture density networks (Bishop 1994; Graves 2013, arXiv:1308.0850): time series with intervals.
+"""Recurrent mixture density networks (Bishop 1994; Graves 2013, arXiv:1308.0850): time series with intervals, strokes.
 
-p(x_1 .. x_T) = prod_t sum_k pi_k(h_t) N(x_t; mu_k(h_t), diag(sigma_k(h_t))^2),   h_t = recurrent(h_{t-1}, x_{t-1})
+    p(x_1 .. x_T) = prod_t sum_k pi_k(h_t) N(x_t; mu_k(h_t), S_k(h_t)),   h_t = recurrent(h_{t-1}, x_{t-1})
+
+S_k is diagonal, or, for two features, has a correlation rho_k as well (Graves 2013, eq. 24 and 25).  Last features that
+are 0 or 1, such as whether the pen is lifted, have probabilities of their own beside the mixture (eq. 26).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,11 +24,31 @@ from genjax.nn.recurrent import Recurrent, RecurrentStack
 from genjax.optimizers import Adam, Optimizer
 
 
+class Parameters(NamedTuple):
+    """Distribution of a frame: K Gaussians of D features, and E features that are 0 or 1.
+
+    Attributes:
+      log_weights: [..., K].
+      means: [..., K, D].
+      log_scales: logarithms of standard deviations, [..., K, D].
+      correlations: of the two features, [..., K], or None.
+      logits: of the features that are 0 or 1, [..., E].
+    """
+
+    log_weights: Array
+    means: Array
+    log_scales: Array
+    correlations: Array | None
+    logits: Array
+
+
 class MixtureNetwork(nn.Module):
     """Recurrent layers and the mixture's parameters."""
 
     data_dim: int
+    num_binary: int
     num_components: int
+    correlated: bool
     config: Recurrent
     output_dropout: float = 0.0
     dtype: Any = jnp.float32
@@ -32,28 +56,60 @@ class MixtureNetwork(nn.Module):
     @nn.compact
     def __call__(
         self, x: Array, carry: PyTree | None = None, dropout_keys: Array | None = None
-    ) -> tuple[tuple[Array, Array, Array], PyTree]:
-        """x [B, T, D] -> log-weights [B, T, K], means and log-scales [B, T, K, D], and states."""
+    ) -> tuple[Parameters, PyTree]:
+        """x [B, T, D + E] -> the distribution of the next frame, [B, T, ...], and states."""
         h, carry = RecurrentStack(self.config, self.dtype, name="stack")(x, carry, None, dropout_keys)
         h = dropout(h, self.output_dropout, fold_in(dropout_keys, 101))
         k, d = self.num_components, self.data_dim
-        # Means start apart, or the components stay the same.
-        spread = lambda key, shape, dtype=jnp.float32: jnp.concatenate(  # noqa: E731
-            [jnp.zeros(k), jax.random.normal(key, (k * d,)), jnp.zeros(k * d)]
-        )
-        out = nn.Dense(k + 2 * k * d, dtype=self.dtype, bias_init=spread, name="output")(h).astype(jnp.float32)
-        weights, means, scales = jnp.split(out, [k, k + k * d], axis=-1)
+        sizes = {"log_weights": k, "means": k * d, "log_scales": k * d, "correlations": k if self.correlated else 0}
+        sizes["logits"] = self.num_binary
+
+        def spread(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+            """Means start apart, or the components stay the same."""
+            return jnp.zeros(shape, dtype).at[k : k + k * d].set(jax.random.normal(key, (k * d,)))
+
+        out = nn.Dense(sum(sizes.values()), dtype=self.dtype, bias_init=spread, name="output")(h).astype(jnp.float32)
+        ends = [sum(list(sizes.values())[: i + 1]) for i in range(len(sizes) - 1)]
+        parts = dict(zip(sizes, jnp.split(out, ends, axis=-1)))
         shape = (*out.shape[:2], k, d)
-        scales = jnp.clip(scales.reshape(shape), -7.0, 7.0)
-        return (jax.nn.log_softmax(weights, axis=-1), means.reshape(shape), scales), carry
+        # Bounded away from 1, where the density is none.
+        correlations = 0.99 * jnp.tanh(parts["correlations"]) if self.correlated else None
+        return Parameters(
+            log_weights=jax.nn.log_softmax(parts["log_weights"], axis=-1),
+            means=parts["means"].reshape(shape),
+            log_scales=jnp.clip(parts["log_scales"].reshape(shape), -7.0, 7.0),
+            correlations=correlations,
+            logits=parts["logits"],
+        ), carry
 
 
-def mixture_log_prob(parameters: tuple[Array, Array, Array], x: Array) -> Array:
-    """log p of x [..., D] in nats, given log-weights [..., K], means and log-scales [..., K, D]."""
-    log_weights, means, log_scales = parameters
-    z = (jnp.expand_dims(x, -2) - means) * jnp.exp(-log_scales)
-    log_normal = (-0.5 * z**2 - log_scales - 0.5 * math.log(2.0 * math.pi)).sum(-1)
-    return jax.nn.logsumexp(log_weights + log_normal, axis=-1)
+def mixture_log_prob(parameters: Parameters, x: Array) -> Array:
+    """log p of frames x [..., D + E] in nats (a density in the first D features)."""
+    size = parameters.means.shape[-1]
+    continuous, binary = x[..., :size], x[..., size:]
+    z = (jnp.expand_dims(continuous, -2) - parameters.means) * jnp.exp(-parameters.log_scales)
+    if parameters.correlations is None:
+        square, log_determinant = (z**2).sum(-1), 0.0
+    else:
+        rho = parameters.correlations
+        square = ((z**2).sum(-1) - 2.0 * rho * z[..., 0] * z[..., 1]) / (1.0 - rho**2)
+        log_determinant = 0.5 * jnp.log1p(-(rho**2))
+    log_normal = -0.5 * square - log_determinant - parameters.log_scales.sum(-1) - 0.5 * size * math.log(2.0 * math.pi)
+    log_prob = jax.nn.logsumexp(parameters.log_weights + log_normal, axis=-1)
+    return log_prob + (binary * parameters.logits - jax.nn.softplus(parameters.logits)).sum(-1)
+
+
+def draw_frame(key: Array, parameters: Parameters, temperature: float = 1.0) -> Array:
+    """Draws one frame [D + E] from parameters without leading axes; the temperature is a factor on the variance."""
+    choice, noise, flips = jax.random.split(key, 3)
+    k = jax.random.categorical(choice, parameters.log_weights)
+    epsilon = jax.random.normal(noise, parameters.means[k].shape)
+    if parameters.correlations is not None:
+        rho = parameters.correlations[k]
+        epsilon = epsilon.at[1].set(rho * epsilon[0] + jnp.sqrt(1.0 - rho**2) * epsilon[1])
+    continuous = parameters.means[k] + temperature**0.5 * jnp.exp(parameters.log_scales[k]) * epsilon
+    binary = jax.random.bernoulli(flips, jax.nn.sigmoid(parameters.logits)).astype(jnp.float32)
+    return jnp.concatenate([continuous, binary])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +120,8 @@ class MixtureDensityModel(FramewiseModel):
       data_shape: times and features (T, D); None takes the data set's.
       network: the recurrent layers.
       num_components: number K of Gaussians.
+      num_binary: how many of the last features are 0 or 1; None takes the data set's.
+      correlated: the two features that are not have a correlation.
       output_dropout: of what enters the output map.
       temperature: factor on the variance of what `sample` draws.
       compute_dtype: type that the network computes in.
@@ -73,6 +131,8 @@ class MixtureDensityModel(FramewiseModel):
     data_shape: tuple[int, ...] | None = None
     network: Recurrent = Recurrent(cell="lstm", hidden_dim=64)
     num_components: int = 5
+    num_binary: int | None = None
+    correlated: bool = False
     output_dropout: float = 0.0
     temperature: float = 1.0
     compute_dtype: str = "float32"
@@ -82,8 +142,22 @@ class MixtureDensityModel(FramewiseModel):
         """The Linen module."""
         if self.data_shape is None:
             raise ValueError("MixtureDensityModel.data_shape is None; give it, or resolve the experiment")
-        dtype = jnp.dtype(self.compute_dtype)
-        return MixtureNetwork(self.data_shape[1], self.num_components, self.network, self.output_dropout, dtype)
+        num_binary = self.num_binary or 0
+        size = self.data_shape[1] - num_binary
+        if size < 1 or self.correlated and size != 2:
+            raise ValueError(
+                f"of {self.data_shape[1]} features model.num_binary={num_binary} are 0 or 1; at least one must be left, and "
+                "with model.correlated two"
+            )
+        return MixtureNetwork(
+            size,
+            num_binary,
+            self.num_components,
+            self.correlated,
+            self.network,
+            self.output_dropout,
+            jnp.dtype(self.compute_dtype),
+        )
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         """Returns the state before the first step."""
@@ -103,6 +177,21 @@ class MixtureDensityModel(FramewiseModel):
         future = self._continue(state, key, rows, num_steps)
         return future.reshape(num_samples, batch, num_steps, -1)
 
+    def intervals(
+        self,
+        state: TrainState,
+        key: Array,
+        past: Array,
+        num_steps: int,
+        levels: tuple[float, ...] = (0.5, 0.9),
+        num_samples: int = 200,
+    ) -> tuple[Array, Array]:
+        """Medians of the future [B, num_steps, D], and central intervals [len(levels), 2, B, num_steps, D]."""
+        futures = self.forecast(state, key, past, num_steps, num_samples)
+        ends = jnp.array([[(1.0 - level) / 2.0, (1.0 + level) / 2.0] for level in levels])
+        bounds = jnp.quantile(futures, ends.reshape(-1), axis=0)
+        return jnp.median(futures, axis=0), bounds.reshape(*ends.shape, *bounds.shape[1:])
+
     def _continue(self, state: TrainState, key: Array, past: Array, num_steps: int) -> Array:
         """One future of each sequence [B, P, D] (P may be 0), [B, num_steps, D]."""
         module, params = self.module(), {"params": state.eval_params}
@@ -116,14 +205,8 @@ class MixtureDensityModel(FramewiseModel):
         def step(state: tuple[Array, PyTree], place: Array) -> tuple[tuple[Array, PyTree], Array]:
             x, carry = state
             parameters, carry = module.apply(params, x[:, None], carry)
-            log_weights, means, log_scales = jax.tree.map(lambda a: a[:, 0], parameters)
-
-            def draw(key: Array, w: Array, m: Array, s: Array) -> Array:
-                choice, noise = jax.random.split(key)
-                k = jax.random.categorical(choice, w)
-                return m[k] + self.temperature**0.5 * jnp.exp(s[k]) * jax.random.normal(noise, m[k].shape)
-
-            x = jax.vmap(draw)(fold_in(keys, place), log_weights, means, log_scales)
+            now = jax.tree.map(lambda a: a[:, 0], parameters)
+            x = jax.vmap(functools.partial(draw_frame, temperature=self.temperature))(fold_in(keys, place), now)
             return (x, carry), x
 
         return jax.lax.scan(step, (text[:, -1], carry), jnp.arange(num_steps))[1].swapaxes(0, 1)
