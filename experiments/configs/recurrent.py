@@ -1,8 +1,9 @@
 """Recurrent models of characters, molecules and music."""
 
 from genjax.config import register
-from genjax.data import Molecules, PianoRolls, Text, TimeSeries, TokenPairs
+from genjax.data import LabelledText, Molecules, PianoRolls, Text, TimeSeries, TokenPairs
 from genjax.families.recurrent.attention import AttentionSequenceModel
+from genjax.families.recurrent.labelling import SequenceLabeller
 from genjax.families.recurrent.language import RecurrentLanguageModel
 from genjax.families.recurrent.mixture_density import MixtureDensityModel
 from genjax.families.recurrent.piano_roll import PianoRollModel
@@ -196,14 +197,39 @@ def attention_reversal() -> Experiment:
     shrunk={"model.network.hidden_dim": 8, "data.batch_size": 16, "data.sequence_length": 12},
 )
 def mixture_density_waves() -> Experiment:
-    """An LSTM with a mixture density output on noisy sums of sines.
+    """An LSTM with a mixture density output on noisy sums of sines; forecasts have intervals.
 
     python -m experiments.train --experiment=mixture_density_waves --workdir=runs/mixture_density_waves
+    python -m experiments.forecast --workdir=runs/mixture_density_waves --horizon=12
 
-    About two minutes on two CPU cores.
+    About two minutes on two CPU cores.  Pen strokes as of handwriting: --data.name=strokes --model.correlated=true
+    --model.num_components=20 --data.sequence_length=150.
     """
     return Experiment(
         model=MixtureDensityModel(optimizer=Adam(learning_rate=3e-3, clip_norm=1.0, schedule=Cosine(warmup_steps=20))),
         data=TimeSeries(name="waves", batch_size=64),
         training=Training(num_steps=1500, steps_per_dispatch=20, evaluate_every=500, num_samples=16),
+    )
+
+
+@register(
+    "label_python_source",
+    source="bidirectional LSTM with a linear-chain field (Huang et al. 2015, arXiv:1508.01991)",
+    expected="test accuracy >= 0.97 of characters' lexical classes",
+    shrunk={"model.network.hidden_dim": 8, "model.embedding_dim": 8, "data.sequence_length": 16, "data.batch_size": 16,
+            "evaluation.num_examples": 100},
+)  # fmt: skip
+def label_python_source() -> Experiment:
+    """Lexical classes of the characters of Python modules, by a bidirectional LSTM and a chain of labels.
+
+    python -m experiments.train --experiment=label_python_source --workdir=runs/label_python_source
+
+    About two minutes on two CPU cores.
+    """
+    return Experiment(
+        model=SequenceLabeller(
+            optimizer=Adam(learning_rate=5e-3, clip_norm=1.0, schedule=Cosine(warmup_steps=20, final_scale=0.05))
+        ),
+        data=LabelledText(batch_size=32),
+        training=Training(num_steps=600, steps_per_dispatch=10, evaluate_every=200, num_samples=8),
     )

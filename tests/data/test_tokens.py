@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genjax.data import DataError, Molecules, PianoRolls, Pipeline, Text
-from genjax.data.midi import LOWEST_NOTE, midi
+from genjax.data import DataError, Molecules, NoteEvents, PianoRolls, Pipeline, Text
+from genjax.data.midi import LOWEST_NOTE, midi, read_midi, synthesize, wav
 from genjax.data.molecules import embedded_smiles
+from genjax.data.music import FRAME, START, events, roll_of_events
 from genjax.data.tokenization import Tokenizer, train_tokenizer
 
 SENTENCE = "Ünïcode, naïve 日本 and plain text; text again.\n\tTabs  and spaces 🙂"
@@ -156,3 +157,61 @@ def test_rolls_are_padded_shifted_within_the_keyboard_and_written_as_midi(tmp_pa
     files = data.write_samples(np.asarray(out["x"]), tmp_path / "s")
     assert [f.suffix for f in files] == [".png", *[".mid", ".wav"] * 4]
     assert len(list(itertools.chain(*data.rolls("train")))) > 64
+
+
+def test_midi_files_are_read_as_they_were_written_and_refused_where_they_cannot_be(tmp_path):
+    rolls = PianoRolls().rolls("validation")
+    for i, roll in enumerate(rolls[:12]):
+        np.testing.assert_array_equal(read_midi(midi(roll), "roll"), roll)
+        (tmp_path / f"{i}.mid").write_bytes(midi(roll))
+    data = PianoRolls(name="midi", dir=str(tmp_path))
+    assert len(data.load("train")) == 10 and data.spec()["data_shape"][1] == 88
+    # Running status, a note on of velocity 0 as its end, a program change, a tempo, a drum, and a last note without end.
+    track = (b"\x00\xc0\x05" b"\x00\xff\x51\x03\x07\xa1\x20" b"\x00\x90\x3c\x50" b"\x00\x40\x50" b"\x83\x60\x3c\x00"
+             b"\x00\x99\x10\x50" b"\x83\x60\x90\x40\x00" b"\x00\xff\x2f\x00")  # fmt: skip
+    head = b"MThd\x00\x00\x00\x06\x00\x00\x00\x01\x01\xe0"
+    whole = lambda body: head + b"MTrk" + len(body).to_bytes(4, "big") + body  # noqa: E731
+    roll = read_midi(whole(track), "odd.mid")
+    assert [np.flatnonzero(frame).tolist() for frame in roll] == [[60 - 21, 64 - 21], [64 - 21]]
+    for content, message in [
+        (whole(b"\x00\x90\x0c\x50\x60\x80\x0c\x00"), "odd.mid has the MIDI note 12, which lies outside"),
+        (whole(b"\x00\x90\x6d\x50\x60\x80\x6d\x00"), "note 109"),
+        (whole(b"\x00\x90\x3c"), "damaged"),
+        (b"RIFF", "no MIDI file"),
+        (head[:-2] + b"\xe7\x28" + whole(track)[14:], "in seconds"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            read_midi(content, "odd.mid")
+    with pytest.raises(DataError, match="no folder with MIDI files"):
+        PianoRolls(name="midi", dir=str(tmp_path / "none")).load("train")
+
+
+def test_rolls_sound_at_their_pitch():
+    roll = np.zeros((4, 88), bool)
+    roll[:, 69 - LOWEST_NOTE] = True  # 440 Hz
+    sound = synthesize(roll, seconds_per_frame=0.25, rate=8000)
+    assert sound.shape == (12_000,) and np.abs(sound).max() <= 1.0 and np.isfinite(sound).all()
+    spectrum = np.abs(np.fft.rfft(sound[:8000]))
+    assert abs(int(spectrum.argmax()) - 440) <= 1
+    content = wav(sound, 8000)
+    assert content[:4] == b"RIFF" and content[8:12] == b"WAVE" and len(content) == 44 + 2 * len(sound)
+
+
+def test_note_events_hold_the_rolls_and_crops_are_parts_of_them(tmp_path):
+    data = NoteEvents(batch_size=8, transpose=3, crop=12)
+    rolls, examples = data.rolls("train"), data.load("train")
+    batch = examples.gather(np.arange(8))
+    for roll, tokens, frames in zip(rolls, batch["tokens"], batch["num_frames"]):
+        np.testing.assert_array_equal(roll_of_events(tokens[1:]), roll)
+        assert tokens[0] == START and frames == len(roll) == (tokens == FRAME).sum()
+    np.testing.assert_array_equal(events(np.eye(88)[[3, 1]] + np.eye(88)[[5, 1]]), [3, 5, FRAME, 1, FRAME])
+    batch = {name: jnp.asarray(a) for name, a in batch.items()}
+    out = data.transform(data.augment(batch, jax.random.key(0)), jax.random.key(1))
+    assert out["tokens"].shape == (8, 13) and "num_frames" not in out and out["mask"].all()
+    for tokens, whole in zip(np.asarray(out["tokens"]), np.asarray(batch["tokens"], int)):
+        shifts = [np.where(whole < 88, whole + s, whole) for s in range(-3, 4)]
+        assert any((w[i : i + 13] == tokens).all() for w in shifts for i in range(len(w) - 12))
+    plain = data.transform(batch, jax.random.key(1))
+    assert (plain["mask"].sum(1) == batch["num_events"] + 1).all()
+    files = data.write_samples(np.asarray(batch["tokens"][:2]), tmp_path / "s")
+    assert [f.suffix for f in files] == [".png", ".mid", ".wav", ".mid", ".wav"]
