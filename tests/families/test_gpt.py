@@ -115,6 +115,10 @@ def test_bad_input_is_one_clear_sentence(state, batch):
         MODEL.generate(state, jax.random.key(0), batch["tokens"], 10)
     with pytest.raises(ValueError, match="the prompt has 12 tokens"):
         MODEL.sample(state, jax.random.key(0), 1, prompt=jnp.zeros(12, jnp.int32))
+    with pytest.raises(ValueError, match="the prompt has the token 7, which lies outside the vocabulary of 7 tokens"):
+        MODEL.generate(state, jax.random.key(0), jnp.array([[1, 7]]), 2)
+    with pytest.raises(ValueError, match="token -1"):
+        MODEL.sample(state, jax.random.key(0), 1, prompt=jnp.array([-1]))
 
 
 def test_sizes_are_those_published():
