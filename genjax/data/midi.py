@@ -120,7 +120,8 @@ def _track_notes(track: bytes) -> list[tuple[int, int, int]]:
             status, place = track[place], place + 1
         if status in (0xFF, 0xF0, 0xF7):
             place += status == 0xFF
-            place += number()
+            length = number()  # moves `place` itself
+            place += length
             continue
         kind, channel = status >> 4, status & 0xF
         first, second = track[place], 0 if kind in (0xC, 0xD) else track[place + 1]

@@ -60,7 +60,9 @@ class RecurrentNetwork(nn.Module):
             bias = self.param("output_bias", nn.initializers.zeros, (self.vocab_size,))
             logits = embedding.attend(h) + bias.astype(self.dtype).reshape(1, 1, -1)
         else:
-            logits = nn.Dense(self.vocab_size, dtype=self.dtype, name="output")(h)
+            # As one matrix of rows: otherwise XLA lays the gradient of the logits out anew, time first.
+            rows = h.reshape(-1, h.shape[-1])
+            logits = nn.Dense(self.vocab_size, dtype=self.dtype, name="output")(rows).reshape(*h.shape[:-1], -1)
         return logits.astype(jnp.float32), carry, hidden
 
 
