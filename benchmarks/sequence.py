@@ -141,6 +141,7 @@ def generation(rounds: int, batches: tuple[int, ...] = (1, 64), new_tokens: int 
         ours(), theirs()
         for _ in range(rounds):
             for name, run in (("genjax", ours), ("torch", theirs)):
+                time.sleep(0.5)  # until the other's threads, which spin for a while, sleep too
                 began = time.perf_counter()
                 run()
                 seconds[name].append(time.perf_counter() - began)

@@ -99,7 +99,8 @@ def test_strokes_have_the_density_of_scipy_and_are_drawn_from_it(tmp_path):
     x = np.array([[0.2, 0.7, 1.0], [-1.0, 2.0, 0.0]])
     p = 1 / (1 + np.exp(-logit[0]))
     expected = np.log(density(x[:, :2]) * np.where(x[:, 2] == 1, p, 1 - p))
-    np.testing.assert_allclose(mixture_log_prob(parameters, jnp.asarray(x, jnp.float32)), expected, rtol=1e-5)
+    log_probs = jax.vmap(lambda row: mixture_log_prob(parameters, row))(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(log_probs, expected, rtol=1e-5)
     draws = np.asarray(jax.vmap(lambda k: draw_frame(k, parameters))(jax.random.split(jax.random.key(0), 40_000)))
     mean = weights @ means
     second = sum(w * (c + np.outer(m, m)) for w, m, c in zip(weights, means, covariances))
