@@ -1,7 +1,7 @@
 """Recurrent models of characters, molecules and music."""
 
 from genjax.config import register
-from genjax.data import LabelledText, Molecules, PianoRolls, Text, TimeSeries, TokenPairs
+from genjax.data import Molecules, PianoRolls, PythonSource, Text, TimeSeries, TokenPairs
 from genjax.families.recurrent.attention import AttentionSequenceModel
 from genjax.families.recurrent.labelling import SequenceLabeller
 from genjax.families.recurrent.language import RecurrentLanguageModel
@@ -230,6 +230,6 @@ def label_python_source() -> Experiment:
         model=SequenceLabeller(
             optimizer=Adam(learning_rate=5e-3, clip_norm=1.0, schedule=Cosine(warmup_steps=20, final_scale=0.05))
         ),
-        data=LabelledText(batch_size=32),
+        data=PythonSource(batch_size=32),
         training=Training(num_steps=600, steps_per_dispatch=10, evaluate_every=200, num_samples=8),
     )

@@ -7,7 +7,7 @@ import pytest
 
 from genjax.data import DataError, PythonSource
 from genjax.data.python_source import CLASSES, lexical_classes
-from genjax.families.recurrent.labelling import SequenceLabeller, chain_log_normalizer, chain_score, viterbi
+from genjax.families.recurrent.labelling import SequenceLabeller, chain_log_normalizer, chain_log_prob, viterbi
 from genjax.model import GenerativeModel, HasLogProb
 from genjax.nn.recurrent import Recurrent
 from genjax.optimizers import Adam
@@ -22,6 +22,7 @@ def test_chains_equal_enumeration_and_ignore_padding():
     mask = jnp.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool)
     normalizer, _ = chain_log_normalizer(scores, transitions, mask)
     best = viterbi(scores, transitions, mask)
+    every = []
     for row, length in enumerate((4, 2)):
         paths = np.unique(ALL[:, :length], axis=0)
         totals = np.array([
@@ -30,10 +31,15 @@ def test_chains_equal_enumeration_and_ignore_padding():
         ])  # fmt: skip
         np.testing.assert_allclose(normalizer[row], np.logaddexp.reduce(totals), rtol=1e-5)
         np.testing.assert_array_equal(best[row, :length], paths[totals.argmax()])
+        every.append((paths, totals))
     alone = chain_log_normalizer(scores[1:, :2], transitions, mask[1:, :2])[0]
     np.testing.assert_allclose(normalizer[1], alone[0], rtol=1e-6)
-    score = chain_score(scores, transitions, jnp.array([[0, 1, 2, 0], [2, 1, 0, 0]]), mask)
-    np.testing.assert_allclose(score[1], scores[1, 0, 2] + scores[1, 1, 1] + transitions[2, 1], rtol=1e-6)
+    # Of four labels the second is known, and in the row of two the first is.
+    labels = jnp.array([[-1, 2, -1, -1], [0, -1, -1, -1]])
+    for row, (paths, totals) in enumerate(every):
+        known = paths[:, 1 - row] == labels[row, 1 - row]
+        expected = np.logaddexp.reduce(totals[known]) - np.logaddexp.reduce(totals)
+        np.testing.assert_allclose(chain_log_prob(scores, transitions, labels, mask)[row], expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("output", ["independent", "chain"])

@@ -8,7 +8,7 @@ arXiv:1508.01991).  Z is a sum by the forward algorithm, the likeliest labels ar
 forward sums, then labels from the last to the first.
 
 A batch has `tokens` [B, T], `token_labels` [B, T] (-1 where there is none), and `mask` [B, T], False at padding, which
-stands at the end.  Labels that are missing within a chain are not summed over: chains need a label at every token.
+stands at the end.  Labels that are missing within a chain are summed over.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from genjax.nn.recurrent import Recurrent, RecurrentStack
 from genjax.nn.tokens import token_nll
 from genjax.optimizers import Adam, Optimizer
 
+#: Score of a label that is not the known one; finite, so that gradients are.
+_EXCLUDED = -1e30
+
 
 def chain_log_normalizer(scores: Array, transitions: Array, mask: Array) -> tuple[Array, Array]:
     """log Z of chains with scores [B, T, K], transitions [K, K] and mask [B, T]; [B], and the forward sums [T, B, K]."""
@@ -41,11 +44,11 @@ def chain_log_normalizer(scores: Array, transitions: Array, mask: Array) -> tupl
     return jax.nn.logsumexp(last, axis=-1), jnp.concatenate([scores[None, :, 0], alphas])
 
 
-def chain_score(scores: Array, transitions: Array, labels: Array, mask: Array) -> Array:
-    """Unnormalised log-probability of labels [B, T], [B]."""
-    own = jnp.take_along_axis(scores, labels[:, :, None], axis=2)[..., 0]
-    steps = transitions[labels[:, :-1], labels[:, 1:]]
-    return (own * mask).sum(1) + (steps * mask[:, 1:]).sum(1)
+def chain_log_prob(scores: Array, transitions: Array, labels: Array, mask: Array) -> Array:
+    """Log-probability of labels [B, T], those that are -1 summed over, [B]."""
+    known = (labels[:, :, None] < 0) | (labels[:, :, None] == jnp.arange(scores.shape[-1])[None, None])
+    consistent, _ = chain_log_normalizer(jnp.where(known, scores, _EXCLUDED), transitions, mask)
+    return consistent - chain_log_normalizer(scores, transitions, mask)[0]
 
 
 def chain_backward(alphas: Array, transitions: Array, mask: Array, choose: Any) -> Array:
@@ -150,11 +153,9 @@ class SequenceLabeller:
         scores, transitions = self.module().apply({"params": params}, batch["tokens"], mask, keys)
         labels = batch["token_labels"]
         counted = mask & (labels >= 0)
-        labels = jnp.maximum(labels, 0)
         if self.output == "chain":
-            normalizer, _ = chain_log_normalizer(scores, transitions, mask)
-            return normalizer - chain_score(scores, transitions, labels, mask), counted, scores, transitions
-        return (token_nll(scores, labels) * counted).sum(1), counted, scores, transitions
+            return -chain_log_prob(scores, transitions, labels, mask), counted, scores, transitions
+        return (token_nll(scores, jnp.maximum(labels, 0)) * counted).sum(1), counted, scores, transitions
 
     def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         """Mean over examples of the labels' nats over T, and metrics."""
