@@ -1,10 +1,11 @@
 """Transformer language models on text, characters and molecules."""
 
 from genjax.config import register
-from genjax.data import Molecules, NoteEvents, Text
+from genjax.data import LabelledText, Molecules, NoteEvents, Text
 from genjax.families.language.gpt import GPT, gpt2_network, llama_network
+from genjax.families.language.gpt_tasks import GPTForTask
 from genjax.nn.transformer import Transformer
-from genjax.optimizers import AdamW, Cosine
+from genjax.optimizers import AdamW, Cosine, Linear
 from genjax.training import Evaluation, Experiment, Training
 
 _SHRUNK = {
@@ -230,4 +231,27 @@ def gpt_chorales() -> Experiment:
             best_metric="nll_per_frame",
             num_samples=8,
         ),
+    )
+
+
+@register(
+    "gpt_sentiment",
+    source="GPT with a head on its last token (Radford et al. 2018, section 3.2)",
+    expected="test accuracy >= 0.99 of made reviews, in which a negation turns the adjective around",
+    shrunk={"model.network.num_layers": 1, "model.network.width": 8, "model.network.num_heads": 2,
+            "data.batch_size": 16, "evaluation.num_examples": 50},
+)  # fmt: skip
+def gpt_sentiment() -> Experiment:
+    """A GPT that classifies made reviews, which need no file; --data.name=table reads the user's.
+
+    python -m experiments.train --experiment=gpt_sentiment --workdir=runs/gpt_sentiment
+
+    About two minutes on two CPU cores.  From a GPT that was trained on text, with the same tokenizer and network:
+    --training.init_from=RUN --training.init_prefix=embedding,stack, with --model.lora=lo_ra for low-rank updates alone.
+    """
+    optimizer = AdamW(learning_rate=1e-3, weight_decay=0.01, clip_norm=1.0, schedule=Linear(warmup_steps=50))
+    return Experiment(
+        model=GPTForTask(network=llama_network(2, 64, 4, max_length=128), optimizer=optimizer),
+        data=LabelledText(batch_size=32),
+        training=Training(num_steps=1000, steps_per_dispatch=10, evaluate_every=250, num_samples=8),
     )
