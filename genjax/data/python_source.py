@@ -18,7 +18,7 @@ CLASSES = ("space", "name", "keyword", "number", "string", "comment", "operator"
 _MODULES = {
     "train": ("argparse", "ast", "bisect", "calendar", "cmd", "configparser", "copy", "csv", "dataclasses", "difflib",
               "enum", "fractions", "functools", "glob", "gzip", "heapq", "inspect", "ipaddress", "locale", "mimetypes",
-              "netrc", "ntpath", "operator", "optparse", "pdb", "pickle", "pprint", "queue", "random", "sched"),
+              "netrc", "operator", "optparse", "pdb", "pickle", "pprint", "queue", "random", "sched"),
     "validation": ("shlex", "statistics"),
     "test": ("textwrap", "zipfile"),
 }  # fmt: skip
