@@ -138,13 +138,15 @@ def generation(rounds: int, batches: tuple[int, ...] = (1, 64), new_tokens: int 
         ours = lambda: generate(state, jax.random.key(0), jnp.asarray(prompts)).block_until_ready()  # noqa: B023, E731
         theirs = lambda: loop(torch.tensor(prompts, dtype=torch.long))  # noqa: B023, E731
         seconds = {"genjax": [], "torch": []}
+        repetitions = 10 if batch == 1 else 1  # a single run is a few milliseconds
         ours(), theirs()
         for _ in range(rounds):
             for name, run in (("genjax", ours), ("torch", theirs)):
                 time.sleep(0.5)  # until the other's threads, which spin for a while, sleep too
                 began = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - began)
+                for _ in range(repetitions):
+                    run()
+                seconds[name].append((time.perf_counter() - began) / repetitions)
         rates = {name: batch * new_tokens / float(np.median(s)) for name, s in seconds.items()}
         print(
             f"generate, {batch} prompts: genjax {rates['genjax']:.0f} tokens/s, torch {rates['torch']:.0f} tokens/s, "

@@ -5,6 +5,7 @@ python -m experiments.molecules --workdir=runs/gpt_molecules --num_samples=30000
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def main(arguments: list[str]) -> int:
     if values.num_reference and values.num_reference < len(reference):
         chosen = np.random.default_rng(values.seed).choice(len(reference), values.num_reference, replace=False)
         reference = [reference[i] for i in chosen]
-    metrics = molecule_metrics(samples, data.smiles("train"), reference)
+    # What is new is new to the whole set, though a run may have seen a part of it.
+    train = dataclasses.replace(data, max_molecules=None).smiles("train")
+    metrics = molecule_metrics(samples, train, reference)
     protocol = (
         f"{values.num_samples} samples with seed {values.seed} of step {run.step}, distances to {len(reference)} "
         f"molecules of the split {values.split}, training molecules compared as their file writes them"
