@@ -14,6 +14,7 @@ from genjax.data.python_source import PythonSource
 from genjax.data.sequences import TimeSeries, TokenPairs
 from genjax.data.text import Text
 from genjax.data.text_to_text import TextToText
+from genjax.data.translations import Translations
 from genjax.data.videos import Videos
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "TextToText",
     "TimeSeries",
     "TokenPairs",
+    "Translations",
     "Videos",
     "Waveforms",
     "evaluation_batches",

@@ -1,0 +1,241 @@
+"""Adversarial autoencoder: the codes are made to follow a prior by a discriminator of codes (Makhzani et al. 2016,
+arXiv:1511.05644).
+
+With codes h = encoder(x), a decoder p(x | h), a prior p(z) that need only be drawn from, and a discriminator D of codes, each
+step makes three updates (section 2):
+
+    reconstruction   encoder and decoder   -log p(x | h)
+    regularisation   D                     softplus(-D(z)) + softplus(D(h)),  z ~ p(z)
+                     encoder               softplus(-D(h))
+
+`CodeMatching` is the regularisation alone; it works with the codes of any encoder, of sequences or molecules as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from genjax.families.gan.objectives import Objective, discriminator_objective, generator_objective
+from genjax.families.gan.turns import Turns
+from genjax.families.gan.vae_gan import check_data_shape, normal_latents
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, batch_size, example_keys
+from genjax.nn.distributions import Bernoulli, OutputDistribution
+from genjax.nn.encoder_decoder import MLPNetwork, Network, OutputDecoder
+from genjax.nn.mlp import MLP, Activation
+from genjax.optimizers import Adam, Optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class CodePrior:
+    """What codes shall follow."""
+
+    def draw(self, key: Array, batch: Batch, dim: int) -> Array:
+        """One draw for each example of a batch, [B, dim]."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NormalPrior(CodePrior):
+    """N(0, scale^2 I).
+
+    Attributes:
+      scale: standard deviation.
+    """
+
+    scale: float = 1.0
+
+    def draw(self, key: Array, batch: Batch, dim: int) -> Array:
+        return self.scale * normal_latents(key, batch, dim)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RingPrior(CodePrior):
+    """Equal normal distributions around a circle in the first two dimensions (section 2.3); the others are N(0, scale^2).
+
+    Attributes:
+      num_modes: how many.
+      radius: of the circle.
+      scale: standard deviation of each.
+    """
+
+    num_modes: int = 10
+    radius: float = 2.0
+    scale: float = 0.2
+
+    def draw(self, key: Array, batch: Batch, dim: int) -> Array:
+        if dim < 2:
+            raise ValueError(f"a ring needs codes of at least two dimensions, not latent_dim={dim}")
+        mode_key, noise_key = jax.random.split(key)
+        mode = jax.vmap(lambda k: jax.random.randint(k, (), 0, self.num_modes))(example_keys(mode_key, batch))
+        angle = 2.0 * jnp.pi * mode / self.num_modes
+        centre = self.radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+        return self.scale * normal_latents(noise_key, batch, dim) + jnp.pad(centre, ((0, 0), (0, dim - 2)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodeMatching:
+    """Makes the codes of an encoder follow a prior.
+
+    Attributes:
+      prior: what they shall follow.
+      hidden_dims: widths of the discriminator of codes.
+      activation: of its hidden layers.
+      objective: what discriminator and encoder minimise.
+    """
+
+    prior: CodePrior = NormalPrior()
+    hidden_dims: tuple[int, ...] = (256, 256)
+    activation: Activation = "leaky_relu"
+    objective: Objective = "non_saturating"
+
+    def _module(self) -> MLP:
+        return MLP((*self.hidden_dims, 1), self.activation)
+
+    def init(self, key: Array, dim: int) -> PyTree:
+        """Parameters of the discriminator of codes [B, dim]."""
+        return self._module().init(key, jnp.zeros((1, dim)))["params"]
+
+    def score(self, params: PyTree, codes: Array) -> Array:
+        """D of codes [B, dim], float32 [B]."""
+        return self._module().apply({"params": params}, codes)[:, 0].astype(jnp.float32)
+
+    def discriminator_loss(self, params: PyTree, codes: Array, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        """Mean of what D minimises for codes [B, dim] of a batch, and the mean scores of prior and codes."""
+        prior_score = self.score(params, self.prior.draw(key, batch, codes.shape[-1]))
+        code_score = self.score(params, codes)
+        loss = discriminator_objective(self.objective, prior_score, code_score).mean()
+        return loss, {"prior_score": prior_score.mean(), "code_score": code_score.mean()}
+
+    def encoder_loss(self, params: PyTree, codes: Array, batch: Batch, key: Array) -> Array:
+        """Mean of what the encoder minimises for its codes [B, dim]."""
+        prior_score = self.score(params, self.prior.draw(key, batch, codes.shape[-1]))
+        return generator_objective(self.objective, self.score(params, codes), prior_score).mean()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdversarialAutoencoder:
+    """Autoencoder with deterministic codes that follow a prior.
+
+    Attributes:
+      data_shape: shape of one example; None takes the data set's.
+      latent_dim: number of dimensions of the code.
+      network: encoder and decoder.
+      output: distribution of the data given the decoder's output, whose negative logarithm is the reconstruction error.
+      matching: how the codes are made to follow a prior.
+      compute_dtype: type that encoder and decoder compute in; parameters and losses are float32.
+      reconstruction_optimizer: learning rule of encoder and decoder for the reconstruction.
+      encoder_optimizer: learning rule of the encoder against the discriminator.
+      discriminator_optimizer: learning rule of the discriminator of codes.
+    """
+
+    data_shape: tuple[int, ...] | None = None
+    latent_dim: int = 8
+    network: Network = MLPNetwork()
+    output: OutputDistribution = Bernoulli()
+    matching: CodeMatching = CodeMatching()
+    compute_dtype: str = "float32"
+    reconstruction_optimizer: Optimizer = Adam(learning_rate=1e-3)
+    encoder_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
+    discriminator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
+
+    def _encoder(self) -> Any:
+        return self.network.encoder(self.latent_dim, jnp.dtype(self.compute_dtype))
+
+    def _decoder(self) -> Any:
+        return OutputDecoder(self.network, self.output, self.data_shape, jnp.dtype(self.compute_dtype))
+
+    def init(self, key: Array, batch: Batch) -> TrainState:
+        """Returns the state before the first step.
+
+        Raises:
+          ValueError: the examples have another shape than `data_shape`.
+        """
+        check_data_shape(self, batch)
+        encoder_key, decoder_key, discriminator_key = jax.random.split(key, 3)
+        codes = jnp.zeros((batch_size(batch), self.latent_dim))
+        params = {
+            "autoencoder": {
+                "encoder": self._encoder().init(encoder_key, batch["x"])["params"],
+                "decoder": self._decoder().init(decoder_key, codes)["params"],
+            },
+            "discriminator": self.matching.init(discriminator_key, self.latent_dim),
+        }
+        state = TrainState.create(
+            params, {"autoencoder": self.reconstruction_optimizer, "discriminator": self.discriminator_optimizer}
+        )
+        encoder = self.encoder_optimizer.build().init(params["autoencoder"]["encoder"])
+        return state.replace(opt_state={**state.opt_state, "encoder": encoder})
+
+    def codes(self, params: PyTree, x: Array) -> Array:
+        """h with the encoder's parameters, float32 [B, latent_dim]."""
+        return self._encoder().apply({"params": params}, x).astype(jnp.float32)
+
+    def reconstruction_error(self, params: PyTree, codes: Array, x: Array) -> Array:
+        """-log p(x | h) in nats with the decoder's parameters, [B]."""
+        parameters = self._decoder().apply({"params": params}, codes)
+        return -self.output.log_prob(parameters, x).reshape(x.shape[0], -1).sum(-1)
+
+    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """The three updates.
+
+        Metrics: `loss` (reconstruction, nats), `discriminator_loss`, `encoder_loss`, `prior_score`, `code_score`.
+        """
+        optimizers = {
+            "autoencoder": self.reconstruction_optimizer,
+            "discriminator": self.discriminator_optimizer,
+            "encoder": self.encoder_optimizer,
+        }
+        turns = Turns(state, optimizers)
+        discriminator_key, encoder_key = jax.random.split(key)
+
+        def reconstruction_loss(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+            codes = self.codes(params["encoder"], batch["x"])
+            return self.reconstruction_error(params["decoder"], codes, batch["x"]).mean(), {}
+
+        def discriminator_loss(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+            codes = self.codes(turns.params["autoencoder"]["encoder"], batch["x"])
+            return self.matching.discriminator_loss(params, codes, batch, key)
+
+        def encoder_loss(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+            codes = self.codes(params, batch["x"])
+            return self.matching.encoder_loss(turns.params["discriminator"], codes, batch, key), {}
+
+        turns.update("autoencoder", reconstruction_loss, batch, key)
+        turns.update("discriminator", discriminator_loss, batch, discriminator_key)
+        turns.params["encoder"] = turns.params["autoencoder"]["encoder"]
+        turns.update("encoder", encoder_loss, batch, encoder_key)
+        turns.params["autoencoder"] = {**turns.params["autoencoder"], "encoder": turns.params.pop("encoder")}
+        return turns.finish(loss="autoencoder")
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """Per example [B]: `reconstruction` = -log p(x | h) in nats, and the scores `code_score` and `prior_score`."""
+        params = state.eval_params
+        codes = self.codes(params["autoencoder"]["encoder"], batch["x"])
+        prior = self.matching.prior.draw(key, batch, self.latent_dim)
+        return {
+            "reconstruction": self.reconstruction_error(params["autoencoder"]["decoder"], codes, batch["x"]),
+            "code_score": self.matching.score(params["discriminator"], codes),
+            "prior_score": self.matching.score(params["discriminator"], prior),
+        }
+
+    def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:
+        """Decodes draws from the prior, shape [num_samples, *data_shape]."""
+        index = {"example_index": jnp.arange(num_samples)}
+        return self.decode(state, self.matching.prior.draw(key, index, self.latent_dim))
+
+    def encode(self, state: TrainState, batch: Batch) -> Array:
+        """The code of each example, shape [B, latent_dim]."""
+        return self.codes(state.eval_params["autoencoder"]["encoder"], batch["x"])
+
+    def decode(self, state: TrainState, latents: Array) -> Array:
+        """Mean of p(x | h), shape [B, *data_shape]."""
+        return self.output.mean(self._decoder().apply({"params": state.eval_params["autoencoder"]["decoder"]}, latents))
+
+    def reconstruct(self, state: TrainState, batch: Batch, key: Array) -> Array:
+        """Mean of p(x | h) at the code of x, the shape of x."""
+        del key
+        return self.decode(state, self.encode(state, batch))

@@ -1,0 +1,174 @@
+"""Networks that translate pictures, and the judge of patches.
+
+    U-Net     n halvings and n doublings, with every map of the way down shown again on the way up   (Isola et al. 2017,
+              arXiv:1611.07004, section 3.2.1)
+    ResNet    7 x 7, two halvings, residual blocks, two doublings, 7 x 7      (Zhu et al. 2017, arXiv:1703.10593, appendix 7.2)
+    PatchGAN  halvings and two 3 x 3 convolutions to a map of scores, each of one patch               (2017, section 3.2.2)
+
+Maps are normalised over each picture, which is batch norm with the batches of one that the papers train with.  Strided
+convolutions are 4 x 4 everywhere, and borders are zeros.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from genjax.nn.convolution import Convolution, Downsample, Upsample
+from genjax.nn.dropout import dropout, fold_in
+from genjax.nn.encoder_decoder import check_picture_shape
+
+Array = jax.Array
+
+
+class InstanceNorm(nn.Module):
+    """Every map of every picture to mean 0 and variance 1, then a learned scale and shift (Ulyanov et al. 2016)."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return nn.GroupNorm(num_groups=None, group_size=1, epsilon=1e-5, dtype=x.dtype)(x)
+
+
+class _UNet(nn.Module):
+    network: UNetTranslator
+    num_outputs: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, keys: Array | None = None) -> Array:
+        channels, rate = self.network.channels, self.network.dropout_rate
+        check_picture_shape(x.shape[1:], len(channels))
+        maps = []
+        for depth, width in enumerate(channels):
+            x = Downsample(width, self.dtype)(x if depth == 0 else nn.leaky_relu(x, 0.2))
+            # The first maps show the picture as it is; the innermost may be a single pixel.
+            if 0 < depth < len(channels) - 1:
+                x = InstanceNorm()(x)
+            maps.append(x)
+        for depth, width in reversed(list(enumerate(channels[:-1]))):
+            x = InstanceNorm()(Upsample(width, self.dtype)(nn.relu(x)))
+            if depth >= len(channels) - 4:
+                x = dropout(x, rate, fold_in(keys, depth))
+            x = jnp.concatenate([x, maps[depth]], axis=-1)
+        return jnp.tanh(Upsample(self.num_outputs, self.dtype)(nn.relu(x)).astype(jnp.float32))
+
+
+class _ResNet(nn.Module):
+    network: ResNetTranslator
+    num_outputs: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, keys: Array | None = None) -> Array:
+        del keys
+        width = self.network.num_channels
+        check_picture_shape(x.shape[1:], 2)
+        x = nn.relu(InstanceNorm()(Convolution(width, self.dtype, kernel_size=7)(x)))
+        for factor in (2, 4):
+            x = nn.relu(InstanceNorm()(Downsample(factor * width, self.dtype)(x)))
+        for _ in range(self.network.num_residual_blocks):
+            y = nn.relu(InstanceNorm()(Convolution(4 * width, self.dtype)(x)))
+            x = x + InstanceNorm()(Convolution(4 * width, self.dtype)(y))
+        for factor in (2, 1):
+            x = nn.relu(InstanceNorm()(Upsample(factor * width, self.dtype)(x)))
+        return jnp.tanh(Convolution(self.num_outputs, self.dtype, kernel_size=7)(x).astype(jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Translator:
+    """A network from pictures [B, H, W, C] and keys [B] of its noise (or None) to pictures [B, H, W, num_outputs] in [-1, 1]."""
+
+    def build(self, num_outputs: int, dtype: Any = jnp.float32) -> nn.Module:
+        """Returns the Linen module."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNetTranslator(Translator):
+    """U-Net, whose noise is dropout of the three innermost maps on the way up.
+
+    Attributes:
+      channels: of the maps, each of half the height and width of the one before.
+      dropout_rate: share of the units that are dropped.
+    """
+
+    channels: tuple[int, ...] = (64, 128, 256, 512)
+    dropout_rate: float = 0.5
+
+    def build(self, num_outputs: int, dtype: Any = jnp.float32) -> nn.Module:
+        return _UNet(self, num_outputs, dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNetTranslator(Translator):
+    """Residual network without noise.
+
+    Attributes:
+      num_channels: of the maps in full size; the smallest maps have four times as many.
+      num_residual_blocks: blocks of two convolutions of the smallest maps.
+    """
+
+    num_channels: int = 64
+    num_residual_blocks: int = 6
+
+    def build(self, num_outputs: int, dtype: Any = jnp.float32) -> nn.Module:
+        return _ResNet(self, num_outputs, dtype)
+
+
+class PatchDiscriminator(nn.Module):
+    """Pictures [B, H, W, C] to scores of patches [B, H / 2^n, W / 2^n], where n is the number of channels.
+
+    But for the norms, a score sees 12, 26 or 54 pixels each way for n of 1, 2 or 3.
+
+    Attributes:
+      channels: of the maps after each halving.
+      dtype: type to compute in.
+    """
+
+    channels: tuple[int, ...]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        check_picture_shape(x.shape[1:], len(self.channels))
+        for depth, width in enumerate(self.channels):
+            x = Downsample(width, self.dtype)(x)
+            x = nn.leaky_relu(InstanceNorm()(x) if depth else x, 0.2)
+        x = nn.leaky_relu(InstanceNorm()(Convolution(2 * self.channels[-1], self.dtype)(x)), 0.2)
+        return Convolution(1, self.dtype)(x)[..., 0].astype(jnp.float32)
+
+
+def mean_over_pixels(x: Array) -> Array:
+    """Mean of all but the first axis, [B, ...] to [B]."""
+    return x.reshape(x.shape[0], -1).mean(-1)
+
+
+def check_domains(batch: Any, data_shape: tuple[int, ...] | None) -> None:
+    """Raises ValueError unless a batch has pictures of both domains, of one size."""
+    if "source" not in batch:
+        raise ValueError(
+            "a model of translation needs pictures of two domains, x and source, as data=translations has them"
+        )
+    x, source = batch["x"].shape[1:], batch["source"].shape[1:]
+    if len(x) != 3 or x[:2] != source[:2]:
+        raise ValueError(f"pictures of the two domains must have one height and width, not {source} and {x}")
+    if data_shape is not None and x != tuple(data_shape):
+        raise ValueError(f"examples have the shape {x}, but model.data_shape is {data_shape}")
+
+
+def chosen_sources(state_extra: dict[str, Any], num_samples: int, source: Array | None) -> Array:
+    """The pictures to translate: those given, or the kept ones in turn, [num_samples, H, W, C].
+
+    Raises:
+      ValueError: there are not as many as samples.
+    """
+    if source is None:
+        kept = state_extra["sources"]
+        return kept[jnp.arange(num_samples) % kept.shape[0]]
+    if source.shape[0] != num_samples:
+        raise ValueError(f"{source.shape[0]} pictures cannot become {num_samples} samples; translate each once")
+    return source

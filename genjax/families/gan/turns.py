@@ -1,0 +1,57 @@
+"""Updates of several networks one after the other inside one step, each by its own optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from genjax.model import Array, Batch, Metrics, TrainState, ema_update, gradient_update
+
+
+class Turns:
+    """A step of networks that learn in turns; every update sees the others as the updates before left them.
+
+        turns = Turns(state, {"generator": Adam(), "discriminator": Adam()})
+        turns.update("discriminator", discriminator_loss, batch, key)
+        turns.update("generator", generator_loss, batch, key)
+        return turns.finish(loss="generator")
+
+    Args:
+      state: the state before the step; its params are a dict.
+      optimizers: the learning rule of each entry of the params that learns.
+
+    Attributes:
+      params: parameters by name, as they are now.
+      metrics: metrics of all updates so far.
+    """
+
+    def __init__(self, state: TrainState, optimizers: Mapping[str, Any]):
+        self.params = dict(state.params)
+        self.metrics: Metrics = {}
+        self._state, self._optimizers, self._opt_state = state, optimizers, dict(state.opt_state)
+
+    def update(self, name: str, loss: Callable[..., tuple[Array, Metrics]], batch: Batch, key: Array) -> None:
+        """One update of `params[name]` by `loss(params[name], batch, key) -> (mean over examples, metrics)`."""
+        self.params[name], self._opt_state[name], metrics, _ = gradient_update(
+            loss, self._optimizers[name], self.params[name], self._opt_state[name], batch, key
+        )
+        for own in {"loss", "gradient_norm", "skipped"} & set(metrics):
+            metrics[f"{name}_{own}"] = metrics.pop(own)
+        self.metrics |= metrics
+
+    def finish(self, loss: str, extra: dict[str, Any] | None = None) -> tuple[TrainState, Metrics]:
+        """The state after the step and its metrics, where `loss` is that of the named network."""
+        state, ema = self._state, self._state.ema_params
+        if ema is not None:
+            ema = {
+                name: ema_update(ema[name], self.params[name], self._optimizers[name].ema_decay, state.step)
+                for name in ema
+            }
+        state = state.replace(
+            step=state.step + 1,
+            params=self.params,
+            opt_state=self._opt_state,
+            ema_params=ema,
+            extra=state.extra if extra is None else extra,
+        )
+        return state, {**self.metrics, "loss": self.metrics[f"{loss}_loss"]}
