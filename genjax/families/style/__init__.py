@@ -1,0 +1,1 @@
+"""Style of one picture with the content of another."""

@@ -1,0 +1,179 @@
+"""Adversarial networks that also encode, and the critic of two known distributions."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from genjax.families.gan.adversarial_autoencoder import AdversarialAutoencoder, CodeMatching, NormalPrior, RingPrior
+from genjax.families.gan.bigan import BiGAN
+from genjax.families.gan.gan import GAN
+from genjax.families.gan.info_gan import InfoGAN
+from genjax.families.gan.vae_gan import VAEGAN
+from genjax.nn.encoder_decoder import MLPNetwork
+from genjax.optimizers import SGD, Adam
+
+NETWORK = MLPNetwork(hidden_dims=(6,), activation="tanh")
+BATCH = {"x": jax.random.uniform(jax.random.key(0), (5, 3))}
+
+
+def test_the_critic_of_two_normal_distributions_approaches_their_wasserstein_distance():
+    # One-dimensional: W1 = E |F^-1(u) - G^-1(u)| = E |2 - z / 2|, a folded normal distribution's mean.
+    mean, scale = 2.0, 0.5
+    share = 0.5 * math.erfc(mean / scale / 2**0.5)
+    expected = scale * math.sqrt(2 / math.pi) * math.exp(-0.5 * (mean / scale) ** 2) + mean * (1 - 2 * share)
+    model = GAN(
+        data_shape=(1,),
+        network=MLPNetwork(hidden_dims=(32, 32), activation="relu"),
+        objective="wasserstein",
+        penalty="wgan_gp",
+        penalty_weight=100.0,
+    )
+    params = model.init(jax.random.key(0), {"x": jnp.zeros((2, 1))}).params["discriminator"]
+    optimizer = optax.adam(2e-3)
+
+    def draw(key, count):
+        a, b, c = jax.random.split(key, 3)
+        x, y = jax.random.normal(a, (count, 1)), mean + scale * jax.random.normal(b, (count, 1))
+        return x, y, jax.random.uniform(c, (count,))
+
+    def value(params, x, y):
+        return (model.score(params, y) - model.score(params, x)).mean()
+
+    @jax.jit
+    def trained(params):
+        def step(carry, key):
+            params, opt_state = carry
+            x, y, mixture = draw(key, 128)
+            loss = lambda p: -value(p, x, y) + model.gradient_penalty(p, y, x, mixture)  # noqa: E731
+            updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
+            return (optax.apply_updates(params, updates), opt_state), None
+
+        (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(jax.random.key(1), 800))
+        x, y, _ = draw(jax.random.key(2), 20000)
+        return value(params, x, y)
+
+    # The penalty lets slopes exceed 1 by W / (2 w), one in a hundred here.
+    assert float(trained(params)) == pytest.approx(expected, rel=0.04)
+
+
+def test_the_parts_of_a_vae_gan_learn_from_their_own_losses():
+    model = VAEGAN(data_shape=(3,), latent_dim=2, network=NETWORK, num_features=4, feature_weight=2.0)
+    state = model.init(jax.random.key(1), BATCH)
+    x, discriminator = BATCH["x"], state.params["discriminator"]
+    assert float(model.feature_error(discriminator, x, x).max()) == 0.0
+    hidden = [model.discriminate(discriminator, y)[0] for y in (x, x**2)]
+    expected = 0.5 * np.sum((np.asarray(hidden[0]) - np.asarray(hidden[1])) ** 2, -1)
+    np.testing.assert_allclose(model.feature_error(discriminator, x, x**2), expected, rtol=1e-5)
+    new, metrics = jax.jit(model.train_step)(state, BATCH, jax.random.key(2))
+    np.testing.assert_allclose(metrics["loss"], metrics["kl"] + metrics["feature_error"], rtol=1e-5)
+    for name in state.params:
+        assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (state.params[name], new.params[name]))))
+    posterior = model.posterior(state.params["encoder"], x)
+    kl = -0.5 * (1 + 2 * posterior.log_scale - posterior.mean**2 - jnp.exp(2 * posterior.log_scale)).sum(-1)
+    np.testing.assert_allclose(model.evaluate(state, BATCH, jax.random.key(3))["kl"], kl, rtol=1e-4, atol=1e-6)
+
+
+def test_priors_of_codes_have_their_moments():
+    index = {"example_index": jnp.arange(4000)}
+    ring = np.asarray(RingPrior(num_modes=5, radius=3.0, scale=0.1).draw(jax.random.key(0), index, 3))
+    np.testing.assert_allclose(np.hypot(ring[:, 0], ring[:, 1]).mean(), 3.0, atol=0.02)
+    np.testing.assert_allclose(ring[:, 2].std(), 0.1, rtol=0.1)
+    modes = np.bincount(np.round(np.arctan2(ring[:, 1], ring[:, 0]) / (2 * np.pi / 5)).astype(int) % 5)
+    assert modes.min() > 700
+    normal = NormalPrior(scale=2.0).draw(jax.random.key(0), index, 2)
+    np.testing.assert_allclose(np.cov(np.asarray(normal).T), 4 * np.eye(2), atol=0.3)
+    with pytest.raises(ValueError, match="at least two dimensions"):
+        RingPrior().draw(jax.random.key(0), index, 1)
+
+
+def test_the_encoder_of_an_adversarial_autoencoder_takes_two_updates_in_turn():
+    model = AdversarialAutoencoder(
+        data_shape=(3,),
+        latent_dim=2,
+        network=NETWORK,
+        matching=CodeMatching(hidden_dims=(4,)),
+        reconstruction_optimizer=SGD(learning_rate=0.1, ema_decay=0.9),
+        encoder_optimizer=SGD(learning_rate=0.2),
+        discriminator_optimizer=SGD(learning_rate=0.0),
+    )
+    state = model.init(jax.random.key(1), BATCH)
+    new, _ = jax.jit(model.train_step)(state, BATCH, jax.random.key(2))
+    nets, x = state.params["autoencoder"], BATCH["x"]
+
+    def reconstruction(nets):
+        return model.reconstruction_error(nets["decoder"], model.codes(nets["encoder"], x), x).mean()
+
+    def deceived(encoder):
+        return jax.nn.softplus(-model.matching.score(state.params["discriminator"], model.codes(encoder, x))).mean()
+
+    nets = jax.tree.map(lambda p, g: p - 0.1 * g, nets, jax.grad(reconstruction)(nets))
+    encoder = jax.tree.map(lambda p, g: p - 0.2 * g, nets["encoder"], jax.grad(deceived)(nets["encoder"]))
+    for got, expected in (
+        (new.params["autoencoder"]["encoder"], encoder),
+        (new.params["autoencoder"]["decoder"], nets["decoder"]),
+    ):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, expected)
+    assert set(new.params) == set(state.params) and model.sample(new, jax.random.key(3), 4).shape == (4, 3)
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_bigan_scores_pairs_of_data_and_codes(stochastic):
+    model = BiGAN(data_shape=(3,), latent_dim=2, network=NETWORK, num_features=4, stochastic_encoder=stochastic)
+    state = model.init(jax.random.key(1), BATCH)
+    nets, discriminator = state.params["generator_and_encoder"], state.params["discriminator"]
+    data, samples = model.pair_scores(nets, discriminator, BATCH, jax.random.key(2))
+    assert data.shape == samples.shape == (5,)
+    mean = model.codes(nets["encoder"], BATCH["x"])
+    at_mean = model.score(discriminator, BATCH["x"], mean)
+    assert np.allclose(at_mean, data) is (not stochastic)
+    assert np.abs(model.score(discriminator, BATCH["x"], mean + 1.0) - at_mean).min() > 1e-4
+    assert model.reconstruct(state, BATCH, jax.random.key(3)).shape == (5, 3)
+
+
+def test_log_probability_of_a_code_is_that_of_its_parts():
+    model = InfoGAN(data_shape=(3,), noise_dim=2, categories=(3, 2), num_continuous=2, network=NETWORK)
+    codes = np.asarray(model.draw_codes(jax.random.key(0), {"x": np.zeros((4000, 1))}))
+    assert codes.shape == (4000, 7) and (codes[:, :3].sum(1) == 1).all() and (codes[:, 3:5].sum(1) == 1).all()
+    np.testing.assert_allclose(codes.mean(0), [1 / 3] * 3 + [1 / 2] * 2 + [0, 0], atol=0.03)
+    assert np.abs(codes[:, 5:]).max() <= 1 and codes[:, 5:].std(0) == pytest.approx(3**-0.5, abs=0.02)
+    parameters = np.random.default_rng(0).normal(size=(6, 9)).astype(np.float32)
+    chosen = codes[:6]
+    expected = np.zeros(6)
+    for start, stop in ((0, 3), (3, 5)):
+        p = np.exp(parameters[:, start:stop])
+        expected += np.log((p / p.sum(1, keepdims=True) * chosen[:, start:stop]).sum(1))
+    mean, scale = parameters[:, 5:7], np.exp(parameters[:, 7:])
+    expected += (-0.5 * ((chosen[:, 5:] - mean) / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)).sum(1)
+    np.testing.assert_allclose(model.code_log_prob(parameters, chosen), expected, rtol=1e-4, atol=1e-5)
+    # Q that is certain and right reaches the entropy of categorical codes.
+    certain = InfoGAN(data_shape=(3,), categories=(3, 2), num_continuous=0, network=NETWORK)
+    bound = certain.information_bound(100.0 * chosen[:, :5], chosen[:, :5])
+    np.testing.assert_allclose(bound, math.log(6), rtol=1e-5)
+    with pytest.raises(ValueError, match="at least two values"):
+        InfoGAN(categories=(1,))
+
+
+def test_a_traversal_of_a_code_changes_one_variable():
+    model = InfoGAN(data_shape=(3,), noise_dim=2, categories=(4,), num_continuous=1, network=MLPNetwork(hidden_dims=()))
+    state = model.init(jax.random.key(1), BATCH)
+    kernel = jax.tree.leaves(state.params["generator"])[-1]
+    assert kernel.shape == (7, 3)
+    rows = np.asarray(model.traverse(state, jax.random.key(2), 1, num_rows=2, num_values=5))
+    assert rows.shape == (2, 5, 3)
+    # The generator is affine: along a row, steps are those of the continuous variable.
+    np.testing.assert_allclose(np.diff(rows, axis=1), np.broadcast_to(0.5 * kernel[6], (2, 4, 3)), rtol=1e-3, atol=1e-5)
+    rows = np.asarray(model.traverse(state, jax.random.key(2), 0, num_rows=2))
+    np.testing.assert_allclose(
+        rows[:, 1] - rows[:, 0], np.broadcast_to(kernel[3] - kernel[2], (2, 3)), rtol=1e-3, atol=1e-5
+    )
+    with pytest.raises(ValueError, match="variables 0 to 1, not 2"):
+        model.traverse(state, jax.random.key(2), 2, 1)
+    optimizer = Adam(ema_decay=0.9)
+    learned = InfoGAN(data_shape=(3,), noise_dim=2, network=NETWORK, generator_optimizer=optimizer)
+    state, metrics = jax.jit(learned.train_step)(learned.init(jax.random.key(1), BATCH), BATCH, jax.random.key(2))
+    assert set(state.ema_params) == {"generator"} and np.isfinite(metrics["information_bound"])
+    assert learned.encode(state, BATCH).shape == (5, 12)
