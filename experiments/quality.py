@@ -7,9 +7,9 @@ with the weights of the Inception network in the layout of pytorch-fid or torch-
 without running what it may hold, .safetensors or .npz), with which frechet_distance is the FID.
 
 Metrics (--metrics, by default all): frechet, kernel, classes (with logits: class_score, by the Inception network the
-Inception score, and the shares of the classes), precision_recall, density_coverage, memorisation.  Each is given for the
+Inception score, and the shares of the classes), precision_recall, density_coverage, memorization.  Each is given for the
 samples, for as many training pictures, and for one half of the split against the other (the floor).  Moments are of all
-pictures; neighbours are looked for among the first --num_kept.  memorisation also draws the samples that lie nearest to a
+pictures; neighbours are looked for among the first --num_kept.  memorization also draws the samples that lie nearest to a
 training picture beside those pictures.
 """
 
@@ -30,10 +30,10 @@ from experiments import command_line
 from genjax.config import ConfigError
 from genjax.data import Images, write_grid
 from genjax.evaluation import quality
-from genjax.evaluation.neighbors import NearestNeighbors, memorisation
+from genjax.evaluation.neighbors import NearestNeighbors, memorization
 from genjax.evaluation.quality import FeatureStatistics
 
-METRICS = (*quality.METRICS, "memorisation")
+METRICS = (*quality.METRICS, "memorization")
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
 flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
@@ -168,7 +168,7 @@ def draw_neighbors(run: Any, queries: Queries, distances: np.ndarray, rows: np.n
 def measure(run: Any, extract: Extract, metrics: Sequence[str], values: Counts) -> dict[str, Any]:
     """All figures by the name of the set that is held against the split, and what a reader must know."""
     data = run.experiment.data
-    split, needs_train = run.experiment.evaluation.split, "memorisation" in metrics
+    split, needs_train = run.experiment.evaluation.split, "memorization" in metrics
     held_out, queries = Queries(values.num_queries), Queries(values.num_queries)
     reference = FeatureStatistics(values.num_kept)
     for pictures in pictures_of(data, split, np.arange(len(data.load(split)))[: values.num_data]):
@@ -207,13 +207,13 @@ def measure(run: Any, extract: Extract, metrics: Sequence[str], values: Counts) 
     if needs_train:
         distances, indices = near_samples.result()
         if split == "train":
-            result["notes"].append("the split is the training set itself, so memorisation says nothing")
-        result["memorisation"] = memorisation(distances[:, 0], near_held_out.result()[0][:, 0])
+            result["notes"].append("the split is the training set itself, so memorization says nothing")
+        result["memorization"] = memorization(distances[:, 0], near_held_out.result()[0][:, 0])
         path = Path(run.workdir) / "neighbors.png"
         draw_neighbors(run, queries, distances, order[indices], path)
         result["notes"].append(
             f"{path}: samples, the ones nearest to a training picture first, each with its {indices.shape[1]} nearest "
-            f"training pictures; memorisation compares {len(distances)} samples with {len(order)} training pictures"
+            f"training pictures; memorization compares {len(distances)} samples with {len(order)} training pictures"
         )
     return result
 
@@ -228,7 +228,7 @@ def report(result: dict[str, Any], split: str) -> None:
     for name, value in result["samples"].items():
         cells = [value, result["train"].get(name), result["floor"].get(name)]
         print(f"  {name:<32}" + "".join(f"{'' if c is None else format(c, '.5g'):>14}" for c in cells))
-    for name, value in result.get("memorisation", {}).items():
+    for name, value in result.get("memorization", {}).items():
         print(f"  {name:<32}{value:>14.5g}")
     for note in result["notes"]:
         print(f"  note: {note}")

@@ -108,7 +108,7 @@ class NearestNeighbors:
         return np.sqrt(self._squares), self._indices
 
 
-def memorisation(samples_to_train: np.ndarray, held_out_to_train: np.ndarray) -> dict[str, float]:
+def memorization(samples_to_train: np.ndarray, held_out_to_train: np.ndarray) -> dict[str, float]:
     """Whether samples lie nearer to the training set than held-out data do.
 
     Args:
@@ -116,7 +116,7 @@ def memorisation(samples_to_train: np.ndarray, held_out_to_train: np.ndarray) ->
       held_out_to_train: the same of held-out data [M].
 
     Returns:
-      `memorisation_auc`, the probability that a sample is nearer than a held-out example (1/2 where the model neither
+      `memorization_auc`, the probability that a sample is nearer than a held-out example (1/2 where the model neither
       copies nor stays away; the statistic of Meehan et al. 2020, arXiv:2004.05675, in one cell);
       `copied_share`, the share of samples nearer than all but one in a hundred held-out examples (1/100 where the two
       are alike); and quantiles of both distances.
@@ -128,7 +128,7 @@ def memorisation(samples_to_train: np.ndarray, held_out_to_train: np.ndarray) ->
         for percent in (1, 50, 99)
     }
     return {
-        "memorisation_auc": roc_auc(samples_to_train, held_out_to_train),
+        "memorization_auc": roc_auc(samples_to_train, held_out_to_train),
         "copied_share": float((samples_to_train < threshold).mean()),
         **quantiles,
     }

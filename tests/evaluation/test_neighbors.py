@@ -7,7 +7,7 @@ from sklearn.neighbors import NearestNeighbors as Peer
 from genjax.evaluation.neighbors import (
     NearestNeighbors,
     density_coverage,
-    memorisation,
+    memorization,
     neighbor_radii,
     precision_recall,
 )
@@ -61,7 +61,7 @@ def test_neighbours_in_a_stream_are_those_in_the_whole():
 def test_copies_are_noticed():
     train, held_out, fresh = RNG.normal(size=(3, 400, 3))
     nearest = lambda x: NearestNeighbors(x).add(train).result()[0][:, 0]  # noqa: E731
-    honest = memorisation(nearest(fresh), nearest(held_out))
-    assert honest["memorisation_auc"] == pytest.approx(0.5, abs=0.08) and honest["copied_share"] < 0.04
-    copied = memorisation(nearest(train[:100] + 1e-4), nearest(held_out))
-    assert copied["memorisation_auc"] > 0.99 and copied["copied_share"] > 0.95
+    honest = memorization(nearest(fresh), nearest(held_out))
+    assert honest["memorization_auc"] == pytest.approx(0.5, abs=0.08) and honest["copied_share"] < 0.04
+    copied = memorization(nearest(train[:100] + 1e-4), nearest(held_out))
+    assert copied["memorization_auc"] > 0.99 and copied["copied_share"] > 0.95

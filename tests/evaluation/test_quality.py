@@ -55,7 +55,7 @@ def test_all_figures_are_given_with_counts_floor_and_picture(runs):
         assert {name} <= set(result["samples"]) & set(result["train"]) & set(result["floor"])
     # Five steps make no digits; other digits are nearer.
     assert result["samples"]["frechet_distance"] > 3 * result["train"]["frechet_distance"]
-    assert result["samples"]["class_score"] >= 1.0 and 0 <= result["memorisation"]["memorisation_auc"] <= 1
+    assert result["samples"]["class_score"] >= 1.0 and 0 <= result["memorization"]["memorization_auc"] <= 1
     assert (run.workdir / "neighbors.png").stat().st_size > 0
 
 
