@@ -48,6 +48,7 @@ def pix2pix_shapes() -> Experiment:
     shrunk={
         "model.network.num_channels": 2,
         "model.network.num_residual_blocks": 1,
+        "model.network.outer_kernel_size": 3,
         "model.discriminator_channels": (4,),
         "model.pool_size": 5,
         "data.name": "digits",

@@ -79,7 +79,7 @@ def test_cycle_and_identity_errors_are_those_of_the_two_generators(batch):
     model = CycleGAN(
         data_shape=(8, 8, 1),
         source_shape=(8, 8, 1),
-        network=ResNetTranslator(num_channels=2, num_residual_blocks=1),
+        network=ResNetTranslator(num_channels=2, num_residual_blocks=1, outer_kernel_size=3),
         discriminator_channels=(2,),
     )
     state = model.init(jax.random.key(1), batch)

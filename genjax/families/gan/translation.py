@@ -65,9 +65,9 @@ class _ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, keys: Array | None = None) -> Array:
         del keys
-        width = self.network.num_channels
+        width, size = self.network.num_channels, self.network.outer_kernel_size
         check_picture_shape(x.shape[1:], 2)
-        x = nn.relu(InstanceNorm()(Convolution(width, self.dtype, kernel_size=7)(x)))
+        x = nn.relu(InstanceNorm()(Convolution(width, self.dtype, kernel_size=size)(x)))
         for factor in (2, 4):
             x = nn.relu(InstanceNorm()(Downsample(factor * width, self.dtype)(x)))
         for _ in range(self.network.num_residual_blocks):
@@ -75,7 +75,7 @@ class _ResNet(nn.Module):
             x = x + InstanceNorm()(Convolution(4 * width, self.dtype)(y))
         for factor in (2, 1):
             x = nn.relu(InstanceNorm()(Upsample(factor * width, self.dtype)(x)))
-        return jnp.tanh(Convolution(self.num_outputs, self.dtype, kernel_size=7)(x).astype(jnp.float32))
+        return jnp.tanh(Convolution(self.num_outputs, self.dtype, kernel_size=size)(x).astype(jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +110,12 @@ class ResNetTranslator(Translator):
     Attributes:
       num_channels: of the maps in full size; the smallest maps have four times as many.
       num_residual_blocks: blocks of two convolutions of the smallest maps.
+      outer_kernel_size: of the first and the last convolution, odd.
     """
 
     num_channels: int = 64
     num_residual_blocks: int = 6
+    outer_kernel_size: int = 7
 
     def build(self, num_outputs: int, dtype: Any = jnp.float32) -> nn.Module:
         return _ResNet(self, num_outputs, dtype)
