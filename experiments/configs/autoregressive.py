@@ -15,7 +15,7 @@ from genjax.families.autoregressive.pixel_cnn_pp import PixelCNNPP
 from genjax.families.autoregressive.pixel_snail import PixelSNAIL
 from genjax.families.autoregressive.vq_prior import VQPrior
 from genjax.families.vae.vq_vae import VQVAE
-from genjax.nn.distributions import Categorical
+from genjax.nn.distributions import Categorical, DiscretizedLogistic
 from genjax.nn.transformer import Transformer
 from genjax.optimizers import Adam, AdamW, Cosine
 from genjax.training import Experiment, Training
@@ -284,7 +284,8 @@ def pixel_cnn_pp_cifar10() -> Experiment:
 def vq_prior_digits() -> Experiment:
     """A prior over the codes of the VQ-VAE of the digits, which is trained first.
 
-    python -m experiments.train --experiment=vq_vae_digits --model.codebook=gradient --workdir=runs/vq_vae_gradient
+    python -m experiments.train --experiment=vq_vae_digits --model.codebook=gradient \\
+        --model.output=discretized_logistic --model.output.num_levels=17 --workdir=runs/vq_vae_gradient
     python -m experiments.train --experiment=vq_prior_digits --training.init_from=runs/vq_vae_gradient \\
         --training.init_prefix=encoder,decoder,codebook --workdir=runs/vq_prior
 
@@ -293,7 +294,10 @@ def vq_prior_digits() -> Experiment:
     prior = GatedPixelCNN(
         hidden_dim=32, num_layers=4, first_size=3, output_dim=64, optimizer=Adam(schedule=Cosine(warmup_steps=100))
     )
-    vq_vae = VQVAE(channels=(32,), embedding_dim=16, num_codes=64, codebook="gradient")
+    output = DiscretizedLogistic(num_levels=17)
+    vq_vae = VQVAE(
+        channels=(32,), num_residual_blocks=1, embedding_dim=16, num_codes=64, codebook="gradient", output=output
+    )
     return Experiment(
         model=VQPrior(vq_vae=vq_vae, prior=prior),
         data=Images(name="digits", batch_size=64),

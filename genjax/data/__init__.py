@@ -6,6 +6,7 @@ from genjax.data.encoder_text import EncoderText
 from genjax.data.evidence import Evidence
 from genjax.data.images import Images, write_grid
 from genjax.data.labelled_text import LabelledText, LabelledTokens, QuestionAnswering
+from genjax.data.latents import Latents
 from genjax.data.molecules import Molecules
 from genjax.data.music import NoteEvents, PianoRolls
 from genjax.data.pipeline import Pipeline, evaluation_batches
@@ -27,6 +28,7 @@ __all__ = [
     "Images",
     "LabelledText",
     "LabelledTokens",
+    "Latents",
     "Molecules",
     "NoteEvents",
     "PianoRolls",

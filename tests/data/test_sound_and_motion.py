@@ -1,4 +1,4 @@
-"""Videos move as they say, tones have their pitch, and what is written can be read again."""
+"""Videos move as they say, tones have their pitch, latents are mapped, and what is written can be read again."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genjax.data import DataError, Images, Videos, Waveforms, audio, sources, videos
+from genjax.data import DataError, Images, Latents, Videos, Waveforms, audio, sources, videos
 
 
 def test_pictures_move_straight_and_bounce():
@@ -103,3 +103,27 @@ def test_emoji_keep_their_drawings_together_and_count_what_covers(tmp_path):
     assert np.abs(own[1][visible].astype(int) - pictures[1][visible]).max() <= 1
     with pytest.raises(DataError, match="must divide"):
         Images(name="emoji", dir=str(tmp_path), image_size=(48, 48)).load("train")
+
+
+def test_latents_are_mapped_from_files_and_written_in_their_own_scale(tmp_path):
+    x = np.random.default_rng(0).normal(size=(20, 4, 4, 2)).astype(np.float16)
+    np.save(tmp_path / "train.npy", x)
+    np.save(tmp_path / "train_label.npy", np.arange(20) % 7)
+    data = Latents(dir=str(tmp_path), scale=0.5)
+    assert data.spec() == {"data_shape": (4, 4, 2), "num_classes": 7}
+    batch = data.load("train").gather(np.array([3, 1]))
+    assert batch["label"].dtype == np.int32 and list(batch["label"]) == [3, 1]
+    seen = np.asarray(data.transform(batch, None)["x"])
+    np.testing.assert_allclose(seen, 0.5 * x[[3, 1]].astype(np.float32))
+    table, picture = data.write_samples(seen, tmp_path / "samples")
+    np.testing.assert_allclose(np.load(table), x[[3, 1]], atol=1e-6)
+    assert picture.suffix == ".png"
+    with pytest.raises(DataError, match="there is no file"):
+        data.load("test")
+    (tmp_path / "test.npy").write_bytes(b"no array")
+    with pytest.raises(DataError, match="cannot be read"):
+        data.load("test")
+    with pytest.raises(DataError, match="differ in length"):
+        np.save(tmp_path / "validation.npy", x[:5])
+        np.save(tmp_path / "validation_label.npy", np.arange(6))
+        data.load("validation")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -82,7 +83,8 @@ class VQPrior:
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example in nats: `code_nll` = -log p(z), `reconstruction` = -log p(x | z), and `nll_bound`, their sum.
 
-        `nll_bound` is of the data before its transform where the batch has `log_abs_det`.
+        `nll_bound`, and with it `bits_per_dim_bound` of the whole, is of the data before its transform where the batch has
+        `log_abs_det`; it is of levels, and so comparable, where the output of the VQ-VAE is discrete.
         """
         params = state.eval_params
         codes = self.codes(params, batch)
@@ -90,7 +92,13 @@ class VQPrior:
         code_nll = -model.log_likelihood(params["prior"], codes["x"], model.labels(codes))
         reconstruction = self.vq_vae.evaluate(self.vq_state(params), batch, key)["reconstruction"]
         bound = code_nll + reconstruction - batch.get("log_abs_det", 0.0)
-        return {"nll_bound": bound, "code_nll": code_nll, "reconstruction": reconstruction}
+        bits = bound / (math.log(2.0) * math.prod(batch["x"].shape[1:]))
+        return {
+            "nll_bound": bound,
+            "bits_per_dim_bound": bits,
+            "code_nll": code_nll,
+            "reconstruction": reconstruction,
+        }
 
     def sample(self, state: TrainState, key: Array, num_samples: int, **condition: Any) -> Array:
         """Decoded draws from the prior, shape [num_samples, *data_shape]; see `AutoregressiveModel.sample`."""

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from genjax.families.diffusion import ode, targets
 from genjax.families.diffusion.guidance import Guidance
@@ -182,13 +183,13 @@ class Diffusion:
         return Estimate(targets.to_x0(self.target, self.process_of(params), t, z, output, self.sigma_data))
 
     def denoiser(self, params: PyTree, condition: Condition, guidance: Guidance | None = None) -> Denoiser:
-        """The model as samplers use it, guided where the condition is not empty and the scale is not 0."""
+        """The model as samplers use it, guided where the condition is not empty and the scale is not 0, or traced."""
         guidance = self.guidance if guidance is None else guidance
         process = self.process_of(params)
 
         def denoise(z: Array, t: Array, x0_before: Array) -> Estimate:
             count = z.shape[0]
-            if condition and guidance.scale != 0.0:
+            if condition and (isinstance(guidance.scale, jax.core.Tracer) or guidance.scale != 0.0):
                 twice = lambda a: jnp.concatenate([a, a])  # noqa: E731
                 empty = self.without(condition)
                 both = {name: jnp.concatenate([a, empty[name]]) for name, a in condition.items()}
@@ -323,7 +324,8 @@ class Diffusion:
             if label is None:
                 label = jnp.arange(num_samples) % self.num_classes
             elif not isinstance(label, jax.core.Tracer):
-                label = jnp.asarray(label)
+                # In numpy, as jnp's answer would be traced where the caller is compiled.
+                label = np.asarray(label)
                 if label.size and (int(label.min()) < 0 or int(label.max()) > self.num_classes):
                     raise ValueError(
                         f"labels must lie between 0 and {self.num_classes - 1} ({self.num_classes} for no class)"

@@ -1,0 +1,120 @@
+"""Latents: arrays that another model made of its data, such as the maps of a picture autoencoder, read from .npy files.
+
+Files are mapped into memory and not read as a whole, so a set may be larger than it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax.data.base import Data, DataError, check_split
+from genjax.data.images import write_grid
+
+_SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Latents(Data):
+    """Arrays `x` float32 [B, ...], with classes `label` [B] where the set has them.
+
+    Attributes:
+      name: files, at data.dir: train.npy [N, ...] of floats and, where there are classes, train_label.npy [N]; the same of
+        validation and test; or random, normal noise of ten classes that shows whether a run fits.
+      shape: shape of an example of random.
+      scale: factor on the arrays, which should give them a standard deviation of about 1; 0.18215 for the autoencoder of Stable
+        Diffusion.
+    """
+
+    name: str = "files"
+    shape: tuple[int, ...] = (32, 32, 4)
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name not in ("files", "random"):
+            raise DataError(f"data.name={self.name} is not a set of latents: files, random")
+
+    def load_split(self, split: str) -> MappedArrays:
+        check_split(split, _SPLITS, self.name)
+        if self.name == "random":
+            rng = np.random.default_rng(_SPLITS.index(split))
+            count = 512 if split == "train" else 64
+            x = rng.normal(size=(count, *self.shape)).astype(np.float32) / self.scale
+            return MappedArrays({"x": x, "label": rng.integers(0, 10, count).astype(np.int32)})
+        if self.dir is None:
+            raise DataError("data.name=files needs --data.dir, a folder with train.npy")
+        folder = Path(self.dir).expanduser()
+        arrays = {"x": mapped(folder / f"{split}.npy")}
+        if (folder / f"{split}_label.npy").is_file():
+            arrays["label"] = mapped(folder / f"{split}_label.npy")
+        return MappedArrays(arrays)
+
+    def spec(self) -> dict[str, Any]:
+        """data_shape, and num_classes of a labelled set."""
+        examples = self.load("train")
+        spec = {"data_shape": tuple(examples.gather(np.zeros(1, np.int64))["x"].shape[1:])}
+        labels = examples.labels()
+        return spec if labels is None else {**spec, "num_classes": int(labels.max()) + 1}
+
+    def transform(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        del key
+        return {**batch, "x": batch["x"].astype(jnp.float32) * self.scale}
+
+    def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
+        """Writes the arrays, for the decoder that they belong to, and of maps [H, W, C] a sheet of the first three channels."""
+        samples = np.asarray(samples, np.float32)
+        table = Path(stem).with_suffix(".npy")
+        np.save(table, samples / self.scale)
+        if samples.ndim != 4:
+            return [table]
+        picture = Path(stem).with_suffix(".png")
+        shown = samples[..., : 3 if samples.shape[-1] >= 3 else 1]
+        write_grid(np.clip(0.5 + shown / 6.0, 0.0, 1.0), picture)
+        return [table, picture]
+
+    def protocol(self) -> str:
+        return f"times {self.scale:g}"
+
+
+class MappedArrays:
+    """Examples of arrays with one leading axis that need not fit into memory."""
+
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        lengths = {name: len(a) for name, a in arrays.items()}
+        if len(set(lengths.values())) != 1:
+            raise DataError(f"the arrays of a set of latents differ in length: {lengths}")
+        self._arrays = arrays
+
+    def __len__(self) -> int:
+        return len(self._arrays["x"])
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        batch = {name: np.asarray(a[indices]) for name, a in self._arrays.items()}
+        return {name: a.astype(np.int32) if name == "label" else a for name, a in batch.items()}
+
+    def arrays(self) -> None:
+        return None
+
+    def labels(self) -> np.ndarray | None:
+        """Classes of all examples, or None."""
+        return self._arrays.get("label")
+
+
+def mapped(path: Path) -> np.ndarray:
+    """Opens a .npy file without reading it.
+
+    Raises:
+      DataError: there is no such file, or it is damaged.
+    """
+    if not path.is_file():
+        raise DataError(f"there is no file {path}; a set of latents has train.npy, validation.npy and test.npy")
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read as a .npy file: {error}") from None

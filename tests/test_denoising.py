@@ -1,0 +1,89 @@
+"""Every tool of experiments.denoising on a tiny run, and its bad input."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from PIL import Image
+
+import genjax
+from genjax import config
+from genjax.training import train
+
+SHORT = {
+    "data.batch_size": 16,
+    "training.num_steps": 2,
+    "training.steps_per_dispatch": 1,
+    "training.checkpoint_every": 2,
+    "training.sample_every": None,
+    "training.evaluate_every": None,
+    "training.best_metric": None,
+    "training.tensorboard": False,
+    "training.compilation_cache": "",
+}
+NETWORK = {
+    "model.network": "residual_mlp",
+    "model.network.hidden_dim": 4,
+    "model.network.num_blocks": 1,
+    "model.sampler.num_steps": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory):
+    """The module of tools, with its flags parsed, and a function that calls one."""
+    from experiments import denoising
+
+    config.import_experiments()
+    root = tmp_path_factory.mktemp("runs")
+    for name, changes in (
+        ("edm_digits", NETWORK),
+        ("feature_net_digits", {"model.channels": (2,), "model.num_features": 4}),
+    ):
+        experiment = config.apply_overrides(config.find_experiment(name).build(), {**SHORT, **changes})
+        train(experiment, root / name, name=name, quiet=True)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS([sys.argv[0]])
+    run = genjax.restore(root / "edm_digits")
+
+    def call(tool, **values):
+        with flagsaver.flagsaver(tool=tool, **values):
+            return denoising._TOOLS[tool](run)
+
+    return call, root
+
+
+def test_the_way_to_samples_and_the_schedule_are_drawn(tools):
+    call, _ = tools
+    (path,) = call("trajectory", num_samples=4)
+    with Image.open(path) as image:
+        # An untrained network only scales its noise, so frames are alike and the file merges them.
+        assert image.format == "GIF" and image.size[0] > 4 * 8
+    (path,) = call("schedule")
+    assert path.stat().st_size > 5000
+
+
+def test_guidance_is_swept_and_judged(tools):
+    call, root = tools
+    sheet, record, plot = call("guidance", num_samples=20, scales=["0", "2"], features=str(root / "feature_net_digits"))
+    content = json.loads(record.read_text())
+    assert [row["scale"] for row in content["scales"]] == [0.0, 2.0] and sheet.is_file() and plot.is_file()
+    assert all(0 <= row[name] <= 1 for row in content["scales"] for name in ("recognised", "precision", "recall"))
+    with pytest.raises(config.ConfigError, match="not a list of numbers"):
+        call("guidance", scales=["much"])
+    with pytest.raises(config.ConfigError, match="gives no features"):
+        call("guidance", num_samples=20, features=str(root / "edm_digits"))
+
+
+def test_pictures_are_filled_in_and_changed(tools):
+    call, _ = tools
+    for tool in ("inpaint", "edit"):
+        (path,) = call(tool, num_samples=3, num_resamples=2)
+        assert np.asarray(Image.open(path)).std() > 0
+    with pytest.raises(ValueError, match="strength=2.0"):
+        call("edit", strengths=["2"])
+    with pytest.raises(config.ConfigError, match="more than the"):
+        call("edit", num_samples=100000)
