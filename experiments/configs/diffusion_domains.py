@@ -92,14 +92,14 @@ def edm_tones() -> Experiment:
 
     python -m experiments.train --experiment=edm_tones --workdir=runs/edm_tones
     python -m experiments.train --experiment=edm_tones --data.name=spoken_digits --data.dir=fsdd.npz \\
-        --data.num_samples=4096 --workdir=runs/edm_spoken_digits
+        --data.num_samples=4096 --model.sigma_data=0.06 --workdir=runs/edm_spoken_digits
 
     About half an hour on two CPU cores for the tones.
     """
     network = UNet(channels=64, channel_multipliers=(1, 1, 2, 2), num_blocks=1, attention_levels=(2, 3), patch_size=8)
     optimizer = Adam(learning_rate=1e-3, schedule=Cosine(warmup_steps=200), clip_norm=1.0, ema_decay=0.999)
     return Experiment(
-        model=EDM(network=network, sigma_data=0.15, condition_on=("label",), optimizer=optimizer),
+        model=EDM(network=network, sigma_data=0.25, condition_on=("label",), optimizer=optimizer),
         data=Waveforms(batch_size=32),
         training=Training(num_steps=6000, evaluate_every=2000, sample_every=1000, num_samples=10),
     )
