@@ -199,6 +199,15 @@ def cross_device_sum(tree: PyTree) -> PyTree:
     return jax.lax.psum(tree, DEVICE_AXIS)
 
 
+def cross_device_gather(tree: PyTree) -> PyTree:
+    """The global batch from its parts on the devices of the `pmap` mode; elsewhere the identity."""
+    try:
+        jax.lax.axis_index(DEVICE_AXIS)
+    except NameError:
+        return tree
+    return jax.tree.map(lambda a: jax.lax.all_gather(a, DEVICE_AXIS, tiled=True), tree)
+
+
 def value_and_gradient(
     loss: Callable[..., tuple[Array, Metrics]],
     params: PyTree,

@@ -1,9 +1,12 @@
 """Claims about n-grams, against counting by hand."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from genjax.families.markov.ngram import NGram
+from genjax.families.markov.ngram_model import NGramModel
 
 RNG = np.random.default_rng(0)
 DOCUMENTS = [np.cumsum(RNG.choice([0, 1, 1, 3], 50)) % 5 for _ in range(4)]
@@ -45,3 +48,51 @@ def test_bad_input_is_named():
         NGram(DOCUMENTS, 4)
     with pytest.raises(ValueError, match="none of"):
         NGram(DOCUMENTS, 5, smoothing="laplace")
+
+
+@pytest.mark.parametrize("smoothing", ["additive", "witten_bell", "kneser_ney"])
+def test_tables_that_grow_by_batches_equal_those_of_all_documents(smoothing):
+    documents = np.stack(DOCUMENTS * 2 + [np.flip(d) for d in DOCUMENTS])  # [12, 50]
+    # The first token of a row is context only, so the oracle's documents begin with a mark that nothing follows twice.
+    model = NGramModel(order=4, smoothing=smoothing, vocab_size=7, capacity=600, sequence_length=20, start_token=6)
+    tokens = jnp.asarray(np.pad(documents, ((0, 0), (1, 0)), constant_values=6), jnp.int32)
+    mask = jnp.asarray(np.arange(51)[None] < np.arange(40, 52)[:, None])
+    state = model.init(jax.random.key(0), {"tokens": tokens[:4]})
+    step = jax.jit(model.train_step)
+    for i in range(3):
+        state, metrics = step(state, {"tokens": tokens[4 * i : 4 * i + 4], "mask": mask[4 * i : 4 * i + 4]}, None)
+    assert metrics["lost_ngrams"] == 0
+    counted = [np.asarray(t)[np.asarray(m)] for t, m in zip(tokens, mask)]
+    oracle = NGram(counted, 7, 4, smoothing)
+    assert [int((np.asarray(k) != 2**32 - 1).sum()) for k in state.params["keys"][1:]] == oracle.num_ngrams[1:]
+    if smoothing == "kneser_ney":
+        return
+    # The mark itself is counted by the oracle only, which shows in single tokens alone.
+    tables = jax.tree.map(jnp.copy, {name: state.params[name] for name in ("keys", "counts")})
+    tables["counts"][0] = tables["counts"][0].at[6].add(len(tokens))
+    state = state.replace(params={**tables, **model._smoothing(tables)})
+    log_prob = np.asarray(model.token_log_prob(state.params, tokens[:, :30]))
+    for row, document in zip(log_prob, np.asarray(tokens)[:, :30]):
+        np.testing.assert_allclose(row, oracle.token_log_prob(document)[1:], rtol=1e-4, atol=1e-5)
+
+
+def test_kneser_ney_of_one_text_on_the_contract():
+    text = np.random.default_rng(1).integers(0, 4, 400)
+    text = np.where(np.arange(400) % 3, text, 0)
+    model = NGramModel(order=3, vocab_size=4, sequence_length=12, start_token=0)
+    batch = {"tokens": jnp.asarray(text, jnp.int32)[None]}
+    state, metrics = jax.jit(model.train_step)(model.init(jax.random.key(0), batch), batch, None)
+    np.testing.assert_allclose(metrics["loss"], np.log(4), rtol=1e-6)
+    oracle = NGram([text], 4, 3)
+    np.testing.assert_allclose(
+        model.token_log_prob(state.params, batch["tokens"])[0], oracle.token_log_prob(text)[1:], atol=2e-3
+    )
+    logits = model.logits(state, batch["tokens"][:, :20])
+    np.testing.assert_allclose(jnp.exp(logits).sum(-1), 1.0, rtol=1e-5)
+    chosen = jnp.take_along_axis(logits[0, :-1], batch["tokens"][0, 1:20, None], -1)[:, 0]
+    np.testing.assert_allclose(chosen, model.token_log_prob(state.params, batch["tokens"])[0, :19], rtol=1e-4)
+    assert model.sample(state, jax.random.key(0), 3).shape == (3, 13)
+    tiny = NGramModel(order=3, vocab_size=4, capacity=5)
+    assert jax.jit(tiny.train_step)(tiny.init(jax.random.key(0), batch), batch, None)[1]["lost_ngrams"] > 0
+    with pytest.raises(ValueError, match="below 2"):
+        NGramModel(vocab_size=60000)

@@ -52,27 +52,19 @@ class NGram:
             raise ValueError(f"n-grams need at least one token, and all of them from 0 to {vocab_size - 1}")
         self.vocab_size, self.order, self.smoothing, self.pseudo_count = vocab_size, order, smoothing, pseudo_count
         self._keys, self._counts = [], []
-        previous, firsts, places = _contexts(np.zeros(len(tokens), np.int64), starts, 0), [], []
+        contexts, below = _contexts(np.zeros(len(tokens), np.int32), starts, 0), None
         for n in range(1, order + 1):
-            inside = np.flatnonzero(previous >= 0)
-            keys, first, inverse, counts = np.unique(
-                previous[inside] * vocab_size + tokens[inside],
-                return_index=True,
-                return_inverse=True,
-                return_counts=True,
-            )
-            place = np.full(len(tokens), -1, np.int64)
-            place[inside] = inverse
-            self._keys.append(keys)
+            inside = np.flatnonzero(contexts >= 0).astype(np.int32)
+            keys = contexts[inside].astype(np.int64) * vocab_size + tokens[inside]
+            place, unique, example, counts = _count(keys, inside, len(tokens))
+            if smoothing == "kneser_ney" and n > 1:
+                # An n-gram is a continuation of its own end, which lies where it does; what begins a document has no token
+                # before it, and counts once, as if that were a mark.
+                kinds = np.bincount(below[example], minlength=len(self._keys[-1]))
+                self._counts[-1] = np.maximum(kinds, 1)
+            self._keys.append(unique)
             self._counts.append(counts)
-            firsts.append(inside[first])
-            places.append(place)
-            previous = _contexts(place, starts, n)
-        if smoothing == "kneser_ney":
-            for n in range(order - 1):
-                kinds = np.bincount(places[n][firsts[n + 1]], minlength=len(self._keys[n]))
-                # What begins a document has no token before it; it counts once, as if that were a mark.
-                self._counts[n] = np.maximum(kinds, 1)
+            contexts, below = _contexts(place, starts, n), place
         self._sum_contexts()
 
     def _sum_contexts(self) -> None:
@@ -96,7 +88,7 @@ class NGram:
 
     def _find(self, n: int, context: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Places of n-grams in the table of order n, -1 where they are not there."""
-        keys, wanted = self._keys[n - 1], context * self.vocab_size + tokens
+        keys, wanted = self._keys[n - 1], context.astype(np.int64) * self.vocab_size + tokens
         place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
         return np.where((context >= 0) & (keys[place] == wanted), place, -1)
 
@@ -158,14 +150,31 @@ class NGram:
 def _join(documents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """All tokens in one row, and the place of each in its document."""
     lengths = [len(d) for d in documents]
-    tokens = np.concatenate([np.asarray(d, np.int64) for d in documents]) if lengths else np.zeros(0, np.int64)
-    offsets = np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return tokens, np.arange(len(tokens)) - offsets
+    tokens = np.concatenate([np.asarray(d, np.int32) for d in documents]) if lengths else np.zeros(0, np.int32)
+    offsets = np.repeat((np.cumsum(lengths) - lengths).astype(np.int32), lengths)
+    return tokens, np.arange(len(tokens), dtype=np.int32) - offsets
+
+
+def _count(keys: np.ndarray, inside: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
+    """Place of each position's key among the different keys [size] (-1 where it has none), those keys, a position of each,
+    and their counts.  Arrays as long as a corpus are freed as soon as may be.
+    """
+    order = np.argsort(keys)
+    keys = keys[order]
+    new = np.concatenate([[True], keys[1:] != keys[:-1]])
+    order = inside[order]
+    unique, example = keys[new], order[new]
+    counts = np.diff(np.append(np.flatnonzero(new), len(keys)))
+    del keys
+    place = np.full(size, -1, np.int32)
+    place[order] = np.cumsum(new, dtype=np.int32) - 1
+    return place, unique, example, counts
 
 
 def _contexts(place: np.ndarray, position: np.ndarray, length: int) -> np.ndarray:
     """Places of the contexts of `length` tokens before each token; -1 where the document has fewer."""
     if not length:
         return place
-    context = np.concatenate([[-1], place[:-1]])
-    return np.where(position >= length, context, -1)
+    context = np.concatenate([[-1], place[:-1]], dtype=np.int32)
+    context[position < length] = -1
+    return context

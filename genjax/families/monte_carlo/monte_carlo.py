@@ -22,7 +22,7 @@ from genjax.families.monte_carlo.adaptation import adapt, start_adaptation, wind
 from genjax.families.monte_carlo.kernels import Info, Kernel, Nuts
 from genjax.families.monte_carlo.sampler import Draws, move
 from genjax.families.monte_carlo.targets import CorrelatedGaussian, Target
-from genjax.model import DEVICE_AXIS, Array, Batch, Metrics, PyTree, TrainState, batch_size
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, batch_size, cross_device_gather
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class Chains(abc.ABC):
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """A transition of every chain.  `loss` is the mean negative log-density after it, up to a constant, in nats."""
-        batch = _whole(batch)
+        batch = cross_device_gather(dict(batch))
         q, info, extra, metrics = self._transition(state, batch, key)
         current = q[:, : state.extra["draws"].shape[-1]]
         place = state.step % self.num_draws
@@ -213,12 +213,3 @@ class StochasticGradientLangevin(Chains):
         chains = len(q)
         info = Info(jnp.ones(chains), ~jnp.isfinite(q).all(-1), jnp.ones(chains, jnp.int32))
         return q, info, {}, {"step_size": step}
-
-
-def _whole(batch: Batch) -> Batch:
-    """The global batch, of which each device holds a part in the `pmap` mode."""
-    try:
-        jax.lax.axis_index(DEVICE_AXIS)
-    except NameError:
-        return batch
-    return jax.tree.map(lambda a: jax.lax.all_gather(a, DEVICE_AXIS, tiled=True), dict(batch))

@@ -1,0 +1,236 @@
+"""n-grams as a model that trains: a step adds the n-grams of its batch to sorted tables, and each example is given once.
+
+The equations, and how an n-gram is known by its place in a table, are those of `ngram.py`.  Here the tables are arrays of
+a fixed `capacity` in the state, filled up with a key that is larger than all others, so that a step is a sort:
+
+    keys of order n (renumbered by what the batch added to order n - 1)  +  n-grams of the batch  ->  sort, count equals
+
+There is nothing to optimise, so a run is one epoch: give windows of the text as batches, all of them once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_gather
+
+#: Key of a free row of a table.
+_FREE = np.uint32(2**32 - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NGramModel:
+    """n-grams over `tokens` [B, T + 1], whose first token is context only, ragged by `mask`.
+
+    Attributes:
+      order: largest n; 1 takes no context.
+      smoothing: how unseen n-grams get their share.
+      pseudo_count: of additive smoothing.
+      capacity: number of different n-grams of one order that a table holds; more are lost, and counted in the metrics.
+      vocab_size: number V of tokens; None takes the data set's.
+      sequence_length: number T of tokens of a sample; None takes the data set's.
+      start_token: what samples begin with; None takes the data set's.
+      end_token: what ends a sample before; None takes the data set's, if it has one.
+    """
+
+    order: int = 5
+    smoothing: Literal["additive", "witten_bell", "kneser_ney"] = "kneser_ney"
+    pseudo_count: float = 1.0
+    capacity: int = 2**20
+    vocab_size: int | None = None
+    sequence_length: int | None = None
+    start_token: int | None = None
+    end_token: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.order < 1:
+            raise ValueError(f"order={self.order} must be at least 1")
+        if self.vocab_size is not None and self.capacity * self.vocab_size >= int(_FREE):
+            raise ValueError(
+                f"capacity={self.capacity} times vocab_size={self.vocab_size} must be below 2^32, or keys do not fit"
+            )
+
+    def _size(self, n: int) -> int:
+        return min(self.capacity, self.vocab_size**n) if n else 1
+
+    def init(self, key: Array, batch: Batch) -> TrainState:
+        """Returns the state before the first step: no n-gram but the single tokens, none of them counted."""
+        keys, counts = [jnp.arange(self.vocab_size, dtype=jnp.uint32)], [jnp.zeros(self.vocab_size, jnp.int32)]
+        for n in range(2, self.order + 1):
+            keys.append(jnp.full(self._size(n), _FREE, jnp.uint32))
+            counts.append(jnp.zeros(self._size(n), jnp.int32))
+        tables = {"keys": keys, "counts": counts}
+        return TrainState.create({**tables, **self._smoothing(tables)})
+
+    def _find(self, params: PyTree, n: int, context: Array, token: Array) -> Array:
+        """Places of n-grams in the table of order n; -1 where they, or their contexts, are not there."""
+        keys = params["keys"][n - 1]
+        wanted = jnp.where(context >= 0, context.astype(jnp.uint32) * self.vocab_size + token.astype(jnp.uint32), _FREE)
+        place = jnp.minimum(jnp.searchsorted(keys, wanted), len(keys) - 1).astype(jnp.int32)
+        return jnp.where((keys[place] == wanted) & (wanted != _FREE), place, -1)
+
+    def _shift(self, place: Array, n: int) -> Array:
+        """Contexts of the next order at each position [B, T + 1] from the places of n-grams that end there."""
+        before = jnp.pad(place[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+        return jnp.where(jnp.arange(place.shape[1])[None] >= n, before, -1)
+
+    def _count(self, params: PyTree, batch: Batch) -> tuple[PyTree, Array]:
+        """Tables with the n-grams of a batch added, and the number of n-grams that did not fit."""
+        tokens, mask = batch["tokens"], batch.get("mask", jnp.ones(batch["tokens"].shape, bool))
+        target = mask & (jnp.arange(tokens.shape[1]) > 0)[None]
+        first = jnp.zeros(self.vocab_size, jnp.int32).at[tokens.reshape(-1)].add(target.reshape(-1).astype(jnp.int32))
+        keys, counts, lost = [params["keys"][0]], [params["counts"][0] + first], jnp.zeros((), jnp.int32)
+        renumbered, place = jnp.arange(self.vocab_size, dtype=jnp.uint32), tokens.astype(jnp.int32)
+        for n in range(2, self.order + 1):
+            old, context = params["keys"][n - 1], self._shift(place, n - 1)
+            moved = renumbered[jnp.minimum(old // self.vocab_size, len(renumbered) - 1)]
+            old = jnp.where(old == _FREE, _FREE, moved * self.vocab_size + old % self.vocab_size)
+            fresh = context.astype(jnp.uint32) * self.vocab_size + tokens.astype(jnp.uint32)
+            fresh = jnp.where(target & (context >= 0), fresh, _FREE)
+            every = jnp.concatenate([old, fresh.reshape(-1)])
+            weight = jnp.concatenate([params["counts"][n - 1], (fresh != _FREE).astype(jnp.int32).reshape(-1)])
+            every, weight = jax.lax.sort((every, weight), num_keys=1)
+            new = jnp.append(True, every[1:] != every[:-1]) & (every != _FREE)
+            row = jnp.where(every == _FREE, len(every), jnp.cumsum(new) - 1)
+            size = len(old)
+            keys.append(jnp.full(size, _FREE, jnp.uint32).at[row].set(every, mode="drop"))
+            counts.append(jnp.zeros(size, jnp.int32).at[row].add(weight, mode="drop"))
+            lost += jnp.maximum(new.sum() - size, 0)
+            renumbered = jnp.searchsorted(keys[-1], old).astype(jnp.uint32)
+            place = self._find({"keys": keys}, n, jnp.where(target, context, -1), tokens)
+        return {"keys": keys, "counts": counts}, lost
+
+    def _smoothing(self, tables: PyTree) -> PyTree:
+        """Totals and kinds of each context, and discounts, of all orders."""
+        size, kneser_ney = self.vocab_size, self.smoothing == "kneser_ney"
+        numbers = list(tables["counts"])
+        suffix = jnp.zeros(size, jnp.int32)  # places of the n-grams without their first token
+        for n in range(2, self.order + 1):
+            keys = tables["keys"][n - 1]
+            free = keys == _FREE
+            context = jnp.where(free, 0, keys // size).astype(jnp.int32)
+            inner = suffix[context] if n > 2 else jnp.zeros_like(context)
+            suffix = self._find(tables, n - 1, jnp.where(free, -1, inner), keys % size)
+            if kneser_ney:
+                kinds = jnp.zeros_like(numbers[n - 2])
+                kinds = kinds.at[jnp.where(suffix < 0, len(kinds), suffix)].add(1, mode="drop")
+                # What begins a text has no token before it; it counts once, as if that were a mark.
+                numbers[n - 2] = jnp.where(tables["counts"][n - 2] > 0, jnp.maximum(kinds, 1), 0)
+        out: dict[str, list[Array]] = {"numbers": numbers, "totals": [], "kinds": [], "discounts": []}
+        for n, (keys, number) in enumerate(zip(tables["keys"], numbers), 1):
+            context = (keys // size).astype(jnp.int32) if n > 1 else jnp.zeros(size, jnp.int32)
+            total = lambda values, context=context, n=n: jax.ops.segment_sum(values, context, self._size(n - 1))  # noqa: E731
+            out["totals"].append(total(number))
+            out["kinds"].append(
+                jnp.stack([total((number == 1) * 1), total((number == 2) * 1), total((number > 2) * 1)])
+            )
+            n1, n2, n3, n4 = (jnp.maximum((number == c).sum(), 1).astype(jnp.float32) for c in (1, 2, 3, 4))
+            y = n1 / (n1 + 2 * n2)
+            raw = jnp.stack([0.0 * y, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3])
+            # Tiny corpora can give estimates outside of what may be taken away.
+            out["discounts"].append(jnp.clip(raw, 0.0, jnp.array([0.0, 1.0, 2.0, 3.0])))
+        return out
+
+    def _step(self, params: PyTree, n: int, p: Array, context: Array, place: Array) -> Array:
+        """p_n from p_{n-1}, elementwise."""
+        c = jnp.maximum(context, 0)
+        total = params["totals"][n - 1][c]
+        known = (context >= 0) & (total > 0)
+        number = jnp.where(place >= 0, params["numbers"][n - 1][jnp.maximum(place, 0)], 0)
+        kinds = params["kinds"][n - 1][:, c].astype(jnp.float32)
+        safe = jnp.maximum(total, 1).astype(jnp.float32)
+        if self.smoothing == "additive":
+            new = (number + self.pseudo_count) / (safe + self.pseudo_count * self.vocab_size)
+        elif self.smoothing == "witten_bell":
+            new = (number + kinds.sum(0) * p) / (safe + kinds.sum(0))
+        else:
+            d = params["discounts"][n - 1]
+            taken = jnp.tensordot(d[1:], kinds, 1)
+            new = (number - d[jnp.minimum(number, 3)] + taken * p) / safe
+        return jnp.where(known, new, p)
+
+    def token_log_prob(self, params: PyTree, tokens: Array) -> Array:
+        """log p of each token but the first given those before it in nats, [B, T + 1] -> [B, T]."""
+        p, context = jnp.full(tokens.shape, 1.0 / self.vocab_size), jnp.zeros(tokens.shape, jnp.int32)
+        for n in range(1, self.order + 1):
+            place = self._find(params, n, context, tokens)
+            p = self._step(params, n, p, context, place)
+            context = self._shift(place, n)
+        return jnp.log(p[:, 1:])
+
+    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """Counts a batch.  `loss` is nats a token of the batch under the counts before it."""
+        batch = cross_device_gather({name: batch[name] for name in ("tokens", "mask") if name in batch})
+        mask = batch.get("mask", jnp.ones(batch["tokens"].shape, bool))[:, 1:]
+        log_prob = self.token_log_prob(state.params, batch["tokens"])
+        tables, lost = self._count(state.params, batch)
+        metrics = {
+            "loss": -jnp.where(mask, log_prob, 0.0).sum() / jnp.maximum(mask.sum(), 1),
+            "num_ngrams": (tables["keys"][-1] != _FREE).sum().astype(jnp.float32),
+            "lost_ngrams": lost.astype(jnp.float32),
+        }
+        return state.replace(step=state.step + 1, params={**tables, **self._smoothing(tables)}), metrics
+
+    def log_prob(self, state: TrainState, batch: Batch) -> Array:
+        """log p of all tokens but the first of each row in nats, [B]."""
+        log_prob = self.token_log_prob(state.params, batch["tokens"])
+        mask = batch.get("mask", jnp.ones(batch["tokens"].shape, bool))[:, 1:]
+        return jnp.where(mask, log_prob, 0.0).sum(1)
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """`nll` in nats of a row and `num_tokens`; `summarize` makes nats a token of them."""
+        mask = batch.get("mask", jnp.ones(batch["tokens"].shape, bool))[:, 1:]
+        return {"nll": -self.log_prob(state, batch), "num_tokens": mask.sum(1).astype(jnp.float32)}
+
+    def summarize(self, means: dict[str, float]) -> dict[str, float]:
+        """Adds nll_per_token, all tokens of the split together."""
+        return {**means, "nll_per_token": means["nll"] / max(means["num_tokens"], 1e-9)}
+
+    def next_token_probs(self, params: PyTree, contexts: Array) -> Array:
+        """Probabilities [V] after a context whose last 0, 1, ..., order - 1 tokens have these places [order]."""
+        every, p = jnp.arange(self.vocab_size), jnp.full(self.vocab_size, 1.0 / self.vocab_size)
+        for n in range(1, self.order + 1):
+            context = jnp.full(self.vocab_size, contexts[n - 1])
+            p = self._step(params, n, p, context, self._find(params, n, context, every))
+        return p
+
+    def _append(self, params: PyTree, contexts: Array, token: Array) -> Array:
+        """Places [order] of the contexts after one more token."""
+        places = [self._find(params, n, contexts[n - 1], token) for n in range(1, self.order)]
+        return jnp.stack([jnp.zeros((), jnp.int32), *places])
+
+    def logits(self, state: TrainState, tokens: Array) -> Array:
+        """log p of every next token after each prefix, [B, T] -> [B, T, V]."""
+        start = jnp.full(self.order, -1).at[0].set(0)
+
+        def step(contexts: Array, token: Array) -> tuple[Array, Array]:
+            contexts = self._append(state.params, contexts, token)
+            return contexts, jnp.log(self.next_token_probs(state.params, contexts))
+
+        return jax.vmap(lambda row: jax.lax.scan(step, start, row)[1])(tokens)
+
+    def sample(self, state: TrainState, key: Array, num_samples: int, num_tokens: int | None = None) -> Array:
+        """Draws sequences [num_samples, T + 1] that begin with the start token; places after the end token repeat it."""
+        if num_tokens is None and self.sequence_length is None:
+            raise ValueError("how long samples are is not known: give num_tokens or sequence_length")
+        first = jnp.asarray(self.start_token or 0, jnp.int32)
+        contexts = self._append(state.params, jnp.full(self.order, -1).at[0].set(0), first)
+
+        def step(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], Array]:
+            contexts, last = carry
+            token = jax.random.categorical(key, jnp.log(self.next_token_probs(state.params, contexts)))
+            token = token.astype(jnp.int32)
+            if self.end_token is not None and self.end_token != self.start_token:
+                token = jnp.where(last == self.end_token, self.end_token, token)
+            return (self._append(state.params, contexts, token), token), token
+
+        def one(key: Array) -> Array:
+            keys = jax.random.split(key, num_tokens or self.sequence_length)
+            return jnp.append(first, jax.lax.scan(step, (contexts, first), keys)[1])
+
+        return jax.vmap(one)(jax.random.split(key, num_samples))
