@@ -93,17 +93,14 @@ class HiddenKeyModel(HiddenMarkovModel):
         return (jax.nn.logsumexp(frames, 0) - math.log(self.num_restarts)).sum(-1)
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """As the base class, and with `average` also `best_nll` of the restart of highest training score alone."""
-        out = super().evaluate(state, batch, key)
-        if self.average:
-            out["best_nll"] = -self._log_prob(self.best(state), batch)
-        return out
-
-    def summarize(self, means: dict[str, float]) -> dict[str, float]:
-        """Adds nats a frame, all frames of the split together."""
-        frames = max(means["num_frames"], 1e-9)
-        per_frame = {f"{name}_per_frame": means[name] / frames for name in ("nll", "best_nll") if name in means}
-        return {**means, **per_frame}
+        """As the base class; with `average`, `nll` is that of all restarts together."""
+        if not self.average:
+            return super().evaluate(state, batch, key)
+        frames = self.frame_log_prob(state, batch)
+        together = jax.nn.logsumexp(frames, 0) - math.log(self.num_restarts)
+        mask = batch.get("mask", jnp.ones(batch["x"].shape[:2], bool))
+        alone = {f"nll_restart_{i}": -frames[i].sum(-1) for i in range(self.num_restarts)}
+        return {"nll": -together.sum(-1), "num_frames": mask.sum(1).astype(jnp.float32), **alone}
 
     def sample(self, state: TrainState, key: Array, num_samples: int, num_frames: int | None = None) -> Array:
         """Draws rolls [num_samples, T, 88]: of one restart (the best, or any if they predict together), in any key."""

@@ -16,6 +16,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from genjax.families.markov import inference
 from genjax.families.markov.emissions import Bernoulli, Emission, log_dirichlet
@@ -35,6 +36,7 @@ class HiddenMarkovModel:
       initial_pseudo_count: added to each expected count of first states.
       transition_pseudo_count: added to each expected number of transitions.
       step_exponent: kappa of stochastic EM, in (1/2, 1].
+      restart: which restart evaluates and samples; None takes the one of highest training log-probability.
       parallel: associative scans along time instead of sequential ones.
       chunk_size: frames in one associative scan; bounds its memory, B * chunk_size * K^2 numbers.
       data_shape: (T, D) of the data; None takes the data set's.  T is the length of samples.
@@ -49,6 +51,7 @@ class HiddenMarkovModel:
     initial_pseudo_count: float = 0.01
     transition_pseudo_count: float = 0.01
     step_exponent: float = 0.7
+    restart: int | None = None
     parallel: bool = False
     chunk_size: int = 64
     data_shape: tuple[int, ...] | None = None
@@ -58,6 +61,8 @@ class HiddenMarkovModel:
     def __post_init__(self) -> None:
         if self.num_states < 1 or self.num_restarts < 1:
             raise ValueError("a hidden Markov model needs num_states >= 1 and num_restarts >= 1")
+        if self.restart is not None and not 0 <= self.restart < self.num_restarts:
+            raise ValueError(f"restart={self.restart} must lie from 0 to num_restarts - 1 = {self.num_restarts - 1}")
         if not 0.5 < self.step_exponent <= 1.0:
             raise ValueError(f"step_exponent={self.step_exponent} must lie in (0.5, 1], or stochastic EM diverges")
 
@@ -207,7 +212,7 @@ class HiddenMarkovModel:
 
     def best(self, state: TrainState) -> PyTree:
         """Parameters of the restart of highest log-probability."""
-        index = state.extra["score"].argmax()
+        index = state.extra["score"].argmax() if self.restart is None else self.restart
         return jax.tree.map(lambda a: a[index], state.eval_params)
 
     def log_prob(self, state: TrainState, batch: Batch) -> Array:
@@ -215,14 +220,52 @@ class HiddenMarkovModel:
         return self._log_prob(self.best(state), batch)
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """`nll` in nats of the whole sequence and `num_frames`; `summarize` makes nats a frame of them."""
-        nll = -self.log_prob(state, batch)
+        """`nll` in nats of the whole sequence and `num_frames`; `summarize` makes nats a frame of them.
+
+        With several restarts, none of them chosen, also `nll_restart_i` of each, to choose by on the validation split.
+        """
         mask = batch.get("mask", jnp.ones(self._frames(batch).shape[:2], bool))
-        return {"nll": nll, "num_frames": mask.sum(1).astype(jnp.float32)}
+        num_frames = mask.sum(1).astype(jnp.float32)
+        if self.num_restarts == 1 or self.restart is not None:
+            return {"nll": -self.log_prob(state, batch), "num_frames": num_frames}
+        nll = -jax.lax.map(lambda params: self._log_prob(params, batch), state.eval_params)
+        every = {f"nll_restart_{i}": nll[i] for i in range(self.num_restarts)}
+        return {"nll": nll[state.extra["score"].argmax()], "num_frames": num_frames, **every}
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
-        """Adds nll_per_frame, all frames of the split together."""
-        return {**means, "nll_per_frame": means["nll"] / max(means["num_frames"], 1e-9)}
+        """Adds nll_per_frame (and that of each restart), all frames of the split together."""
+        frames = max(means["num_frames"], 1e-9)
+        per_frame = {name.replace("nll", "nll_per_frame"): v / frames for name, v in means.items() if "nll" in name}
+        return {**{name: v for name, v in means.items() if "_restart_" not in name}, **per_frame}
+
+    def warnings(self, metrics: dict[str, float]) -> list[str]:
+        """What the means of the metrics of some steps should tell the user."""
+        if metrics.get("empty_states", 0.0) <= 0.0:
+            return []
+        return [
+            f"on average {metrics['empty_states']:.3g} of the states of all restarts were visited by no frame and began "
+            "again at random frames; if that goes on, give fewer states (--model.num_states)"
+        ]
+
+    def with_start(self, state: TrainState, initial: Array, transition: Array) -> TrainState:
+        """The state with given probabilities of the first states [K] and of transitions [K, K] in every restart.
+
+        Raises:
+          ValueError: they cannot be normalised: of another shape, negative, not finite, or a row without any mass.
+        """
+        params = dict(state.params)
+        for name, p, shape in (
+            ("initial", initial, (self.num_states,)),
+            ("transition", transition, (self.num_states,) * 2),
+        ):
+            p = np.asarray(p, np.float64)
+            if p.shape != shape or not np.isfinite(p).all() or (p < 0).any() or (p.sum(-1) <= 0).any():
+                raise ValueError(
+                    f"the {name} probabilities cannot be normalised: they must be finite numbers of shape {shape}, none "
+                    "negative, with a positive sum in each row"
+                )
+            params[name] = jnp.broadcast_to(_log_normalize(jnp.asarray(p, jnp.float32)), params[name].shape)
+        return state.replace(params=params)
 
     def posterior(self, state: TrainState, batch: Batch) -> inference.Posterior:
         """Marginals of the states given the whole sequence, and expected transitions."""

@@ -124,6 +124,15 @@ class MixtureModel:
         """`nll` in nats."""
         return {"nll": -self.log_prob(state, batch)}
 
+    def warnings(self, metrics: dict[str, float]) -> list[str]:
+        """What the means of the metrics of some steps should tell the user."""
+        if self.concentration is not None or metrics.get("empty_components", 0.0) <= 0.0:
+            return []
+        return [
+            f"on average {metrics['empty_components']:.3g} components had no example left and began again at random ones; "
+            "if that goes on, give fewer components (--model.num_components)"
+        ]
+
     def responsibilities(self, state: TrainState, batch: Batch) -> Array:
         """p(k | x), [B, K]."""
         return jax.nn.softmax(self._joint(self._normalized(state), self._flat(batch)), -1)
