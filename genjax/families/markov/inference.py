@@ -70,6 +70,28 @@ def _scaled(matmul: Callable) -> Callable:
     return product
 
 
+def _scan_products(start: Array, matrix: Array, frames: Array, frame_first: bool) -> tuple[Array, Array]:
+    """Products start @ (matrix, frame) @ (matrix, frame) ... [T, B, K], each divided by its largest entry, and the sum of
+    the logarithms of the divisors [B].
+
+    The terms of `log_matmul`, but with logarithms taken of all frames at once.  Since the largest entry of a frame is 1,
+    and no other factor is below the smallest float, no divisor is 0.
+    """
+    tiny = jnp.finfo(start.dtype).tiny
+
+    def step(x: Array, frame: Array) -> tuple[Array, tuple[Array, Array]]:
+        if frame_first:
+            x = jnp.matmul(x * frame, matrix, precision="highest")
+        else:
+            x = jnp.maximum(jnp.matmul(x, matrix, precision="highest"), tiny) * frame
+        scale = jax.lax.stop_gradient(jnp.maximum(x.max(-1, keepdims=True), tiny))
+        x = jnp.maximum(x / scale, tiny)
+        return x, (x, scale)
+
+    _, (out, scales) = jax.lax.scan(step, start, frames)
+    return out, jnp.log(scales[..., 0]).sum(0)
+
+
 def _filter(
     log_initial: Array, log_transition: Array, log_likelihood: Array, matmul: Callable, parallel: bool, chunk_size: int
 ) -> tuple[Array, Array]:
@@ -77,7 +99,10 @@ def _filter(
     likelihood, offset = _shift(log_likelihood.swapaxes(0, 1), (-1,))  # [T, B, K], [T, B]
     first, scale = _shift(log_initial[None] + likelihood[0], (-1,))
 
-    if not parallel:
+    if not parallel and matmul is log_matmul:
+        alphas, log_scale = _scan_products(jnp.exp(first), jnp.exp(log_transition), jnp.exp(likelihood[1:]), False)
+        rest, scale = jnp.log(alphas), scale + log_scale
+    elif not parallel:
 
         def step(carry: tuple[Array, Array], frame: Array) -> tuple[tuple[Array, Array], Array]:
             alpha, shift = _shift(matmul(carry[0], log_transition) + frame, (-1,))
@@ -101,7 +126,9 @@ def _smooth(log_transition: Array, log_likelihood: Array, matmul: Callable, para
     """beta [T, B, K] in the algebra of `matmul`, each less a number."""
     likelihood = _shift(log_likelihood.swapaxes(0, 1)[1:][::-1], (-1,))[0]  # frames T..2
     last = jnp.zeros_like(log_likelihood[:, 0])
-    if not parallel:
+    if not parallel and matmul is log_matmul:
+        rest = jnp.log(_scan_products(jnp.exp(last), jnp.exp(log_transition).T, jnp.exp(likelihood), True)[0])
+    elif not parallel:
 
         def step(beta: Array, frame: Array) -> tuple[Array, Array]:
             beta = _shift(matmul(beta + frame, log_transition.T), (-1,))[0]

@@ -1,0 +1,1 @@
+"""Energy-based models, which Markov chain Monte Carlo trains."""

@@ -1,0 +1,168 @@
+"""Restricted Boltzmann machines by contrastive divergence (Hinton 2002), persistent or not (Tieleman 2008).
+
+    E(v, h) = -b.v - c.h - v W h,    p(v) = exp(-F(v)) / Z,    F(v) = -b.v - sum_j softplus(c_j + (v W)_j)
+    gradient of log p(v) = -dF(v) + E_p dF,   the second with v' from k rounds of Gibbs sampling h | v, v | h
+
+log Z by annealed importance sampling (Salakhutdinov & Murray 2008), over p_beta from independent bits of bias a to p:
+
+    log p*_beta(v) = ((1 - beta) a + beta b).v + sum_j softplus(beta (c_j + (v W)_j))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, gradient_step
+from genjax.optimizers import SGD, Optimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RestrictedBoltzmannMachine:
+    """Bernoulli RBM of binary `x` [B, ...].
+
+    Attributes:
+      num_hidden: number of hidden bits.
+      num_gibbs_steps: k, rounds of Gibbs sampling in a training step.
+      num_chains: persistent chains, which the state holds; 0 starts new ones at the data in each step (plain CD-k).
+      num_sampling_steps: rounds of Gibbs sampling from random bits for a sample.
+      num_temperatures: steps of the annealed importance sampling of an evaluation.
+      num_importance_chains: its number of chains.
+      data_shape: shape of an example; None takes the data set's.
+      optimizer: learning rule.
+    """
+
+    num_hidden: int = 128
+    num_gibbs_steps: int = 1
+    num_chains: int = 128
+    num_sampling_steps: int = 1000
+    num_temperatures: int = 1000
+    num_importance_chains: int = 128
+    data_shape: tuple[int, ...] | None = None
+    optimizer: Optimizer = SGD(learning_rate=0.05, weight_decay=1e-4)
+
+    def __post_init__(self) -> None:
+        if self.num_hidden < 1 or self.num_gibbs_steps < 1 or self.num_chains < 0:
+            raise ValueError("an RBM needs num_hidden >= 1, num_gibbs_steps >= 1 and num_chains >= 0")
+
+    @staticmethod
+    def _flat(batch: Batch) -> Array:
+        return batch["x"].reshape(batch["x"].shape[0], -1)
+
+    def init(self, key: Array, batch: Batch) -> TrainState:
+        """Returns the state before the first step: small weights, visible biases by the frequencies in the batch."""
+        x, keys = self._flat(batch), jax.random.split(key)
+        frequency = jnp.clip(x.mean(0), 0.01, 0.99)
+        bias = jax.scipy.special.logit(frequency)
+        params = {
+            "kernel": 0.01 * jax.random.normal(keys[0], (x.shape[1], self.num_hidden)),
+            "visible_bias": bias,
+            "hidden_bias": jnp.zeros(self.num_hidden),
+        }
+        chains = jax.random.bernoulli(keys[1], frequency, (self.num_chains, x.shape[1])).astype(jnp.float32)
+        extra = {"base_bias": jnp.copy(bias), "chains": chains}
+        return TrainState.create(params, self.optimizer, extra)
+
+    @staticmethod
+    def free_energy(params: PyTree, v: Array) -> Array:
+        """F(v) in nats, [..., D] -> [...]."""
+        hidden = jax.nn.softplus(params["hidden_bias"] + v @ params["kernel"]).sum(-1)
+        return -(v @ params["visible_bias"]) - hidden
+
+    def gibbs(
+        self, params: PyTree, key: Array, v: Array, num_steps: int, beta: Array | float = 1.0, base: Array | float = 0.0
+    ) -> Array:
+        """Rounds of Gibbs sampling of v [N, D] that leave p_beta invariant."""
+
+        def step(v: Array, key: Array) -> tuple[Array, None]:
+            keys = jax.random.split(key)
+            h = jax.random.bernoulli(keys[0], jax.nn.sigmoid(beta * (params["hidden_bias"] + v @ params["kernel"])))
+            logits = beta * (params["visible_bias"] + h.astype(v.dtype) @ params["kernel"].T) + (1 - beta) * base
+            return jax.random.bernoulli(keys[1], jax.nn.sigmoid(logits)).astype(v.dtype), None
+
+        return jax.lax.scan(step, v, jax.random.split(key, num_steps))[0]
+
+    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """One step.  `loss` is mean F of the data less mean F of the chains in nats, whose gradient that of the NLL is."""
+        start = state.extra["chains"] if self.num_chains else self._flat(batch)
+        chains = self.gibbs(state.params, key, start, self.num_gibbs_steps)
+
+        def loss(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+            x = self._flat(batch)
+            data, model = self.free_energy(params, x).mean(), self.free_energy(params, chains).mean()
+            again = jax.nn.sigmoid(
+                params["visible_bias"]
+                + jax.nn.sigmoid(params["hidden_bias"] + x @ params["kernel"]) @ params["kernel"].T
+            )
+            return data - model, {"free_energy": data, "reconstruction_error": ((x - again) ** 2).sum(-1).mean()}
+
+        state, metrics = gradient_step(loss, self.optimizer)(state, batch, key)
+        if self.num_chains:
+            state = state.replace(extra={**state.extra, "chains": chains})
+        return state, metrics
+
+    def log_partition(self, params: PyTree) -> float:
+        """log Z in nats, exact, by all states of the hidden bits.
+
+        Raises:
+          ValueError: there are more than 20 of them.
+        """
+        if self.num_hidden > 20:
+            raise ValueError(f"num_hidden={self.num_hidden} are too many to enumerate; use estimate_log_partition")
+        w, b, c = (np.asarray(params[name], np.float64) for name in ("kernel", "visible_bias", "hidden_bias"))
+        h = np.array(list(itertools.product((0.0, 1.0), repeat=self.num_hidden)))
+        return float(np.logaddexp.reduce(h @ c + np.logaddexp(0.0, b + h @ w.T).sum(1)))
+
+    def estimate_log_partition(self, params: PyTree, base_bias: Array, key: Array) -> tuple[Array, Array]:
+        """log of an unbiased estimate of Z in nats, and its standard error; the logarithm is too low on average."""
+        start_key, key = jax.random.split(key)
+        chains = self.num_importance_chains
+        v = jax.random.bernoulli(start_key, jax.nn.sigmoid(base_bias), (chains, len(base_bias))).astype(jnp.float32)
+        beta = jnp.linspace(0.0, 1.0, self.num_temperatures + 1)
+
+        def log_density(v: Array, beta: Array) -> Array:
+            bias = (1 - beta) * base_bias + beta * params["visible_bias"]
+            hidden = beta * (params["hidden_bias"] + v @ params["kernel"])
+            return v @ bias + jax.nn.softplus(hidden).sum(-1)
+
+        def step(carry: tuple[Array, Array], row: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], None]:
+            (v, log_weight), (before, after, key) = carry, row
+            log_weight = log_weight + log_density(v, after) - log_density(v, before)
+            return (self.gibbs(params, key, v, 1, after, base_bias), log_weight), None
+
+        rows = (beta[:-1], beta[1:], jax.random.split(key, self.num_temperatures))
+        (_, log_weight), _ = jax.lax.scan(step, (v, jnp.zeros(chains)), rows)
+        mean = jax.nn.logsumexp(log_weight) - math.log(chains)
+        error = jnp.exp(log_weight - mean).std() / math.sqrt(chains)
+        return mean + jax.nn.softplus(base_bias).sum() + self.num_hidden * math.log(2.0), error
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """`nll_ais`, free energy and the annealed estimate of log Z (too low on average, so that nll_ais is), in nats."""
+        params = state.eval_params
+        log_partition, error = self.estimate_log_partition(params, state.extra["base_bias"], key)
+        free_energy = self.free_energy(params, self._flat(batch))
+        return {
+            "nll_ais": free_energy + log_partition,
+            "free_energy": free_energy,
+            "log_partition": jnp.full_like(free_energy, log_partition),
+            "log_partition_error": jnp.full_like(free_energy, error),
+        }
+
+    def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:
+        """Draws binary examples [num_samples, *data_shape] by Gibbs sampling from independent bits."""
+        start_key, key = jax.random.split(key)
+        base = state.extra["base_bias"]
+        v = jax.random.bernoulli(start_key, jax.nn.sigmoid(base), (num_samples, len(base))).astype(jnp.float32)
+        v = self.gibbs(state.eval_params, key, v, self.num_sampling_steps)
+        return v.reshape(num_samples, *self.data_shape) if self.data_shape else v
+
+    def reconstruct(self, state: TrainState, batch: Batch, key: Array) -> Array:
+        """Probabilities of the visible bits given the hidden ones' given x, its shape."""
+        params, x = state.eval_params, self._flat(batch)
+        h = jax.nn.sigmoid(params["hidden_bias"] + x @ params["kernel"])
+        return jax.nn.sigmoid(params["visible_bias"] + h @ params["kernel"].T).reshape(batch["x"].shape)

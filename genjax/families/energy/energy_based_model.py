@@ -1,0 +1,142 @@
+"""Energy-based models with a replay buffer (Du & Mordatch 2019, arXiv:1903.08689).
+
+    p(x) = exp(-E(x)) / Z;    L = E(x+) - E(x-) + alpha (E(x+)^2 + E(x-)^2)
+    x- by K steps of Langevin dynamics,  x <- x - lambda dE(x) + sigma N(0, 1),
+
+that start from the buffer of earlier x-, or, one in `restart_rate`, from noise.  Their lambda is far above sigma^2 / 2, so
+that the chains sample a sharper density than p in the time that they have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, batch_size, gradient_step
+from genjax.optimizers import Adam, Optimizer
+
+
+class EnergyNetwork(nn.Module):
+    """Energies [B] of pictures [B, H, W, C] by convolutions that halve the picture, or of vectors [B, D] by an MLP."""
+
+    hidden_dims: tuple[int, ...]
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = x.astype(self.dtype)
+        for i, width in enumerate(self.hidden_dims):
+            if x.ndim == 4:
+                x = nn.Conv(width, (3, 3), strides=1 if i == 0 else 2, dtype=self.dtype)(x)
+            else:
+                x = nn.Dense(width, dtype=self.dtype)(x)
+            x = nn.swish(x)
+        x = x.reshape(x.shape[0], -1)
+        return nn.Dense(1, dtype=self.dtype)(x)[:, 0].astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnergyBasedModel:
+    """Energy-based model of `x` [B, H, W, C] or [B, D] within [low, high].
+
+    Attributes:
+      hidden_dims: channels of the convolutions, or widths of the layers for vectors.
+      buffer_size: number of earlier samples that the state keeps.
+      restart_rate: share of chains that start from noise.
+      num_langevin_steps: K.
+      step_size: lambda.
+      noise_scale: sigma.
+      gradient_clip: largest change of the energy by a coordinate that a step follows.
+      energy_penalty: alpha, which keeps energies near 0.
+      data_noise: standard deviation of noise added to the data, which smooths what is discrete.
+      num_sampling_steps: Langevin steps of a sample.
+      low, high: range of the data, in which chains stay.
+      data_shape: shape of an example; None takes the data set's.
+      compute_dtype: type that the network computes in.
+      optimizer: learning rule.
+    """
+
+    hidden_dims: tuple[int, ...] = (32, 64, 64)
+    buffer_size: int = 4096
+    restart_rate: float = 0.05
+    num_langevin_steps: int = 40
+    step_size: float = 10.0
+    noise_scale: float = 0.005
+    gradient_clip: float = 0.03
+    energy_penalty: float = 0.1
+    data_noise: float = 0.005
+    num_sampling_steps: int = 500
+    low: float = -1.0
+    high: float = 1.0
+    data_shape: tuple[int, ...] | None = None
+    compute_dtype: str = "float32"
+    optimizer: Optimizer = Adam(learning_rate=1e-4, b1=0.0, clip_norm=0.1)
+
+    def __post_init__(self) -> None:
+        if self.low >= self.high or not 0 <= self.restart_rate <= 1 or self.num_langevin_steps < 1:
+            raise ValueError(
+                "an energy-based model needs low < high, restart_rate from 0 to 1, num_langevin_steps >= 1"
+            )
+
+    def energy(self, params: PyTree, x: Array) -> Array:
+        """E(x), [B, ...] -> [B], in nats up to a constant."""
+        return EnergyNetwork(self.hidden_dims, jnp.dtype(self.compute_dtype)).apply({"params": params}, x)
+
+    def _noise(self, key: Array, count: int, shape: tuple[int, ...]) -> Array:
+        return jax.random.uniform(key, (count, *shape), minval=self.low, maxval=self.high)
+
+    def init(self, key: Array, batch: Batch) -> TrainState:
+        """Returns the state before the first step; the buffer holds noise."""
+        keys = jax.random.split(key)
+        network = EnergyNetwork(self.hidden_dims, jnp.dtype(self.compute_dtype))
+        params = network.init(keys[0], batch["x"])["params"]
+        buffer = self._noise(keys[1], max(self.buffer_size, batch_size(batch)), batch["x"].shape[1:])
+        return TrainState.create(params, self.optimizer, {"buffer": buffer})
+
+    def langevin(self, params: PyTree, key: Array, x: Array, num_steps: int) -> Array:
+        """Langevin dynamics from x [B, ...]."""
+        gradient = jax.grad(lambda x: self.energy(params, x).sum())
+
+        def step(x: Array, key: Array) -> tuple[Array, None]:
+            x = jnp.clip(x + self.noise_scale * jax.random.normal(key, x.shape), self.low, self.high)
+            move = jnp.clip(gradient(x), -self.gradient_clip, self.gradient_clip)
+            return jnp.clip(x - self.step_size * move, self.low, self.high), None
+
+        return jax.lax.scan(step, x, jax.random.split(key, num_steps))[0]
+
+    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """One step.  `loss` is L in nats; `energy_gap` the mean energy of samples less that of data."""
+        buffer, count, shape = state.extra["buffer"], batch_size(batch), batch["x"].shape[1:]
+        keys = jax.random.split(key, 5)
+        places = jax.random.permutation(keys[0], len(buffer))[:count]
+        fresh = jax.random.bernoulli(keys[1], self.restart_rate, (count, *[1] * len(shape)))
+        start = jnp.where(fresh, self._noise(keys[2], count, shape), buffer[places])
+        samples = self.langevin(state.params, keys[3], start, self.num_langevin_steps)
+
+        def loss(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+            x = batch["x"] + self.data_noise * jax.random.normal(key, batch["x"].shape)
+            real, fake = self.energy(params, jnp.clip(x, self.low, self.high)), self.energy(params, samples)
+            penalty = self.energy_penalty * ((real**2).mean() + (fake**2).mean())
+            return real.mean() - fake.mean() + penalty, {"energy": real.mean(), "energy_gap": fake.mean() - real.mean()}
+
+        state, metrics = gradient_step(loss, self.optimizer)(state, batch, keys[4])
+        return state.replace(extra={**state.extra, "buffer": buffer.at[places].set(samples)}), metrics
+
+    def score(self, state: TrainState, x: Array) -> Array:
+        """Gradient of log p by x, its shape."""
+        return -jax.grad(lambda x: self.energy(state.eval_params, x).sum())(x)
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """`energy` of the examples in nats up to a constant, and that of uniform noise, as many."""
+        params, x = state.eval_params, batch["x"]
+        noise = self._noise(key, batch_size(batch), x.shape[1:])
+        return {"energy": self.energy(params, x), "noise_energy": self.energy(params, noise)}
+
+    def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:
+        """Draws examples [num_samples, *data_shape] by Langevin dynamics from noise."""
+        keys = jax.random.split(key)
+        start = self._noise(keys[0], num_samples, state.extra["buffer"].shape[1:])
+        return self.langevin(state.eval_params, keys[1], start, self.num_sampling_steps)
