@@ -1,5 +1,6 @@
 """Claims about hidden Markov models, against enumeration of all state paths and against hmmlearn."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -95,6 +96,78 @@ def test_impossible_starts_and_transitions_stay_finite():
         assert all(np.isfinite(p).all() for p in posterior)
 
 
+def test_chunks_of_a_parallel_scan_of_any_length_join_to_the_same(chain):
+    initial, transition, _ = chain
+    likelihood = 3 * jax.random.normal(jax.random.key(7), (1, 11, K))
+    whole = inference.smooth(initial, transition, likelihood)
+    for size in (1, 4, 10, 99):
+        parts = jax.jit(lambda *a, size=size: inference.smooth(*a, None, True, size))(initial, transition, likelihood)
+        np.testing.assert_allclose(parts.log_prob, whole.log_prob, rtol=1e-5)
+        np.testing.assert_allclose(parts.marginals, whole.marginals, atol=1e-5)
+        np.testing.assert_allclose(parts.transitions, whole.transitions, atol=1e-4)
+
+
+def test_predictions_of_frames_make_up_the_probability_of_the_sequence(chain):
+    frames = inference.frame_log_prob(*chain)
+    np.testing.assert_allclose(frames.sum(1), inference.forward(*chain)[0], rtol=1e-5)
+
+
+def test_a_chain_mixes_to_its_stationary_distribution_at_the_rate_of_its_second_eigenvalue():
+    transition = jnp.array([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.0, 0.3, 0.7]])
+    p = inference.stationary_distribution(transition)
+    np.testing.assert_allclose(p @ transition, p, atol=1e-6)
+    np.testing.assert_allclose(p.sum(), 1.0, rtol=1e-6)
+    powers = [np.linalg.matrix_power(np.float64(transition), t) for t in range(60)]
+    distances = [0.5 * np.abs(power - np.float64(p)[None]).sum(1).max() for power in powers]
+    np.testing.assert_allclose(inference.distances_to_stationary(transition, 60), distances, atol=1e-5)
+    time = inference.mixing_time(transition, 0.25)
+    assert distances[time] <= 0.25 < distances[time - 1]
+    with pytest.raises(ValueError, match="does not mix"):
+        inference.mixing_time(jnp.array([[0.0, 1.0], [1.0, 0.0]]), num_steps=50)
+
+
+def test_starts_that_cannot_be_normalised_are_named_and_others_are_normalised():
+    model = HiddenMarkovModel(num_states=2, emission=Bernoulli(), num_restarts=2)
+    state = model.init(jax.random.key(0), batch_of("bits"))
+    for initial, transition in (
+        ([0.0, 0.0], np.eye(2)),
+        ([1.0, np.nan], np.eye(2)),
+        ([2.0, -1.0], np.eye(2)),
+        ([0.5, 0.5], [[1.0, 0.0], [0.0, 0.0]]),
+        ([1.0], np.eye(2)),
+    ):
+        with pytest.raises(ValueError, match="cannot be normalised"):
+            model.with_start(state, initial, transition)
+    state = model.with_start(state, [1, 3], [[1, 1], [0, 2]])
+    np.testing.assert_allclose(jnp.exp(state.params["initial"][1]), [0.25, 0.75], rtol=1e-6)
+    np.testing.assert_allclose(jnp.exp(state.params["transition"][0]), [[0.5, 0.5], [0.0, 1.0]], atol=1e-6)
+
+
+def test_restarts_are_reported_one_by_one_and_can_be_chosen():
+    model, batch = HiddenMarkovModel(num_states=2, emission=Bernoulli(), num_restarts=2), batch_of("bits")
+    state = model.init(jax.random.key(0), batch)
+    values = model.evaluate(state, batch, jax.random.key(0))
+    chosen = dataclasses.replace(model, restart=1).evaluate(state, batch, jax.random.key(0))
+    np.testing.assert_allclose(chosen["nll"], values["nll_restart_1"], rtol=1e-5)
+    means = model.summarize({name: float(v.mean()) for name, v in values.items()})
+    assert {"nll_per_frame", "nll_per_frame_restart_0", "nll_per_frame_restart_1"} < set(means)
+    with pytest.raises(ValueError, match="restart=2"):
+        HiddenMarkovModel(num_restarts=2, restart=2)
+
+
+def test_a_batch_without_frames_and_one_with_a_singular_covariance_stay_finite():
+    for covariance in ("diagonal", "full", "tied"):
+        model = HiddenMarkovModel(num_states=2, emission=Gaussian(covariance=covariance))
+        batch = {"x": jnp.ones((2, 4, D)), "mask": jnp.ones((2, 4), bool)}
+        for hidden in (False, True):
+            batch = {**batch, "mask": batch["mask"] & (not hidden)}
+            state = model.init(jax.random.key(0), batch)
+            step = jax.jit(model.train_step)
+            for i in range(2):
+                state, metrics = step(state, batch, jax.random.key(i))
+            assert all(np.isfinite(a).all() for a in jax.tree.leaves((state.params, metrics))), (covariance, hidden)
+
+
 def batch_of(kind):
     rng = np.random.default_rng(0)
     mask = np.arange(8)[None] < np.array([8, 6, 0, 3])[:, None]
@@ -168,6 +241,7 @@ def test_an_empty_state_is_seeded_anew_and_counted():
     params["transition"] = jnp.array([[[0.0, -200.0], [0.0, -200.0]]])
     state, metrics = model.train_step(state.replace(params=params), batch, jax.random.key(1))
     assert metrics["empty_states"] == 1
+    assert "began again" in model.warnings({"empty_states": 1.0})[0] and not model.warnings({"empty_states": 0.0})
     assert all(np.isfinite(p).all() for p in jax.tree.leaves(state.params))
 
 

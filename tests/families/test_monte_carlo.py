@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from genjax.data import Evidence
-from genjax.families.monte_carlo import diagnostics
+from genjax.families.monte_carlo import diagnostics, gibbs
 from genjax.families.monte_carlo.adaptation import window_ends
 from genjax.families.monte_carlo.kernels import Hmc, Mala, Nuts, RandomWalk, Slice, Tempering
 from genjax.families.monte_carlo.monte_carlo import MonteCarlo, StochasticGradientLangevin
 from genjax.families.monte_carlo.sampler import run_chains
 from genjax.families.monte_carlo.targets import CorrelatedGaussian, EightSchools, Funnel, LogisticRegression, Target
+from genjax.families.monte_carlo.transforms import Interval, Ordered, Positive, Simplex, constrain, unconstrained
 
 GAUSSIAN = CorrelatedGaussian()
 SCHOOLS = {name: jnp.asarray(a) for name, a in Evidence(name="eight_schools").load("train").arrays().items()}
@@ -160,3 +161,63 @@ def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="num_draws"):
         MonteCarlo(num_draws=1)
     assert window_ends(300).sum() == 3
+
+
+@pytest.mark.parametrize(
+    "transform, u",
+    [(Positive(), [0.3]), (Interval(-1.0, 3.0), [0.3]), (Ordered(), [0.3, -1.0, 0.5]), (Simplex(), [0.3, -1.0, 0.5])],
+)
+def test_transforms_are_bijections_with_the_determinant_of_their_jacobian(transform, u):
+    u = jnp.asarray(u)
+    x, log_det = transform.forward(u)
+    np.testing.assert_allclose(transform.inverse(x), u, atol=1e-5)
+    # Probabilities are one number more than is free.
+    jacobian = np.asarray(jax.jacobian(lambda u: transform.forward(u)[0][: len(u)])(u))
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], atol=1e-5)
+
+
+def test_conjugate_blocks_agree_with_nuts_on_constrained_parameters():
+    y = 1.0 + 2.0 * np.random.default_rng(0).normal(size=12).astype(np.float32)
+
+    def mean(key, position):
+        return {"mean": gibbs.normal_mean(key, y.sum(), len(y), position["variance"], 0.0, 4.0)}
+
+    def variance(key, position):
+        return {"variance": gibbs.normal_variance(key, ((y - position["mean"]) ** 2).sum(), len(y), 3.0, 5.0)}
+
+    start = {"mean": jnp.zeros(64), "variance": jnp.ones(64)}
+    draws = gibbs.run_gibbs(jax.random.key(0), [mean, variance], start, 50, 500)
+
+    def log_density(position):
+        m, v = position["mean"], position["variance"]
+        likelihood = -0.5 * (jnp.log(v) + (y - m) ** 2 / v).sum()
+        return likelihood - m**2 / 8.0 - 4.0 * jnp.log(v) - 5.0 / v
+
+    kinds = {"variance": Positive()}
+    start = {"mean": jnp.zeros(16), "variance": jnp.zeros(16)}
+    other = run_chains(jax.random.key(1), unconstrained(log_density, kinds), start, 200, 500, Nuts(max_depth=5))
+    other = constrain(other.positions, kinds)
+    for name in draws:
+        one, two = np.asarray(draws[name]), np.asarray(other[name])
+        np.testing.assert_allclose(one.mean(), two.mean(), atol=0.06 * two.std(), err_msg=name)
+        np.testing.assert_allclose(one.std(), two.std(), rtol=0.08, err_msg=name)
+    with pytest.raises(ValueError, match="variance"):
+        gibbs.run_gibbs(jax.random.key(0), [mean], start)
+    # A block by a kernel has the conditional of the exact draw.
+    fixed = gibbs.within(["mean"], lambda p: log_density({**p, "variance": 4.0}), Hmc(num_leapfrog=8), 0.3)
+    moved = gibbs.run_gibbs(jax.random.key(2), [fixed], {"mean": jnp.zeros(64)}, 50, 200)["mean"]
+    precision = 1 / 4 + 12 / 4
+    np.testing.assert_allclose(np.asarray(moved).mean(), y.sum() / 4 / precision, atol=0.05)
+    np.testing.assert_allclose(np.asarray(moved).std(), precision**-0.5, rtol=0.08)
+
+
+def test_draws_of_conjugate_blocks_have_their_closed_moments():
+    keys = jax.random.split(jax.random.key(0), 4000)
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=s).astype(np.float32) for s in ((10, 2), (10,)))
+    weights = np.asarray(jax.vmap(lambda k: gibbs.regression_weights(k, x, y, 0.5, 2.0))(keys))
+    covariance = np.linalg.inv(np.eye(2) / 2.0 + x.T @ x / 0.5)
+    np.testing.assert_allclose(weights.mean(0), covariance @ x.T @ y / 0.5, atol=0.02)
+    np.testing.assert_allclose(np.cov(weights.T), covariance, atol=0.01)
+    p = np.asarray(jax.vmap(lambda k: gibbs.dirichlet(k, jnp.array([3.0, 0.0, 1.0]), 1.0))(keys))
+    np.testing.assert_allclose(p.mean(0), np.array([4, 1, 2]) / 7, atol=0.01)

@@ -61,7 +61,8 @@ class Emission(abc.ABC):
 
 def random_frames(key: Array, x: Array, weights: Array, count: int) -> Array:
     """`count` of the frames x [N, ...] with weight, drawn with replacement."""
-    return x[jax.random.categorical(key, jnp.where(weights > 0, 0.0, -jnp.inf), shape=(count,))]
+    total = jnp.cumsum(weights > 0)
+    return x[jnp.searchsorted(total, jax.random.randint(key, (count,), 0, total[-1]), side="right")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -279,8 +280,8 @@ class Gaussian(Emission):
             out["square"] = weights.T @ x**2
         else:
             dim = x.shape[-1]
-            weighted = (weights[:, :, None] * x[:, None, :]).reshape(len(x), -1)  # [N, K * D]
-            out["outer"] = (weighted.T @ x).reshape(-1, dim, dim)
+            squares = (x[:, :, None] * x[:, None, :]).reshape(len(x), -1)  # [N, D * D], for all states
+            out["outer"] = (weights.T @ squares).reshape(-1, dim, dim)
         out["centre"] = centre * count.sum()
         return out
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 
@@ -292,6 +293,32 @@ def stationary_distribution(transition: Array) -> Array:
     size = transition.shape[0]
     system = transition.T - jnp.eye(size) + jnp.ones((size, size))
     return jnp.linalg.solve(system, jnp.ones(size))
+
+
+def distances_to_stationary(transition: Array, num_steps: int) -> Array:
+    """Largest total variation distance to the stationary distribution after 0, 1, ... transitions, [num_steps].
+
+    The distance is over all starts, d(t) = max_i 1/2 sum_j |A^t(i, j) - p(j)| (Levin et al. 2009, section 4.4).
+    """
+    stationary = stationary_distribution(transition)
+
+    def step(power: Array, _: None) -> tuple[Array, Array]:
+        distance = 0.5 * jnp.abs(power - stationary[None]).sum(1).max()
+        return jnp.matmul(power, transition, precision="highest"), distance
+
+    return jax.lax.scan(step, jnp.eye(len(transition)), length=num_steps)[1]
+
+
+def mixing_time(transition: Array, distance: float = 0.25, num_steps: int = 10000) -> int:
+    """Transitions after which a chain is within `distance` of its stationary distribution from every start.
+
+    Raises:
+      ValueError: it is not after `num_steps`.
+    """
+    near = np.flatnonzero(np.asarray(distances_to_stationary(transition, num_steps)) <= distance)
+    if not len(near):
+        raise ValueError(f"the chain does not mix to {distance} within {num_steps} transitions")
+    return int(near[0])
 
 
 def masked_likelihood(log_likelihood: Array, mask: Any) -> Array:

@@ -76,9 +76,12 @@ class MixtureModel:
 
     def _statistics(self, params: PyTree, x: Array) -> tuple[PyTree, Array]:
         joint = self._joint(params, x)
-        log_prob = jax.nn.logsumexp(joint, -1, keepdims=True)
-        r = jnp.exp(joint - log_prob)
-        return {"weights": r.sum(0), "parts": self.component.statistics(params["parts"], x, r)}, log_prob[:, 0]
+        shift = joint.max(-1, keepdims=True)
+        r = jnp.exp(joint - shift)
+        total = r.sum(-1, keepdims=True)
+        r = r / total
+        counts = {"weights": r.sum(0), "parts": self.component.statistics(params["parts"], x, r)}
+        return counts, (jnp.log(total) + shift)[:, 0]
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One EM step.  `loss` is the mean negative log-likelihood in nats before it."""
