@@ -64,25 +64,26 @@ class RestrictedBoltzmannMachine:
             "visible_bias": bias,
             "hidden_bias": jnp.zeros(self.num_hidden),
         }
-        chains = jax.random.bernoulli(keys[1], frequency, (self.num_chains, x.shape[1])).astype(jnp.float32)
+        chains = jax.random.bernoulli(keys[1], frequency[None], (self.num_chains, x.shape[1])).astype(jnp.float32)
         extra = {"base_bias": jnp.copy(bias), "chains": chains}
         return TrainState.create(params, self.optimizer, extra)
 
     @staticmethod
     def free_energy(params: PyTree, v: Array) -> Array:
-        """F(v) in nats, [..., D] -> [...]."""
-        hidden = jax.nn.softplus(params["hidden_bias"] + v @ params["kernel"]).sum(-1)
-        return -(v @ params["visible_bias"]) - hidden
+        """F(v) in nats, [N, D] -> [N]."""
+        return -(v @ params["visible_bias"]) - jax.nn.softplus(_hidden(params, v)).sum(-1)
 
     def gibbs(
-        self, params: PyTree, key: Array, v: Array, num_steps: int, beta: Array | float = 1.0, base: Array | float = 0.0
+        self, params: PyTree, key: Array, v: Array, num_steps: int, beta: Array | float = 1.0, base: Array | None = None
     ) -> Array:
         """Rounds of Gibbs sampling of v [N, D] that leave p_beta invariant."""
 
         def step(v: Array, key: Array) -> tuple[Array, None]:
             keys = jax.random.split(key)
-            h = jax.random.bernoulli(keys[0], jax.nn.sigmoid(beta * (params["hidden_bias"] + v @ params["kernel"])))
-            logits = beta * (params["visible_bias"] + h.astype(v.dtype) @ params["kernel"].T) + (1 - beta) * base
+            h = jax.random.bernoulli(keys[0], jax.nn.sigmoid(beta * _hidden(params, v)))
+            logits = beta * _visible(params, h.astype(v.dtype))
+            if base is not None:
+                logits = logits + (1 - beta) * base[None]
             return jax.random.bernoulli(keys[1], jax.nn.sigmoid(logits)).astype(v.dtype), None
 
         return jax.lax.scan(step, v, jax.random.split(key, num_steps))[0]
@@ -95,10 +96,7 @@ class RestrictedBoltzmannMachine:
         def loss(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
             x = self._flat(batch)
             data, model = self.free_energy(params, x).mean(), self.free_energy(params, chains).mean()
-            again = jax.nn.sigmoid(
-                params["visible_bias"]
-                + jax.nn.sigmoid(params["hidden_bias"] + x @ params["kernel"]) @ params["kernel"].T
-            )
+            again = jax.nn.sigmoid(_visible(params, jax.nn.sigmoid(_hidden(params, x))))
             return data - model, {"free_energy": data, "reconstruction_error": ((x - again) ** 2).sum(-1).mean()}
 
         state, metrics = gradient_step(loss, self.optimizer)(state, batch, key)
@@ -122,13 +120,14 @@ class RestrictedBoltzmannMachine:
         """log of an unbiased estimate of Z in nats, and its standard error; the logarithm is too low on average."""
         start_key, key = jax.random.split(key)
         chains = self.num_importance_chains
-        v = jax.random.bernoulli(start_key, jax.nn.sigmoid(base_bias), (chains, len(base_bias))).astype(jnp.float32)
+        v = jax.random.bernoulli(start_key, jax.nn.sigmoid(base_bias)[None], (chains, len(base_bias))).astype(
+            jnp.float32
+        )
         beta = jnp.linspace(0.0, 1.0, self.num_temperatures + 1)
 
         def log_density(v: Array, beta: Array) -> Array:
             bias = (1 - beta) * base_bias + beta * params["visible_bias"]
-            hidden = beta * (params["hidden_bias"] + v @ params["kernel"])
-            return v @ bias + jax.nn.softplus(hidden).sum(-1)
+            return v @ bias + jax.nn.softplus(beta * _hidden(params, v)).sum(-1)
 
         def step(carry: tuple[Array, Array], row: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], None]:
             (v, log_weight), (before, after, key) = carry, row
@@ -157,12 +156,21 @@ class RestrictedBoltzmannMachine:
         """Draws binary examples [num_samples, *data_shape] by Gibbs sampling from independent bits."""
         start_key, key = jax.random.split(key)
         base = state.extra["base_bias"]
-        v = jax.random.bernoulli(start_key, jax.nn.sigmoid(base), (num_samples, len(base))).astype(jnp.float32)
+        v = jax.random.bernoulli(start_key, jax.nn.sigmoid(base)[None], (num_samples, len(base))).astype(jnp.float32)
         v = self.gibbs(state.eval_params, key, v, self.num_sampling_steps)
         return v.reshape(num_samples, *self.data_shape) if self.data_shape else v
 
     def reconstruct(self, state: TrainState, batch: Batch, key: Array) -> Array:
         """Probabilities of the visible bits given the hidden ones' given x, its shape."""
         params, x = state.eval_params, self._flat(batch)
-        h = jax.nn.sigmoid(params["hidden_bias"] + x @ params["kernel"])
-        return jax.nn.sigmoid(params["visible_bias"] + h @ params["kernel"].T).reshape(batch["x"].shape)
+        return jax.nn.sigmoid(_visible(params, jax.nn.sigmoid(_hidden(params, x)))).reshape(batch["x"].shape)
+
+
+def _hidden(params: PyTree, v: Array) -> Array:
+    """Logits of the hidden bits given the visible ones, [N, D] -> [N, H]."""
+    return params["hidden_bias"][None] + v @ params["kernel"]
+
+
+def _visible(params: PyTree, h: Array) -> Array:
+    """Logits of the visible bits given the hidden ones, [N, H] -> [N, D]."""
+    return params["visible_bias"][None] + h @ params["kernel"].T
