@@ -41,7 +41,7 @@ def columns(posterior: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
     names, parts = [], []
     for name, values in posterior.items():
         shape = values.shape[2:]
-        names += [f"{name}{list(index) if shape else ''}".replace(" ", "") for index in np.ndindex(*shape)]
+        names += [f"{name}[{','.join(map(str, index))}]" if shape else name for index in np.ndindex(*shape)]
         parts.append(values.reshape(*values.shape[:2], -1))
     return names, np.concatenate(parts, -1)
 

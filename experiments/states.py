@@ -1,0 +1,112 @@
+"""Looks at the hidden states of a trained run, hidden Markov model or mixture, and writes pictures into its directory:
+
+    python -m experiments.states --workdir=runs/hmm_chords
+
+transition.png   the matrix of transitions, states in the order of their stationary probability (hidden Markov models)
+paths.png        the most likely state of each frame, of the first sequences of the evaluation split
+ellipses.png     components over the data, at one and two standard deviations (Gaussian mixtures of points)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+
+from experiments import command_line
+from genjax.config import ConfigError
+from genjax.families.markov import inference
+from genjax.families.markov.emissions import Gaussian
+
+flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
+flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+flags.DEFINE_integer("num_rows", 16, "sequences in the picture of paths", lower_bound=1)
+
+
+def draw_transitions(transition: np.ndarray, path: Path) -> None:
+    """Writes a transition matrix [K, K] by rows that sum to 1, on a logarithmic scale."""
+    order = np.argsort(-np.asarray(inference.stationary_distribution(transition)))
+    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    panel = figure.subplots()
+    picture = panel.imshow(np.log10(np.maximum(transition[order][:, order], 1e-4)), vmin=-4, vmax=0, cmap="magma")
+    panel.set(xlabel="next state", ylabel="state")
+    figure.colorbar(picture, label="log10 probability")
+    figure.savefig(path, dpi=100)
+
+
+def draw_paths(paths: np.ndarray, mask: np.ndarray, num_states: int, path: Path) -> None:
+    """Writes state paths [B, T] as colours; hidden frames stay white."""
+    shades = np.where(mask, paths, np.nan)
+    figure = Figure(figsize=(9, 0.25 * len(paths) + 0.8), layout="constrained")
+    panel = figure.subplots()
+    panel.imshow(shades, aspect="auto", interpolation="nearest", cmap="turbo", vmin=0, vmax=max(num_states - 1, 1))
+    panel.set(xlabel="frame", ylabel="sequence")
+    figure.savefig(path, dpi=100)
+
+
+def draw_ellipses(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray, weights: np.ndarray, path: Path) -> None:
+    """Writes points [N, 2] and components, mean [K, 2] and covariance [K, 2, 2], the paler the lighter they are."""
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    panel = figure.subplots()
+    panel.scatter(x[:, 0], x[:, 1], s=2, alpha=0.3, linewidths=0, color="grey")
+    circle = np.stack([np.cos(t := np.linspace(0, 2 * np.pi, 100)), np.sin(t)])
+    for m, c, w in zip(mean, covariance, weights / weights.max()):
+        for deviations in (1, 2):
+            line = m[:, None] + deviations * np.linalg.cholesky(c) @ circle
+            panel.plot(*line, color="tab:red", linewidth=1, alpha=float(np.clip(w, 0.02, 1.0)))
+    panel.set_aspect("equal")
+    figure.savefig(path, dpi=100)
+
+
+def states_of(run: Any) -> list[Path]:
+    """Writes the pictures of a hidden Markov model."""
+    transition = np.asarray(jax.nn.softmax(run.model.best(run.state)["transition"], -1))
+    files = [Path(run.workdir) / "transition.png", Path(run.workdir) / "paths.png"]
+    draw_transitions(transition, files[0])
+
+    def decode(state: Any, batch: Any, key: Any) -> tuple[Any, Any]:
+        paths = run.model.decode_states(state, batch)[0]
+        return paths, batch.get("mask", np.ones(paths.shape, bool))
+
+    (paths, mask), _ = run.engine.map(decode, run.state, run.experiment.evaluation.split)
+    rows = flags.FLAGS.num_rows
+    draw_paths(paths[:rows], mask[:rows], len(transition), files[1])
+    return files
+
+
+def components_of(run: Any) -> list[Path]:
+    """Writes the picture of a Gaussian mixture in two dimensions."""
+    parts = run.state.params["parts"]
+    if not isinstance(run.model.component, Gaussian) or parts["mean"].shape[1] != 2:
+        raise ConfigError("ellipses are drawn of Gaussian components in two dimensions; this mixture has others")
+    x = run.experiment.data.load(run.experiment.evaluation.split).arrays()["x"]
+    path = Path(run.workdir) / "ellipses.png"
+    weights = np.exp(np.asarray(run.state.params["log_weights"]))
+    draw_ellipses(
+        x[:5000], np.asarray(parts["mean"]), np.asarray(run.model.component.covariances(parts)), weights, path
+    )
+    return [path]
+
+
+def main(arguments: list[str]) -> int:
+    run = command_line.restore_from_flags(arguments, __doc__)
+    if run is None:
+        return 0
+    if hasattr(run.model, "decode_states"):
+        files = states_of(run)
+    elif hasattr(run.model, "responsibilities"):
+        files = components_of(run)
+    else:
+        raise ConfigError(
+            f"{type(run.model).__name__} has no hidden states; give a run of a hidden Markov model or mixture"
+        )
+    print("written to " + ", ".join(map(str, files)))
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)
