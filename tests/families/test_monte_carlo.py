@@ -8,7 +8,7 @@ import pytest
 from genjax.data import Evidence
 from genjax.families.monte_carlo import diagnostics, gibbs
 from genjax.families.monte_carlo.adaptation import window_ends
-from genjax.families.monte_carlo.kernels import Hmc, Mala, Nuts, RandomWalk, Slice, Tempering
+from genjax.families.monte_carlo.kernels import Hmc, Mala, Nuts, RandomWalk, Slice, Tempering, uniform_at
 from genjax.families.monte_carlo.monte_carlo import MonteCarlo, StochasticGradientLangevin
 from genjax.families.monte_carlo.sampler import run_chains
 from genjax.families.monte_carlo.targets import CorrelatedGaussian, EightSchools, Funnel, LogisticRegression, Target
@@ -141,6 +141,17 @@ def test_stochastic_gradients_of_parts_of_the_data_have_the_posterior_of_all():
     np.testing.assert_allclose(draws.mean(), x.sum() / precision, atol=0.01)
     # The noise of the gradients adds to that of the dynamics.
     np.testing.assert_allclose(draws.std(), precision**-0.5, rtol=0.4)
+
+
+def test_the_unrolled_generator_gives_the_words_of_the_random_library():
+    random123 = pytest.importorskip("jax.extend.random")
+    seed = jnp.array([0x13198A2E, 0x03707344], jnp.uint32)
+    counter = jnp.array([0x243F6A88, 1], jnp.uint32)
+    expected = random123.threefry_2x32(seed, counter)[0]
+    got = uniform_at(seed, counter[0], 1)
+    np.testing.assert_allclose(got, (int(expected) >> 8) / 2**24, atol=1e-7)
+    many = jax.vmap(lambda i: uniform_at(seed, i, 0))(jnp.arange(10000))
+    np.testing.assert_allclose([many.mean(), many.var()], [0.5, 1 / 12], atol=0.01)
 
 
 def test_diagnostics_equal_those_of_arviz():

@@ -104,37 +104,53 @@ def _turning(inverse_mass: Array, left: Array, right: Array, total: Array) -> Ar
     return (velocity @ left <= 0) | (velocity @ right <= 0)
 
 
+def uniform_at(seed: Array, counter: Array, stream: int) -> Array:
+    """A uniform number in (0, 1) at a place of a random sequence: threefry-2x32 (Salmon et al. 2011), its rounds unrolled.
+
+    jax.random takes a loop of its own for the rounds on a CPU, which costs more than a step of a small trajectory.
+
+    Args:
+      seed: two words, uint32 [2].
+      counter: place, int32 [].
+      stream: which of several sequences.
+    """
+    keys = (seed[0], seed[1], seed[0] ^ seed[1] ^ np.uint32(0x1BD11BDA))
+    x, y = counter.astype(jnp.uint32) + keys[0], np.uint32(stream) + keys[1]
+    for group in range(5):
+        for rotation in ((13, 15, 26, 6), (17, 29, 16, 24))[group % 2]:
+            x = x + y
+            y = x ^ ((y << np.uint32(rotation)) | (y >> np.uint32(32 - rotation)))
+        x, y = x + keys[(group + 1) % 3], y + keys[(group + 2) % 3] + np.uint32(group + 1)
+    return ((x >> np.uint32(8)).astype(jnp.float32) + 0.5) * 2.0**-24
+
+
 def nuts(key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array, max_depth: int = 10):
     """No-U-turn sampler.  Subtrees are built leaf by leaf, with checkpoints of their left ends (Phan et al. 2019)."""
     gradient = jax.value_and_grad(log_density)
     momentum_key, key = jax.random.split(key)
+    seed = jax.random.key_data(key)[:2]
     p = draw_momentum(momentum_key, inverse_mass)
     value, g = gradient(q)
     energy = _kinetic(p, inverse_mass) - value
     dim = q.shape[0]
 
-    def subtree(key, end, direction, depth):
+    def subtree(end, direction, depth):
         """2^depth leaves from `end` on; stops early where it turns or diverges."""
 
         def more(carry):
-            leaf, *_, turning, diverging, _, _ = carry
+            leaf, *_, turning, diverging, _ = carry
             return (leaf < 2**depth) & ~turning & ~diverging
 
         def leaf_step(carry):
-            leaf, state, proposal, log_weight, total, momenta, sums, _, _, acceptance, key = carry
-            key, draw = jax.random.split(key)
+            leaf, state, proposal, log_weight, total, momenta, sums, _, _, acceptance = carry
             q, p, g = state
             q, p, value, g = leapfrog(gradient, q, p, g, direction * step_size, inverse_mass)
             error = _kinetic(p, inverse_mass) - value - energy
             error = jnp.where(jnp.isfinite(error), error, jnp.inf)
             diverging = error > DIVERGENCE
             new_weight = jnp.logaddexp(log_weight, -error)
-            take = -jax.random.exponential(draw) < -error - new_weight
-            proposal = (
-                jnp.where(take, q, proposal[0]),
-                jnp.where(take, value, proposal[1]),
-                jnp.where(take, g, proposal[2]),
-            )
+            take = jnp.log(uniform_at(seed, 2**depth + leaf, 0)) < -error - new_weight
+            proposal = jnp.where(take, q, proposal)
             total = total + p
             # An even leaf opens the subtrees of which it is the left end; an odd one closes those it ends.
             opened = jax.lax.population_count(leaf >> 1)
@@ -150,13 +166,13 @@ def nuts(key: Array, q: Array, log_density: Callable, step_size: Array, inverse_
 
             turning = (jax.vmap(turns)(momenta, sums) & closing).any()
             acceptance = acceptance + jnp.exp(jnp.minimum(-error, 0.0))
-            return leaf + 1, (q, p, g), proposal, new_weight, total, momenta, sums, turning, diverging, acceptance, key
+            return leaf + 1, (q, p, g), proposal, new_weight, total, momenta, sums, turning, diverging, acceptance
 
         zeros = jnp.zeros((max_depth + 1, dim), q.dtype)
         false = jnp.zeros((), bool)
         start = (
-            jnp.zeros((), jnp.int32), end, (end[0], value, end[2]), jnp.asarray(-jnp.inf, q.dtype), jnp.zeros_like(p),
-            zeros, zeros, false, false, jnp.zeros((), q.dtype), key,
+            jnp.zeros((), jnp.int32), end, end[0], jnp.asarray(-jnp.inf, q.dtype), jnp.zeros_like(p),
+            zeros, zeros, false, false, jnp.zeros((), q.dtype),
         )  # fmt: skip
         return jax.lax.while_loop(more, leaf_step, start)
 
@@ -164,28 +180,27 @@ def nuts(key: Array, q: Array, log_density: Callable, step_size: Array, inverse_
         return (carry[0] < max_depth) & ~carry[6]
 
     def double(carry):
-        depth, left, right, proposal, log_weight, total, _, diverging, acceptance, count, key = carry
-        key, go, build, choose = jax.random.split(key, 4)
-        forward = jax.random.bernoulli(go)
+        depth, left, right, proposal, log_weight, total, _, diverging, acceptance, count = carry
+        forward = uniform_at(seed, depth, 1) < 0.5
         end = jax.tree.map(lambda a, b: jnp.where(forward, b, a), left, right)
-        out = subtree(build, end, jnp.where(forward, 1.0, -1.0), depth)
-        leaves, far, new, new_weight, new_total, _, _, turning, diverged, accepted, _ = out
+        out = subtree(end, jnp.where(forward, 1.0, -1.0), depth)
+        leaves, far, new, new_weight, new_total, _, _, turning, diverged, accepted = out
         good = ~turning & ~diverged
         # Biased progressive sampling favours the new half.
-        take = good & (-jax.random.exponential(choose) < new_weight - log_weight)
-        proposal = jnp.where(take, new[0], proposal)
+        take = good & (jnp.log(uniform_at(seed, depth, 2)) < new_weight - log_weight)
+        proposal = jnp.where(take, new, proposal)
         total = total + new_total
         left = jax.tree.map(lambda a, b: jnp.where(forward, a, b), left, far)
         right = jax.tree.map(lambda a, b: jnp.where(forward, b, a), right, far)
         stop = ~good | _turning(inverse_mass, left[1], right[1], total)
         return (
             depth + 1, left, right, proposal, jnp.logaddexp(log_weight, new_weight), total, stop,
-            diverging | diverged, acceptance + accepted, count + leaves, key,
+            diverging | diverged, acceptance + accepted, count + leaves,
         )  # fmt: skip
 
     end = (q, p, g)
     false, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
-    start = (zero, end, end, q, jnp.zeros((), q.dtype), p, false, false, jnp.zeros((), q.dtype), zero, key)
+    start = (zero, end, end, q, jnp.zeros((), q.dtype), p, false, false, jnp.zeros((), q.dtype), zero)
     out = jax.lax.while_loop(unfinished, double, start)
     count = out[9]
     return out[3], Info(out[8] / jnp.maximum(count, 1), out[7], count)
