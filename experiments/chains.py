@@ -4,7 +4,7 @@
 
 Prints a table of mean, standard deviation, R-hat and effective sample sizes of each parameter, and writes into the working
 directory the table (chains.csv), traces and ranks of the first parameters (chains_trace.png), their pairs with divergences
-in red (chains_pairs.png), and all draws (chains.npz), which `load_arviz` makes an object of arviz.
+in red (chains_pairs.png), and all draws (chains.npz), which `experiments.drawing.load_arviz` makes an object of arviz.
 """
 
 from __future__ import annotations
@@ -16,54 +16,13 @@ import numpy as np
 from absl import flags
 
 from experiments import command_line
+from experiments.drawing import columns, plot_traces
 from genjax.config import ConfigError
 from genjax.data.evidence import plot_pairs
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
 flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
 flags.DEFINE_integer("num_shown", 5, "parameters in the pictures", lower_bound=1)
-
-
-def load_arviz(path: str | Path):
-    """The arviz.InferenceData of a file chains.npz; needs arviz."""
-    import arviz
-
-    groups: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(path) as content:
-        for name, values in content.items():
-            group, _, variable = name.partition("/")
-            groups.setdefault(group, {})[variable] = values
-    return arviz.from_dict(**groups)
-
-
-def columns(posterior: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
-    """Names and draws [chains, draws, D] of all numbers of a posterior."""
-    names, parts = [], []
-    for name, values in posterior.items():
-        shape = values.shape[2:]
-        names += [f"{name}[{','.join(map(str, index))}]" if shape else name for index in np.ndindex(*shape)]
-        parts.append(values.reshape(*values.shape[:2], -1))
-    return names, np.concatenate(parts, -1)
-
-
-def plot_traces(names: list[str], draws: np.ndarray, path: Path) -> None:
-    """Writes the traces of all chains [chains, draws, D], and histograms of their ranks, flat where chains agree."""
-    from matplotlib.figure import Figure
-
-    count = draws.shape[-1]
-    figure = Figure(figsize=(10, 1.6 * count + 0.6), layout="constrained")
-    panels = figure.subplots(count, 2, squeeze=False, width_ratios=(3, 1))
-    for row, name in enumerate(names):
-        values = draws[:, :, row]
-        ranks = values.reshape(-1).argsort().argsort().reshape(values.shape)
-        for chain, chain_ranks in zip(values[:8], ranks):
-            panels[row][0].plot(chain, linewidth=0.4, alpha=0.8)
-            panels[row][1].hist(chain_ranks, bins=20, range=(0, ranks.size), histtype="step")
-        panels[row][0].set_ylabel(name)
-        panels[row][1].set_yticks([])
-    panels[-1][0].set_xlabel("draw")
-    panels[-1][1].set_xlabel("rank")
-    figure.savefig(path, dpi=90)
 
 
 def main(arguments: list[str]) -> int:

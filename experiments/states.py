@@ -15,51 +15,15 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from matplotlib.figure import Figure
 
 from experiments import command_line
+from experiments.drawing import draw_ellipses, draw_paths, draw_transitions
 from genjax.config import ConfigError
-from genjax.families.markov import inference
 from genjax.families.markov.emissions import Gaussian
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
 flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
 flags.DEFINE_integer("num_rows", 16, "sequences in the picture of paths", lower_bound=1)
-
-
-def draw_transitions(transition: np.ndarray, path: Path) -> None:
-    """Writes a transition matrix [K, K] by rows that sum to 1, on a logarithmic scale."""
-    order = np.argsort(-np.asarray(inference.stationary_distribution(transition)))
-    figure = Figure(figsize=(5.5, 5), layout="constrained")
-    panel = figure.subplots()
-    picture = panel.imshow(np.log10(np.maximum(transition[order][:, order], 1e-4)), vmin=-4, vmax=0, cmap="magma")
-    panel.set(xlabel="next state", ylabel="state")
-    figure.colorbar(picture, label="log10 probability")
-    figure.savefig(path, dpi=100)
-
-
-def draw_paths(paths: np.ndarray, mask: np.ndarray, num_states: int, path: Path) -> None:
-    """Writes state paths [B, T] as colours; hidden frames stay white."""
-    shades = np.where(mask, paths, np.nan)
-    figure = Figure(figsize=(9, 0.25 * len(paths) + 0.8), layout="constrained")
-    panel = figure.subplots()
-    panel.imshow(shades, aspect="auto", interpolation="nearest", cmap="turbo", vmin=0, vmax=max(num_states - 1, 1))
-    panel.set(xlabel="frame", ylabel="sequence")
-    figure.savefig(path, dpi=100)
-
-
-def draw_ellipses(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray, weights: np.ndarray, path: Path) -> None:
-    """Writes points [N, 2] and components, mean [K, 2] and covariance [K, 2, 2], the paler the lighter they are."""
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    panel = figure.subplots()
-    panel.scatter(x[:, 0], x[:, 1], s=2, alpha=0.3, linewidths=0, color="grey")
-    circle = np.stack([np.cos(t := np.linspace(0, 2 * np.pi, 100)), np.sin(t)])
-    for m, c, w in zip(mean, covariance, weights / weights.max()):
-        for deviations in (1, 2):
-            line = m[:, None] + deviations * np.linalg.cholesky(c) @ circle
-            panel.plot(*line, color="tab:red", linewidth=1, alpha=float(np.clip(w, 0.02, 1.0)))
-    panel.set_aspect("equal")
-    figure.savefig(path, dpi=100)
 
 
 def states_of(run: Any) -> list[Path]:
