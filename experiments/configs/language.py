@@ -207,7 +207,7 @@ def llama_7b() -> Experiment:
 @register(
     "gpt_chorales",
     source="RNN-NADE (Boulanger-Lewandowski et al. 2012, arXiv:1206.6392) has 5.56 nats a frame; here a GPT of note events",
-    expected="test <= 5.6 nats per frame, all frames, transposed training pieces",
+    expected="test 5.43 nats per frame at step 750, all frames, transposed training pieces",
     shrunk={"model.network.num_layers": 1, "model.network.width": 8, "model.network.num_heads": 2,
             "model.network.max_length": 128, "data.name": "chords", "data.crop": 16, "data.batch_size": 16,
             "evaluation.num_examples": 16},

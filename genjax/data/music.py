@@ -180,7 +180,7 @@ class NoteEvents(PianoRolls):
         return write_rolls(padded, stem)
 
     def protocol(self) -> str:
-        return f"notes of each frame from low to high, nats summed over notes and ends of frames, {super().protocol()}"
+        return f"piano rolls of {NUM_NOTES} notes as events, nats summed over notes and ends of frames, every frame from the first on"
 
 
 FRAME, START = NUM_NOTES, NUM_NOTES + 1  # tokens
