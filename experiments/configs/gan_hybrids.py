@@ -80,7 +80,9 @@ def vae_gan_digits() -> Experiment:
 
     A minute on two CPU cores.
     """
-    return Experiment(model=VAEGAN(latent_dim=16, network=_NETWORK), data=_DIGITS, training=_TRAINING)
+    return Experiment(
+        model=VAEGAN(latent_dim=16, network=_NETWORK, output_activation="sigmoid"), data=_DIGITS, training=_TRAINING
+    )
 
 
 @register(
@@ -118,7 +120,9 @@ def bigan_digits() -> Experiment:
 
     A minute on two CPU cores.
     """
-    return Experiment(model=BiGAN(latent_dim=16, network=_NETWORK), data=_DIGITS, training=_TRAINING)
+    return Experiment(
+        model=BiGAN(latent_dim=16, network=_NETWORK, output_activation="sigmoid"), data=_DIGITS, training=_TRAINING
+    )
 
 
 @register(
@@ -135,4 +139,4 @@ def info_gan_digits() -> Experiment:
 
     A minute on two CPU cores.
     """
-    return Experiment(model=InfoGAN(network=_NETWORK), data=_DIGITS, training=_TRAINING)
+    return Experiment(model=InfoGAN(network=_NETWORK, output_activation="sigmoid"), data=_DIGITS, training=_TRAINING)

@@ -148,7 +148,7 @@ def test_log_probability_of_a_code_is_that_of_its_parts():
         expected += np.log((p / p.sum(1, keepdims=True) * chosen[:, start:stop]).sum(1))
     mean, scale = parameters[:, 5:7], np.exp(parameters[:, 7:])
     expected += (-0.5 * ((chosen[:, 5:] - mean) / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)).sum(1)
-    np.testing.assert_allclose(model.code_log_prob(parameters, chosen), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(sum(model.code_log_prob(parameters, chosen)), expected, rtol=1e-4, atol=1e-5)
     # Q that is certain and right reaches the entropy of categorical codes.
     certain = InfoGAN(data_shape=(3,), categories=(3, 2), num_continuous=0, network=NETWORK)
     bound = certain.information_bound(100.0 * chosen[:, :5], chosen[:, :5])

@@ -24,6 +24,7 @@ from genjax.families.gan.vae_gan import FeatureDiscriminator, check_data_shape, 
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, batch_size
 from genjax.nn.distributions import DiagonalGaussian
 from genjax.nn.encoder_decoder import MLPNetwork, Network
+from genjax.nn.mlp import Activation, activation_function
 from genjax.optimizers import Adam, Optimizer
 
 
@@ -37,6 +38,7 @@ class BiGAN:
       network: encoder and generator; the discriminator is a second encoder, which takes the code as its condition.
       num_features: width of the discriminator's last hidden layer.
       stochastic_encoder: whether the code is drawn from a normal distribution.
+      output_activation: of the generator's outputs; sigmoid keeps pictures in [0, 1].
       compute_dtype: type that the networks compute in; parameters and losses are float32.
       generator_optimizer: learning rule of generator and encoder.
       discriminator_optimizer: learning rule of the discriminator.
@@ -47,6 +49,7 @@ class BiGAN:
     network: Network = MLPNetwork(hidden_dims=(256, 256), activation="leaky_relu")
     num_features: int = 256
     stochastic_encoder: bool = False
+    output_activation: Activation = "identity"
     compute_dtype: str = "float32"
     generator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
     discriminator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
@@ -82,7 +85,8 @@ class BiGAN:
 
     def generate(self, params: PyTree, latents: Array) -> Array:
         """G(z) with the generator's parameters, float32 [B, *data_shape]."""
-        return self._modules()["generator"].apply({"params": params}, latents).astype(jnp.float32)
+        outputs = self._modules()["generator"].apply({"params": params}, latents).astype(jnp.float32)
+        return activation_function(self.output_activation)(outputs)
 
     def codes(self, params: PyTree, x: Array, noise: Array | None = None) -> Array:
         """E(x) with the encoder's parameters, float32 [B, latent_dim]; its mean without noise [B, latent_dim]."""

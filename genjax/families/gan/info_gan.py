@@ -9,7 +9,8 @@ below (eq. 4 and 5):
     D and Q   E softplus(-D(x)) + E softplus(D(G(z, c))) - w L_I
     G         E softplus(-D(G(z, c))) - w L_I                                                               (eq. 6)
 
-Q is categorical for the discrete variables, and normal for the continuous ones.
+Q is categorical for the discrete variables, and normal for the continuous ones, whose part of L_I has a weight of its own, since
+a differential entropy is on another scale (section 6).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from genjax.families.gan.vae_gan import FeatureDiscriminator, check_data_shape, 
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, batch_size, example_keys
 from genjax.nn.distributions import gaussian_log_prob
 from genjax.nn.encoder_decoder import MLPNetwork, Network
+from genjax.nn.mlp import Activation, activation_function
 from genjax.optimizers import Adam, Optimizer
 
 
@@ -40,7 +42,9 @@ class InfoGAN:
       num_continuous: number of continuous variables of the code.
       network: its decoder is the generator, its encoder the discriminator.
       num_features: width of the layer that D and Q share last.
-      information_weight: weight w of the bound.
+      information_weight: weight w of the bound for the categorical variables.
+      continuous_weight: weight w of the bound for the continuous variables.
+      output_activation: of the generator's outputs; sigmoid keeps pictures in [0, 1].
       compute_dtype: type that the networks compute in; parameters and losses are float32.
       generator_optimizer: learning rule of the generator.
       discriminator_optimizer: learning rule of discriminator and Q.
@@ -53,8 +57,10 @@ class InfoGAN:
     network: Network = MLPNetwork(hidden_dims=(256, 256), activation="leaky_relu")
     num_features: int = 128
     information_weight: float = 1.0
+    continuous_weight: float = 0.1
+    output_activation: Activation = "identity"
     compute_dtype: str = "float32"
-    generator_optimizer: Optimizer = Adam(learning_rate=1e-3, b1=0.5)
+    generator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
     discriminator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
 
     def __post_init__(self) -> None:
@@ -116,15 +122,16 @@ class InfoGAN:
     def generate(self, params: PyTree, noise: Array, codes: Array) -> Array:
         """G(z, c) of noise [B, noise_dim] and codes [B, code_dim] with the generator's parameters, [B, *data_shape]."""
         inputs = jnp.concatenate([noise, codes], axis=-1)
-        return self._modules()["generator"].apply({"params": params}, inputs).astype(jnp.float32)
+        outputs = self._modules()["generator"].apply({"params": params}, inputs).astype(jnp.float32)
+        return activation_function(self.output_activation)(outputs)
 
     def discriminate(self, params: PyTree, x: Array) -> tuple[Array, Array]:
         """The logit of D [B], and the parameters of Q [B, sum(categories) + 2 num_continuous]."""
         outputs = self._modules()["discriminator"].apply({"params": params}, x)[1]
         return outputs[:, 0], outputs[:, 1:]
 
-    def code_log_prob(self, parameters: Array, codes: Array) -> Array:
-        """log Q(c | x) in nats for the parameters of Q and codes [B, code_dim], [B]."""
+    def code_log_prob(self, parameters: Array, codes: Array) -> tuple[Array, Array]:
+        """log Q(c | x) in nats of the categorical and of the continuous variables of codes [B, code_dim], [B] each."""
         total, start = jnp.zeros(codes.shape[0]), 0
         for count in self.categories:
             part = slice(start, start + count)
@@ -132,11 +139,17 @@ class InfoGAN:
             start += count
         mean, log_scale = jnp.split(parameters[:, start:], 2, axis=-1)
         # A scale that shrinks without end would let one variable take the whole bound.
-        return total + gaussian_log_prob(codes[:, start:], mean, jnp.maximum(log_scale, -3.0)).sum(-1)
+        return total, gaussian_log_prob(codes[:, start:], mean, jnp.maximum(log_scale, -3.0)).sum(-1)
 
     def information_bound(self, parameters: Array, codes: Array) -> Array:
         """Each example's term of L_I in nats, [B]."""
-        return self.code_log_prob(parameters, codes) + self.code_entropy
+        return sum(self.code_log_prob(parameters, codes)) + self.code_entropy
+
+    def information_loss(self, parameters: Array, codes: Array) -> tuple[Array, Array]:
+        """- w L_I up to a constant, which discriminator and generator minimise, and L_I in nats: scalars."""
+        categorical, continuous = self.code_log_prob(parameters, codes)
+        loss = -self.information_weight * categorical.mean() - self.continuous_weight * continuous.mean()
+        return loss, (categorical + continuous).mean() + self.code_entropy
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update of discriminator and Q, then one of the generator.
@@ -155,16 +168,15 @@ class InfoGAN:
             fake, codes = samples(turns.params["generator"], batch, key)
             real_score, _ = self.discriminate(params, batch["x"])
             fake_score, parameters = self.discriminate(params, fake)
-            information = self.information_bound(parameters, codes).mean()
+            information_loss, information = self.information_loss(parameters, codes)
             loss = jax.nn.softplus(-real_score).mean() + jax.nn.softplus(fake_score).mean()
             metrics = {"real_score": real_score.mean(), "fake_score": fake_score.mean()}
-            return loss - self.information_weight * information, {**metrics, "information_bound": information}
+            return loss + information_loss, {**metrics, "information_bound": information}
 
         def generator_loss(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
             fake, codes = samples(params, batch, key)
             score, parameters = self.discriminate(turns.params["discriminator"], fake)
-            information = self.information_bound(parameters, codes).mean()
-            return jax.nn.softplus(-score).mean() - self.information_weight * information, {}
+            return jax.nn.softplus(-score).mean() + self.information_loss(parameters, codes)[0], {}
 
         turns.update("discriminator", discriminator_loss, batch, discriminator_key)
         turns.update("generator", generator_loss, batch, generator_key)

@@ -24,6 +24,7 @@ from genjax.families.gan.turns import Turns
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, batch_size, example_keys
 from genjax.nn.distributions import DiagonalGaussian
 from genjax.nn.encoder_decoder import MLPNetwork, Network
+from genjax.nn.mlp import Activation, activation_function
 from genjax.optimizers import Adam, Optimizer
 
 
@@ -72,6 +73,7 @@ class VAEGAN:
       network: encoder and decoder; the discriminator is a second encoder.
       num_features: width of the discriminator's hidden layer f.
       feature_weight: weight w of the feature error in the decoder's loss.
+      output_activation: of the decoder's outputs; sigmoid keeps pictures in [0, 1].
       compute_dtype: type that the networks compute in; parameters and losses are float32.
       encoder_optimizer: learning rule of the encoder.
       decoder_optimizer: learning rule of the decoder.
@@ -83,6 +85,7 @@ class VAEGAN:
     network: Network = MLPNetwork()
     num_features: int = 128
     feature_weight: float = 1.0
+    output_activation: Activation = "identity"
     compute_dtype: str = "float32"
     encoder_optimizer: Optimizer = Adam(learning_rate=3e-4)
     decoder_optimizer: Optimizer = Adam(learning_rate=3e-4, b1=0.5)
@@ -122,7 +125,8 @@ class VAEGAN:
 
     def generate(self, params: PyTree, latents: Array) -> Array:
         """G(z) with the decoder's parameters, float32 [B, *data_shape]."""
-        return self._modules()["decoder"].apply({"params": params}, latents).astype(jnp.float32)
+        outputs = self._modules()["decoder"].apply({"params": params}, latents).astype(jnp.float32)
+        return activation_function(self.output_activation)(outputs)
 
     def discriminate(self, params: PyTree, x: Array) -> tuple[Array, Array]:
         """f(x) [B, num_features] and the logit of D(x) [B], with the discriminator's parameters."""
