@@ -106,6 +106,21 @@ class GenerativeModel(Protocol):
 
 
 @runtime_checkable
+class HasPretrained(Protocol):
+    """A model that can start from a checkpoint of another library, named by its field `pretrained`."""
+
+    pretrained: str | None
+
+    def with_pretrained_sizes(self) -> GenerativeModel:
+        """The model with the sizes of the checkpoint; itself where none is named."""
+        ...
+
+    def pretrained_params(self, params: PyTree) -> PyTree:
+        """Parameters of the checkpoint, placed as `params` are, which they replace; new ones for what it does not have."""
+        ...
+
+
+@runtime_checkable
 class HasLogProb(Protocol):
     def log_prob(self, state: TrainState, batch: Batch) -> Array:
         """Exact log-density or log-probability of each example in nats, shape [B]."""

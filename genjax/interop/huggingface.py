@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from genjax.interop import bindings as binding
 from genjax.interop import safetensors
@@ -144,7 +145,9 @@ def _whole(model: Any, params: PyTree) -> PyTree:
     return model.network_params(params) if hasattr(model, "network_params") else params
 
 
-def load_params(model: Any, folder: str | Path, abstract: PyTree, fine_tune: bool = False) -> PyTree:
+def load_params(
+    model: Any, folder: str | Path, abstract: PyTree, fine_tune: bool = False, replace: bool = False
+) -> PyTree:
     """Reads the parameters of a model from a checkpoint.
 
     Args:
@@ -152,6 +155,7 @@ def load_params(model: Any, folder: str | Path, abstract: PyTree, fine_tune: boo
       folder: the checkpoint.
       abstract: shapes, types and, where they are placed, shardings of the parameters, as nested dicts.
       fine_tune: heads may be absent from the checkpoint, and are then left out of the result; its own may be left over.
+      replace: `abstract` are arrays, which are given up before those that replace them are read.
 
     Raises:
       CheckpointFileError: missing tensors, extra tensors and wrong shapes, all at once; or a damaged file.
@@ -161,8 +165,20 @@ def load_params(model: Any, folder: str | Path, abstract: PyTree, fine_tune: boo
     tensors = safetensors.read_folder(folder)
     found = _fitting(architecture, model, tensors)
     optional = architecture.is_head if fine_tune else lambda name: False
-    binding.check(abstract, found, tensors, architecture.is_buffer, optional, str(folder))
+    fresh = binding.check(abstract, found, tensors, architecture.is_buffer, optional, str(folder))
+    if replace:
+        abstract = _given_up(abstract, set(fresh))
     return binding.read(abstract, found, tensors)
+
+
+def _given_up(arrays: PyTree, kept: set[str]) -> PyTree:
+    """Shapes, types and shardings of arrays whose memory is given back, but for those at the kept paths."""
+    flat = traverse_util.flatten_dict(arrays, sep="/")
+    shapes = {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for n, a in flat.items()}
+    for name, array in flat.items():
+        if name not in kept:
+            array.delete()
+    return traverse_util.unflatten_dict(shapes, sep="/")
 
 
 def load_pretrained(folder: str | Path, dtype: Any = jnp.float32, shard: Any = None) -> Pretrained:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from genjax import config
 from genjax.config import ConfigError
 from genjax.data import Data
-from genjax.model import GenerativeModel
+from genjax.model import GenerativeModel, HasPretrained
 
 CONFIG_FILE = "config.json"
 
@@ -120,7 +120,17 @@ def resolve(experiment: Experiment) -> Experiment:
     """
     spec = experiment.data.spec()
     values = {**spec, "num_steps": experiment.training.num_steps}
-    return dataclasses.replace(experiment, model=config.fill_none(experiment.model, values))
+    model = experiment.model
+    if isinstance(model, HasPretrained):
+        model = model.with_pretrained_sizes()
+    model = config.fill_none(model, values)
+    known, used = getattr(model, "vocab_size", None), spec.get("vocab_size")
+    if known is not None and used is not None and used > known:
+        raise ConfigError(
+            f"the data have {used} tokens, and the model knows {known} (model.vocab_size, or that of model.pretrained); "
+            "use the tokenizer that belongs to the model: --data.tokenizer_file=FILE"
+        )
+    return dataclasses.replace(experiment, model=model)
 
 
 def save_config(path: Path, name: str, experiment: Experiment, batch: dict[str, Any]) -> None:

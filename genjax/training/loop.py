@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from genjax.config import ConfigError
-from genjax.model import CanDiagnose, TrainState
+from genjax.model import CanDiagnose, HasPretrained, TrainState
 from genjax.training import host
 from genjax.training.checkpoints import Checkpoints, warm_start
 from genjax.training.engine import Engine
@@ -139,24 +139,30 @@ class _Run:
         self.last_finite_step = 0
 
     def _first_state(self) -> TrainState:
-        """Resumes; else starts from another run's parameters; else from nothing."""
+        """Resumes; else starts from a checkpoint of another library or another run's parameters; else from nothing."""
         step = self.checkpoints.latest()
         if step is not None:
             state = self.checkpoints.restore(step, self.engine.abstract_state)
             if not self.quiet:
                 print(f"going on from the checkpoint of step {step} in {self.checkpoints.directory}", flush=True)
             return self.engine.distribute(state)
-        state = self.engine.init()
+        state, model = self.engine.init(), self.experiment.model
+        if isinstance(model, HasPretrained) and model.pretrained is not None:
+            plain = self.engine.collect(state)
+            state = self._started(plain, model.pretrained_params(plain.params))
         if self.training.init_from is not None:
             plain = self.engine.collect(state)
-            params = warm_start(plain.params, self.training.init_from, self.training.init_prefix)
-            # Copied, because the step donates its state and one buffer cannot be donated twice.
-            ema = plain.ema_params
-            if ema is not None:
-                names = set(ema) if isinstance(ema, dict) and set(ema) != set(params) else None
-                ema = jax.tree.map(lambda a: a.copy(), params if names is None else {n: params[n] for n in names})
-            state = self.engine.distribute(plain.replace(params=params, ema_params=ema))
+            state = self._started(plain, warm_start(plain.params, self.training.init_from, self.training.init_prefix))
         return state
+
+    def _started(self, plain: TrainState, params: Any) -> TrainState:
+        """The first state with other parameters, on its devices."""
+        # Copied, because the step donates its state and one buffer cannot be donated twice.
+        ema = plain.ema_params
+        if ema is not None:
+            names = set(ema) if isinstance(ema, dict) and set(ema) != set(params) else None
+            ema = jax.tree.map(lambda a: a.copy(), params if names is None else {n: params[n] for n in names})
+        return self.engine.distribute(plain.replace(params=params, ema_params=ema))
 
     def run(self) -> TrainState:
         state = self._first_state()

@@ -29,6 +29,7 @@ from genjax.families.language.encoder_tasks import (
     normalized,
     token_mask,
 )
+from genjax.families.language.pretrained import FromPretrained
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
 from genjax.nn.dropout import fold_in
 from genjax.nn.tokens import summarize
@@ -106,7 +107,7 @@ class EncoderNetwork(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BERT:
+class BERT(FromPretrained):
     """Bidirectional transformer encoder with the head of a task.
 
     Attributes:
@@ -121,6 +122,7 @@ class BERT:
       skip_padding: positions count tokens that are no padding (RoBERTa), and not places (BERT).
       pooler: keep a dense layer over the first token where no head reads it either (checkpoints have one).
       num_sampling_rounds: rounds in which `sample` fills its masks.
+      pretrained: folder of a checkpoint of the library transformers to start from, which then gives the sizes, or None.
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
       optimizer: learning rule.
     """
@@ -137,6 +139,7 @@ class BERT:
     pooler: bool = False
     num_sampling_rounds: int = 8
     compute_dtype: str = "float32"
+    pretrained: str | None = None
     optimizer: Optimizer = AdamW(
         learning_rate=1e-4, weight_decay=0.01, clip_norm=1.0, schedule=Linear(warmup_steps=100)
     )

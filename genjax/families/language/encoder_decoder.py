@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from genjax import decoding
 from genjax.families.language.denoising import Objective, Pairs, SpecialTokens
+from genjax.families.language.pretrained import FromPretrained
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
 from genjax.nn.dropout import fold_in
 from genjax.nn.tokens import sequence_metrics, summarize, token_nll, token_weights
@@ -120,7 +121,7 @@ class EncoderDecoderNetwork(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderDecoder:
+class EncoderDecoder(FromPretrained):
     """Transformer that reads a source and writes a target; by default the original one.
 
     Attributes:
@@ -144,6 +145,7 @@ class EncoderDecoder:
       num_beams: hypotheses of `translate`.
       length_penalty: of these, see decoding.beam_search.
       sampling: how `sample` and `generate` choose tokens.
+      pretrained: folder of a checkpoint of the library transformers to start from, which then gives the sizes, or None.
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
       optimizer: learning rule.
     """
@@ -170,6 +172,7 @@ class EncoderDecoder:
     length_penalty: float = 0.6
     sampling: decoding.Sampling = decoding.Sampling()
     compute_dtype: str = "float32"
+    pretrained: str | None = None
     optimizer: Optimizer = Adam(learning_rate=7e-4, b2=0.98, eps=1e-9, schedule=InverseSquareRoot(warmup_steps=4000))
 
     @property

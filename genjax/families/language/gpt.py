@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from genjax import decoding
 from genjax.families.language.fine_tuning import FineTuned
+from genjax.families.language.pretrained import FromPretrained
 from genjax.model import (
     Array,
     Batch,
@@ -101,7 +102,7 @@ class LanguageModel(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GPT(FineTuned, decoding.TokenModel):
+class GPT(FromPretrained, FineTuned, decoding.TokenModel):
     """Decoder-only transformer language model.
 
     Attributes:
@@ -116,6 +117,7 @@ class GPT(FineTuned, decoding.TokenModel):
       sampling: how `sample` and `generate` choose tokens.
       lora: train low-rank updates of the linear maps and nothing else, or None.
       frozen: paths of parameters that are not trained, by their beginning, as in embedding or stack/layer_0.
+      pretrained: folder of a checkpoint of the library transformers to start from, which then gives the sizes, or None.
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
       optimizer: learning rule.
     """
@@ -132,6 +134,7 @@ class GPT(FineTuned, decoding.TokenModel):
     lora: LoRA | None = None
     frozen: tuple[str, ...] = ()
     compute_dtype: str = "float32"
+    pretrained: str | None = None
     optimizer: Optimizer = AdamW(learning_rate=1e-3, b2=0.99, weight_decay=0.1, clip_norm=1.0)
 
     def module(self, network: Transformer | None = None) -> LanguageModel:
