@@ -1,0 +1,165 @@
+"""CLIP: pictures and texts in one space, by contrast (Radford et al. 2021, arXiv:2103.00020).
+
+    u = normalize(W_x picture(x)),  v = normalize(W_t text(t)),   logits = exp(s) u v^T
+    loss = (cross-entropy of the rows + cross-entropy of the columns) / 2,   the partner being the right answer
+
+A batch has `x` [B, H, W, C] and `tokens` [B, T] (with `mask`); the other examples of the batch are the negatives.  The
+network is a part of other models (retrieval, guidance, captions), and draws nothing itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, gradient_step
+from genjax.nn.transformer import TokenEmbedding, Transformer, TransformerStack
+from genjax.nn.vision_transformer import VisionTransformer
+from genjax.optimizers import AdamW, Cosine, Optimizer
+
+
+def clip_network(num_layers: int = 12, width: int = 512, num_heads: int = 8, **changes: Any) -> Transformer:
+    """A stack of CLIP (the base text one unless told): pre-norm, x sigmoid(1.702 x)."""
+    settings = {"activation": "quick_gelu", "max_length": 77, **changes}
+    return Transformer(num_layers=num_layers, width=width, num_heads=num_heads, **settings)
+
+
+def _normalized(x: Array) -> Array:
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt((x**2).sum(-1, keepdims=True))
+
+
+class CLIPNetwork(nn.Module):
+    """Both encoders, their projections, and the logarithm s of the factor on the similarities."""
+
+    vocab_size: int
+    text: Transformer
+    vision: Transformer
+    patch_size: int
+    embedding_dim: int
+    end_token: int | None
+    logit_scale: float
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        def projection(config: Transformer) -> nn.Dense:
+            init = nn.initializers.normal(config.width**-0.5)
+            return nn.Dense(self.embedding_dim, use_bias=False, dtype=self.dtype, kernel_init=init)
+
+        self.text_embedding = TokenEmbedding(self.vocab_size, self.text, dtype=self.dtype)
+        self.text_stack = TransformerStack(self.text, self.dtype)
+        self.text_projection = projection(self.text)
+        self.vision_encoder = VisionTransformer(self.vision, self.patch_size, input_norm=True, dtype=self.dtype)
+        self.vision_projection = projection(self.vision)
+        self.scale = self.param("logit_scale", nn.initializers.constant(self.logit_scale), ())
+
+    def encode_text(self, tokens: Array, mask: Array | None = None) -> Array:
+        """tokens [B, T] -> [B, D] of length 1, from the features at the end token."""
+        hidden = self.text_stack(self.text_embedding(tokens), key_mask=mask).x
+        place = (tokens if self.end_token is None else tokens == self.end_token).argmax(1)
+        pooled = jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]
+        return _normalized(self.text_projection(pooled))
+
+    def encode_image(self, x: Array) -> Array:
+        """Pictures [B, H, W, C] -> [B, D] of length 1."""
+        return _normalized(self.vision_projection(self.vision_encoder(x)[:, 0]))
+
+    def __call__(self, x: Array, tokens: Array, mask: Array | None = None) -> Array:
+        """Logits of each picture's texts, float32 [B, B']."""
+        return jnp.exp(self.scale) * self.encode_image(x) @ self.encode_text(tokens, mask).T
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CLIP:
+    """Contrastive encoders of pictures and texts.
+
+    Attributes:
+      data_shape: shape (H, W, C) of the pictures; None takes the data set's.
+      vocab_size: number of tokens; None takes the data set's.
+      end_token: the first of these gives a text's features; None for the largest token (the published vocabulary's last).
+      text: the text's stack, made causal.
+      vision: the pictures' stack.
+      patch_size: height and width of a patch.
+      embedding_dim: features of the common space.
+      logit_scale: logarithm of the factor on the similarities at the start.
+      compute_dtype: type that the network computes in; parameters, logits and losses are float32.
+      optimizer: learning rule.
+    """
+
+    data_shape: tuple[int, ...] | None = None
+    vocab_size: int | None = None
+    end_token: int | None = None
+    text: Transformer = clip_network()
+    vision: Transformer = clip_network(width=768, num_heads=12)
+    patch_size: int = 32
+    embedding_dim: int = 512
+    logit_scale: float = 2.6592
+    compute_dtype: str = "float32"
+    optimizer: Optimizer = AdamW(
+        learning_rate=5e-4, b2=0.98, eps=1e-6, weight_decay=0.2, schedule=Cosine(warmup_steps=2000)
+    )
+
+    def module(self) -> CLIPNetwork:
+        """The Linen module."""
+        if self.vocab_size is None or self.data_shape is None:
+            raise ValueError("CLIP.vocab_size or CLIP.data_shape is None; give them, or resolve the experiment")
+        # Positions of patches are the vision encoder's own table.
+        return CLIPNetwork(
+            self.vocab_size,
+            dataclasses.replace(self.text, causal=True),
+            dataclasses.replace(self.vision, causal=False, positions="none"),
+            self.patch_size,
+            self.embedding_dim,
+            self.end_token,
+            self.logit_scale,
+            jnp.dtype(self.compute_dtype),
+        )
+
+    def init(self, key: Array, batch: Batch) -> TrainState:
+        """Returns the state before the first step."""
+        params = self.module().init(key, batch["x"][:1], batch["tokens"][:1])["params"]
+        return TrainState.create(params, self.optimizer)
+
+    def logits(self, state: TrainState, batch: Batch) -> Array:
+        """Similarities of pictures and texts times the learned factor, float32 [B, B']."""
+        return self._logits(state.eval_params, batch)
+
+    def _logits(self, params: PyTree, batch: Batch) -> Array:
+        return self.module().apply({"params": params}, batch["x"], batch["tokens"], batch.get("mask"))
+
+    def encode_text(self, state: TrainState, tokens: Array, mask: Array | None = None) -> Array:
+        """Embeddings of texts, [B, T] -> [B, D] of length 1."""
+        return self.module().apply({"params": state.eval_params}, tokens, mask, method="encode_text")
+
+    def encode_image(self, state: TrainState, x: Array) -> Array:
+        """Embeddings of pictures, [B, H, W, C] -> [B, D] of length 1."""
+        return self.module().apply({"params": state.eval_params}, x, method="encode_image")
+
+    @staticmethod
+    def _nll(logits: Array) -> Array:
+        own = jnp.arange(logits.shape[0])
+        rows = optax.softmax_cross_entropy_with_integer_labels(logits, own)
+        return 0.5 * (rows + optax.softmax_cross_entropy_with_integer_labels(logits.T, own))
+
+    def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        """Contrast of the batch's pairs, and the share of pictures whose text is found."""
+        del key
+        logits = self._logits(params, batch)
+        found = (logits.argmax(1) == jnp.arange(logits.shape[0])).mean()
+        return self._nll(logits).mean(), {"retrieval_accuracy": found}
+
+    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """One update.  Metrics: loss, retrieval_accuracy."""
+        return gradient_step(self.loss, self.optimizer)(state, batch, key)
+
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
+        """Per example, among the batch: `nll` in nats of the partner, `retrieval_accuracy` of the text."""
+        del key
+        logits = self.logits(state, batch)
+        found = logits.argmax(1) == jnp.arange(logits.shape[0])
+        return {"nll": self._nll(logits), "retrieval_accuracy": found.astype(jnp.float32)}

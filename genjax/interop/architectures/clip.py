@@ -1,0 +1,133 @@
+"""CLIP of the library transformers, with both encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from genjax.families.multimodal.clip import CLIP, clip_network
+from genjax.interop.architectures.base import THEIR_ACTIVATIONS, Architecture, Config, activation, token
+from genjax.interop.bindings import Binding, Bindings, embedding, linear, merge, norm, same
+from genjax.nn.transformer import Transformer
+
+#: Their defaults, which older files leave out: text, vision.
+_TEXT = {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048}
+_VISION = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+
+
+def _read(config: Config, names: Collection[str]) -> CLIP:
+    text, vision = _TEXT | dict(config.get("text_config") or {}), _VISION | dict(config.get("vision_config") or {})
+
+    def stack(part: Config) -> Transformer:
+        return clip_network(
+            part.get("num_hidden_layers", 12),
+            part["hidden_size"],
+            part["num_attention_heads"],
+            mlp_dim=part["intermediate_size"],
+            activation=activation(part.get("hidden_act", "quick_gelu")),
+            norm_epsilon=part.get("layer_norm_eps", 1e-5),
+            attention_dropout=part.get("attention_dropout", 0.0),
+            max_length=part.get("max_position_embeddings", 77),
+            init_std=part.get("initializer_range", 0.02),
+        )
+
+    size = vision.get("image_size", 224)
+    end = token(text, "eos_token_id", 49407)
+    return CLIP(
+        data_shape=(size, size, vision.get("num_channels", 3)),
+        vocab_size=text.get("vocab_size", 49408),
+        # Files from before the end token was corrected say 2, and mean the largest token.
+        end_token=None if end == 2 else end,
+        text=stack(text),
+        vision=stack(vision),
+        patch_size=vision.get("patch_size", 32),
+        embedding_dim=config.get("projection_dim", 512),
+        logit_scale=config.get("logit_scale_init_value", 2.6592),
+    )
+
+
+def _write(model: CLIP) -> dict[str, Any]:
+    def part(network: Transformer) -> dict[str, Any]:
+        return {
+            "hidden_size": network.width,
+            "num_hidden_layers": network.num_layers,
+            "num_attention_heads": network.num_heads,
+            "intermediate_size": network.size_of_mlp,
+            "hidden_act": THEIR_ACTIVATIONS[network.activation],
+            "layer_norm_eps": network.norm_epsilon,
+            "attention_dropout": network.attention_dropout,
+            "initializer_range": network.init_std or 0.02,
+            "projection_dim": model.embedding_dim,
+        }
+
+    tokens = {"vocab_size": model.vocab_size, "eos_token_id": 2 if model.end_token is None else model.end_token}
+    picture = {"image_size": model.data_shape[0], "num_channels": model.data_shape[2], "patch_size": model.patch_size}
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": model.embedding_dim,
+        "logit_scale_init_value": model.logit_scale,
+        "text_config": {
+            "model_type": "clip_text_model",
+            "max_position_embeddings": model.text.max_length,
+            **tokens,
+            **part(model.text),
+        },
+        "vision_config": {"model_type": "clip_vision_model", **picture, **part(model.vision)},
+    }
+
+
+def _layers(ours: str, theirs: str, network: Transformer) -> list[Bindings]:
+    parts = []
+    for i in range(network.num_layers):
+        a, b = f"{ours}/layer_{i}", f"{theirs}.encoder.layers.{i}"
+        names = (("query", "q"), ("key", "k"), ("value", "v"), ("output", "out"))
+        parts += [linear(f"{a}/attention/{x}", f"{b}.self_attn.{y}_proj") for x, y in names]
+        parts += [
+            norm(f"{a}/attention_norm", f"{b}.layer_norm1"),
+            norm(f"{a}/mlp_norm", f"{b}.layer_norm2"),
+            linear(f"{a}/mlp/up", f"{b}.mlp.fc1"),
+            linear(f"{a}/mlp/down", f"{b}.mlp.fc2"),
+        ]
+    return parts
+
+
+def _bindings(model: CLIP) -> Bindings:
+    text, vision = "text_model", "vision_model"
+    return merge(
+        embedding("text_embedding/token", f"{text}.embeddings.token_embedding"),
+        embedding("text_embedding/position", f"{text}.embeddings.position_embedding"),
+        *_layers("text_stack", text, model.text),
+        norm("text_stack/final_norm", f"{text}.final_layer_norm"),
+        linear("text_projection", "text_projection", bias=False),
+        same("vision_encoder/class", f"{vision}.embeddings.class_embedding"),
+        {"vision_encoder/patch": Binding(f"{vision}.embeddings.patch_embedding.weight", (2, 3, 1, 0))},
+        embedding("vision_encoder/position", f"{vision}.embeddings.position_embedding"),
+        norm("vision_encoder/input_norm", f"{vision}.pre_layrnorm"),
+        *_layers("vision_encoder/stack", vision, model.vision),
+        norm("vision_encoder/stack/final_norm", f"{vision}.post_layernorm"),
+        linear("vision_projection", "visual_projection", bias=False),
+        same("logit_scale", "logit_scale"),
+    )
+
+
+ARCHITECTURES = (
+    Architecture(
+        model_type="clip",
+        model=CLIP,
+        read=_read,
+        write=_write,
+        bind=_bindings,
+        buffers=r"position_ids$",
+        fields=(
+            "data_shape",
+            "vocab_size",
+            "end_token",
+            "text",
+            "vision",
+            "patch_size",
+            "embedding_dim",
+            "logit_scale",
+        ),
+    ),
+)
