@@ -17,6 +17,7 @@ import numpy as np
 
 from genjax.data import sources
 from genjax.data.base import RESIDENT_BYTES, DataError, Examples, check_split
+from genjax.data.tokenization import Tokenizer
 from genjax.data.tokenized import TokenizedData, read_utf8
 
 SUFFIXES = (".txt", ".md", ".rst", ".py", ".csv", ".json", ".html", ".tex")
@@ -111,8 +112,8 @@ class Text(TokenizedData):
         return len(self.documents("train"))
 
     def _end_token(self) -> int | None:
-        """Where there are several documents, one id above those of the tokenizer ends each."""
-        return self.make_tokenizer().vocab_size if self._num_documents > 1 else None
+        """What ends each document, where there are several."""
+        return _end_of(self.make_tokenizer()) if self._num_documents > 1 else None
 
     def load_split(self, split: str) -> Examples:
         tokenizer, end = self.make_tokenizer(), self._end_token()
@@ -141,7 +142,8 @@ class Text(TokenizedData):
         tokenizer, end = self.make_tokenizer(), self._end_token()
         spec: dict[str, Any] = {"sequence_length": self.sequence_length}
         if end is not None:
-            return {**spec, "vocab_size": end + 1, "start_token": end, "end_token": end}
+            size = max(tokenizer.vocab_size, end + 1)
+            return {**spec, "vocab_size": size, "start_token": end, "end_token": end}
         # One text has no start; a sample begins after a line's end, where there is one.
         newline = [i for i, piece in enumerate(tokenizer.pieces) if piece == b"\n"]
         return {**spec, "vocab_size": tokenizer.vocab_size, "start_token": newline[0] if newline else 0}
@@ -156,7 +158,7 @@ class Text(TokenizedData):
         """Text of ids [N] up to the end token, a first one left out."""
         tokenizer = self.make_tokenizer()
         ids = np.asarray(tokens).tolist()
-        end = tokenizer.vocab_size
+        end = _end_of(tokenizer)
         if ids and ids[0] == end:
             ids = ids[1:]
         return tokenizer.decode(ids[: ids.index(end)] if end in ids else ids)
@@ -173,6 +175,11 @@ class Text(TokenizedData):
             f"tokenizer {self.tokenizer}, windows of {self.sequence_length} tokens one after the other, each token after "
             "the first predicted once, with the tokens before it in its window"
         )
+
+
+def _end_of(tokenizer: Tokenizer) -> int:
+    """The end of a document: that of a checkpoint's tokenizer, or the id above our own tokenizer's."""
+    return tokenizer.special.get("separator", tokenizer.vocab_size)
 
 
 def read_documents(name: str, directory: str | None, split: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Tokenizers: characters, bytes, SMILES symbols, and byte-level BPE or unigram pieces trained on the user's text.
 
-All of them give every id its text as bytes (`pieces`), encode without loss and are saved as JSON beside a run.
+All of them give every id its text as bytes (`pieces`), encode without loss and are saved as JSON beside a run.  The
+tokenizer.json of a checkpoint is read too.
 """
 
 from __future__ import annotations
@@ -20,20 +21,34 @@ from genjax.data.base import DataError
 _SMILES = re.compile(r"\[[^\]]+\]|Br|Cl|%\d\d|.", re.DOTALL)
 
 
+#: Names that special tokens go by in files of other libraries, the usual ones first.
+_SPECIAL = {
+    "start": ("[CLS]", "<s>", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>"),
+    "separator": ("[SEP]", "</s>", "<|end_of_text|>", "<|endoftext|>"),
+    "padding": ("[PAD]", "<pad>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+
+
 class Tokenizer:
     """Maps text to ids and back.
 
     Attributes:
-      kind: characters, bytes, smiles, bpe or unigram.
-      pieces: text of each id as bytes.
+      kind: characters, bytes, smiles, bpe or unigram; or file for a tokenizer.json of another library.
+      pieces: text of each id as bytes (of a file of subwords with marks, about what they stand for).
+      special: ids of the special tokens start, separator, padding and mask, as far as a file has them.
     """
 
     def __init__(self, kind: str, pieces: list[bytes], library: str | None = None):
         self.kind, self.pieces, self._json = kind, pieces, library
         self._ids = {piece: i for i, piece in enumerate(pieces)}
+        self.special: dict[str, int] = {}
         self._library: Any = None
         if library is not None:
             self._library = _tokenizers().Tokenizer.from_str(library)
+            found = {role: self._library.token_to_id(n) for role, names in _SPECIAL.items() for n in reversed(names)
+                     if self._library.token_to_id(n) is not None}  # fmt: skip
+            self.special = found if kind == "file" else {}
 
     @property
     def vocab_size(self) -> int:
@@ -55,7 +70,7 @@ class Tokenizer:
         if self.kind == "bytes":
             return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
         if self._library is not None:
-            return np.array(self._library.encode(text).ids, np.int32)
+            return np.array(self._library.encode(text, add_special_tokens=False).ids, np.int32)
         symbols = _SMILES.findall(text) if self.kind == "smiles" else text
         try:
             return np.array([self._of_symbol[s] for s in symbols], np.int32)
@@ -78,6 +93,8 @@ class Tokenizer:
         bad = [i for i in ids if not 0 <= i < self.vocab_size]
         if bad:
             raise DataError(f"token {bad[0]} lies outside the vocabulary of {self.vocab_size} tokens")
+        if self.kind == "file":
+            return self._library.decode(ids, skip_special_tokens=False)
         return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
 
     def to_json(self) -> str:
@@ -87,18 +104,21 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
-        """Reads what `to_json` wrote.
+        """Reads what `to_json` wrote, or the tokenizer.json of a checkpoint of the library transformers.
 
         Raises:
           DataError: it is no tokenizer.
         """
         try:
             content = json.loads(text)
+            if "added_tokens" in content and "model" in content:
+                return cls("file", _library_pieces(_tokenizers().Tokenizer.from_str(text), content), text)
             kind, pieces, library = content["kind"], content["pieces"], content["library"]
         except (ValueError, KeyError, TypeError):
             raise DataError("the tokenizer file is damaged; it is not what a run of this project wrote") from None
         if library is not None:
-            return cls(kind, _library_pieces(_tokenizers().Tokenizer.from_str(library)), library)
+            content = json.loads(library) if kind == "file" else None
+            return cls(kind, _library_pieces(_tokenizers().Tokenizer.from_str(library), content), library)
         return cls(kind, [p.encode("latin-1") for p in pieces])
 
 
@@ -145,10 +165,18 @@ def _tokenizers() -> Any:
     return tokenizers
 
 
-def _library_pieces(tokenizer: Any) -> list[bytes]:
+def _library_pieces(tokenizer: Any, content: dict[str, Any] | None = None) -> list[bytes]:
+    """Pieces of a byte-level vocabulary; those of another one with its marks of words and bytes resolved."""
     table = _byte_of_character()
-    pieces = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
-    return [bytes(table[c] for c in piece) for piece in pieces]
+    # Ids of a file may have gaps.
+    pieces = [tokenizer.id_to_token(i) or "" for i in range(max(tokenizer.get_vocab().values()) + 1)]
+    if content is None or "ByteLevel" in json.dumps(content.get("decoder")):
+        return [bytes(table[c] for c in p) if all(c in table for c in p) else p.encode() for p in pieces]
+    if content["model"].get("type") == "WordPiece":
+        prefix = content["model"].get("continuing_subword_prefix", "##")
+        return [p.removeprefix(prefix).encode() if p.startswith(prefix) else b" " + p.encode() for p in pieces]
+    single = re.compile("<0x([0-9A-F]{2})>")
+    return [bytes([int(m[1], 16)]) if (m := single.fullmatch(p)) else p.replace("▁", " ").encode() for p in pieces]
 
 
 @functools.cache

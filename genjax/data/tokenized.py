@@ -4,7 +4,8 @@ With V pieces of the tokenizer, sets for encoders and for pairs of texts have fo
 
     V  start        V + 1  separator and end        V + 2  padding        V + 3  mask
 
-They are the same in every such set, so that a checkpoint goes on with another task and the same tokenizer file.
+They are the same in every such set, so that a checkpoint goes on with another task and the same tokenizer file.  The
+tokenizer.json of another library's checkpoint has its own, which are used then.
 """
 
 from __future__ import annotations
@@ -86,37 +87,46 @@ def _tokenizer(data: TokenizedData) -> Tokenizer:
 class DelimitedText(TokenizedData):
     """Texts between special tokens, padded to one length."""
 
+    def _special(self, *roles: str) -> int:
+        """The id of the first role that a checkpoint's tokenizer has; that of ours above its pieces."""
+        tokenizer = self.make_tokenizer()
+        if not tokenizer.special:
+            return tokenizer.vocab_size + ("start", "separator", "padding", "mask").index(roles[0])
+        return next((tokenizer.special[role] for role in roles if role in tokenizer.special), -1)
+
     @property
     def start_token(self) -> int:
         """What every row begins with ([CLS], <s>)."""
-        return self.make_tokenizer().vocab_size
+        return self._special("start", "padding", "separator")
 
     @property
     def separator_token(self) -> int:
         """What ends every text ([SEP], </s>)."""
-        return self.start_token + 1
+        return self._special("separator", "start")
 
     @property
     def padding_token(self) -> int:
         """What fills a row."""
-        return self.start_token + 2
+        return self._special("padding", "separator", "start")
 
     @property
     def mask_token(self) -> int:
-        """What stands for a hidden token."""
-        return self.start_token + 3
+        """What stands for a hidden token, -1 where a checkpoint's tokenizer has none."""
+        return self._special("mask")
 
     def spec(self) -> dict[str, Any]:
         """vocab_size, and the special tokens by name."""
-        return {
-            "vocab_size": self.mask_token + 1,
+        special = {
             "start_token": self.start_token,
             "separator_token": self.separator_token,
             "end_token": self.separator_token,
             "padding_token": self.padding_token,
             "mask_token": self.mask_token,
-            "special_tokens": (self.start_token, self.separator_token, self.padding_token),
         }
+        found = {name: token for name, token in special.items() if token >= 0}
+        size = max(self.make_tokenizer().vocab_size, *(token + 1 for token in found.values()))
+        hidden = tuple(dict.fromkeys((self.start_token, self.separator_token, self.padding_token)))
+        return {"vocab_size": size, **found, "special_tokens": hidden}
 
     def pad(self, rows: Sequence[Sequence[int] | np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows of at most `length` tokens as int32 [N, length], and True where they are no padding."""
