@@ -3,8 +3,8 @@
     export_sampler("sampler.zip", run.model, run.state, num_samples=16)
 
 The file is a zip archive: `program` is what `jax.export` serialises (StableHLO, for several platforms), `arrays/` the
-parameters as raw bytes, `manifest.json` their shapes and types, and `portable.py` the loader.  Python imports from the
-archive itself, so elsewhere:
+parameters as raw bytes, `manifest.json` their shapes and types, `portable.py` the loader, and `flatbuffers/` the small
+package that jax reads its own format with.  Python imports from the archive itself, so elsewhere:
 
     import sys; sys.path.insert(0, "sampler.zip")
     from portable import load
@@ -13,6 +13,7 @@ archive itself, so elsewhere:
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import zipfile
 from collections.abc import Callable, Sequence
@@ -49,8 +50,10 @@ def export_function(
       description: what it does, for the manifest.
 
     Raises:
-      ValueError: a constant is a random key, which cannot be written.
+      ValueError: a constant is a random key, which cannot be written; or the package flatbuffers is missing.
     """
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise ValueError("jax.export writes programs with the package flatbuffers: pip install 'genjax[export]'")
     leaves, tree = jax.tree.flatten(constants)
     if any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves):
         raise ValueError("a state with random keys in it cannot be exported; export a function of its parameters")
@@ -66,6 +69,9 @@ def export_function(
     path = Path(path).expanduser()
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("portable.py", Path(portable.__file__).read_text(encoding="utf-8"))
+        reader = Path(importlib.util.find_spec("flatbuffers").origin).parent
+        for file in sorted(reader.rglob("*.py")):
+            archive.write(file, f"flatbuffers/{file.relative_to(reader).as_posix()}")
         archive.writestr("manifest.json", json.dumps({**manifest, "jax": jax.__version__}, indent=1))
         archive.writestr("program", exported.serialize())
         for i, leaf in enumerate(leaves):

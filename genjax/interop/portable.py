@@ -1,6 +1,8 @@
 """Loads an exported program; this file lies in every archive that `genjax.interop.export` writes, and needs only jax."""
 
+import importlib.util
 import json
+import sys
 import zipfile
 from pathlib import Path
 
@@ -17,6 +19,8 @@ def load(path=None):
       path: the archive; None for the one that this file was imported from.
     """
     archive = Path(__file__).parent if path is None else Path(path)
+    if importlib.util.find_spec("flatbuffers") is None:
+        sys.path.append(str(archive))  # it carries the package
     with zipfile.ZipFile(archive) as file:
         manifest = json.loads(file.read("manifest.json"))
         program = export.deserialize(bytearray(file.read("program")))

@@ -13,6 +13,8 @@ from genjax.families.language.gpt import GPT, llama_network
 from genjax.interop.export import export_forward, export_sampler
 from genjax.optimizers import Adam
 
+pytest.importorskip("flatbuffers")
+
 MODEL = GPT(
     vocab_size=7,
     sequence_length=5,
@@ -22,6 +24,8 @@ MODEL = GPT(
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
+import flatbuffers
+assert flatbuffers.__file__.startswith(sys.argv[1])
 from portable import load
 import numpy as np
 np.save(sys.argv[2], load()(3))
