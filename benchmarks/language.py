@@ -57,7 +57,7 @@ def torch_bert():
         def __init__(self) -> None:
             super().__init__()
             self.token, self.position = nn.Embedding(VOCAB, WIDTH), nn.Embedding(LENGTH, WIDTH)
-            self.type, self.norm = nn.Embedding(2, WIDTH), nn.LayerNorm(WIDTH, 1e-12)
+            self.types, self.norm = nn.Embedding(2, WIDTH), nn.LayerNorm(WIDTH, 1e-12)
             self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
             self.transform, self.head_norm = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH, 1e-12)
             self.bias = nn.Parameter(torch.zeros(VOCAB))
@@ -66,7 +66,7 @@ def torch_bert():
                     nn.init.normal_(weight, std=0.02)
 
         def encode(self, tokens):
-            x = self.norm(self.token(tokens) + self.position.weight + self.type.weight[0])
+            x = self.norm(self.token(tokens) + self.position.weight + self.types.weight[0])
             for block in self.blocks:
                 x = block(x)
             return x
