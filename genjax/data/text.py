@@ -161,7 +161,9 @@ class Text(TokenizedData):
         end = _end_of(tokenizer)
         if ids and ids[0] == end:
             ids = ids[1:]
-        return tokenizer.decode(ids[: ids.index(end)] if end in ids else ids)
+        ids = ids[: ids.index(end)] if end in ids else ids
+        # The table of a checkpoint may be longer than its tokenizer.
+        return tokenizer.decode(i for i in ids if i < tokenizer.vocab_size)
 
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
         """Writes one text file with a line of dashes between samples."""

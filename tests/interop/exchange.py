@@ -50,7 +50,7 @@ def check_gradients(model, gradients, theirs) -> None:
     for name, gradient in named.items():
         if name in found:
             expected = np.zeros_like(found[name]) if gradient is None else gradient.numpy()
-            rows = np.arange(len(expected)) != PADDING if len(expected) == VOCAB else slice(None)
+            rows = np.arange(len(expected)) != PADDING if expected.shape[:1] == (VOCAB,) else ...
             np.testing.assert_allclose(found[name][rows], expected[rows], atol=1e-4, rtol=1e-4, err_msg=name)
 
 
