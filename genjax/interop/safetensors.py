@@ -162,7 +162,7 @@ def write(
     with temporary.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, shape, dtype, make in tensors:
-            array = np.ascontiguousarray(make(), dtype)
+            array = np.asarray(make(), dtype, order="C")
             if array.shape != tuple(shape):
                 raise CheckpointFileError(f"the tensor {name} was announced with shape {shape} and has {array.shape}")
             file.write(array.reshape(-1).view(np.uint8).data)
