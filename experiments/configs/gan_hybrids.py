@@ -21,7 +21,7 @@ _DIGITS = Images(name="digits", preprocessing="unit", batch_size=128)
 @register(
     "pix2pix_shapes",
     source="Isola et al. 2017, arXiv:1611.07004, on coloured shapes",
-    expected="the translation of an outline is a filled shape with the outline's colours unknown to it",
+    expected="not yet run at length: filled shapes, whose colours the outline does not tell",
     shrunk={
         "model.network.channels": (4, 4),
         "model.discriminator_channels": (4,),
@@ -34,7 +34,7 @@ def pix2pix_shapes() -> Experiment:
 
     python -m experiments.train --experiment=pix2pix_shapes --workdir=runs/pix2pix
 
-    Half an hour on two CPU cores.
+    Half an hour (a guess) on two CPU cores.
     """
     model = Pix2Pix(network=UNetTranslator(channels=(32, 64, 128, 128)), discriminator_channels=(32, 64))
     training = Training(num_steps=4000, log_every=100, evaluate_every=1000, sample_every=1000, num_samples=16)
@@ -44,7 +44,7 @@ def pix2pix_shapes() -> Experiment:
 @register(
     "cycle_gan_sprites",
     source="Zhu et al. 2017, arXiv:1703.10593, on sprites and their outlines",
-    expected="the mean absolute error of both translations, below that of leaving pictures unchanged",
+    expected="not yet run at length: l1 and source_l1 below unchanged_l1",
     shrunk={
         "model.network.num_channels": 2,
         "model.network.num_residual_blocks": 1,
@@ -60,7 +60,7 @@ def cycle_gan_sprites() -> Experiment:
 
     python -m experiments.train --experiment=cycle_gan_sprites --workdir=runs/cycle_gan
 
-    An hour on two CPU cores.
+    An hour (a guess) on two CPU cores.
     """
     model = CycleGAN(network=ResNetTranslator(num_channels=16, num_residual_blocks=3), discriminator_channels=(32, 64))
     training = Training(num_steps=4000, log_every=100, evaluate_every=1000, sample_every=1000, num_samples=16)
@@ -70,7 +70,7 @@ def cycle_gan_sprites() -> Experiment:
 @register(
     "vae_gan_digits",
     source="Larsen et al. 2016, arXiv:1512.09300, on the UCI digits",
-    expected="reconstructions and samples with sharp strokes",
+    expected="not yet run at length: reconstructions and samples with sharp strokes",
     shrunk=_SHRUNK,
 )
 def vae_gan_digits() -> Experiment:
@@ -88,7 +88,7 @@ def vae_gan_digits() -> Experiment:
 @register(
     "adversarial_autoencoder_digits",
     source="Makhzani et al. 2016, arXiv:1511.05644, on the UCI digits",
-    expected="codes whose mean and covariance are those of the prior",
+    expected="-log p(x | h) of 20.4 nats on the test split after 10000 steps; codes are still told from the prior",
     shrunk={
         "model.latent_dim": 2,
         "model.network.hidden_dims": (8,),
@@ -110,7 +110,7 @@ def adversarial_autoencoder_digits() -> Experiment:
 @register(
     "bigan_digits",
     source="Donahue et al. 2017, arXiv:1605.09782, on the UCI digits",
-    expected="reconstructions that resemble what was encoded, though no loss asks for it",
+    expected="not yet run at length: reconstructions that resemble what was encoded, though no loss asks for it",
     shrunk=_SHRUNK,
 )
 def bigan_digits() -> Experiment:
@@ -128,7 +128,7 @@ def bigan_digits() -> Experiment:
 @register(
     "info_gan_digits",
     source="Chen et al. 2016, arXiv:1606.03657, on the UCI digits",
-    expected="an information bound near H(c) of the ten categories, ln 10 = 2.30 nats, and above it by the continuous ones",
+    expected="an information bound of 3.73 nats after 10000 steps, of which ln 10 = 2.30 are the categories' most",
     shrunk={**{k: v for k, v in _SHRUNK.items() if k != "model.latent_dim"}, "model.noise_dim": 2},
 )
 def info_gan_digits() -> Experiment:
