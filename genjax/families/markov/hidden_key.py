@@ -103,7 +103,7 @@ class HiddenKeyModel(HiddenMarkovModel):
         return {"nll": -together.sum(-1), "num_frames": mask.sum(1).astype(jnp.float32), **alone}
 
     def sample(self, state: TrainState, key: Array, num_samples: int, num_frames: int | None = None) -> Array:
-        """Draws rolls [num_samples, T, 88]: of one restart (the best, or any if they predict together), in any key."""
+        """Draws rolls [num_samples, T, 88]: of the best restart alone, in any key."""
         keys = jax.random.split(key, 2 * num_samples).reshape(2, num_samples)
         roll = lambda x, k: jnp.roll(x, -jax.random.choice(k, self._shifts), -1)  # noqa: E731
         return jax.vmap(roll)(super().sample(state, keys[0, 0], num_samples, num_frames), keys[1])
