@@ -13,6 +13,7 @@ Runs take turns, and medians count.  The allocator is set as `experiments.train`
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import resource
 import tempfile
 import time
@@ -154,16 +155,27 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def load(gigabytes: float) -> None:
-    """Writes a checkpoint of about so many gigabytes, and reads it in this process."""
-    # 2 x 32000 x 1024 numbers of embeddings, and 12.6 million a layer.
+def llama(gigabytes: float) -> GPT:
+    """A Llama-like model of about so many gigabytes: 2 x 32000 x 1024 numbers of embeddings, and 12.6 million a layer."""
     layers = max(1, round((gigabytes * 1e9 / 4 - 65.5e6) / 12.6e6))
     network = llama_network(layers, 1024, 8, mlp_dim=2816, max_length=2048)
-    model = GPT(vocab_size=32000, network=network, tie_embeddings=False)
-    shapes = abstract_params(model)
+    return GPT(vocab_size=32000, network=network, tie_embeddings=False)
+
+
+def write(folder: str, gigabytes: float) -> None:
+    """Writes a random checkpoint."""
+    model, rng = llama(gigabytes), np.random.default_rng(0)
+    params = jax.tree.map(lambda s: rng.standard_normal(s.shape, np.float32), abstract_params(model))
+    save_pretrained(folder, model, params)
+
+
+def load(gigabytes: float) -> None:
+    """Reads a checkpoint of about so many gigabytes in this process, which another one has written."""
     with tempfile.TemporaryDirectory() as folder:
-        # Zeros that are never touched need no memory of their own, so that writing leaves no high-water mark.
-        save_pretrained(folder, model, jax.tree.map(lambda s: np.zeros(s.shape, np.float32), shapes))
+        # Elsewhere, because memory that this process had and gave back would hide what reading takes.
+        writer = multiprocessing.get_context("spawn").Process(target=write, args=(folder, gigabytes))
+        writer.start()
+        writer.join()
         size = (Path(folder) / "model.safetensors").stat().st_size
         jnp.zeros(1).block_until_ready()
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
