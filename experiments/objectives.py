@@ -4,8 +4,8 @@
 
 Network, optimizer and data are those of the experiment wgan_gp_eight_gaussians; --data=grid_gaussians is the grid of 25.  A
 method that updates its discriminator five times for each generator takes fewer steps.  For each method: modes covered and the
-share of 10,000 samples within three standard deviations of a mode, over the seeds.  Samples are of the generator's moving average (.999).  The runs stay in --workdir, and a second
-call goes on from them.
+share of 10,000 samples, drawn from the generator's moving average (.999), within three standard deviations of a mode, over the
+seeds.  The runs stay in --workdir, and a second call goes on from them.
 """
 
 from __future__ import annotations
