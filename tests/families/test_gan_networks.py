@@ -115,7 +115,7 @@ def test_several_discriminator_steps_inside_one_call_equal_as_many_calls():
         network=DCGANNetwork(base_channels=4, discriminator_norm="spectral"),
         objective="hinge",
         num_discriminator_steps=3,
-        generator_optimizer=SGD(learning_rate=0.1),
+        generator_optimizer=SGD(learning_rate=0.1, ema_decay=0.9),
         discriminator_optimizer=SGD(learning_rate=0.1),
     )
     start = jax.jit(model.init)(jax.random.key(1), BATCH)
@@ -125,7 +125,14 @@ def test_several_discriminator_steps_inside_one_call_equal_as_many_calls():
     for i in (1, 2, 3):
         apart, critic_metrics = critic(apart, BATCH, jax.random.fold_in(key, i))
     apart, generator_metrics = jax.jit(model.generator_update)(apart, BATCH, jax.random.fold_in(key, 0))
-    for a, b in zip(jax.tree.leaves((together.params, together.extra)), jax.tree.leaves((apart.params, apart.extra))):
+    # Beside the parameters, the statistics that belong to them are averaged: at the first step with weight .1.
+    averaged, extra = together.extra["averaged_generator"], {**together.extra, "averaged_generator": None}
+    expected = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, start.extra["generator"], extra["generator"])
+    for a, b in zip(jax.tree.leaves(averaged), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    assert model.generator_variables(together) is averaged
+    apart = apart.replace(extra={**apart.extra, "averaged_generator": None})
+    for a, b in zip(jax.tree.leaves((together.params, extra)), jax.tree.leaves((apart.params, apart.extra))):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(metrics["loss"], generator_metrics["loss"], rtol=1e-5)
     np.testing.assert_allclose(metrics["discriminator_loss"], critic_metrics["discriminator_loss"], rtol=1e-5)

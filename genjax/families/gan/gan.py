@@ -27,6 +27,7 @@ from genjax.families.gan.networks import Conditioning, GANNetwork, PlainDiscrimi
 from genjax.families.gan.objectives import (
     RELATIVISTIC,
     Objective,
+    class_cross_entropy,
     discriminator_objective,
     generator_objective,
     squared_gradient_norm,
@@ -175,8 +176,15 @@ class GAN:
         extra = {name: v for name, v in (("generator", generator), ("discriminator", discriminator)) if v}
         if self.augmentation is not None and self.augmentation.adaptive:
             extra["augmentation_probability"] = jnp.float32(self.augmentation.initial_probability)
+        if generator and self.generator_optimizer.ema_decay is not None:
+            # A copy, because the step donates its state and one buffer cannot be donated twice.
+            extra["averaged_generator"] = jax.tree.map(jnp.copy, generator)
         optimizers = {"generator": self.generator_optimizer, "discriminator": self.discriminator_optimizer}
         return TrainState.create(params, optimizers, extra)
+
+    def generator_variables(self, state: TrainState) -> PyTree:
+        """Running statistics that belong to the generator's `eval_params`: averaged ones where parameters are averaged."""
+        return state.extra.get("averaged_generator", state.extra.get("generator", {}))
 
     def generate(
         self,
@@ -192,7 +200,7 @@ class GAN:
           params: the generator's parameters.
           latents: z, [B, latent_dim].
           condition: classes as one-hot vectors [B, K], of a model conditional on them.
-          variables: the generator's part of `state.extra`.
+          variables: its running statistics, `generator_variables(state)`.
           keys: of the noise inside the generator, [B]; without them it is at its mean.
 
         Returns:
@@ -308,7 +316,7 @@ class GAN:
                 )
                 value, metrics["penalty"] = value + penalty, penalty
             if self.conditioning == "auxiliary":
-                entropy = [_cross_entropy(o[:, 1:], condition).mean() for o in (real_outputs, fake_outputs)]
+                entropy = [class_cross_entropy(o[:, 1:], condition).mean() for o in (real_outputs, fake_outputs)]
                 value += self.class_weight * sum(entropy)
                 metrics["class_accuracy"] = (real_outputs[:, 1:].argmax(-1) == condition.argmax(-1)).mean()
             if self.consistency != "none":
@@ -368,7 +376,7 @@ class GAN:
                 real = self._discriminate(discriminator, frozen, batch["x"], condition, augment_real)[0][:, 0]
             value = generator_objective(self.objective, outputs[:, 0], real).mean()
             if self.conditioning == "auxiliary":
-                value += self.class_weight * _cross_entropy(outputs[:, 1:], condition).mean()
+                value += self.class_weight * class_cross_entropy(outputs[:, 1:], condition).mean()
             penalty, metrics, new_variables = self.generator_penalty(params, new_variables, batch, keys[3], state.step)
             return value + penalty, (metrics, new_variables)
 
@@ -434,7 +442,11 @@ class GAN:
                 "discriminator": self.discriminator_optimizer.ema_decay,
             }
             ema = {name: ema_update(ema[name], state.params[name], decays[name], state.step) for name in ema}
-        return state.replace(step=state.step + 1, ema_params=ema), {**critic_metrics, **metrics}
+        extra = dict(state.extra)
+        if "averaged_generator" in extra:
+            decay = self.generator_optimizer.ema_decay
+            extra["averaged_generator"] = ema_update(extra["averaged_generator"], extra["generator"], decay, state.step)
+        return state.replace(step=state.step + 1, ema_params=ema, extra=extra), {**critic_metrics, **metrics}
 
     # ------------------------------------------------------------------------------------------------------------------
     # Use
@@ -443,7 +455,7 @@ class GAN:
         """Per example [B]: `real_score` D(x), `fake_score` D(G(z)), and both objectives at them."""
         params, condition = state.eval_params, self.condition(batch.get("label"))
         latents = self.latents(key, batch)
-        fake = self.generate(params["generator"], latents, condition, state.extra.get("generator"))
+        fake = self.generate(params["generator"], latents, condition, self.generator_variables(state))
         real, generated = (
             self.score(params["discriminator"], x, condition, state.extra.get("discriminator"))
             for x in (batch["x"], fake)
@@ -483,9 +495,5 @@ class GAN:
         """G(z) of latents [B, latent_dim], shape [B, *data_shape]; `key` decides noise inside the generator, if any."""
         condition = self.condition(self.sampling_label(len(latents), label))
         keys = None if key is None else jax.random.split(key, len(latents))
-        variables = state.extra.get("generator")
+        variables = self.generator_variables(state)
         return self.generate(state.eval_params["generator"], latents, condition, variables, keys)
-
-
-def _cross_entropy(logits: Array, condition: Array) -> Array:
-    return -jnp.sum(jax.nn.log_softmax(logits) * condition, axis=-1)

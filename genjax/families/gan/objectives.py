@@ -85,6 +85,11 @@ def generator_objective(name: Objective, fake: Array, real: Array | None = None)
     raise ValueError(f"unknown objective {name!r}; choose one of {', '.join(Objective.__args__)}")
 
 
+def class_cross_entropy(logits: Array, condition: Array) -> Array:
+    """Cross entropy in nats of class logits [B, K] and classes as one-hot vectors [B, K], shape [B]."""
+    return -jnp.sum(jax.nn.log_softmax(logits) * condition, axis=-1)
+
+
 def squared_gradient_norm(score: Callable[[Array], Array], x: Array) -> Array:
     """|grad D(x)|^2 of each example, for `score` of [B, ...] to [B] that treats examples separately, shape [B]."""
     gradient = jax.grad(lambda y: score(y).sum())(x)

@@ -196,7 +196,7 @@ class StyleGAN(GAN):
     ) -> Array:
         """Styles of latents [B, latent_dim], shape [B, layers, style_dim]."""
         condition = self.condition(self.sampling_label(len(latents), label))
-        variables = state.extra["generator"]
+        variables = self.generator_variables(state)
         all_variables = {"params": state.eval_params["generator"], **variables}
         styles = self.generator().apply(all_variables, latents, condition, method="styles")
         return truncate(styles, variables[STATISTICS]["mapping"]["mean_style"], truncation)
@@ -216,7 +216,7 @@ class StyleGAN(GAN):
         Returns:
           Pictures, float32 [B, *data_shape].
         """
-        variables: dict[str, Any] = {"params": state.eval_params["generator"], **state.extra["generator"]}
+        variables: dict[str, Any] = {"params": state.eval_params["generator"], **self.generator_variables(state)}
         apply = self.generator().apply
         return apply(variables, styles, keys, False, transform, method="synthesize").astype(jnp.float32)
 

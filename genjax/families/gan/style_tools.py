@@ -66,7 +66,7 @@ def project(
     latents = jax.random.normal(jax.random.fold_in(key, 0), (1000, model.latent_dim))
     sampled = model.styles(state, latents)
     spread = jnp.sqrt(jnp.mean((sampled[:, 0] - sampled[:, 0].mean(0, keepdims=True)) ** 2))
-    mean = state.extra["generator"][STATISTICS]["mapping"]["mean_style"]
+    mean = model.generator_variables(state)[STATISTICS]["mapping"]["mean_style"]
     layers = sampled.shape[1] if per_layer else 1
     start = jnp.broadcast_to(mean[None, None], (len(x), layers, mean.shape[0]))
     target = features(x)
