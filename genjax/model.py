@@ -167,6 +167,13 @@ class HasDenoise(Protocol):
 
 
 @runtime_checkable
+class HasWarnings(Protocol):
+    def warnings(self, metrics: Mapping[str, float]) -> list[str]:
+        """What the means of the training metrics since the last line should tell the user; mostly nothing."""
+        ...
+
+
+@runtime_checkable
 class CanDiagnose(Protocol):
     def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
         """Runs a step's forward pass outside of `jit`; called with a sound state after a step's loss was not finite.

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,9 +65,17 @@ class _LabelledData(DelimitedText):
         return f"tokenizer {self.tokenizer}, texts cut at {self.sequence_length} tokens"
 
 
-def _made_split(split: str, name: str) -> list[np.random.Generator]:
+def _made(split: str, name: str, make: Callable[[np.random.Generator], Any], text: Callable[[Any], str]) -> list[Any]:
+    """Made examples of a split, drawn anew until their text belongs to it: no text is in two splits."""
     check_split(split, tuple(_MADE_SIZES), name)
-    return [np.random.default_rng([list(_MADE_SIZES).index(split), i]) for i in range(_MADE_SIZES[split])]
+    examples = []
+    for i in range(_MADE_SIZES[split]):
+        rng = np.random.default_rng([list(_MADE_SIZES).index(split), i])
+        example = make(rng)
+        while text_tasks.split_of(text(example)) != split:
+            example = make(rng)
+        examples.append(example)
+    return examples
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -123,19 +132,21 @@ def _labelled_rows(data: LabelledText, split: str) -> list[tuple[str, ...]]:
         return read_table_of_texts(data.dir, 3 if data.text_pairs else 2, split)
     if data.name != "sentiment":
         raise DataError(f"data.name={data.name} is not a set of labelled texts: sentiment, table")
+    return _made(split, data.name, _review, lambda row: row[0])
+
+
+def _review(rng: np.random.Generator) -> tuple[str, str]:
+    """A made review and its class."""
+    pick = lambda words: words[int(rng.integers(len(words)))]  # noqa: E731
     kinds = {"good": ("fine", "great", "lovely", "superb"), "bad": ("poor", "awful", "dull", "weak")}
-    rows = []
-    for rng in _made_split(split, data.name):
-        label, negated = ("good", "bad")[rng.integers(2)], bool(rng.integers(2))
-        other = "bad" if label == "good" else "good"
-        pick = lambda words, rng=rng: words[int(rng.integers(len(words)))]  # noqa: E731
-        adjective = pick(kinds[other if negated else label])
-        subject = pick(("film", "meal", "book", "song", "trip"))
-        # The aside praises or blames something else, which does not count.
-        aside = pick(("", f" my {pick(kinds['good'])} friend said", f" my {pick(kinds['bad'])} friend said"))
-        verb = pick(("is", "was", "seems")) + pick(("", " really", " quite"))
-        rows.append((f"the {subject}{aside} {verb}{' not' if negated else ''} {adjective}", label))
-    return rows
+    label, negated = pick(("good", "bad")), bool(rng.integers(2))
+    other = "bad" if label == "good" else "good"
+    adjective = pick(kinds[other if negated else label])
+    subject = pick(("film", "meal", "book", "song", "trip"))
+    # The aside praises or blames something else, which does not count.
+    aside = pick(("", f" my {pick(kinds['good'])} friend said", f" my {pick(kinds['bad'])} friend said"))
+    verb = pick(("is", "was", "seems")) + pick(("", " really", " quite"))
+    return f"the {subject}{aside} {verb}{' not' if negated else ''} {adjective}", label
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -203,23 +214,24 @@ def _sentences(data: LabelledTokens, split: str) -> list[list[tuple[str, str]]]:
         return read_columns(find_file(data.dir, names, "data.name=columns"))
     if data.name != "entities":
         raise DataError(f"data.name={data.name} is not a set of tagged sentences: entities, columns")
-    sentences = []
-    for rng in _made_split(split, data.name):
-        person = str(rng.choice(text_tasks.NAMES))
-        # A family name may be the name of a city: only its place tells.
-        family = [str(rng.choice((*text_tasks.CITIES, "Smith", "Stone")))] if rng.integers(2) else []
-        city = str(rng.choice(text_tasks.CITIES))
-        who = [(person, "B-PER"), *((name, "I-PER") for name in family)]
-        plain = lambda text: [(word, "O") for word in text.split()]  # noqa: E731
-        where = [*([("New", "B-LOC"), (city, "I-LOC")] if rng.integers(2) else [(city, "B-LOC")])]
-        form = rng.integers(3)
-        if form == 0:
-            sentences.append([*who, *plain("lives in"), *where])
-        elif form == 1:
-            sentences.append([*plain("in"), *where, *plain("I met"), *who])
-        else:
-            sentences.append([*plain("the train to"), *where, *plain("left without"), *who])
-    return sentences
+    return _made(split, data.name, _tagged_sentence, lambda sentence: " ".join(word for word, _ in sentence))
+
+
+def _tagged_sentence(rng: np.random.Generator) -> list[tuple[str, str]]:
+    """A made sentence about a person and a place, with tags."""
+    person = str(rng.choice(text_tasks.NAMES))
+    # A family name may be the name of a city: only its place tells.
+    family = [str(rng.choice((*text_tasks.CITIES, "Smith", "Stone")))] if rng.integers(2) else []
+    city = str(rng.choice(text_tasks.CITIES))
+    who = [(person, "B-PER"), *((name, "I-PER") for name in family)]
+    plain = lambda text: [(word, "O") for word in text.split()]  # noqa: E731
+    where = [*([("New", "B-LOC"), (city, "I-LOC")] if rng.integers(2) else [(city, "B-LOC")])]
+    form = rng.integers(3)
+    if form == 0:
+        return [*who, *plain("lives in"), *where]
+    if form == 1:
+        return [*plain("in"), *where, *plain("I met"), *who]
+    return [*plain("the train to"), *where, *plain("left without"), *who]
 
 
 def read_columns(file: Path) -> list[list[tuple[str, str]]]:
@@ -319,16 +331,18 @@ def _questions(data: QuestionAnswering, split: str) -> list[Question]:
         return read_squad(find_file(data.dir, names, "data.name=squad"))
     if data.name != "facts":
         raise DataError(f"data.name={data.name} is not a set of questions: facts, squad")
-    questions = []
-    for rng in _made_split(split, data.name):
-        people = [text_tasks.NAMES[i] for i in rng.choice(len(text_tasks.NAMES), 2, replace=False)]
-        facts = [(name, str(rng.choice(text_tasks.CITIES)), str(rng.integers(10, 100))) for name in people]
-        context = " ".join(f"{name} is {age} and lives in {city}." for name, city, age in facts)
-        name, city, age = facts[int(rng.integers(2))]
-        text, answer = (f"where is {name}?", city) if rng.integers(2) else (f"how old is {name}?", age)
-        begin = context.index(f"{name} is")
-        questions.append(Question(text, context, ((answer, context.index(answer, begin)),)))
-    return questions
+    return _made(split, data.name, _fact_question, lambda q: f"{q.question} {q.context}")
+
+
+def _fact_question(rng: np.random.Generator) -> Question:
+    """A question about one of two people of whom the text tells age and city."""
+    people = [text_tasks.NAMES[i] for i in rng.choice(len(text_tasks.NAMES), 2, replace=False)]
+    facts = [(name, str(rng.choice(text_tasks.CITIES)), str(rng.integers(10, 100))) for name in people]
+    context = " ".join(f"{name} is {age} and lives in {city}." for name, city, age in facts)
+    name, city, age = facts[int(rng.integers(2))]
+    text, answer = (f"where is {name}?", city) if rng.integers(2) else (f"how old is {name}?", age)
+    begin = context.index(f"{name} is")
+    return Question(text, context, ((answer, context.index(answer, begin)),))
 
 
 def read_squad(file: Path) -> list[Question]:

@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from genjax.config import ConfigError
-from genjax.model import CanDiagnose, HasPretrained, TrainState
+from genjax.model import CanDiagnose, HasPretrained, HasWarnings, TrainState
 from genjax.training import host
 from genjax.training.checkpoints import Checkpoints, warm_start
 from genjax.training.engine import Engine
@@ -335,3 +335,6 @@ class _Run:
         if self.records is not None:
             self.records.write(step, "train", metrics)
         self.progress.metrics(step, metrics)
+        if isinstance(self.experiment.model, HasWarnings):
+            for text in self.experiment.model.warnings(metrics):
+                self.progress.line(f"step {step}: warning: {text}")

@@ -106,6 +106,14 @@ def test_the_second_of_a_pair_follows_in_one_half():
         EncoderText(sequence_length=40_000, sentence_pairs=True).load("test")
 
 
+@pytest.mark.parametrize("kind", [LabelledText, LabelledTokens, QuestionAnswering])
+def test_no_made_text_is_in_two_splits(kind):
+    rows = {LabelledText: "rows", LabelledTokens: "sentences", QuestionAnswering: "questions"}[kind]
+    train, validation, test = (set(map(str, getattr(kind(), rows)(s))) for s in ("train", "validation", "test"))
+    assert train and validation and test
+    assert not (train & validation or train & test or validation & test)
+
+
 def test_labelled_texts(tmp_path):
     made = LabelledText(sequence_length=48)
     batch = all_of(made, "test")

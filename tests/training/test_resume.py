@@ -1,7 +1,9 @@
 """A run that is stopped, killed or damaged goes on from a sound checkpoint, and ends as one that was not."""
 
+import dataclasses
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +18,7 @@ from tiny_runs import TINY, command, environment, flags, tiny
 import genjax
 from genjax import config
 from genjax.config import ConfigError
+from genjax.families.vae.vae import VAE
 from genjax.training import CheckpointError, NonFiniteError, train
 from genjax.training.checkpoints import Checkpoints, flatten
 
@@ -221,6 +224,18 @@ def test_a_model_that_can_diagnose_names_the_layer(tmp_path):
     exploding = config.apply_overrides(config.find_experiment("real_nvp_two_moons").build(), changes)
     with jax.debug_nans(False), pytest.raises(NonFiniteError, match=r"of layer \d\d_\w+ is not finite for \d+ of 32"):
         train(exploding, tmp_path, quiet=True)
+
+
+class Doubtful(VAE):
+    def warnings(self, metrics):
+        return [f"the loss is only {metrics['loss']:.1f}"]
+
+
+def test_warnings_of_a_model_are_shown_beside_the_metrics(tmp_path, capsys):
+    experiment = tiny(training__mesh="data:1", training__num_steps=20, training__log_every=10)
+    fields = {f.name: getattr(experiment.model, f.name) for f in dataclasses.fields(experiment.model)}
+    train(dataclasses.replace(experiment, model=Doubtful(**fields)), tmp_path)
+    assert len(re.findall(r"step [12]0: warning: the loss is only \d+", capsys.readouterr().out)) == 2
 
 
 def _train_from_broken(experiment, workdir):
