@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-import genjax
 from experiments import command_line
+from experiments.features import classifier_features
 from genjax.config import ConfigError
 from genjax.data import Images, write_grid
 from genjax.data.videos import write_gif
@@ -142,7 +142,7 @@ def guidance(run: Any) -> list[Path]:
     if values.features is None:
         return [sheet]
 
-    classifier, judge = judge_of(values.features, data)
+    classifier, judge = classifier_features(Path(values.features).expanduser())
     reference = judge(data.to_unit(np.asarray(examples(run, values.num_samples)["x"])))[0]
     size = min(values.num_samples, 10 * classes)
     table = []
@@ -167,25 +167,6 @@ def guidance(run: Any) -> list[Path]:
     record = path_of(run, "guidance.json")
     record.write_text(json.dumps({"protocol": protocol, "scales": table}, indent=2) + "\n")
     return [sheet, record, draw_trade(run, table)]
-
-
-def judge_of(directory: str, data: Images) -> tuple[str, Any]:
-    """A classifier's name, and what maps pictures [N, H, W, C] in [0, 1] to its features [N, D] and logits [N, K]."""
-    judge = genjax.restore(directory)
-    if not hasattr(judge.model, "features"):
-        raise ConfigError(f"--features={directory} is a run of {type(judge.model).__name__}, which gives no features")
-    shape, wanted = data.spec()["data_shape"], tuple(judge.model.data_shape)
-    if judge.experiment.data.preprocessing != "unit" or shape != wanted:
-        raise ConfigError(
-            f"--features={directory} must be trained on pictures of shape {shape} with data.preprocessing=unit, not {wanted}"
-        )
-    compute = jax.jit(judge.model.features)
-
-    def features(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        parts = [compute(judge.state, x[i : i + 500]) for i in range(0, len(x), 500)]
-        return tuple(np.concatenate(part) for part in zip(*parts))
-
-    return f"{judge.name}, step {judge.step}", features
 
 
 def draw_trade(run: Any, table: list[dict[str, float]]) -> Path:

@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from PIL import Image
 
 from experiments import command_line
 from genjax.config import ConfigError
 from genjax.data import Images, write_grid
+from genjax.data.videos import write_gif
 from genjax.evaluation.latents import spherical_interpolation
 from genjax.families.gan import style_tools
 from genjax.families.gan.style_gan import StyleGAN
@@ -81,19 +81,8 @@ def walk(run: Any) -> None:
         for i in range(values.num_columns)
     ]
     steps = np.concatenate(legs, axis=1).swapaxes(0, 1)  # [frames, rows, latent_dim]
-    write_animation(np.stack([decode(run, step) for step in steps]), path_of(run, "walk", ".gif"))
-
-
-def write_animation(pictures: np.ndarray, path: Path) -> None:
-    """Writes frames [T, N, H, W, C] with values in [0, 1] as a GIF of N pictures beside each other, and prints its path."""
-    frames = []
-    for each in pictures:
-        row = np.concatenate(list(each), axis=1)
-        image = Image.fromarray(np.round(255 * (row[..., 0] if row.shape[-1] == 1 else row)).astype(np.uint8))
-        factor = max(1, 512 // max(image.size))
-        image = image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
-        frames.append(image.convert("RGB"))
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=60, loop=0)
+    path = path_of(run, "walk", ".gif")
+    write_gif(np.stack([decode(run, step) for step in steps], axis=1), path, frames_per_second=16)
     print(path)
 
 

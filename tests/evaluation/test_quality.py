@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import genjax
-from experiments.quality import METRICS, Counts, feature_extractor, measure, samples_of
+from experiments.features import feature_extractor
+from experiments.quality_measures import METRICS, Counts, measure, samples_of
 from genjax import config
 from genjax.config import ConfigError
 from genjax.families.classifier.feature_net import shift_pictures

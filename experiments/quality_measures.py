@@ -1,0 +1,128 @@
+"""What `experiments.quality` measures of a run of pictures: samples, training pictures and a split, in a feature space."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.features import Extract
+from genjax.config import ConfigError
+from genjax.data import Images, write_grid
+from genjax.evaluation import quality
+from genjax.evaluation.neighbors import NearestNeighbors, memorization
+from genjax.evaluation.quality import FeatureStatistics
+
+METRICS = (*quality.METRICS, "memorization")
+
+
+def pictures_of(data: Images, split: str, order: np.ndarray) -> Iterator[np.ndarray]:
+    """Pictures in [0, 1] of a split in an order, batch after batch, as a model of these data sees them."""
+    examples, size = data.load(split), data.eval_batch_size
+    transform = jax.jit(data.transform)
+    for start in range(0, len(order), size):
+        rows = order[np.minimum(np.arange(start, start + size), len(order) - 1)]
+        batch = {**examples.gather(rows), "example_index": rows.astype(np.int32)}
+        yield data.to_unit(transform(batch, jax.random.key(0))["x"])[: len(order) - start]
+
+
+def samples_of(run: Any, seed: int, count: int) -> Iterator[np.ndarray]:
+    """Samples as pictures in [0, 1], batch after batch."""
+    data = run.experiment.data
+    size = min(data.eval_batch_size, count)
+    for i in range(math.ceil(count / size)):
+        samples = run.sample(jax.random.fold_in(jax.random.key(seed), i), size)
+        yield data.to_unit(samples[: count - i * size])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many pictures a measurement takes; see the flags of the same names."""
+
+    num_samples: int = 10000
+    num_data: int | None = None
+    num_kept: int = 10000
+    num_queries: int = 1000
+    seed: int = 0
+
+
+@dataclasses.dataclass
+class Queries:
+    """The first pictures of a set with their features, to find their nearest training pictures."""
+
+    limit: int
+    pictures: list[np.ndarray] = dataclasses.field(default_factory=list)
+    features: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+    def add(self, pictures: np.ndarray, features: np.ndarray) -> None:
+        left = max(self.limit - sum(map(len, self.features)), 0)
+        self.pictures.append(pictures[:left])
+        self.features.append(features[:left])
+
+
+def draw_neighbors(run: Any, queries: Queries, distances: np.ndarray, rows: np.ndarray, path: Path) -> None:
+    """Writes the ten samples nearest to a training picture, each followed by its nearest training pictures."""
+    data = run.experiment.data
+    nearest = np.argsort(distances[:, 0])[:10]
+    shown = np.concatenate(list(pictures_of(data, "train", rows[nearest].reshape(-1))))
+    shown = shown.reshape(len(nearest), -1, *shown.shape[1:])
+    samples = np.concatenate(queries.pictures)[nearest][:, None]
+    write_grid(np.concatenate([samples, shown], 1).reshape(-1, *shown.shape[2:]), path, 1 + rows.shape[1])
+
+
+def measure(run: Any, extract: Extract, metrics: Sequence[str], values: Counts) -> dict[str, Any]:
+    """All figures by the name of the set that is held against the split, and what a reader must know."""
+    data = run.experiment.data
+    split, needs_train = run.experiment.evaluation.split, "memorization" in metrics
+    held_out, queries = Queries(values.num_queries), Queries(values.num_queries)
+    reference = FeatureStatistics(values.num_kept)
+    for pictures in pictures_of(data, split, np.arange(len(data.load(split)))[: values.num_data]):
+        features, logits = extract(pictures)
+        reference.add(features, logits)
+        held_out.add(pictures, features)
+    samples = FeatureStatistics(values.num_kept, reference)
+    for pictures in samples_of(run, values.seed, values.num_samples):
+        features, logits = extract(pictures)
+        if not np.isfinite(features).all():
+            raise ConfigError(f"samples of {run.workdir} at step {run.step} have features that are not finite")
+        samples.add(features, logits)
+        queries.add(pictures, features)
+    train = FeatureStatistics(values.num_kept, reference)
+    # In another order than the set's, so that the first pictures are a fair part of it.
+    order = np.random.default_rng(0).permutation(len(data.load("train")))
+    order = order if needs_train else order[: values.num_samples]
+    near_samples = NearestNeighbors(np.concatenate(queries.features), min(5, len(order)))
+    near_held_out = NearestNeighbors(np.concatenate(held_out.features))
+    for pictures in pictures_of(data, "train", order):
+        features, logits = extract(pictures)
+        wanted = max(values.num_samples - train.count, 0)
+        if wanted:
+            train.add(features[:wanted], None if logits is None else logits[:wanted])
+        if needs_train:
+            near_samples.add(features)
+            near_held_out.add(features)
+    result: dict[str, Any] = {
+        "counts": {"samples": samples.count, split: reference.count, "train": train.count, "kept": values.num_kept},
+        "num_features": len(reference.moments.mean),
+        "samples": quality.figures(reference, samples, metrics),
+        "train": quality.figures(reference, train, metrics),
+        "floor": quality.floor(reference, metrics),
+        "notes": quality.warnings("samples", samples) + quality.warnings(f"pictures of the split {split}", reference),
+    }
+    if needs_train:
+        distances, indices = near_samples.result()
+        if split == "train":
+            result["notes"].append("the split is the training set itself, so memorization says nothing")
+        result["memorization"] = memorization(distances[:, 0], near_held_out.result()[0][:, 0])
+        path = Path(run.workdir) / "neighbors.png"
+        draw_neighbors(run, queries, distances, order[indices], path)
+        result["notes"].append(
+            f"{path}: samples, the ones nearest to a training picture first, each with its {indices.shape[1]} nearest "
+            f"training pictures; memorization compares {len(distances)} samples with {len(order)} training pictures"
+        )
+    return result
