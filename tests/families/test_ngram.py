@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genjax.families.markov import inference
 from genjax.families.markov.ngram import NGram
 from genjax.families.markov.ngram_model import NGramModel
 
@@ -96,3 +97,20 @@ def test_kneser_ney_of_one_text_on_the_contract():
     assert jax.jit(tiny.train_step)(tiny.init(jax.random.key(0), batch), batch, None)[1]["lost_ngrams"] > 0
     with pytest.raises(ValueError, match="below 2"):
         NGramModel(vocab_size=60000)
+
+
+def test_a_fitted_chain_has_its_stationary_distribution_and_mixes():
+    text = np.random.default_rng(2).integers(0, 3, 3000)
+    text[1::2] = (text[:-1:2] + 1) % 3
+    model = NGramModel(order=2, smoothing="witten_bell", vocab_size=3, sequence_length=4)
+    batch = {"tokens": jnp.asarray(text, jnp.int32)[None]}
+    state, _ = jax.jit(model.train_step)(model.init(jax.random.key(0), batch), batch, None)
+    transition = model.transition_matrix(state)
+    oracle = NGram([text], 3, 2, "witten_bell")
+    # The first token is context only in the one, counted in the other.
+    np.testing.assert_allclose(transition, [oracle.next_token_probs(np.array([i])) for i in range(3)], atol=1e-3)
+    frequency = np.bincount(text, minlength=3) / len(text)
+    np.testing.assert_allclose(inference.stationary_distribution(transition), frequency, atol=2e-3)
+    assert inference.mixing_time(transition, 0.01) > inference.mixing_time(transition, 0.25) >= 1
+    with pytest.raises(ValueError, match="order=2"):
+        NGramModel(order=3, vocab_size=3).transition_matrix(state)

@@ -214,6 +214,18 @@ class NGramModel:
 
         return jax.vmap(lambda row: jax.lax.scan(step, start, row)[1])(tokens)
 
+    def transition_matrix(self, state: TrainState) -> Array:
+        """p(next token | token) of a chain of first order, [V, V]; `inference` has its stationary distribution and mixing.
+
+        Raises:
+          ValueError: the order is larger than 2, so that a token alone is no state.
+        """
+        if self.order > 2:
+            raise ValueError(
+                f"the states of a chain of order={self.order} are not single tokens; train one with order=2"
+            )
+        return jnp.exp(self.logits(state, jnp.arange(self.vocab_size)[:, None])[:, 0])
+
     def sample(self, state: TrainState, key: Array, num_samples: int, num_tokens: int | None = None) -> Array:
         """Draws sequences [num_samples, T + 1] that begin with the start token; places after the end token repeat it."""
         if num_tokens is None and self.sequence_length is None:
