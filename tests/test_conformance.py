@@ -1,5 +1,7 @@
 """Every registered experiment, shrunk, through the whole contract."""
 
+import dataclasses
+import enum
 import functools
 import shutil
 
@@ -9,11 +11,13 @@ import pytest
 
 import genjax
 from genjax import config
+from genjax.config.trees import leaves
 from genjax.training import Experiment, resolve, train
 from genjax.training.checkpoints import flatten
 from genjax.training.engine import Engine
 
 ENTRIES = config.import_experiments()
+KEY = jax.random.key(0)
 SHORT = {
     "training.num_steps": 4,
     "training.steps_per_dispatch": 1,
@@ -50,7 +54,24 @@ def test_names_are_documented():
         assert f"--experiment={entry.name}" in (entry.build.__doc__ or ""), f"{entry.name} does not state its command"
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+def program(name: str) -> tuple:
+    """What an experiment computes but for numbers and the examples: its data's class, its model's classes and choices."""
+    experiment = shrunk(name)
+    rows = [
+        (path, type(v) if dataclasses.is_dataclass(v) else v) for path, _, v in leaves(experiment.model) if is_choice(v)
+    ]
+    return (type(experiment.model), type(experiment.data), *(r for r in rows if "optimizer" not in r[0]))
+
+
+def is_choice(value: object) -> bool:
+    return isinstance(value, (bool, str, enum.Enum)) or dataclasses.is_dataclass(value)
+
+
+#: Experiments that differ from these in numbers alone are the same programs, shrunk.
+PROGRAMS = {program(name): name for name in reversed(ENTRIES)}.values()
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
 def test_experiment(name, tmp_path):
     experiment = shrunk(name)
     workdir = tmp_path / "run"
@@ -78,11 +99,22 @@ def test_experiment(name, tmp_path):
         assert path.stat().st_size > 0
 
 
-#: One experiment of each class of model: what sharding can change is the model's step, not its hyper-parameters.
-ONE_OF_EACH_MODEL = {type(entry.build().model): name for name, entry in reversed(ENTRIES.items())}.values()
+@pytest.mark.parametrize("name", sorted(set(ENTRIES) - set(PROGRAMS)))
+def test_experiment_of_another_size_is_a_step_on_the_contract(name):
+    engine = Engine(resolve(shrunk(name)))
+    _, metrics = jax.eval_shape(engine.experiment.model.train_step, engine.abstract_state, batch_of(engine), KEY)
+    assert all(m.shape == () for m in metrics.values())
 
 
-@pytest.mark.parametrize("name", sorted(ONE_OF_EACH_MODEL))
+def batch_of(engine: Engine) -> dict:
+    return jax.eval_shape(engine.experiment.data.transform, engine.pipeline.batch(0), KEY)
+
+
+#: One experiment for each training step that somebody wrote: what sharding can change is the step.
+ONE_OF_EACH_STEP = {type(entry.build().model).train_step: name for name, entry in reversed(ENTRIES.items())}.values()
+
+
+@pytest.mark.parametrize("name", sorted(ONE_OF_EACH_STEP))
 def test_eight_devices_give_what_one_gives(name):
     results = []
     for mesh in ("data:1", "data:8"):
