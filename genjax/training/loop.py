@@ -7,6 +7,7 @@ is due, as a function of the step alone, so that a resumed run makes the same di
 from __future__ import annotations
 
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -63,9 +64,9 @@ def prepare_workdir(workdir: Path) -> Path:
     workdir = Path(workdir).expanduser()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.write_text("genjax")
-        probe.unlink()
+        # A name of its own, as several processes of a run look at once.
+        with tempfile.NamedTemporaryFile(dir=workdir) as probe:
+            probe.write(b"genjax")
     except OSError as error:
         raise ConfigError(
             f"--workdir={workdir} cannot be written ({error.strerror}); give a directory that can"
