@@ -12,7 +12,7 @@ from genjax.training import Experiment, Training
 @register(
     "rbm_digits",
     source="Tieleman 2008, doi:10.1145/1390156.1390290; Salakhutdinov & Murray 2008, doi:10.1145/1390156.1390266",
-    expected="samples that show digits; nll_ais below that of bernoulli_mixture_digits",
+    expected="test nll_ais 22.94 nats, below the 23.64 of bernoulli_mixture_digits",
     shrunk={
         "data.batch_size": 16,
         "model.num_hidden": 4,
@@ -35,7 +35,7 @@ def rbm_digits() -> Experiment:
 @register(
     "ebm_digits",
     source="Du & Mordatch 2019, arXiv:1903.08689",
-    expected="samples that show digits; energies of noise far above those of digits",
+    expected="not yet run at length: energies of noise far above those of digits",
     shrunk={
         "data.batch_size": 16,
         "model.hidden_dims": (4,),
