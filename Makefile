@@ -1,5 +1,5 @@
 # make demo: from nothing to a trained, evaluated VAE.   make test: from nothing to the tests' result.
-# Another Python: make test PYTHON=python3.12
+# Another Python: make test PYTHON=python3.12.   With torch and what builds on it to compare with: make test EXTRAS=test,peers
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -9,6 +9,7 @@ RUN := $(VENV)/bin/python
 CONSTRAINTS := $(wildcard constraints/python$(VERSION).txt)
 INSTALL := $(RUN) -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) --editable
 DEMO ?= runs/vae_digits
+EXTRAS ?= test
 
 .PHONY: demo test lint clean
 
@@ -25,10 +26,10 @@ demo: $(VENV)/installed
 	@echo "             python -m experiments.train --list"
 	@echo "             python -m experiments.train --experiment=vae_digits --model.latent_dim=2 --workdir=runs/two_latents"
 
-test: $(VENV)/installed-test
+test: $(VENV)/installed-$(EXTRAS)
 	$(RUN) -m pytest -q --numprocesses=2 --dist=worksteal
 
-lint: $(VENV)/installed-test
+lint: $(VENV)/installed-$(EXTRAS)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
@@ -40,8 +41,8 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
 	$(INSTALL) .
 	@touch $@
 
-$(VENV)/installed-test: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
-	$(INSTALL) '.[test]'
+$(VENV)/installed-$(EXTRAS): $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
+	$(INSTALL) '.[$(EXTRAS)]'
 	@touch $@ $(VENV)/installed
 
 clean:
