@@ -177,19 +177,27 @@ class RecurrentLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, state: PyTree, mask: Array | None = None, dropout_keys: Array | None = None
+        self,
+        x: Array,
+        state: PyTree,
+        mask: Array | None = None,
+        dropout_keys: Array | None = None,
+        resets: Array | None = None,
     ) -> tuple[Array, PyTree]:
-        """x [B, T, C] -> outputs [B, T, H] and the last state; where mask [B, T] is False the state stays."""
+        """x [B, T, C] -> outputs [B, T, H] and the last state.
+
+        Where mask [B, T] is False the state stays; where resets [B, T] is True the step starts from a state of zeros.
+        """
         x = x.astype(self.dtype)
         kind = self.config.cell
         if kind in LINEAR:
-            return self._linear(x, state, mask)
-        return self._gated(x, state, mask, dropout_keys)
+            return self._linear(x, state, mask, resets)
+        return self._gated(x, state, mask, dropout_keys, resets)
 
     def _input(self, x: Array, gates: int, name: str = "input", bias_init: Any = nn.initializers.zeros) -> Array:
         return nn.Dense(gates * self.config.hidden_dim, dtype=self.dtype, bias_init=bias_init, name=name)(x)
 
-    def _linear(self, x: Array, state: PyTree, mask: Array | None) -> tuple[Array, PyTree]:
+    def _linear(self, x: Array, state: PyTree, mask: Array | None, resets: Array | None) -> tuple[Array, PyTree]:
         config, size = self.config, self.config.hidden_dim
         hold = None if mask is None else mask.astype(bool)[:, :, None]
         if config.cell == "lru":
@@ -222,6 +230,8 @@ class RecurrentLayer(nn.Module):
             start = state
         if hold is not None:
             a, b = jnp.where(hold, a, 1.0), jnp.where(hold, b, 0.0)
+        if resets is not None:
+            a = jnp.where(resets[:, :, None], 0.0, a)
         h = linear_scan(a.swapaxes(0, 1), b.swapaxes(0, 1), start, config.parallel).swapaxes(0, 1)
         if config.cell == "lru":
             parts = jnp.concatenate([h.real, h.imag], axis=-1).astype(self.dtype)
@@ -255,7 +265,9 @@ class RecurrentLayer(nn.Module):
         b = b.reshape(*u.shape[:2], size * count)
         return jnp.broadcast_to(decay.reshape(1, 1, -1), b.shape), b, jax.lax.complex(weights[0], weights[1])
 
-    def _gated(self, x: Array, state: PyTree, mask: Array | None, dropout_keys: Array | None) -> tuple[Array, PyTree]:
+    def _gated(
+        self, x: Array, state: PyTree, mask: Array | None, dropout_keys: Array | None, resets: Array | None
+    ) -> tuple[Array, PyTree]:
         config, size = self.config, self.config.hidden_dim
         gates = {"rnn": 1, "gru": 3, "lstm": 4}[config.cell]
 
@@ -273,8 +285,8 @@ class RecurrentLayer(nn.Module):
         peep = self.param("peepholes", nn.initializers.zeros, (3, size)) if config.peepholes else None
         bias = self.param("recurrent_bias", nn.initializers.zeros, (size,)) if config.cell == "gru" else None
         state = jax.tree.map(lambda a: a.astype(self.dtype), state)
-        plain = config.cell == "lstm" and norm is None and peep is None and mask is None and config.zoneout == 0.0
-        if plain:
+        plain = config.cell == "lstm" and norm is None and peep is None and config.zoneout == 0.0
+        if plain and mask is None and resets is None:
             outputs, last = lstm_scan(x, weight, *state)
             return outputs.swapaxes(0, 1), jax.tree.map(lambda a: a.astype(jnp.float32), last)
 
@@ -285,7 +297,9 @@ class RecurrentLayer(nn.Module):
             kept = ~keep_mask(dropout_keys, config.zoneout, (length, 2, size)).swapaxes(0, 1)
 
         def step(state: PyTree, inputs: tuple[Array, ...]) -> tuple[PyTree, Array]:
-            x, real, kept = inputs
+            x, real, kept, reset = inputs
+            if reset is not None:
+                state = jax.tree.map(lambda a: jnp.where(reset[:, None], 0.0, a), state)
             h = state[0] if config.cell == "lstm" else state
             recurrent = h @ weight
             if norm is not None:
@@ -305,7 +319,7 @@ class RecurrentLayer(nn.Module):
             return new, new[0] if config.cell == "lstm" else new
 
         real = None if mask is None else mask.astype(bool).T
-        last, outputs = jax.lax.scan(step, state, (x, real, kept))
+        last, outputs = jax.lax.scan(step, state, (x, real, kept, None if resets is None else resets.T))
         return outputs.swapaxes(0, 1), jax.tree.map(lambda a: a.astype(jnp.float32), last)
 
     def _cell(self, x: Array, recurrent: Array, state: PyTree, peep: Array | None, bias: Array | None) -> PyTree:
@@ -350,6 +364,14 @@ def _orthogonal_blocks(count: int) -> Any:
     return init
 
 
+def _beginnings(segment_ids: Array | None) -> Array | None:
+    """Where a segment begins behind another one, [B, T] -> bool [B, T]."""
+    if segment_ids is None:
+        return None
+    changes = segment_ids[:, 1:] != segment_ids[:, :-1]
+    return jnp.pad(changes, ((0, 0), (1, 0)))
+
+
 class RecurrentStack(nn.Module):
     """Layers on top of each other; parameters `layer_0_forward`, `layer_0_backward`, ..."""
 
@@ -363,6 +385,7 @@ class RecurrentStack(nn.Module):
         carry: PyTree | None = None,
         mask: Array | None = None,
         dropout_keys: Array | None = None,
+        segment_ids: Array | None = None,
     ) -> tuple[Array, PyTree]:
         """Runs the layers.
 
@@ -371,6 +394,8 @@ class RecurrentStack(nn.Module):
           carry: states before, as `Recurrent.init_carry` makes them; None for zeros.
           mask: False at padding, where states stay, [B, T]; None for none.
           dropout_keys: one key an example, or None in evaluation.
+          segment_ids: numbers of packed documents, [B, T]: each begins with states of zeros, but the first of a row,
+            which begins with `carry`; None where a row is one document.
 
         Returns:
           Outputs [B, T, H] (2 H if bidirectional), and the states after.
@@ -384,13 +409,13 @@ class RecurrentStack(nn.Module):
             keys = fold_in(dropout_keys, i)
             inputs = nn.LayerNorm(dtype=self.dtype, name=f"layer_{i}_norm")(x) if config.residual else x
             forward, last = RecurrentLayer(config, self.dtype, name=f"layer_{i}_forward")(
-                inputs, states[0], mask, fold_in(keys, 1)
+                inputs, states[0], mask, fold_in(keys, 1), _beginnings(segment_ids)
             )
             lasts = [last]
             if config.bidirectional:
                 flip = lambda a: None if a is None else jnp.flip(a, axis=1)  # noqa: E731
                 backward, last = RecurrentLayer(config, self.dtype, name=f"layer_{i}_backward")(
-                    flip(inputs), states[1], flip(mask), fold_in(keys, 2)
+                    flip(inputs), states[1], flip(mask), fold_in(keys, 2), _beginnings(flip(segment_ids))
                 )
                 forward = jnp.concatenate([forward, flip(backward)], axis=-1)
                 lasts.append(last)

@@ -65,6 +65,24 @@ def test_carried_states_make_two_windows_one(batch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parts.extra, after.extra)
 
 
+def test_documents_that_are_packed_do_not_see_each_other():
+    model = dataclasses.replace(MODEL, carry_state=True, optimizer=SGD(learning_rate=0.0))
+    row = jax.random.randint(jax.random.key(5), (2, 13), 0, 7)
+    segments = jnp.array([[1] * 4 + [2] * 9, [1] * 6 + [2] * 7])
+    windows = [
+        {"tokens": row[:, i : i + 7], "segment_ids": segments[:, i : i + 7], "window": jnp.array([i // 6, 5 + i // 6])}
+        for i in (0, 6)
+    ]
+    state = jax.jit(model.init)(jax.random.key(0), windows[0])
+    step = jax.jit(model.train_step)
+    state, one = step(state, windows[0], jax.random.key(0))
+    state, two = step(state, windows[1], jax.random.key(0))
+    # The second row's second document begins with its second window, and must not see what was carried there.
+    documents = [row[:1, :4], row[:1, 4:], row[1:, :6], row[1:, 6:]]
+    nats = [(d.shape[1] - 1) * MODEL.loss(state.params, {"tokens": d}, jax.random.key(0))[0] for d in documents]
+    np.testing.assert_allclose((one["loss"] + two["loss"]) * 6 * 2, sum(nats), rtol=1e-5)
+
+
 def test_what_cannot_be_served_is_said(batch):
     with pytest.raises(ValueError, match="cannot read from the end"):
         RecurrentLanguageModel(network=Recurrent(bidirectional=True))

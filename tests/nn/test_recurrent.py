@@ -158,6 +158,24 @@ def test_states_carry_on_and_stay_at_padding(config):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), padded, carry)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        Recurrent(cell="lstm", num_layers=2, hidden_dim=H, bidirectional=True),
+        *[Recurrent(cell=kind, hidden_dim=H, bidirectional=True) for kind in ("gru", *LINEAR)],
+    ],
+)
+def test_packed_documents_equal_separate_ones(config):
+    module = RecurrentStack(config)
+    params = module.init(jax.random.key(1), X)
+    packed, (last, *_) = jax.jit(module.apply)(params, X, segment_ids=jnp.array([[3, 3, 4, 4, 4]] * B))
+    first, _ = module.apply(params, X[:, :2])
+    second, (end, *_) = module.apply(params, X[:, 2:])
+    np.testing.assert_allclose(packed, jnp.concatenate([first, second], 1), atol=1e-5)
+    # Each direction's state is that of the document that it read last.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), last[0], end[0])
+
+
 def test_zoneout_keeps_units_at_its_rate_and_gradients_are_finite():
     config = Recurrent(cell="gru", hidden_dim=200, zoneout=0.3, dropout=0.1, variational_dropout=True)
     module = RecurrentStack(config)

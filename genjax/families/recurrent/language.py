@@ -4,6 +4,7 @@
 
 With `carry_state`, a row of a batch goes on with the state that its last batch ended in, if its window follows that
 one: truncated back-propagation through time (Williams & Peng 1990).  The states lie in the TrainState.
+`segment_ids` [B, T + 1] number packed documents, each of which begins with a state of zeros.
 """
 
 from __future__ import annotations
@@ -46,13 +47,18 @@ class RecurrentNetwork(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Array, carry: PyTree | None = None, dropout_keys: Array | None = None
+        self,
+        tokens: Array,
+        carry: PyTree | None = None,
+        dropout_keys: Array | None = None,
+        segment_ids: Array | None = None,
     ) -> tuple[Array, PyTree, Array]:
         """tokens [B, T] -> float32 logits [B, T, V], states, and hidden features [B, T, H]."""
         axes = (1,) if self.config.variational_dropout else ()
         embedding = nn.Embed(self.vocab_size, self.embedding_dim, dtype=self.dtype, name="embedding")
         x = dropout(embedding(tokens), self.input_dropout, fold_in(dropout_keys, 100), axes)
-        hidden, carry = RecurrentStack(self.config, self.dtype, name="stack")(x, carry, dropout_keys=dropout_keys)
+        stack = RecurrentStack(self.config, self.dtype, name="stack")
+        hidden, carry = stack(x, carry, dropout_keys=dropout_keys, segment_ids=segment_ids)
         h = dropout(hidden, self.output_dropout, fold_in(dropout_keys, 101), axes)
         if self.tie_embeddings:
             if h.shape[-1] != self.embedding_dim:
@@ -129,6 +135,8 @@ class RecurrentLanguageModel(decoding.TokenModel):
                 "carry": self.network.init_carry(tokens.shape[0]),
                 "next_window": jnp.full((tokens.shape[0],), -1, jnp.int32),
             }
+            if "segment_ids" in batch:
+                extra["segment"] = jnp.zeros((tokens.shape[0],), jnp.int32)
         return TrainState.create(params, self.optimizer, extra)
 
     def loss(
@@ -139,8 +147,10 @@ class RecurrentLanguageModel(decoding.TokenModel):
         if extra:
             rows = batch.get("example_index", jnp.arange(batch["tokens"].shape[0]))
             follows = batch["window"] == extra["next_window"][rows]
+            if "segment" in extra:
+                follows &= batch["segment_ids"][:, 0] == extra["segment"][rows]
             carry = jax.tree.map(lambda a: jnp.where(follows[:, None], a[rows], 0.0), extra["carry"])
-        inputs = (batch["tokens"][:, :-1], carry, example_keys(key, batch))
+        inputs = (batch["tokens"][:, :-1], carry, example_keys(key, batch), _segments(batch))
         logits, after, _ = self.module().apply({"params": params}, *inputs)
         nll, weights = token_nll(logits, batch["tokens"][:, 1:]), token_weights(batch)
         metrics = {"nll_per_token": (nll * weights).sum() / jnp.maximum(weights.sum(), 1.0)}
@@ -148,6 +158,8 @@ class RecurrentLanguageModel(decoding.TokenModel):
         if not extra:
             return loss, metrics
         new = {"carry": jax.lax.stop_gradient(after), "next_window": batch["window"] + 1}
+        if "segment" in extra:
+            new["segment"] = batch["segment_ids"][:, -2]
         return loss, (metrics, jax.tree.map(functools.partial(_put_rows, rows), extra, new))
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
@@ -156,7 +168,7 @@ class RecurrentLanguageModel(decoding.TokenModel):
 
     def _target_logits(self, params: PyTree, batch: Batch) -> Array:
         # From a state of zeros: a window is evaluated by itself.
-        return self.module().apply({"params": params}, batch["tokens"][:, :-1])[0]
+        return self.module().apply({"params": params}, batch["tokens"][:, :-1], segment_ids=_segments(batch))[0]
 
     def logits(self, state: TrainState, tokens: Array) -> Array:
         """Next-token logits, [B, T] -> float32 [B, T, V]."""
@@ -173,6 +185,11 @@ class RecurrentLanguageModel(decoding.TokenModel):
             return decoding.Step(logits, memory, hidden)
 
         return decoding.Decoder(init=lambda batch, length, ragged: self.network.init_carry(batch), extend=extend)
+
+
+def _segments(batch: Batch) -> Array | None:
+    """Documents of the tokens that are read, [B, T]; None where a row is one document."""
+    return batch["segment_ids"][:, :-1] if "segment_ids" in batch else None
 
 
 def _put_rows(rows: Array, old: Array, new: Array) -> Array:
