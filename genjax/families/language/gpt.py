@@ -218,7 +218,8 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
         params = {**params, "stack": unrolled(params["stack"], self.network)}
 
         def init(batch: int, length: int, ragged: bool) -> Cache:
-            if length > network.max_length and network.positions in ("learned", "sinusoidal"):
+            # Biases that depend on the distance (ALiBi, T5) are made to go beyond what was trained; the others are not.
+            if length > network.max_length and network.positions in ("learned", "sinusoidal", "rotary"):
                 raise ValueError(
                     f"prompt and new tokens take {length} places, but the longest context is "
                     f"model.network.max_length={network.max_length}"
