@@ -27,7 +27,7 @@ GATED = {"num_layers": 2, "hidden_dim": 8, "first_size": 5}
 MIXTURE = DiscretizedLogisticMixture(num_components=2, num_levels=4)
 CODES = {"input_encoding": "one_hot", "output": Categorical(low=0.0, high=3.0, num_levels=4)}
 MODELS = {
-    "pixel_cnn": PixelCNN(**GREY, **SMALL),
+    "pixel_cnn": PixelCNN(**GREY, **SMALL, learned_positions=True),
     "pixel_cnn_colour": PixelCNN(**COLOUR, **SMALL, output=Categorical(num_levels=3)),
     "gated": GatedPixelCNN(**GREY, **GATED),
     "gated_codes": GatedPixelCNN(**GREY, **GATED, **CODES),

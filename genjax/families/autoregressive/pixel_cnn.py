@@ -33,6 +33,11 @@ class PixelCNNTrunk(nn.Module):
         common = {"width": config.shape()[1], "mode": self.mode, "dtype": dtype}
         taps = raster_taps(config.first_size, exclude_self=True)
         h = CausalConv(2 * config.hidden_dim, taps, exclude_self=True, name="first", **common)(x, place)
+        if config.learned_positions:
+            height, width, _ = config.shape()
+            std = nn.initializers.normal(0.02)
+            table = self.param("position", std, (height, width, 2 * config.hidden_dim)).astype(dtype)
+            h = h + (table if self.mode == "full" else table[place][None, None])[None]
         for n in range(config.num_blocks):
             r = nn.Dense(config.hidden_dim, dtype=dtype, name=f"in_{n}")(nn.relu(h))
             if condition is not None:
@@ -60,6 +65,8 @@ class PixelCNN(ImageModel):
       num_blocks: number of residual blocks.
       first_size: height and width of the first convolution.
       kernel_size: that of the blocks' convolutions.
+      learned_positions: add a learned vector for each place after the first convolution (not in the paper), as pixels
+        far from the borders cannot tell where they are.
       output_dim: features before the output.
     """
 
@@ -67,6 +74,7 @@ class PixelCNN(ImageModel):
     num_blocks: int = 15
     first_size: int = 7
     kernel_size: int = 3
+    learned_positions: bool = False
     output_dim: int = 64
 
     def networks(self, mode: Mode | None = None) -> tuple[None, nn.Module]:
