@@ -20,6 +20,8 @@ def test_answers_of_the_mixture_are_what_a_program_works_out():
         assert all(text_tasks.solve(source) == target for _, source, target in rows)
         sources[split] = {source for _, source, _ in rows}
     assert not sources["train"] & sources["test"] and not sources["validation"] & sources["test"]
+    terms = {split: {tuple(sorted(s[5:].split("+"))) for s in own if "+" in s} for split, own in sources.items()}
+    assert terms["test"] and not terms["train"] & terms["test"], "a sum in the other order would give it away"
     assert text_tasks.make_example("test", 5) == text_tasks.make_example("test", 5)
     with pytest.raises(ValueError, match="belongs to no task"):
         text_tasks.solve("sing: a song")
