@@ -38,10 +38,15 @@ def t5_mixture() -> Experiment:
     network = t5_network(2, 128, 4, head_dim=32, mlp_dim=256, dropout=0.0, attention_dropout=0.0, mlp_dropout=0.0)
     optimizer = AdamW(learning_rate=2e-3, b2=0.98, weight_decay=0.0, clip_norm=1.0, schedule=Cosine(warmup_steps=200))
     return Experiment(
-        model=T5(encoder=network, decoder=network, extra_tokens=0, objective=Pairs(), optimizer=optimizer),
-        data=TextToText(name="mixture", batch_size=64, eval_batch_size=300),
+        # Small embeddings made larger where they enter, and logits that are not divided, learn far sooner than the other
+        # way round: after 300 steps 0.62 nats a token instead of 1.33.
+        model=T5(
+            encoder=network, decoder=network, extra_tokens=0, objective=Pairs(), embedding_scale=None,
+            scale_logits=False, optimizer=optimizer,
+        ),
+        data=TextToText(name="mixture", num_made=200_000, batch_size=64, eval_batch_size=300),
         training=Training(
-            num_steps=8000, steps_per_dispatch=10, evaluate_every=1000, best_metric="exact_match", best_mode="max",
+            num_steps=10_000, steps_per_dispatch=10, evaluate_every=1000, best_metric="exact_match", best_mode="max",
             num_samples=8,
         ),
     )  # fmt: skip
