@@ -7,9 +7,10 @@
     python -m experiments.text --workdir=runs/adapted --before=runs/bert --other=python_topics
 
 Sources of the evaluation split are answered and held against the references: exact match, BLEU, chrF and ROUGE of texts;
-exact match and F1 of spans; F1 of entities.  Other runs write samples, of which diversity, repetition and the longest
-parts that stand in the training text are stated.  --before and --other state perplexities before and after further
-training, on both texts.  --pictures draws attention maps and embeddings.
+exact match and F1 of spans; F1 of entities, all from 0 to 100; and the diversity and repetition of texts beside those of
+the references.  Other runs write samples, of which diversity, repetition and the longest parts that stand in the training
+text are stated.  --before and --other state perplexities before and after further training, on both texts.  --pictures
+draws attention maps and embeddings.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ def main(arguments: list[str]) -> int:
     if isinstance(data, TextToText):
         scores, answers = measures.answer_scores(run, split, values.num_beams)
         report("answers", scores)
+        report("diversity_of_answers", measures.diversity(answers))
+        report("diversity_of_references", measures.diversity(data.references(split)[: len(answers)]))
         path = Path(run.workdir) / f"answers_{split}.txt"
         path.write_text("".join(answer + "\n" for answer in answers), encoding="utf-8")
         print(path)

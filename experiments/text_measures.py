@@ -51,7 +51,10 @@ def _outputs(run: Run, split: str, call: Callable[[Any, dict, jax.Array], Any]) 
 
 
 def answer_scores(run: Run, split: str, num_beams: int = 1) -> tuple[dict[str, Any], list[str]]:
-    """Exact match, BLEU, chrF and ROUGE of the answers to the sources of a split; of the mixture also each task's."""
+    """Exact match, BLEU, chrF and ROUGE of the answers to the sources of a split, and the answers.
+
+    Of the mixture, the exact match of each task and the ROUGE of summaries: its other answers are no sentences.
+    """
     data, model = run.experiment.data, run.model
     if not hasattr(model, "translate"):
         raise ConfigError(f"{type(model).__name__} does not write answers to sources")
@@ -72,6 +75,8 @@ def answer_scores(run: Run, split: str, num_beams: int = 1) -> tuple[dict[str, A
         own = [i for i, task in enumerate(tasks) if task == number]
         found, wanted = [answers[i] for i in own], [references[i] for i in own]
         scores[f"literal_match_{data.tasks[number]}"] = text.literal_match(found, wanted)
+        if data.tasks[number] == "summary":
+            scores |= {f"{name}_summary": value for name, value in text.rouge_scores(found, wanted).items()}
     if not tasks:
         scores |= text.translation_scores(answers, references, lowercase=data.lowercase)
         scores |= text.rouge_scores(answers, references)
@@ -245,6 +250,11 @@ def adaptation_scores(run: Run, before: str, other: str | None) -> dict[str, flo
 # Pictures
 
 
+def token_embeddings(params: Any) -> np.ndarray | None:
+    """The table of tokens [V, C] among parameters; that of positions may have as many rows, or more."""
+    return next((np.asarray(a) for path, a in flatten(params).items() if path.endswith("token/embedding")), None)
+
+
 def pictures(run: Run, split: str) -> list[Path]:
     """Attention of the first example, head by head, and the token embeddings in the plane of most variance."""
     data, model = run.experiment.data, run.model
@@ -258,8 +268,10 @@ def pictures(run: Run, split: str) -> list[Path]:
     names = lambda ids: [pieces[i].decode(errors="replace") if i < len(pieces) else "·" for i in ids]  # noqa: E731
     if not isinstance(model, GPT | BERT) and "source" not in batch:
         raise ConfigError(f"{type(model).__name__} on {data.name} has no fixed pairs whose attention could be shown")
-    tokens = np.asarray(batch["tokens"][0])
-    columns = names(np.asarray(batch["source"][0])) if "source" in batch else None
+    # Padding, which stands behind a text, would fill most of the picture.
+    real = {name: np.asarray(batch[name][0]) for name in ("mask", "source_mask") if name in batch}
+    tokens = np.asarray(batch["tokens"][0])[: real["mask"].sum() if "mask" in real else None]
+    columns = names(np.asarray(batch["source"][0])[real["source_mask"]]) if "source" in batch else None
     weights = model.attention_weights(run.state, batch["tokens"] if isinstance(model, GPT) else batch)
     paths = []
     layers = [w if isinstance(w, tuple) else (w, None) for w in weights]
@@ -267,9 +279,10 @@ def pictures(run: Run, split: str) -> list[Path]:
         chosen = [np.asarray(layer[index][0]) for layer in layers if layer[index] is not None]
         if chosen:
             own = names(tokens[: chosen[0].shape[1]])
-            paths += write_attention(chosen, own, own if kind == "self" else columns, folder / f"attention_{kind}")
-    tables = [a for path, a in flatten(run.state.eval_params).items() if "embedding" in path and a.ndim == 2]
-    table = next((np.asarray(a) for a in tables if a.shape[0] >= max(len(pieces), 3)), None)
+            others = own if kind == "self" else columns
+            chosen = [layer[:, : len(own), : len(others)] for layer in chosen]
+            paths += write_attention(chosen, own, others, folder / f"attention_{kind}")
+    table = token_embeddings(run.state.eval_params)
     if table is not None:
         paths.append(write_embeddings(table[: len(pieces)], names(range(len(pieces))), folder / "embeddings.png"))
     return paths

@@ -58,6 +58,8 @@ def test_masked_tokens_pairs_of_sentences_and_further_training(tmp_path):
     # A model that has learnt nothing spreads over all tokens, which an n-gram does not.
     assert scores["masked_nll_per_token"] == pytest.approx(np.log(run.model.vocab_size), abs=0.3)
     assert scores["2_gram_nll_per_token"] < 3.0 and scores["num_tokens"] > 12
+    table = text_measures.token_embeddings(run.state.eval_params)
+    assert table.shape[0] == run.model.vocab_size, "not the table of positions, which is larger"
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("He is kind.\tShe is kind.\tgender\n")
     assert text_measures.bias_scores(run, str(pairs))["prefers_first"] in (0.0, 100.0)
