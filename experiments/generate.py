@@ -1,9 +1,11 @@
-"""Continues a prompt with a trained token model, and writes to the terminal token by token:
+"""Continues or answers a prompt with a trained token model, and writes to the terminal token by token:
 
     python -m experiments.generate --workdir=runs/gpt --prompt="ROMEO:" --model.sampling.temperature=0.8
     python -m experiments.generate --workdir=runs/gpt --prompt="ROMEO:" --search=beam --num_beams=4
     python -m experiments.generate --workdir=runs/gpt --regex="[A-Z]+: .*" --watermark_seed=7
     python -m experiments.generate --workdir=runs/gpt --watermark_seed=7 --detect=text.txt
+    python -m experiments.generate --workdir=runs/t5 --prompt="sum: 12 + 30"           # an encoder-decoder answers
+    python -m experiments.generate --workdir=runs/bert --prompt="The [mask] of a class."  # an encoder fills masks
 
 --model.sampling.* choose how tokens are drawn; see genjax/decoding.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import codecs
 import math
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -28,7 +31,11 @@ if TYPE_CHECKING:
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train on tokens")
 flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
-flags.DEFINE_string("prompt", "", "text to continue; without one, what begins a text")
+flags.DEFINE_string(
+    "prompt",
+    "",
+    "text to continue or to answer, or with [mask] where tokens are to be filled; without one, what begins a text",
+)
 flags.DEFINE_integer("max_new_tokens", 256, "number of new tokens at most", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "seed of the choices")
 flags.DEFINE_enum("search", "sample", ["sample", "beam", "contrastive", "speculative"], "how tokens are chosen")
@@ -41,6 +48,10 @@ flags.DEFINE_integer("watermark_seed", None, "secret of a watermark to put in, o
 flags.DEFINE_float("watermark_delta", 2.0, "what the watermark adds to green logits")
 flags.DEFINE_float("watermark_fraction", 0.25, "share of the vocabulary that is green")
 flags.DEFINE_string("detect", None, "text file to look for the watermark in, instead of generating")
+
+
+#: What a masked token is written as in a prompt.
+_MASK = re.compile(r"\[mask\]|\[MASK\]|<mask>")
 
 
 def pieces_as_text(tokens: Iterable[int], pieces: Sequence[bytes]) -> Iterator[str]:
@@ -58,17 +69,19 @@ def tokenizer_of(run: Run) -> Tokenizer:
       ConfigError: its data are no tokens with text, or the tokenizer is not that of the checkpoint.
     """
     data, model = run.experiment.data, run.model
-    if not hasattr(data, "make_tokenizer") or not hasattr(model, "decoder") or not hasattr(model, "sampling"):
+    writes = hasattr(model, "likeliest") or hasattr(model, "generator") or callable(getattr(model, "decoder", None))
+    if not hasattr(data, "make_tokenizer") or not writes:
         raise config.ConfigError(
             f"{run.workdir} holds a {type(model).__name__} of {type(data).__name__}, which continues no text"
         )
-    size = data.spec()["vocab_size"]
-    if size != model.vocab_size:
+    size, tokenizer = data.spec()["vocab_size"], data.make_tokenizer()
+    # The table of another library's checkpoint may be longer than its tokenizer.
+    if size > model.vocab_size or (size < model.vocab_size and tokenizer.kind != "file"):
         raise config.ConfigError(
             f"the tokenizer in {run.workdir} makes {size} tokens and the checkpoint has {model.vocab_size}: it does not "
             "belong to the checkpoint"
         )
-    return data.make_tokenizer()
+    return tokenizer
 
 
 def watermark_from_flags() -> Any:
@@ -99,7 +112,47 @@ def detect(run: Run, tokenizer: Tokenizer, path: str) -> None:
           f"{0.5 * math.erfc(z / math.sqrt(2)):.2g}")  # fmt: skip
 
 
-def continuation(run: Run, tokenizer: Tokenizer, prompt: Any) -> Iterable[int]:
+def fill_masks(run: Run, tokenizer: Tokenizer, text: str) -> Iterator[str]:
+    """Lines: the text with its masked tokens filled, and the likeliest tokens at each of them with their probabilities."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    data, model = run.experiment.data, run.model
+    first, *others = (tokenizer.encode(part) for part in _MASK.split(text))
+    if not others:
+        raise config.ConfigError(
+            f"{type(model).__name__} fills masked tokens: write [mask] in --prompt where one stands"
+        )
+    ids = np.concatenate([first, *(np.append(model.mask_token, part) for part in others)])
+    batch = {"tokens": jnp.asarray([[data.start_token, *ids, data.separator_token]], jnp.int32)}
+    filled = jax.jit(lambda state, batch: model.fill(state, jax.random.key(0), batch, temperature=0.0))(
+        run.state, batch
+    )
+    yield data.decode(np.asarray(filled[0]))
+    tokens, log_probs = (np.asarray(a[0]) for a in jax.jit(model.likeliest)(run.state, batch))
+    for place in np.flatnonzero(np.asarray(batch["tokens"][0]) == model.mask_token):
+        rows = zip(tokens[place], np.exp(log_probs[place]))
+        yield "  " + "  ".join(f"{data.decode(np.array([token]))!r} {probability:.3f}" for token, probability in rows)
+
+
+def start_of(run: Run, tokenizer: Tokenizer, text: str) -> tuple[Any, Any]:
+    """How the model goes on, and the tokens [P] from which: those of a prompt, or the beginning of the answer to it."""
+    import numpy as np
+
+    model = run.model
+    if hasattr(model, "generator"):
+        source = np.array([run.experiment.data.source_ids(text)], np.int32)
+        return model.generator(run.state, source), np.array([model.special_tokens().start], np.int32)
+    prompt, start = np.append(tokenizer.frame[0], tokenizer.encode(text)), model.start_token or 0
+    # Where documents have a start of their own, so has the prompt.
+    own = start >= tokenizer.vocab_size or (tokenizer.kind != "file" and start in tokenizer.special.values())
+    if not len(prompt) or own:
+        prompt = np.append(start, prompt)
+    return model.decoder(run.state), prompt.astype(np.int32)
+
+
+def continuation(run: Run, tokenizer: Tokenizer, decoder: Any, prompt: Any) -> Iterable[int]:
     """The new tokens of a prompt [P]; one at a time where the search allows it."""
     import jax
     import jax.numpy as jnp
@@ -108,11 +161,12 @@ def continuation(run: Run, tokenizer: Tokenizer, prompt: Any) -> Iterable[int]:
     from genjax.training.run import restore
 
     values, model = flags.FLAGS, run.model
-    decoder, end, key = model.decoder(run.state), model.end_token, jax.random.key(values.seed)
+    end, key = model.end_token, jax.random.key(values.seed)
     constraint = None
     if values.regex is not None:
         texts = [piece.decode(errors="replace") for piece in tokenizer.pieces]
-        constraint = decoding.from_regular_expression(values.regex, texts + [""] * (model.vocab_size - len(texts)))
+        size = getattr(model, "num_tokens", model.vocab_size)
+        constraint = decoding.from_regular_expression(values.regex, texts + [""] * (size - len(texts)))
     if values.search == "sample":
         options = {"sampling": model.sampling, "constraint": constraint, "watermark": watermark_from_flags()}
         return decoding.stream(decoder, key, prompt, values.max_new_tokens, end_token=end, **options)
@@ -139,7 +193,7 @@ def continuation(run: Run, tokenizer: Tokenizer, prompt: Any) -> Iterable[int]:
         if tokenizer_of(draft).to_json() != tokenizer.to_json():
             raise config.ConfigError(f"{values.draft_workdir} has another tokenizer than {values.workdir}")
         options = {"sampling": model.sampling, "end_token": end}
-        proposing = draft.model.decoder(draft.state)
+        proposing, _ = start_of(draft, tokenizer, values.prompt)
         out, _ = jax.jit(lambda rows: decoding.speculative(decoder, proposing, key, rows, size, **options))(rows)
     return out.tokens[0, : int(out.lengths[0])].tolist()
 
@@ -148,18 +202,17 @@ def main(arguments: list[str]) -> int:
     run = command_line.restore_from_flags(arguments, __doc__)
     if run is None:
         return 0
-    import numpy as np
-
     values, tokenizer = flags.FLAGS, tokenizer_of(run)
     if values.detect is not None:
         detect(run, tokenizer, values.detect)
         return 0
-    prompt, start = tokenizer.encode(values.prompt), run.model.start_token or 0
-    # Where documents have a start of their own, so has the prompt.
-    if not len(prompt) or start >= tokenizer.vocab_size:
-        prompt = np.concatenate([[start], prompt])
-    tokens = continuation(run, tokenizer, prompt.astype(np.int32))
-    for text in pieces_as_text(tokens, tokenizer.pieces):
+    if hasattr(run.model, "likeliest"):
+        print(*fill_masks(run, tokenizer, values.prompt), sep="\n")
+        return 0
+    tokens = continuation(run, tokenizer, *start_of(run, tokenizer, values.prompt))
+    special = set(tokenizer.special.values())
+    pieces = [b"" if i in special else piece for i, piece in enumerate(tokenizer.pieces)]
+    for text in pieces_as_text(tokens, pieces):
         sys.stdout.write(text)
         sys.stdout.flush()
     print()

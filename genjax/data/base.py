@@ -128,6 +128,20 @@ class Data(abc.ABC):
         """The same data, with what `save` wrote there."""
         return self
 
+    def starting_from(self, folder: str | Path) -> Data:
+        """The same data as a model that starts from the checkpoint of this folder must read them.
+
+        Raises:
+          DataError: the data mean something else by what the checkpoint knows, such as their tokens.
+        """
+        del folder
+        return self
+
+    def knows_tokens_of(self, folder: str | Path) -> bool:
+        """Whether the first of the data's tokens are known to be those of a checkpoint, so that others may be added."""
+        del folder
+        return False
+
     def protocol(self) -> str:
         """How examples are prepared, in a few words, for the line above every evaluation."""
         return "as stored"

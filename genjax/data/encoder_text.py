@@ -102,4 +102,4 @@ class EncoderText(DelimitedText):
 
     def protocol(self) -> str:
         kind = "pairs of parts of text" if self.sentence_pairs else "windows one after the other"
-        return f"tokenizer {self.tokenizer}, {kind}, {self.sequence_length} tokens each"
+        return f"tokenizer {self.tokenizer_name}, {kind}, {self.sequence_length} tokens each"

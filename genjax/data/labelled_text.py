@@ -62,7 +62,7 @@ class _LabelledData(DelimitedText):
         return {"tokens": tokens, "mask": mask, "types": types.astype(np.int32)}
 
     def protocol(self) -> str:
-        return f"tokenizer {self.tokenizer}, texts cut at {self.sequence_length} tokens"
+        return f"tokenizer {self.tokenizer_name}, texts cut at {self.sequence_length} tokens"
 
 
 def _made(split: str, name: str, make: Callable[[np.random.Generator], Any], text: Callable[[Any], str]) -> list[Any]:

@@ -115,6 +115,10 @@ class Text(TokenizedData):
         """What ends each document, where there are several."""
         return _end_of(self.make_tokenizer()) if self._num_documents > 1 else None
 
+    def special_ids(self) -> dict[str, int]:
+        end = self._end_token()
+        return self.make_tokenizer().special or ({} if end is None else {"start": end, "separator": end})
+
     def load_split(self, split: str) -> Examples:
         tokenizer, end = self.make_tokenizer(), self._end_token()
         encoded = [tokenizer.encode(text) for text in self.documents(split)]
@@ -174,7 +178,7 @@ class Text(TokenizedData):
 
     def protocol(self) -> str:
         return (
-            f"tokenizer {self.tokenizer}, windows of {self.sequence_length} tokens one after the other, each token after "
+            f"tokenizer {self.tokenizer_name}, windows of {self.sequence_length} tokens one after the other, each token after "
             "the first predicted once, with the tokens before it in its window"
         )
 

@@ -20,7 +20,7 @@ _HELD_OUT_SIZES = {"validation": 1200, "test": 3000}
 class TextToText(DelimitedText):
     """Sources `source` int32 [B, S] with `source_mask`, and `tokens` [B, T + 1] with `mask`: start, target, end.
 
-    A source ends with the separator.  Training pairs that do not fit are left out; those of other splits are cut, and
+    A source ends with the separator, and has around it what a checkpoint's tokenizer puts there, as has a target.  Training pairs that do not fit are left out; those of other splits are cut, and
     `references` stay whole.
 
     Attributes:
@@ -75,16 +75,16 @@ class TextToText(DelimitedText):
         encoded = [(tokenizer.encode(source), tokenizer.encode(target)) for source, target in self.pairs(split)]
         index = np.arange(len(encoded))
         if split == "train":
-            fits = [len(s) < self.source_length and len(t) < self.target_length for s, t in encoded]
+            marks = len(self.framed(np.zeros(0, np.int32), 8))
+            fits = [len(s) + marks <= self.source_length and len(t) + marks <= self.target_length for s, t in encoded]
             index = index[fits]
             if not len(index):
                 raise DataError(
                     f"no training pair of {self.name} fits into data.source_length={self.source_length} and "
                     f"data.target_length={self.target_length}; give larger ones"
                 )
-        end = self.separator_token
-        sources = [[*encoded[i][0][: self.source_length - 1], end] for i in index]
-        targets = [[self.start_token, *encoded[i][1][: self.target_length - 1], end] for i in index]
+        sources = [self.framed(encoded[i][0], self.source_length) for i in index]
+        targets = [[self.start_token, *self.framed(encoded[i][1], self.target_length)] for i in index]
         source, source_mask = self.pad(sources, self.source_length)
         tokens, mask = self.pad(targets, self.target_length + 1)
         arrays = {"source": source, "source_mask": source_mask, "tokens": tokens, "mask": mask}
@@ -92,13 +92,19 @@ class TextToText(DelimitedText):
             arrays["task"] = (index % len(self.tasks)).astype(np.int32)
         return ArrayExamples(arrays)
 
+    def source_ids(self, text: str) -> list[int]:
+        return super().source_ids(self._folded(self.prefix + text.strip()))
+
+    def _folded(self, text: str) -> str:
+        return text.lower() if self.lowercase else text
+
     def spec(self) -> dict[str, Any]:
         """vocab_size, special tokens, source_length S and sequence_length T."""
         return {**super().spec(), "source_length": self.source_length, "sequence_length": self.target_length}
 
     def protocol(self) -> str:
         parts = [
-            f"tokenizer {self.tokenizer}",
+            f"tokenizer {self.tokenizer_name}",
             f"sources and targets cut at {self.source_length} and {self.target_length}",
         ]
         return ", ".join(parts + ["lower case"] * self.lowercase)
@@ -124,7 +130,7 @@ def _pairs(data: TextToText, split: str) -> list[tuple[str, str]]:
         pairs = read_table_of_texts(data.dir, 2, split)
     else:
         raise DataError(f"data.name={data.name} is not a set of text pairs: mixture, files, table")
-    fold = str.lower if data.lowercase else str
+    fold = data._folded
     return [(fold(data.prefix + source.strip()), fold(target.strip())) for source, target in pairs]
 
 

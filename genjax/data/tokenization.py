@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,11 @@ _SPECIAL = {
     "separator": ("[SEP]", "</s>", "<|end_of_text|>", "<|endoftext|>"),
     "padding": ("[PAD]", "<pad>"),
     "mask": ("[MASK]", "<mask>"),
+    "first_sentinel": ("<extra_id_0>",),
 }
+
+#: What names of tokens begin with that no text can have: a character for private use.
+RESERVED = "\ue000"
 
 
 class Tokenizer:
@@ -36,19 +40,23 @@ class Tokenizer:
     Attributes:
       kind: characters, bytes, smiles, bpe or unigram; or file for a tokenizer.json of another library.
       pieces: text of each id as bytes (of a file of subwords with marks, about what they stand for).
-      special: ids of the special tokens start, separator, padding and mask, as far as a file has them.
+      library: the content of a tokenizer.json of the library tokenizers, or None.
+      special: ids of the special tokens start, separator, padding and mask, as far as a file has them, or where they
+        stay under a vocabulary that was extended.
     """
 
-    def __init__(self, kind: str, pieces: list[bytes], library: str | None = None):
-        self.kind, self.pieces, self._json = kind, pieces, library
+    def __init__(
+        self, kind: str, pieces: list[bytes], library: str | None = None, special: Mapping[str, int] | None = None
+    ):
+        self.kind, self.pieces, self.library = kind, pieces, library
         self._ids = {piece: i for i, piece in enumerate(pieces)}
-        self.special: dict[str, int] = {}
+        self.special: dict[str, int] = dict(special or {})
         self._library: Any = None
         if library is not None:
             self._library = _tokenizers().Tokenizer.from_str(library)
-            found = {role: self._library.token_to_id(n) for role, names in _SPECIAL.items() for n in reversed(names)
-                     if self._library.token_to_id(n) is not None}  # fmt: skip
-            self.special = found if kind == "file" else {}
+            if kind == "file":
+                self.special = {role: self._library.token_to_id(n) for role, names in _SPECIAL.items()
+                                for n in reversed(names) if self._library.token_to_id(n) is not None}  # fmt: skip
 
     @property
     def vocab_size(self) -> int:
@@ -56,10 +64,22 @@ class Tokenizer:
         return len(self.pieces)
 
     @functools.cached_property
+    def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What a checkpoint's tokenizer puts before and behind a text; nothing in others."""
+        if self.kind != "file":
+            return (), ()
+        bare, framed = (self._library.encode("a", add_special_tokens=marks).ids for marks in (False, True))
+        places = (i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
+        first = next(places, len(framed))
+        return tuple(framed[:first]), tuple(framed[first + len(bare) :])
+
+    @functools.cached_property
     def num_characters(self) -> np.ndarray:
         """Characters that begin in each id's text, int32 [V]; their sum over a text is its length."""
         # Bytes 10xxxxxx continue a character in UTF-8.
-        return np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces], np.int32)
+        counts = np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces], np.int32)
+        counts[list(self.special.values())] = 0
+        return counts
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, int32 [N].
@@ -99,8 +119,11 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """All that `from_json` needs."""
-        pieces = None if self._json else [p.decode("latin-1") for p in self.pieces]
-        return json.dumps({"kind": self.kind, "pieces": pieces, "library": self._json}, sort_keys=True)
+        pieces = None if self.library else [p.decode("latin-1") for p in self.pieces]
+        content = {"kind": self.kind, "pieces": pieces, "library": self.library}
+        if self.special and self.kind != "file":
+            content["special"] = self.special
+        return json.dumps(content, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
@@ -112,14 +135,25 @@ class Tokenizer:
         try:
             content = json.loads(text)
             if "added_tokens" in content and "model" in content:
-                return cls("file", _library_pieces(_tokenizers().Tokenizer.from_str(text), content), text)
+                return cls.of_library("file", text)
             kind, pieces, library = content["kind"], content["pieces"], content["library"]
+            special = content.get("special")
         except (ValueError, KeyError, TypeError):
             raise DataError("the tokenizer file is damaged; it is not what a run of this project wrote") from None
         if library is not None:
-            content = json.loads(library) if kind == "file" else None
-            return cls(kind, _library_pieces(_tokenizers().Tokenizer.from_str(library), content), library)
-        return cls(kind, [p.encode("latin-1") for p in pieces])
+            return cls.of_library(kind, library, special)
+        return cls(kind, [p.encode("latin-1") for p in pieces], special=special)
+
+    @classmethod
+    def of_library(cls, kind: str, library: str, special: Mapping[str, int] | None = None) -> Tokenizer:
+        """A tokenizer that the library tokenizers runs, from the content of its tokenizer.json."""
+        content = json.loads(library) if kind == "file" else None
+        return cls(kind, _library_pieces(_tokenizers().Tokenizer.from_str(library), content), library, special)
+
+    def normalize(self, text: str) -> str:
+        """The text as the pieces see it, in lower case where a checkpoint's tokenizer makes it so."""
+        normalizer = None if self._library is None else self._library.normalizer
+        return text if normalizer is None else normalizer.normalize_str(text)
 
 
 def train_tokenizer(kind: str, texts: list[str], vocab_size: int) -> Tokenizer:
@@ -171,7 +205,13 @@ def _library_pieces(tokenizer: Any, content: dict[str, Any] | None = None) -> li
     # Ids of a file may have gaps.
     pieces = [tokenizer.id_to_token(i) or "" for i in range(max(tokenizer.get_vocab().values()) + 1)]
     if content is None or "ByteLevel" in json.dumps(content.get("decoder")):
-        return [bytes(table[c] for c in p) if all(c in table for c in p) else p.encode() for p in pieces]
+        # Added tokens are kept as text, and not with a printable character for each byte.
+        added = {str(token) for token in tokenizer.get_added_tokens_decoder().values()}
+        texts = [
+            bytes(map(table.__getitem__, p)) if p not in added and table.keys() >= set(p) else p.encode()
+            for p in pieces
+        ]
+        return [b"" if text.startswith(RESERVED.encode()) else text for text in texts]
     if content["model"].get("type") == "WordPiece":
         prefix = content["model"].get("continuing_subword_prefix", "##")
         return [p.removeprefix(prefix).encode() if p.startswith(prefix) else b" " + p.encode() for p in pieces]

@@ -5,7 +5,8 @@ With V pieces of the tokenizer, sets for encoders and for pairs of texts have fo
     V  start        V + 1  separator and end        V + 2  padding        V + 3  mask
 
 They are the same in every such set, so that a checkpoint goes on with another task and the same tokenizer file.  The
-tokenizer.json of another library's checkpoint has its own, which are used then.
+tokenizer.json of another library's checkpoint has its own, which are used then.  Where words of another domain are added
+(`added_tokens`), these stay where they are, and the words come behind them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 
 from genjax.data.base import Data, DataError
 from genjax.data.tokenization import Tokenizer, read_tokenizer, train_tokenizer
+from genjax.data.vocabulary import extended
 
 TOKENIZER_FILE = "tokenizer.json"
 #: Names that files of a split go by; any other split is the name of a file itself.
@@ -38,12 +40,15 @@ class TokenizedData(Data):
     Attributes:
       tokenizer: characters, bytes, or byte-level bpe or unigram pieces trained on the training split.
       vocabulary: number of pieces of bpe and unigram.
-      tokenizer_file: a tokenizer to use instead, as a run saves it.
+      tokenizer_file: a tokenizer to use instead, as a run saves it or a checkpoint has it; None takes that of the checkpoint
+        that the model starts from, if it does.
+      added_tokens: words of the training split that are added to that tokenizer, at most so many; see vocabulary.py.
     """
 
     tokenizer: Literal["characters", "bytes", "bpe", "unigram"] = "characters"
     vocabulary: int = 1024
     tokenizer_file: str | None = None
+    added_tokens: int = 0
 
     @abc.abstractmethod
     def documents(self, split: str) -> list[str]:
@@ -70,16 +75,82 @@ class TokenizedData(Data):
     def beside(self, workdir: Path) -> TokenizedData:
         """The same data with the tokenizer of a run, where it has one."""
         path = Path(workdir) / TOKENIZER_FILE
-        return dataclasses.replace(self, tokenizer_file=str(path)) if path.is_file() else self
+        return self.with_tokenizer(path) if path.is_file() else self
+
+    def with_tokenizer(self, file: str | Path) -> TokenizedData:
+        """The same data with the tokenizer of a file as it is."""
+        return dataclasses.replace(self, tokenizer_file=str(file), added_tokens=0)
+
+    def special_ids(self) -> dict[str, int]:
+        """Ids above the tokenizer's own by the names of `Tokenizer.special`; those of the file where it has them."""
+        return self.make_tokenizer().special
+
+    def starting_from(self, folder: str | Path) -> TokenizedData:
+        """The same data with the tokenizer of a checkpoint.
+
+        Raises:
+          DataError: it has none and none is given, or `tokenizer_file` does not begin with its tokens.
+        """
+        file = Path(folder).expanduser() / TOKENIZER_FILE
+        if self.tokenizer_file is not None:
+            if file.is_file():
+                _check_begins_with(self, self.with_tokenizer(file), folder)
+            return self
+        if not file.is_file():
+            raise DataError(
+                f"{folder} has no {TOKENIZER_FILE}; give the tokenizer of its model: --data.tokenizer_file=FILE"
+            )
+        return dataclasses.replace(self, tokenizer_file=str(file))
+
+    def knows_tokens_of(self, folder: str | Path) -> bool:
+        return (Path(folder).expanduser() / TOKENIZER_FILE).is_file()
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the tokenizer is, for the line above evaluations."""
+        tokenizer = self.make_tokenizer()
+        return f"{tokenizer.kind} of {tokenizer.vocab_size} tokens"
+
+
+def _check_begins_with(data: TokenizedData, earlier: TokenizedData, folder: str | Path) -> None:
+    """Raises DataError unless the tokens of `data` begin with those of the same data under a checkpoint's tokenizer."""
+    own, theirs = data.make_tokenizer(), earlier.make_tokenizer()
+    hint = f"leave data.tokenizer_file out, or give one that begins with the {theirs.vocab_size} tokens of {folder}"
+    if own.vocab_size < theirs.vocab_size:
+        raise DataError(
+            f"{data.tokenizer_file} does not belong to the checkpoint {folder}: it has {own.vocab_size} tokens and not "
+            f"{theirs.vocab_size}; {hint}"
+        )
+    for i, (new, old) in enumerate(zip(own.pieces, theirs.pieces)):
+        if new != old:
+            raise DataError(
+                f"{data.tokenizer_file} does not belong to the checkpoint {folder}: token {i} is "
+                f"{new.decode(errors='replace')!r} and not {old.decode(errors='replace')!r}; {hint}"
+            )
+    moved = {name: i for name, i in earlier.special_ids().items() if data.special_ids().get(name, i) != i}
+    if moved:
+        name, i = next(iter(moved.items()))
+        raise DataError(
+            f"{data.tokenizer_file} does not belong to the checkpoint {folder}: its {name} token is "
+            f"{data.special_ids()[name]} and not {i}; add tokens by --data.added_tokens=N, which leaves these where they are"
+        )
 
 
 @functools.lru_cache(maxsize=8)
 def _tokenizer(data: TokenizedData) -> Tokenizer:
-    if data.tokenizer_file is not None:
+    if data.tokenizer_file is not None and not data.added_tokens:
         return read_tokenizer(data.tokenizer_file)
+    earlier = None if data.tokenizer_file is None else data.with_tokenizer(data.tokenizer_file)
     texts = data.documents("train")
-    if data.tokenizer == "characters":
+    if (data.tokenizer if earlier is None else earlier.make_tokenizer().kind) == "characters":
         texts = texts + data.documents("validation") + data.documents("test")
+    if earlier is not None:
+        return extended(earlier.make_tokenizer(), texts, data.added_tokens, earlier.special_ids())
+    if data.added_tokens:
+        raise DataError(
+            "data.added_tokens are added to the tokenizer of a checkpoint: start from one by --model.pretrained or "
+            "--training.init_from, or name a file by --data.tokenizer_file"
+        )
     return train_tokenizer(data.tokenizer, texts, data.vocabulary)
 
 
@@ -87,12 +158,15 @@ def _tokenizer(data: TokenizedData) -> Tokenizer:
 class DelimitedText(TokenizedData):
     """Texts between special tokens, padded to one length."""
 
-    def _special(self, *roles: str) -> int:
-        """The id of the first role that a checkpoint's tokenizer has; that of ours above its pieces."""
+    def special_ids(self) -> dict[str, int]:
         tokenizer = self.make_tokenizer()
-        if not tokenizer.special:
-            return tokenizer.vocab_size + ("start", "separator", "padding", "mask").index(roles[0])
-        return next((tokenizer.special[role] for role in roles if role in tokenizer.special), -1)
+        above = {name: tokenizer.vocab_size + i for i, name in enumerate(("start", "separator", "padding", "mask"))}
+        return tokenizer.special or above
+
+    def _special(self, *roles: str) -> int:
+        """The id of the first role that there is, -1 where there is none."""
+        special = self.special_ids()
+        return next((special[role] for role in roles if role in special), -1)
 
     @property
     def start_token(self) -> int:
@@ -115,18 +189,30 @@ class DelimitedText(TokenizedData):
         return self._special("mask")
 
     def spec(self) -> dict[str, Any]:
-        """vocab_size, and the special tokens by name."""
+        """vocab_size, and the special tokens by name (first_sentinel where the tokenizer has one)."""
         special = {
             "start_token": self.start_token,
             "separator_token": self.separator_token,
             "end_token": self.separator_token,
             "padding_token": self.padding_token,
             "mask_token": self.mask_token,
+            "first_sentinel": self._special("first_sentinel"),
         }
         found = {name: token for name, token in special.items() if token >= 0}
         size = max(self.make_tokenizer().vocab_size, *(token + 1 for token in found.values()))
         hidden = tuple(dict.fromkeys((self.start_token, self.separator_token, self.padding_token)))
         return {"vocab_size": size, **found, "special_tokens": hidden}
+
+    def framed(self, ids: np.ndarray, length: int | None = None) -> list[int]:
+        """A text, cut to `length` tokens in all, with what a checkpoint's tokenizer puts around it and a separator behind."""
+        before, behind = self.make_tokenizer().frame
+        behind = behind if self.separator_token in behind else (*behind, self.separator_token)
+        room = None if length is None else length - len(before) - len(behind)
+        return [*before, *ids[:room], *behind]
+
+    def source_ids(self, text: str) -> list[int]:
+        """A text as an encoder reads it."""
+        return self.framed(self.make_tokenizer().encode(text))
 
     def pad(self, rows: Sequence[Sequence[int] | np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows of at most `length` tokens as int32 [N, length], and True where they are no padding."""
@@ -139,8 +225,9 @@ class DelimitedText(TokenizedData):
     def decode(self, tokens: np.ndarray) -> str:
         """Text of a row [T]: from after the start to the first separator, other special tokens shown in brackets."""
         ids = np.asarray(tokens).tolist()
-        if ids and ids[0] == self.start_token:
-            ids = ids[1:]
+        # Targets of BART begin with the end token, and then with the start token.
+        if ids and ids[0] in (self.start_token, self.separator_token):
+            ids = ids[1 + (ids[1:2] == [self.start_token]) :]
         ids = ids[: ids.index(self.separator_token)] if self.separator_token in ids else ids
         return self._show(i for i in ids if i != self.padding_token)
 
@@ -149,7 +236,8 @@ class DelimitedText(TokenizedData):
         names = {self.start_token: b"[start]", self.separator_token: b"[separator]", self.padding_token: b"[padding]"}
         names[self.mask_token] = b"[mask]"
         # One join of bytes, since a character may be divided among tokens.
-        pieces = (tokenizer.pieces[i] if i < len(tokenizer.pieces) else names.get(i, b"[%d]" % i) for i in ids)
+        known = lambda i: i < tokenizer.vocab_size and (tokenizer.pieces[i] or i not in names)  # noqa: E731
+        pieces = (tokenizer.pieces[i] if known(i) else names.get(i, b"[%d]" % i) for i in ids)
         return b"".join(pieces).decode(errors="replace")
 
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:

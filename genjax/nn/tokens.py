@@ -1,4 +1,4 @@
-"""Likelihoods of token sequences, shared by every token model."""
+"""Likelihoods of token sequences, and tables that grow with the vocabulary, shared by every token model."""
 
 from __future__ import annotations
 
@@ -54,3 +54,20 @@ def summarize(means: dict[str, float]) -> dict[str, float]:
     if means.get("num_frames"):
         means["nll_per_frame"] = means["nll"] / means["num_frames"]
     return means
+
+
+def with_more_tokens(array: Array, shape: tuple[int, ...], num_last: int = 0) -> Array:
+    """A parameter that has an entry for each token, for a vocabulary that others were added to.
+
+    New rows are the mean of the old ones, so that their logits begin at the mean of the logits; old ones stay bit for bit.
+
+    Args:
+      array: table, output map or bias of the old vocabulary.
+      shape: what it is for the new one; it differs along one axis.
+      num_last: old tokens that stay the last ones, as sentinels do, so that new ones come in front of them.
+    """
+    (axis,) = (i for i, (old, new) in enumerate(zip(array.shape, shape)) if old != new)
+    split = array.shape[axis] - num_last
+    first, last = jnp.split(array, [split], axis=axis)
+    mean = array.astype(jnp.float32).mean(axis, keepdims=True).astype(array.dtype)
+    return jnp.concatenate([first, jnp.repeat(mean, shape[axis] - array.shape[axis], axis), last], axis)

@@ -23,6 +23,8 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
 from genjax.config import ConfigError
+from genjax.nn.tokens import with_more_tokens
+from genjax.training.experiment import load_config
 
 _logger = logging.getLogger(__name__)
 
@@ -275,13 +277,15 @@ class Checkpoints:
         return {**parameters, **averages}
 
 
-def warm_start(params: Any, workdir: str, prefixes: tuple[str, ...]) -> Any:
+def warm_start(params: Any, workdir: str, prefixes: tuple[str, ...], model: Any = None) -> Any:
     """Replaces parameters by those of another run.
 
     Args:
       params: parameters after initialisation.
       workdir: the other run.
       prefixes: paths below which parameters are taken; empty for all of them.
+      model: whose parameters they are; where it has more tokens than the other run's model, their rows are made from
+        the others (`genjax.nn.tokens.with_more_tokens`).
 
     Raises:
       ConfigError: nothing fits, or a shape differs.
@@ -300,6 +304,7 @@ def warm_start(params: Any, workdir: str, prefixes: tuple[str, ...]) -> Any:
             raise ConfigError(
                 f"training.init_from={workdir} has no parameter {name}; name what to take with init_prefix"
             )
+        source[name] = _with_tokens_of(model, workdir, source[name], target[name].shape)
         if source[name].shape != target[name].shape:
             raise ConfigError(
                 f"parameter {name} has shape {source[name].shape} in {workdir}, and {target[name].shape} here"
@@ -309,3 +314,16 @@ def warm_start(params: Any, workdir: str, prefixes: tuple[str, ...]) -> Any:
         for name in target
     }
     return unflatten(params, taken)
+
+
+def _with_tokens_of(model: Any, workdir: str, array: Any, shape: tuple[int, ...]) -> Any:
+    """A parameter of another run, with rows for the tokens that a model has beside that run's; or as it is."""
+    differing = [sizes for sizes in zip(array.shape, shape) if sizes[0] != sizes[1]]
+    if getattr(model, "vocab_size", None) is None or len(differing) != 1 or array.ndim != len(shape):
+        return array
+    earlier = load_config(Path(workdir))[1].model
+    counts = [(getattr(m, "vocab_size", None) or 0, getattr(m, "extra_tokens", 0)) for m in (earlier, model)]
+    (old, last), (new, new_last) = counts
+    if last != new_last or new < old or differing != [(old + last, new + last)]:
+        return array
+    return with_more_tokens(array, shape, num_last=last)

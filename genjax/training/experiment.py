@@ -115,22 +115,34 @@ class Experiment:
 def resolve(experiment: Experiment) -> Experiment:
     """Fills the fields that were left None: shapes from the data set, lengths of schedules from the run.
 
+    A run that starts from a checkpoint gets its tokenizer and sizes; tokens that were added to it make the model grow.
+
     Raises:
       ConfigError: the data set cannot be read, or has no field that the model needs.
+      DataError: the data's tokenizer is not that of the checkpoint.
     """
-    spec = experiment.data.spec()
-    values = {**spec, "num_steps": experiment.training.num_steps}
-    model = experiment.model
-    if isinstance(model, HasPretrained):
-        model = model.with_pretrained_sizes()
-    model = config.fill_none(model, values)
+    model, data, training = experiment.model, experiment.data, experiment.training
+    pretrained = model.pretrained if isinstance(model, HasPretrained) else None
+    if pretrained is not None:
+        model, data = model.with_pretrained_sizes(), data.starting_from(pretrained)
+    if training.init_from is not None and _takes_embeddings(training.init_prefix):
+        data = data.starting_from(training.init_from)
+    spec = data.spec()
+    model = config.fill_none(model, {**spec, "num_steps": training.num_steps})
     known, used = getattr(model, "vocab_size", None), spec.get("vocab_size")
     if known is not None and used is not None and used > known:
-        raise ConfigError(
-            f"the data have {used} tokens, and the model knows {known} (model.vocab_size, or that of model.pretrained); "
-            "use the tokenizer that belongs to the model: --data.tokenizer_file=FILE"
-        )
-    return dataclasses.replace(experiment, model=model)
+        if pretrained is None or not data.knows_tokens_of(pretrained):
+            raise ConfigError(
+                f"the data have {used} tokens, and the model knows {known} (model.vocab_size, or that of "
+                "model.pretrained); use the tokenizer that belongs to the model: --data.tokenizer_file=FILE"
+            )
+        model = dataclasses.replace(model, vocab_size=used)
+    return dataclasses.replace(experiment, model=model, data=data)
+
+
+def _takes_embeddings(prefixes: tuple[str, ...]) -> bool:
+    """Whether parameters below these paths mean tokens, so that the tokenizer must be that of the checkpoint."""
+    return not prefixes or any("embedding" in prefix or prefix.startswith("token") for prefix in prefixes)
 
 
 def save_config(path: Path, name: str, experiment: Experiment, batch: dict[str, Any]) -> None:

@@ -153,7 +153,8 @@ class _Run:
             state = self._started(plain, model.pretrained_params(plain.params))
         if self.training.init_from is not None:
             plain = self.engine.collect(state)
-            state = self._started(plain, warm_start(plain.params, self.training.init_from, self.training.init_prefix))
+            taken = warm_start(plain.params, self.training.init_from, self.training.init_prefix, model)
+            state = self._started(plain, taken)
         return state
 
     def _started(self, plain: TrainState, params: Any) -> TrainState:

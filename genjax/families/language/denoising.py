@@ -42,10 +42,13 @@ class Objective(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pairs(Objective):
-    """Sources and targets that the batch has already: translation, summaries, answers, any text-to-text task."""
+    """Sources and targets that the batch has already: translation, summaries, answers, any text-to-text task.
+
+    Targets begin with the model's start token, which for checkpoints of BART is another than the tokenizer's.
+    """
 
     def prepare(self, batch: Batch, keys: Array, special: SpecialTokens) -> Batch:
-        return batch
+        return {**batch, "tokens": jnp.asarray(batch["tokens"]).at[:, 0].set(special.start)}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -149,12 +152,10 @@ class SpanCorruption(Objective):
             return *source, *target
 
         source, source_mask, target, target_mask = jax.vmap(corrupt)(keys, tokens, mask)
-        return {
-            **_others(batch),
-            "source": source,
-            "source_mask": source_mask,
-            **_targets(target, target_mask, special),
-        }
+        others = _others(batch)
+        # The characters of the whole text are not those of its spans.
+        others.pop("num_characters", None)
+        return {**others, "source": source, "source_mask": source_mask, **_targets(target, target_mask, special)}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

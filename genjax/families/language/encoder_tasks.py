@@ -191,7 +191,10 @@ class MaskedLanguageModel(Task):
         return (("next_sentence", 2),) if self.next_sentence else ()
 
     def prepare(self, batch: Batch, keys: Array, vocabulary: Vocabulary) -> Batch:
-        """Corrupts `tokens` and adds `places`, `targets` and `weights`, each [B, K]."""
+        """Corrupts `tokens` and adds `places`, `targets` and `weights`, each [B, K].
+
+        `num_characters` [B], where there are any, become those of as many tokens as are chosen.
+        """
         tokens, eligible = batch["tokens"], token_mask(batch)
         for special in vocabulary.special_tokens:
             eligible = eligible & (tokens != special)
@@ -208,7 +211,10 @@ class MaskedLanguageModel(Task):
             return tokens.at[places].set(new), places, targets, weights
 
         tokens, places, targets, weights = jax.vmap(corrupt)(keys, tokens, eligible)
-        return {**batch, "tokens": tokens, "places": places, "targets": targets, "weights": weights}
+        batch = {**batch, "tokens": tokens, "places": places, "targets": targets, "weights": weights}
+        if "num_characters" in batch:
+            batch["num_characters"] = batch["num_characters"] * weights.sum(1) / jnp.maximum(eligible.sum(1), 1)
+        return batch
 
     def outputs(self, heads, embedding, hidden, pooled, batch, keys) -> Outputs:
         """`logits` [B, K, V] at the chosen places (at all of them, [B, T, V], where none are), `next_sentence` [B, 2]."""
@@ -230,7 +236,7 @@ class MaskedLanguageModel(Task):
         return loss, metrics
 
     def measures(self, outputs: Outputs, batch: Batch) -> Metrics:
-        """`nll` in nats of the chosen tokens, `num_tokens`, `masked_accuracy`, `next_sentence_accuracy`."""
+        """`nll` in nats of the chosen tokens, `num_tokens`, `num_characters`, `masked_accuracy`, `next_sentence_accuracy`."""
         targets, weights = batch["targets"], batch["weights"]
         hits = (outputs["logits"].argmax(-1) == targets) * weights
         metrics = {
@@ -238,6 +244,8 @@ class MaskedLanguageModel(Task):
             "num_tokens": weights.sum(1),
             "masked_accuracy": hits.sum(1) / jnp.maximum(weights.sum(1), 1.0),
         }
+        if "num_characters" in batch:
+            metrics["num_characters"] = batch["num_characters"]
         if self.next_sentence:
             metrics["next_sentence_accuracy"] = _hits(outputs["next_sentence"], batch["label"])
         return metrics
