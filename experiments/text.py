@@ -9,8 +9,9 @@
 Sources of the evaluation split are answered and held against the references: exact match, BLEU, chrF and ROUGE of texts;
 exact match and F1 of spans; F1 of entities, all from 0 to 100; and the diversity and repetition of texts beside those of
 the references.  Other runs write samples, of which diversity, repetition and the longest parts that stand in the training
-text are stated.  --before and --other state perplexities before and after further training, on both texts.  --pictures
-draws attention maps and embeddings.
+text are stated.  --before and --other state perplexities before and after further training, on both texts; --before is a
+run, or the folder of another library's checkpoint (then with --other).  --pictures draws
+attention maps and embeddings.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ flags.DEFINE_boolean(
 flags.DEFINE_integer("ngram", 0, "order of an n-gram of the training text to hold masked tokens against", lower_bound=0)
 flags.DEFINE_string("bias", None, "file of sentence pairs, with a tab between, whose likelihoods are compared")
 flags.DEFINE_string(
-    "before", None, "run that this one was trained further from, to state perplexities before and after"
+    "before", None, "run or checkpoint that this one was trained further from, to state perplexities before and after"
 )
 flags.DEFINE_string(
     "other", None, "text of that run (data.name, or a file), to see what was forgotten; by default its own"

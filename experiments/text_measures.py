@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,16 +17,18 @@ import genjax
 from genjax import decoding
 from genjax.config import ConfigError
 from genjax.data import evaluation_batches
-from genjax.data.tokenized import DelimitedText, TokenizedData
+from genjax.data.tokenization import UnknownSymbolError
+from genjax.data.tokenized import TOKENIZER_FILE, DelimitedText, TokenizedData
 from genjax.evaluation import bias, memorization, text
 from genjax.evaluation.text_pictures import write_attention, write_embeddings
 from genjax.families.language.bert import BERT
 from genjax.families.language.encoder_tasks import Vocabulary
 from genjax.families.language.gpt import GPT
 from genjax.families.markov.ngram import NGram
-from genjax.model import example_keys
-from genjax.training import Run
+from genjax.model import HasPretrained, example_keys
+from genjax.training import Run, resolve
 from genjax.training.checkpoints import flatten
+from genjax.training.experiment import CONFIG_FILE
 
 #: Tokens of a prefix, and of the continuation that a model must not bring back.
 PREFIX_TOKENS, CONTINUED_TOKENS = 32, 32
@@ -92,12 +96,13 @@ def entity_scores(run: Run, split: str) -> dict[str, float]:
     return text.entity_scores(found, wanted)
 
 
-def span_scores(run: Run, split: str) -> dict[str, float]:
-    """Exact match and F1 of the texts of the likeliest spans."""
-    data, model, answers = run.experiment.data, run.model, []
-    for batch, spans in _outputs(run, split, lambda s, b, _: model.task.best_spans(model.predict(s, b), b)):
-        answers += data.answers(batch["tokens"], spans)
-    return text.answer_scores(answers, data.references(split)[: len(answers)])
+def span_scores(run: Run, split: str) -> dict[str, Any]:
+    """Exact match and F1 of the answers to the questions of a split, each the likeliest of all windows of its text."""
+    data, model, rows = run.experiment.data, run.model, []
+    for batch, out in _outputs(run, split, lambda s, b, _: model.task.likeliest_answers(model.predict(s, b), b)):
+        rows += zip(batch["question"], batch["shift"], *out)
+    answers = data.answers(split, *map(np.array, zip(*rows)))
+    return {"num_questions": len(answers), **text.answer_scores(answers, data.references(split)[: len(answers)])}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -222,28 +227,56 @@ def bias_scores(run: Run, path: str) -> dict[str, float]:
     return bias.preference_scores(values[::2], values[1::2], [pair.kind for pair in pairs])
 
 
-def adaptation_scores(run: Run, before: str, other: str | None) -> dict[str, float]:
-    """Perplexity of both runs on the text of both."""
-    earlier = genjax.restore(before)
+def adaptation_scores(run: Run, before: str, other: str | None) -> dict[str, Any]:
+    """Perplexity of a run and of what it started from, on the text of both, each with its own tokenizer.
+
+    It is that of a token, or where tokens were added that of a character, since their tokens are then not the same.  A text
+    with characters that a tokenizer does not have is infinitely unlikely.
+    """
+    earlier = _earlier(run, before)
     split = run.experiment.evaluation.split
     own, theirs = run.experiment.data, earlier.experiment.data
     if other is not None:
         is_file = Path(other).expanduser().exists()
         theirs = dataclasses.replace(theirs, name="file" if is_file else other, dir=other if is_file else theirs.dir)
-    scores = {}
+    elif earlier.workdir != Path(before).expanduser():
+        raise ConfigError(f"{before} does not say what text it was trained on; name one by --other=FILE or a data.name")
+    same = own.make_tokenizer().to_json() == earlier.experiment.data.make_tokenizer().to_json()
+    scores: dict[str, Any] = {"per": "token" if same else "character"}
     for place, each in (("before", earlier), ("after", run)):
         for name, data in (("new_text", own), ("old_text", theirs)):
-            # One tokenizer for both runs, or perplexities could not be compared.
-            data = dataclasses.replace(data, tokenizer_file=own.tokenizer_file)
-            experiment = dataclasses.replace(each.experiment, data=data)
-            engine = type(each.engine)(experiment)
-            metrics = engine.evaluate(each.state, split)
-            if "perplexity" not in metrics:
-                raise ConfigError(f"{type(each.model).__name__} has no perplexity")
-            scores[f"{place}_{name}"] = float(metrics["perplexity"])
+            data = data.with_tokenizer(each.experiment.data.tokenizer_file)
+            try:
+                metrics = type(each.engine)(dataclasses.replace(each.experiment, data=data)).evaluate(each.state, split)
+            except UnknownSymbolError:
+                metrics = {"perplexity": math.inf, "bits_per_character": math.inf}
+            if "perplexity" not in metrics or not (same or "bits_per_character" in metrics):
+                raise ConfigError(f"{type(each.model).__name__} has no perplexity of a {scores['per']}")
+            scores[f"{place}_{name}"] = float(metrics["perplexity"] if same else 2.0 ** metrics["bits_per_character"])
     scores["gained_on_new_text"] = 1.0 - scores["after_new_text"] / scores["before_new_text"]
     scores["forgotten_of_old_text"] = scores["after_old_text"] / scores["before_old_text"] - 1.0
     return scores
+
+
+def _earlier(run: Run, before: str) -> Run:
+    """What a run started from: another run, or a checkpoint of another library as the run would start from it."""
+    folder, model = Path(before).expanduser(), run.model
+    config_file = folder / CONFIG_FILE
+    if not config_file.is_file() or "model_type" not in json.loads(config_file.read_text(encoding="utf-8")):
+        return genjax.restore(before)
+    if not isinstance(model, HasPretrained):
+        raise ConfigError(f"{type(model).__name__} starts from no checkpoint of another library, which {before} is")
+    experiment = dataclasses.replace(
+        run.experiment,
+        model=dataclasses.replace(model, pretrained=before),
+        data=run.experiment.data.with_tokenizer(folder / TOKENIZER_FILE),
+        training=dataclasses.replace(run.experiment.training, init_from=None),
+    )
+    experiment = resolve(experiment)
+    engine = type(run.engine)(experiment)
+    state = engine.init()
+    state = state.replace(params=experiment.model.pretrained_params(state.params), ema_params=None)
+    return dataclasses.replace(run, experiment=experiment, state=state, engine=engine)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

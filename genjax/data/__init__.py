@@ -5,13 +5,14 @@ from genjax.data.base import ArrayExamples, Data, DataError, Examples
 from genjax.data.encoder_text import EncoderText
 from genjax.data.evidence import Evidence
 from genjax.data.images import Images, write_grid
-from genjax.data.labelled_text import LabelledText, LabelledTokens, QuestionAnswering
+from genjax.data.labelled_text import LabelledText, LabelledTokens
 from genjax.data.latents import Latents
 from genjax.data.molecules import Molecules
 from genjax.data.music import NoteEvents, PianoRolls
 from genjax.data.pipeline import Pipeline, evaluation_batches
 from genjax.data.points import Points
 from genjax.data.python_source import PythonSource
+from genjax.data.questions import QuestionAnswering
 from genjax.data.sequences import TimeSeries, TokenPairs
 from genjax.data.text import Text
 from genjax.data.text_to_text import TextToText

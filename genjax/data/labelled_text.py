@@ -1,11 +1,10 @@
-"""Texts with something to predict: a class, a tag for each word, or the span that answers a question.
+"""Texts with something to predict: a class, or a tag for each word (questions.py has spans that answer questions).
 
 Files of the user, by split (train, validation or dev, test), or made sets that need no file:
 
     classification   SPLIT.tsv: text, or two texts, and a label with tabs between them       made: sentiment
     tags             SPLIT.txt or SPLIT.conll in columns: word first, tag last, empty lines between sentences (CoNLL)
                                                                                              made: entities
-    questions        SPLIT.json as SQuAD 1.1 or 2.0 has it                                   made: facts
 
 In the made sentiment a negation turns the adjective around, so that no bag of words solves it.
 """
@@ -14,10 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -30,8 +28,8 @@ _MADE_SIZES = {"train": 6000, "validation": 500, "test": 1000}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _LabelledData(DelimitedText):
-    """What the three kinds share.
+class LabelledData(DelimitedText):
+    """What sets of texts with targets share.
 
     Attributes:
       sequence_length: tokens T of a row; longer texts are cut.
@@ -65,7 +63,9 @@ class _LabelledData(DelimitedText):
         return f"tokenizer {self.tokenizer_name}, texts cut at {self.sequence_length} tokens"
 
 
-def _made(split: str, name: str, make: Callable[[np.random.Generator], Any], text: Callable[[Any], str]) -> list[Any]:
+def made_examples(
+    split: str, name: str, make: Callable[[np.random.Generator], Any], text: Callable[[Any], str]
+) -> list[Any]:
     """Made examples of a split, drawn anew until their text belongs to it: no text is in two splits."""
     check_split(split, tuple(_MADE_SIZES), name)
     examples = []
@@ -83,7 +83,7 @@ def _made(split: str, name: str, make: Callable[[np.random.Generator], Any], tex
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelledText(_LabelledData):
+class LabelledText(LabelledData):
     """Texts or pairs of texts with a class: `tokens` [B, T], `mask`, `types` and `label` [B].
 
     Attributes:
@@ -123,7 +123,7 @@ class LabelledText(_LabelledData):
         """Writes texts, or the names of drawn classes, one a line."""
         if np.ndim(samples) != 1:
             return super().write_samples(samples, stem)
-        return _write_lines(stem, [self.classes[int(i)] for i in samples])
+        return write_lines(stem, [self.classes[int(i)] for i in samples])
 
 
 @functools.lru_cache(maxsize=8)
@@ -132,7 +132,7 @@ def _labelled_rows(data: LabelledText, split: str) -> list[tuple[str, ...]]:
         return read_table_of_texts(data.dir, 3 if data.text_pairs else 2, split)
     if data.name != "sentiment":
         raise DataError(f"data.name={data.name} is not a set of labelled texts: sentiment, table")
-    return _made(split, data.name, _review, lambda row: row[0])
+    return made_examples(split, data.name, _review, lambda row: row[0])
 
 
 def _review(rng: np.random.Generator) -> tuple[str, str]:
@@ -154,7 +154,7 @@ def _review(rng: np.random.Generator) -> tuple[str, str]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelledTokens(_LabelledData):
+class LabelledTokens(LabelledData):
     """Sentences with a tag for each word: `tokens` [B, T], `mask`, and `token_labels` [B, T], -1 but at words' first tokens.
 
     Attributes:
@@ -204,7 +204,7 @@ class LabelledTokens(_LabelledData):
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
         """Writes drawn tags, one sentence a line."""
         names = [*self.classes, "?"]
-        return _write_lines(stem, [" ".join(names[min(int(i), len(names) - 1)] for i in row) for row in samples])
+        return write_lines(stem, [" ".join(names[min(int(i), len(names) - 1)] for i in row) for row in samples])
 
 
 @functools.lru_cache(maxsize=8)
@@ -214,7 +214,7 @@ def _sentences(data: LabelledTokens, split: str) -> list[list[tuple[str, str]]]:
         return read_columns(find_file(data.dir, names, "data.name=columns"))
     if data.name != "entities":
         raise DataError(f"data.name={data.name} is not a set of tagged sentences: entities, columns")
-    return _made(split, data.name, _tagged_sentence, lambda sentence: " ".join(word for word, _ in sentence))
+    return made_examples(split, data.name, _tagged_sentence, lambda sentence: " ".join(word for word, _ in sentence))
 
 
 def _tagged_sentence(rng: np.random.Generator) -> list[tuple[str, str]]:
@@ -255,123 +255,8 @@ def read_columns(file: Path) -> list[list[tuple[str, str]]]:
     return sentences
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Questions
-
-
-class Question(NamedTuple):
-    """A question, the text that it is about, and answers, each with the place of its first character in that text."""
-
-    question: str
-    context: str
-    answers: tuple[tuple[str, int], ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class QuestionAnswering(_LabelledData):
-    """Questions with their texts: `tokens` [B, T], `mask`, `types`, and `span` [B, 2], first and last place of the answer.
-
-    A question without an answer, or whose answer was cut off, has the span (0, 0).
-
-    Attributes:
-      name: facts, made texts; or squad, JSON files at data.dir.
-    """
-
-    name: str = "facts"
-    sequence_length: int = 96
-
-    def questions(self, split: str) -> list[Question]:
-        """The questions of a split."""
-        return _questions(self, split)
-
-    def documents(self, split: str) -> list[str]:
-        return [text for q in self.questions(split) for text in (q.question, q.context)]
-
-    def references(self, split: str) -> list[tuple[str, ...]]:
-        """The right answers to each question; none where it has no answer."""
-        return [tuple(answer for answer, _ in q.answers) for q in self.questions(split)]
-
-    def load_split(self, split: str) -> Examples:
-        tokenizer = self.make_tokenizer()
-        size_of = np.array([len(piece) for piece in tokenizer.pieces])
-        texts, spans = [], []
-        for question, context, answers in self.questions(split):
-            # The question may take half of the row.
-            asked = tokenizer.encode(question)[: self.sequence_length // 2]
-            ids = tokenizer.encode(context)
-            texts.append([asked, ids])
-            span = (0, 0)
-            if answers:
-                answer, place = answers[0]
-                begin = len(context[:place].encode())
-                ends = np.cumsum(size_of[ids])
-                first = np.searchsorted(ends, begin, "right") + len(asked) + 2
-                last = np.searchsorted(ends, begin + len(answer.encode()), "left") + len(asked) + 2
-                span = (first, last) if last < self.sequence_length - 1 else span
-            spans.append(span)
-        return ArrayExamples({**self.joined(texts), "span": np.array(spans, np.int32)})
-
-    def answers(self, tokens: np.ndarray, spans: np.ndarray) -> list[str]:
-        """Texts of spans [N, 2] of rows [N, T]; empty for the span (0, 0)."""
-        return [
-            self._show(row[a : b + 1]).strip() if b else "" for row, (a, b) in zip(tokens.tolist(), np.asarray(spans))
-        ]
-
-    def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
-        """Writes drawn places, one draw a line."""
-        return _write_lines(stem, [" ".join(map(str, np.atleast_1d(row))) for row in np.asarray(samples)])
-
-
-@functools.lru_cache(maxsize=8)
-def _questions(data: QuestionAnswering, split: str) -> list[Question]:
-    if data.name == "squad":
-        names = [
-            f"{name}{version}.json" for name in SPLIT_NAMES.get(split, (split,)) for version in ("", "-v1.1", "-v2.0")
-        ]
-        return read_squad(find_file(data.dir, names, "data.name=squad"))
-    if data.name != "facts":
-        raise DataError(f"data.name={data.name} is not a set of questions: facts, squad")
-    return _made(split, data.name, _fact_question, lambda q: f"{q.question} {q.context}")
-
-
-def _fact_question(rng: np.random.Generator) -> Question:
-    """A question about one of two people of whom the text tells age and city."""
-    people = [text_tasks.NAMES[i] for i in rng.choice(len(text_tasks.NAMES), 2, replace=False)]
-    facts = [(name, str(rng.choice(text_tasks.CITIES)), str(rng.integers(10, 100))) for name in people]
-    context = " ".join(f"{name} is {age} and lives in {city}." for name, city, age in facts)
-    name, city, age = facts[int(rng.integers(2))]
-    text, answer = (f"where is {name}?", city) if rng.integers(2) else (f"how old is {name}?", age)
-    begin = context.index(f"{name} is")
-    return Question(text, context, ((answer, context.index(answer, begin)),))
-
-
-def read_squad(file: Path) -> list[Question]:
-    """Questions of a SQuAD file.
-
-    Raises:
-      DataError: it is no such file, or an answer does not stand where the file says.
-    """
-    questions = []
-    try:
-        for article in json.loads(read_utf8(file))["data"]:
-            for paragraph in article["paragraphs"]:
-                context = paragraph["context"]
-                for entry in paragraph["qas"]:
-                    answers = tuple((a["text"], a["answer_start"]) for a in entry["answers"])
-                    for answer, place in answers:
-                        if context[place : place + len(answer)] != answer:
-                            raise DataError(
-                                f"{file}: the answer {answer[:40]!r} does not stand at character {place} of its text"
-                            )
-                    questions.append(Question(entry["question"].strip(), context, answers))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{file} is not a SQuAD file ({type(error).__name__}: {error})") from None
-    if not questions:
-        raise DataError(f"{file} has no questions")
-    return questions
-
-
-def _write_lines(stem: Path, lines: list[str]) -> list[Path]:
+def write_lines(stem: Path, lines: list[str]) -> list[Path]:
+    """Writes one text file; returns its path."""
     path = Path(stem).with_suffix(".txt")
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return [path]

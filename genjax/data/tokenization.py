@@ -34,6 +34,10 @@ _SPECIAL = {
 RESERVED = "\ue000"
 
 
+class UnknownSymbolError(DataError):
+    """A text with a symbol that the tokenizer does not have."""
+
+
 class Tokenizer:
     """Maps text to ids and back.
 
@@ -85,7 +89,7 @@ class Tokenizer:
         """Ids of a text, int32 [N].
 
         Raises:
-          DataError: a character is not in the vocabulary.
+          UnknownSymbolError: a character is not in the vocabulary.
         """
         if self.kind == "bytes":
             return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
@@ -95,9 +99,19 @@ class Tokenizer:
         try:
             return np.array([self._of_symbol[s] for s in symbols], np.int32)
         except KeyError as error:
-            raise DataError(
+            raise UnknownSymbolError(
                 f"the text has {error.args[0]!r}, which is not among the {self.vocab_size} symbols of the tokenizer"
             ) from None
+
+    def spans(self, text: str) -> np.ndarray:
+        """First character of each id's text in the text, and the one after its last, int [N, 2]."""
+        if self._library is not None:
+            return np.array(self._library.encode(text, add_special_tokens=False).offsets, int).reshape(-1, 2)
+        byte_ends = np.cumsum([len(character.encode()) for character in text] or [0])
+        ends = np.cumsum([len(self.pieces[i]) for i in self.encode(text)], dtype=int)
+        starts = np.append(0, ends)[: len(ends)]
+        places = [np.searchsorted(byte_ends, starts, "right"), np.searchsorted(byte_ends, ends, "left") + 1]
+        return np.stack(places, axis=1)
 
     @functools.cached_property
     def _of_symbol(self) -> dict[str, int]:

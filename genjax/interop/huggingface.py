@@ -219,7 +219,7 @@ def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str =
       model: BERT, RoBERTa, GPT, T5, BART or CLIP.
       params: its parameters.
       dtype: type of the tensors: float32, bfloat16 or float16.
-      source: folder of a checkpoint whose tokenizer belongs to the model, to be copied, or None.
+      source: folder of a checkpoint or of a run whose tokenizer belongs to the model, to be copied, or None.
 
     Raises:
       UnsupportedError: the library has no counterpart of the model.
@@ -236,4 +236,13 @@ def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str =
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in TOKENIZER_FILES:
         if source is not None and (Path(source).expanduser() / name).is_file():
-            shutil.copyfile(Path(source).expanduser() / name, folder / name)
+            _copy_tokenizer(Path(source).expanduser() / name, folder / name)
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies a file of a tokenizer; of one that a run saved, the part that the library tokenizers reads."""
+    content = json.loads(source.read_text(encoding="utf-8"))
+    if content.get("library") is not None:
+        target.write_text(content["library"], encoding="utf-8")
+    elif "pieces" not in content:
+        shutil.copyfile(source, target)

@@ -1,6 +1,3 @@
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -151,31 +148,6 @@ def test_tags_stand_at_the_first_token_of_a_word(tmp_path, tokenizer):
         LabelledTokens(name="columns", dir=str(tmp_path)).load("test")
     made = LabelledTokens()
     assert made.classes == ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
-
-
-def test_spans_are_the_answers(tmp_path):
-    made = QuestionAnswering()
-    batch = all_of(made, "test")
-    assert made.answers(batch["tokens"], batch["span"]) == [a for (a,) in made.references("test")]
-    entry = {"question": "Who?", "answers": [{"text": "Über Ann", "answer_start": 3}]}
-    lost = {"question": "Why?", "answers": [], "is_impossible": True}
-    file = {"data": [{"paragraphs": [{"context": "So Über Ann came.", "qas": [entry, lost]}]}]}
-    for name in ("train-v2.0", "dev-v2.0", "test"):
-        (tmp_path / f"{name}.json").write_text(json.dumps(file))
-    data = QuestionAnswering(name="squad", dir=str(tmp_path), sequence_length=40)
-    batch = all_of(data, "validation")
-    assert data.answers(batch["tokens"], batch["span"]) == ["Über Ann", ""] and data.references("test") == [
-        ("Über Ann",),
-        (),
-    ]
-    assert all_of(QuestionAnswering(name="squad", dir=str(tmp_path), sequence_length=12), "test")["span"].sum() == 0
-    entry["answers"][0]["answer_start"] = 5
-    (tmp_path / "test.json").write_text(json.dumps(file))
-    with pytest.raises(DataError, match="does not stand at character 5"):
-        QuestionAnswering(name="squad", dir=str(tmp_path), sequence_length=41).questions("test")
-    Path(tmp_path / "test.json").write_text("{")
-    with pytest.raises(DataError, match="is not a SQuAD file"):
-        QuestionAnswering(name="squad", dir=str(tmp_path), sequence_length=42).questions("test")
 
 
 def test_a_tokenizer_goes_with_a_checkpoint_to_another_task(tmp_path):

@@ -9,6 +9,7 @@ import genjax
 from experiments import text_measures
 from genjax import config
 from genjax.training import train
+from genjax.training.checkpoints import flatten
 from tests.training.tiny_runs import call
 
 SHORT = {
@@ -63,16 +64,37 @@ def test_masked_tokens_pairs_of_sentences_and_further_training(tmp_path):
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("He is kind.\tShe is kind.\tgender\n")
     assert text_measures.bias_scores(run, str(pairs))["prefers_first"] in (0.0, 100.0)
-    text = tmp_path / "new.txt"
-    text.write_text("a new text of the same letters and of other words, " * 100)
-    second = run_of(
-        "bert_embedded", tmp_path / "second", data__name="file", data__dir=str(text),
-        data__tokenizer_file=str(tmp_path / "first" / "tokenizer.json"), training__init_from=str(tmp_path / "first"),
-    )  # fmt: skip
-    scores = text_measures.adaptation_scores(second, str(tmp_path / "first"), None)
-    assert scores["before_new_text"] > 1 and scores["forgotten_of_old_text"] > -1
+    scores = text_measures.adaptation_scores(run, str(tmp_path / "first"), None)
+    assert scores["per"] == "token" and scores["before_new_text"] > 1
+    assert scores["gained_on_new_text"] == scores["forgotten_of_old_text"] == 0.0
     with pytest.raises(config.ConfigError, match="does not write answers"):
         text_measures.answer_scores(run, "test")
+
+
+def test_a_vocabulary_grows_for_another_text_and_both_perplexities_are_stated(tmp_path):
+    first = run_of("bert_embedded", tmp_path / "first")
+    text = tmp_path / "new.txt"
+    text.write_text("ein anderer Text über Bäume, Vögel und Füße; " * 100)
+    second = run_of(
+        "bert_embedded", tmp_path / "second", data__name="file", data__dir=str(text), data__added_tokens=8,
+        training__init_from=str(tmp_path / "first"), model__optimizer="sgd", model__optimizer__learning_rate=0.0,
+    )  # fmt: skip
+    old, new = first.model.vocab_size, second.model.vocab_size
+    pieces = second.experiment.data.make_tokenizer().pieces
+    assert [piece.decode() for piece in pieces[old:]] == ["ß", "ä", "ö", "ü"] and new == old + 4
+    assert second.experiment.data.special_ids() == first.experiment.data.special_ids()
+    before, after = (flatten(run.state.params) for run in (first, second))
+    grown = [name for name in before if before[name].shape != after[name].shape]
+    assert sorted(grown) == ["embedding/token/embedding", "heads/masked_tokens/bias"]
+    for name, array in before.items():
+        np.testing.assert_array_equal(after[name][: len(array)] if name in grown else after[name], array)
+    table = np.asarray(before["embedding/token/embedding"])
+    rows = np.asarray(after["embedding/token/embedding"])[old:]
+    np.testing.assert_allclose(rows, np.broadcast_to(table.mean(0), rows.shape), atol=1e-6)
+    scores = text_measures.adaptation_scores(second, str(tmp_path / "first"), None)
+    # The old tokenizer has no characters for the new text.
+    assert scores["per"] == "character" and scores["before_new_text"] == np.inf and scores["gained_on_new_text"] == 1.0
+    assert 1 < scores["after_new_text"] < 500 and abs(scores["forgotten_of_old_text"]) < 0.5
 
 
 def test_spans_and_entities_are_read_from_heads(tmp_path):

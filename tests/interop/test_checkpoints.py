@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from genjax import config
+from genjax.data.tokenization import train_tokenizer
 from genjax.families.language.bert import BERT, bert_network
 from genjax.families.language.encoder_tasks import Classification, MaskedLanguageModel
 from genjax.families.language.gpt import GPT, llama_network
@@ -173,10 +174,16 @@ def test_an_experiment_starts_from_a_checkpoint(folder, params, tmp_path):
         "training.mesh": "data:1,fsdp:2",
     }
     experiment = config.apply_overrides(config.find_experiment("gpt_text").build(), changes)
+    with pytest.raises(ValueError, match="has no tokenizer.json; give the tokenizer of its model"):
+        resolve(experiment)
+    for kind in ("characters", "bytes"):
+        tokenizer = train_tokenizer(kind, experiment.data.documents("train"), 0)
+        (tmp_path / kind).write_text(tokenizer.to_json())
+    experiment = config.apply_overrides(experiment, {"data.tokenizer_file": str(tmp_path / "characters")})
     network = resolve(experiment).model.network
     assert (network.num_layers, network.width, network.num_kv_heads) == (2, 32, 2)
     state = train(experiment, tmp_path / "run", quiet=True)
     equal(jax.device_get(state.params), params)
-    wide = config.apply_overrides(experiment, {"data.tokenizer": "bytes"})
+    wide = config.apply_overrides(experiment, {"data.tokenizer_file": str(tmp_path / "bytes")})
     with pytest.raises(ValueError, match="the data have 256 tokens, and the model knows 160"):
         resolve(wide)

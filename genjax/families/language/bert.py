@@ -80,16 +80,19 @@ class EncoderNetwork(nn.Module):
             self.pooler = dense(config.width, config, self.dtype)
         self.heads = Heads(self.task.linear, self.task.masked, config, self.dtype)
 
+    def embed(self, batch: Batch) -> Array:
+        """tokens [B, T] -> what the stack reads, [B, T, C]."""
+        mask, positions = token_mask(batch), None
+        if self.skip_padding:
+            positions = jnp.cumsum(mask, axis=1) * mask - 1
+        return self.embedding(batch["tokens"], positions=positions, types=batch.get("types"))
+
     def encode(
         self, batch: Batch, dropout_keys: Array | None = None, return_weights: bool = False
     ) -> tuple[Array, list[Any] | None]:
         """tokens [B, T] -> features [B, T, C] and attention weights on request."""
-        mask, positions = token_mask(batch), None
-        if self.skip_padding:
-            positions = jnp.cumsum(mask, axis=1) * mask - 1
-        x = self.embedding(batch["tokens"], positions=positions, types=batch.get("types"))
-        key_mask = mask if "mask" in batch else None
-        out = self.stack(x, key_mask=key_mask, dropout_keys=dropout_keys, return_weights=return_weights)
+        key_mask = token_mask(batch) if "mask" in batch else None
+        out = self.stack(self.embed(batch), key_mask=key_mask, dropout_keys=dropout_keys, return_weights=return_weights)
         return out.x, out.weights
 
     def pool(self, hidden: Array) -> Array | None:
@@ -146,17 +149,22 @@ class BERT(FromPretrained):
 
     def module(self) -> EncoderNetwork:
         """The Linen module."""
+        return self._network(EncoderNetwork)
+
+    def _network(self, kind: type[EncoderNetwork], **settings: Any) -> EncoderNetwork:
+        """A network of some kind with the model's settings, and others that this kind has."""
         if self.vocab_size is None:
             raise ValueError(f"{type(self).__name__}.vocab_size is None; give it, or resolve the experiment")
-        return EncoderNetwork(
-            self.vocab_size,
-            self.network,
-            self.task,
-            self.num_types,
-            self.position_offset,
-            self.skip_padding,
-            self.pooler or self.task.pooled,
-            jnp.dtype(self.compute_dtype),
+        return kind(
+            vocab_size=self.vocab_size,
+            config=self.network,
+            task=self.task,
+            num_types=self.num_types,
+            position_offset=self.position_offset,
+            skip_padding=self.skip_padding,
+            has_pooler=self.pooler or self.task.pooled,
+            dtype=jnp.dtype(self.compute_dtype),
+            **settings,
         )
 
     def _vocabulary(self) -> Vocabulary:

@@ -338,7 +338,7 @@ class SpanExtraction(Task):
     A question without an answer has the span (0, 0), the first token.
 
     Attributes:
-      max_answer_length: longest span that `best_spans` considers.
+      max_answer_length: longest answer that is considered, in tokens.
     """
 
     max_answer_length: int = 30
@@ -359,16 +359,29 @@ class SpanExtraction(Task):
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
         return 0.5 * self._nll(outputs, batch).mean(), {}
 
-    def best_spans(self, outputs: Outputs, batch: Batch) -> Array:
-        """Likeliest span first <= last of at most `max_answer_length` tokens, int32 [B, 2]."""
+    def likeliest_answers(self, outputs: Outputs, batch: Batch) -> tuple[Array, Array, Array]:
+        """The likeliest answer, its score, and that of there being none.
+
+        An answer is a span first <= last of at most `max_answer_length` places, within `context` [B, T] where the batch
+        has it.  Scores are sums of both logits, to be compared between windows of one text.
+
+        Returns:
+          Spans int32 [B, 2], scores float32 [B], and scores of the first token, [B].
+        """
         start, end = outputs["span"][:, 0], outputs["span"][:, 1]
         size = start.shape[1]
         length = jnp.arange(size)[None] - jnp.arange(size)[:, None]
-        real = token_mask(batch)
+        real = batch["context"].astype(bool) if "context" in batch else token_mask(batch)
         possible = ((length >= 0) & (length < self.max_answer_length))[None] & real[:, :, None] & real[:, None]
         score = jnp.where(possible, start[:, :, None] + end[:, None], -1e30).reshape(start.shape[0], -1)
         best = score.argmax(-1)
-        return jnp.stack([best // size, best % size], axis=1).astype(jnp.int32)
+        spans = jnp.stack([best // size, best % size], axis=1).astype(jnp.int32)
+        return spans, score.max(-1), start[:, 0] + end[:, 0]
+
+    def best_spans(self, outputs: Outputs, batch: Batch) -> Array:
+        """Likeliest span, that of no answer (0, 0) counted, int32 [B, 2]."""
+        spans, score, none = self.likeliest_answers(outputs, batch)
+        return jnp.where((score >= none)[:, None], spans, 0)
 
     def measures(self, outputs: Outputs, batch: Batch) -> Metrics:
         """`nll` in nats of both places, `exact_match` of the likeliest span, `f1` of its places."""
@@ -386,8 +399,8 @@ class SpanExtraction(Task):
 class SentenceEmbedding(Task):
     """Mean-pooled sentence embeddings by contrast (SimCSE, Gao et al. 2021, eq. 1 and 4; pooling as in Reimers & Gurevych 2019).
 
-    Two texts that belong together stand in one example: `tokens` and `mask`, and `tokens_pair` and `mask_pair`.  Without
-    the pair, a text is its own partner and dropout makes the difference, so `network.dropout` must then not be 0.  The
+    Two texts that belong together stand in one example: `tokens` and `mask`, and `tokens_pair` and `mask_pair` (or `source`
+    and `source_mask` of pairs of texts).  Without the pair, a text is its own partner and dropout makes the difference, so `network.dropout` must then not be 0.  The
     other examples of the batch are the negatives, so that the loss depends on the batch (and on its part, under
     accumulation and `pmap`).
 
@@ -400,12 +413,15 @@ class SentenceEmbedding(Task):
     def prepare(self, batch: Batch, keys: Array, vocabulary: Vocabulary) -> Batch:
         """Puts partners below each other, [2 B, T]."""
         del keys, vocabulary
-        mask = token_mask(batch)
-        pair = (batch.get("tokens_pair", batch["tokens"]), batch.get("mask_pair", mask).astype(bool))
-        return {
-            "tokens": jnp.concatenate([batch["tokens"], pair[0]]),
-            "mask": jnp.concatenate([mask, pair[1]]),
-        }
+        rows, masks = [batch["tokens"]], [token_mask(batch)]
+        for name in ("tokens_pair", "source", "tokens"):
+            if name in batch:
+                rows.append(batch[name])
+                masks.append(batch.get(name.replace("tokens", "mask").replace("source", "source_mask"), masks[0]))
+                break
+        length = max(row.shape[1] for row in rows)
+        wide = lambda arrays: [jnp.pad(a, ((0, 0), (0, length - a.shape[1]))) for a in arrays]  # noqa: E731
+        return {"tokens": jnp.concatenate(wide(rows)), "mask": jnp.concatenate(wide(masks)).astype(bool)}
 
     def outputs(self, heads, embedding, hidden, pooled, batch, keys) -> Outputs:
         """`embedding` [B, C] of length 1."""
