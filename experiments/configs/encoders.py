@@ -44,9 +44,13 @@ def bert_embedded() -> Experiment:
 
     python -m experiments.train --experiment=bert_embedded --workdir=runs/bert
 
-    Goes on with another text from a checkpoint (domain adaptation) by --training.init_from=runs/bert
-    --data.tokenizer_file=runs/bert/tokenizer.json --data.name=file --data.dir=TEXT; experiments.text then states the
-    perplexity on both texts.  About ten minutes on two CPU cores.
+    Goes on with another text from a checkpoint and with its tokenizer (domain adaptation), and states both perplexities:
+
+    python -m experiments.train --experiment=bert_embedded --training.init_from=runs/bert --data.name=file --data.dir=TEXT \\
+        --data.added_tokens=100 --workdir=runs/adapted
+    python -m experiments.text --workdir=runs/adapted --before=runs/bert --other=python_topics
+
+    With --model.pretrained=FOLDER instead, from a checkpoint of another library.  About ten minutes on two CPU cores.
     """
     task = MaskedLanguageModel(next_sentence=True)
     return Experiment(
@@ -142,8 +146,8 @@ def bert_sentiment() -> Experiment:
 
     python -m experiments.train --experiment=bert_sentiment --workdir=runs/sentiment
 
-    To start from a pre-trained encoder: --training.init_from=runs/bert --training.init_prefix=embedding,stack
-    --data.tokenizer_file=runs/bert/tokenizer.json.  Three minutes on two CPU cores.
+    To start from a pre-trained encoder: --training.init_from=runs/bert --training.init_prefix=embedding,stack, which takes
+    its tokenizer too.  Three minutes on two CPU cores.
     """
     return _fine_tuned(Classification(), LabelledText(batch_size=32), "accuracy")
 
@@ -171,7 +175,7 @@ def bert_entities() -> Experiment:
     shrunk={**_TINY, "data.sequence_length": 96},
 )
 def bert_questions() -> Experiment:
-    """Spans that answer questions; --data.name=squad --data.dir=FOLDER for SQuAD files.
+    """Spans that answer questions; --data.name=squad --data.dir=FOLDER for SQuAD files, long texts in windows.
 
     python -m experiments.train --experiment=bert_questions --workdir=runs/questions
 

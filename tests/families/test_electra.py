@@ -89,28 +89,26 @@ def test_the_loss_is_that_of_the_paper(outputs, batch):
     np.testing.assert_allclose(values["replaced_share"], labels.sum(1) / real.sum(1), rtol=1e-6)
 
 
-def test_the_generator_learns_from_its_own_loss_alone_and_both_learn(state, batch):
-    light = dataclasses.replace(MODEL, task=dataclasses.replace(MODEL.task, weight=0.0))
-    gradient = lambda model: jax.grad(lambda p: model.loss(p, batch, jax.random.key(5))[0])  # noqa: E731
-
+def test_the_generator_learns_from_its_own_loss_alone(state, batch):
     @jax.jit
-    def run(state):
-        step = lambda state, _: MODEL.train_step(state, batch, jax.random.key(1))  # noqa: E731
-        both = gradient(MODEL)(state.params), gradient(light)(state.params)
-        new, metrics = jax.lax.scan(step, state, None, length=40)
-        return both, metrics, MODEL.evaluate(new, batch, jax.random.key(0)), MODEL.sample(new, jax.random.key(1), 3)
+    def gradient(params):
+        def detection(params):
+            prepared, _ = MODEL._prepared(batch, jax.random.key(5))
+            return MODEL.task.measures(MODEL.module().apply({"params": params}, prepared), prepared)[
+                "detection_nll"
+            ].sum()
 
-    (full, own), metrics, values, samples = run(state)
-    for name in ("generator", "generator_input"):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), full[name], own[name])
-    assert float(jnp.abs(own["stack"]["layer_0"]["mlp"]["up"]["kernel"]).max()) == 0.0
-    assert float(jnp.abs(full["detection"]["kernel"]).max()) > 0.0
-    assert metrics["loss"][-1] < metrics["loss"][0] and samples.shape == (3, 6) and (samples < 8).all()
-    assert all(value.shape == (64,) for value in values.values())
+        return jax.grad(detection)(params)
+
+    largest = {
+        name: max(float(jnp.abs(a).max()) for a in jax.tree.leaves(g)) for name, g in gradient(state.params).items()
+    }
+    assert largest["generator"] == largest["generator_input"] == 0.0
+    assert min(largest["stack"], largest["detection"], largest["embedding"]) > 0.0
 
 
 def test_tasks_start_from_the_discriminator_and_wrong_ones_are_refused(state, batch):
-    plain = BERT(vocab_size=12, network=NETWORK, num_types=0)
+    plain = BERT(vocab_size=12, network=NETWORK, num_types=0, optimizer=MODEL.optimizer)
     shapes = jax.eval_shape(plain.init, jax.random.key(0), batch).params
     for name in ("embedding", "stack"):
         jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), shapes[name], state.params[name])
