@@ -103,12 +103,13 @@ def configured(model: Any, folder: str | Path) -> Any:
     """
     architecture = architecture_of(config := read_config(folder))
     theirs = architecture.read(config, safetensors.read_folder(Path(folder).expanduser()))
-    if not isinstance(model, architecture.model) and not isinstance(theirs, type(model)):
+    fitting = isinstance(model, (architecture.model, *architecture.others)) or isinstance(theirs, type(model))
+    if not fitting:
         raise UnsupportedError(
             f"{folder} is a checkpoint of {config['model_type']}, a {architecture.model.__name__}, and the experiment's "
             f"model is a {type(model).__name__}"
         )
-    changes = {name: getattr(theirs, name) for name in architecture.fields}
+    changes = {name: getattr(theirs, name) for name in architecture.fields if hasattr(model, name)}
     for name in {"network", "encoder", "decoder"} & set(changes):
         own = {field: getattr(getattr(model, name), field) for field in ("remat", "scan_layers")}
         changes[name] = dataclasses.replace(changes[name], **own)

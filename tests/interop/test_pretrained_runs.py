@@ -111,6 +111,18 @@ def test_added_words_get_the_mean_and_old_rows_stay(tmp_path):
         np.testing.assert_allclose(own[size:], np.broadcast_to(old.mean(0), (8, 8)), atol=1e-6)
 
 
+def test_a_decoder_gets_a_head(tmp_path):
+    theirs, _ = folders.write(folders.gpt2, tmp_path)
+    build = config.find_experiment("gpt_sentiment").build()
+    changes = {"model.pretrained": str(tmp_path), "model.lora": None, "data.sequence_length": 24}
+    model = resolve(config.apply_overrides(build, changes)).model
+    new = model.init(jax.random.key(0), {"tokens": np.zeros((1, 3), int)}).params
+    kernel = np.array(new["heads"]["classes"]["kernel"])
+    loaded = model.pretrained_params(new)
+    np.testing.assert_array_equal(loaded["heads"]["classes"]["kernel"], kernel)
+    np.testing.assert_array_equal(loaded["embedding"]["token"]["embedding"], theirs.transformer.wte.weight.detach())
+
+
 def test_the_extended_tokenizer_goes_back_to_transformers(tmp_path):
     folders.write(folders.gpt2, tmp_path)
     text = tmp_path / "text.txt"

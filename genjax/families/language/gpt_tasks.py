@@ -6,6 +6,8 @@ Token labels and spans read every h_t.  The tasks are those of encoder_tasks.py,
 network's parameters have the paths of `GPT`, so that a run starts from one that was trained on text:
 
     --training.init_from=RUN --training.init_prefix=embedding,stack
+
+and from a checkpoint of another library as `GPT` does, by --model.pretrained=FOLDER.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import jax.numpy as jnp
 
 from genjax.families.language.encoder_tasks import Classification, Heads, Outputs, Task, Vocabulary, token_mask
 from genjax.families.language.fine_tuning import FineTuned
+from genjax.families.language.pretrained import FromPretrained
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys
 from genjax.nn.adaptation import LoRA
 from genjax.nn.tokens import summarize
@@ -49,7 +52,7 @@ class CausalTaskNetwork(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GPTForTask(FineTuned):
+class GPTForTask(FromPretrained, FineTuned):
     """Decoder-only transformer with the head of a task.
 
     Attributes:
@@ -59,6 +62,7 @@ class GPTForTask(FineTuned):
       task: what is learned: classification, token_classification or span_extraction.
       lora: train low-rank updates of the linear maps and the head, and nothing else, or None.
       frozen: paths of parameters that are not trained, by their beginning, as in embedding or stack/layer_0.
+      pretrained: folder of a checkpoint of the library transformers to start from, which then gives the sizes, or None.
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
       optimizer: learning rule.
     """
@@ -70,6 +74,7 @@ class GPTForTask(FineTuned):
     lora: LoRA | None = None
     frozen: tuple[str, ...] = ()
     compute_dtype: str = "float32"
+    pretrained: str | None = None
     optimizer: Optimizer = AdamW(learning_rate=3e-4, weight_decay=0.01, clip_norm=1.0, schedule=Linear(warmup_steps=50))
 
     @property

@@ -25,6 +25,7 @@ class Architecture:
     Attributes:
       model_type: its name in config.json.
       model: class of our model.
+      others: classes with the same body and other heads, which start from such checkpoints too.
       read: configuration, and the names of the tensors, to model.
       write: model to configuration, with `architectures`.
       bind: model to the names of its tensors.
@@ -43,6 +44,7 @@ class Architecture:
     read: Callable[[Config, Collection[str]], Any]
     write: Callable[[Any], dict[str, Any]]
     bind: Callable[[Any], Bindings]
+    others: tuple[type, ...] = ()
     prefix: str = ""
     buffers: str = r"(?!)"
     copies: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from genjax.families.language.gpt import GPT, gpt2_network, llama_network
+from genjax.families.language.gpt_tasks import GPTForTask
 from genjax.interop.architectures.base import (
     THEIR_ACTIVATIONS,
     Architecture,
@@ -253,6 +254,8 @@ def _llama_bindings(model: GPT) -> Bindings:
     return merge(*parts)
 
 
+#: What their classes for tasks have above the body.
+_HEADS = r"score\.|classifier\.|qa_outputs\."
 _FIELDS = ("network", "vocab_size", "tie_embeddings", "start_token", "end_token")
 
 ARCHITECTURES = (
@@ -262,10 +265,13 @@ ARCHITECTURES = (
         read=_read_gpt2,
         write=_write_gpt2,
         bind=_gpt2_bindings,
+        others=(GPTForTask,),
         prefix="transformer.",
         # Older files hold the causal mask, and a copy of the tied embeddings.
         buffers=r"\.attn\.(masked_)?bias$",
         copies=("lm_head.weight",),
+        heads=_HEADS,
+        head_paths=("heads/",),
         fields=_FIELDS,
         writes=_is_gpt2,
     ),
@@ -276,9 +282,12 @@ ARCHITECTURES = (
             read=_reader(kind),
             write=_writer(kind),
             bind=_llama_bindings,
+            others=(GPTForTask,),
             prefix="model.",
             buffers=r"rotary_emb\.inv_freq$",
             copies=("lm_head.weight",),
+            heads=_HEADS,
+            head_paths=("heads/",),
             fields=_FIELDS,
             writes=lambda model, kind=kind: _kind(model) == kind,
         )
