@@ -1,4 +1,4 @@
-"""Bidirectional encoders: pre-training by masking and by finding replaced tokens, further pre-training on another text, and heads for tasks."""
+"""Bidirectional encoders: pre-training by masking or by finding replaced tokens, on to other text, and heads for tasks."""
 
 from genjax.config import register
 from genjax.data import EncoderText, LabelledText, LabelledTokens, QuestionAnswering

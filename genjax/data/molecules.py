@@ -107,6 +107,21 @@ class Molecules(Data):
         path = Path(workdir) / TOKENIZER_FILE
         return dataclasses.replace(self, tokenizer_file=str(path)) if path.is_file() else self
 
+    def starting_from(self, folder: str | Path) -> Molecules:
+        """The same data with the tokenizer of a checkpoint.
+
+        Raises:
+          DataError: `tokenizer_file` is another one.
+        """
+        file = Path(folder).expanduser() / TOKENIZER_FILE
+        if self.tokenizer_file is None or not file.is_file():
+            return self.beside(file.parent)
+        if self.make_tokenizer().pieces != read_tokenizer(file).pieces:
+            raise DataError(
+                f"{self.tokenizer_file} does not belong to the checkpoint {folder}; leave data.tokenizer_file out"
+            )
+        return self
+
     def transform(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         tokens = batch["tokens"].astype(jnp.int32)
         # The end token counts once.

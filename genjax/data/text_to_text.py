@@ -20,8 +20,8 @@ _HELD_OUT_SIZES = {"validation": 1200, "test": 3000}
 class TextToText(DelimitedText):
     """Sources `source` int32 [B, S] with `source_mask`, and `tokens` [B, T + 1] with `mask`: start, target, end.
 
-    A source ends with the separator, and has around it what a checkpoint's tokenizer puts there, as has a target.  Training pairs that do not fit are left out; those of other splits are cut, and
-    `references` stay whole.
+    Sources and targets end with the separator; around them is what a checkpoint's tokenizer puts there.  Training pairs that
+    do not fit are left out; those of other splits are cut, and `references` stay whole.
 
     Attributes:
       name: mixture, made tasks whose answers a program checks; files, sentences line by line in data.dir/SPLIT.LANGUAGE,

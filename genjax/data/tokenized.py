@@ -50,6 +50,11 @@ class TokenizedData(Data):
     tokenizer_file: str | None = None
     added_tokens: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.added_tokens < 0:
+            raise DataError(f"data.added_tokens={self.added_tokens} must not be negative")
+
     @abc.abstractmethod
     def documents(self, split: str) -> list[str]:
         """The texts of a split."""
@@ -96,6 +101,8 @@ class TokenizedData(Data):
             if file.is_file():
                 _check_begins_with(self, self.with_tokenizer(file), folder)
             return self
+        if not file.parent.is_dir():
+            raise DataError(f"{folder}, which the model shall start from, is not a folder")
         if not file.is_file():
             raise DataError(
                 f"{folder} has no {TOKENIZER_FILE}; give the tokenizer of its model: --data.tokenizer_file=FILE"

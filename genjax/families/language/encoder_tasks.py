@@ -399,10 +399,10 @@ class SpanExtraction(Task):
 class SentenceEmbedding(Task):
     """Mean-pooled sentence embeddings by contrast (SimCSE, Gao et al. 2021, eq. 1 and 4; pooling as in Reimers & Gurevych 2019).
 
-    Two texts that belong together stand in one example: `tokens` and `mask`, and `tokens_pair` and `mask_pair` (or `source`
-    and `source_mask` of pairs of texts).  Without the pair, a text is its own partner and dropout makes the difference, so `network.dropout` must then not be 0.  The
-    other examples of the batch are the negatives, so that the loss depends on the batch (and on its part, under
-    accumulation and `pmap`).
+    Two texts that belong together stand in one example: `tokens` and `mask`, and `tokens_pair` and `mask_pair` (or, of sets
+    of pairs, `source` and `source_mask`).  Without the pair, a text is its own partner and dropout makes the difference, so
+    `network.dropout` must then not be 0.  The other examples of the batch are the negatives, so that the loss depends on
+    the batch (and on its part, under accumulation and `pmap`).
 
     Attributes:
       temperature: of the cosine similarities.
@@ -414,14 +414,13 @@ class SentenceEmbedding(Task):
         """Puts partners below each other, [2 B, T]."""
         del keys, vocabulary
         rows, masks = [batch["tokens"]], [token_mask(batch)]
-        for name in ("tokens_pair", "source", "tokens"):
-            if name in batch:
-                rows.append(batch[name])
-                masks.append(batch.get(name.replace("tokens", "mask").replace("source", "source_mask"), masks[0]))
-                break
+        names = (("tokens_pair", "mask_pair"), ("source", "source_mask"), ("tokens", "mask"))
+        tokens, mask = next(pair for pair in names if pair[0] in batch)
+        rows.append(batch[tokens])
+        masks.append(batch[mask].astype(bool) if mask in batch else jnp.ones(rows[1].shape, bool))
         length = max(row.shape[1] for row in rows)
         wide = lambda arrays: [jnp.pad(a, ((0, 0), (0, length - a.shape[1]))) for a in arrays]  # noqa: E731
-        return {"tokens": jnp.concatenate(wide(rows)), "mask": jnp.concatenate(wide(masks)).astype(bool)}
+        return {"tokens": jnp.concatenate(wide(rows)), "mask": jnp.concatenate(wide(masks))}
 
     def outputs(self, heads, embedding, hidden, pooled, batch, keys) -> Outputs:
         """`embedding` [B, C] of length 1."""
