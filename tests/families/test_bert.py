@@ -149,14 +149,15 @@ def test_contrast_pulls_partners_together(batch):
     # Partners of another length, as sets of pairs have them: the loss is that of the rows one by one.
     texts = {"tokens": pairs["tokens"][:3], "mask": pairs["mask"][:3]}
     texts |= {"source": pairs["tokens"][:3, :5], "source_mask": pairs["mask"][:3, :5].at[:, 3:].set(False)}
-    rows = [plain.features(state, {name: texts[name][i : i + 1] for name in ("tokens", "mask")})[0] for i in range(3)]
+    features = jax.jit(plain.features)
+    rows = [features(state, {name: texts[name][i : i + 1] for name in ("tokens", "mask")})[0] for i in range(3)]
     first = [np.asarray(row)[np.asarray(real)].mean(0) for row, real in zip(rows, texts["mask"])]
-    rows = [plain.features(state, {"tokens": texts["source"][i : i + 1, :3]})[0] for i in range(3)]
+    rows = [features(state, {"tokens": texts["source"][i : i + 1, :3]})[0] for i in range(3)]
     second = [np.asarray(row).mean(0) for row in rows]
     unit = lambda vectors: np.stack([v / np.sqrt((v**2).sum()) for v in vectors])  # noqa: E731
     similar = unit(first) @ unit(second).T / 0.05
     expected = np.mean(np.log(np.exp(similar).sum(1)) - np.diagonal(similar))
-    np.testing.assert_allclose(plain.loss(state.params, texts, jax.random.key(0))[0], expected, rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(plain.loss)(state.params, texts, jax.random.key(0))[0], expected, rtol=1e-4)
 
 
 def test_bad_settings_are_one_clear_sentence(batch):
