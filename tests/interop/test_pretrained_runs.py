@@ -15,6 +15,7 @@ from genjax.data import EncoderText, Text
 from genjax.data.base import DataError
 from genjax.data.tokenization import read_tokenizer, train_tokenizer
 from genjax.interop.huggingface import save_pretrained
+from genjax.nn.tokens import with_more_tokens
 from genjax.training import resolve, train
 
 SHORT = {
@@ -105,12 +106,13 @@ def test_added_words_get_the_mean_and_old_rows_stay(tmp_path):
     # The table has room for four of them.
     new = grown.model.init(jax.random.key(0), {"source": np.zeros((1, 2), int), "tokens": np.zeros((1, 2), int)}).params
     loaded = grown.model.pretrained_params(new)
-    tables = {"token": theirs.shared.weight, "head": theirs.lm_head.weight}
-    for name, table in tables.items():
-        own, old = np.asarray(next(iter(loaded[name].values()))), table.detach().numpy()
-        own = own.T if name == "head" else own
-        np.testing.assert_array_equal(own[:size], old)
-        np.testing.assert_allclose(own[size:], np.broadcast_to(old.mean(0), (8, 8)), atol=1e-6)
+    own, old = np.asarray(loaded["token"]["embedding"]), theirs.shared.weight.detach().numpy()
+    np.testing.assert_array_equal(own[:size], old)
+    np.testing.assert_allclose(own[size:], np.broadcast_to(old.mean(0), (8, 8)), atol=1e-6)
+    # An output map of its own grows along its last axis; sentinels stay the last tokens.
+    kernel = np.arange(10.0, dtype=np.float32).reshape(2, 5)
+    columns = with_more_tokens(kernel, (2, 7), num_last=1)
+    np.testing.assert_array_equal(columns, np.concatenate([kernel[:, :4], [[2, 2], [7, 7]], kernel[:, 4:]], axis=1))
 
 
 def test_a_decoder_gets_a_head(tmp_path):
