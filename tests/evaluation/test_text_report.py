@@ -99,7 +99,7 @@ def test_a_vocabulary_grows_for_another_text_and_both_perplexities_are_stated(tm
 
 def test_spans_and_entities_are_read_from_heads(tmp_path):
     scores = text_measures.span_scores(run_of("bert_questions", tmp_path / "spans"), "test")
-    assert set(scores) == {"exact_match", "f1"}
+    assert set(scores) == {"num_questions", "exact_match", "f1"}
     scores = text_measures.entity_scores(run_of("bert_entities", tmp_path / "tags"), "test")
     assert 0 <= scores["f1"] <= 100 and "f1_PER" in scores
 
