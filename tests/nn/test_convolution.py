@@ -40,6 +40,19 @@ def test_upsample_is_the_transpose_of_downsample():
     np.testing.assert_allclose(down, up, rtol=1e-5)
 
 
+@pytest.mark.parametrize("matrix_products", [True, False])
+def test_repeated_pixels_are_convolved_without_being_repeated(matrix_products):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel = jax.random.normal(keys[0], (2, 4, 3, 2)), jax.random.normal(keys[1], (3, 3, 2, 5))
+    plain = lambda x, k: convolution.convolve(x.repeat(2, 1).repeat(2, 2), k, False)  # noqa: E731
+    ours, ours_vjp = jax.vjp(lambda x, k: convolution.repeat_and_convolve(x, k, matrix_products), x, kernel)
+    theirs, theirs_vjp = jax.vjp(plain, x, kernel)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    cotangent = jax.random.normal(keys[2], ours.shape)
+    for a, b in zip(ours_vjp(cotangent), theirs_vjp(cotangent)):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
 @pytest.mark.parametrize("num_residual_blocks", [0, 1])
 def test_convolutional_networks_have_the_shapes_they_promise(num_residual_blocks):
     network = ConvNetwork(channels=(2, 3), num_residual_blocks=num_residual_blocks, hidden_dims=(4,))
