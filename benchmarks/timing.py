@@ -22,7 +22,10 @@ def training_steps(model: Any, batch: dict[str, np.ndarray], steps_per_dispatch:
         def step(state, _):
             return model.train_step(state, arrays, jax.random.fold_in(key, state.step))
 
-        return jax.lax.scan(step, state, None, length=steps_per_dispatch)
+        # Like the engine: XLA on CPU compiles gradients of convolutions badly inside of a scan, even one of a single step.
+        return (
+            step(state, None) if steps_per_dispatch == 1 else jax.lax.scan(step, state, None, length=steps_per_dispatch)
+        )
 
     compiled = jax.jit(dispatch, donate_argnums=0)
 
@@ -30,7 +33,7 @@ def training_steps(model: Any, batch: dict[str, np.ndarray], steps_per_dispatch:
         nonlocal state
         for _ in range(count // steps_per_dispatch):
             state, metrics = compiled(state, arrays)
-        return float(metrics["loss"][-1])
+        return float(jnp.ravel(metrics["loss"])[-1])
 
     return run
 
