@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from genjax.families.diffusion import flow_matching, samplers
 from genjax.families.diffusion.ddpm import DDPM, bound_strata, discretized_gaussian_log_prob
@@ -18,7 +20,7 @@ from genjax.families.diffusion.networks import ResidualMLP
 from genjax.families.diffusion.processes import Discrete, Straight, VariancePreserving
 from genjax.families.diffusion.samplers import Estimate
 from genjax.families.diffusion.score_sde import ScoreSDE
-from genjax.families.diffusion.unet import UNet
+from genjax.families.diffusion.unet import GroupNorm, UNet, num_groups_for
 from genjax.optimizers import Adam
 
 MLP = ResidualMLP(hidden_dim=32, num_blocks=2)
@@ -117,6 +119,26 @@ def test_networks_take_every_condition_and_reach_every_parameter(name):
     else:
         samples = jax.jit(lambda s, k: model.sample(s, k, 4, **conditions))(state, keys[0])
         assert samples.shape == (4, *shape) and np.isfinite(samples).all()
+
+
+def test_group_norm_equals_that_of_flax_and_its_gradients():
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = 3.0 + jax.random.normal(keys[0], (2, 4, 3, 12))
+    params = {"scale": jax.random.normal(keys[1], (12,)), "bias": jnp.arange(12.0)}
+    scale, shift = jax.random.normal(keys[2], (2, 2, 12))
+
+    def theirs(params, x, scale, shift):
+        y = nn.GroupNorm(num_groups=3).apply({"params": params}, x)
+        return y * (1.0 + scale[:, None, None]) + shift[:, None, None]
+
+    ours = lambda params, *rest: GroupNorm(num_groups=3).apply({"params": params}, *rest)  # noqa: E731
+    assert [num_groups_for(c, 8) for c in (2, 12, 32, 64)] == [1, 3, 8, 8]
+    y, gradients = jax.vjp(ours, params, x, scale, shift)
+    expected, expected_gradients = jax.vjp(theirs, params, x, scale, shift)
+    np.testing.assert_allclose(y, expected, atol=1e-4)
+    cotangent = jax.random.normal(keys[3], x.shape)
+    for a, b in zip(jax.tree.leaves(gradients(cotangent)), jax.tree.leaves(expected_gradients(cotangent))):
+        np.testing.assert_allclose(a, b, atol=1e-3)
 
 
 def test_patches_put_together_are_the_data():
@@ -226,6 +248,34 @@ def test_guidance_is_the_same_in_every_target():
     np.testing.assert_allclose(epsilon(guided), expected, rtol=1e-5)
 
 
+def test_guidance_rescales_to_the_deviation_of_the_conditional_and_rests_outside_its_interval():
+    keys = jax.random.split(jax.random.key(0))
+    conditional, unconditional = (jax.random.normal(k, (3, 5)) for k in keys)
+    guidance = Guidance(scale=2.0, start=0.2, stop=0.6, rescale=1.0)
+    guided = guidance.combine(conditional, unconditional, jnp.array(3.0), 10.0)
+    np.testing.assert_allclose(guided.std(1), conditional.std(1), rtol=1e-5)
+    plain = dataclasses.replace(guidance, rescale=0.0).combine(conditional, unconditional, jnp.array(3.0), 10.0)
+    ratio = plain.std(1, keepdims=True) / conditional.std(1, keepdims=True)
+    np.testing.assert_allclose(guided * ratio, plain, rtol=1e-5)
+    half = dataclasses.replace(guidance, rescale=0.5).combine(conditional, unconditional, jnp.array(3.0), 10.0)
+    np.testing.assert_allclose(half, 0.5 * (guided + plain), rtol=1e-5)
+    for t in (1.0, 7.0):
+        np.testing.assert_allclose(
+            guidance.combine(conditional, unconditional, jnp.array(t), 10.0), conditional, rtol=1e-6
+        )
+
+
+def test_the_same_latents_give_the_same_samples_on_one_device_and_on_eight(conditional):
+    model, state = conditional
+    churned = dataclasses.replace(model, sampler=samplers.Heun(num_steps=10, churn=5.0))
+    sharded = NamedSharding(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,)), PartitionSpec("data"))
+    draw = lambda state, key: churned.sample(state, key, 16)  # noqa: E731
+    one = jax.jit(draw)(state, jax.random.key(0))
+    eight = jax.jit(draw, out_shardings=sharded)(state, jax.random.key(0))
+    assert len(eight.sharding.device_set) == 8
+    np.testing.assert_allclose(one, eight, atol=1e-5)
+
+
 def test_classifier_guidance_samples_the_posterior_of_a_gaussian():
     process = VariancePreserving()
     prior = lambda z, t, x0: Estimate(process.alpha(t) * z / (process.alpha(t) ** 2 + process.sigma(t) ** 2))  # noqa: E731
@@ -301,7 +351,14 @@ def test_bad_requests_are_refused(conditional):
         model.sample(state, jax.random.key(0), 2, label=jnp.array([0, 1, 1]))
     with pytest.raises(ValueError, match="not conditional on image"):
         model.sample(state, jax.random.key(0), 2, image=jnp.ones((2, 2)))
+    # What entry points ask before they compile, as traced labels have no values.
+    model.check_labels(jnp.array([0, 1, 2]))
+    for label in (-1, 3):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            model.check_labels(np.array([label]))
     plain = EDM(data_shape=(2,), network=MLP)
+    with pytest.raises(ValueError, match="not conditional on classes"):
+        plain.check_labels(jnp.array([0, 1]))
     with pytest.raises(ValueError, match="not conditional on classes"):
         plain.sample(state, jax.random.key(0), 2, label=jnp.array([0, 1]))
     with pytest.raises(ValueError, match="data_shape is"):

@@ -314,25 +314,32 @@ class Diffusion:
         z = process.prior_scale * jax.random.normal(noise_key, (num_samples, *self.data_shape))
         return self.sampler.run(self.denoiser(state.eval_params, condition), process, z, step_key, trajectory)
 
+    def check_labels(self, label: Array) -> None:
+        """Refuses labels outside of the classes; `num_classes` itself stands for no class.
+
+        Raises:
+          ValueError: the model is not conditional on classes, or there is no such class.
+        """
+        if "label" not in self.condition_on:
+            raise ValueError("the model is not conditional on classes; train it with condition_on=label")
+        if isinstance(label, jax.core.Tracer):
+            return
+        # In numpy, as jnp's answer would be traced where the caller is compiled.
+        label = np.asarray(label)
+        if label.size and (int(label.min()) < 0 or int(label.max()) > self.num_classes):
+            raise ValueError(f"labels must lie between 0 and {self.num_classes - 1} ({self.num_classes} for no class)")
+
     def sampling_condition(self, num_samples: int, label: Array | None, given: Condition) -> dict[str, Array]:
         """Checks what `sample` is given and completes it."""
         for name in given:
             if name not in (*self.condition_on, "context_mask"):
                 raise ValueError(f"the model is not conditional on {name}; condition_on={','.join(self.condition_on)}")
         condition = dict(given)
+        if label is not None:
+            self.check_labels(label)
         if "label" in self.condition_on:
-            if label is None:
-                label = jnp.arange(num_samples) % self.num_classes
-            elif not isinstance(label, jax.core.Tracer):
-                # In numpy, as jnp's answer would be traced where the caller is compiled.
-                label = np.asarray(label)
-                if label.size and (int(label.min()) < 0 or int(label.max()) > self.num_classes):
-                    raise ValueError(
-                        f"labels must lie between 0 and {self.num_classes - 1} ({self.num_classes} for no class)"
-                    )
+            label = jnp.arange(num_samples) % self.num_classes if label is None else label
             condition["label"] = jnp.asarray(label, jnp.int32)
-        elif label is not None:
-            raise ValueError("the model is not conditional on classes; train it with condition_on=label")
         if "image" in self.condition_on and "image" not in condition:
             condition["image"] = jnp.zeros((num_samples, *self.image_shape()))
         for name in ("vector", "context"):

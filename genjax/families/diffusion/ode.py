@@ -49,7 +49,7 @@ def solve_adaptive(
     """Integrates dy / dt = slope(y, t) for all examples of y [B, ...] with common steps.
 
     Returns:
-      y at t_end, and the number of evaluations of the slope; nan where `max_steps` were not enough.
+      y at t_end, and the number of evaluations of the slope; infinity where `max_steps` were not enough.
     """
     direction = 1.0 if t_end > t_start else -1.0
 
