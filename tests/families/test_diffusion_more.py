@@ -205,6 +205,31 @@ class TaughtByTheTruth(ConsistencyDistillation):
         return MEAN + gain * (z - MEAN)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IdealStudent(TaughtByTheTruth):
+    """A student that follows the teacher's steps down to the smallest level, `stretch` times as far."""
+
+    stretch: float = 1.0
+
+    def estimate(self, params, z, t, condition, x0_before=None, dropout_keys=None):
+        levels = self._level(jnp.arange(self.num_distillation_levels), float(self.num_distillation_levels))
+        start = z
+        for low, high in zip(levels[-2::-1], levels[:0:-1]):
+            step = self.teacher_step(None, z, jnp.full_like(t, high), jnp.full_like(t, low), {})
+            z = jnp.where((t > 0.5 * (low + high))[:, None], step, z)
+        return Estimate(start + self.stretch * (z - start))
+
+
+def test_distillation_is_perfect_for_the_map_that_the_teachers_steps_compose_to_and_for_no_other():
+    ideal = IdealStudent(data_shape=(1,), network=MLP, num_distillation_levels=12, process=Karras(t_max=10.0))
+    batch = {"x": MEAN + SCALE * jax.random.normal(jax.random.key(0), (256, 1))}
+    loss = jax.jit(
+        lambda model, key: model._pair_losses({}, batch, key, 0, training=False, teacher={}), static_argnums=0
+    )
+    assert float(loss(ideal, jax.random.key(1)).max()) < 1e-5
+    assert float(loss(dataclasses.replace(ideal, stretch=0.99), jax.random.key(1)).mean()) > 1e-3
+
+
 def exact_path(z, high, low):
     """Where the ODE leads from z at one level to another."""
     return MEAN + (z - MEAN) * np.sqrt((SCALE**2 + low**2) / (SCALE**2 + high**2))
