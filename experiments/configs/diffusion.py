@@ -177,7 +177,7 @@ def edm_digits() -> Experiment:
     python -m experiments.train --experiment=edm_digits --workdir=runs/edm_digits
     python -m experiments.sample --workdir=runs/edm_digits --model.guidance.scale=1 --label=3
 
-    About three minutes on two CPU cores.
+    About six minutes on two CPU cores.
     """
     return Experiment(
         model=EDM(
@@ -319,7 +319,7 @@ def vdm_digits() -> Experiment:
 
     python -m experiments.train --experiment=vdm_digits --workdir=runs/vdm_digits
 
-    About three minutes on two CPU cores.
+    About six minutes on two CPU cores.
     """
     return Experiment(
         model=VDM(
