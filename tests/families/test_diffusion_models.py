@@ -20,7 +20,7 @@ from genjax.families.diffusion.networks import ResidualMLP
 from genjax.families.diffusion.processes import Discrete, Straight, VariancePreserving
 from genjax.families.diffusion.samplers import Estimate
 from genjax.families.diffusion.score_sde import ScoreSDE
-from genjax.families.diffusion.unet import GroupNorm, UNet, num_groups_for
+from genjax.families.diffusion.unet import Doubling, GroupNorm, UNet, num_groups_for
 from genjax.optimizers import Adam
 
 MLP = ResidualMLP(hidden_dim=32, num_blocks=2)
@@ -139,6 +139,13 @@ def test_group_norm_equals_that_of_flax_and_its_gradients():
     cotangent = jax.random.normal(keys[3], x.shape)
     for a, b in zip(jax.tree.leaves(gradients(cotangent)), jax.tree.leaves(expected_gradients(cotangent))):
         np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+def test_doubling_is_a_convolution_of_repeated_pixels_with_the_same_parameters():
+    x = jax.random.normal(jax.random.key(0), (1, 2, 3, 4))
+    y, variables = Doubling(jnp.float32).init_with_output(jax.random.key(1), x)
+    expected = nn.Conv(4, (3, 3)).apply(variables, x.repeat(2, 1).repeat(2, 2))
+    np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
 def test_patches_put_together_are_the_data():

@@ -150,7 +150,7 @@ def _over_space(embedding: Array, x: Array) -> Array:
     return embedding.reshape(embedding.shape[0], *(1,) * (x.ndim - 2), embedding.shape[-1])
 
 
-class _Doubling(nn.Module):
+class Doubling(nn.Module):
     """A 3 x 3 `nn.Conv` of pictures with every place repeated, [B, H, W, C] to [B, 2H, 2W, C]."""
 
     dtype: Any
@@ -297,7 +297,7 @@ class _UNet(nn.Module):
         """Repeats every place, cuts what an odd size has too much, and convolves."""
         places, doubled = like.shape[1:-1], tuple(2 * n for n in x.shape[1:-1])
         if self.config.resample_convolution and len(places) == 2 and places == doubled:
-            return _Doubling(self.dtype, name=name)(x)
+            return Doubling(self.dtype, name=name)(x)
         for axis in range(1, x.ndim - 1):
             x = jnp.repeat(x, 2, axis=axis)
         x = x[(slice(None), *(slice(0, n) for n in places))]
