@@ -138,7 +138,7 @@ def _fine_tuned(task: Task, data: LabelledText | LabelledTokens | QuestionAnswer
 @register(
     "bert_sentiment",
     source="Devlin et al. 2019, section 4.1, on made reviews with negations",
-    expected="test accuracy >= 0.99",
+    expected="aim: test accuracy >= 0.99; 0.914 after these 1000 steps",
     shrunk={**_TINY, "data.sequence_length": 48},
 )
 def bert_sentiment() -> Experiment:
