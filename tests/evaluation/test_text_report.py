@@ -52,9 +52,14 @@ def test_answers_are_held_against_references(tmp_path):
     }
 
 
-def test_masked_tokens_pairs_of_sentences_and_further_training(tmp_path):
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    return run_of("bert_embedded", tmp_path_factory.mktemp("first"))
+
+
+def test_masked_tokens_pairs_of_sentences_and_further_training(first, tmp_path):
     pytest.importorskip("sacrebleu")
-    run = run_of("bert_embedded", tmp_path / "first")
+    run = first
     scores = text_measures.masked_scores(run, "test", 2)
     # A model that has learnt nothing spreads over all tokens, which an n-gram does not.
     assert scores["masked_nll_per_token"] == pytest.approx(np.log(run.model.vocab_size), abs=0.3)
@@ -64,20 +69,19 @@ def test_masked_tokens_pairs_of_sentences_and_further_training(tmp_path):
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("He is kind.\tShe is kind.\tgender\n")
     assert text_measures.bias_scores(run, str(pairs))["prefers_first"] in (0.0, 100.0)
-    scores = text_measures.adaptation_scores(run, str(tmp_path / "first"), None)
+    scores = text_measures.adaptation_scores(run, str(run.workdir), None)
     assert scores["per"] == "token" and scores["before_new_text"] > 1
     assert scores["gained_on_new_text"] == scores["forgotten_of_old_text"] == 0.0
     with pytest.raises(config.ConfigError, match="does not write answers"):
         text_measures.answer_scores(run, "test")
 
 
-def test_a_vocabulary_grows_for_another_text_and_both_perplexities_are_stated(tmp_path):
-    first = run_of("bert_embedded", tmp_path / "first")
+def test_a_vocabulary_grows_for_another_text_and_both_perplexities_are_stated(first, tmp_path):
     text = tmp_path / "new.txt"
     text.write_text("ein anderer Text über Bäume, Vögel und Füße; " * 100)
     second = run_of(
         "bert_embedded", tmp_path / "second", data__name="file", data__dir=str(text), data__added_tokens=8,
-        training__init_from=str(tmp_path / "first"), model__optimizer="sgd", model__optimizer__learning_rate=0.0,
+        training__init_from=str(first.workdir), model__optimizer="sgd", model__optimizer__learning_rate=0.0,
     )  # fmt: skip
     old, new = first.model.vocab_size, second.model.vocab_size
     pieces = second.experiment.data.make_tokenizer().pieces
@@ -91,7 +95,7 @@ def test_a_vocabulary_grows_for_another_text_and_both_perplexities_are_stated(tm
     table = np.asarray(before["embedding/token/embedding"])
     rows = np.asarray(after["embedding/token/embedding"])[old:]
     np.testing.assert_allclose(rows, np.broadcast_to(table.mean(0), rows.shape), atol=1e-6)
-    scores = text_measures.adaptation_scores(second, str(tmp_path / "first"), None)
+    scores = text_measures.adaptation_scores(second, str(first.workdir), None)
     # The old tokenizer has no characters for the new text.
     assert scores["per"] == "character" and scores["before_new_text"] == np.inf and scores["gained_on_new_text"] == 1.0
     assert 1 < scores["after_new_text"] < 500 and abs(scores["forgotten_of_old_text"]) < 0.5
