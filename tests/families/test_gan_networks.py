@@ -13,6 +13,7 @@ from genjax.families.gan.gan import GAN
 from genjax.families.gan.layers import BatchNorm, Convolution, largest_singular_value
 from genjax.families.gan.networks import times_halved
 from genjax.families.gan.sngan import SNGANNetwork
+from genjax.families.gan.turns import shares_of
 from genjax.nn.convolution import downsample
 from genjax.nn.encoder_decoder import MLPNetwork
 from genjax.optimizers import SGD
@@ -125,21 +126,35 @@ def test_several_discriminator_steps_inside_one_call_equal_as_many_calls():
     for i in (1, 2, 3):
         apart, critic_metrics = critic(apart, BATCH, jax.random.fold_in(key, i))
     apart, generator_metrics = jax.jit(model.generator_update)(apart, BATCH, jax.random.fold_in(key, 0))
-    # Beside the parameters, the statistics that belong to them are averaged: at the first step with weight .1.
-    averaged, extra = together.extra["averaged_generator"], {**together.extra, "averaged_generator": None}
-    expected = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, start.extra["generator"], extra["generator"])
-    for a, b in zip(jax.tree.leaves(averaged), jax.tree.leaves(expected)):
-        np.testing.assert_allclose(a, b, rtol=1e-5)
-    assert model.generator_variables(together) is averaged
+    assert model.generator_variables(together) is together.extra["averaged_generator"]
+    extra = {**together.extra, "averaged_generator": None}
     apart = apart.replace(extra={**apart.extra, "averaged_generator": None})
     for a, b in zip(jax.tree.leaves((together.params, extra)), jax.tree.leaves((apart.params, apart.extra))):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(metrics["loss"], generator_metrics["loss"], rtol=1e-5)
     np.testing.assert_allclose(metrics["discriminator_loss"], critic_metrics["discriminator_loss"], rtol=1e-5)
-    fresh = dataclasses.replace(model, fresh_examples=True)
-    assert [leaf.shape[:2] for leaf in jax.tree.leaves(fresh._shares(BATCH))] == [(3, 2), (3, 2)]
+    assert [leaf.shape[:2] for leaf in jax.tree.leaves(shares_of(BATCH, 3, fresh=True))] == [(3, 2), (3, 2)]
     with pytest.raises(ValueError, match="batch_size"):
-        dataclasses.replace(fresh, num_discriminator_steps=4)._shares(BATCH)
+        shares_of(BATCH, 4, fresh=True)
+
+
+def test_statistics_of_the_averaged_generator_are_those_of_its_own_pass():
+    slow, fast = SGD(learning_rate=0.05, ema_decay=0.9), SGD(learning_rate=0.1)
+    model = tiny(network=DCGANNetwork(base_channels=4), generator_optimizer=slow, discriminator_optimizer=fast)
+    step = jax.jit(lambda state, i: model.train_step(state, BATCH, jax.random.fold_in(jax.random.key(2), i))[0])
+    state = jax.jit(model.init)(jax.random.key(1), BATCH)
+    for i in range(2):
+        before, state = state, step(state, i)
+    # Of two steps the first renewed them: .9 of the start and .1 of the moments of 6 latents under the averaged parameters.
+    for a, b in zip(
+        jax.tree.leaves(state.extra["averaged_generator"]), jax.tree.leaves(before.extra["averaged_generator"])
+    ):
+        np.testing.assert_array_equal(a, b)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(2), 0), 2)
+    start = jax.jit(model.init)(jax.random.key(1), BATCH).extra["generator"]
+    _, expected = jax.jit(model._fake)(before.ema_params["generator"], start, BATCH, key)
+    for a, b in zip(jax.tree.leaves(state.extra["averaged_generator"]), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_each_conditioning_trains_and_samples_the_classes_asked_for():

@@ -32,6 +32,7 @@ from genjax.families.gan.objectives import (
     generator_objective,
     squared_gradient_norm,
 )
+from genjax.families.gan.turns import shares_of
 from genjax.model import (
     Array,
     Batch,
@@ -183,7 +184,7 @@ class GAN:
         return TrainState.create(params, optimizers, extra)
 
     def generator_variables(self, state: TrainState) -> PyTree:
-        """Running statistics that belong to the generator's `eval_params`: averaged ones where parameters are averaged."""
+        """Running statistics that belong to the generator's `eval_params`."""
         return state.extra.get("averaged_generator", state.extra.get("generator", {}))
 
     def generate(
@@ -402,30 +403,26 @@ class GAN:
         """What is added to the generator's loss, its metrics, and the generator's new variables; here nothing."""
         return jnp.zeros(()), {}, variables
 
-    def _shares(self, batch: Batch) -> Batch:
-        """The batch of each update of the discriminator, stacked: [n, B, ...], or [n, B / n, ...] with fresh examples."""
-        count, size = self.num_discriminator_steps, batch_size(batch)
-        if not self.fresh_examples:
-            return jax.tree.map(lambda a: jnp.broadcast_to(a[None], (count, *a.shape)), dict(batch))
-        if size % count:
-            raise ValueError(
-                f"a batch of {size} examples cannot be divided among num_discriminator_steps={count}; "
-                "choose a multiple as data.batch_size"
-            )
-        # Example i goes to share i mod n: every device keeps a part of each.
-        return jax.tree.map(lambda a: a.reshape(size // count, count, *a.shape[1:]).swapaxes(0, 1), dict(batch))
+    def averaged_variables(self, state: TrainState, batch: Batch, key: Array) -> PyTree:
+        """Running statistics of the averaged generator: every fourth step they take in a pass of it over new latents.
+
+        They are not the averages of the generator's own statistics: moments are no linear functions of the parameters.
+        """
+        old = state.extra["averaged_generator"]
+        due = state.step % 4 == 0
+        return jax.lax.cond(due, lambda: self._fake(state.ema_params["generator"], old, batch, key)[1], lambda: old)
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """`num_discriminator_steps` updates of the discriminator and one of the generator.
 
-        The i-th update of the discriminator has the key fold_in(key, i), i from 1, the generator's i = 0.  Metrics are those
-        of the two kinds of updates, `loss` the generator's.
+        The i-th update of the discriminator has the key fold_in(key, i), i from 1, the generator's i = 0, and what follows its
+        moving average one after the last.  Metrics are those of the two kinds of updates, `loss` the generator's.
         """
         if self.num_discriminator_steps == 1:
             state, critic_metrics = self.discriminator_update(state, batch, jax.random.fold_in(key, 1))
             share = batch
         else:
-            shares = self._shares(batch)
+            shares = shares_of(batch, self.num_discriminator_steps, self.fresh_examples)
 
             def body(state, inputs):
                 i, share = inputs
@@ -442,11 +439,11 @@ class GAN:
                 "discriminator": self.discriminator_optimizer.ema_decay,
             }
             ema = {name: ema_update(ema[name], state.params[name], decays[name], state.step) for name in ema}
-        extra = dict(state.extra)
-        if "averaged_generator" in extra:
-            decay = self.generator_optimizer.ema_decay
-            extra["averaged_generator"] = ema_update(extra["averaged_generator"], extra["generator"], decay, state.step)
-        return state.replace(step=state.step + 1, ema_params=ema, extra=extra), {**critic_metrics, **metrics}
+        state = state.replace(ema_params=ema)
+        if "averaged_generator" in state.extra:
+            variables = self.averaged_variables(state, share, jax.random.fold_in(key, self.num_discriminator_steps + 1))
+            state = state.replace(extra={**state.extra, "averaged_generator": variables})
+        return state.replace(step=state.step + 1), {**critic_metrics, **metrics}
 
     # ------------------------------------------------------------------------------------------------------------------
     # Use

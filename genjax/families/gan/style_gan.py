@@ -23,7 +23,7 @@ from flax import linen as nn
 from genjax.families.gan.gan import GAN, Penalty
 from genjax.families.gan.networks import GANNetwork
 from genjax.families.gan.style_layers import STATISTICS, Mapping, truncate
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_mean, example_keys
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_mean, ema_update, example_keys
 from genjax.optimizers import Adam, Optimizer
 
 
@@ -153,6 +153,11 @@ class StyleGAN(GAN):
         value, mean = jax.lax.cond(due, penalty, lambda: (jnp.zeros(()), old_mean))
         variables = {**variables, STATISTICS: {**statistics, "mean_path_length": mean}}
         return value, {"path_length_penalty": value, "mean_path_length": mean}, variables
+
+    def averaged_variables(self, state: TrainState, batch: Batch, key: Array) -> PyTree:
+        """The moving averages of the generator's statistics, which change slowly and are nearly linear in its parameters."""
+        old, new = state.extra["averaged_generator"], state.extra["generator"]
+        return ema_update(old, new, self.generator_optimizer.ema_decay, state.step)
 
     def path_lengths(self, params: PyTree, variables: PyTree, batch: Batch, key: Array) -> Array:
         """|J^T y| of new samples, one for each example, with the mean over layers inside the root, shape [B]."""

@@ -5,7 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from genjax.model import Array, Batch, Metrics, TrainState, ema_update, gradient_update
+import jax
+import jax.numpy as jnp
+
+from genjax.model import Array, Batch, Metrics, TrainState, batch_size, ema_update, gradient_update
+
+
+def shares_of(batch: Batch, count: int, fresh: bool) -> Batch:
+    """The batch of each of `count` updates of one network, stacked.
+
+    Args:
+      batch: arrays [B, ...].
+      count: number of updates n.
+      fresh: whether each takes its own share of the examples, or all of them.
+
+    Returns:
+      Arrays [n, B, ...], or [n, B / n, ...] of fresh examples.
+
+    Raises:
+      ValueError: the batch cannot be divided.
+    """
+    size = batch_size(batch)
+    if not fresh:
+        return jax.tree.map(lambda a: jnp.broadcast_to(a[None], (count, *a.shape)), dict(batch))
+    if size % count:
+        raise ValueError(
+            f"a batch of {size} examples cannot be divided among num_discriminator_steps={count}; "
+            "choose a multiple as data.batch_size"
+        )
+    # Example i goes to share i mod n: every device keeps a part of each.
+    return jax.tree.map(lambda a: a.reshape(size // count, count, *a.shape[1:]).swapaxes(0, 1), dict(batch))
 
 
 class Turns:
