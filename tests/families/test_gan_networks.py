@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genjax.families.gan.augmentation import ADA, DiffAugment
+from genjax.families.gan.augmentation import ADA, DiffAugment, band_filters, filter_bands
 from genjax.families.gan.dcgan import DCGANNetwork
 from genjax.families.gan.gan import GAN
 from genjax.families.gan.layers import BatchNorm, Convolution, largest_singular_value
@@ -224,10 +224,39 @@ def test_diff_augment_is_differentiable_and_moves_what_it_says():
 def test_adaptive_augmentation_does_nothing_at_zero_and_everything_at_one():
     x = jax.random.uniform(jax.random.key(0), (4, 8, 8, 3), minval=-1.0)
     keys = jax.random.split(jax.random.key(1), 4)
-    augment = jax.jit(ADA().__call__)
+    augment = jax.jit(ADA(groups=("blit", "geometry", "color", "filter", "corruption")).__call__)
     np.testing.assert_allclose(augment(x, keys, jnp.float32(0.0)), x, atol=1e-5)
     changed = augment(x, keys, jnp.float32(1.0))
     assert np.isfinite(np.asarray(changed)).all() and np.abs(np.asarray(changed - x)).max((1, 2, 3)).min() > 0.1
     ada = ADA(target=0.6, images_to_one=100)
     assert float(ada.adapted(jnp.float32(0.5), jnp.float32(0.9), 10)) == pytest.approx(0.6)
     assert float(ada.adapted(jnp.float32(0.05), jnp.float32(0.1), 10)) == 0.0
+
+
+def test_frequency_bands_add_up_to_the_picture_and_equal_convolutions_of_a_mirrored_one():
+    bands = band_filters()
+    np.testing.assert_allclose(bands.sum(0), np.eye(43)[21], atol=1e-12)
+    response = np.abs(
+        np.exp(-1j * np.outer([np.pi / 32, 3 * np.pi / 16, 3 * np.pi / 8, np.pi], np.arange(43))) @ bands.T
+    )
+    assert (response.argmax(1) == np.arange(4)).all() and response.max(1).min() > 0.7, response
+    x = jax.random.normal(jax.random.key(0), (12, 16, 2))
+    np.testing.assert_allclose(filter_bands(x, jnp.ones(4)), x, atol=1e-5)
+    gains = np.array([0.5, 2.0, 1.0, 0.25])
+    padded = np.pad(np.asarray(x), ((21, 21), (21, 21), (0, 0)), mode="symmetric")
+    for axis in (0, 1):
+        padded = np.apply_along_axis(np.convolve, axis, padded, gains @ bands, mode="valid")
+    np.testing.assert_allclose(filter_bands(x, jnp.asarray(gains, jnp.float32)), padded, atol=1e-5)
+
+
+def test_corruption_adds_half_normal_noise_and_cuts_a_square_out():
+    augment = ADA(groups=("corruption",))
+    changed = np.asarray(
+        jax.jit(augment.__call__)(jnp.ones((200, 16, 16, 1)), jax.random.split(jax.random.key(0), 200), 1.0)
+    )
+    cut = (changed == 0.0).reshape(200, -1)
+    # A square of half the size whose middle lies anywhere keeps 7/8 of each side inside, so (7/16)^2 of the picture.
+    np.testing.assert_allclose(cut.mean(), (7 / 16) ** 2, rtol=0.05)
+    assert cut.mean(1).max() <= 0.25
+    deviations = np.array([picture[picture != 0.0].std() for picture in changed])
+    np.testing.assert_allclose(np.sqrt((deviations**2).mean()), 0.1, rtol=0.15)

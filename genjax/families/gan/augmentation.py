@@ -13,23 +13,33 @@ discriminator overfits, r = E sign(D(x)) over data:
 
     p <- clip(p + sign(r - target) B / images_to_one, 0, 1)
 
-Its transforms here are those of the paper's groups blit, geometry and colour; the resampling is bilinear, not the paper's
-orthogonal wavelet, and the groups filter and corruption are left out.
+Its transforms are those of the paper's appendix B, but that the resampling is bilinear instead of by an orthogonal wavelet.
+The group filter splits frequencies into four bands [0, pi/8], [pi/8, pi/4], [pi/4, pi/2] and [pi/2, pi].  With a halfband
+filter L(z) = h(z) h(1/z) / 2 of an orthogonal wavelet h and H(z) = 1 - L(z) = L(-z) they are
+
+    L(z) L(z^2) L(z^4)      L(z) L(z^2) H(z^4)      L(z) H(z^2)      H(z)
+
+and add up to 1.  Each band in turn gets a gain of 2^N(0, 1) with probability p, and then all are divided so that the power of
+a natural picture, whose bands have it as 10 : 1 : 1 : 1, stays the same.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from genjax.model import Array
 
 Operation = Literal["flip", "color", "translation", "cutout"]
-Group = Literal["blit", "geometry", "color"]
+Group = Literal["blit", "geometry", "color", "filter", "corruption"]
+#: Shares of the power of natural pictures in the four bands.
+_BAND_POWER = np.array([10.0, 1.0, 1.0, 1.0], np.float32) / 13.0
 
 
 def _uniform(key: Array, index: int, low: float = 0.0, high: float = 1.0, shape: tuple[int, ...] = ()) -> Array:
@@ -128,6 +138,40 @@ def sample_bilinear(x: Array, rows: Array, columns: Array) -> Array:
     return upper * (1.0 - down) + lower * down
 
 
+def band_filters() -> np.ndarray:
+    """Impulse responses of the four bands, from low to high frequencies, about their middle, [4, 43]."""
+    root = 3.0**0.5
+    wavelet = np.array([1.0 + root, 3.0 + root, 3.0 - root, 1.0 - root]) / (4.0 * 2.0**0.5)  # Daubechies' of four taps
+    low = np.convolve(wavelet, wavelet[::-1]) / 2.0
+    high = low * (-1.0) ** np.arange(-3, 4)
+    spread = lambda taps, n: np.kron(taps, np.eye(1, n)[0])[: n * (len(taps) - 1) + 1]  # noqa: E731  (z to z^n)
+    lows = np.convolve(low, spread(low, 2))
+    bands = [
+        np.convolve(lows, spread(low, 4)),
+        np.convolve(lows, spread(high, 4)),
+        np.convolve(low, spread(high, 2)),
+        high,
+    ]
+    return np.stack([np.pad(band, (43 - len(band)) // 2) for band in bands])
+
+
+@functools.cache
+def band_matrices(size: int) -> np.ndarray:
+    """The four bands as matrices of a row of pixels that is mirrored beyond its edges, float32 [4, size, size]."""
+    place = np.mod(np.arange(size)[:, None] + np.arange(-21, 22)[None], 2 * size)  # [size, 43]
+    place = np.where(place < size, place, 2 * size - 1 - place)
+    matrices = np.zeros((4, size, size), np.float32)
+    for matrix, taps in zip(matrices, band_filters()):
+        np.add.at(matrix, (np.arange(size)[:, None], place), taps[None].astype(np.float32))
+    return matrices
+
+
+def filter_bands(x: Array, gains: Array) -> Array:
+    """A picture [H, W, C] with its frequencies along both axes multiplied by the gains [4] of their bands."""
+    rows, columns = (jnp.tensordot(gains, jnp.asarray(band_matrices(size)), 1) for size in x.shape[:2])
+    return jnp.einsum("hi,iwc,vw->hvc", rows, x, columns)
+
+
 def _rotation(angle: Array) -> Array:
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     return jnp.stack([jnp.stack([cos, -sin]), jnp.stack([sin, cos])])
@@ -151,8 +195,9 @@ class ADA(Augmentation):
     """Augmentation with a probability that adapts.
 
     Attributes:
-      groups: blit (mirroring, quarter turns, whole shifts), geometry (scaling, turning, stretching, fractional shifts)
-        and color (brightness, contrast, inversion of brightness, hue, saturation) of pictures with values in [-1, 1].
+      groups: blit (mirroring, quarter turns, whole shifts), geometry (scaling, turning, stretching, fractional shifts),
+        color (brightness, contrast, inversion of brightness, hue, saturation), filter (gains of frequency bands) and
+        corruption (noise, a square of half the size set to zero) of pictures with values in [-1, 1].
       target: the mean sign of the scores of data that is aimed at.
       images_to_one: number of pictures after which the probability has gone from 0 to 1 at most.
       initial_probability: probability at the first step.
@@ -197,6 +242,18 @@ class ADA(Augmentation):
                 colours = _hue(jnp.where(happens(), uniform(-jnp.pi, jnp.pi), 0.0)) @ colours
                 colours = _about_grey(jnp.where(happens(), jnp.exp2(normal()), 1.0)) @ colours
                 x = x @ colours.T
+        if "filter" in self.groups:
+            gains = jnp.ones(4)
+            for band in range(4):
+                changed = jnp.ones(4).at[band].set(jnp.where(happens(), jnp.exp2(normal()), 1.0))
+                gains = gains * changed * jax.lax.rsqrt(jnp.sum(_BAND_POWER * changed**2))
+            x = filter_bands(x, gains)
+        if "corruption" in self.groups:
+            x = x + jnp.where(happens(), 0.1 * jnp.abs(normal()), 0.0) * normal(x.shape)
+            middle = uniform(0.0, 1.0, (2,))
+            inside = [jnp.abs((jnp.arange(n) + 0.5) / n - m) < 0.25 for n, m in zip(x.shape[:2], middle)]
+            cut = inside[0][:, None] & inside[1][None] & happens()
+            x = jnp.where(cut[:, :, None], 0.0, x)
         return x
 
     def _geometry(self, x: Array, probability: Array, uniform, normal, happens) -> Array:
