@@ -1,31 +1,48 @@
-"""Compares the objectives of GANs on a mixture whose modes are known, each with as many updates of a network:
+"""Compares the objectives of GANs under equal compute, several seeds of each trained side by side:
 
-    python -m experiments.objectives --data=eight_gaussians --num_updates=20000 --seeds=0,1,2 --workdir=runs/objectives
+    python -m experiments.objectives --data=eight_gaussians --workdir=runs/objectives
+    python -m experiments.objectives --data=grid_gaussians --num_steps=20000 --workdir=runs/objectives
+    python -m experiments.objectives --data=mnist --data_dir=DIRECTORY --features=runs/feature_net_mnist \\
+        --num_steps=2000 --workdir=runs/objectives
 
-Network, optimizer and data are those of the experiment wgan_gp_eight_gaussians; --data=grid_gaussians is the grid of 25.  A
-method that updates its discriminator five times for each generator takes fewer steps.  For each method: modes covered and the
-share of 10,000 samples, drawn from the generator's moving average (.999), within three standard deviations of a mode, over the
-seeds.  The runs stay in --workdir, and a second call goes on from them.
+The mixtures take the perceptrons of the experiment wgan_gp_eight_gaussians, the pictures DCGAN with layer norm in the
+discriminator, the same networks for all methods.  --num_steps is for the method that costs least; another takes as many
+steps as need the same number of floating-point operations, counted by XLA in one update of each network.  Samples are drawn
+from the generator's moving average.  Of a mixture the table has the modes covered and the share of samples within three
+standard deviations of one; of pictures the Frechet distance to the test split in the features of --features, recall, the
+number of classes among the samples and the share of the largest: mean and standard deviation over the seeds.  A method that
+--workdir holds with the same settings is not trained again.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-import genjax
 from experiments import command_line
+from experiments.features import Extract, feature_extractor
+from experiments.quality_measures import pictures_of
 from genjax import config
-from genjax.data import procedural
+from genjax.config import ConfigError
+from genjax.data import Pipeline, procedural
+from genjax.evaluation import quality
 from genjax.evaluation.modes import mode_coverage
+from genjax.evaluation.quality import FeatureStatistics
+from genjax.model import PyTree
+from genjax.nn.products import prefers_matrix_products
+from genjax.training import Experiment, Training, host
+from genjax.training.experiment import resolve
 
 _CRITIC = {"model.objective": "wasserstein", "model.num_discriminator_steps": 5}
-_R1 = {"model.penalty": "r1", "model.penalty_weight": 0.1}
 #: What each method changes of a GAN without penalty that updates both networks in turn.
 METHODS: dict[str, dict[str, Any]] = {
     "minimax": {"model.objective": "minimax"},
@@ -35,65 +52,214 @@ METHODS: dict[str, dict[str, Any]] = {
     "relativistic": {"model.objective": "relativistic"},
     "relativistic_average": {"model.objective": "relativistic_average"},
     "wasserstein_clipped": {**_CRITIC, "model.clip_weights": 0.05},
-    "wasserstein_gp": {**_CRITIC, "model.penalty": "wgan_gp", "model.penalty_weight": 0.1},
-    "non_saturating_r1": {"model.objective": "non_saturating", **_R1},
-    "relativistic_r1_r2": {"model.objective": "relativistic", **_R1, "model.penalty": "r1_r2"},
+    "wasserstein_gp": {**_CRITIC, "model.penalty": "wgan_gp"},
+    "non_saturating_r1": {"model.objective": "non_saturating", "model.penalty": "r1"},
+    "relativistic_r1_r2": {"model.objective": "relativistic", "model.penalty": "r1_r2"},
 }
 _MIXTURES = {
     "eight_gaussians": (procedural.eight_gaussians_means, 0.2),
     "grid_gaussians": (procedural.grid_gaussians_means, 0.05),
 }
+_PICTURES = {
+    "model.conditioning": "none",
+    "model.latent_dim": 32,
+    "model.network.base_channels": 16,
+    "model.network.discriminator_norm": "layer",
+}
+#: Of each data set the experiment that it starts from, changes of it, learning rate, and weights of wgan_gp, R1 and R2.
+_SETTINGS: dict[str, tuple[str, dict[str, Any], float, float, float]] = {
+    "eight_gaussians": ("wgan_gp_eight_gaussians", {}, 1e-3, 0.1, 0.1),
+    "grid_gaussians": ("wgan_gp_eight_gaussians", {}, 1e-3, 0.1, 0.01),
+    "digits": ("dcgan_digits", {**_PICTURES, "model.network.base_channels": 32}, 1e-3, 10.0, 0.1),
+    "mnist": ("dcgan_mnist", _PICTURES, 1e-3, 10.0, 0.1),
+}
 
-flags.DEFINE_string("workdir", None, "directory of the runs")
-flags.DEFINE_enum("data", "eight_gaussians", tuple(_MIXTURES), "the mixture")
+flags.DEFINE_string("workdir", None, "directory of the tables, and of a sheet of samples for each method")
+flags.DEFINE_enum("data", "eight_gaussians", tuple(_SETTINGS), "mixture or pictures")
+flags.DEFINE_string("data_dir", None, "where the pictures lie, as data.dir of an experiment")
+flags.DEFINE_string("features", None, "of pictures: pixels, or the directory of a run of a classifier")
 flags.DEFINE_list("methods", list(METHODS), f"which of {', '.join(METHODS)}")
-flags.DEFINE_integer("num_updates", 20000, "updates of both networks together", lower_bound=2)
-flags.DEFINE_float("learning_rate", 1e-3, "of both networks")
-flags.DEFINE_list("seeds", ["0"], "seeds of the runs")
+flags.DEFINE_integer("num_steps", 10000, "steps of the cheapest method", lower_bound=1)
+flags.DEFINE_float("learning_rate", None, "of both networks; by default one that suits the data")
+flags.DEFINE_integer("num_seeds", 5, "runs of each method, with the seeds 0, 1, ...", lower_bound=1)
+flags.DEFINE_integer("num_samples", 10000, "samples of each run", lower_bound=100)
 
 
-def changes(method: str, seed: int) -> dict[str, Any]:
-    """Overrides of wgan_gp_eight_gaussians."""
-    values = flags.FLAGS
-    plain = {"model.penalty": "none", "model.num_discriminator_steps": 1, "model.latent_dim": 16}
-    found = {**plain, **METHODS[method], "data.name": values.data, "training.seed": seed}
-    steps = values.num_updates // (1 + found["model.num_discriminator_steps"])
-    found |= {f"model.{name}_optimizer.learning_rate": values.learning_rate for name in ("generator", "discriminator")}
-    found |= {"model.generator_optimizer.ema_decay": 0.999}
-    found |= {"training.num_steps": steps, "training.checkpoint_every": steps, "training.num_samples": 10000}
-    return found | {"training.tensorboard": False}
+def experiment_of(method: str, name: str, learning_rate: float | None, directory: str | None) -> Experiment:
+    """The resolved experiment of a method on the named data."""
+    base, own, rate, weight, centred_weight = _SETTINGS[name]
+    changes = {"model.penalty": "none", "model.num_discriminator_steps": 1, "model.latent_dim": 16, **own}
+    changes |= {"model.penalty_every": 1, **METHODS[method]}
+    changes["model.penalty_weight"] = weight if changes["model.penalty"] == "wgan_gp" else centred_weight
+    for network in ("generator", "discriminator"):
+        changes[f"model.{network}_optimizer.learning_rate"] = learning_rate or rate
+    changes |= {"model.generator_optimizer.ema_decay": 0.999, "data.name": name, "data.dir": directory}
+    return resolve(config.apply_overrides(config.find_experiment(base).build(), changes))
+
+
+def first_states(experiment: Experiment, num_seeds: int) -> PyTree:
+    """The states of all seeds before the first step, stacked."""
+    data = experiment.data
+    batch = data.load("train").gather(np.zeros(data.batch_size, np.int64))
+    batch = data.transform({name: jnp.asarray(a) for name, a in batch.items()}, jax.random.key(0))
+    return jax.jit(jax.vmap(lambda key: experiment.model.init(key, batch)))(
+        jax.random.split(jax.random.key(0), num_seeds)
+    )
+
+
+def operations(experiment: Experiment, states: PyTree) -> float:
+    """Floating-point operations of a step: those of every update of the discriminator, and of the generator's."""
+    model, data = experiment.model, experiment.data
+    state = jax.eval_shape(lambda states: jax.tree.map(lambda leaf: leaf[0], states), states)
+    batch = jax.eval_shape(lambda: {"x": jnp.zeros((data.batch_size, *model.data_shape))})
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    discriminator, generator = (
+        jax.jit(update).lower(state, batch, key).cost_analysis()["flops"]
+        for update in (model.discriminator_update, model.generator_update)
+    )
+    return model.num_discriminator_steps * discriminator + generator
+
+
+def train(experiment: Experiment, states: PyTree, num_steps: int, chunk: int = 100) -> PyTree:
+    """The stacked states of seeds 0, 1, ... after so many steps, each on batches in an order of its own."""
+    model, data = experiment.model, experiment.data
+    num_seeds = len(states.step)
+    pipelines = [Pipeline(data, "train", seed) for seed in range(num_seeds)]
+    examples = data.load("train")
+    x = jnp.asarray(examples.gather(np.arange(len(examples)))["x"])
+    keys = jax.random.split(jax.random.key(1), num_seeds)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def advance(states: PyTree, rows: jax.Array) -> PyTree:
+        def one(state: PyTree, key: jax.Array, rows: jax.Array) -> PyTree:
+            batch = data.transform({"x": x[rows]}, key)
+            return model.train_step(state, {"x": batch["x"]}, jax.random.fold_in(key, state.step))[0]
+
+        def step(states: PyTree, rows: jax.Array) -> tuple[PyTree, None]:
+            # On CPU products that are batched over seeds are slower than one after the other.
+            if prefers_matrix_products():
+                return jax.lax.map(lambda arguments: one(*arguments), (states, keys, rows)), None
+            return jax.vmap(one)(states, keys, rows), None
+
+        return jax.lax.scan(step, states, rows)[0]
+
+    for start in range(0, num_steps, chunk):
+        steps = range(start, min(start + chunk, num_steps))
+        rows = np.stack([[pipeline.indices(step) for pipeline in pipelines] for step in steps])
+        states = advance(states, rows.astype(np.int32))
+    return states
+
+
+def samples_of(experiment: Experiment, states: PyTree, num_samples: int) -> Iterator[np.ndarray]:
+    """Samples [num_samples, *data_shape] of each seed in turn; those of a network that diverged lie far away."""
+    size = min(500, num_samples)
+    sample = jax.jit(lambda state, key: experiment.model.sample(state, key, size))
+    for seed in range(len(states.step)):
+        state = jax.tree.map(lambda leaf, seed=seed: leaf[seed], states)
+        keys = [jax.random.fold_in(jax.random.key(seed), i) for i in range(math.ceil(num_samples / size))]
+        samples = np.concatenate([np.asarray(sample(state, key)) for key in keys])[:num_samples]
+        yield np.nan_to_num(samples, nan=1e3, posinf=1e3, neginf=-1e3)
+
+
+class PictureMeasures:
+    """Measures pictures against the test split by a network's features."""
+
+    def __init__(self, experiment: Experiment, extract: Extract):
+        self._data, self._extract = experiment.data, extract
+        order = np.arange(len(self._data.load("test")))
+        self._reference = FeatureStatistics(2000)
+        for pictures in pictures_of(self._data, "test", order):
+            self._reference.add(*extract(pictures))
+
+    def __call__(self, pictures: Iterable[np.ndarray]) -> dict[str, float]:
+        """Figures of pictures in [0, 1], given in batches."""
+        statistics = FeatureStatistics(2000, self._reference)
+        for batch in pictures:
+            statistics.add(*self._extract(batch))
+        found = quality.figures(self._reference, statistics, ("frechet", "classes", "precision_recall"))
+        figures = {"frechet_distance": found["frechet_distance"], "recall": found["recall"]}
+        if statistics.classes is not None:
+            shares = statistics.classes.shares
+            figures |= {"classes": int((shares > 0.01).sum()), "largest_class_share": float(shares.max())}
+        return figures
+
+    def of_samples(self, samples: np.ndarray) -> dict[str, float]:
+        """Figures of samples as the model gives them."""
+        size = self._data.eval_batch_size
+        return self(self._data.to_unit(samples[i : i + size]) for i in range(0, len(samples), size))
+
+    def of_training_pictures(self, count: int) -> dict[str, float]:
+        """Figures of so many training pictures, which no model can be expected to beat."""
+        order = np.random.default_rng(0).permutation(len(self._data.load("train")))[:count]
+        return self(pictures_of(self._data, "train", order))
+
+
+def measures_of(experiment: Experiment, name: str, features: str | None) -> Callable[[np.ndarray], dict[str, float]]:
+    """What measures the samples of a run on the named data; prints what stands beside its figures."""
+    if name in _MIXTURES:
+        means, scale = _MIXTURES[name]
+        return lambda samples: mode_coverage(samples, means(), scale)
+    if features is None:
+        raise ConfigError("--features is missing; it is pixels, or the directory of a run of a classifier")
+    description, extract = feature_extractor(features, "tensorflow")
+    measures = PictureMeasures(experiment, extract)
+    print(f"features: {description}")
+    print(f"  {'training pictures':<22} {line([measures.of_training_pictures(flags.FLAGS.num_samples)])}")
+    return measures.of_samples
+
+
+def line(figures: Sequence[dict[str, float]]) -> str:
+    """Mean and standard deviation over runs of every figure; the single values of counts."""
+    parts = []
+    for name in figures[0]:
+        values = [each[name] for each in figures]
+        if all(isinstance(value, int) for value in values):
+            parts.append(f"{name} {' '.join(map(str, values))}")
+        else:
+            parts.append(f"{name} {np.mean(values):.4g} ({np.std(values):.2g})")
+    return "   ".join(parts)
 
 
 def main(arguments: list[str]) -> int:
-    flags.FLAGS(arguments)
+    if command_line.first_flags(arguments, {"help": False, "h": False}):
+        command_line.print_help(__doc__)
+        return 0
     values = flags.FLAGS
+    values(arguments)
     if values.workdir is None:
-        raise config.ConfigError("--workdir is missing; it is the directory of the runs")
+        raise ConfigError("--workdir is missing; it is the directory of the tables")
     unknown = [name for name in values.methods if name not in METHODS]
     if unknown:
-        raise config.ConfigError(f"--methods={','.join(unknown)} is none of {', '.join(METHODS)}")
-    experiment = config.find_experiment("wgan_gp_eight_gaussians").build()
-    means, scale = _MIXTURES[values.data]
-    means, rows = means(), {}
-    print(f"{values.data}, {values.num_updates} updates, learning rate {values.learning_rate:g}, seeds {values.seeds}")
-    for method in values.methods:
-        found = []
-        for seed in map(int, values.seeds):
-            workdir = Path(values.workdir).expanduser() / values.data / method / f"seed{seed}"
-            genjax.train(config.apply_overrides(experiment, changes(method, seed)), workdir, name=method, quiet=True)
-            samples = genjax.restore(workdir).sample(jax.random.key(seed), 10000)
-            found.append(mode_coverage(samples, means, scale))
-        rows[method] = found
-        modes = ", ".join(str(f["modes_covered"]) for f in found)
-        share = 100 * np.mean([f["high_quality_share"] for f in found])
-        entropy = np.mean([f["mode_entropy"] for f in found])
-        print(
-            f"  {method:<22} modes {modes} of {len(means)}   within 3 sd {share:5.1f} %   entropy {entropy:.3f}",
-            flush=True,
-        )
-    path = Path(values.workdir).expanduser() / f"{values.data}.json"
-    path.write_text(json.dumps({"arguments": arguments[1:], "results": rows}, indent=2) + "\n")
-    print(f"written to {path}")
+        raise ConfigError(f"--methods={','.join(unknown)} is none of {', '.join(METHODS)}")
+    host.initialize(Training())
+    folder = Path(values.workdir).expanduser() / values.data
+    folder.mkdir(parents=True, exist_ok=True)
+    experiments = {m: experiment_of(m, values.data, values.learning_rate, values.data_dir) for m in values.methods}
+    cheapest = experiment_of("non_saturating", values.data, values.learning_rate, values.data_dir)
+    budget = values.num_steps * operations(cheapest, first_states(cheapest, 1))
+    measure = measures_of(cheapest, values.data, values.features)
+    rows = {}
+    for method, experiment in experiments.items():
+        states = first_states(experiment, values.num_seeds)
+        num_steps = round(budget / operations(experiment, states))
+        path = folder / f"{method}.json"
+        settings = {"experiment": config.to_json(experiment), "num_steps": num_steps, "num_seeds": values.num_seeds}
+        settings |= {"num_samples": values.num_samples, "features": values.features}
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        if known.get("settings") != json.loads(json.dumps(settings)):
+            states = train(experiment, states, num_steps)
+            figures = []
+            for samples in samples_of(experiment, states, values.num_samples):
+                if not figures:
+                    experiment.data.write_samples(samples[: 100 if samples.ndim == 4 else None], folder / method)
+                figures.append(measure(samples))
+            known = {"settings": settings, "figures": figures}
+            path.write_text(json.dumps(known, indent=2) + "\n")
+        rows[method] = known["figures"]
+        print(f"  {method:<22} {num_steps:>6} steps   {line(rows[method])}", flush=True)
+    print(
+        f"{values.num_seeds} seeds, as many operations as {values.num_steps} steps of non_saturating; written to {folder}"
+    )
     return 0
 
 
