@@ -5,8 +5,11 @@ With codes h = encoder(x), a decoder p(x | h), a prior p(z) that need only be dr
 step makes three updates (section 2):
 
     reconstruction   encoder and decoder   -log p(x | h)
-    regularisation   D                     softplus(-D(z)) + softplus(D(h)),  z ~ p(z)
+    regularisation   D                     softplus(-D(z)) + softplus(D(h)) + w / 2 (|grad D(z)|^2 + |grad D(h)|^2),  z ~ p(z)
                      encoder               softplus(-D(h))
+
+The paper has no penalty (w = 0).  Without one D tells the codes of a small set from the prior for good, and its gradient says
+nothing of where they should go (Mescheder et al. 2018, arXiv:1801.04406).
 
 `CodeMatching` is the regularisation alone; it works with the codes of any encoder, of sequences or molecules as well.
 """
@@ -19,7 +22,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from genjax.families.gan.objectives import Objective, discriminator_objective, generator_objective
+from genjax.families.gan.objectives import (
+    Objective,
+    discriminator_objective,
+    generator_objective,
+    squared_gradient_norm,
+)
 from genjax.families.gan.turns import Turns
 from genjax.families.gan.vae_gan import check_data_shape, normal_latents
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, batch_size, example_keys
@@ -85,12 +93,14 @@ class CodeMatching:
       hidden_dims: widths of the discriminator of codes.
       activation: of its hidden layers.
       objective: what discriminator and encoder minimise.
+      penalty_weight: weight w of the gradient penalty of the discriminator.
     """
 
     prior: CodePrior = NormalPrior()
     hidden_dims: tuple[int, ...] = (256, 256)
     activation: Activation = "leaky_relu"
     objective: Objective = "non_saturating"
+    penalty_weight: float = 0.0
 
     def _module(self) -> MLP:
         return MLP((*self.hidden_dims, 1), self.activation)
@@ -105,9 +115,12 @@ class CodeMatching:
 
     def discriminator_loss(self, params: PyTree, codes: Array, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         """Mean of what D minimises for codes [B, dim] of a batch, and the mean scores of prior and codes."""
-        prior_score = self.score(params, self.prior.draw(key, batch, codes.shape[-1]))
-        code_score = self.score(params, codes)
+        draws = self.prior.draw(key, batch, codes.shape[-1])
+        prior_score, code_score = self.score(params, draws), self.score(params, codes)
         loss = discriminator_objective(self.objective, prior_score, code_score).mean()
+        if self.penalty_weight:
+            norms = [squared_gradient_norm(lambda y: self.score(params, y), points).mean() for points in (draws, codes)]
+            loss += 0.5 * self.penalty_weight * sum(norms)
         return loss, {"prior_score": prior_score.mean(), "code_score": code_score.mean()}
 
     def encoder_loss(self, params: PyTree, codes: Array, batch: Batch, key: Array) -> Array:

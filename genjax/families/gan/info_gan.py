@@ -6,11 +6,12 @@ below (eq. 4 and 5):
 
     I(c; G(z, c)) >= L_I = E log Q(c | G(z, c)) + H(c)
 
-    D and Q   E softplus(-D(x)) + E softplus(D(G(z, c))) - w L_I
+    D and Q   E softplus(-D(x)) + E softplus(D(G(z, c))) - w L_I + r / 2 E |grad D(x)|^2
     G         E softplus(-D(G(z, c))) - w L_I                                                               (eq. 6)
 
 Q is categorical for the discrete variables, and normal for the continuous ones, whose part of L_I has a weight of its own, since
-a differential entropy is on another scale (section 6).
+a differential entropy is on another scale (section 6).  The penalty R1 (Mescheder et al. 2018, arXiv:1801.04406) is not the
+paper's (r = 0); a set so small that D knows it by heart needs it, or samples keep few modes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.families.gan.objectives import squared_gradient_norm
 from genjax.families.gan.turns import Turns
 from genjax.families.gan.vae_gan import FeatureDiscriminator, check_data_shape, normal_latents
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, batch_size, example_keys
@@ -44,6 +46,7 @@ class InfoGAN:
       num_features: width of the layer that D and Q share last.
       information_weight: weight w of the bound for the categorical variables.
       continuous_weight: weight w of the bound for the continuous variables.
+      penalty_weight: weight r of the gradient penalty.
       output_activation: of the generator's outputs; sigmoid keeps pictures in [0, 1].
       compute_dtype: type that the networks compute in; parameters and losses are float32.
       generator_optimizer: learning rule of the generator.
@@ -58,6 +61,7 @@ class InfoGAN:
     num_features: int = 128
     information_weight: float = 1.0
     continuous_weight: float = 0.1
+    penalty_weight: float = 0.0
     output_activation: Activation = "identity"
     compute_dtype: str = "float32"
     generator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
@@ -171,6 +175,9 @@ class InfoGAN:
             information_loss, information = self.information_loss(parameters, codes)
             loss = jax.nn.softplus(-real_score).mean() + jax.nn.softplus(fake_score).mean()
             metrics = {"real_score": real_score.mean(), "fake_score": fake_score.mean()}
+            if self.penalty_weight:
+                norm = squared_gradient_norm(lambda y: self.discriminate(params, y)[0], batch["x"])
+                loss += 0.5 * self.penalty_weight * norm.mean()
             return loss + information_loss, {**metrics, "information_bound": information}
 
         def generator_loss(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
