@@ -1,4 +1,4 @@
-"""Pictures and tables of chains, hidden states and components, for `experiments.chains` and `experiments.states`."""
+"""Pictures of training curves, chains, hidden states and components, for `experiments.pictures`, `.chains` and `.states`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,23 @@ def load_arviz(path: str | Path):
             group, _, variable = name.partition("/")
             groups.setdefault(group, {})[variable] = values
     return arviz.from_dict(**groups)
+
+
+def plot_curves(rows: list[dict[str, float]], path: Path) -> None:
+    """Writes the training metrics of rows with a `step`: losses, penalties, scores and norms, each kind in its panel."""
+    kinds = {"loss": [], "penalty": [], "score": [], "norm": [], "other metrics": []}
+    for name in sorted({name for row in rows for name, value in row.items() if isinstance(value, float)}):
+        kinds[next((kind for kind in kinds if kind in name), "other metrics")].append(name)
+    kinds = {kind: names for kind, names in kinds.items() if names}
+    figure = Figure(figsize=(7, 2.2 * len(kinds)), layout="constrained")
+    for panel, (kind, names) in zip(figure.subplots(len(kinds), squeeze=False)[:, 0], kinds.items()):
+        for name in names:
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            panel.plot(*zip(*points), label=name, linewidth=1)
+        panel.set_ylabel(kind)
+        panel.legend(fontsize="x-small")
+    panel.set_xlabel("step")
+    figure.savefig(path, dpi=100)
 
 
 def columns(posterior: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray]:

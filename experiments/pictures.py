@@ -2,6 +2,7 @@
 
     python -m experiments.pictures --workdir=runs/dcgan_digits --tool=walk
 
+curves       losses, gradient penalties and scores over the steps of training
 walk         a GIF of --num_rows walks from latent to latent on great arcs, --num_values frames between two of --num_columns
 classes      a row for each class, the same latents in every row, of a model conditional on classes
 truncation   StyleGAN: a row for each latent, with w from the mean (0) to itself (1), and beyond
@@ -13,6 +14,7 @@ equivariance StyleGAN3: decibels for shifts by whole pixels (EQ-T) and quarter t
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,16 @@ import numpy as np
 from absl import flags
 
 from experiments import command_line
+from experiments.drawing import plot_curves
 from genjax.config import ConfigError
 from genjax.data import Images, write_grid
 from genjax.data.videos import write_gif
 from genjax.evaluation.latents import spherical_interpolation
 from genjax.families.gan import style_tools
 from genjax.families.gan.style_gan import StyleGAN
+from genjax.training.records import METRICS_FILE
 
-TOOLS = ("walk", "classes", "truncation", "mixing", "project", "equivariance")
+TOOLS = ("curves", "walk", "classes", "truncation", "mixing", "project", "equivariance")
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
 flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
@@ -70,6 +74,16 @@ def path_of(run: Any, name: str, suffix: str = ".png") -> Path:
 def draw(pictures: np.ndarray, num_columns: int, path: Path) -> None:
     write_grid(pictures, path, num_columns)
     print(path)
+
+
+def curves(run: Any) -> None:
+    path = Path(run.workdir) / METRICS_FILE
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows = [row for row in rows if row["kind"] == "train" and row["step"] <= run.step]
+    if not rows:
+        raise ConfigError(f"{path} holds no metrics of training; they are written every training.log_every steps")
+    plot_curves(rows, path_of(run, "curves"))
+    print(path_of(run, "curves"))
 
 
 def walk(run: Any) -> None:
@@ -165,6 +179,7 @@ def equivariance(run: Any) -> None:
 
 
 _TOOLS = {
+    "curves": curves,
     "walk": walk,
     "classes": classes,
     "truncation": truncation,
