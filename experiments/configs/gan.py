@@ -86,13 +86,27 @@ def dcgan_digits() -> Experiment:
     },
 )
 def dcgan_mnist() -> Experiment:
-    """DCGAN on MNIST at 28 x 28.
+    """DCGAN with half the paper's channels on MNIST at 28 x 28, with R1 in place of the discriminator's batch norm.
 
     python -m experiments.train --experiment=dcgan_mnist --data.dir=DIRECTORY --workdir=runs/dcgan_mnist
+    python -m experiments.quality --workdir=runs/dcgan_mnist --features=runs/feature_net_mnist
+
+    Ten minutes on one CPU core.  Rates five times the paper's that fall to 0 suit so short a run.
     """
+    adam = Adam(learning_rate=1e-3, b1=0.5, schedule=Linear())
+    model = _dcgan(
+        32,
+        latent_dim=64,
+        network=DCGANNetwork(base_channels=32, discriminator_norm="none"),
+        penalty="r1",
+        penalty_weight=0.1,
+        penalty_every=16,
+        generator_optimizer=dataclasses.replace(adam, ema_decay=0.999),
+        discriminator_optimizer=adam,
+    )
     data = Images(name="mnist", preprocessing="signed", batch_size=64)
-    training = Training(num_steps=20000, sample_every=1000, num_samples=100)
-    return Experiment(model=_dcgan(64), data=data, training=training)
+    training = Training(num_steps=20000, steps_per_dispatch=10, sample_every=5000, num_samples=100)
+    return Experiment(model=model, data=data, training=training)
 
 
 @register(

@@ -99,6 +99,8 @@ def test_bad_pictures_and_labels_are_named():
     model = tiny(conditioning="concatenation")
     with pytest.raises(ValueError, match="between 0 and 2"):
         model.init(jax.random.key(0), {**BATCH, "label": LABELS + 1})
+    with pytest.raises(ValueError, match="between 0 and 2"):  # What the engine says of a loss that is not finite.
+        model.diagnose(None, {**BATCH, "label": LABELS + 1}, jax.random.key(0))
     with jax.debug_nans(False):  # Compiled steps cannot look at labels, and make the loss NaN.
         np.testing.assert_array_equal(jnp.isnan(jax.jit(model.condition)(LABELS + 1)).all(-1), LABELS == 2)
     with pytest.raises(ValueError, match="labelled"):

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.families.gan.augmentation import Augmentation, DiffAugment
-from genjax.families.gan.networks import Conditioning, GANNetwork, PlainDiscriminator, PlainGenerator
+from genjax.families.gan.networks import Conditioning, GANNetwork, PlainDiscriminator, PlainGenerator, check_label_range
 from genjax.families.gan.objectives import (
     RELATIVISTIC,
     Objective,
@@ -134,12 +134,7 @@ class GAN:
             raise ValueError("the model is not conditional on classes; train it with another model.conditioning")
         if self.num_classes is None:
             raise ValueError("model.num_classes is None; give it, or choose a data set with classes")
-        if isinstance(label, jax.core.Tracer) or jnp.size(label) == 0:
-            return
-        if int(jnp.min(label)) < 0 or int(jnp.max(label)) >= self.num_classes:
-            raise ValueError(
-                f"labels must lie between 0 and {self.num_classes - 1}, not {jnp.min(label)} and {jnp.max(label)}"
-            )
+        check_label_range(label, self.num_classes)
 
     def condition(self, label: Array | None) -> Array | None:
         """Classes [B] as one-hot vectors [B, K]; None without conditioning.
@@ -156,6 +151,10 @@ class GAN:
         self.check_labels(label)
         known = (label >= 0) & (label < self.num_classes)
         return jnp.where(known[:, None], jax.nn.one_hot(label, self.num_classes), jnp.nan)
+
+    def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
+        """Raises ValueError if labels of the batch are outside the classes."""
+        self.condition(batch.get("label"))
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         """Returns the state before the first step.

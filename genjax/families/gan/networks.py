@@ -20,6 +20,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -46,6 +47,14 @@ class GANNetwork(abc.ABC):
     @abc.abstractmethod
     def discriminator(self, conditioning: Conditioning, dtype: Any) -> nn.Module:
         """The module (x, condition, training) -> [B, 1 + K] with conditioning=auxiliary, else [B, 1]."""
+
+
+def check_label_range(label: Array, num_classes: int) -> None:
+    """Raises ValueError if one of the labels [B] is none of the classes; inside of compiled steps it cannot look."""
+    if isinstance(label, jax.core.Tracer) or jnp.size(label) == 0:
+        return
+    if int(jnp.min(label)) < 0 or int(jnp.max(label)) >= num_classes:
+        raise ValueError(f"labels must lie between 0 and {num_classes - 1}, not {jnp.min(label)} and {jnp.max(label)}")
 
 
 def with_label_maps(x: Array, condition: Array | None) -> Array:
