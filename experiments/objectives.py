@@ -3,7 +3,7 @@
     python -m experiments.objectives --data=eight_gaussians --workdir=runs/objectives
     python -m experiments.objectives --data=grid_gaussians --num_steps=20000 --workdir=runs/objectives
     python -m experiments.objectives --data=mnist --data_dir=DIRECTORY --features=runs/feature_net_mnist \\
-        --num_steps=2000 --workdir=runs/objectives
+        --num_steps=1200 --workdir=runs/objectives
 
 The mixtures take the perceptrons of the experiment wgan_gp_eight_gaussians, the pictures DCGAN with layer norm in the
 discriminator, the same networks for all methods.  --num_steps is for the method that costs least; another takes as many
@@ -16,66 +16,33 @@ number of classes among the samples and the share of the largest: mean and stand
 
 from __future__ import annotations
 
-import functools
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from experiments import command_line
-from experiments.features import Extract, feature_extractor
-from experiments.quality_measures import pictures_of
+from experiments.features import feature_extractor
+from experiments.objective_runs import (
+    METHODS,
+    MIXTURES,
+    SETTINGS,
+    PictureMeasures,
+    experiment_of,
+    first_states,
+    operations,
+    samples_of,
+    train,
+)
 from genjax import config
 from genjax.config import ConfigError
-from genjax.data import Pipeline, procedural
-from genjax.evaluation import quality
 from genjax.evaluation.modes import mode_coverage
-from genjax.evaluation.quality import FeatureStatistics
-from genjax.model import PyTree
-from genjax.nn.products import prefers_matrix_products
 from genjax.training import Experiment, Training, host
-from genjax.training.experiment import resolve
-
-_CRITIC = {"model.objective": "wasserstein", "model.num_discriminator_steps": 5}
-#: What each method changes of a GAN without penalty that updates both networks in turn.
-METHODS: dict[str, dict[str, Any]] = {
-    "minimax": {"model.objective": "minimax"},
-    "non_saturating": {"model.objective": "non_saturating"},
-    "least_squares": {"model.objective": "least_squares"},
-    "hinge": {"model.objective": "hinge"},
-    "relativistic": {"model.objective": "relativistic"},
-    "relativistic_average": {"model.objective": "relativistic_average"},
-    "wasserstein_clipped": {**_CRITIC, "model.clip_weights": 0.05},
-    "wasserstein_gp": {**_CRITIC, "model.penalty": "wgan_gp"},
-    "non_saturating_r1": {"model.objective": "non_saturating", "model.penalty": "r1"},
-    "relativistic_r1_r2": {"model.objective": "relativistic", "model.penalty": "r1_r2"},
-}
-_MIXTURES = {
-    "eight_gaussians": (procedural.eight_gaussians_means, 0.2),
-    "grid_gaussians": (procedural.grid_gaussians_means, 0.05),
-}
-_PICTURES = {
-    "model.conditioning": "none",
-    "model.latent_dim": 32,
-    "model.network.base_channels": 16,
-    "model.network.discriminator_norm": "layer",
-}
-#: Of each data set the experiment that it starts from, changes of it, learning rate, and weights of wgan_gp, R1 and R2.
-_SETTINGS: dict[str, tuple[str, dict[str, Any], float, float, float]] = {
-    "eight_gaussians": ("wgan_gp_eight_gaussians", {}, 1e-3, 0.1, 0.1),
-    "grid_gaussians": ("wgan_gp_eight_gaussians", {}, 1e-3, 0.1, 0.01),
-    "digits": ("dcgan_digits", {**_PICTURES, "model.network.base_channels": 32}, 1e-3, 10.0, 0.1),
-    "mnist": ("dcgan_mnist", _PICTURES, 1e-3, 10.0, 0.1),
-}
 
 flags.DEFINE_string("workdir", None, "directory of the tables, and of a sheet of samples for each method")
-flags.DEFINE_enum("data", "eight_gaussians", tuple(_SETTINGS), "mixture or pictures")
+flags.DEFINE_enum("data", "eight_gaussians", tuple(SETTINGS), "mixture or pictures")
 flags.DEFINE_string("data_dir", None, "where the pictures lie, as data.dir of an experiment")
 flags.DEFINE_string("features", None, "of pictures: pixels, or the directory of a run of a classifier")
 flags.DEFINE_list("methods", list(METHODS), f"which of {', '.join(METHODS)}")
@@ -85,119 +52,10 @@ flags.DEFINE_integer("num_seeds", 5, "runs of each method, with the seeds 0, 1, 
 flags.DEFINE_integer("num_samples", 10000, "samples of each run", lower_bound=100)
 
 
-def experiment_of(method: str, name: str, learning_rate: float | None, directory: str | None) -> Experiment:
-    """The resolved experiment of a method on the named data."""
-    base, own, rate, weight, centred_weight = _SETTINGS[name]
-    changes = {"model.penalty": "none", "model.num_discriminator_steps": 1, "model.latent_dim": 16, **own}
-    changes |= {"model.penalty_every": 1, **METHODS[method]}
-    changes["model.penalty_weight"] = weight if changes["model.penalty"] == "wgan_gp" else centred_weight
-    for network in ("generator", "discriminator"):
-        changes[f"model.{network}_optimizer.learning_rate"] = learning_rate or rate
-    changes |= {"model.generator_optimizer.ema_decay": 0.999, "data.name": name, "data.dir": directory}
-    return resolve(config.apply_overrides(config.find_experiment(base).build(), changes))
-
-
-def first_states(experiment: Experiment, num_seeds: int) -> PyTree:
-    """The states of all seeds before the first step, stacked."""
-    data = experiment.data
-    batch = data.load("train").gather(np.zeros(data.batch_size, np.int64))
-    batch = data.transform({name: jnp.asarray(a) for name, a in batch.items()}, jax.random.key(0))
-    return jax.jit(jax.vmap(lambda key: experiment.model.init(key, batch)))(
-        jax.random.split(jax.random.key(0), num_seeds)
-    )
-
-
-def operations(experiment: Experiment, states: PyTree) -> float:
-    """Floating-point operations of a step: those of every update of the discriminator, and of the generator's."""
-    model, data = experiment.model, experiment.data
-    state = jax.eval_shape(lambda states: jax.tree.map(lambda leaf: leaf[0], states), states)
-    batch = jax.eval_shape(lambda: {"x": jnp.zeros((data.batch_size, *model.data_shape))})
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    discriminator, generator = (
-        jax.jit(update).lower(state, batch, key).cost_analysis()["flops"]
-        for update in (model.discriminator_update, model.generator_update)
-    )
-    return model.num_discriminator_steps * discriminator + generator
-
-
-def train(experiment: Experiment, states: PyTree, num_steps: int, chunk: int = 100) -> PyTree:
-    """The stacked states of seeds 0, 1, ... after so many steps, each on batches in an order of its own."""
-    model, data = experiment.model, experiment.data
-    num_seeds = len(states.step)
-    pipelines = [Pipeline(data, "train", seed) for seed in range(num_seeds)]
-    examples = data.load("train")
-    x = jnp.asarray(examples.gather(np.arange(len(examples)))["x"])
-    keys = jax.random.split(jax.random.key(1), num_seeds)
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def advance(states: PyTree, rows: jax.Array) -> PyTree:
-        def one(state: PyTree, key: jax.Array, rows: jax.Array) -> PyTree:
-            batch = data.transform({"x": x[rows]}, key)
-            return model.train_step(state, {"x": batch["x"]}, jax.random.fold_in(key, state.step))[0]
-
-        def step(states: PyTree, rows: jax.Array) -> tuple[PyTree, None]:
-            # On CPU products that are batched over seeds are slower than one after the other.
-            if prefers_matrix_products():
-                return jax.lax.map(lambda arguments: one(*arguments), (states, keys, rows)), None
-            return jax.vmap(one)(states, keys, rows), None
-
-        return jax.lax.scan(step, states, rows)[0]
-
-    for start in range(0, num_steps, chunk):
-        steps = range(start, min(start + chunk, num_steps))
-        rows = np.stack([[pipeline.indices(step) for pipeline in pipelines] for step in steps])
-        states = advance(states, rows.astype(np.int32))
-    return states
-
-
-def samples_of(experiment: Experiment, states: PyTree, num_samples: int) -> Iterator[np.ndarray]:
-    """Samples [num_samples, *data_shape] of each seed in turn; those of a network that diverged lie far away."""
-    size = min(500, num_samples)
-    sample = jax.jit(lambda state, key: experiment.model.sample(state, key, size))
-    for seed in range(len(states.step)):
-        state = jax.tree.map(lambda leaf, seed=seed: leaf[seed], states)
-        keys = [jax.random.fold_in(jax.random.key(seed), i) for i in range(math.ceil(num_samples / size))]
-        samples = np.concatenate([np.asarray(sample(state, key)) for key in keys])[:num_samples]
-        yield np.nan_to_num(samples, nan=1e3, posinf=1e3, neginf=-1e3)
-
-
-class PictureMeasures:
-    """Measures pictures against the test split by a network's features."""
-
-    def __init__(self, experiment: Experiment, extract: Extract):
-        self._data, self._extract = experiment.data, extract
-        order = np.arange(len(self._data.load("test")))
-        self._reference = FeatureStatistics(2000)
-        for pictures in pictures_of(self._data, "test", order):
-            self._reference.add(*extract(pictures))
-
-    def __call__(self, pictures: Iterable[np.ndarray]) -> dict[str, float]:
-        """Figures of pictures in [0, 1], given in batches."""
-        statistics = FeatureStatistics(2000, self._reference)
-        for batch in pictures:
-            statistics.add(*self._extract(batch))
-        found = quality.figures(self._reference, statistics, ("frechet", "classes", "precision_recall"))
-        figures = {"frechet_distance": found["frechet_distance"], "recall": found["recall"]}
-        if statistics.classes is not None:
-            shares = statistics.classes.shares
-            figures |= {"classes": int((shares > 0.01).sum()), "largest_class_share": float(shares.max())}
-        return figures
-
-    def of_samples(self, samples: np.ndarray) -> dict[str, float]:
-        """Figures of samples as the model gives them."""
-        size = self._data.eval_batch_size
-        return self(self._data.to_unit(samples[i : i + size]) for i in range(0, len(samples), size))
-
-    def of_training_pictures(self, count: int) -> dict[str, float]:
-        """Figures of so many training pictures, which no model can be expected to beat."""
-        order = np.random.default_rng(0).permutation(len(self._data.load("train")))[:count]
-        return self(pictures_of(self._data, "train", order))
-
-
 def measures_of(experiment: Experiment, name: str, features: str | None) -> Callable[[np.ndarray], dict[str, float]]:
     """What measures the samples of a run on the named data; prints what stands beside its figures."""
-    if name in _MIXTURES:
-        means, scale = _MIXTURES[name]
+    if name in MIXTURES:
+        means, scale = MIXTURES[name]
         return lambda samples: mode_coverage(samples, means(), scale)
     if features is None:
         raise ConfigError("--features is missing; it is pixels, or the directory of a run of a classifier")
