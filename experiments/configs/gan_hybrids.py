@@ -2,7 +2,7 @@
 
 from genjax.config import register
 from genjax.data import Images, Translations
-from genjax.families.gan.adversarial_autoencoder import AdversarialAutoencoder
+from genjax.families.gan.adversarial_autoencoder import AdversarialAutoencoder, CodeMatching
 from genjax.families.gan.bigan import BiGAN
 from genjax.families.gan.cycle_gan import CycleGAN
 from genjax.families.gan.info_gan import InfoGAN
@@ -10,6 +10,7 @@ from genjax.families.gan.pix2pix import Pix2Pix
 from genjax.families.gan.translation import ResNetTranslator, UNetTranslator
 from genjax.families.gan.vae_gan import VAEGAN
 from genjax.nn.encoder_decoder import MLPNetwork
+from genjax.optimizers import Adam
 from genjax.training import Experiment, Training
 
 _SHRUNK = {"model.latent_dim": 2, "model.network.hidden_dims": (8,), "model.num_features": 4, "data.batch_size": 16}
@@ -103,7 +104,14 @@ def adversarial_autoencoder_digits() -> Experiment:
 
     A minute on two CPU cores.
     """
-    model = AdversarialAutoencoder(latent_dim=8, network=_NETWORK)
+    adam = Adam(learning_rate=1e-3, b1=0.5)
+    model = AdversarialAutoencoder(
+        latent_dim=8,
+        network=_NETWORK,
+        matching=CodeMatching(penalty_weight=0.1),
+        encoder_optimizer=adam,
+        discriminator_optimizer=adam,
+    )
     return Experiment(model=model, data=_DIGITS, training=_TRAINING)
 
 
@@ -139,4 +147,5 @@ def info_gan_digits() -> Experiment:
 
     A minute on two CPU cores.
     """
-    return Experiment(model=InfoGAN(network=_NETWORK, output_activation="sigmoid"), data=_DIGITS, training=_TRAINING)
+    model = InfoGAN(network=_NETWORK, output_activation="sigmoid", penalty_weight=0.1)
+    return Experiment(model=model, data=_DIGITS, training=_TRAINING)
