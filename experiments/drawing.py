@@ -25,7 +25,8 @@ def load_arviz(path: str | Path):
 def plot_curves(rows: list[dict[str, float]], path: Path) -> None:
     """Writes the training metrics of rows with a `step`: losses, penalties, scores and norms, each kind in its panel."""
     kinds = {"loss": [], "penalty": [], "score": [], "norm": [], "other metrics": []}
-    for name in sorted({name for row in rows for name, value in row.items() if isinstance(value, float)}):
+    names = {name for row in rows for name, value in row.items() if isinstance(value, float)} - {"steps_per_second"}
+    for name in sorted(names):
         kinds[next((kind for kind in kinds if kind in name), "other metrics")].append(name)
     kinds = {kind: names for kind, names in kinds.items() if names}
     figure = Figure(figsize=(7, 2.2 * len(kinds)), layout="constrained")

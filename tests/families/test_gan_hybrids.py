@@ -78,7 +78,7 @@ def test_the_encoder_of_an_adversarial_autoencoder_takes_two_updates_in_turn():
     assert set(new.params) == set(state.params) and model.sample(new, jax.random.key(3), 4).shape == (4, 3)
 
 
-def squared_slopes(score, x, step=1e-2):
+def squared_slopes(score, x, step=1e-3):
     """|grad score|^2 of each point [B, D] by central differences."""
     moved = step * np.eye(x.shape[1], dtype=np.float32)
     return sum((np.asarray(score(x + d[None]) - score(x - d[None])) / (2 * step)) ** 2 for d in moved)
@@ -90,7 +90,7 @@ def test_gradient_penalties_of_codes_and_pictures_equal_finite_differences():
     params = plain.init(jax.random.key(1), 3)
     loss, more = (m.discriminator_loss(params, codes, BATCH, jax.random.key(2))[0] for m in (plain, penalized))
     slopes = [squared_slopes(lambda y: plain.score(params, y), points).mean() for points in (codes, prior)]
-    np.testing.assert_allclose(more - loss, 1.5 * sum(slopes), rtol=1e-3)
+    np.testing.assert_allclose(more - loss, 1.5 * sum(slopes), rtol=2e-3)
 
     plain, penalized = (
         InfoGAN(data_shape=(3,), noise_dim=2, network=NETWORK, penalty_weight=weight) for weight in (0.0, 3.0)
