@@ -159,7 +159,7 @@ class ClassProbabilities:
     """Class score and shares of the classes of samples, from a classifier's logits that come in batches.
 
     Args:
-      num_parts: the score's spread is that over so many parts, to which examples go in turn.
+      num_parts: the score's spread is that over so many parts, each of which takes its examples from all over.
     """
 
     def __init__(self, num_parts: int = 10):
@@ -177,7 +177,9 @@ class ClassProbabilities:
         p = np.exp(log_p)
         if self._sums is None:
             self._sums, self._winners = np.zeros((self._parts, p.shape[1])), np.zeros(p.shape[1])
-        part = (int(self._counts.sum()) + np.arange(len(p))) % self._parts
+        # By the golden ratio, not in turn: samples of a conditional model take the classes in turn.
+        index = self._counts.sum() + np.arange(len(p))
+        part = (index * ((5.0**0.5 - 1.0) / 2.0) % 1.0 * self._parts).astype(int)
         np.add.at(self._sums, part, p)
         np.add.at(self._negative_entropies, part, (p * log_p).sum(1))
         np.add.at(self._counts, part, 1)

@@ -74,6 +74,9 @@ def test_class_score_has_its_two_extremes_and_its_sum():
     p = np.exp(X) / np.exp(X).sum(1, keepdims=True)
     expected = np.exp(np.mean([(row * np.log(row / p.mean(0))).sum() for row in p]))
     assert ClassProbabilities().add(X).result()["class_score"] == pytest.approx(expected)
+    # Classes in turn, as a conditional model samples them: every part has all of them.
+    in_turn = ClassProbabilities().add(np.tile(50.0 * np.eye(10), (100, 1))).result()
+    assert in_turn["class_score_parts_mean"] == pytest.approx(10.0, rel=1e-2)
 
 
 def test_floor_is_that_of_the_two_halves_and_samples_have_all_figures():
