@@ -96,5 +96,8 @@ def test_langevin_samples_of_a_learned_energy_lie_where_the_data_do():
     values = model.evaluate(state, batch, jax.random.key(3))
     assert values["energy"].mean() < values["noise_energy"].mean()
     assert model.score(state, batch["x"]).shape == batch["x"].shape
+    # Pictures of odd sizes are halved too.
+    picture = EnergyBasedModel(hidden_dims=(2, 2, 2)).init(jax.random.key(0), {"x": jnp.zeros((2, 7, 5, 1))})
+    assert EnergyBasedModel(hidden_dims=(2, 2, 2)).energy(picture.params, jnp.zeros((2, 7, 5, 1))).shape == (2,)
     with pytest.raises(ValueError, match="low < high"):
         EnergyBasedModel(low=1.0, high=0.0)

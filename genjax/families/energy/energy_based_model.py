@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, batch_size, gradient_step
+from genjax.nn.convolution import Convolution, Downsample
 from genjax.optimizers import Adam, Optimizer
 
 
@@ -29,8 +30,13 @@ class EnergyNetwork(nn.Module):
     def __call__(self, x: Array) -> Array:
         x = x.astype(self.dtype)
         for i, width in enumerate(self.hidden_dims):
-            if x.ndim == 4:
-                x = nn.Conv(width, (3, 3), strides=1 if i == 0 else 2, dtype=self.dtype)(x)
+            if x.ndim == 4 and i == 0:
+                x = Convolution(width, self.dtype)(x)
+            elif x.ndim == 4:
+                # Only even sizes can be halved.
+                x = Downsample(width, self.dtype)(
+                    jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
+                )
             else:
                 x = nn.Dense(width, dtype=self.dtype)(x)
             x = nn.swish(x)
