@@ -1,5 +1,6 @@
 """Claims about autoregressive emissions, hidden keys, and restarts that predict together, against enumeration."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -66,6 +67,19 @@ def test_rolls_of_all_lengths_have_probability_one_together(trained):
     state, _, _ = trained
     every = np.array(list(itertools.product((0.0, 1.0), repeat=2 * D)), np.float32).reshape(-1, 2, D)
     np.testing.assert_allclose(np.exp(MODEL.log_prob(state, {"x": jnp.asarray(every)})).sum(), 1.0, rtol=1e-4)
+
+
+def test_samples_are_drawn_from_what_is_evaluated(trained):
+    state, _, _ = trained
+    every = np.array(list(itertools.product((0.0, 1.0), repeat=2 * D)), np.float32).reshape(-1, 2, D)
+    p = np.exp(MODEL.log_prob(state, {"x": jnp.asarray(every)}))
+    count = 20000
+    samples = jax.jit(lambda key: MODEL.sample(state, key, count, 2))(jax.random.key(3))
+    places = np.asarray(samples).reshape(count, -1) @ 2.0 ** np.arange(2 * D)[::-1]
+    frequencies = np.bincount(places.astype(int), minlength=len(every)) / count
+    assert (np.abs(frequencies - p) < 4.5 * np.sqrt(p / count) + 1e-4).all()
+    alone = dataclasses.replace(MODEL, average=False).sample(state, jax.random.key(0), 2)
+    assert alone.shape == (2, T, D)
 
 
 def test_learning_with_hidden_keys_raises_the_likelihood_whatever_the_key(trained):

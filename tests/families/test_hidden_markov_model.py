@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,14 @@ def test_parallel_scans_equal_sequential_ones_on_long_sequences(chain):
     keys = jax.random.split(jax.random.key(4), 2)
     draws = [inference.sample_states(keys, initial, transition, likelihood, p) for p in (False, True)]
     np.testing.assert_array_equal(*draws)
+    for function in (inference.predict, inference.frame_log_prob):
+        one, other = (
+            jax.jit(function, static_argnums=(3, 4))(initial, transition, likelihood, p, 64) for p in (False, True)
+        )
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    (path, score), (other, other_score) = (inference.viterbi(initial, transition, likelihood, p) for p in (False, True))
+    np.testing.assert_array_equal(path, other)
+    np.testing.assert_allclose(score, other_score, rtol=1e-5)
 
 
 def test_drawn_states_have_the_posterior_marginals(chain):
@@ -245,35 +254,184 @@ def test_an_empty_state_is_seeded_anew_and_counted():
     assert all(np.isfinite(p).all() for p in jax.tree.leaves(state.params))
 
 
-def test_a_baum_welch_step_equals_that_of_hmmlearn():
+def normalized(log_p):
+    return np.exp(log_p) / np.exp(log_p).sum(-1, keepdims=True)
+
+
+def peer_of(hmm, name, params):
+    """The model of hmmlearn with these parameters, without its priors."""
+    emission, options = params["emission"], {"n_iter": 1, "tol": 0.0, "init_params": ""}
+    if name == "categorical":
+        peer = hmm.CategoricalHMM(K, n_features=4, **options)
+        peer.emissionprob_ = normalized(emission["logits"])
+    elif name == "gaussian_mixture":
+        peer = hmm.GMMHMM(K, 2, covariance_type="diag", **options)
+        peer.weights_ = normalized(emission["log_weights"])
+        peer.means_ = emission["parts"]["mean"].reshape(K, 2, D)
+        peer.covars_ = emission["parts"]["scale"].reshape(K, 2, D) ** 2
+    else:
+        kind, scale = {"diagonal": "diag"}.get(name, name), emission["scale"]
+        peer = hmm.GaussianHMM(K, kind, covars_prior=0, covars_weight=1, min_covar=0, **options)
+        peer.means_ = emission["mean"]
+        peer.covars_ = scale**2 if kind == "diag" else scale @ scale.swapaxes(-1, -2)
+    peer.startprob_, peer.transmat_ = normalized(params["initial"]), normalized(params["transition"])
+    return peer
+
+
+@pytest.mark.parametrize("name", ["categorical", "diagonal", "full", "tied", "gaussian_mixture"])
+def test_inference_and_a_baum_welch_step_on_ragged_sequences_equal_those_of_hmmlearn(name):
     hmm = pytest.importorskip("hmmlearn.hmm")
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, 20, D)).astype(np.float32)
-    model = HiddenMarkovModel(
-        num_states=K, emission=Gaussian(ridge=0.0), initial_pseudo_count=0.0, transition_pseudo_count=0.0
-    )
-    batch = {"x": jnp.asarray(x)}
-    state = model.init(jax.random.key(0), batch)
+    lengths = [20, 13]
+    mask = np.arange(20)[None] < np.array(lengths)[:, None]
+    emission = EMISSIONS[name][0]
+    if name != "categorical":
+        gaussian = Gaussian(covariance="diagonal" if name == "gaussian_mixture" else name, ridge=0.0)
+        emission = Mixture(component=gaussian, pseudo_count=0.0) if name == "gaussian_mixture" else gaussian
+    model = HiddenMarkovModel(num_states=K, emission=emission, initial_pseudo_count=0.0, transition_pseudo_count=0.0)
+    with jax.enable_x64(True):
+        x = rng.integers(0, 4, (2, 20)) if name == "categorical" else rng.normal(size=(2, 20, D))
+        batch = {"tokens" if name == "categorical" else "x": jnp.asarray(x), "mask": jnp.asarray(mask)}
+        state = model.init(jax.random.key(0), batch)
+        peer = peer_of(hmm, name, jax.tree.map(np.asarray, model.best(state)))
+        flat = x[mask].reshape(sum(lengths), -1)
+        np.testing.assert_allclose(model.log_prob(state, batch).sum(), peer.score(flat, lengths), rtol=1e-5)
+        np.testing.assert_array_equal(
+            np.asarray(model.decode_states(state, batch)[0])[mask], peer.predict(flat, lengths)
+        )
+        marginals = np.asarray(model.posterior(state, batch).marginals)[mask]
+        np.testing.assert_allclose(marginals, peer.predict_proba(flat, lengths), atol=1e-5)
+        state, _ = jax.jit(model.train_step)(state, batch, jax.random.key(0))
+        peer.fit(flat, lengths)
+        expected = peer_of(hmm, name, jax.tree.map(np.asarray, model.best(state)))
+        for attribute in ("startprob_", "transmat_", "emissionprob_", "weights_", "means_", "covars_"):
+            if hasattr(peer, attribute):
+                np.testing.assert_allclose(
+                    getattr(expected, attribute), getattr(peer, attribute), atol=1e-5, err_msg=attribute
+                )
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "pattern_mixture"])
+def test_a_baum_welch_step_on_bits_equals_enumeration_of_paths_and_patterns(name):
+    batch, emission = batch_of("bits"), EMISSIONS[name][0]
+    batch = {key: a[:, :4] for key, a in batch.items()}
+    model = HiddenMarkovModel(num_states=2, emission=emission, initial_pseudo_count=0.0, transition_pseudo_count=0.0)
+    state = model.init(jax.random.key(2), batch)
     params = jax.tree.map(np.float64, model.best(state))
-    peer = hmm.GaussianHMM(K, "diag", n_iter=1, init_params="", covars_prior=0, covars_weight=0, min_covar=0)
-    peer.startprob_ = np.exp(params["initial"]) / np.exp(params["initial"]).sum()
-    peer.transmat_ = np.exp(params["transition"]) / np.exp(params["transition"]).sum(1, keepdims=True)
-    peer.means_, peer.covars_ = params["emission"]["mean"], params["emission"]["scale"] ** 2
-    flat, lengths = x.reshape(-1, D).astype(np.float64), [20, 20]
-    np.testing.assert_allclose(model.log_prob(state, batch).sum(), peer.score(flat, lengths), rtol=1e-5)
-    np.testing.assert_array_equal(model.decode_states(state, batch)[0].reshape(-1), peer.predict(flat, lengths))
-    state, _ = jax.jit(model.train_step)(state, batch, jax.random.key(0))
-    peer.n_iter, peer.tol = 1, 0.0
-    peer.covars_weight = 1.0
-    peer.fit(flat, lengths)
-    params = model.best(state)
-    np.testing.assert_allclose(jnp.exp(params["initial"]), peer.startprob_, atol=1e-5)
-    np.testing.assert_allclose(jnp.exp(params["transition"]), peer.transmat_, atol=1e-5)
-    np.testing.assert_allclose(params["emission"]["mean"], peer.means_, atol=1e-4)
+    patterns = params["emission"].get("parts", params["emission"])["logits"].reshape(2, -1, D)
+    weights = normalized(params["emission"].get("log_weights", np.zeros((2, 1))))
+    p = 1 / (1 + np.exp(-patterns))  # [K, M, D]
+    size = p.shape[1]
+    first, pairs, ones, count, total = np.zeros(2), np.zeros((2, 2)), np.zeros((2, size, D)), np.zeros((2, size)), []
+    for x, mask in zip(np.asarray(batch["x"]), np.asarray(batch["mask"])):
+        x = x[: mask.sum()]
+        # Every path of states and patterns.
+        terms = []
+        for path in itertools.product(itertools.product(range(2), range(size)), repeat=len(x)):
+            joint = 1.0
+            for t, (k, m) in enumerate(path):
+                joint *= normalized(params["transition"])[path[t - 1][0], k] if t else normalized(params["initial"])[k]
+                joint *= weights[k, m] * np.where(x[t] > 0, p[k, m], 1 - p[k, m]).prod()
+            terms.append((joint, path))
+        evidence = sum(joint for joint, _ in terms)
+        total.append(np.log(evidence))
+        for joint, path in terms:
+            for t, (k, m) in enumerate(path):
+                ones[k, m] += joint / evidence * x[t]
+                count[k, m] += joint / evidence
+                first[k] += joint / evidence * (t == 0)
+                if t:
+                    pairs[path[t - 1][0], k] += joint / evidence
+    np.testing.assert_allclose(model.log_prob(state, batch), total, atol=1e-5)
+    new = model.best(jax.jit(model.train_step)(state, batch, jax.random.key(0))[0])
+    found = new["emission"].get("parts", new["emission"])["logits"].reshape(2, -1, D)
+    np.testing.assert_allclose(jax.nn.sigmoid(found), ones / count[..., None], atol=1e-4)
+    np.testing.assert_allclose(jnp.exp(new["initial"]), first / first.sum(), atol=1e-5)
+    np.testing.assert_allclose(jnp.exp(new["transition"]), pairs / pairs.sum(1, keepdims=True), atol=1e-5)
+    if name == "pattern_mixture":
+        expected = count / count.sum(1, keepdims=True)
+        np.testing.assert_allclose(jnp.exp(new["emission"]["log_weights"]), expected, atol=1e-5)
+
+
+def test_gibbs_draws_predict_as_the_sum_over_all_paths_under_dirichlet_priors_does():
+    seen, new = np.array([[0, 0, 1, 0], [1, 1, 1, 0]]), np.array([[0, 0, 1]])
+
+    def evidence(sequences):
+        """p of the sequences under Dirichlet(1) priors of all rows: a sum over paths of ratios of Gamma functions."""
+        total = 0.0
+        for path in itertools.product(range(2), repeat=sum(map(len, sequences))):
+            states = np.split(np.array(path), np.cumsum([len(s) for s in sequences])[:-1])
+            counts = np.zeros((5, 2))  # first states, transitions from each, tokens of each
+            for s, z in zip(sequences, states):
+                counts[0, z[0]] += 1
+                np.add.at(counts, (1 + z[:-1], z[1:]), 1)
+                np.add.at(counts, (3 + z, s), 1)
+            gamma = np.vectorize(math.factorial)
+            total += (gamma(counts.astype(int)).prod(1) / gamma(counts.sum(1).astype(int) + 1)).prod()
+        return total
+
+    model = HiddenMarkovModel(
+        num_states=2, emission=Categorical(vocab_size=2, pseudo_count=1.0), algorithm="gibbs", num_restarts=64,
+        initial_pseudo_count=1.0, transition_pseudo_count=1.0,
+    )  # fmt: skip
+    batch, test = {"tokens": jnp.asarray(seen)}, {"tokens": jnp.asarray(new)}
+
+    def step(state, key):
+        state, _ = model.train_step(state, batch, key)
+        return state, jnp.exp(jax.vmap(model._log_prob, in_axes=(0, None))(state.params, test)).mean()
+
+    state = model.init(jax.random.key(0), batch)
+    p = jax.jit(lambda s: jax.lax.scan(step, s, jax.random.split(jax.random.key(1), 400)))(state)[1]
+    np.testing.assert_allclose(p[50:].mean(), evidence([*seen, *new]) / evidence(seen), rtol=0.02)
+
+
+def test_online_em_averages_expected_counts_by_its_schedule():
+    options = {"num_states": 2, "emission": Bernoulli(), "step_exponent": 0.6}
+    batch, other = batch_of("bits"), jax.tree.map(lambda a: a[::-1], batch_of("bits"))
+    online = HiddenMarkovModel(algorithm="stochastic_em", **options)
+    state = online.init(jax.random.key(0), batch)
+    first = online.train_step(state, batch, jax.random.key(0))[0]
+    plain = HiddenMarkovModel(**options)
+    start = plain.init(jax.random.key(0), batch)
+    jax.tree.map(
+        np.testing.assert_array_equal, first.params, plain.train_step(start, batch, jax.random.key(0))[0].params
+    )
+    second = online.train_step(first, other, jax.random.key(0))[0]
+    fresh = jax.vmap(lambda params: online._statistics(params, other)[0])(first.params)
+    rate = 3**-0.6
+    expected = jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, first.extra["statistics"], fresh)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), second.extra["statistics"], expected)
+
+
+@pytest.mark.parametrize("algorithm", ["em", "stochastic_em"])
+def test_a_mask_that_hides_everything_teaches_nothing_and_is_named(algorithm):
+    model, batch = HiddenMarkovModel(num_states=2, emission=Bernoulli(), algorithm=algorithm), batch_of("bits")
+    step = jax.jit(model.train_step)
+    state, metrics = step(model.init(jax.random.key(0), batch), batch, jax.random.key(0))
+    assert not model.warnings(metrics)
+    hidden = {**batch, "mask": jnp.zeros_like(batch["mask"])}
+    after, metrics = step(state, hidden, jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, (after.params, after.extra), (state.params, state.extra))
+    assert metrics["frames"] == 0 and "hides everything" in model.warnings(metrics)[0]
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full", "tied"])
+def test_singular_covariances_of_large_numbers_stay_finite_and_are_named(covariance):
+    x = 1e4 * np.random.default_rng(0).normal(size=(2, 6, 1)).astype(np.float32)
+    batch = {"x": jnp.asarray(np.concatenate([x, x if covariance != "diagonal" else 0 * x], -1))}
+    for ridge in (1e-6, 0.0):
+        model = HiddenMarkovModel(num_states=2, emission=Gaussian(covariance=covariance, ridge=ridge))
+        state, metrics = jax.jit(lambda key, m=model: m.train_step(m.init(key, batch), batch, key))(jax.random.key(0))
+        assert all(np.isfinite(a).all() for a in jax.tree.leaves((state.params, metrics)))
+        assert "singular but for the ridge" in model.warnings(metrics)[0]
+    with pytest.raises(ValueError, match="ridge"):
+        Gaussian(ridge=-1.0)
 
 
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="step_exponent"):
         HiddenMarkovModel(step_exponent=0.2)
+    with pytest.raises(ValueError, match="chunk_size"):
+        HiddenMarkovModel(chunk_size=0)
     with pytest.raises(ValueError, match="num_states"):
         HiddenMarkovModel(num_states=0)

@@ -7,6 +7,7 @@ Each is a frozen dataclass with
   maximize(statistics, params)        the M-step
   draw(key, statistics, params)       parameters from their posterior under conjugate priors, where there is one
   sample(params, key, state, *before) one frame of state []; `before` is the frame before, for autoregressive ones
+  singular(params)                    which covariances [K] are singular but for the ridge, where there are covariances
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -22,6 +24,9 @@ import jax.numpy as jnp
 from genjax.model import Array, PyTree
 
 LOG_2PI = math.log(2.0 * math.pi)
+#: Share of the mean variance that rounding of float32 may take from the smallest one.
+_ROUNDING = 1e-5
+_SMALLEST_VARIANCE = 1e-12
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,10 +58,24 @@ class Emission(abc.ABC):
     @abc.abstractmethod
     def sample(self, params: PyTree, key: Array, state: Array, *before: Array) -> Array: ...
 
+    def singular(self, params: PyTree) -> Array | None:
+        return None
+
     def draw(self, key: Array, statistics: PyTree, params: PyTree) -> PyTree:
         raise ValueError(
             f"Gibbs sampling has no conjugate prior for {type(self).__name__}: use categorical or bernoulli"
         )
+
+
+def singular_warnings(metrics: Mapping[str, float]) -> list[str]:
+    """What the metric `singular_covariances`, where there is one, should tell the user."""
+    count = metrics.get("singular_covariances", 0.0)
+    if count <= 0.0:
+        return []
+    return [
+        f"on average {count:.3g} covariances are singular but for the ridge, since their examples lie in a plane or are too "
+        "few: give a larger ridge, fewer components, or another type of covariance"
+    ]
 
 
 def random_frames(key: Array, x: Array, weights: Array, count: int) -> Array:
@@ -207,11 +226,16 @@ class Gaussian(Emission):
 
     Attributes:
       covariance: spherical, diagonal or full of each state, or tied: one full matrix for all.
-      ridge: added to the diagonal of every covariance in the M-step, so that none becomes singular.
+      ridge: added to the diagonal of every covariance in the M-step, so that none becomes singular.  Where it is lost in
+        the rounding of larger numbers, a part in 10^5 of the mean variance is added instead.
     """
 
     covariance: Literal["spherical", "diagonal", "tied", "full"] = "diagonal"
     ridge: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.ridge < 0:
+            raise ValueError(f"ridge={self.ridge} of a covariance must not be negative")
 
     def init(self, key: Array, x: Array, weights: Array, num_states: int) -> PyTree:
         centred = x - jnp.average(x, axis=0, weights=weights)[None]
@@ -221,19 +245,38 @@ class Gaussian(Emission):
 
     def _scale(self, covariance: Array, weights: Array | None) -> Array:
         """Standard deviations or Cholesky factors of covariances [K, D, D], pooled as the type says."""
-        ridge = self.ridge * jnp.eye(covariance.shape[-1])
         if self.covariance in ("spherical", "diagonal"):
             return self._deviation(jnp.diagonal(covariance, axis1=-2, axis2=-1))
         if self.covariance == "tied":
             weights = jnp.ones(len(covariance)) if weights is None else weights
             covariance = (covariance * (weights / jnp.maximum(weights.sum(), 1e-30))[:, None, None]).sum(0)
-            return jnp.linalg.cholesky(covariance + ridge)
-        return jnp.linalg.cholesky(covariance + ridge[None])
+        return self._factor(covariance)
+
+    def scales(self, covariance: Array) -> Array:
+        """Factors of covariances [K, D, D], or deviations of variances [K, D], of each component."""
+        return self._factor(covariance) if covariance.ndim == 3 else self._deviation(covariance)
+
+    def _factor(self, covariance: Array) -> Array:
+        """Cholesky factors of covariances [..., D, D] with the ridge, or a larger one where that is not enough."""
+        dim = covariance.shape[-1]
+        eye = jnp.eye(dim).reshape((1,) * (covariance.ndim - 2) + (dim, dim))
+        variance = jnp.trace(covariance, axis1=-2, axis2=-1)[..., None, None] / dim
+        factor = jnp.linalg.cholesky(covariance + self.ridge * eye)
+        safe = jnp.linalg.cholesky(covariance + (self.ridge + _ROUNDING * variance + _SMALLEST_VARIANCE) * eye)
+        return jnp.where(jnp.isfinite(factor).all((-2, -1), keepdims=True), factor, safe)
 
     def _deviation(self, variance: Array) -> Array:
         if self.covariance == "spherical":
             variance = variance.mean(-1, keepdims=True)
-        return jnp.sqrt(jnp.maximum(variance, 0.0) + self.ridge)
+        return jnp.sqrt(jnp.maximum(jnp.maximum(variance, 0.0) + self.ridge, _SMALLEST_VARIANCE))
+
+    def singular(self, params: PyTree) -> Array:
+        scale = params["scale"] if self.covariance != "tied" else params["scale"][None]
+        floor = 2 * (self.ridge + _SMALLEST_VARIANCE)
+        if self.covariance in ("tied", "full"):
+            floor = floor + 2 * _ROUNDING * (scale**2).sum(-1).mean(-1)
+            scale = jnp.diagonal(scale, axis1=-2, axis2=-1)
+        return (scale**2).min(-1) <= floor
 
     def covariances(self, params: PyTree) -> Array:
         """Covariance matrices [K, D, D]."""
@@ -357,6 +400,9 @@ class Mixture(Emission):
         counts = statistics["weights"] + self.pseudo_count
         log_weights = jnp.log(jnp.maximum(counts / jnp.maximum(counts.sum(-1, keepdims=True), 1e-30), 1e-30))
         return {"log_weights": log_weights, "parts": self.component.maximize(statistics["parts"], params["parts"])}
+
+    def singular(self, params: PyTree) -> Array | None:
+        return self.component.singular(params["parts"])
 
     def sample(self, params: PyTree, key: Array, state: Array, *before: Array) -> Array:
         keys = jax.random.split(key)

@@ -27,7 +27,7 @@ class HiddenKeyModel(HiddenMarkovModel):
 
     Attributes:
       num_keys: number S of shifts, as many below as above; 12 are all keys, 1 is the ordinary model.
-      average: frames are predicted by the mean over the restarts, not by the best restart alone.
+      average: frames are predicted, and drawn, by the mean over the restarts, not by the best restart alone.
     """
 
     num_keys: int = 12
@@ -76,7 +76,8 @@ class HiddenKeyModel(HiddenMarkovModel):
         """log p(x_t | x_1..t-1) of each restart in nats, [R, B, T]; hidden frames cost nothing."""
 
         def one(params: PyTree, shift: Array) -> Array:
-            return inference.frame_log_prob(*self._inputs(params, self._shifted(batch, shift)))
+            inputs = self._inputs(params, self._shifted(batch, shift))
+            return inference.frame_log_prob(*inputs, self.parallel, self.chunk_size)
 
         def restart(params: PyTree) -> Array:
             frames = jax.lax.map(lambda shift: one(params, shift), self._shifts)  # [S, B, T]
@@ -103,7 +104,45 @@ class HiddenKeyModel(HiddenMarkovModel):
         return {"nll": -together.sum(-1), "num_frames": mask.sum(1).astype(jnp.float32), **alone}
 
     def sample(self, state: TrainState, key: Array, num_samples: int, num_frames: int | None = None) -> Array:
-        """Draws rolls [num_samples, T, 88]: of the best restart alone, in any key."""
-        keys = jax.random.split(key, 2 * num_samples).reshape(2, num_samples)
-        roll = lambda x, k: jnp.roll(x, -jax.random.choice(k, self._shifts), -1)  # noqa: E731
-        return jax.vmap(roll)(super().sample(state, keys[0, 0], num_samples, num_frames), keys[1])
+        """Draws rolls [num_samples, T, 88] from what `log_prob` evaluates: with `average`, each frame is drawn by a restart
+        that is chosen anew, given the frames before; otherwise all are the best restart's, in any key.
+        """
+        if not self.average:
+            keys = jax.random.split(key, 2 * num_samples).reshape(2, num_samples)
+            roll = lambda x, k: jnp.roll(x, -jax.random.choice(k, self._shifts), -1)  # noqa: E731
+            return jax.vmap(roll)(super().sample(state, keys[0, 0], num_samples, num_frames), keys[1])
+        if self.data_shape is None:
+            raise ValueError("what samples look like is not known: give data_shape")
+        params, silence = state.eval_params, jnp.zeros(self.data_shape[1:])
+        transition = jax.nn.log_softmax(params["transition"])  # [R, K, K]
+        shifted = jax.vmap(jnp.roll, in_axes=(None, 0))
+
+        def likelihood(emission: PyTree, x: Array, before: Array) -> Array:
+            """log p(x | z, s) [S, K] of a frame and the one before it [88]."""
+            frames = shifted(x, self._shifts)
+            if self.emission.autoregressive:
+                frames = jnp.concatenate([frames, shifted(before, self._shifts)], -1)
+            return self.emission.log_prob(emission, frames)
+
+        def step(carry: tuple[Array, Array, Array], key: Array) -> tuple[tuple[Array, Array, Array], Array]:
+            log_keys, log_states, before = carry  # log p(s | x_<t) [R, S] and log p(z_t | x_<t, s) [R, S, K]
+            restart_key, shift_key, state_key, frame_key = jax.random.split(key, 4)
+            r = jax.random.randint(restart_key, (), 0, self.num_restarts)
+            s = jax.random.categorical(shift_key, log_keys[r])
+            z = jax.random.categorical(state_key, log_states[r, s])
+            emission = jax.tree.map(lambda a: a[r], params["emission"])
+            given = (jnp.roll(before, self._shifts[s]),) if self.emission.autoregressive else ()
+            x = jnp.roll(self.emission.sample(emission, frame_key, z, *given), -self._shifts[s])
+            joint = log_states + jax.vmap(likelihood, in_axes=(0, None, None))(params["emission"], x, before)
+            log_keys = jax.nn.log_softmax(log_keys + jax.nn.logsumexp(joint, -1))
+            log_states = inference.log_matmul(jax.nn.log_softmax(joint), transition)
+            return (log_keys, log_states, x), x
+
+        initial = jax.nn.log_softmax(params["initial"])[:, None]
+        start = (
+            jnp.full((self.num_restarts, self.num_keys), -math.log(self.num_keys)),
+            jnp.repeat(initial, self.num_keys, 1),
+            silence,
+        )
+        one = lambda key: jax.lax.scan(step, start, jax.random.split(key, num_frames or self.data_shape[0]))[1]  # noqa: E731
+        return jax.vmap(one)(jax.random.split(key, num_samples))

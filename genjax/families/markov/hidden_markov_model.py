@@ -19,8 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.families.markov import inference
-from genjax.families.markov.emissions import Bernoulli, Emission, log_dirichlet
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_sum, example_keys, gradient_step
+from genjax.families.markov.emissions import Bernoulli, Emission, log_dirichlet, singular_warnings
+from genjax.model import (
+    Array,
+    Batch,
+    Metrics,
+    PyTree,
+    TrainState,
+    cross_device_gather,
+    cross_device_sum,
+    example_keys,
+    gradient_step,
+)
 from genjax.optimizers import Adam, Optimizer
 
 
@@ -63,6 +73,8 @@ class HiddenMarkovModel:
             raise ValueError("a hidden Markov model needs num_states >= 1 and num_restarts >= 1")
         if self.restart is not None and not 0 <= self.restart < self.num_restarts:
             raise ValueError(f"restart={self.restart} must lie from 0 to num_restarts - 1 = {self.num_restarts - 1}")
+        if self.chunk_size < 1:
+            raise ValueError(f"chunk_size={self.chunk_size} must be at least 1 frame")
         if not 0.5 < self.step_exponent <= 1.0:
             raise ValueError(f"step_exponent={self.step_exponent} must lie in (0.5, 1], or stochastic EM diverges")
 
@@ -139,10 +151,9 @@ class HiddenMarkovModel:
         empty = counts["occupancy"] < 1e-8
         x = self._frames(batch)
         mask = batch.get("mask", jnp.ones(x.shape[:2], bool))
-        weights = mask.reshape(-1).astype(jnp.float32)
-        seeds = self.emission.init(
-            key, x.reshape(-1, *x.shape[2:]), jnp.where(weights.sum() > 0, weights, 1.0), self.num_states
-        )
+        # Every device seeds the same.
+        x, weights = cross_device_gather((x.reshape(-1, *x.shape[2:]), mask.reshape(-1).astype(jnp.float32)))
+        seeds = self.emission.init(key, x, jnp.where(weights.sum() > 0, weights, 1.0), self.num_states)
 
         def reseed(new: Array, seed: Array) -> Array:
             rows = new.shape[0]
@@ -159,7 +170,9 @@ class HiddenMarkovModel:
     def _gibbs(self, params: PyTree, batch: Batch, key: Array) -> tuple[PyTree, Array]:
         keys = jax.random.split(key, 4)
         initial, transition, likelihood = self._inputs(params, batch)
-        states = inference.sample_states(example_keys(keys[0], batch), initial, transition, likelihood, self.parallel)
+        states = inference.sample_states(
+            example_keys(keys[0], batch), initial, transition, likelihood, self.parallel, self.chunk_size
+        )
         one_hot = jax.nn.one_hot(states, self.num_states)
         mask = batch.get("mask", jnp.ones(states.shape, bool)).astype(jnp.float32)
         alive = jax.lax.cummax(mask, axis=1, reverse=True)[:, 1:, None]
@@ -176,7 +189,8 @@ class HiddenMarkovModel:
         """One step of the algorithm, for all restarts.  `loss` is nats a frame of the best restart before the step."""
         x = self._frames(batch)
         mask = batch.get("mask", jnp.ones(x.shape[:2], bool))
-        num_frames = jnp.maximum(cross_device_sum(mask.sum().astype(jnp.float32)), 1.0)
+        observed = cross_device_sum(mask.sum().astype(jnp.float32))
+        num_frames = jnp.maximum(observed, 1.0)
         extra, empty = dict(state.extra), jnp.zeros(self.num_restarts)
         keys = jax.random.split(key, self.num_restarts)
         if self.algorithm == "gradient":
@@ -196,16 +210,24 @@ class HiddenMarkovModel:
         else:
             counts, log_prob = jax.vmap(self._statistics, in_axes=(0, None))(state.params, batch)
             counts, score = cross_device_sum(counts), cross_device_sum(log_prob.sum(1)) / num_frames
+            statistics = extra.get("statistics")
             if self.algorithm == "stochastic_em":
                 rate = (state.step.astype(jnp.float32) + 2.0) ** -self.step_exponent
                 rate = jnp.where(state.step == 0, 1.0, rate)
-                counts = jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, extra["statistics"], counts)
-                extra["statistics"] = counts
+                counts = jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, statistics, counts)
+                statistics = counts
             params, empty = jax.vmap(self._maximize, in_axes=(0, 0, None, 0))(counts, state.params, batch, keys)
+            # A batch of which nothing was observed teaches nothing.
+            keep = lambda new, old: jnp.where(observed > 0, new, old)  # noqa: E731
+            params, empty = jax.tree.map(keep, params, state.params), keep(empty, 0.0)
+            if statistics is not None:
+                extra["statistics"] = jax.tree.map(keep, statistics, extra["statistics"])
         # Batches differ, so restarts are compared by a moving average.
         rate = 1.0 if self.algorithm == "em" else jnp.maximum(0.1, 1.0 / (state.step + 1.0))
-        extra["score"] = extra["score"] + rate * (score - extra["score"])
-        metrics = {"loss": -score.max(), "mean_loss": -score.mean(), "empty_states": empty.sum()}
+        extra["score"] = extra["score"] + jnp.where(observed > 0, rate, 0.0) * (score - extra["score"])
+        metrics = {"loss": -score.max(), "mean_loss": -score.mean(), "empty_states": empty.sum(), "frames": observed}
+        if (singular := jax.vmap(self.emission.singular)(params["emission"])) is not None:
+            metrics["singular_covariances"] = singular.sum().astype(jnp.float32)
         if self.algorithm != "gradient":
             state = state.replace(step=state.step + 1)
         return state.replace(params=params, extra=extra), metrics
@@ -240,12 +262,13 @@ class HiddenMarkovModel:
 
     def warnings(self, metrics: dict[str, float]) -> list[str]:
         """What the means of the metrics of some steps should tell the user."""
-        if metrics.get("empty_states", 0.0) <= 0.0:
-            return []
-        return [
-            f"on average {metrics['empty_states']:.3g} of the states of all restarts were visited by no frame and began "
-            "again at random frames; if that goes on, give fewer states (--model.num_states)"
-        ]
+        out = inference.mask_warnings(metrics)
+        if metrics.get("empty_states", 0.0) > 0.0:
+            out.append(
+                f"on average {metrics['empty_states']:.3g} of the states of all restarts were visited by no frame and began "
+                "again at random frames; if that goes on, give fewer states (--model.num_states)"
+            )
+        return out + singular_warnings(metrics)
 
     def with_start(self, state: TrainState, initial: Array, transition: Array) -> TrainState:
         """The state with given probabilities of the first states [K] and of transitions [K, K] in every restart.

@@ -14,7 +14,7 @@ float count as that, so that nothing becomes NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -246,13 +246,18 @@ def viterbi(
 
 
 def sample_states(
-    keys: Array, log_initial: Array, log_transition: Array, log_likelihood: Array, parallel: bool = False
+    keys: Array,
+    log_initial: Array,
+    log_transition: Array,
+    log_likelihood: Array,
+    parallel: bool = False,
+    chunk_size: int = 64,
 ) -> Array:
     """State paths [B, T] drawn from p(z | x): forward filter, backward sampling (Scott 2002), one key an example.
 
     Frame t maps each possible z_{t+1} to a z_t by Gumbel noise; sequential and parallel forms compose the same maps.
     """
-    alpha = forward(log_initial, log_transition, log_likelihood, parallel)[1]
+    alpha = forward(log_initial, log_transition, log_likelihood, parallel, chunk_size)[1]
     noise = jax.vmap(lambda key: jax.random.gumbel(key, alpha.shape[1:], alpha.dtype))(keys)
     noisy = (alpha + noise).swapaxes(0, 1)  # [T, B, K]
     last = noisy[-1].argmax(-1)
@@ -271,20 +276,26 @@ def sample_states(
     return jnp.concatenate([rest, last[None]]).swapaxes(0, 1)
 
 
-def _log_predict(log_initial: Array, log_transition: Array, log_likelihood: Array) -> Array:
-    alpha = forward(log_initial, log_transition, log_likelihood)[1]
+def _log_predict(
+    log_initial: Array, log_transition: Array, log_likelihood: Array, parallel: bool, chunk_size: int
+) -> Array:
+    alpha = forward(log_initial, log_transition, log_likelihood, parallel, chunk_size)[1]
     first = jnp.broadcast_to(log_initial, alpha[:, :1].shape)
     return jax.nn.log_softmax(jnp.concatenate([first, log_matmul(alpha, log_transition[None])], 1), -1)
 
 
-def predict(log_initial: Array, log_transition: Array, log_likelihood: Array) -> Array:
-    """p(z_t | x_1..t-1) for t = 1..T+1, [B, T+1, K]."""
-    return jnp.exp(_log_predict(log_initial, log_transition, log_likelihood))
+def predict(
+    log_initial: Array, log_transition: Array, log_likelihood: Array, parallel: bool = False, chunk_size: int = 64
+) -> Array:
+    """p(z_t | x_1..t-1) for t = 1..T+1, [B, T+1, K]; arguments are those of `forward`."""
+    return jnp.exp(_log_predict(log_initial, log_transition, log_likelihood, parallel, chunk_size))
 
 
-def frame_log_prob(log_initial: Array, log_transition: Array, log_likelihood: Array) -> Array:
-    """log p(x_t | x_1..t-1) [B, T], which sum to log p(x)."""
-    predicted = _log_predict(log_initial, log_transition, log_likelihood)[:, :-1]
+def frame_log_prob(
+    log_initial: Array, log_transition: Array, log_likelihood: Array, parallel: bool = False, chunk_size: int = 64
+) -> Array:
+    """log p(x_t | x_1..t-1) [B, T], which sum to log p(x); arguments are those of `forward`."""
+    predicted = _log_predict(log_initial, log_transition, log_likelihood, parallel, chunk_size)[:, :-1]
     return jax.nn.logsumexp(predicted + log_likelihood, -1)
 
 
@@ -324,3 +335,10 @@ def mixing_time(transition: Array, distance: float = 0.25, num_steps: int = 1000
 def masked_likelihood(log_likelihood: Array, mask: Any) -> Array:
     """Zero where the mask [B, T] hides the frame."""
     return log_likelihood if mask is None else jnp.where(mask[..., None], log_likelihood, 0.0)
+
+
+def mask_warnings(metrics: Mapping[str, float]) -> list[str]:
+    """What the metric `frames`, how many were observed, should tell the user."""
+    if metrics.get("frames", 1.0) > 0.0:
+        return []
+    return ["no frame was observed: the mask hides everything, and nothing was learned; look at the data's mask"]

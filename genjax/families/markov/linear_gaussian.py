@@ -5,6 +5,9 @@
 Filter and smoother run along time in sequence or as associative scans (Särkkä & García-Fernández 2021, lemmas 8 to 11).
 A filter's element a = (A, b, C, eta, J) stands for p(z_t | z_s, x_s+1..t) = N(A z_s + b, C) and the likelihood of
 x_s+1..t as a function of z_s, N^-1(z_s; eta, J); a smoother's (E, g, L) for p(z_t | z_u, x_1..u) = N(E z_u + g, L).
+
+EM starts from the covariances of frames (stochastic realisation, Akaike 1974, doi:10.1109/TAC.1974.1100707): with
+C_k = E x_t+k x_t^T, which is H F^k E z z^T H^T, a block matrix of C_i+j+1 has the span of (H; H F; H F^2; ...).
 """
 
 from __future__ import annotations
@@ -12,11 +15,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from genjax.families.markov.inference import mask_warnings
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_sum
 
 
@@ -163,12 +168,40 @@ def kalman_smoother(params: PyTree, x: Array, mask: Array, parallel: bool = Fals
     return Smoothed(filtered.log_prob, means, covariances, covariances[1:] @ e.swapaxes(-1, -2))
 
 
+def realize(x: Array, mask: Array, state_dim: int) -> tuple[Array, Array, Array]:
+    """Transition [N, N] and emission [D, N] from the covariances of frames of different times, and whether there are any.
+
+    Of the basis U [L D, N] of the span above, with row blocks U_i, F = sum_i U_i^T U_i+1, whose norm is at most 1.
+
+    Args:
+      x: frames [B, T, D].
+      mask: which were seen [B, T].
+      state_dim: number N, at most (T // 2) D.
+    """
+    length, dim = x.shape[1:]
+    lags = min(length // 2, max(2 * -(-state_dim // dim), 12))
+    seen, x = mask.astype(jnp.float32), jnp.where(mask[..., None], x, 0.0)
+    product = functools.partial(jnp.einsum, precision="highest")
+    blocks = [
+        product("btd,bte->de", x[:, k:], x[:, : length - k])
+        / jnp.maximum((seen[:, k:] * seen[:, : length - k]).sum(), 1.0)
+        for k in range(1, 2 * lags)
+    ]
+    matrix = jnp.block([[blocks[i + j] for j in range(lags)] for i in range(lags)])
+    vectors, values, _ = jnp.linalg.svd(matrix)
+    basis = vectors[:, :state_dim].reshape(lags, dim, state_dim)
+    transition = product("lda,ldb->ab", basis[:-1], basis[1:])
+    return transition, jnp.sqrt(values[0]) * basis[0], values[0] > 0
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearGaussianModel:
     """Linear Gaussian state-space model of sequences `x` [B, T, D], ragged or with gaps by `mask` [B, T], learned by EM.
 
     Attributes:
       state_dim: number N of hidden numbers.
+      start: covariances starts from the dynamics that the covariances of frames show, where sequences are long enough;
+        random from slowly fading rotations, which EM may leave slowly.
       diagonal_noise: the noise of the frames is independent in each of their numbers.
       parallel: associative scans along time instead of sequential ones.
       ridge: added to the diagonal of every covariance in the M-step, so that none becomes singular.
@@ -176,6 +209,7 @@ class LinearGaussianModel:
     """
 
     state_dim: int = 4
+    start: Literal["covariances", "random"] = "covariances"
     diagonal_noise: bool = True
     parallel: bool = False
     ridge: float = 1e-5
@@ -186,17 +220,20 @@ class LinearGaussianModel:
             raise ValueError("a linear Gaussian model needs state_dim >= 1")
 
     def init(self, key: Array, batch: Batch) -> TrainState:
-        """Returns the state before the first step: slowly fading random rotations, seen at random."""
+        """Returns the state before the first step."""
         keys = jax.random.split(key)
         size, dim = self.state_dim, batch["x"].shape[-1]
         seen = self._mask(batch)[..., None]
         variance = jnp.where(seen, batch["x"] ** 2, 0.0).sum((0, 1)) / jnp.maximum(seen.sum(), 1)
-        rotation = jnp.linalg.qr(jax.random.normal(keys[0], (size, size)))[0]
+        transition = 0.95 * jnp.linalg.qr(jax.random.normal(keys[0], (size, size)))[0]
         emission = jax.random.normal(keys[1], (dim, size)) * jnp.sqrt(variance / size)[:, None]
+        if self.start == "covariances" and size <= batch["x"].shape[1] // 2 * dim:
+            *found, related = realize(batch["x"], seen[..., 0], size)
+            transition, emission = (jnp.where(related, a, b) for a, b in zip(found, (transition, emission)))
         params = {
             "initial_mean": jnp.zeros(size),
             "initial_covariance": jnp.eye(size),
-            "transition": 0.95 * rotation,
+            "transition": transition,
             "transition_noise": 0.1 * jnp.eye(size),
             "emission": emission,
             "emission_noise": jnp.diag(variance + self.ridge),
@@ -263,7 +300,12 @@ class LinearGaussianModel:
         counts, log_prob = self._statistics(state.params, batch)
         counts = cross_device_sum(counts)
         loss = -cross_device_sum(log_prob.sum()) / jnp.maximum(counts["frames"], 1.0)
-        return state.replace(step=state.step + 1, params=self._maximize(counts, state.params)), {"loss": loss}
+        metrics = {"loss": loss, "frames": counts["frames"]}
+        return state.replace(step=state.step + 1, params=self._maximize(counts, state.params)), metrics
+
+    def warnings(self, metrics: dict[str, float]) -> list[str]:
+        """What the means of the metrics of some steps should tell the user."""
+        return mask_warnings(metrics)
 
     def log_prob(self, state: TrainState, batch: Batch) -> Array:
         """log p(x) in nats, exact, [B]."""
@@ -277,6 +319,13 @@ class LinearGaussianModel:
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
         """Adds nll_per_frame, all frames of the split together."""
         return {**means, "nll_per_frame": means["nll"] / max(means["num_frames"], 1e-9)}
+
+    def modes(self, state: TrainState) -> np.ndarray:
+        """Modulus, and period in frames (infinite where it does not turn), of each eigenvalue of F, [N, 2]."""
+        values = np.linalg.eigvals(np.asarray(state.params["transition"], np.float64))
+        angle = np.abs(np.angle(values))
+        period = np.divide(2 * np.pi, angle, out=np.full(len(angle), np.inf), where=angle > 0)
+        return np.stack([np.abs(values), period], -1)[np.argsort(-period, kind="stable")]
 
     def impute(self, state: TrainState, batch: Batch) -> Array:
         """Frames that `mask` hides, by their mean given all others; x [B, T, D]."""
