@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from genjax.config import register
 from genjax.data import Images, Points
-from genjax.families.markov.emissions import Bernoulli, Gaussian
+from genjax.families.markov.emissions import Bernoulli
+from genjax.families.mixture.dirichlet_process import DirichletProcessMixture
 from genjax.families.mixture.mixture import MixtureModel
 from genjax.training import Experiment, Training
 
@@ -41,9 +44,8 @@ def dp_mixture_eight_gaussians() -> Experiment:
 
     python -m experiments.train --experiment=dp_mixture_eight_gaussians --workdir=runs/dp_mixture
     """
-    return _points(
-        MixtureModel(num_components=32, component=Gaussian(ridge=1e-3), concentration=0.1), "eight_gaussians"
-    )
+    experiment = _points(DirichletProcessMixture(), "eight_gaussians")
+    return dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, num_steps=2000))
 
 
 @register(

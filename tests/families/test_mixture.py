@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.mixture import GaussianMixture
+from scipy.special import betaln, multigammaln
+from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 
 from genjax.families.markov.emissions import Bernoulli, Gaussian
-from genjax.families.mixture.mixture import MixtureModel, expected_log_sticks
+from genjax.families.mixture.dirichlet_process import DirichletProcessMixture, stick_posterior
+from genjax.families.mixture.mixture import MixtureModel
 
 K, D = 3, 2
 
@@ -82,19 +84,98 @@ def test_bernoulli_mixture_learns_and_imputes():
     assert model.sample(state, jax.random.key(0), 3).shape == (3, 2, 3)
 
 
-def test_a_dirichlet_process_prunes_what_the_data_do_not_need(points):
-    model = MixtureModel(num_components=8, component=Gaussian(covariance="spherical", ridge=1e-2), concentration=0.1)
-    state = model.init(jax.random.key(1), points)
-    step = jax.jit(model.train_step)
-    for i in range(300):
-        state, metrics = step(state, points, jax.random.key(i))
-    assert metrics["active_components"] < 8
-    assert np.isfinite(model.log_prob(state, points)).all()
+def test_imputation_by_several_components_is_conditioning_of_their_density():
+    model = MixtureModel(num_components=2, component=Gaussian(covariance="full"))
+    factors = jnp.array([[[1.0, 0.0], [0.8, 0.5]], [[0.6, 0.0], [-0.9, 0.7]]])
+    parts = {"mean": jnp.array([[0.0, 1.0], [1.0, -2.0]]), "scale": factors}
+    params = {"log_weights": jnp.log(jnp.array([0.3, 0.7])), "parts": parts}
+    state = model.init(jax.random.key(0), {"x": jnp.ones((2, 2))}).replace(params=params)
+    grid = np.linspace(-10, 10, 4001)
+    density = np.exp(model.log_prob(state, {"x": jnp.stack([jnp.full(4001, 0.4), jnp.asarray(grid, jnp.float32)], 1)}))
+    density = np.float64(density) / density.sum()
+    batch = {"x": jnp.array([[0.4, 99.0]] * 4000), "observed": jnp.array([[True, False]] * 4000)}
+    mean = (grid * density).sum()
+    np.testing.assert_allclose(model.impute(state, batch)[0, 1], mean, atol=1e-4)
+    drawn = np.asarray(model.impute(state, batch, jax.random.key(1)))[:, 1]
+    np.testing.assert_allclose(drawn.mean(), mean, atol=0.08)
+    np.testing.assert_allclose(drawn.var(), ((grid - mean) ** 2 * density).sum(), rtol=0.08)
+    np.testing.assert_allclose((drawn < 0).mean(), density[grid < 0].sum(), atol=0.03)
+
+
+def run(model, batch, num_steps):
+    """The state after a number of steps, and the losses."""
+    step = lambda state, _: model.train_step(state, batch, jax.random.key(0))  # noqa: E731
+    scan = jax.jit(lambda s: jax.lax.scan(step, s, length=num_steps))
+    return scan(model.init(jax.random.key(1), batch))
+
+
+def test_a_dirichlet_process_prunes_what_the_data_do_not_need_as_scikit_learn_does(points):
+    model = DirichletProcessMixture(num_components=8, concentration=0.1)
+    state, metrics = run(model, points, 400)
+    assert (np.diff(metrics["loss"]) < 1e-4).all()
+    assert metrics["active_components"][-1] == 3
+    x = np.asarray(points["x"], np.float64)
+    peer = BayesianGaussianMixture(
+        8, weight_concentration_prior_type="dirichlet_process", weight_concentration_prior=0.1, max_iter=400, tol=1e-6,
+        mean_precision_prior=1.0, degrees_of_freedom_prior=D, covariance_prior=D * np.cov(x.T, ddof=0), random_state=0,
+    ).fit(x)  # fmt: skip
+    mine, other = np.argsort(-state.params["log_weights"])[:3], np.argsort(-peer.weights_)[:3]
+    parts = state.params["parts"]
+    np.testing.assert_allclose(jnp.exp(state.params["log_weights"])[mine], peer.weights_[other], atol=0.01)
+    np.testing.assert_allclose(parts["mean"][mine], peer.means_[other], atol=0.01)
+    np.testing.assert_allclose(model.component.covariances(parts)[mine], peer.covariances_[other], atol=0.02)
+    np.testing.assert_allclose(jnp.exp(state.params["log_weights"]).sum(), 1.0, rtol=1e-5)
+
+
+def test_bits_and_diagonal_normals_are_pruned_as_well(points):
+    rng = np.random.default_rng(0)
+    bits = rng.random((200, 8)) < np.where(rng.integers(0, 2, (200, 1)) == np.arange(8) % 2, 0.95, 0.05)
+    for component, x, count in (
+        (Bernoulli(pseudo_count=1.0), jnp.asarray(bits, jnp.float32), 2),
+        (Gaussian(), points["x"], 3),
+    ):
+        state, metrics = run(DirichletProcessMixture(num_components=6, component=component), {"x": x}, 300)
+        assert (np.diff(metrics["loss"]) < 1e-4).all()
+        assert metrics["active_components"][-1] == count
+
+
+@pytest.mark.parametrize("component", [Gaussian(covariance="full", ridge=0.0), Gaussian(ridge=0.0), Bernoulli()])
+def test_the_bound_of_one_component_is_the_evidence(points, component):
+    x = np.asarray(points["x"], np.float64)
+    if isinstance(component, Bernoulli):
+        x = np.float64(x > 0)
+    model = DirichletProcessMixture(num_components=1, component=component, mean_precision=0.5)
+    loss = float(run(model, {"x": jnp.asarray(x, jnp.float32)}, 2)[1]["loss"][-1])
+
+    def normal(x):
+        """Normal-Wishart evidence (Murphy 2007, eq. 266) of x [N, d]."""
+        n, d = x.shape
+        start, beta, nu = d * np.cov(x.T, ddof=0).reshape(d, d), 0.5 + n, d + n
+        # The prior mean is that of the data.
+        scatter = start + n * np.cov(x.T, ddof=0).reshape(d, d)
+        log_det = lambda a: np.linalg.slogdet(a)[1]  # noqa: E731
+        return (
+            -0.5 * n * d * np.log(np.pi) + multigammaln(nu / 2, d) - multigammaln(d / 2, d)
+            + 0.5 * (d * log_det(start) - nu * log_det(scatter) + d * np.log(0.5 / beta))
+        )  # fmt: skip
+
+    if isinstance(component, Bernoulli):
+        a, ones = component.pseudo_count, x.sum(0)
+        evidence = (betaln(a + ones, a + len(x) - ones) - betaln(a, a)).sum()
+    else:
+        evidence = normal(x) if component.covariance == "full" else sum(normal(column[:, None]) for column in x.T)
+    np.testing.assert_allclose(loss, -evidence / len(x), rtol=1e-4)
 
 
 def test_sticks_of_a_large_sample_are_frequencies():
-    counts = jnp.array([1e6, 3e6, 6e6])
-    np.testing.assert_allclose(jnp.exp(expected_log_sticks(counts, 1.0)), [0.1, 0.3, 0.6], rtol=1e-3)
+    for log_weights in stick_posterior(jnp.array([1e6, 3e6, 6e6]), 1.0)[:2]:
+        np.testing.assert_allclose(jnp.exp(log_weights), [0.1, 0.3, 0.6], rtol=1e-3)
+    with pytest.raises(ValueError, match="full or diagonal"):
+        DirichletProcessMixture(component=Gaussian(covariance="tied"))
+    with pytest.raises(ValueError, match="degrees_of_freedom=1.0"):
+        DirichletProcessMixture(degrees_of_freedom=1.0).init(jax.random.key(0), {"x": jnp.eye(3)})
+    with pytest.raises(ValueError, match="above 0"):
+        DirichletProcessMixture(concentration=0.0)
 
 
 def test_a_singular_covariance_and_a_lost_component_stay_finite():
@@ -105,3 +186,5 @@ def test_a_singular_covariance_and_a_lost_component_stay_finite():
         for i in range(4):
             state, metrics = model.train_step(state, batch, jax.random.key(i))
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, metrics)))
+        if covariance != "diagonal":
+            assert any("singular but for the ridge" in text for text in model.warnings(metrics))

@@ -1,12 +1,6 @@
-"""Finite mixtures by EM (Dempster et al. 1977), and the truncated Dirichlet-process mixture (Blei & Jordan 2006).
+"""Finite mixtures by EM (Dempster et al. 1977).
 
-    p(x) = sum_k w_k p(x | k)        E-step: r_nk = p(k | x_n);    M-step: weighted maximum likelihood
-
-For the Dirichlet process w_k = v_k prod_{j<k} (1 - v_j), v_k ~ Beta(1, alpha), and the variational posterior is
-
-    q(v_k) = Beta(1 + N_k, alpha + sum_{j>k} N_j),     r_nk ~ exp(E log w_k) p(x_n | k)
-
-with point estimates of the components; components that the data do not need lose their weight.
+p(x) = sum_k w_k p(x | k)        E-step: r_nk = p(k | x_n);    M-step: weighted maximum likelihood
 """
 
 from __future__ import annotations
@@ -18,8 +12,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from genjax.families.markov.emissions import Emission, Gaussian, Mixture, random_frames
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_sum
+from genjax.families.markov.emissions import Emission, Gaussian, Mixture, random_frames, singular_warnings
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_gather, cross_device_sum
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,10 +21,9 @@ class MixtureModel:
     """Mixture over `x` [B, ...]; a step is an EM step on the batch, so give all data as one batch, or average.
 
     Attributes:
-      num_components: number K, or the truncation of the Dirichlet process.
+      num_components: number K.
       component: gaussian (of four covariance types) or bernoulli.
       start: kmeans_plus_plus spreads the first means, random takes any examples.
-      concentration: alpha of the Dirichlet process; None for a finite mixture.
       averaging: kappa in (1/2, 1] of stochastic EM with rate (t + 2)^-kappa; None replaces the counts at each step.
       data_shape: shape of an example; None takes the data set's.
     """
@@ -38,7 +31,6 @@ class MixtureModel:
     num_components: int = 8
     component: Emission = Gaussian(covariance="full")
     start: Literal["kmeans_plus_plus", "random"] = "kmeans_plus_plus"
-    concentration: float | None = None
     averaging: float | None = None
     data_shape: tuple[int, ...] | None = None
 
@@ -58,12 +50,7 @@ class MixtureModel:
         x, keys = self._flat(batch), jax.random.split(key)
         parts = self.component.init(keys[0], x, jnp.ones(len(x)), self.num_components)
         if self.start == "kmeans_plus_plus":
-            centres = kmeans_plus_plus(keys[1], x, self.num_components)
-            if "mean" in parts:
-                parts = {**parts, "mean": centres}
-            else:
-                p = jnp.clip(0.5 * centres + 0.5 * x.mean(0)[None], 1e-3, 1 - 1e-3)
-                parts = {**parts, "logits": jax.scipy.special.logit(p)}
+            parts = _move(parts, kmeans_plus_plus(keys[1], x, self.num_components), x)
         params = {"log_weights": jnp.full(self.num_components, -math.log(self.num_components)), "parts": parts}
         extra = {}
         if self.averaging is not None:
@@ -85,36 +72,39 @@ class MixtureModel:
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One EM step.  `loss` is the mean negative log-likelihood in nats before it."""
-        x, extra = self._flat(batch), dict(state.extra)
+        x = self._flat(batch)
         counts, log_prob = self._statistics(state.params, x)
         counts = cross_device_sum(counts)
         total = cross_device_sum(jnp.asarray(float(len(x))))
         loss = -cross_device_sum(log_prob.sum()) / total
-        if self.averaging is not None:
-            rate = (state.step.astype(jnp.float32) + 2.0) ** -self.averaging
-            rate = jnp.where(state.step == 0, 1.0, rate)
-            counts = jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, extra["statistics"], counts)
-            extra["statistics"] = counts
+        counts, extra = self._average(counts, state)
         parts = self.component.maximize(counts["parts"], state.params["parts"])
         # A component that lost all its examples starts again at one of them, with little weight.
         empty = counts["weights"] < 1e-6
-        if self.concentration is None:
-            name = "mean" if "mean" in parts else "logits"
-            fresh = random_frames(key, x, jnp.ones(len(x)), self.num_components)
-            if name == "logits":
-                fresh = jax.scipy.special.logit(jnp.clip(0.5 * fresh + 0.5 * x.mean(0)[None], 1e-3, 1 - 1e-3))
-            parts = {**parts, name: jnp.where(empty[:, None], fresh, parts[name])}
-            weights = jnp.maximum(counts["weights"], 1.0 * empty)
-            log_weights = jnp.log(jnp.maximum(weights / weights.sum(), 1e-30))
-        else:
-            log_weights = expected_log_sticks(counts["weights"], self.concentration)
-        params = {"log_weights": log_weights, "parts": parts}
-        metrics = {
-            "loss": loss,
-            "empty_components": empty.sum().astype(jnp.float32),
-            "active_components": (counts["weights"] > 1e-3 * counts["weights"].sum()).sum().astype(jnp.float32),
-        }
+        every = cross_device_gather(x)
+        fresh = _move(parts, random_frames(key, every, jnp.ones(len(every)), self.num_components), every)
+        parts = {k: a if fresh[k] is a else jnp.where(empty[:, None], fresh[k], a) for k, a in parts.items()}
+        weights = jnp.maximum(counts["weights"], 1.0 * empty)
+        params = {"log_weights": jnp.log(jnp.maximum(weights / weights.sum(), 1e-30)), "parts": parts}
+        metrics = {"loss": loss, "empty_components": empty.sum().astype(jnp.float32), **self._activity(counts, parts)}
         return state.replace(step=state.step + 1, params=params, extra=extra), metrics
+
+    def _average(self, counts: PyTree, state: TrainState) -> tuple[PyTree, dict[str, PyTree]]:
+        """Counts of stochastic EM, and what the state has to add."""
+        if self.averaging is None:
+            return counts, dict(state.extra)
+        rate = (state.step.astype(jnp.float32) + 2.0) ** -self.averaging
+        rate = jnp.where(state.step == 0, 1.0, rate)
+        counts = jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, state.extra["statistics"], counts)
+        return counts, {**state.extra, "statistics": counts}
+
+    def _activity(self, counts: PyTree, parts: PyTree) -> Metrics:
+        """How many components have more than a thousandth of the examples, and how many covariances are singular."""
+        active = counts["weights"] > 1e-3 * counts["weights"].sum()
+        metrics = {"active_components": active.sum().astype(jnp.float32)}
+        if (singular := self.component.singular(parts)) is not None:
+            metrics["singular_covariances"] = singular.sum().astype(jnp.float32)
+        return metrics
 
     def _normalized(self, state: TrainState) -> PyTree:
         return {**state.params, "log_weights": jax.nn.log_softmax(state.params["log_weights"])}
@@ -129,12 +119,13 @@ class MixtureModel:
 
     def warnings(self, metrics: dict[str, float]) -> list[str]:
         """What the means of the metrics of some steps should tell the user."""
-        if self.concentration is not None or metrics.get("empty_components", 0.0) <= 0.0:
-            return []
-        return [
-            f"on average {metrics['empty_components']:.3g} components had no example left and began again at random ones; "
-            "if that goes on, give fewer components (--model.num_components)"
-        ]
+        out = singular_warnings(metrics)
+        if metrics.get("empty_components", 0.0) > 0.0:
+            out.append(
+                f"on average {metrics['empty_components']:.3g} components had no example left and began again at random "
+                "ones; if that goes on, give fewer components (--model.num_components)"
+            )
+        return out
 
     def responsibilities(self, state: TrainState, batch: Batch) -> Array:
         """p(k | x), [B, K]."""
@@ -221,6 +212,14 @@ class MixtureModel:
         return jax.vmap(fill)(x, observed, keys).reshape(batch["x"].shape)
 
 
+def _move(parts: PyTree, centres: Array, x: Array) -> PyTree:
+    """Components with their places at centres [K, D], between them and the mean of x [N, D] where they are bits."""
+    if "mean" in parts:
+        return {**parts, "mean": centres}
+    p = jnp.clip(0.5 * centres + 0.5 * x.mean(0)[None], 1e-3, 1 - 1e-3)
+    return {**parts, "logits": jax.scipy.special.logit(p)}
+
+
 def kmeans_plus_plus(key: Array, x: Array, count: int) -> Array:
     """Centres [count, D] spread by squared distance (Arthur & Vassilvitskii 2007)."""
     first = x[jax.random.randint(key, (), 0, len(x))]
@@ -232,17 +231,3 @@ def kmeans_plus_plus(key: Array, x: Array, count: int) -> Array:
     distance = ((x - first[None]) ** 2).sum(1)
     rest = jax.lax.scan(step, distance, jax.random.split(jax.random.fold_in(key, 1), count - 1))[1]
     return jnp.concatenate([first[None], rest])
-
-
-def expected_log_sticks(counts: Array, concentration: float) -> Array:
-    """E log w_k [K] under the posterior of the sticks, with the components in order of size (Kurihara et al. 2007)."""
-    order = jnp.argsort(-counts)
-    n = counts[order]
-    a, b = 1.0 + n, concentration + n[::-1].cumsum()[::-1] - n
-    digamma = jax.scipy.special.digamma
-    both = digamma(a + b)
-    log_v, log_rest = digamma(a) - both, digamma(b) - both
-    # The last stick of the truncation is all that is left.
-    log_v = log_v.at[-1].set(0.0)
-    log_w = log_v + jnp.concatenate([jnp.zeros(1), jnp.cumsum(log_rest)[:-1]])
-    return jnp.zeros_like(counts).at[order].set(log_w)
