@@ -84,8 +84,11 @@ def draw_paths(paths: np.ndarray, mask: np.ndarray, num_states: int, path: Path)
     shades = np.where(mask, paths, np.nan)
     figure = Figure(figsize=(9, 0.25 * len(paths) + 0.8), layout="constrained")
     panel = figure.subplots()
-    panel.imshow(shades, aspect="auto", interpolation="nearest", cmap="turbo", vmin=0, vmax=max(num_states - 1, 1))
-    panel.set(xlabel="frame", ylabel="sequence")
+    picture = panel.imshow(
+        shades, aspect="auto", interpolation="nearest", cmap="turbo", vmin=0, vmax=max(num_states - 1, 1)
+    )
+    panel.set(xlabel="frame", ylabel="sequence", xlim=(-0.5, mask.sum(1).max() - 0.5))
+    figure.colorbar(picture, label="state")
     figure.savefig(path, dpi=100)
 
 

@@ -1,10 +1,12 @@
-"""Looks at the hidden states of a trained run, hidden Markov model or mixture, and writes pictures into its directory:
+"""Looks at the hidden states of a trained run and writes pictures into its directory:
 
     python -m experiments.states --workdir=runs/hmm_chords
 
 transition.png   the matrix of transitions, states in the order of their stationary probability (hidden Markov models)
 paths.png        the most likely state of each frame, of the first sequences of the evaluation split
 ellipses.png     components over the data, at one and two standard deviations (Gaussian mixtures of points)
+
+Of a linear Gaussian model it prints how each hidden motion fades and turns.
 """
 
 from __future__ import annotations
@@ -64,9 +66,14 @@ def main(arguments: list[str]) -> int:
         files = states_of(run)
     elif hasattr(run.model, "responsibilities"):
         files = components_of(run)
+    elif hasattr(run.model, "modes"):
+        for modulus, period in run.model.modes(run.state):
+            turns = f"turns once in {period:.2f} frames" if np.isfinite(period) else "does not turn"
+            print(f"{turns}, {modulus:.4f} of it is left after a frame")
+        return 0
     else:
         raise ConfigError(
-            f"{type(run.model).__name__} has no hidden states; give a run of a hidden Markov model or mixture"
+            f"{type(run.model).__name__} has no hidden states; give a run of a hidden Markov model, state space or mixture"
         )
     print("written to " + ", ".join(map(str, files)))
     return 0

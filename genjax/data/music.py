@@ -205,7 +205,9 @@ def roll_of_events(tokens: np.ndarray) -> np.ndarray:
 def write_rolls(rolls: np.ndarray, stem: Path) -> list[Path]:
     """Writes a picture of rolls [N, T, 88], and a MIDI and a WAV file of each of the first eight."""
     paths = [Path(stem).with_suffix(".png")]
-    write_grid(rolls.swapaxes(1, 2)[:, ::-1, :, None].astype(np.float32), paths[0], num_columns=4)
+    # Notes of four pixels can be told apart.
+    pictures = rolls.swapaxes(1, 2)[:, ::-1, :, None].astype(np.float32).repeat(4, 1).repeat(4, 2)
+    write_grid(pictures, paths[0], num_columns=2)
     for i, roll in enumerate(rolls[:8]):
         for suffix, content in ((".mid", midi(roll)), (".wav", wav(synthesize(roll)))):
             paths.append(Path(f"{stem}_{i}{suffix}"))

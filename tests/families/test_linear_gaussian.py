@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
+from genjax.data import TimeSeries
 from genjax.families.markov.linear_gaussian import LinearGaussianModel, kalman_smoother
 
 B, T, N, D = 3, 6, 2, 3
@@ -100,6 +101,20 @@ def test_em_never_lowers_the_likelihood_and_finds_the_dynamics(params):
     np.testing.assert_allclose(found, np.sort_complex(np.linalg.eigvals(params["transition"])), atol=0.1)
 
 
+def test_em_starts_from_the_periods_of_the_data_though_frames_are_hidden():
+    x = TimeSeries(name="waves").load("train").arrays()["x"][:64]
+    mask = np.random.default_rng(0).random(x.shape[:2]) < 0.9
+    model = LinearGaussianModel(state_dim=4)
+    state = model.init(jax.random.key(0), {"x": jnp.asarray(x), "mask": jnp.asarray(mask)})
+    modulus, period = model.modes(state).T
+    np.testing.assert_allclose(period, [12, 12, 5, 5], rtol=0.05)
+    assert (modulus <= 1.0).all()
+    np.testing.assert_allclose(model.modes(state.replace(params={"transition": 0.5 * jnp.eye(4)})), [[0.5, np.inf]] * 4)
+    for hopeless in (jnp.zeros((2, 6, 1)), jnp.ones((2, 1, 1)), 1e4 * jnp.ones((2, 8, 1))):
+        state = model.init(jax.random.key(0), {"x": hopeless})
+        assert all(np.isfinite(a).all() for a in jax.tree.leaves(state.params))
+
+
 def test_an_em_step_equals_that_of_a_peer(params, x):
     peer = pytest.importorskip("pykalman")
     p = jax.tree.map(np.float64, params)
@@ -129,7 +144,9 @@ def test_gaps_are_filled_and_a_batch_without_frames_changes_nothing(params, x):
     np.testing.assert_array_equal(np.asarray(filled)[MASK], x[MASK])
     assert np.isfinite(filled).all()
     nothing = {"x": jnp.asarray(x), "mask": jnp.zeros((B, T), bool)}
-    after = model.train_step(state, nothing, jax.random.key(0))[0].params
+    after, metrics = model.train_step(state, nothing, jax.random.key(0))
+    assert "hides everything" in model.warnings(metrics)[0] and not model.warnings({"frames": 1.0})
+    after = after.params
     for name, value in params.items():
         np.testing.assert_array_equal(after[name], value)
     with pytest.raises(ValueError, match="state_dim"):
