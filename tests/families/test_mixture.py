@@ -116,8 +116,9 @@ def test_a_dirichlet_process_prunes_what_the_data_do_not_need_as_scikit_learn_do
     assert metrics["active_components"][-1] == 3
     x = np.asarray(points["x"], np.float64)
     peer = BayesianGaussianMixture(
-        8, weight_concentration_prior_type="dirichlet_process", weight_concentration_prior=0.1, max_iter=400, tol=1e-6,
-        mean_precision_prior=1.0, degrees_of_freedom_prior=D, covariance_prior=D * np.cov(x.T, ddof=0), random_state=0,
+        n_components=8, weight_concentration_prior_type="dirichlet_process", weight_concentration_prior=0.1, tol=1e-6,
+        max_iter=400, mean_precision_prior=1.0, degrees_of_freedom_prior=D, covariance_prior=D * np.cov(x.T, ddof=0),
+        random_state=0,
     ).fit(x)  # fmt: skip
     mine, other = np.argsort(-state.params["log_weights"])[:3], np.argsort(-peer.weights_)[:3]
     parts = state.params["parts"]
