@@ -1,7 +1,6 @@
-"""Times beside hmmlearn (forward pass and EM step), scikit-learn (EM of mixtures) and blackjax (NUTS); memory of n-grams.
+"""Times beside hmmlearn (forward pass and EM step), scikit-learn (EM of mixtures) and blackjax (NUTS).
 
     python -m benchmarks.markov          # needs `pip install hmmlearn blackjax scikit-learn`
-    python -m benchmarks.markov --part=ngrams --dir=path/to/moses
 
 All compute on the CPU with the cores that there are; runs of both sides take turns, and medians count.  Compile time is
 apart.  NUTS counts the smallest bulk effective sample size of a second, with windowed warm-up apart, of four chains.
@@ -10,7 +9,6 @@ apart.  NUTS counts the smallest bulk effective sample size of a second, with wi
 from __future__ import annotations
 
 import argparse
-import resource
 import time
 import warnings
 
@@ -19,10 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import compare
-from genjax.data import Evidence, Molecules
+from genjax.data import Evidence
 from genjax.families.markov.emissions import Gaussian
 from genjax.families.markov.hidden_markov_model import HiddenMarkovModel
-from genjax.families.markov.ngram import NGram
 from genjax.families.mixture.mixture import MixtureModel
 from genjax.families.monte_carlo import diagnostics
 from genjax.families.monte_carlo.kernels import Nuts
@@ -158,25 +155,6 @@ def monte_carlo(rounds: int) -> None:
         )
 
 
-def ngrams(folder: str) -> None:
-    """Kneser-Ney 10-grams of the characters of all training molecules of MOSES, and of 20,000 test molecules under them."""
-    molecules, began = Molecules(name="moses", dir=folder), time.perf_counter()
-    symbols = {character: i for i, character in enumerate(sorted(set("".join(molecules.smiles("test")))))}
-    table, end = np.zeros(256, np.uint8), len(symbols)
-    for character, i in symbols.items():
-        table[ord(character)] = i
-    encode = lambda s: np.append(table[np.frombuffer(s.encode(), np.uint8)], np.uint8(end))  # noqa: E731
-    documents = [encode(s) for s in molecules.smiles("train")]
-    print(f"{len(documents)} molecules, {sum(map(len, documents))} tokens of {end + 1} kinds")
-    model = NGram(documents, end + 1, 10)
-    del documents
-    test = [encode(s) for s in molecules.smiles("test")[:20_000]]
-    log_prob = sum(map(model.log_prob, test))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{model.num_ngrams[-1]} different 10-grams, {-log_prob / len(test):.2f} nats a molecule,", end=" ")
-    print(f"{-log_prob / sum(map(len, test)):.3f} a token, peak {peak:.2f} GB, {time.perf_counter() - began:.0f} s")
-
-
 def sample_own(key, q, density, step, mass, draws):
     """NUTS draws [C, draws, ...] from positions after the warm-up."""
     from jax.flatten_util import ravel_pytree
@@ -194,13 +172,10 @@ def sample_own(key, q, density, step, mass, draws):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("all", "hmm", "mixture", "nuts", "ngrams"), default="all")
-    parser.add_argument("--dir", help="folder with the files of MOSES, for --part=ngrams")
+    parser.add_argument("--part", choices=("all", "hmm", "mixture", "nuts"), default="all")
     parser.add_argument("--rounds", type=int, default=5)
     flags = parser.parse_args()
     warnings.simplefilter("ignore")
-    if flags.part == "ngrams":
-        ngrams(flags.dir)
     for name, part in {"hmm": hidden_markov_model, "mixture": mixture, "nuts": monte_carlo}.items():
         if flags.part in ("all", name):
             print(f"== {part.__doc__}")
