@@ -60,7 +60,7 @@ def hmm_jsb() -> Experiment:
 @register(
     "hmm_patterns_jsb",
     source="Rabiner 1989, section IV.A; data of Boulanger-Lewandowski et al. 2012, arXiv:1206.6392",
-    expected="not yet measured; fewer nats a frame than hmm_jsb is the aim",
+    expected="stopped at 70 of 100 steps: training 7.55 nats a frame, more than hmm_jsb, since states know absolute pitch",
     shrunk={**_CHORDS, "model.emission.num_components": 2},
 )
 def hmm_patterns_jsb() -> Experiment:
