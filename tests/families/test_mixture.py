@@ -122,7 +122,8 @@ def test_a_dirichlet_process_prunes_what_the_data_do_not_need_as_scikit_learn_do
     ).fit(x)  # fmt: skip
     mine, other = np.argsort(-state.params["log_weights"])[:3], np.argsort(-peer.weights_)[:3]
     parts = state.params["parts"]
-    np.testing.assert_allclose(jnp.exp(state.params["log_weights"])[mine], peer.weights_[other], atol=0.01)
+    # The peer breaks the stick in the order of its start, which tells in the weights.
+    np.testing.assert_allclose(jnp.exp(state.params["log_weights"])[mine], peer.weights_[other], atol=0.02)
     np.testing.assert_allclose(parts["mean"][mine], peer.means_[other], atol=0.01)
     np.testing.assert_allclose(model.component.covariances(parts)[mine], peer.covariances_[other], atol=0.02)
     np.testing.assert_allclose(jnp.exp(state.params["log_weights"]).sum(), 1.0, rtol=1e-5)
