@@ -46,6 +46,21 @@ def _gate_backward(x: Array, cotangent: Array) -> tuple[Array]:
 gate.defvjp(_gate_forward, _gate_backward)
 
 
+class Link(nn.Module):
+    """Kernel [F, F] and bias [F] of a `Dense`, not applied.
+
+    Attributes:
+      features: number F of its inputs and outputs.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array]:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.features, self.features))
+        return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,))
+
+
 class VerticalStack(nn.Module):
     """x [B, H, W, C] -> what each layer of h is told, a tuple of [B, H, W, 2F]."""
 
@@ -60,10 +75,12 @@ class VerticalStack(nn.Module):
             first, size = n == 0, config.first_size if n == 0 else config.kernel_size
             taps = vertical_taps(size // 2 + (not first), size, exclude_self=first)
             conv = CausalConv(width, taps, config.shape()[1], self.mode, first, dtype=dtype, name=f"conv_{n}")
+            if n == config.num_layers - 1:
+                # Nobody reads the last v, so that its two maps are one.
+                links.append(conv(v, place, then=Link(width, name=f"link_{n}")()))
+                break
             a = conv(v, place)
             links.append(nn.Dense(width, dtype=dtype, name=f"link_{n}")(a))
-            if n == config.num_layers - 1:
-                break  # nobody reads the last v
             if condition is not None:
                 a = a + nn.Dense(width, use_bias=False, dtype=dtype, name=f"condition_{n}")(condition)[:, None, None]
             v = gate(a)
