@@ -12,6 +12,7 @@ from genjax.families.autoregressive.gated_pixel_cnn import GatedPixelCNN
 from genjax.families.autoregressive.image_gpt import ImageGPT
 from genjax.families.autoregressive.pixel_cnn import PixelCNN
 from genjax.families.autoregressive.pixel_cnn_pp import PixelCNNPP
+from genjax.families.autoregressive.pixel_rnn import PixelRNN
 from genjax.families.autoregressive.pixel_snail import PixelSNAIL
 from genjax.families.autoregressive.vq_prior import VQPrior
 from genjax.families.vae.vq_vae import VQVAE
@@ -51,6 +52,7 @@ MODELS["plus_plus"] = PixelCNNPP(
     num_levels=2,
     output=MIXTURE,
 )
+MODELS["rnn"] = PixelRNN(**{**COLOUR, "data_shape": (3, 4, 1)}, hidden_dim=3, num_layers=2)
 each_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -107,7 +109,7 @@ def test_features_ignore_pixels_at_or_after_their_place(name):
     jacobian = jax.jit(jax.jacrev(lambda x: features(x).sum((0, -1)).reshape(h * w)))(x)  # [H W, B, H, W, C]
     influence = np.abs(jacobian).sum((1, -1)).reshape(h * w, h * w)
     np.testing.assert_array_equal(np.triu(influence), 0.0)
-    if name.startswith(("gated", "gpt", "plus_plus")):
+    if name.startswith(("gated", "gpt", "plus_plus", "rnn")):
         # No blind spot: every pixel sees all before it.
         assert np.all(influence[np.tril_indices(h * w, -1)] > 0)
 
@@ -134,13 +136,14 @@ def test_fast_sampler_draws_what_the_slow_one_draws(name):
     assert distance.max() < 1e-5 and len(np.unique(np.round(fast, 4))) > 1
 
 
-@pytest.mark.parametrize("kind", ["pixel_cnn", "gated", "gated_colour"])
+@pytest.mark.parametrize("kind", ["pixel_cnn", "gated", "gated_colour", "rnn"])
 def test_probabilities_of_all_pictures_sum_to_one(kind):
     shape = (3, 3, 1) if kind != "gated_colour" else (1, 2, 3)
     output = (
         MODELS[kind].output if kind != "gated_colour" else DiscretizedLogisticMixture(num_components=2, num_levels=3)
     )
-    cls, small = (PixelCNN, SMALL) if kind == "pixel_cnn" else (GatedPixelCNN, GATED)
+    networks = {"pixel_cnn": (PixelCNN, SMALL), "rnn": (PixelRNN, {"hidden_dim": 3, "num_layers": 2})}
+    cls, small = networks.get(kind, (GatedPixelCNN, GATED))
     model = cls(data_shape=shape, output_dim=4, output=output, **small)
     pictures = np.array(list(itertools.product(lattice(output), repeat=int(np.prod(shape)))), np.float32)
     batch = {"x": jnp.asarray(pictures.reshape(-1, *shape))}

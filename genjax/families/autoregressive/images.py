@@ -146,7 +146,9 @@ class ImageModel(AutoregressiveModel):
             return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes.get("cache", {}))
 
         def run(module, name, cache, *arguments):
-            out, new = module.apply({"params": params[name], "cache": cache}, *arguments, mutable=["cache"])
+            # Where both are parts of one network, it is all under `pixel`.
+            own = params.get(name, params["pixel"])
+            out, new = module.apply({"params": own, "cache": cache}, *arguments, mutable=["cache"])
             return out, new.get("cache", cache)
 
         row_cache, context = {}, None
