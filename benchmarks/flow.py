@@ -53,7 +53,7 @@ def torch_step(x: np.ndarray, hidden: tuple[int, ...]):
             a, b = h[:, :half], h[:, half:]
             if index % 2:
                 a, b = b, a
-            shift, raw = net(a).reshape(-1, half, 2).unbind(-1)
+            shift, raw = net(a).chunk(2, -1)
             s = BOUND * torch.tanh(raw / BOUND)
             b = (b + shift) * torch.exp(s)
             log_det = log_det + s.sum(-1)

@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from genjax.optimizers import tree_norm
+
 Array = jax.Array
 PyTree = Any
 Batch = Mapping[str, Array]
@@ -306,7 +308,7 @@ def gradient_update(
       New params, new optimizer state, metrics (with `loss` and `gradient_norm`), new extra.
     """
     gradients, metrics, new_extra = value_and_gradient(loss, params, batch, key, optimizer.accumulation_steps, extra)
-    metrics["gradient_norm"] = optax.tree.norm(gradients)
+    metrics["gradient_norm"] = tree_norm(gradients)
     updates, new_opt_state = optimizer.build().update(gradients, opt_state, params)
     new_params = optax.apply_updates(params, updates)
     if optimizer.skip_nonfinite:

@@ -14,6 +14,23 @@ import jax.numpy as jnp
 import optax
 
 
+def tree_norm(tree: Any) -> jax.Array:
+    """Square root of the sum of the squares of all elements, a scalar."""
+    # Along the last axis first: on CPU, XLA sums whole arrays in blocks, for which it stores the squares.
+    rows = [jnp.square(jnp.atleast_1d(leaf)).sum(-1) for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(r.sum() for r in rows))
+
+
+def clip_by_tree_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scales gradients down to the norm `max_norm` where theirs is larger."""
+
+    def clip(updates: Any, params: Any = None) -> Any:
+        norm = tree_norm(updates)
+        return jax.tree.map(lambda g: jnp.where(norm < max_norm, g, g / norm.astype(g.dtype) * max_norm), updates)
+
+    return optax.stateless(clip)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule(abc.ABC):
     """Factor on the learning rate: linear warm-up from 0 to 1 over `warmup_steps`, then what a subclass says."""
@@ -131,7 +148,7 @@ class Optimizer(abc.ABC):
 
     def build(self) -> optax.GradientTransformation:
         """Returns the whole transformation: clip, scale, decay weights, multiply by the learning rate."""
-        steps = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
+        steps = [] if self.clip_norm is None else [clip_by_tree_norm(self.clip_norm)]
         steps.append(self.scaling())
         if self.weight_decay:
             mask = lambda params: jax.tree_util.tree_map_with_path(decays_weight, params)  # noqa: E731

@@ -46,7 +46,8 @@ class MaskedAutoregressive(Bijection):
         )
 
     def _parameters(self, params: Params, x: Array, condition: Array | None) -> Array:
-        return self._network(x.shape[-1]).apply({"params": params}, x, condition).astype(x.dtype)
+        outputs = self._network(x.shape[-1]).apply({"params": params}, x, condition)  # [B, D, P]
+        return outputs.astype(x.dtype).swapaxes(1, 2).reshape(x.shape[0], -1)
 
     def init(self, key: Array, x: Array, condition: Array | None = None) -> Params:
         return self._network(x.shape[-1]).init(key, x, condition)["params"]

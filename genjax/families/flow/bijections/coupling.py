@@ -45,8 +45,7 @@ class Coupling(Bijection):
         if self.partition == "alternate":
             a, b = x[..., 0::2], x[..., 1::2]
         else:
-            middle = (x.shape[-1] + 1) // 2
-            a, b = x[..., :middle], x[..., middle:]
+            a, b = jnp.split(x, [(x.shape[-1] + 1) // 2], axis=-1)
         if a.shape[-1] == 0 or b.shape[-1] == 0:
             raise ValueError(
                 f"a coupling cannot part {x.shape[-1]} number in two; use a checkerboard, a squeeze before it, or other layers"
@@ -64,9 +63,7 @@ class Coupling(Bijection):
         return pairs if a.shape[-1] == n else jnp.concatenate([pairs, a[..., n:]], -1)
 
     def _parameters(self, params: Params, a: Array, num: int, condition: Array | None) -> Array:
-        size = self.transform.num_parameters
-        out = self.network.apply({"params": params}, a, num * size, condition)
-        return out.reshape(*a.shape[:-1], num, size)
+        return self.network.apply({"params": params}, a, num * self.transform.num_parameters, condition)
 
     def init(self, key: Array, x: Array, condition: Array | None = None) -> Params:
         if self.partition == "checkerboard":

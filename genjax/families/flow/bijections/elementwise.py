@@ -5,6 +5,8 @@
     spline     z = a monotone rational-quadratic spline     (Durkan et al. 2019, arXiv:1906.04032)
 
 All parameters zero gives the identity (a sigmoid scale: nearly so).
+
+Parameters of numbers [..., D] are [..., P D]: the first one of all numbers, then the second one of all, and so on.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class Elementwise(abc.ABC):
 
     @abc.abstractmethod
     def forward(self, x: Array, parameters: Array) -> tuple[Array, Array]:
-        """Returns z and log dz/dx, of x's shape; parameters are [*x.shape, num_parameters]."""
+        """Returns z and log dz/dx, of x's shape [..., D]; parameters are [..., num_parameters * D]."""
 
     @abc.abstractmethod
     def inverse(self, z: Array, parameters: Array) -> tuple[Array, Array]:
@@ -48,10 +50,10 @@ class Additive(Elementwise):
         return 1
 
     def forward(self, x: Array, parameters: Array) -> tuple[Array, Array]:
-        return x + parameters[..., 0], jnp.zeros_like(x)
+        return x + parameters, jnp.zeros_like(x)
 
     def inverse(self, z: Array, parameters: Array) -> tuple[Array, Array]:
-        return z - parameters[..., 0], jnp.zeros_like(z)
+        return z - parameters, jnp.zeros_like(z)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,18 +73,20 @@ class Affine(Elementwise):
     def num_parameters(self) -> int:
         return 2
 
-    def _log_scale(self, raw: Array) -> Array:
+    def _shift_and_log_scale(self, parameters: Array) -> tuple[Array, Array]:
+        # The gradient of a split is a concatenation; that of slices would be a sum of padded arrays.
+        shift, raw = jnp.split(parameters, 2, axis=-1)
         if self.scale == "tanh":
-            return self.bound * jnp.tanh(raw / self.bound)
-        return jax.nn.log_sigmoid(raw + 2.0) if self.scale == "sigmoid" else raw
+            return shift, self.bound * jnp.tanh(raw / self.bound)
+        return shift, jax.nn.log_sigmoid(raw + 2.0) if self.scale == "sigmoid" else raw
 
     def forward(self, x: Array, parameters: Array) -> tuple[Array, Array]:
-        s = self._log_scale(parameters[..., 1])
-        return (x + parameters[..., 0]) * jnp.exp(s), s
+        t, s = self._shift_and_log_scale(parameters)
+        return (x + t) * jnp.exp(s), s
 
     def inverse(self, z: Array, parameters: Array) -> tuple[Array, Array]:
-        s = self._log_scale(parameters[..., 1])
-        return z * jnp.exp(-s) - parameters[..., 0], -s
+        t, s = self._shift_and_log_scale(parameters)
+        return z * jnp.exp(-s) - t, -s
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,8 +105,12 @@ class Spline(Elementwise):
     def num_parameters(self) -> int:
         return 3 * self.num_bins - 1
 
+    def _apply(self, x: Array, parameters: Array, inverse: bool) -> tuple[Array, Array]:
+        parameters = parameters.reshape(*x.shape[:-1], self.num_parameters, x.shape[-1]).swapaxes(-1, -2)
+        return rational_quadratic_spline(x, parameters, self.bound, inverse)
+
     def forward(self, x: Array, parameters: Array) -> tuple[Array, Array]:
-        return rational_quadratic_spline(x, parameters, self.bound)
+        return self._apply(x, parameters, inverse=False)
 
     def inverse(self, z: Array, parameters: Array) -> tuple[Array, Array]:
-        return rational_quadratic_spline(z, parameters, self.bound, inverse=True)
+        return self._apply(z, parameters, inverse=True)
