@@ -9,7 +9,8 @@ A frame whose l is 0 throughout is one that was not observed; ragged batches end
 
 The parallel forms are associative scans over the matrices A(i, j) + l_t(j), in chunks, since T matrices of K x K may not
 fit into memory.  Sums of exponentials are matrix products of terms shifted by their maxima; terms below the smallest
-float count as that, so that nothing becomes NaN.
+float count as that, so that nothing becomes NaN.  A transition of probability 0 is thereby one of about 1e-38: where frames
+can be explained only against it, by 87 nats or more, log p(x) is finite and too large (`viterbi` has no such bound).
 """
 
 from __future__ import annotations
