@@ -25,7 +25,7 @@ _LARGE = {"model.compute_dtype": "float32", "model.encoder.scan_layers": False, 
 @register(
     "t5_mixture",
     source="text-to-text tasks after Raffel et al. 2020, arXiv:1910.10683, on a made mixture of six",
-    expected="aim: test exact match >= 99 % of whole answers (experiments.text); 17.5 % on validation after 3000 steps",
+    expected="aim: test exact match >= 99 % of whole answers (experiments.text); 73.5 % after 6000 steps",
     shrunk={**_SHRUNK_MIXTURE, "model.encoder.head_dim": 4, "model.decoder.head_dim": 4},
 )
 def t5_mixture() -> Experiment:
@@ -35,7 +35,12 @@ def t5_mixture() -> Experiment:
 
     --model.objective=span_corruption with --data=encoder_text pre-trains the same network.  About 30 minutes of one CPU core.
     """
-    network = t5_network(2, 128, 4, head_dim=32, mlp_dim=256, dropout=0.0, attention_dropout=0.0, mlp_dropout=0.0)
+    # Cross attention finds its place by sinusoidal positions: with T5's biases by distance it copies far later (17.5 % of
+    # answers right after 3000 steps, beside 57.8 %).
+    network = t5_network(
+        2, 128, 4, head_dim=32, mlp_dim=256, positions="sinusoidal", max_length=128,
+        dropout=0.0, attention_dropout=0.0, mlp_dropout=0.0,
+    )  # fmt: skip
     optimizer = AdamW(learning_rate=2e-3, b2=0.98, weight_decay=0.0, clip_norm=1.0, schedule=Cosine(warmup_steps=200))
     return Experiment(
         # Small embeddings made larger where they enter, and logits that are not divided, learn far sooner than the other
