@@ -9,6 +9,15 @@ anomaly       area under the ROC curve of the negative bound as a score of the c
               see (train it with --data.classes=...)
 augment       labelled examples drawn from a model conditional on classes, --num_samples of each
 disentangle   mutual information gap and FactorVAE score, for a set with known factors (sprites)
+export        the codes of --evaluation.split as a table, whose density any flow learns
+decode        pictures of the codes in the rows of the table --codes, such as those drawn from that flow
+
+A flow as the density of the codes of an autoencoder, and what it draws as pictures:
+
+    python -m experiments.latents --workdir=runs/vae_digits --tool=export --evaluation.split=train
+    python -m experiments.train --experiment=spline_table --data.dir=runs/vae_digits/latents/codes_train.npy --workdir=runs/flow
+    python -m experiments.sample --workdir=runs/flow --output=runs/flow/codes
+    python -m experiments.latents --workdir=runs/vae_digits --tool=decode --codes=runs/flow/codes.csv
 """
 
 from __future__ import annotations
@@ -22,12 +31,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import command_line
+from experiments import command_line, latent_tables
 from genjax.config import ConfigError
 from genjax.data import Images, write_grid
 from genjax.evaluation import disentanglement, latents, likelihood
 
-TOOLS = ("interpolate", "traverse", "arithmetic", "anomaly", "augment", "disentangle")
+TOOLS = ("interpolate", "traverse", "arithmetic", "anomaly", "augment", "disentangle", "export", "decode")
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
 flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
@@ -39,6 +48,7 @@ flags.DEFINE_integer("source", 0, "class whose examples are changed")
 flags.DEFINE_integer("target", 1, "class that they are changed towards")
 flags.DEFINE_integer("held_out", None, "class that the run has not seen")
 flags.DEFINE_integer("num_samples", 100, "examples drawn of each class", lower_bound=1)
+flags.DEFINE_string("codes", None, "CSV or NPY file with a code in each row")
 flags.DEFINE_integer("seed", 0, "seed of what is drawn")
 
 
@@ -55,15 +65,12 @@ def needs(run: Any, *methods: str) -> None:
 def encode(run: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Codes [N, ...] and raw examples of the evaluation split."""
     needs(run, "encode", "decode")
-    return run.engine.map(
-        lambda state, batch, key: run.model.encode(state, batch), run.state, run.experiment.evaluation.split
-    )
+    return latent_tables.encode(run)
 
 
 def decode(run: Any, codes: np.ndarray) -> np.ndarray:
     """Decoded rows of codes [R, C, ...], shape [R * C, ...]."""
-    codes = codes.reshape(-1, *codes.shape[2:]).astype(np.float32)
-    return np.asarray(jax.jit(run.model.decode)(run.state, codes))
+    return latent_tables.decode(run, codes.reshape(-1, *codes.shape[2:]))
 
 
 def draw(run: Any, samples: np.ndarray, num_columns: int, name: str) -> None:
@@ -210,6 +217,22 @@ def disentangle(run: Any) -> None:
     )
 
 
+def export(run: Any) -> None:
+    codes, _ = encode(run)
+    path = latent_tables.write_codes(run, codes)
+    print(f"{len(codes)} codes of the split {run.experiment.evaluation.split} written to {path}")
+
+
+def show_decoded(run: Any) -> None:
+    if flags.FLAGS.codes is None:
+        raise ConfigError("--tool=decode needs --codes=FILE, a CSV or NPY file with a code in each row")
+    shape = encode(run)[0].shape[1:]
+    limit = flags.FLAGS.num_rows * flags.FLAGS.num_values
+    codes = latent_tables.read_codes(flags.FLAGS.codes, shape, limit)
+    name = f"decoded_{Path(flags.FLAGS.codes).stem}"
+    draw(run, latent_tables.decode(run, codes), flags.FLAGS.num_values, name)
+
+
 _TOOLS = {
     "interpolate": interpolate,
     "traverse": traverse,
@@ -217,6 +240,8 @@ _TOOLS = {
     "anomaly": anomaly,
     "augment": augment,
     "disentangle": disentangle,
+    "export": export,
+    "decode": show_decoded,
 }
 
 
