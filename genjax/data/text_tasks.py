@@ -1,11 +1,14 @@
 """A made mixture of text-to-text tasks whose answers a program can check.
 
-    sum: 47-29                                                  18
+    sum: 47-29                                                  17-9=8, 4-2-1=1: 18
     reverse: kqzma                                              amzqk
     date: 4 March 1987                                          1987-03-04
     slots: table for 4 in Rome at 7 pm                          city=Rome;people=4;time=7 pm
-    table: name city age|Ann Rome 31|Bob Oslo 25? city of Bob   Oslo
+    table: name city age|Ann Rome 31|Bob Oslo 25? city of Bob   Bob Oslo 25: Oslo
     summary: Ann has 3 figs. It rains. Buys 4 more.             Ann has 7 figs.
+
+Sums are worked out column by column before the answer, and the row of a table is quoted before its value, as in Nye et al.
+2021 (arXiv:2112.00114): answers that take several steps at once are learned from many times as many examples only.
 
 `make_example` draws an example of a seed; `solve` reads the source alone and works out the answer, and shares no code
 with the maker but the words.  An example belongs to one split by a checksum of its source, so that no source of the test
@@ -40,11 +43,22 @@ def _pick(rng: np.random.Generator, options: tuple[str, ...] | str) -> str:
 
 
 def _sum(rng: np.random.Generator) -> tuple[str, str]:
-    first, second = rng.integers(0, 100, 2)
-    if rng.integers(2):
-        return f"{first}+{second}", str(first + second)
-    first, second = max(first, second), min(first, second)
-    return f"{first}-{second}", str(first - second)
+    first, second = (int(n) for n in rng.integers(0, 100, 2))
+    adds = bool(rng.integers(2))
+    sign, first, second = ("+", first, second) if adds else ("-", max(first, second), min(first, second))
+    (tens, units), (other_tens, other_units) = divmod(first, 10), divmod(second, 10)
+    if adds:
+        units_sum = units + other_units
+        moved = units_sum >= 10
+        tens_sum, total = tens + other_tens + moved, first + second
+    else:
+        moved = units < other_units
+        units, units_sum = units + 10 * moved, units + 10 * moved - other_units
+        tens_sum, total = tens - other_tens - moved, first - second
+    columns = (
+        f"{units}{sign}{other_units}={units_sum}, {tens}{sign}{other_tens}{f'{sign}1' if moved else ''}={tens_sum}"
+    )
+    return f"{first}{sign}{second}", f"{columns}: {total}"
 
 
 def _reverse(rng: np.random.Generator) -> tuple[str, str]:
@@ -70,10 +84,11 @@ def _slots(rng: np.random.Generator) -> tuple[str, str]:
 def _table(rng: np.random.Generator) -> tuple[str, str]:
     names = rng.choice(len(NAMES), 2, replace=False)
     rows = [{"name": NAMES[i], "age": str(rng.integers(10, 100)), "city": _pick(rng, CITIES)} for i in names]
-    order = [("name", "age", "city")[i] for i in rng.permutation(3)]
+    order = ["name", *(("age", "city")[i] for i in rng.permutation(2))]
     text = "|".join([" ".join(order), *(" ".join(row[column] for column in order) for row in rows)])
     asked, column = rows[int(rng.integers(2))], _pick(rng, ("age", "city"))
-    return f"{text}? {column} of {asked['name']}", asked[column]
+    row = " ".join(asked[column] for column in order)
+    return f"{text}? {column} of {asked['name']}", f"{row}: {asked[column]}"
 
 
 def _summary(rng: np.random.Generator) -> tuple[str, str]:
@@ -132,8 +147,15 @@ def solve(source: str) -> str:
     task, _, text = source.partition(": ")
     match task:
         case "sum" if found := re.fullmatch(r"(\d+)([+-])(\d+)", text):
-            first, second = int(found[1]), int(found[3])
-            return str(first + second if found[2] == "+" else first - second)
+            sign, moved, columns = found[2], 0, []
+            for place in (1, 0):
+                x, y = (int(number.zfill(2)[place]) for number in (found[1], found[3]))
+                if sign == "-" and x - y - moved < 0:
+                    x += 10
+                value = x + y + moved if sign == "+" else x - y - moved
+                columns.append(f"{x}{sign}{y}{f'{sign}1' * moved}={value}")
+                moved = int(value > 9 if sign == "+" else x > 9)
+            return f"{', '.join(columns)}: {int(found[1]) + int(sign + found[3])}"
         case "reverse":
             return "".join(reversed(text))
         case "date":
@@ -148,7 +170,8 @@ def solve(source: str) -> str:
             table, _, question = text.partition("? ")
             column, _, name = question.partition(" of ")
             header, *rows = (row.split(" ") for row in table.split("|"))
-            return next(row[header.index(column)] for row in rows if row[header.index("name")] == name)
+            row = next(row for row in rows if name in row)
+            return f"{' '.join(row)}: {row[header.index(column)]}"
         case "summary" if found := re.search(r"(\w+) has (\d+) (\w+)\.", text):
             change = re.search(r"(Buys|Loses) (\d+)", text)
             total = int(found[2]) + int(change[2]) * (1 if change[1] == "Buys" else -1)
