@@ -1,10 +1,12 @@
 """Times the gated PixelCNN: a training step beside PyTorch eager, and the stepwise sampler beside whole passes.
 
     python -m benchmarks.autoregressive step          # 5 layers x 64, batch 32; needs `pip install 'genjax[benchmark]'`
+    python -m benchmarks.autoregressive step --accumulation_steps=8     # the batch in eight parts, for the same gradient
     python -m benchmarks.autoregressive sampling      # 10 layers x 128, 64 pictures
 
 Both training steps compute in float32 on the CPU with the same layers, loss and Adam; runs of both take turns, and medians
-count.  The naive sampler takes 784 equal passes, of which `--passes` are timed.
+count.  With `--accumulation_steps`, PyTorch is timed both ways: the whole batch at once, and in as many parts.  The naive
+sampler takes 784 equal passes, of which `--passes` are timed.
 """
 
 from __future__ import annotations
@@ -24,15 +26,16 @@ from genjax.training.host import keep_freed_memory
 SIZE = 28
 
 
-def jax_step(x: np.ndarray, layers: int, width: int):
+def jax_step(x: np.ndarray, layers: int, width: int, accumulation_steps: int = 1):
     """Returns a function that takes the given number of steps and waits for them."""
+    optimizer = Adam(accumulation_steps=accumulation_steps)
     model = GatedPixelCNN(
-        data_shape=(SIZE, SIZE, 1), num_layers=layers, hidden_dim=width, output_dim=width, optimizer=Adam()
+        data_shape=(SIZE, SIZE, 1), num_layers=layers, hidden_dim=width, output_dim=width, optimizer=optimizer
     )
     return training_steps(model, {"x": x})
 
 
-def torch_step(x: np.ndarray, layers: int, width: int):
+def torch_step(x: np.ndarray, layers: int, width: int, accumulation_steps: int = 1):
     """The same in PyTorch, with kernels cropped to their taps and pictures shifted by padding."""
     import torch
     from torch import nn
@@ -87,11 +90,13 @@ def torch_step(x: np.ndarray, layers: int, width: int):
     def run(count: int) -> float:
         for _ in range(count):
             optimizer.zero_grad()
-            logits = network(data)
-            loss = functional.binary_cross_entropy_with_logits(logits, data, reduction="sum") / len(data)
-            loss.backward()
+            total = 0.0
+            for part in data.chunk(accumulation_steps):
+                loss = functional.binary_cross_entropy_with_logits(network(part), part, reduction="sum") / len(data)
+                loss.backward()
+                total += loss.item()
             optimizer.step()
-        return loss.item()
+        return total
 
     return run
 
@@ -127,13 +132,17 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--accumulation_steps", type=int, default=1)
     values = parser.parse_args()
     keep_freed_memory()
     if values.what == "sampling":
         sampling(10, 128, values.num_samples, values.passes)
         return
     x = (np.random.default_rng(0).random((values.batch_size, SIZE, SIZE, 1)) < 0.3).astype(np.float32)
-    runs = {"genjax": jax_step(x, 5, 64), "torch eager": torch_step(x, 5, 64)}
+    parts = values.accumulation_steps
+    runs = {"genjax": jax_step(x, 5, 64, parts), "torch eager": torch_step(x, 5, 64)}
+    if parts > 1:
+        runs["torch in parts"] = torch_step(x, 5, 64, parts)
     compare(runs, values.rounds, values.steps)
 
 

@@ -291,6 +291,16 @@ def value_and_gradient(
     return *cross_device_mean((gradients, metrics)), extra
 
 
+def after_backward_pass(gradients: PyTree, norm: Array) -> PyTree:
+    """Makes every gradient wait for the norm of all on CPU; values stay, but a norm that is NaN makes all of them NaN.
+
+    Else XLA, free to update a parameter before the backward pass has read it for the last time, first copies them all.
+    """
+    if jax.default_backend() != "cpu":
+        return gradients
+    return jax.tree.map(lambda g: jnp.where(jnp.isnan(norm), norm.astype(g.dtype), g), gradients)
+
+
 def gradient_update(
     loss: Callable[..., tuple[Array, Metrics]],
     optimizer: Any,
@@ -309,6 +319,7 @@ def gradient_update(
     """
     gradients, metrics, new_extra = value_and_gradient(loss, params, batch, key, optimizer.accumulation_steps, extra)
     metrics["gradient_norm"] = tree_norm(gradients)
+    gradients = after_backward_pass(gradients, metrics["gradient_norm"])
     updates, new_opt_state = optimizer.build().update(gradients, opt_state, params)
     new_params = optax.apply_updates(params, updates)
     if optimizer.skip_nonfinite:

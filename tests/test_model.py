@@ -12,6 +12,7 @@ import pytest
 from genjax import optimizers
 from genjax.model import (
     TrainState,
+    after_backward_pass,
     ema_update,
     example_keys,
     gradient_step,
@@ -83,6 +84,14 @@ def test_one_sgd_step_is_the_formula_with_clipping_to_the_global_norm():
     chex.assert_trees_all_close(state.params, expected, rtol=1e-5)
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
     assert int(state.step) == 1
+
+
+def test_gradients_wait_for_the_norm_and_are_what_they_were():
+    gradients = {"a": jnp.arange(3.0), "b": -jnp.ones((2, 2), jnp.bfloat16)}
+    chex.assert_trees_all_equal(jax.jit(after_backward_pass)(gradients, jnp.float32(jnp.inf)), gradients)
+    with jax.debug_nans(False):
+        poisoned = jax.jit(after_backward_pass)(gradients, jnp.float32(jnp.nan))
+        assert all(bool(jnp.isnan(g).all()) for g in jax.tree.leaves(poisoned)) == (jax.default_backend() == "cpu")
 
 
 def test_ema_follows_its_recursion_and_is_what_is_evaluated():
