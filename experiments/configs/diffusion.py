@@ -193,7 +193,7 @@ def edm_digits() -> Experiment:
 
 
 def _mnist(model, **training) -> Experiment:
-    options = {"num_steps": 16000, "log_every": 200, "evaluate_every": 4000, "sample_every": 4000, "num_samples": 64}
+    options = {"num_steps": 12000, "log_every": 200, "evaluate_every": 4000, "sample_every": 4000, "num_samples": 64}
     return Experiment(
         model=model,
         data=Images(name="mnist", preprocessing="signed", batch_size=32, eval_batch_size=250),
