@@ -15,6 +15,7 @@ from genjax.data.base import DataError
 
 NUM_NOTES = 88
 LOWEST_NOTE = 21  # MIDI number of column 0
+SECONDS_PER_FRAME = 0.4  # of files and of sound
 _DRUMS = 9  # channel whose numbers are no pitches
 
 
@@ -31,7 +32,7 @@ def _held(roll: np.ndarray) -> np.ndarray:
 
 
 def midi(roll: np.ndarray, ticks_per_frame: int = 480) -> bytes:
-    """A MIDI file of one track.
+    """A MIDI file of one track, as fast as `synthesize` plays it.
 
     Args:
       roll: bool [T, 88].
@@ -41,7 +42,8 @@ def midi(roll: np.ndarray, ticks_per_frame: int = 480) -> bytes:
       ValueError: the roll has another number of notes.
     """
     padded = _held(roll)
-    track, waiting = bytearray(), 0
+    microseconds_per_quarter = round(1e6 * SECONDS_PER_FRAME * 480 / ticks_per_frame)
+    track, waiting = bytearray(b"\x00\xff\x51\x03" + microseconds_per_quarter.to_bytes(3, "big")), 0
     for frame in range(1, len(padded)):
         for status, notes in ((0x80, padded[frame - 1] & ~padded[frame]), (0x90, padded[frame] & ~padded[frame - 1])):
             for note in np.flatnonzero(notes):
@@ -136,7 +138,7 @@ def _track_notes(track: bytes) -> list[tuple[int, int, int]]:
     return notes + [(note, begun, tick) for (_, note), begun in sounding.items()]
 
 
-def synthesize(roll: np.ndarray, seconds_per_frame: float = 0.4, rate: int = 16_000) -> np.ndarray:
+def synthesize(roll: np.ndarray, seconds_per_frame: float = SECONDS_PER_FRAME, rate: int = 16_000) -> np.ndarray:
     """The sound of a roll: decaying harmonics of every note from where it begins.
 
     Returns:

@@ -150,7 +150,9 @@ def test_rolls_are_padded_shifted_within_the_keyboard_and_written_as_midi(tmp_pa
     content = midi(roll)
     assert content[:4] == b"MThd" and content[14:18] == b"MTrk"
     events = content[22:]
-    assert events[:4] == bytes([0, 0x90, LOWEST_NOTE, 80])
+    assert events[:7] == bytes([0, 0xFF, 0x51, 3]) + (400_000).to_bytes(3, "big")  # microseconds of a quarter note
+    assert events[7:11] == bytes([0, 0x90, LOWEST_NOTE, 80])
+    assert len(synthesize(roll)) == 3 * 6400 + 8000  # three frames of 0.4 s and a tail
     assert events.count(bytes([LOWEST_NOTE + 39, 80])) == 2  # on once, off once: held over two frames
     with pytest.raises(ValueError, match="88"):
         midi(np.zeros((3, 80), bool))
