@@ -97,12 +97,72 @@ def test_hidden_frames_cost_nothing_and_predictions_are_the_transition_of_the_fi
     np.testing.assert_allclose(inference.forward(initial, transition, nothing)[0], 0.0, atol=1e-5)
 
 
-def test_impossible_starts_and_transitions_stay_finite():
-    initial, transition = jnp.array([0.0, -jnp.inf]), jnp.array([[0.0, -jnp.inf], [-jnp.inf, 0.0]])
-    likelihood = jnp.array([[[0.0, 0.0], [-500.0, 0.0], [0.0, -500.0]]])
-    for parallel in (False, True):
-        posterior = inference.smooth(initial, transition, likelihood, None, parallel)
-        assert all(np.isfinite(p).all() for p in posterior)
+def hard_chain(kind):
+    """Starts, transitions and frames [B, T, K] that products of floats lose, or that are impossible."""
+    rng = np.random.default_rng(0)
+    initial, transition = np.log(rng.dirichlet(np.ones(K))), np.log(rng.dirichlet(np.ones(K), K))
+    likelihood = 3 * rng.normal(size=(B, T, K))
+    if kind == "left to right, one improbable path":
+        initial[1:] = transition[np.tril_indices(K, -1)] = likelihood[:, -1, :2] = -np.inf
+        transition[:2] = [[0, -60, -np.inf], [-np.inf, 0, -60]]
+    else:
+        transition[:] = np.where(np.eye(K), 0.0, -np.inf)
+    if kind == "the best of branches ends nowhere":
+        initial[:], likelihood[:, :4, 0], likelihood[0, -1, 0] = [-0.1, -3, -50], 150, -np.inf
+        likelihood[1, -1, 0], likelihood[2, -1, :2] = -700, -np.inf
+    elif kind == "a state that neither start nor end favours":
+        initial[:], likelihood[:, :3, 1], likelihood[:, 3:, 2] = [-200, 0, 0], -300, -300
+    elif kind == "impossible":
+        initial[1:] = likelihood[0, 2] = likelihood[1, 0, 0] = -np.inf
+    return initial, transition, likelihood
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_impossible_transitions_and_hopeless_branches_equal_enumeration(parallel):
+    def infer(initial, transition, likelihood):
+        chain = initial, transition, likelihood
+        gradient = jax.grad(lambda *a: jnp.maximum(inference.log_prob(*a, parallel, 2), -1e4).sum(), (1, 2))
+        frames, best = inference.frame_log_prob(*chain, parallel, 2), inference.viterbi(*chain, parallel, 2)
+        return inference.smooth(*chain, None, parallel, 2), gradient(*chain), frames, best
+
+    infer = jax.jit(infer)
+    for kind in (
+        "left to right, one improbable path",
+        "the best of branches ends nowhere",
+        "a state that neither start nor end favours",
+        "impossible",
+    ):
+        initial, transition, likelihood = hard_chain(kind)
+        every = np.array(list(itertools.product(range(K), repeat=T)))
+        joint = initial[every[:, 0]] + transition[every[:, :-1], every[:, 1:]].sum(1)
+        joint = joint + likelihood[:, np.arange(T), every].sum(-1)
+        total = np.logaddexp.reduce(joint, 1)
+        weights = np.exp(joint - np.maximum(total, -1e4)[:, None])
+        marginals = np.einsum("bp,ptk->btk", weights, np.eye(K)[every])
+        pairs = np.einsum("bp,pti,ptj->ij", weights, np.eye(K)[every[:, :-1]], np.eye(K)[every[:, 1:]])
+        chain = [jnp.asarray(a, jnp.float32) for a in (initial, transition, likelihood)]
+        posterior, gradient, frames, (path, best) = infer(*chain)
+        for log_prob in (posterior.log_prob, frames.sum(1)):
+            np.testing.assert_allclose(log_prob, total, rtol=1e-5, atol=1e-4, err_msg=kind)
+        for a, b in (
+            (posterior.marginals, marginals),
+            (posterior.transitions, pairs),
+            *zip(gradient, (pairs, marginals)),
+        ):
+            np.testing.assert_allclose(a, b, atol=2e-5, err_msg=kind)
+        np.testing.assert_allclose(best, joint.max(1), rtol=1e-5, err_msg=kind)
+        possible = np.isfinite(total)
+        np.testing.assert_array_equal(path[possible], every[joint.argmax(1)][possible], err_msg=kind)
+
+
+@pytest.mark.parametrize("algorithm", ["em", "gibbs", "gradient"])
+def test_transitions_given_as_impossible_stay_so(algorithm):
+    model, batch = HiddenMarkovModel(num_states=2, emission=Bernoulli(), algorithm=algorithm), batch_of("bits")
+    state = model.with_start(model.init(jax.random.key(0), batch), [1, 0], [[1, 1], [0, 1]])
+    state, metrics = jax.jit(model.train_step)(state, batch, jax.random.key(1))
+    assert np.isfinite(metrics["loss"]) and not any(np.isnan(a).any() for a in jax.tree.leaves(state.params))
+    np.testing.assert_array_equal(jnp.exp(state.params["transition"][0, 1]), [0.0, 1.0])
+    np.testing.assert_array_equal(jnp.exp(state.params["initial"][0]), [1.0, 0.0])
 
 
 def test_chunks_of_a_parallel_scan_of_any_length_join_to_the_same(chain):

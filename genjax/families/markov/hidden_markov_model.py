@@ -121,7 +121,7 @@ class HiddenMarkovModel:
         return initial, jax.nn.log_softmax(params["transition"]), self._likelihood(params, batch)
 
     def _log_prob(self, params: PyTree, batch: Batch) -> Array:
-        return inference.forward(*self._inputs(params, batch), self.parallel, self.chunk_size)[0]
+        return inference.log_prob(*self._inputs(params, batch), self.parallel, self.chunk_size)
 
     def _counts(self, params: PyTree, batch: Batch, marginals: Array, transitions: Array) -> PyTree:
         x = self._frames(batch)
@@ -144,8 +144,8 @@ class HiddenMarkovModel:
         initial = counts["initial"] + self.initial_pseudo_count
         transition = counts["transition"] + self.transition_pseudo_count
         new = {
-            "initial": _log_normalize(initial),
-            "transition": _log_normalize(transition),
+            "initial": _keep_impossible(_log_normalize(initial), params["initial"]),
+            "transition": _keep_impossible(_log_normalize(transition), params["transition"]),
             "emission": self.emission.maximize(counts["emission"], params["emission"]),
         }
         empty = counts["occupancy"] < 1e-8
@@ -179,11 +179,16 @@ class HiddenMarkovModel:
         transitions = jnp.einsum("bti,btj->ij", one_hot[:, :-1] * alive, one_hot[:, 1:])
         counts = cross_device_sum(self._counts(params, batch, one_hot, transitions))
         new = {
-            "initial": log_dirichlet(keys[1], counts["initial"] + (self.initial_pseudo_count or 1.0)),
-            "transition": log_dirichlet(keys[2], counts["transition"] + (self.transition_pseudo_count or 1.0)),
+            "initial": _keep_impossible(
+                log_dirichlet(keys[1], counts["initial"] + (self.initial_pseudo_count or 1.0)), params["initial"]
+            ),
+            "transition": _keep_impossible(
+                log_dirichlet(keys[2], counts["transition"] + (self.transition_pseudo_count or 1.0)),
+                params["transition"],
+            ),
             "emission": self.emission.draw(keys[3], counts["emission"], params["emission"]),
         }
-        return new, inference.forward(initial, transition, likelihood, self.parallel, self.chunk_size)[0]
+        return new, inference.log_prob(initial, transition, likelihood, self.parallel, self.chunk_size)
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One step of the algorithm, for all restarts.  `loss` is nats a frame of the best restart before the step."""
@@ -273,6 +278,8 @@ class HiddenMarkovModel:
     def with_start(self, state: TrainState, initial: Array, transition: Array) -> TrainState:
         """The state with given probabilities of the first states [K] and of transitions [K, K] in every restart.
 
+        What is given as impossible stays so whatever the algorithm.
+
         Raises:
           ValueError: they cannot be normalised: of another shape, negative, not finite, or a row without any mass.
         """
@@ -287,7 +294,8 @@ class HiddenMarkovModel:
                     f"the {name} probabilities cannot be normalised: they must be finite numbers of shape {shape}, none "
                     "negative, with a positive sum in each row"
                 )
-            params[name] = jnp.broadcast_to(_log_normalize(jnp.asarray(p, jnp.float32)), params[name].shape)
+            log_p = jnp.where(p > 0, _log_normalize(jnp.asarray(p, jnp.float32)), -jnp.inf)
+            params[name] = jnp.broadcast_to(log_p, params[name].shape)
         return state.replace(params=params)
 
     def posterior(self, state: TrainState, batch: Batch) -> inference.Posterior:
@@ -325,3 +333,8 @@ class HiddenMarkovModel:
 def _log_normalize(counts: Array) -> Array:
     p = counts / jnp.maximum(counts.sum(-1, keepdims=True), 1e-30)
     return jnp.log(jnp.maximum(p, 1e-30))
+
+
+def _keep_impossible(log_p: Array, before: Array) -> Array:
+    """log_p where it was not -inf before, normalised."""
+    return jax.nn.log_softmax(jnp.where(jnp.isneginf(before), -jnp.inf, log_p))

@@ -8,13 +8,20 @@ with the log-initial probabilities [K], the log-transition matrix A [K, K] and l
 A frame whose l is 0 throughout is one that was not observed; ragged batches end in such frames, at no cost to log p(x).
 
 The parallel forms are associative scans over the matrices A(i, j) + l_t(j), in chunks, since T matrices of K x K may not
-fit into memory.  Sums of exponentials are matrix products of terms shifted by their maxima; terms below the smallest
-float count as that, so that nothing becomes NaN.  A transition of probability 0 is thereby one of about 1e-38: where frames
-can be explained only against it, by 87 nats or more, log p(x) is finite and too large (`viterbi` has no such bound).
+fit into memory.
+
+Sums of exponentials are matrix products of terms shifted by their maxima; terms below the smallest float `tiny` count as
+that, so that nothing becomes NaN.  This is exact unless transitions are (nearly) impossible: if none is below e^-30, what a
+state of relative weight tiny may still contribute is at most K T tiny e^60 of p(x).  Otherwise all is computed a second time
+with 0 for such terms: an upper and a lower bound, which mostly agree.  Where they do not (paths that are the best for long,
+and lead nowhere), the sums are computed a third time, term by term.  An impossible x has log p(x) = -inf and no marginals.
+Only log p(x) can
+be differentiated: its gradients are posterior expectations.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -39,12 +46,21 @@ class Posterior(NamedTuple):
     transitions: Array
 
 
-def log_matmul(a: Array, b: Array) -> Array:
-    """log(exp(a) @ exp(b)) of a [..., I, J] and b [..., J, K], in float range throughout."""
+def log_matmul(a: Array, b: Array, floor: float | None = None) -> Array:
+    """log(exp(a) @ exp(b)) of a [..., I, J] and b [..., J, K]; shifted sums below `floor`, None is tiny, count as that."""
     shift_a = jax.lax.stop_gradient(_finite(a.max(-1, keepdims=True)))
     shift_b = jax.lax.stop_gradient(_finite(b.max(-2, keepdims=True)))
     product = jnp.matmul(jnp.exp(a - shift_a), jnp.exp(b - shift_b), precision="highest")
-    return jnp.log(jnp.maximum(product, jnp.finfo(product.dtype).tiny)) + shift_a + shift_b
+    return jnp.log(jnp.maximum(product, jnp.finfo(product.dtype).tiny if floor is None else floor)) + shift_a + shift_b
+
+
+def _log_matmul_from_zero(a: Array, b: Array) -> Array:
+    return log_matmul(a, b, 0.0)
+
+
+def _log_matmul_by_terms(a: Array, b: Array) -> Array:
+    """log(exp(a) @ exp(b)) of a [B, I] and b [I, J] without products, so that no term is lost."""
+    return jax.nn.logsumexp(a[:, :, None] + b[None], 1)
 
 
 def max_matmul(a: Array, b: Array) -> Array:
@@ -62,22 +78,11 @@ def _shift(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     return x - jnp.expand_dims(shift, axes), shift
 
 
-def _scaled(matmul: Callable) -> Callable:
-    """The product of pairs (matrix, log scale)."""
+def _scan_products(start: Array, matrix: Array, frames: Array, frame_first: bool, floor: float) -> tuple[Array, Array]:
+    """Products start @ (matrix, frame) @ (matrix, frame) ... [T, B, K], each divided by its largest entry, and the divisors
+    [T, B].
 
-    def product(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
-        matrix, shift = _shift(matmul(a[0], b[0]), (-2, -1))
-        return matrix, a[1] + b[1] + shift
-
-    return product
-
-
-def _scan_products(start: Array, matrix: Array, frames: Array, frame_first: bool) -> tuple[Array, Array]:
-    """Products start @ (matrix, frame) @ (matrix, frame) ... [T, B, K], each divided by its largest entry, and the sum of
-    the logarithms of the divisors [B].
-
-    The terms of `log_matmul`, but with logarithms taken of all frames at once.  Since the largest entry of a frame is 1,
-    and no other factor is below the smallest float, no divisor is 0.
+    The terms of `log_matmul`, but with logarithms taken of all frames at once.
     """
     tiny = jnp.finfo(start.dtype).tiny
 
@@ -85,101 +90,175 @@ def _scan_products(start: Array, matrix: Array, frames: Array, frame_first: bool
         if frame_first:
             x = jnp.matmul(x * frame, matrix, precision="highest")
         else:
-            x = jnp.maximum(jnp.matmul(x, matrix, precision="highest"), tiny) * frame
+            x = jnp.maximum(jnp.matmul(x, matrix, precision="highest"), floor) * frame
         scale = jax.lax.stop_gradient(jnp.maximum(x.max(-1, keepdims=True), tiny))
-        x = jnp.maximum(x / scale, tiny)
+        x = jnp.maximum(x / scale, floor)
         return x, (x, scale)
 
     _, (out, scales) = jax.lax.scan(step, start, frames)
-    return out, jnp.log(scales[..., 0]).sum(0)
+    return out, scales[..., 0]
+
+
+def _scan_log(start: Array, matrix: Array, frames: Array, frame_first: bool, matmul: Callable) -> tuple[Array, Array]:
+    """What `_scan_products` returns, in logarithms, in the algebra of `matmul`."""
+    if matmul is log_matmul or matmul is _log_matmul_from_zero:
+        floor = float(jnp.finfo(start.dtype).tiny) if matmul is log_matmul else 0.0
+        out, scales = _scan_products(jnp.exp(start), jnp.exp(matrix), jnp.exp(frames), frame_first, floor)
+        return jnp.log(out), jnp.log(scales)
+
+    def step(x: Array, frame: Array) -> tuple[Array, tuple[Array, Array]]:
+        x, scale = _shift(matmul(x + frame, matrix) if frame_first else matmul(x, matrix) + frame, (-1,))
+        return x, (x, scale)
+
+    return jax.lax.scan(step, start, frames)[1]
+
+
+def _scan_in_parallel(
+    start: Array, matrix: Array, frames: Array, frame_first: bool, matmul: Callable, chunk_size: int
+) -> tuple[Array, Array]:
+    """What `_scan_log` returns, by associative scans over chunks."""
+
+    def product(a: Array, b: Array) -> Array:
+        return _shift(matmul(a, b), (-2, -1))[0]
+
+    def chunk(before: Array, frames: Array) -> tuple[Array, tuple[Array, Array]]:
+        frames = frames[:, :, :, None] if frame_first else frames[:, :, None, :]
+        matrices, shifts = _shift(frames + matrix[None, None], (-2, -1))  # [C, B, K, K], [C, B]
+        products = jax.lax.associative_scan(product, matrices)
+        start = jnp.broadcast_to(before[None, :, None], (*products.shape[:2], 1, products.shape[-1]))
+        out = _shift(matmul(start, products)[:, :, 0], (-1,))[0]
+        # The numbers of single frames, which sums over the chunk would round.
+        before = jnp.concatenate([before[None], out[:-1]])
+        out, scales = _shift(matmul(before[:, :, None], matrices)[:, :, 0], (-1,))
+        return out[-1], (out, scales + shifts)
+
+    return _chunked(chunk, start, frames, chunk_size)
 
 
 def _filter(
     log_initial: Array, log_transition: Array, log_likelihood: Array, matmul: Callable, parallel: bool, chunk_size: int
 ) -> tuple[Array, Array]:
-    """alpha [T, B, K] in the algebra of `matmul`, each less a number, and the number of the last [B]."""
+    """alpha in the algebra of `matmul`, each frame's less the sum of the numbers up to it: [T, B, K], numbers [T, B]."""
     likelihood, offset = _shift(log_likelihood.swapaxes(0, 1), (-1,))  # [T, B, K], [T, B]
     first, scale = _shift(log_initial[None] + likelihood[0], (-1,))
-
-    if not parallel and matmul is log_matmul:
-        alphas, log_scale = _scan_products(jnp.exp(first), jnp.exp(log_transition), jnp.exp(likelihood[1:]), False)
-        rest, scale = jnp.log(alphas), scale + log_scale
-    elif not parallel:
-
-        def step(carry: tuple[Array, Array], frame: Array) -> tuple[tuple[Array, Array], Array]:
-            alpha, shift = _shift(matmul(carry[0], log_transition) + frame, (-1,))
-            return (alpha, carry[1] + shift), alpha
-
-        (_, scale), rest = jax.lax.scan(step, (first, scale), likelihood[1:])
+    if parallel:
+        rest, scales = _scan_in_parallel(first, log_transition, likelihood[1:], False, matmul, chunk_size)
     else:
-
-        def chunk(carry: tuple[Array, Array], frames: Array) -> tuple[tuple[Array, Array], Array]:
-            matrices = _shift(log_transition[None, None] + frames[:, :, None, :], (-2, -1))  # [C, B, K, K]
-            products, scales = jax.lax.associative_scan(_scaled(matmul), matrices)
-            before = jnp.broadcast_to(carry[0][None, :, None], (*frames.shape[:2], 1, frames.shape[-1]))
-            alphas, shifts = _shift(matmul(before, products)[:, :, 0], (-1,))
-            return (alphas[-1], carry[1] + scales[-1] + shifts[-1]), alphas
-
-        (_, scale), rest = _chunked(chunk, (first, scale), likelihood[1:], chunk_size)
-    return jnp.concatenate([first[None], rest]), scale + offset.sum(0)
+        rest, scales = _scan_log(first, log_transition, likelihood[1:], False, matmul)
+    return jnp.concatenate([first[None], rest]), jnp.concatenate([scale[None], scales]) + offset
 
 
-def _smooth(log_transition: Array, log_likelihood: Array, matmul: Callable, parallel: bool, chunk_size: int) -> Array:
-    """beta [T, B, K] in the algebra of `matmul`, each less a number."""
-    likelihood = _shift(log_likelihood.swapaxes(0, 1)[1:][::-1], (-1,))[0]  # frames T..2
+def _smooth(
+    log_transition: Array, log_likelihood: Array, matmul: Callable, parallel: bool, chunk_size: int
+) -> tuple[Array, Array]:
+    """beta in the algebra of `matmul`, each frame's less the sum of the numbers from it on: [T, B, K], numbers [T, B]."""
+    likelihood, offset = _shift(log_likelihood.swapaxes(0, 1)[1:][::-1], (-1,))  # frames T..2
     last = jnp.zeros_like(log_likelihood[:, 0])
-    if not parallel and matmul is log_matmul:
-        rest = jnp.log(_scan_products(jnp.exp(last), jnp.exp(log_transition).T, jnp.exp(likelihood), True)[0])
-    elif not parallel:
-
-        def step(beta: Array, frame: Array) -> tuple[Array, Array]:
-            beta = _shift(matmul(beta + frame, log_transition.T), (-1,))[0]
-            return beta, beta
-
-        rest = jax.lax.scan(step, last, likelihood)[1]
+    if parallel:
+        rest, scales = _scan_in_parallel(last, log_transition.T, likelihood, True, matmul, chunk_size)
     else:
-
-        def chunk(beta: Array, frames: Array) -> tuple[Array, Array]:
-            matrices = _shift(frames[:, :, :, None] + log_transition.T[None, None], (-2, -1))
-            products, _ = jax.lax.associative_scan(_scaled(matmul), matrices)
-            before = jnp.broadcast_to(beta[None, :, None], (*frames.shape[:2], 1, frames.shape[-1]))
-            betas = _shift(matmul(before, products)[:, :, 0], (-1,))[0]
-            return betas[-1], betas
-
-        rest = _chunked(chunk, last, likelihood, chunk_size)[1]
-    return jnp.concatenate([last[None], rest])[::-1]
+        rest, scales = _scan_log(last, log_transition.T, likelihood, True, matmul)
+    scales = jnp.concatenate([jnp.zeros_like(last[None, :, 0]), scales + offset])
+    return jnp.concatenate([last[None], rest])[::-1], scales[::-1]
 
 
-def _chunked(chunk: Callable, carry: Any, frames: Array, size: int) -> tuple[Any, Array]:
-    """Scans `chunk` over chunks of at most `size` frames; returns its last carry, and what it returns joined."""
+def _chunked(chunk: Callable, carry: Array, frames: Array, size: int) -> tuple[Array, Array]:
+    """Scans `chunk` over chunks of at most `size` frames; returns the vectors and numbers that it returns, joined."""
     whole = len(frames) // size * size
-    parts = [frames[:0]]
+    vectors, numbers = [frames[:0]], [frames[:0, :, 0]]
     if whole:
         carry, out = jax.lax.scan(chunk, carry, frames[:whole].reshape(-1, size, *frames.shape[1:]))
-        parts.append(out.reshape(whole, *out.shape[2:]))
+        vectors.append(out[0].reshape(whole, *out[0].shape[2:]))
+        numbers.append(out[1].reshape(whole, *out[1].shape[2:]))
     if whole < len(frames):
-        carry, out = chunk(carry, frames[whole:])
-        parts.append(out)
-    return carry, jnp.concatenate(parts)
+        _, out = chunk(carry, frames[whole:])
+        vectors.append(out[0])
+        numbers.append(out[1])
+    return jnp.concatenate(vectors), jnp.concatenate(numbers)
+
+
+def _when(predicate: Array, compute: Callable[[], Any], otherwise: Any) -> Any:
+    """What `compute` returns, or `otherwise`; unlike `lax.cond` it computes nothing under `vmap` where no one asks."""
+    return jax.lax.while_loop(lambda x: x[0], lambda x: (jnp.zeros_like(x[0]), compute()), (predicate, otherwise))[1]
+
+
+def _exactly(compute: Callable, sums: Callable, log_initial: Array, log_transition: Array, likelihood: Array) -> Any:
+    """What `compute` returns in the cheapest algebra that is exact for these inputs; see the head of the file.
+
+    Args:
+      compute: a function of a product of matrices and the inputs.
+      sums: the logarithms of what it returns, summed over the states, which show whether two algebras agree.
+      log_initial, log_transition, likelihood: the inputs.
+    """
+    inputs = log_initial, log_transition, likelihood
+    upper = compute(log_matmul, *inputs)
+    certain = (jnp.minimum(log_initial.min(), log_transition.min()) > -30.0) & (likelihood.max(-1) > -jnp.inf).all()
+
+    def bounded() -> Any:
+        lower, most = compute(_log_matmul_from_zero, *inputs), sums(upper)
+        differ = (jnp.abs(sums(lower) - most) > 1e-5 + 1e-6 * jnp.abs(most)).any()
+        return _when(differ, lambda: compute(_log_matmul_by_terms, *inputs), lower)
+
+    return _when(~certain, bounded, upper)
+
+
+def _log_sum(x: Array) -> Array:
+    """Logarithms of sums over the last axis, -inf as its finite stand-in."""
+    return _finite(jax.nn.logsumexp(x, -1))
+
+
+def _filter_exactly(
+    log_initial: Array, log_transition: Array, log_likelihood: Array, parallel: bool, chunk_size: int
+) -> tuple[Array, Array]:
+    """What `_filter` returns."""
+
+    def compute(matmul: Callable, *inputs: Array) -> tuple[Array, Array]:
+        return _filter(*inputs, matmul, parallel and matmul is not _log_matmul_by_terms, chunk_size)
+
+    sums = lambda x: jax.nn.logsumexp(x[0], -1) + x[1].cumsum(0)  # noqa: E731
+    return _exactly(compute, sums, log_initial, log_transition, log_likelihood)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def log_prob(
+    log_initial: Array, log_transition: Array, log_likelihood: Array, parallel: bool, chunk_size: int
+) -> Array:
+    """log p(x) [B] in nats.  Its gradients are posterior expectations (Fisher's identity), 0 where x is impossible.
+
+    Arguments are those of `forward`.
+    """
+    alpha, scale = _filter_exactly(log_initial, log_transition, log_likelihood, parallel, chunk_size)
+    return jax.nn.logsumexp(alpha[-1], -1) + scale.sum(0)
+
+
+def _log_prob_forward(*arguments: Any) -> tuple[Array, tuple[Array, ...]]:
+    return log_prob(*arguments), arguments[:3]
+
+
+def _log_prob_backward(
+    parallel: bool, chunk_size: int, inputs: tuple[Array, ...], gradient: Array
+) -> tuple[Array, ...]:
+    _, marginals, transitions = smooth(*inputs, None, parallel, chunk_size, gradient)
+    marginals = marginals * gradient[:, None, None]
+    return marginals[:, 0].sum(0), transitions, marginals
+
+
+log_prob.defvjp(_log_prob_forward, _log_prob_backward)
 
 
 def forward(
     log_initial: Array, log_transition: Array, log_likelihood: Array, parallel: bool = False, chunk_size: int = 64
 ) -> tuple[Array, Array]:
-    """Returns log p(x) [B] and log p(z_t | x_1..t) [B, T, K].
+    """Returns log p(x) [B] and log p(z_t | x_1..t) [B, T, K], all -inf where x_1..t is impossible.
 
     Args:
       log_initial, log_transition, log_likelihood: see above.
       parallel: associative scans instead of sequential ones.
       chunk_size: frames in one parallel scan.
     """
-    alpha, scale = _filter(log_initial, log_transition, log_likelihood, log_matmul, parallel, chunk_size)
-    return jax.nn.logsumexp(alpha[-1], -1) + scale, jax.nn.log_softmax(alpha).swapaxes(0, 1)
-
-
-def backward(log_transition: Array, log_likelihood: Array, parallel: bool = False, chunk_size: int = 64) -> Array:
-    """Returns beta [B, T, K], each frame's less a number that makes its largest 0."""
-    return _smooth(log_transition, log_likelihood, log_matmul, parallel, chunk_size).swapaxes(0, 1)
+    alpha, _ = _filter_exactly(log_initial, log_transition, log_likelihood, parallel, chunk_size)
+    total = log_prob(log_initial, log_transition, log_likelihood, parallel, chunk_size)
+    return total, (alpha - _log_sum(alpha)[..., None]).swapaxes(0, 1)
 
 
 def smooth(
@@ -200,24 +279,49 @@ def smooth(
       chunk_size: frames in one parallel scan.
       weights: how often each example counts in the expected transitions [B]; None is once.
     """
-    log_prob, alpha = forward(log_initial, log_transition, log_likelihood, parallel, chunk_size)
-    beta = backward(log_transition, log_likelihood, parallel, chunk_size)
-    marginals = jax.nn.softmax(alpha + beta, -1)
-    if mask is None:
-        mask = jnp.ones(log_likelihood.shape[:2], bool)
-    before_end = jax.lax.cummax(mask.astype(jnp.float32), axis=1, reverse=True)[:, 1:]
+
+    def compute(matmul: Callable, *inputs: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        in_parallel = parallel and matmul is not _log_matmul_by_terms
+        return _filter(*inputs, matmul, in_parallel, chunk_size), _smooth(*inputs[1:], matmul, in_parallel, chunk_size)
+
+    def sums(result: tuple[tuple[Array, Array], tuple[Array, Array]]) -> Array:
+        (alpha, before), (beta, after) = result
+        return jax.nn.logsumexp(alpha + beta, -1) + before.cumsum(0) + jax.lax.cumsum(after, 0, reverse=True)
+
+    results = _exactly(compute, sums, log_initial, log_transition, log_likelihood)
+    (alpha, scale), (beta, _) = results
+    log_prob = jax.nn.logsumexp(alpha[-1], -1) + scale.sum(0)
+    marginals = jnp.exp(alpha + beta - _log_sum(alpha + beta)[..., None]).swapaxes(0, 1)
+
+    before_end = jnp.ones(log_likelihood.shape[:2]) if mask is None else mask.astype(jnp.float32)
+    before_end = jax.lax.cummax(before_end, axis=1, reverse=True)[:, 1:].swapaxes(0, 1)  # [T-1, B]
     if weights is not None:
-        before_end = before_end * weights[:, None]
-    source = alpha[:, :-1]
-    source = jnp.exp(source - _finite(source.max(-1, keepdims=True)))
-    target = (log_likelihood + beta)[:, 1:]
-    target = jnp.exp(target - _finite(target.max(-1, keepdims=True)))
-    matrix = jnp.exp(log_transition)
-    total = jnp.einsum("btj,btj->bt", source @ matrix, target)
-    # A tiny total squared is 0 in the gradient, so it is kept well inside of the floats.
-    weight = before_end / jnp.maximum(total, 1e-30)
-    transitions = matrix * jnp.einsum("bti,btj->ij", source * weight[..., None], target, precision="highest")
-    return Posterior(log_prob, marginals, transitions)
+        before_end = before_end * weights[None]
+    source, target = alpha[:-1], log_likelihood.swapaxes(0, 1)[1:] + beta[1:]
+    source, target = (x - _finite(x.max(-1, keepdims=True)) for x in (source, target))
+    transitions, lost = _count_transitions(source, log_transition, target, before_end)
+    by_terms = lambda: _count_by_terms(source, log_transition, target, before_end)  # noqa: E731
+    lost = (lost & (before_end != 0) & (log_prob > -jnp.inf)[None]).any()
+    return Posterior(log_prob, marginals, _when(lost, by_terms, transitions))
+
+
+def _count_transitions(source: Array, log_transition: Array, target: Array, weights: Array) -> tuple[Array, Array]:
+    """Expected transitions [K, K] from alpha to l + beta [T-1, B, K], and which may have been lost [T-1, B]."""
+    source, matrix, target = jnp.exp(source), jnp.exp(log_transition), jnp.exp(target)
+    total = jnp.einsum("tbj,tbj->tb", source @ matrix, target)
+    weights = weights / jnp.maximum(total, 1e-30)
+    return matrix * jnp.einsum("tbi,tbj->ij", source * weights[..., None], target, precision="highest"), total < 1e-30
+
+
+def _count_by_terms(source: Array, log_transition: Array, target: Array, weights: Array) -> Array:
+    """What `_count_transitions` counts, frame by frame in logarithms."""
+
+    def step(total: Array, frame: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        joint = frame[0][:, :, None] + log_transition[None] + frame[1][:, None, :]
+        joint = jnp.exp(joint - _log_sum(joint.reshape(len(joint), -1))[:, None, None])
+        return total + jnp.einsum("b,bij->ij", frame[2], joint), None
+
+    return jax.lax.scan(step, jnp.zeros_like(log_transition), (source, target, weights))[0]
 
 
 def viterbi(
@@ -233,8 +337,8 @@ def viterbi(
 
     if parallel:
         alpha, scale = _filter(log_initial, log_transition, log_likelihood, max_matmul, True, chunk_size)
-        beta = _smooth(log_transition, log_likelihood, max_matmul, True, chunk_size)
-        return (alpha + beta).argmax(-1).swapaxes(0, 1), alpha[-1].max(-1) + scale
+        beta, _ = _smooth(log_transition, log_likelihood, max_matmul, True, chunk_size)
+        return (alpha + beta).argmax(-1).swapaxes(0, 1), alpha[-1].max(-1) + scale.sum(0)
     alpha, scale = _filter(log_initial, log_transition, log_likelihood, vector, False, chunk_size)
 
     def step(state: Array, delta: Array) -> tuple[Array, Array]:
@@ -243,7 +347,7 @@ def viterbi(
 
     last = alpha[-1].argmax(-1)
     rest = jax.lax.scan(step, last, alpha[:-1], reverse=True)[1]
-    return jnp.concatenate([rest, last[None]]).swapaxes(0, 1), alpha[-1].max(-1) + scale
+    return jnp.concatenate([rest, last[None]]).swapaxes(0, 1), alpha[-1].max(-1) + scale.sum(0)
 
 
 def sample_states(
@@ -277,27 +381,22 @@ def sample_states(
     return jnp.concatenate([rest, last[None]]).swapaxes(0, 1)
 
 
-def _log_predict(
-    log_initial: Array, log_transition: Array, log_likelihood: Array, parallel: bool, chunk_size: int
-) -> Array:
-    alpha = forward(log_initial, log_transition, log_likelihood, parallel, chunk_size)[1]
-    first = jnp.broadcast_to(log_initial, alpha[:, :1].shape)
-    return jax.nn.log_softmax(jnp.concatenate([first, log_matmul(alpha, log_transition[None])], 1), -1)
-
-
 def predict(
     log_initial: Array, log_transition: Array, log_likelihood: Array, parallel: bool = False, chunk_size: int = 64
 ) -> Array:
     """p(z_t | x_1..t-1) for t = 1..T+1, [B, T+1, K]; arguments are those of `forward`."""
-    return jnp.exp(_log_predict(log_initial, log_transition, log_likelihood, parallel, chunk_size))
+    filtered = jnp.exp(forward(log_initial, log_transition, log_likelihood, parallel, chunk_size)[1])
+    first = jnp.broadcast_to(jnp.exp(log_initial), filtered[:, :1].shape)
+    return jnp.concatenate([first, jnp.matmul(filtered, jnp.exp(log_transition), precision="highest")], 1)
 
 
 def frame_log_prob(
     log_initial: Array, log_transition: Array, log_likelihood: Array, parallel: bool = False, chunk_size: int = 64
 ) -> Array:
     """log p(x_t | x_1..t-1) [B, T], which sum to log p(x); arguments are those of `forward`."""
-    predicted = _log_predict(log_initial, log_transition, log_likelihood, parallel, chunk_size)[:, :-1]
-    return jax.nn.logsumexp(predicted + log_likelihood, -1)
+    alpha, scale = _filter_exactly(log_initial, log_transition, log_likelihood, parallel, chunk_size)
+    sums = jax.nn.logsumexp(alpha, -1)
+    return (sums - jnp.concatenate([jnp.zeros_like(sums[:1]), _finite(sums[:-1])]) + scale).swapaxes(0, 1)
 
 
 def stationary_distribution(transition: Array) -> Array:
