@@ -177,9 +177,9 @@ def _chunked(chunk: Callable, carry: Array, frames: Array, size: int) -> tuple[A
     return jnp.concatenate(vectors), jnp.concatenate(numbers)
 
 
-def _when(predicate: Array, compute: Callable[[], Any], otherwise: Any) -> Any:
-    """What `compute` returns, or `otherwise`; unlike `lax.cond` it computes nothing under `vmap` where no one asks."""
-    return jax.lax.while_loop(lambda x: x[0], lambda x: (jnp.zeros_like(x[0]), compute()), (predicate, otherwise))[1]
+def _when(predicate: Array, compute: Callable[[Any], Any], value: Any) -> Any:
+    """What `compute` makes of the value, or the value; unlike `lax.cond` it computes nothing under `vmap` if none asks."""
+    return jax.lax.while_loop(lambda x: x[0], lambda x: (jnp.zeros_like(x[0]), compute(x[1])), (predicate, value))[1]
 
 
 def _exactly(compute: Callable, sums: Callable, log_initial: Array, log_transition: Array, likelihood: Array) -> Any:
@@ -194,10 +194,10 @@ def _exactly(compute: Callable, sums: Callable, log_initial: Array, log_transiti
     upper = compute(log_matmul, *inputs)
     certain = (jnp.minimum(log_initial.min(), log_transition.min()) > -30.0) & (likelihood.max(-1) > -jnp.inf).all()
 
-    def bounded() -> Any:
+    def bounded(upper: Any) -> Any:
         lower, most = compute(_log_matmul_from_zero, *inputs), sums(upper)
         differ = (jnp.abs(sums(lower) - most) > 1e-5 + 1e-6 * jnp.abs(most)).any()
-        return _when(differ, lambda: compute(_log_matmul_by_terms, *inputs), lower)
+        return _when(differ, lambda _: compute(_log_matmul_by_terms, *inputs), lower)
 
     return _when(~certain, bounded, upper)
 
@@ -300,7 +300,7 @@ def smooth(
     source, target = alpha[:-1], log_likelihood.swapaxes(0, 1)[1:] + beta[1:]
     source, target = (x - _finite(x.max(-1, keepdims=True)) for x in (source, target))
     transitions, lost = _count_transitions(source, log_transition, target, before_end)
-    by_terms = lambda: _count_by_terms(source, log_transition, target, before_end)  # noqa: E731
+    by_terms = lambda _: _count_by_terms(source, log_transition, target, before_end)  # noqa: E731
     lost = (lost & (before_end != 0) & (log_prob > -jnp.inf)[None]).any()
     return Posterior(log_prob, marginals, _when(lost, by_terms, transitions))
 
