@@ -31,11 +31,13 @@ class Decoder(NamedTuple):
       init: (batch, length, ragged) -> an empty memory for so many tokens.
       extend: (memory, tokens [B, K]) -> Step.
       rewind: (memory, length [B]) -> the memory as it was after so many tokens; None where it cannot go back.
+      grow: (memory, length) -> the same memory with place for so many tokens; None where its size does not depend on them.
     """
 
     init: Callable[[int, int, bool], PyTree]
     extend: Callable[[PyTree, Array], Step]
     rewind: Callable[[PyTree, Array], PyTree] | None = None
+    grow: Callable[[PyTree, int], PyTree] | None = None
 
 
 class Generation(NamedTuple):

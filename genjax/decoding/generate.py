@@ -17,6 +17,9 @@ from genjax.decoding.watermark import Watermark
 
 Array = jax.Array
 
+#: A memory of so many bytes grows in so many stages while it fills, where so many tokens are generated.
+LARGE_MEMORY, NUM_STAGES, FEWEST_TOKENS = 2**23, 4, 32
+
 
 class ChoiceState(NamedTuple):
     """What the choice of tokens remembers: tokens seen bool [B, V], state of the automaton [B], last token [B], ended [B]."""
@@ -92,7 +95,7 @@ def generate(
     constraint: Automaton | None = None,
     watermark: Watermark | None = None,
 ) -> Generation:
-    """Continues prompts in one compiled loop.
+    """Continues prompts in one compiled program: a loop, or a few with memories of growing size one after the other.
 
     Args:
       decoder: the model.
@@ -112,7 +115,8 @@ def generate(
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
     batch, size = prompts.shape
     prompts = prompts.astype(jnp.int32)
-    logits, memory, _ = prefill(decoder, prompts, lengths, size + max_new_tokens - 1)
+    stages = _stages(decoder, batch, size, max_new_tokens, lengths is not None)
+    logits, memory, _ = prefill(decoder, prompts, lengths, stages[0])
     choice = Choice(sampling, end_token, constraint, watermark)
     keys = row_keys(key, batch)
     token, log_prob, past = choice(_keys_of_step(keys, 0), logits, choice.init(prompts, lengths, logits.shape[-1]))
@@ -121,9 +125,9 @@ def generate(
     tokens = jnp.full((max_new_tokens, batch), fill, jnp.int32).at[0].set(token)
     log_probs = jnp.zeros((max_new_tokens, batch)).at[0].set(log_prob)
 
-    def going_on(carry: tuple[Any, ...]) -> Array:
+    def going_on(places: int, carry: tuple[Any, ...]) -> Array:
         step, _, past, _, _ = carry
-        return (step < max_new_tokens) & ~past.ended.all()
+        return (size + step <= places) & ~past.ended.all()
 
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         step, memory, past, tokens, log_probs = carry
@@ -131,9 +135,29 @@ def generate(
         token, log_prob, past = choice(_keys_of_step(keys, step), out.logits[:, 0], past)
         return step + 1, out.memory, past, tokens.at[step].set(token), log_probs.at[step].set(log_prob)
 
-    carry = (jnp.asarray(1), memory, past, tokens, log_probs)
-    *_, tokens, log_probs = jax.lax.while_loop(going_on, body, carry)
+    step = jnp.asarray(1)
+    for places in stages:
+        if places > stages[0]:
+            memory = decoder.grow(memory, places)
+        carry = (step, memory, past, tokens, log_probs)
+        step, memory, past, tokens, log_probs = jax.lax.while_loop(functools.partial(going_on, places), body, carry)
     return finished(tokens.T, log_probs.T, end_token)
+
+
+def _stages(decoder: Decoder, batch: int, size: int, max_new_tokens: int, ragged: bool) -> tuple[int, ...]:
+    """Places that the memory has in each of the loops that follow one another; the last takes all that is to come.
+
+    A step reads all places of the memory, empty ones too.  One that fits the processor's caches, or that the prompts fill
+    by half, would gain little for the time that more loops take to compile.
+    """
+    capacity = size + max_new_tokens - 1
+    if decoder.grow is None or 2 * size > capacity or max_new_tokens < FEWEST_TOKENS:
+        return (capacity,)
+    memory = jax.eval_shape(lambda: decoder.init(batch, capacity, ragged))
+    num_bytes = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(memory))
+    if num_bytes < LARGE_MEMORY:
+        return (capacity,)
+    return tuple(size + -(-(max_new_tokens - 1) * i // NUM_STAGES) for i in range(1, NUM_STAGES + 1))
 
 
 def finished(tokens: Array, log_probs: Array, end_token: int | None) -> Generation:

@@ -53,6 +53,11 @@ class KVCache(flax.struct.PyTreeNode):
 
         return KVCache(keys=put(self.keys, keys), values=put(self.values, values))
 
+    def grow(self, length: int) -> KVCache:
+        """The same with place for `length` tokens."""
+        more = [(0, 0), (0, 0), (0, length - self.keys.shape[2]), (0, 0)]
+        return KVCache(keys=jnp.pad(self.keys, more), values=jnp.pad(self.values, more))
+
 
 def attention_mask(
     query_index: Array,

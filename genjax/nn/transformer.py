@@ -155,6 +155,10 @@ class Cache(flax.struct.PyTreeNode):
     cross: tuple[KVCache, ...] | None = None
     context_mask: Array | None = None
 
+    def grow(self, length: int) -> Cache:
+        """The same with place for `length` tokens."""
+        return self.replace(layers=tuple(layer.grow(length) for layer in self.layers))
+
 
 class StackOutput(NamedTuple):
     """Output x [B, T, C]; the renewed cache; each layer's attention weights (self, cross) on request; auxiliary loss [B]."""

@@ -1,5 +1,6 @@
 """Decoding against enumeration, on a second-order Markov chain whose probabilities are all known."""
 
+import importlib
 import itertools
 import re
 
@@ -109,6 +110,13 @@ def test_filters_equal_those_of_transformers(sampling):
     np.testing.assert_allclose(ours, torch.softmax(scores, -1).numpy(), atol=1e-6)
 
 
+def test_the_largest_are_the_same_by_pairs_and_by_sorting(monkeypatch):
+    logits = jnp.round(3 * jax.random.normal(jax.random.key(0), (50, 9)))  # with ties
+    by_pairs = Sampling(top_k=4).filter(logits)
+    monkeypatch.setattr("genjax.decoding.sampling.COMPARED", 0)
+    np.testing.assert_array_equal(by_pairs, Sampling(top_k=4).filter(logits))
+
+
 def test_settings_out_of_range_are_refused():
     for bad in ({"temperature": -1.0}, {"top_k": 0}, {"top_p": 1.5}, {"min_p": 0.0}, {"repetition_penalty": 0.0}):
         with pytest.raises(ValueError, match="sampling."):
@@ -136,6 +144,22 @@ def test_prompts_of_different_lengths_continue_as_if_alone():
         for row, length in enumerate([3, 1, 4]):
             alone = decoding.generate(TARGET, jax.random.key(0), prompts[row : row + 1, :length], 4, sampling=greedy)
             np.testing.assert_array_equal(together.tokens[row], alone.tokens[0])
+
+
+def test_a_memory_that_grows_in_stages_changes_nothing(monkeypatch):
+    sizes = []
+
+    def grow(memory, length):
+        sizes.append(length)
+        more = length + 1 - memory["tokens"].shape[1]
+        return {**memory, "tokens": jnp.pad(memory["tokens"], [(0, 0), (0, more)])}
+
+    prompts, lengths = jnp.array([[1, 2, 3], [2, 0, 0]]), jnp.array([3, 1])
+    for name, value in (("LARGE_MEMORY", 0), ("NUM_STAGES", 3), ("FEWEST_TOKENS", 2)):
+        monkeypatch.setattr(importlib.import_module("genjax.decoding.generate"), name, value)
+    run = lambda decoder: decoding.generate(decoder, jax.random.key(2), prompts, 9, lengths=lengths)  # noqa: E731
+    jax.tree.map(np.testing.assert_array_equal, run(TARGET._replace(grow=grow)), run(TARGET))
+    assert sizes == [9, 11]
 
 
 def test_a_stream_yields_what_the_loop_generates():

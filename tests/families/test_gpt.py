@@ -71,10 +71,11 @@ def test_cached_logits_equal_uncached_ones(positions, batch):
     tokens = batch["tokens"]
     full = jax.jit(model.logits)(state, tokens)
     decoder = model.decoder(state)
-    logits, memory, _ = decoding.prefill(decoder, tokens[:, :4], None, 10)
+    logits, memory, _ = decoding.prefill(decoder, tokens[:, :4], None, 7)
     np.testing.assert_allclose(logits, full[:, 3], atol=1e-5)
     extend = jax.jit(decoder.extend)
     for t in range(4, 10):
+        memory = decoder.grow(memory, 10) if t == 7 else memory
         step = extend(memory, tokens[:, t : t + 1])
         memory = step.memory
         np.testing.assert_allclose(step.logits[:, 0], full[:, t], atol=1e-5)

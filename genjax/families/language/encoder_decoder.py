@@ -219,6 +219,10 @@ class EncoderDecoder(FromPretrained):
         keys = example_keys(key, batch)
         return self.objective.prepare(batch, fold_in(keys, 0), self.special_tokens()), fold_in(keys, 1)
 
+    def with_source(self, batch: Batch, key: Array) -> Batch:
+        """The batch with `source`, `source_mask` and `tokens` as the loss reads them: its own pairs, or corrupted text."""
+        return self._prepared(batch, key)[0]
+
     def init(self, key: Array, batch: Batch) -> TrainState:
         """Returns the state before the first step.
 
@@ -316,7 +320,10 @@ class EncoderDecoder(FromPretrained):
         def rewind(memory: PyTree, length: Array) -> PyTree:
             return {"cache": memory["cache"].replace(length=length)}
 
-        return decoding.Decoder(init=init, extend=extend, rewind=rewind)
+        def grow(memory: PyTree, length: int) -> PyTree:
+            return {**memory, "cache": memory["cache"].grow(length)}
+
+        return decoding.Decoder(init=init, extend=extend, rewind=rewind, grow=grow)
 
     def _starts(self, count: int) -> Array:
         if self.sequence_length is None:

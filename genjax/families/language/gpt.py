@@ -230,7 +230,12 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
             logits, out = module.apply({"params": params}, tokens, cache=cache)
             return decoding.Step(logits, out.cache, out.x)
 
-        return decoding.Decoder(init=init, extend=extend, rewind=lambda cache, length: cache.replace(length=length))
+        return decoding.Decoder(
+            init=init,
+            extend=extend,
+            rewind=lambda cache, length: cache.replace(length=length),
+            grow=lambda cache, length: cache.grow(length),
+        )
 
 
 @functools.cache
