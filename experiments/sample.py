@@ -1,16 +1,23 @@
 """Draws samples from a trained run and writes them as their domain shows them:
 
 python -m experiments.sample --workdir=runs/vae --num_samples=64 --seed=1
+
+A model that answers sources, as a translator does, answers the first of the evaluation split; each is shown with its target.
 """
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from experiments import command_line
 from genjax import config
+
+if TYPE_CHECKING:
+    from genjax.training import Run
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
 flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
@@ -21,6 +28,19 @@ flags.DEFINE_list("label", None, "classes of the samples, in turn, for a model c
 flags.DEFINE_boolean("reconstruct", False, "show examples of the evaluation split beside their reconstructions instead")
 
 
+def examples_to_answer(run: Run, num_samples: int, key: Any) -> dict[str, Any] | None:
+    """Examples of the evaluation split with `source`, `source_mask` and `tokens`; None if the model answers no text."""
+    import jax
+    import numpy as np
+
+    data, model = run.experiment.data, run.model
+    if not hasattr(data, "write_answers") or "source_mask" not in inspect.signature(model.sample).parameters:
+        return None
+    examples = data.load(run.experiment.evaluation.split)
+    batch = data.transform(examples.gather(np.arange(num_samples) % len(examples)), key)
+    return jax.device_get(model.with_source(batch, key) if hasattr(model, "with_source") else batch)
+
+
 def main(arguments: list[str]) -> int:
     run = command_line.restore_from_flags(arguments, __doc__)
     if run is None:
@@ -29,7 +49,7 @@ def main(arguments: list[str]) -> int:
     import numpy as np
 
     values = flags.FLAGS
-    condition = {}
+    condition, batch = {}, None
     if values.label is not None:
         try:
             classes = [int(c) for c in values.label]
@@ -44,12 +64,21 @@ def main(arguments: list[str]) -> int:
         samples = run.engine.reconstruct(run.state, values.num_samples, run.experiment.evaluation.split)
         kind = "reconstructions"
     else:
-        samples = run.sample(jax.random.key(values.seed), values.num_samples, **condition)
+        key = jax.random.key(values.seed)
+        batch = examples_to_answer(run, values.num_samples, key)
+        if batch is not None:
+            condition |= {name: batch[name] for name in ("source", "source_mask")}
+        samples = run.sample(key, values.num_samples, **condition)
         kind = "samples"
     default = Path(run.workdir) / "samples" / f"{kind}_{run.step:08d}_seed{values.seed}"
     stem = Path(values.output).expanduser() if values.output else default
     stem.parent.mkdir(parents=True, exist_ok=True)
-    for path in run.write_samples(samples, stem):
+    if batch is None:
+        paths = run.write_samples(samples, stem)
+    else:
+        paths = run.experiment.data.write_answers(batch, samples, stem)
+        print(paths[0].read_text(encoding="utf-8"))
+    for path in paths:
         print(path)
     return 0
 

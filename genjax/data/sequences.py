@@ -53,8 +53,17 @@ class TokenPairs(Data):
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
         """Writes the symbols of a sample as numbers, one sample a line."""
         path = Path(stem).with_suffix(".txt")
-        rows = ([t for t in row[1:].tolist() if t < self.num_symbols] for row in np.asarray(samples))
-        path.write_text("".join(" ".join(map(str, row)) + "\n" for row in rows))
+        path.write_text("".join(self._show(row) + "\n" for row in np.asarray(samples)))
+        return [path]
+
+    def _show(self, row: np.ndarray) -> str:
+        return " ".join(str(t) for t in row.tolist() if t < self.num_symbols)
+
+    def write_answers(self, batch: dict[str, np.ndarray], answers: np.ndarray, stem: Path) -> list[Path]:
+        """Writes the source of each example of a batch, its answer [B, T] and its target, with tabs between, a line each."""
+        path = Path(stem).with_suffix(".txt")
+        rows = zip(np.asarray(batch["source"]), np.asarray(answers), np.asarray(batch["tokens"]))
+        path.write_text("".join("\t".join(map(self._show, row)) + "\n" for row in rows))
         return [path]
 
 

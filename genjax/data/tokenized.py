@@ -254,6 +254,14 @@ class DelimitedText(TokenizedData):
         path.write_text(rule.join(self.decode(row) for row in samples) + "\n", encoding="utf-8")
         return [path]
 
+    def write_answers(self, batch: dict[str, np.ndarray], answers: np.ndarray, stem: Path) -> list[Path]:
+        """Writes one text file: the source of each example of a batch, its answer [B, T] and its target."""
+        path = Path(stem).with_suffix(".txt")
+        names, rows = ("source", "answer", "target"), zip(batch["source"], answers, batch["tokens"])
+        blocks = ["".join(f"{name}  {self.decode(row)}\n" for name, row in zip(names, block)) for block in rows]
+        path.write_text("\n".join(blocks), encoding="utf-8")
+        return [path]
+
 
 def find_file(directory: str | None, names: Sequence[str], what: str) -> Path:
     """The first of these files that lies in a folder.

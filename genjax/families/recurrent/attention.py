@@ -231,13 +231,20 @@ class AttentionSequenceModel:
         )
         return beams.tokens[:, 0]
 
-    def sample(self, state: TrainState, key: Array, num_samples: int, source: Array | None = None) -> Array:
+    def sample(
+        self,
+        state: TrainState,
+        key: Array,
+        num_samples: int,
+        source: Array | None = None,
+        source_mask: Array | None = None,
+    ) -> Array:
         """Draws targets [num_samples, T + 1] of sources [num_samples, S]; without them, of random tokens."""
         source_key, key = jax.random.split(key)
         if source is None:
             source = jax.random.randint(source_key, (num_samples, self.sequence_length), 0, self.vocab_size - 1)
         prompts = jnp.full((num_samples, 1), self.start_token or 0, jnp.int32)
         out = decoding.generate(
-            self.decoder(state, source), key, prompts, self.sequence_length, end_token=self.end_token
+            self.decoder(state, source, source_mask), key, prompts, self.sequence_length, end_token=self.end_token
         )
         return jnp.concatenate([prompts, out.tokens], axis=1)
