@@ -6,12 +6,14 @@
     python -m experiments.text --workdir=runs/gpt --bias=PAIRS.tsv
     python -m experiments.text --workdir=runs/adapted --before=runs/bert --other=python_topics
 
-Sources of the evaluation split are answered and held against the references: exact match, BLEU, chrF and ROUGE of texts;
-exact match and F1 of spans; F1 of entities, all from 0 to 100; and the diversity and repetition of texts beside those of
-the references.  Other runs write samples, of which diversity, repetition and the longest parts that stand in the training
-text are stated.  --before and --other state perplexities before and after further training, on both texts; --before is a
-run, or the folder of another library's checkpoint (then with --other).  --pictures draws
-attention maps and embeddings.
+Sources of the evaluation split are answered and held against the references: the share that matches literally, BLEU, chrF
+and ROUGE of texts; exact match and F1 of spans; F1 of entities; and the diversity and repetition of texts beside those of
+the references.  As in their fields BLEU, chrF, ROUGE and the scores of spans and entities are from 0 to 100; other matches
+and accuracies, those of training and experiments.evaluate too, are shares in [0, 1].
+
+Other runs write samples, of which diversity, repetition and the longest parts that stand in the training text are stated.
+--before and --other state perplexities before and after further training, on both texts; --before is a run, or the folder
+of another library's checkpoint (then with --other).  --pictures draws attention maps and embeddings.
 """
 
 from __future__ import annotations
@@ -42,6 +44,13 @@ flags.DEFINE_string(
 )
 flags.DEFINE_boolean("pictures", False, "write attention maps and a map of the token embeddings into the run")
 
+#: What groups of scores are measured in, where that is not plain from their names.
+UNITS = {
+    "answers": "literal matches in [0, 1]; BLEU, chrF and ROUGE from 0 to 100",
+    "entities": "from 0 to 100",
+    "spans": "from 0 to 100",
+}
+
 
 def main(arguments: list[str]) -> int:
     run = command_line.restore_from_flags(arguments, __doc__)
@@ -57,7 +66,7 @@ def main(arguments: list[str]) -> int:
 
     def report(group: str, scores: dict[str, Any]) -> None:
         record[group] = scores
-        print(f" {group}")
+        print(f" {group}" + (f" ({UNITS[group]})" if group in UNITS else ""))
         for name, value in scores.items():
             print(f"  {name:<28} {value:.6g}" if isinstance(value, float) else f"  {name:<28} {value}")
 

@@ -120,9 +120,9 @@ def answer_scores(answers: Sequence[str], references: Sequence[str | Sequence[st
 
 
 def literal_match(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Share of hypotheses that are their reference character for character, from 0 to 100."""
+    """Share of hypotheses that are their reference character for character, in [0, 1]."""
     _check_pairs(hypotheses, references)
-    return 100.0 * float(np.mean([h == r for h, r in zip(hypotheses, references)]))
+    return float(np.mean([h == r for h, r in zip(hypotheses, references)]))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def self_bleu(texts: Sequence[str], max_texts: int = 200) -> float:
 
 
 def diversity_scores(texts: Sequence[str]) -> dict[str, float]:
-    """distinct-1 to 3 and repetition-2 to 4 of words, and self-BLEU where there are two texts."""
+    """distinct-1 to 3 and repetition-2 to 4 of words, in [0, 1], and self-BLEU, from 0 to 100, where there are two texts."""
     scores = {f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)}
     scores |= {f"repetition_{n}": repetition(texts, n) for n in (2, 3, 4)}
     if sum(bool(t.strip()) for t in texts) >= 2:

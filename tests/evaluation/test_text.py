@@ -36,7 +36,7 @@ def test_answers_are_normalised_as_in_squad():
     assert scores["exact_match"] == pytest.approx(200 / 3)
     assert scores["f1"] == pytest.approx(100 * (1 + 2 / 3 + 1) / 3)
     assert text.answer_f1("", "word") == 0.0
-    assert text.literal_match(["a", "The b"], ["a", "b"]) == 50.0
+    assert text.literal_match(["a", "The b"], ["a", "b"]) == 0.5
 
 
 def test_entities_by_hand():

@@ -267,7 +267,10 @@ class EncoderDecoder(FromPretrained):
         return gradient_step(self.loss, self.optimizer)(state, batch, key)
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example, given the source: `nll` in nats, `num_tokens`, `accuracy` and `exact_match` of the likeliest tokens."""
+        """Per example [B], given the source: `nll` in nats, `num_tokens`, and shares in [0, 1] of the likeliest tokens.
+
+        `accuracy` is that of tokens, each after the true ones before it, and `exact_match` says whether all are right.
+        """
         batch, _ = self._prepared(batch, key)
         logits, _ = self._forward(state.eval_params, batch)
         targets, weights = batch["tokens"][:, 1:], token_weights(batch)

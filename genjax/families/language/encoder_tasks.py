@@ -384,7 +384,7 @@ class SpanExtraction(Task):
         return jnp.where((score >= none)[:, None], spans, 0)
 
     def measures(self, outputs: Outputs, batch: Batch) -> Metrics:
-        """`nll` in nats of both places, `exact_match` of the likeliest span, `f1` of its places."""
+        """`nll` in nats of both places; in [0, 1], `exact_match` of the likeliest span and `f1` of its places."""
         found, wanted = self.best_spans(outputs, batch), batch["span"]
         common = jnp.minimum(found[:, 1], wanted[:, 1]) - jnp.maximum(found[:, 0], wanted[:, 0]) + 1
         total = (found[:, 1] - found[:, 0] + 1) + (wanted[:, 1] - wanted[:, 0] + 1)

@@ -183,7 +183,7 @@ class AttentionSequenceModel:
         return gradient_step(self.loss, self.optimizer)(state, batch, key)
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example: `nll` in nats given the source, `num_tokens`, `exact_match` of the likeliest tokens; [B] each."""
+        """Per example [B], given the source: `nll` in nats, `num_tokens`, `exact_match` in [0, 1] of the likeliest tokens."""
         del key
         logits, _ = self._forward(state.eval_params, batch)
         targets, weights = batch["tokens"][:, 1:], token_weights(batch)
