@@ -6,7 +6,8 @@
     gpt_small   4 layers, 128 wide, context 64, batch 12, 65 tokens
     gpt_large   6 layers, 384 wide, context 256, batch 8, 65 tokens
     lstm        2 x 512, length 64, batch 32, 10000 tokens
-    generate    128 tokens with gpt_small's network, for 1 and for 64 prompts, with a cache in both
+    generate    128 tokens with gpt_small's network, for 1 and for 64 prompts, with a cache in both; with --devices=2 also
+                64 prompts as two devices of one core each answer them, 32 each
 
 All compute in float32 on the CPU with the same networks, loss and Adam; runs take turns, and medians count.  The
 allocator is set as `experiments.train` sets it.
@@ -20,6 +21,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from benchmarks.timing import compare, training_steps
 from genjax import decoding
@@ -133,26 +135,34 @@ def generation(rounds: int, batches: tuple[int, ...] = (1, 64), new_tokens: int 
             if step + 1 < new_tokens:
                 logits = network(token, caches, prompts.shape[1] + step)[:, -1]
 
+    def ours(prompts, mesh=None):
+        arguments = (state, jax.random.key(0), jnp.asarray(prompts))
+        if mesh is not None:
+            whole, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec("data")))
+            arguments = jax.device_put(arguments, (whole, whole, split))
+        return lambda: generate(*arguments).block_until_ready()
+
     for batch in batches:
         prompts = np.zeros((batch, 8), np.int32)
-        ours = lambda: generate(state, jax.random.key(0), jnp.asarray(prompts)).block_until_ready()  # noqa: B023, E731
-        theirs = lambda: loop(torch.tensor(prompts, dtype=torch.long))  # noqa: B023, E731
-        seconds = {"genjax": [], "torch": []}
+        runs = {"genjax": ours(prompts), "torch": lambda: loop(torch.tensor(prompts, dtype=torch.long))}  # noqa: B023
+        if len(jax.devices()) > 1 and batch % len(jax.devices()) == 0:
+            mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(AxisType.Auto,))
+            runs[f"genjax, prompts split over {len(jax.devices())} devices"] = ours(prompts, mesh)
+        seconds = {name: [] for name in runs}
         repetitions = 10 if batch == 1 else 1  # a single run is a few milliseconds
-        ours(), theirs()
+        for run in runs.values():
+            run()
         for _ in range(rounds):
-            for name, run in (("genjax", ours), ("torch", theirs)):
+            for name, run in runs.items():
                 time.sleep(0.5)  # until the other's threads, which spin for a while, sleep too
                 began = time.perf_counter()
                 for _ in range(repetitions):
                     run()
                 seconds[name].append((time.perf_counter() - began) / repetitions)
         rates = {name: batch * new_tokens / float(np.median(s)) for name, s in seconds.items()}
-        print(
-            f"generate, {batch} prompts: genjax {rates['genjax']:.0f} tokens/s, torch {rates['torch']:.0f} tokens/s, "
-            f"{rates['genjax'] / rates['torch']:.2f} times as many",
-            flush=True,
-        )
+        print(f"generate, {batch} prompts")
+        for name, rate in rates.items():
+            print(f"  {name:<40} {rate:8.0f} tokens/s, {rate / rates['torch']:.2f} times torch's", flush=True)
 
 
 def main() -> None:
@@ -160,7 +170,9 @@ def main() -> None:
     parser.add_argument("--case", default="gpt_small,gpt_large,lstm,generate")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--devices", type=int, default=1, help="CPU devices that prompts are also split over")
     arguments = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", arguments.devices)
     host.keep_freed_memory()
     import torch
 

@@ -18,7 +18,7 @@ from genjax.decoding.watermark import Watermark
 Array = jax.Array
 
 #: A memory of so many bytes grows in so many stages while it fills, where so many tokens are generated.
-LARGE_MEMORY, NUM_STAGES, FEWEST_TOKENS = 2**23, 4, 32
+LARGE_MEMORY, NUM_STAGES, FEWEST_TOKENS = 2**23, 6, 32
 
 
 class ChoiceState(NamedTuple):

@@ -98,7 +98,7 @@ PLAIN = Sampling()
 def _largest(logits: Array, count: int) -> Array:
     """Where the `count` largest of [..., V] stand, and what equals the last of them."""
     if logits.shape[-1] <= COMPARED:
-        return (logits[..., None, :] > logits[..., :, None]).sum(-1) < count
+        return (logits[..., :, None] > logits[..., None, :]).sum(-2) < count
     return logits >= jax.lax.top_k(logits, count)[0][..., -1:]
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from genjax.families.language.bert import BERT, bert_network
 from genjax.families.language.electra import ELECTRA, ReplacedTokenDetection
@@ -67,6 +68,15 @@ def test_masked_places_alone_are_drawn_and_what_is_drawn_right_is_not_replaced(o
     right = 1.0 - out["labels"][chosen].mean()
     probability = np.exp(-_masked_nll(prepared, out))[prepared["weights"] > 0]
     assert abs(right - probability.mean()) < 4 * np.sqrt(0.25 / chosen.sum()) and 0 < right < 1
+
+
+def test_the_area_under_the_curve_is_that_of_each_text(outputs, batch):
+    prepared, out = outputs
+    found = MODEL.task.measures(out, prepared)["detection_auc"]
+    for row, real in enumerate(np.asarray(batch["mask"])):
+        labels = out["labels"][row, real]
+        wanted = roc_auc_score(labels, out["replaced"][row, real]) if 0 < labels.sum() < labels.size else 0.5
+        np.testing.assert_allclose(found[row], wanted, atol=1e-5)
 
 
 def _masked_nll(prepared, out):

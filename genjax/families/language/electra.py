@@ -76,13 +76,22 @@ class ReplacedTokenDetection(MaskedLanguageModel):
         return loss + self.weight * nll.sum() / real.size, metrics
 
     def measures(self, outputs: Outputs, batch: Batch) -> Metrics:
-        """Those of masked tokens for the generator; `detection_nll` in nats a token, `detection_accuracy`, `replaced_share`."""
+        """Those of masked tokens for the generator; `detection_nll` in nats a token, and shares in [0, 1].
+
+        `detection_accuracy` is to be held against 1 - `replaced_share`, that of finding none, and `detection_auc` against 1/2:
+        the share of pairs of a replaced token and another of its text that the logits order rightly.
+        """
         nll, hits, real = self._detection(outputs, batch)
         count = jnp.maximum(real.sum(1), 1.0)
+        logits, labels = outputs["replaced"], outputs["labels"]
+        pairs = (labels * real)[:, :, None] * ((1.0 - labels) * real)[:, None]  # [B, T, T]
+        ordered = 0.5 + 0.5 * jnp.sign(logits[:, :, None] - logits[:, None])
+        auc = (pairs * ordered).sum((1, 2)) / jnp.maximum(pairs.sum((1, 2)), 1.0)
         return {
             **super().measures(outputs, batch),
             "detection_nll": nll.sum(1) / count,
             "detection_accuracy": hits.sum(1) / count,
+            "detection_auc": jnp.where(pairs.any((1, 2)), auc, 0.5),
             "replaced_share": outputs["labels"].sum(1) / count,
         }
 
