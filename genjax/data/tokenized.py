@@ -14,6 +14,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -94,9 +95,12 @@ class TokenizedData(Data):
         """The same data with the tokenizer of a checkpoint.
 
         Raises:
-          DataError: it has none and none is given, or `tokenizer_file` does not begin with its tokens.
+          DataError: it has none and none is given, `tokenizer_file` does not begin with its tokens, or it has more of them
+            than the checkpoint.
         """
         file = Path(folder).expanduser() / TOKENIZER_FILE
+        if file.is_file():
+            _check_size(file)
         if self.tokenizer_file is not None:
             if file.is_file():
                 _check_begins_with(self, self.with_tokenizer(file), folder)
@@ -117,6 +121,15 @@ class TokenizedData(Data):
         """What the tokenizer is, for the line above evaluations."""
         tokenizer = self.make_tokenizer()
         return f"{tokenizer.kind} of {tokenizer.vocab_size} tokens"
+
+
+def _check_size(file: Path) -> None:
+    """Raises DataError if a tokenizer has more tokens than the model of another library beside it; ours say so themselves."""
+    config_file = file.with_name("config.json")
+    content = json.loads(read_utf8(config_file)) if config_file.is_file() else {}
+    known, size = content.get("vocab_size"), read_tokenizer(file).vocab_size
+    if isinstance(known, int) and size > known:
+        raise DataError(f"{file} does not belong to its checkpoint: it has {size} tokens, and the model knows {known}")
 
 
 def _check_begins_with(data: TokenizedData, earlier: TokenizedData, folder: str | Path) -> None:

@@ -169,6 +169,12 @@ def test_a_tokenizer_that_does_not_belong_to_the_checkpoint_is_refused(tmp_path)
     other.write_text(train_tokenizer("bytes", [], 0).to_json())
     with pytest.raises(DataError, match=r"does not belong to the checkpoint .*: it has 256 tokens and not 280"):
         resolve(experiment("gpt2", **start, data__tokenizer_file=str(other)))
+    theirs = tmp_path / "config.json"
+    theirs.write_text(theirs.read_text().replace('"vocab_size": 280', '"vocab_size": 200'))
+    with pytest.raises(
+        DataError, match="does not belong to its checkpoint: it has 280 tokens, and the model knows 200"
+    ):
+        resolve(experiment("gpt2", **start))
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(DataError, match="has no tokenizer.json; give the tokenizer of its model"):
         resolve(experiment("gpt2", **start))
