@@ -155,7 +155,7 @@ def lstm_chorales() -> Experiment:
 @register(
     "rnn_nade_chorales",
     source="RNN-NADE (Boulanger-Lewandowski et al. 2012, arXiv:1206.6392): 5.56 nats",
-    expected="test <= 5.6 nats per frame, all frames, transposed training pieces",
+    expected="aim: test <= 5.6 nats per frame, all frames, transposed training pieces; 6.07 after 1400 of these steps",
     shrunk={**_SHRUNK_ROLLS, "model.nade_dim": 8},
 )
 def rnn_nade_chorales() -> Experiment:
