@@ -171,7 +171,7 @@ def bert_entities() -> Experiment:
 @register(
     "bert_questions",
     source="Devlin et al. 2019, section 4.2, on made texts of facts",
-    expected="aim: test exact match >= 99 (experiments.text); not run to its end yet",
+    expected="aim: test exact match >= 99 (experiments.text); 74.8 after 720 of these steps",
     shrunk={**_TINY, "data.sequence_length": 96},
 )
 def bert_questions() -> Experiment:
