@@ -7,17 +7,12 @@ A model that answers sources, as a translator does, answers the first of the eva
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from experiments import command_line
 from genjax import config
-
-if TYPE_CHECKING:
-    from genjax.training import Run
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
 flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
@@ -28,25 +23,14 @@ flags.DEFINE_list("label", None, "classes of the samples, in turn, for a model c
 flags.DEFINE_boolean("reconstruct", False, "show examples of the evaluation split beside their reconstructions instead")
 
 
-def examples_to_answer(run: Run, num_samples: int, key: Any) -> dict[str, Any] | None:
-    """Examples of the evaluation split with `source`, `source_mask` and `tokens`; None if the model answers no text."""
-    import jax
-    import numpy as np
-
-    data, model = run.experiment.data, run.model
-    if not hasattr(data, "write_answers") or "source_mask" not in inspect.signature(model.sample).parameters:
-        return None
-    examples = data.load(run.experiment.evaluation.split)
-    batch = data.transform(examples.gather(np.arange(num_samples) % len(examples)), key)
-    return jax.device_get(model.with_source(batch, key) if hasattr(model, "with_source") else batch)
-
-
 def main(arguments: list[str]) -> int:
     run = command_line.restore_from_flags(arguments, __doc__)
     if run is None:
         return 0
     import jax
     import numpy as np
+
+    from experiments.answers import examples_to_answer
 
     values = flags.FLAGS
     condition, batch = {}, None

@@ -1,14 +1,18 @@
 """The report of experiments.text on runs of two steps."""
 
 import json
+import re
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
 import genjax
 from experiments import text_measures
+from experiments.answers import examples_to_answer
 from genjax import config
-from genjax.training import train
+from genjax.training import resolve, train
 from genjax.training.checkpoints import flatten
 from tests.training.tiny_runs import call
 
@@ -117,3 +121,21 @@ def test_samples_are_compared_with_the_training_text(tmp_path):
     # Python's help is like itself more than like random characters.
     assert scores["longest_match_mean"] < scores["longest_match_mean_of_unseen_text"]
     assert text_measures.extraction(run, 5)["extracted"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["t5_embedded", "attention_reversal"])
+def test_samples_answer_examples_of_the_evaluation_split(name, tmp_path):
+    entry = config.find_experiment(name)
+    experiment = resolve(config.apply_overrides(entry.build(), {**entry.shrunk, "evaluation.split": "validation"}))
+    run = SimpleNamespace(experiment=experiment, model=experiment.model)
+    batch = examples_to_answer(run, 3, jax.random.key(0))
+    assert len(batch["source"]) == len(batch["source_mask"]) == len(batch["tokens"]) == 3
+    (path,) = experiment.data.write_answers(batch, batch["tokens"], tmp_path / "answers")
+    text = path.read_text()
+    if name == "t5_embedded":
+        answers, targets = (re.findall(rf"^{part}  (.*)$", text, re.MULTILINE) for part in ("answer", "target"))
+        assert len(answers) == 3 and answers == targets and "source  " in text
+    else:
+        for line in text.splitlines():
+            source, answer, target = (part.split() for part in line.split("\t"))
+            assert source[::-1] == answer == target
