@@ -75,8 +75,8 @@ def dcgan_digits() -> Experiment:
 
 @register(
     "dcgan_mnist",
-    source="Radford et al. 2016, arXiv:1511.06434",
-    expected="BUILD_NOTES.md has what 860 steps gave; a full run was not measured yet",
+    source="Radford et al. 2016, arXiv:1511.06434; projection: Miyato & Koyama 2018, arXiv:1802.05637",
+    expected="Frechet distance 1.88 to the test split in feature_net_mnist, beside 1.64 of training pictures; recall .84",
     shrunk={
         "model.latent_dim": 4,
         "model.network.base_channels": 4,
@@ -86,18 +86,20 @@ def dcgan_digits() -> Experiment:
     },
 )
 def dcgan_mnist() -> Experiment:
-    """DCGAN with half the paper's channels on MNIST at 28 x 28, with R1 in place of the discriminator's batch norm.
+    """Class-conditional DCGAN on MNIST at 28 x 28, with R1 in place of the discriminator's batch norm.
 
     python -m experiments.train --experiment=dcgan_mnist --data.dir=DIRECTORY --workdir=runs/dcgan_mnist
     python -m experiments.quality --workdir=runs/dcgan_mnist --features=runs/feature_net_mnist
 
-    Ten minutes on one CPU core.  Rates five times the paper's that fall to 0 suit so short a run.
+    Half an hour on one CPU core.  Rates five times the paper's that fall to 0 suit so short a run; the class is what matters most:
+    without it, and with half the channels, the same steps end at a distance of 45.
     """
     adam = Adam(learning_rate=1e-3, b1=0.5, schedule=Linear())
     model = _dcgan(
-        32,
+        64,
         latent_dim=64,
-        network=DCGANNetwork(base_channels=32, discriminator_norm="none"),
+        conditioning="projection",
+        network=DCGANNetwork(discriminator_norm="none"),
         penalty="r1",
         penalty_weight=0.1,
         penalty_every=16,
