@@ -16,7 +16,7 @@ import optax
 
 def tree_norm(tree: Any) -> jax.Array:
     """Square root of the sum of the squares of all elements, a scalar."""
-    # Along the last axis first: on CPU, XLA sums whole arrays in blocks, for which it stores the squares.
+    # Along the last axis first: XLA on CPU stores the squares of arrays that it sums as a whole (and where it merges both sums).
     rows = [jnp.square(jnp.atleast_1d(leaf)).sum(-1) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(r.sum() for r in rows))
 
