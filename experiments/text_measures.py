@@ -78,8 +78,8 @@ def answer_scores(run: Run, split: str, num_beams: int = 1) -> tuple[dict[str, A
     for number in sorted(set(tasks)):
         own = [i for i, task in enumerate(tasks) if task == number]
         found, wanted = [answers[i] for i in own], [references[i] for i in own]
-        scores[f"literal_match_{data.tasks[number]}"] = text.literal_match(found, wanted)
-        if data.tasks[number] == "summary":
+        scores[f"literal_match_{data.distinct_tasks[number]}"] = text.literal_match(found, wanted)
+        if data.distinct_tasks[number] == "summary":
             scores |= {f"{name}_summary": value for name, value in text.rouge_scores(found, wanted).items()}
     if not tasks:
         scores |= text.translation_scores(answers, references, lowercase=data.lowercase)

@@ -32,7 +32,7 @@ class TextToText(DelimitedText):
       target_language: ending of the files of targets.
       prefix: what each source begins with, to tell a text-to-text model its task.
       lowercase: turn all texts into lower case.
-      tasks: tasks of the mixture.
+      tasks: tasks of the mixture; one that is named more often has a larger share of the training examples, and of these alone.
       num_made: training examples of the mixture; validation has 1200 and test 3000.
     """
 
@@ -54,6 +54,11 @@ class TextToText(DelimitedText):
         unknown = [task for task in self.tasks if task not in text_tasks.TASKS]
         if unknown or not self.tasks:
             raise DataError(f"data.tasks={','.join(self.tasks)} must be some of {', '.join(text_tasks.TASKS)}")
+
+    @property
+    def distinct_tasks(self) -> tuple[str, ...]:
+        """The tasks without repetition, which take turns in the held-out splits; `task` in a batch counts in them."""
+        return tuple(dict.fromkeys(self.tasks))
 
     def pairs(self, split: str) -> list[tuple[str, str]]:
         """Sources and targets of a split as text.
@@ -89,7 +94,9 @@ class TextToText(DelimitedText):
         tokens, mask = self.pad(targets, self.target_length + 1)
         arrays = {"source": source, "source_mask": source_mask, "tokens": tokens, "mask": mask}
         if self.name == "mixture":
-            arrays["task"] = (index % len(self.tasks)).astype(np.int32)
+            tasks = self.tasks if split == "train" else self.distinct_tasks
+            numbers = np.array([self.distinct_tasks.index(task) for task in tasks], np.int32)
+            arrays["task"] = numbers[index % len(tasks)]
         return ArrayExamples(arrays)
 
     def source_ids(self, text: str) -> list[int]:
@@ -115,7 +122,8 @@ def _pairs(data: TextToText, split: str) -> list[tuple[str, str]]:
     if data.name == "mixture":
         sizes = {"train": data.num_made, **_HELD_OUT_SIZES}
         check_split(split, tuple(sizes), data.name)
-        pairs = [text_tasks.make_example(split, i, data.tasks)[1:] for i in range(sizes[split])]
+        tasks = data.tasks if split == "train" else data.distinct_tasks
+        pairs = [text_tasks.make_example(split, i, tasks)[1:] for i in range(sizes[split])]
     elif data.name == "files":
         names = SPLIT_NAMES.get(split, (split,))
         file = find_file(data.dir, [f"{name}.{data.source_language}" for name in names], "data.name=files")

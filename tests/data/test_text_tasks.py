@@ -39,6 +39,10 @@ def test_pairs_are_framed_by_special_tokens_and_fit_the_made_mixture():
         assert tokenizer.decode(batch["source"][i][batch["source_mask"][i]][:-1]) == source
         assert batch["task"][i] == i % 6
     assert (batch["source"][~batch["source_mask"]] == spec["padding_token"]).all()
+    tables = TextToText(num_made=120, tasks=("sum", "table", "date", "table"))
+    assert [source.split(":")[0] for source, _ in tables.pairs("train")[:4]] == ["sum", "table", "date", "table"]
+    assert (all_of(tables, "train")["task"] == np.tile([0, 1, 2, 1], 30)).all(), "half of what is trained on are tables"
+    assert (all_of(tables, "validation")["task"] == np.arange(1200) % 3).all(), "but a third of what is held out"
     assert data.decode([spec["mask_token"], spec["vocab_size"] + 1]) == f"[mask][{spec['vocab_size'] + 1}]"
 
 
