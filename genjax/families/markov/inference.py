@@ -15,8 +15,7 @@ that, so that nothing becomes NaN.  This is exact unless transitions are (nearly
 state of relative weight tiny may still contribute is at most K T tiny e^60 of p(x).  Otherwise all is computed a second time
 with 0 for such terms: an upper and a lower bound, which mostly agree.  Where they do not (paths that are the best for long,
 and lead nowhere), the sums are computed a third time, term by term.  An impossible x has log p(x) = -inf and no marginals.
-Only log p(x) can
-be differentiated: its gradients are posterior expectations.
+Only log p(x) can be differentiated: its gradients are posterior expectations.
 """
 
 from __future__ import annotations
