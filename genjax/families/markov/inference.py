@@ -176,9 +176,15 @@ def _chunked(chunk: Callable, carry: Array, frames: Array, size: int) -> tuple[A
     return jnp.concatenate(vectors), jnp.concatenate(numbers)
 
 
-def _when(predicate: Array, compute: Callable[[Any], Any], value: Any) -> Any:
-    """What `compute` makes of the value, or the value; unlike `lax.cond` it computes nothing under `vmap` if none asks."""
-    return jax.lax.while_loop(lambda x: x[0], lambda x: (jnp.zeros_like(x[0]), compute(x[1])), (predicate, value))[1]
+def _when(predicate: Array, compute: Callable, value: Any, *inputs: Array) -> Any:
+    """`compute(value, *inputs)`, or the value; unlike `lax.cond` it computes nothing under `vmap` if none asks."""
+
+    def body(carry: tuple[Array, Any]) -> tuple[Array, Any]:
+        # Tied to the loop by a barrier: XLA computes what does not change inside of a loop ahead of it, asked for or not.
+        value, tied = jax.lax.optimization_barrier((carry[1], inputs))
+        return jnp.zeros_like(carry[0]), compute(value, *tied)
+
+    return jax.lax.while_loop(lambda carry: carry[0], body, (predicate, value))[1]
 
 
 def _exactly(compute: Callable, sums: Callable, log_initial: Array, log_transition: Array, likelihood: Array) -> Any:
@@ -193,12 +199,12 @@ def _exactly(compute: Callable, sums: Callable, log_initial: Array, log_transiti
     upper = compute(log_matmul, *inputs)
     certain = (jnp.minimum(log_initial.min(), log_transition.min()) > -30.0) & (likelihood.max(-1) > -jnp.inf).all()
 
-    def bounded(upper: Any) -> Any:
+    def bounded(upper: Any, *inputs: Array) -> Any:
         lower, most = compute(_log_matmul_from_zero, *inputs), sums(upper)
         differ = (jnp.abs(sums(lower) - most) > 1e-5 + 1e-6 * jnp.abs(most)).any()
-        return _when(differ, lambda _: compute(_log_matmul_by_terms, *inputs), lower)
+        return _when(differ, lambda _, *inputs: compute(_log_matmul_by_terms, *inputs), lower, *inputs)
 
-    return _when(~certain, bounded, upper)
+    return _when(~certain, bounded, upper, *inputs)
 
 
 def _log_sum(x: Array) -> Array:
@@ -299,9 +305,10 @@ def smooth(
     source, target = alpha[:-1], log_likelihood.swapaxes(0, 1)[1:] + beta[1:]
     source, target = (x - _finite(x.max(-1, keepdims=True)) for x in (source, target))
     transitions, lost = _count_transitions(source, log_transition, target, before_end)
-    by_terms = lambda _: _count_by_terms(source, log_transition, target, before_end)  # noqa: E731
     lost = (lost & (before_end != 0) & (log_prob > -jnp.inf)[None]).any()
-    return Posterior(log_prob, marginals, _when(lost, by_terms, transitions))
+    by_terms = lambda _, *inputs: _count_by_terms(*inputs)  # noqa: E731
+    transitions = _when(lost, by_terms, transitions, source, log_transition, target, before_end)
+    return Posterior(log_prob, marginals, transitions)
 
 
 def _count_transitions(source: Array, log_transition: Array, target: Array, weights: Array) -> tuple[Array, Array]:
