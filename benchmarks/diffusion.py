@@ -1,15 +1,18 @@
 """Time of one training step of a U-Net beside the same step in PyTorch eager, and the cost of a sampler's own loop.
 
     python -m benchmarks.diffusion                 # needs `pip install 'genjax[benchmark]'`
+    python -m benchmarks.diffusion --accumulation_steps=4     # the batch in four parts, for the same gradient
     python -m benchmarks.diffusion --sampler       # network evaluations alone beside the whole sampler
 
 The U-Net has 32, 64 and 128 channels on three levels, one residual block a level (two on the way up), attention on the last, and
-32 x 32 x 3 pixels, batch 16; float32 on the CPU, epsilon loss and Adam.  Runs take turns, and medians count.
+32 x 32 x 3 pixels, batch 16; float32 on the CPU, epsilon loss and Adam.  Runs take turns, and medians count.  With
+`--accumulation_steps`, PyTorch is timed both ways: the whole batch at once, and in as many parts.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +39,7 @@ def num_parameters(x: np.ndarray) -> int:
     return sum(a.size for a in jax.tree.leaves(state.params))
 
 
-def torch_step(x: np.ndarray):
+def torch_step(x: np.ndarray, accumulation_steps: int = 1):
     """The same network and step in PyTorch."""
     import torch
     from torch import nn
@@ -123,18 +126,21 @@ def torch_step(x: np.ndarray):
         for _ in range(count):
             step = torch.randint(0, 1000, (len(data),))
             alpha, noise = alphas[step][:, None, None, None], torch.randn_like(data)
-            value = functional.mse_loss(net(alpha * data + (1 - alpha**2).sqrt() * noise, step + 1.0), noise)
+            z, total = alpha * data + (1 - alpha**2).sqrt() * noise, 0.0
             optimizer.zero_grad()
-            value.backward()
+            for part in zip(*(a.chunk(accumulation_steps) for a in (z, step + 1.0, noise))):
+                value = functional.mse_loss(net(*part[:2]), part[2]) / accumulation_steps
+                value.backward()
+                total += value.item()
             optimizer.step()
-        return value.item()
+        return total
 
     return run, sum(p.numel() for p in net.parameters())
 
 
 def compare_sampler(x: np.ndarray, num_steps: int, rounds: int) -> None:
     """Prints what the sampler's loop adds to the network's evaluations inside the same compiled scan."""
-    model = Diffusion(**{**MODEL.__dict__, "sampler": DDIM(num_steps=num_steps)})
+    model = dataclasses.replace(MODEL, sampler=DDIM(num_steps=num_steps))
     state = jax.jit(model.init)(jax.random.key(0), {"x": jnp.asarray(x)})
     shape = x.shape
 
@@ -161,6 +167,7 @@ def main() -> None:
     parser.add_argument("--sampler", action="store_true", help="time the sampler's loop instead of training")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--accumulation_steps", type=int, default=1)
     arguments = parser.parse_args()
     host.keep_freed_memory()
     x = np.random.default_rng(0).uniform(-1, 1, (16, 32, 32, 3)).astype(np.float32)
@@ -172,7 +179,12 @@ def main() -> None:
     torch.set_num_threads(2)
     theirs, torch_size = torch_step(x)
     print(f"parameters: genjax {num_parameters(x):,}, torch {torch_size:,}")
-    compare({"genjax": training_steps(MODEL, {"x": x}), "torch eager": theirs}, arguments.rounds, arguments.steps)
+    parts = arguments.accumulation_steps
+    model = dataclasses.replace(MODEL, optimizer=dataclasses.replace(MODEL.optimizer, accumulation_steps=parts))
+    runs = {"genjax": training_steps(model, {"x": x}), "torch eager": theirs}
+    if parts > 1:
+        runs["torch in parts"] = torch_step(x, parts)[0]
+    compare(runs, arguments.rounds, arguments.steps)
 
 
 if __name__ == "__main__":

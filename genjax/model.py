@@ -285,7 +285,10 @@ def value_and_gradient(
             g, (metrics, e) = gradient(params, microbatch, e)
             return (jax.tree.map(jnp.add, total, g), e), metrics
 
-        (gradients, extra), metrics = jax.lax.scan(body, (jax.tree.map(jnp.zeros_like, params), extra), microbatches)
+        # XLA compiles gradients of convolutions badly inside of loops on CPU; a few microbatches need none.
+        unroll = jax.default_backend() == "cpu" and accumulation_steps <= 4
+        start = (jax.tree.map(jnp.zeros_like, params), extra)
+        (gradients, extra), metrics = jax.lax.scan(body, start, microbatches, unroll=unroll)
         gradients = jax.tree.map(lambda g: g / accumulation_steps, gradients)
         metrics = jax.tree.map(lambda m: m.mean(0), metrics)
     return *cross_device_mean((gradients, metrics)), extra
