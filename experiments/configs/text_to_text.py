@@ -25,15 +25,18 @@ _LARGE = {"model.compute_dtype": "float32", "model.encoder.scan_layers": False, 
 @register(
     "t5_mixture",
     source="text-to-text tasks after Raffel et al. 2020, arXiv:1910.10683, on a made mixture of six",
-    expected="aim: test exact match >= 99 % of whole answers (experiments.text); 73.5 % after 6000 steps",
+    expected="test exact match of whole answers (experiments.text): 97.3 % after the first run, 100 % after the second",
     shrunk={**_SHRUNK_MIXTURE, "model.encoder.head_dim": 4, "model.decoder.head_dim": 4},
 )
 def t5_mixture() -> Experiment:
     """A small T5 that adds, reverses, rewrites dates, fills slots, reads tables and sums up, told by a prefix.
 
     python -m experiments.train --experiment=t5_mixture --workdir=runs/t5
+    python -m experiments.train --experiment=t5_mixture --training.init_from=runs/t5 --training.num_steps=5000 \\
+        --data.tasks=table,sum,table,reverse,table,date,table,slots,table,summary --workdir=runs/t5_tables
 
-    --model.objective=span_corruption with --data=encoder_text pre-trains the same network.  About 30 minutes of one CPU core.
+    Half of the second run's examples are tables, the last task to be learned.  26 and 13 minutes of one CPU core.
+    --model.objective=span_corruption with --data=encoder_text pre-trains the same network.
     """
     # Cross attention finds its place by sinusoidal positions: with T5's biases by distance it copies far later (17.5 % of
     # answers right after 3000 steps, beside 57.8 %).
