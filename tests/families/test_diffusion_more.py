@@ -192,7 +192,7 @@ def test_a_consistency_model_is_the_identity_at_the_smallest_noise_and_approache
     state, _ = jax.jit(lambda s: jax.lax.scan(body, s, jax.random.split(jax.random.key(1), 1000)))(state)
     samples = model.sample(state, jax.random.key(2), 4000)
     # Training without a teacher starts with few levels, which shrink the samples.
-    assert abs(float(samples.mean()) - MEAN) < 0.2 and abs(float(samples.std()) - SCALE) < 0.3
+    assert abs(float(samples.mean()) - MEAN) < 0.25 and abs(float(samples.std()) - SCALE) < 0.3
     with pytest.raises(ValueError, match="consistency_sampler"):
         dataclasses.replace(model, sampler=samplers.Heun()).check()
 
