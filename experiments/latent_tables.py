@@ -24,6 +24,15 @@ def encode(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     )
 
 
+def code_shape(run: Run) -> tuple[int, ...]:
+    """Shape of the code of one example, without computing any."""
+    data = run.experiment.data
+    batch = data.load(run.experiment.evaluation.split).gather(np.arange(1))
+    return jax.eval_shape(
+        lambda b, key: run.model.encode(run.state, data.transform(b, key)), batch, jax.random.key(0)
+    ).shape[1:]
+
+
 def decode(run: Run, codes: np.ndarray) -> np.ndarray:
     """Decoded codes [N, ...], shape [N, *data_shape]."""
     return np.asarray(jax.jit(run.model.decode)(run.state, codes.astype(np.float32)))

@@ -226,7 +226,7 @@ def export(run: Any) -> None:
 def show_decoded(run: Any) -> None:
     if flags.FLAGS.codes is None:
         raise ConfigError("--tool=decode needs --codes=FILE, a CSV or NPY file with a code in each row")
-    shape = encode(run)[0].shape[1:]
+    shape = latent_tables.code_shape(run)
     limit = flags.FLAGS.num_rows * flags.FLAGS.num_values
     codes = latent_tables.read_codes(flags.FLAGS.codes, shape, limit)
     name = f"decoded_{Path(flags.FLAGS.codes).stem}"
