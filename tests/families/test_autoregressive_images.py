@@ -110,7 +110,7 @@ def test_features_ignore_pixels_at_or_after_their_place(name):
     jacobian = jax.jit(jax.jacrev(lambda x: features(x).sum((0, -1)).reshape(h * w)))(x)  # [H W, B, H, W, C]
     influence = np.abs(jacobian).sum((1, -1)).reshape(h * w, h * w)
     np.testing.assert_array_equal(np.triu(influence), 0.0)
-    if name.startswith(("gated", "gpt", "plus_plus", "rnn")):
+    if name.startswith(("gated", "snail", "gpt", "plus_plus", "rnn")):
         # No blind spot: every pixel sees all before it.
         assert np.all(influence[np.tril_indices(h * w, -1)] > 0)
 
