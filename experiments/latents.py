@@ -35,6 +35,7 @@ from experiments import command_line, latent_tables
 from genjax.config import ConfigError
 from genjax.data import Images, write_grid
 from genjax.evaluation import disentanglement, latents, likelihood
+from genjax.model import HasLogProb
 
 TOOLS = ("interpolate", "traverse", "arithmetic", "anomaly", "augment", "disentangle", "export", "decode")
 
@@ -150,7 +151,7 @@ def anomaly(run: Any) -> None:
     if held_out in seen or not seen:
         rest = ",".join(str(c) for c in range(10) if c != held_out)
         raise ConfigError(f"the run has seen the class {held_out}; train one without it: --data.classes={rest}")
-    bound = "log_prob" if hasattr(run.model, "log_prob") else "log_prob_bound"
+    bound = "log_prob" if isinstance(run.model, HasLogProb) else "log_prob_bound"
     needs(run, bound)
 
     def score(state: Any, batch: Any, key: jax.Array) -> jax.Array:

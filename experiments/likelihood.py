@@ -82,6 +82,11 @@ def main(arguments: list[str]) -> int:
 
     held_out = data.load(split)
     test = held_out.gather(np.arange(len(held_out)))
+    one = {**{name: a[:1] for name, a in test.items()}, "example_index": np.zeros(1, np.int32)}
+    # Probabilities of levels are not comparable with densities.
+    of_levels = dequantizes or (
+        hasattr(data, "levels") and "log_abs_det" not in jax.eval_shape(data.transform, one, key)
+    )
     log_prob, raw, x = scores(test)
     dim = int(np.prod(x.shape[1:]))
     train = data.load("train")
@@ -90,8 +95,7 @@ def main(arguments: list[str]) -> int:
     unit = "nats" if exact else "nats (bound)"
     print(f"{run.name}, step {run.step}: {type(model).__name__} on {data.name}, split {split}, {len(x)} examples")
     rows = {type(model).__name__: log_prob.mean(), "full-covariance normal": fit.mean()}
-    if dequantizes:
-        # The model's figure is of levels, the normal distribution's of x, one noise draw apart.
+    if of_levels:
         del rows["full-covariance normal"]
     for name, value in rows.items():
         bits = -(value + shift) / (dim * math.log(2.0))

@@ -192,11 +192,11 @@ def edm_digits() -> Experiment:
     )  # fmt: skip
 
 
-def _mnist(model, **training) -> Experiment:
+def _mnist(model, preprocessing: str = "signed", **training) -> Experiment:
     options = {"num_steps": 12000, "log_every": 200, "evaluate_every": 4000, "sample_every": 4000, "num_samples": 64}
     return Experiment(
         model=model,
-        data=Images(name="mnist", preprocessing="signed", batch_size=32, eval_batch_size=250),
+        data=Images(name="mnist", preprocessing=preprocessing, batch_size=32, eval_batch_size=250),
         training=Training(**{**options, **training}),
         evaluation=Evaluation(num_examples=1000),
     )
@@ -259,13 +259,13 @@ def edm_mnist() -> Experiment:
     shrunk=_SHRUNK_IMAGES,
 )
 def flow_matching_mnist() -> Experiment:
-    """Unconditional flow matching on MNIST with the U-Net of `ddpm_mnist`.
+    """Unconditional flow matching on dequantised MNIST with the U-Net of `ddpm_mnist`.
 
     python -m experiments.train --experiment=flow_matching_mnist --data.dir=TFDS_DIRECTORY --workdir=runs/flow_matching_mnist
 
     About half an hour on two CPU cores.
     """
-    return _mnist(FlowMatching(network=_MNIST_UNET, optimizer=_MNIST_OPTIMIZER))
+    return _mnist(FlowMatching(network=_MNIST_UNET, optimizer=_MNIST_OPTIMIZER), "dequantize_signed")
 
 
 @register(

@@ -7,9 +7,10 @@
     binarize_dynamic    x ~ Bernoulli(v / (L - 1)), drawn anew whenever the example is seen
     binarize_static     the same, drawn once for all
     dequantize          x = (v + u) / L,  u ~ U[0, 1)^D
+    dequantize_signed   x = 2 (v + u) / L - 1
     logit               x = logit(alpha + (1 - 2 alpha) (v + u) / L)
 
-The last two map the dequantised levels v + u by a bijection x = f(v + u).  A density model of x then bounds the
+The last three map the dequantised levels v + u by a bijection x = f(v + u).  A density model of x then bounds the
 probability of the levels (Theis et al. 2016, "A note on the evaluation of generative models", arXiv:1511.01844):
 
     log P(v) >= E_u [ log p(x) + log |det df / d(v + u)| ]
@@ -33,6 +34,7 @@ Preprocessing = Literal[
     "binarize_dynamic",
     "binarize_static",
     "dequantize",
+    "dequantize_signed",
     "logit",
 ]
 
@@ -110,8 +112,11 @@ def apply(
         case "binarize_dynamic":
             return bernoulli_per_example(keys, unit), None
     x, log_abs_det = dequantize(levels, uniform_per_example(keys, levels.shape[1:]), num_levels)
-    if name == "dequantize":
-        return x, log_abs_det
+    match name:
+        case "dequantize":
+            return x, log_abs_det
+        case "dequantize_signed":
+            return 2.0 * x - 1.0, log_abs_det + np.log(2.0) * np.prod(levels.shape[1:])
     x, logit_log_abs_det = logit(x, alpha)
     return x, log_abs_det + logit_log_abs_det
 
@@ -133,6 +138,8 @@ def to_unit(name: Preprocessing, x: np.ndarray, num_levels: int, alpha: float) -
             x = x / (num_levels - 1)
         case "dequantize":
             x = np.floor(np.clip(x, 0.0, 1.0 - 1e-7) * num_levels) / (num_levels - 1)
+        case "dequantize_signed":
+            return to_unit("dequantize", (x + 1.0) / 2.0, num_levels, alpha)
         case "logit":
             return to_unit("dequantize", np.asarray(inverse_logit(x, alpha)), num_levels, alpha)
     return np.clip(x, 0.0, 1.0)

@@ -50,7 +50,7 @@ def test_static_binarisation_is_drawn_once_with_the_probabilities_of_the_levels(
     assert binary[grey == 0].max() == 0 and binary[grey == 1].min() == 1
 
 
-@pytest.mark.parametrize("name", ["dequantize", "logit"])
+@pytest.mark.parametrize("name", ["dequantize", "dequantize_signed", "logit"])
 def test_log_determinants_are_those_of_the_jacobian(name):
     x, log_abs_det = apply(name)
     noise = transforms.uniform_per_example(KEYS, LEVELS.shape[1:])
@@ -58,6 +58,8 @@ def test_log_determinants_are_those_of_the_jacobian(name):
 
     def bijection(v):
         y = v / 256.0
+        if name == "dequantize_signed":
+            return 2.0 * y - 1.0
         return y if name == "dequantize" else transforms.logit(y[None], 0.05)[0][0]
 
     for i in range(3):
@@ -77,7 +79,7 @@ def test_uniform_dequantisation_of_a_known_mass_gives_its_entropy():
     np.testing.assert_allclose(nll, -(probability * np.log(probability)).sum(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["unit", "signed", "levels", "dequantize", "logit"])
+@pytest.mark.parametrize("name", ["unit", "signed", "levels", "dequantize", "dequantize_signed", "logit"])
 def test_pictures_are_got_back(name):
     x, _ = apply(name)
     np.testing.assert_allclose(transforms.to_unit(name, x, 256, 0.05), LEVELS / 255.0, atol=1e-5)

@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from genjax.data import transforms
 from genjax.families.diffusion import flow_matching, samplers
+from genjax.families.diffusion.consistency import ConsistencyModel
 from genjax.families.diffusion.ddpm import DDPM, bound_strata, discretized_gaussian_log_prob
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.dit import DiT, patchify, unpatchify
@@ -21,6 +24,8 @@ from genjax.families.diffusion.processes import Discrete, Straight, VariancePres
 from genjax.families.diffusion.samplers import Estimate
 from genjax.families.diffusion.score_sde import ScoreSDE
 from genjax.families.diffusion.unet import Doubling, GroupNorm, UNet, num_groups_for
+from genjax.families.diffusion.vdm import VDM
+from genjax.model import HasLogProb, HasLogProbBound
 from genjax.optimizers import Adam
 
 MLP = ResidualMLP(hidden_dim=32, num_blocks=2)
@@ -219,6 +224,75 @@ def test_learned_variances_train_through_the_bound_alone():
     assert np.all(simple[2:] == 0.0) and np.all(hybrid[2:] != 0.0)
     assert np.isfinite(model.sample(state, jax.random.key(3), 4)).all()
     assert np.isfinite(model.evaluate(state, batch, jax.random.key(3))["nll_bound"]).all()
+
+
+def test_the_bound_as_objective_trains_the_mean_too_and_its_expectation_is_the_bound():
+    model = DDPM(
+        data_shape=(2,), network=MLP, process=Discrete(num_timesteps=20, beta_min=0.01, beta_max=0.5), variance="learned",
+        objective="bound", clip_x0=False, bound_terms=19,
+    )  # fmt: skip
+    batch = {"x": MEAN + SCALE * jax.random.normal(jax.random.key(0), (256, 2))}
+    state = jax.jit(model.init)(jax.random.key(1), batch)
+    losses = jax.jit(jax.vmap(lambda k: model.example_losses(state.params, batch, k, False)[0].mean()))
+    terms = jax.jit(model.bound_terms_of)(state.params, batch, jax.random.key(2))
+    expected = (terms["total"] - terms["prior"]).mean() / 2
+    np.testing.assert_allclose(losses(jax.random.split(jax.random.key(3), 200)).mean(), expected, rtol=0.03)
+
+    def bias(model):
+        gradient = jax.jit(jax.grad(lambda p: model.loss(p, batch, jax.random.key(4), 0)[0]))
+        return gradient(state.params)["output"]["bias"]
+
+    simple = dataclasses.replace(model, objective="simple", hybrid_weight=1.0)
+    # Both have the same gradient by the variances, and another one by the means.
+    np.testing.assert_allclose(bias(model)[2:], bias(simple)[2:], rtol=1e-4)
+    assert np.all(np.abs(bias(model)[:2] - bias(simple)[:2]) > 1e-3)
+    with pytest.raises(ValueError, match="weighs the steps itself"):
+        dataclasses.replace(model, weighting="x0").check()
+
+
+def test_levels_have_no_density_and_dequantised_ones_have():
+    model = EDM(data_shape=(3,), network=MLP, num_levels=17, likelihood_steps=4, likelihood_trace="exact")
+    levels = jnp.array([[0, 8, 16], [3, 4, 5]])
+    keys = jax.random.split(jax.random.key(0), 2)
+    batches = {}
+    for name in ("signed", "dequantize_signed"):
+        x, log_abs_det = transforms.apply(name, levels, keys, 17, 0.0)
+        batches[name] = {"x": x} if log_abs_det is None else {"x": x, "log_abs_det": log_abs_det}
+    state = jax.eval_shape(model.init, keys[0], batches["signed"])
+    for call in (model.log_prob, lambda s, b: model.evaluate(s, b, keys[0])):
+        with pytest.raises(ValueError, match="data.preprocessing=dequantize_signed"):
+            jax.eval_shape(call, state, batches["signed"])
+
+    def both(batch):
+        state = model.init(keys[0], batch)
+        return model.evaluate(state, batch, keys[0])["bits_per_dim"], model.log_prob(state, batch)
+
+    # The mass of a level is the density of x times 2 / L in every dimension.
+    bits, density = jax.jit(both)(batches["dequantize_signed"])
+    expected = -(np.asarray(density, np.float64) + 3 * np.log(2 / 17)) / (3 * np.log(2))
+    np.testing.assert_allclose(bits, expected, rtol=1e-5)
+
+
+def test_a_ddpm_counts_levels_where_x_has_them_and_gives_the_density_of_what_was_dequantised():
+    model = DDPM(data_shape=(3,), network=MLP, num_levels=17, process=Discrete(num_timesteps=4), variance="large")
+    x = jnp.array([[-1.0, 0.0, 1.0]])
+    assert model.levels_of({"x": x}) == 17 and model.levels_of({"x": x, "log_abs_det": jnp.zeros(1)}) is None
+    of_levels, density = (
+        jax.jit(lambda x, levels=levels: model._reconstruction_log_prob(Estimate(0.5 * x), x, levels))(x)
+        for levels in (17, None)
+    )
+    np.testing.assert_allclose(
+        density, scipy.stats.norm(0.5 * x, model.process.betas[0] ** 0.5).logpdf(x).sum(), rtol=1e-3
+    )
+    assert of_levels[0] < 0.0
+
+
+def test_what_has_only_a_bound_is_not_taken_to_have_a_likelihood():
+    for model in (DDPM(), VDM()):
+        assert isinstance(model, HasLogProbBound) and not isinstance(model, HasLogProb)
+    assert not isinstance(ConsistencyModel(), HasLogProb | HasLogProbBound) and isinstance(EDM(), HasLogProb)
+    with pytest.raises(ValueError, match="nor a likelihood"):
+        ConsistencyModel(likelihood_steps=5).check()
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,8 @@ class ConsistencyModel(Diffusion):
 
     def check(self) -> None:
         super().check()
+        if self.self_conditioning or self.likelihood_steps:
+            raise ValueError("a consistency model has neither self_conditioning nor a likelihood (likelihood_steps)")
         if not isinstance(self.process, Karras):
             raise ValueError("a consistency model needs process=karras")
         if not isinstance(self.sampler, ConsistencySampler):
@@ -86,6 +88,9 @@ class ConsistencyModel(Diffusion):
         c_skip = data**2 / ((t - low) ** 2 + data**2)
         c_out = data * (t - low) / jnp.sqrt(t**2 + data**2)
         return Estimate(expand(c_skip, z) * z + expand(c_out, z) * output)
+
+    #: Its map is no denoiser, and so there is no ODE whose likelihood could be asked for.
+    log_prob = None
 
     def num_levels_at(self, step: Array) -> Array:
         """N(k): the number of levels at a step."""
@@ -126,9 +131,7 @@ class ConsistencyModel(Diffusion):
         condition, dropout_keys = self.condition(batch), None
         if training:
             dropout_keys = keys[:, 2]
-            if condition and self.condition_dropout:
-                drop = jax.vmap(lambda k: jax.random.bernoulli(k, self.condition_dropout))(keys[:, 3])
-                condition = self.without(condition, drop)
+            condition = self.drop_conditions(condition, keys[:, 3])
         # The same dropout on both sides.
         z = x + expand(high, x) * noise
         if teacher is None:

@@ -7,7 +7,8 @@ The chain z_T -> ... -> z_1 -> x with p(z_(k-1) | z_k) = N(a z_k + b x0(z_k), v)
 
 Of pictures in [-1, 1] with L levels, p(x | z_1) is the probability that a Gaussian gives to the bin of each pixel (eq. 13); of
 other data, its density.  The loss is L_simple, the unweighted error of epsilon (eq. 14).  With learned variances it is
-L_simple + hybrid_weight L_bound, where the bound trains the variance only (improved DDPM, eq. 15 and 16).
+L_simple + hybrid_weight L_bound, where the bound trains the variance only (improved DDPM, eq. 15 and 16).  With objective=bound it is
+the bound itself, of a uniformly drawn step (improved DDPM's L_vlb, without its importance sampling of the steps).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from genjax.families.diffusion import targets
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.processes import Discrete, GaussianProcess, expand, posterior
 from genjax.families.diffusion.samplers import Ancestral, Estimate, Sampler
+from genjax.families.diffusion.times import UniformTime
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys
 
 
@@ -33,12 +35,15 @@ class DDPM(Diffusion):
 
     Attributes:
       variance: of the reverse steps in the bound: small (beta-tilde), large (beta), or learned between the two.
-      hybrid_weight: weight of the bound in the loss, with learned variances.
+      objective: simple, the error of the target, and with learned variances beside it the bound, which trains these alone; bound, the
+        bound's term at the drawn step, times their number, in nats a dimension, which trains all.
+      hybrid_weight: weight of the bound beside the simple loss, with learned variances.
       bound_terms: number of steps k whose terms estimate the bound of `evaluate`, without bias; at least T - 1 takes all.
     """
 
     process: Discrete = Discrete()
     variance: Literal["small", "large", "learned"] = "small"
+    objective: Literal["simple", "bound"] = "simple"
     hybrid_weight: float = 0.001
     bound_terms: int = 20
     clip_x0: bool = True
@@ -48,6 +53,10 @@ class DDPM(Diffusion):
         super().check()
         if getattr(self.sampler, "variance", None) == "learned" and self.variance != "learned":
             raise ValueError("sampler.variance=learned needs a model with variance=learned")
+        if self.objective == "bound" and (self.weighting != "target" or not isinstance(self.times, UniformTime)):
+            raise ValueError(
+                "objective=bound weighs the steps itself; it takes weighting=target and times=uniform_time"
+            )
         if self.bound_terms < 0:
             raise ValueError(f"bound_terms={self.bound_terms} must be at least 0")
 
@@ -65,17 +74,24 @@ class DDPM(Diffusion):
         fraction = (output[..., channels:] + 1.0) / 2.0 if self.variance == "learned" else None
         return Estimate(x0, fraction)
 
-    def further_loss(self, params: PyTree, x: Array, z: Array, t: Array, output: Array) -> Array | None:
-        """The bound's term at the drawn step, times T, in nats a dimension; it trains the variance alone."""
+    def whole_loss(self, error: Array, batch: Batch, z: Array, t: Array, output: Array) -> Array:
+        if self.objective == "bound":
+            return self._drawn_term(batch, z, t, output)
         if self.variance != "learned":
-            return None
-        channels = x.shape[-1]
+            return error
+        # The bound trains the variance alone.
+        channels = z.shape[-1]
         mean, rest = jax.lax.stop_gradient(output[..., :channels]), output[..., channels:]
-        estimate = self._estimate_of(jnp.concatenate([mean, rest], axis=-1), self.process, z, t)
+        return error + self.hybrid_weight * self._drawn_term(batch, z, t, jnp.concatenate([mean, rest], axis=-1))
+
+    def _drawn_term(self, batch: Batch, z: Array, t: Array, output: Array) -> Array:
+        """The bound's term at steps drawn uniformly, times T, in nats a dimension, shape [B]; without the prior's, which learns not."""
+        x = batch["x"]
+        estimate = self._estimate_of(output, self.process, z, t)
         divergence = self._step_divergence(estimate, x, t)
-        first = -self._reconstruction_log_prob(estimate, x)
+        first = -self._reconstruction_log_prob(estimate, x, self.levels_of(batch))
         term = jnp.where(t * self.process.num_timesteps < 1.5, first, divergence)
-        return self.hybrid_weight * self.process.num_timesteps * term / math.prod(x.shape[1:])
+        return self.process.num_timesteps * term / math.prod(x.shape[1:])
 
     # ------------------------------------------------------------------------------------------------------------------
     # The bound
@@ -103,15 +119,15 @@ class DDPM(Diffusion):
         divergence = 0.5 * (log_p - log_q + jnp.exp(log_q - log_p) + squares * jnp.exp(-log_p) - 1.0)
         return divergence.reshape(x.shape[0], -1).sum(-1)
 
-    def _reconstruction_log_prob(self, estimate: Estimate, x: Array) -> Array:
-        """log p(x | z_1) in nats, shape [B]."""
+    def _reconstruction_log_prob(self, estimate: Estimate, x: Array, levels: int | None) -> Array:
+        """log p(x | z_1) in nats, of the levels of x or, where there are none, its density, shape [B]."""
         t = jnp.full((x.shape[0],), 1.0 / self.process.num_timesteps)
         log_variance = self._log_variance(estimate, t, x)
-        if self.num_levels is None:
+        if levels is None:
             squares = jnp.square(x - estimate.x0) * jnp.exp(-log_variance)
             log_prob = -0.5 * (squares + log_variance + math.log(2.0 * math.pi))
         else:
-            log_prob = discretized_gaussian_log_prob(x, estimate.x0, log_variance, self.num_levels)
+            log_prob = discretized_gaussian_log_prob(x, estimate.x0, log_variance, levels)
         return log_prob.reshape(x.shape[0], -1).sum(-1)
 
     def bound_terms_of(self, params: PyTree, batch: Batch, key: Array) -> dict[str, Array]:
@@ -140,10 +156,14 @@ class DDPM(Diffusion):
         diffusion, _ = jax.lax.scan(term, jnp.zeros((x.shape[0],)), rows)
         t = jnp.full((x.shape[0],), 1.0 / count)
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(example_keys(key, batch), 0)
-        reconstruction = -self._reconstruction_log_prob(self.estimate(params, noised(keys, t), t, condition), x)
+        estimate = self.estimate(params, noised(keys, t), t, condition)
+        reconstruction = -self._reconstruction_log_prob(estimate, x, self.levels_of(batch))
         prior = prior.reshape(x.shape[0], -1).sum(-1)
         total = prior + diffusion + reconstruction
         return {"prior": prior, "diffusion": diffusion, "reconstruction": reconstruction, "total": total}
+
+    #: The method's likelihood is its bound; that of the ODE is among the metrics with likelihood_steps.
+    log_prob = None
 
     def log_prob_bound(self, state: TrainState, batch: Batch, key: Array) -> Array:
         """An estimate of the lower bound on log p(x) in nats, shape [B]."""

@@ -41,7 +41,8 @@ class Diffusion:
     Attributes:
       data_shape: shape of one example; None takes the data set's.
       num_classes: number of classes, where it is conditional on them; None takes the data set's.
-      num_levels: number of levels of a pixel, for likelihoods of pictures in [-1, 1]; None takes the data set's, if it has any.
+      num_levels: number of levels of a pixel, for likelihoods of pictures in [-1, 1]; None takes the data set's, if it has any.  Not
+        used where the data are dequantised (data.preprocessing=dequantize_signed), which the likelihood by the ODE needs.
       process: forward process.
       target: what the network predicts.
       weighting: which error is averaged over the times; `target` is that of the target itself.
@@ -137,6 +138,10 @@ class Diffusion:
         names = [*self.condition_on, *(["context_mask"] if "context_mask" in batch else [])]
         return {name: batch[name] for name in names if name in self.condition_on or "context" in self.condition_on}
 
+    def levels_of(self, batch: Batch) -> int | None:
+        """Number of levels of x, or None where x is continuous: data without levels, or dequantised ones with `log_abs_det`."""
+        return None if "log_abs_det" in batch else self.num_levels
+
     def without(self, condition: Condition, drop: Array | None = None) -> dict[str, Array]:
         """The conditions of no example, or of those examples only where `drop` [B] is true: class num_classes, zeros elsewhere."""
         empty = {}
@@ -148,6 +153,12 @@ class Diffusion:
             empty[name] = nothing if drop is None else jnp.where(expand(drop, value), nothing, value)
         return empty
 
+    def drop_conditions(self, condition: Condition, keys: Array) -> dict[str, Array]:
+        """The conditions with those of each example left out with probability condition_dropout, by its key [B]."""
+        if not condition or not self.condition_dropout:
+            return dict(condition)
+        return self.without(condition, jax.vmap(lambda k: jax.random.bernoulli(k, self.condition_dropout))(keys))
+
     def apply(
         self,
         params: PyTree,
@@ -156,9 +167,13 @@ class Diffusion:
         condition: Condition,
         x0_before: Array | None = None,
         dropout_keys: Array | None = None,
+        process: GaussianProcess | None = None,
     ) -> Array:
-        """The network's prediction of the target for z [B, ...] at times [B], float32 [B, ..., num_outputs]."""
-        process = self.process_of(params)
+        """The network's prediction of the target for z [B, ...] at times [B], float32 [B, ..., num_outputs].
+
+        `process` stands in for that of the parameters.
+        """
+        process = self.process_of(params) if process is None else process
         if self.scale_input:
             z = z / expand(jnp.sqrt((process.alpha(t) * self.sigma_data) ** 2 + process.sigma(t) ** 2), z)
         return self.module().apply(
@@ -244,9 +259,7 @@ class Diffusion:
         if training:
             keys = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
             dropout_keys = keys[:, 0]
-            if condition and self.condition_dropout:
-                drop = jax.vmap(lambda k: jax.random.bernoulli(k, self.condition_dropout))(keys[:, 1])
-                condition = self.without(condition, drop)
+            condition = self.drop_conditions(condition, keys[:, 1])
             if self.self_conditioning:
                 first = jax.lax.stop_gradient(self.estimate(params, z, t, condition).x0)
                 use = jax.vmap(jax.random.bernoulli)(keys[:, 2])
@@ -255,13 +268,11 @@ class Diffusion:
         wanted = targets.make_target(self.target, process, t, x, epsilon, self.sigma_data)
         error = _mean(jnp.square(output[..., : x.shape[-1]] - wanted))
         weight = targets.loss_weight(self.weighting, self.target, process, t, self.sigma_data, self.weighting_gamma)
-        losses, values = weight * error, {"target_error": error}
-        more = self.further_loss(params, x, z, t, output)
-        return (losses if more is None else losses + more), values
+        return self.whole_loss(weight * error, batch, z, t, output), {"target_error": error}
 
-    def further_loss(self, params: PyTree, x: Array, z: Array, t: Array, output: Array) -> Array | None:
-        """What a method adds to the loss of each example, shape [B], or None."""
-        return None
+    def whole_loss(self, error: Array, batch: Batch, z: Array, t: Array, output: Array) -> Array:
+        """The loss of each example, [B], from its weighted error [B] and the network's output for z [B, ...] at times t [B]."""
+        return error
 
     def loss(self, params: PyTree, batch: Batch, key: Array, step: Array) -> tuple[Array, Metrics]:
         """Mean loss and metrics."""
@@ -367,6 +378,12 @@ class Diffusion:
         return targets.score_of(self.process_of(state.eval_params), noise_level, x, x0)
 
     def _log_prob(self, state: TrainState, batch: Batch, key: Array) -> Array:
+        levels = self.levels_of(batch)
+        if levels is not None:
+            raise ValueError(
+                f"the ODE's likelihood is a density, which x with {levels} levels does not have; dequantise it with "
+                "data.preprocessing=dequantize_signed"
+            )
         params = state.eval_params
         denoise = self.denoiser(params, self.condition(batch), Guidance())
         # Signs of each example from its own key.
@@ -378,7 +395,11 @@ class Diffusion:
         )
 
     def log_prob(self, state: TrainState, batch: Batch) -> Array:
-        """Log-density of x in nats along the probability-flow ODE, by likelihood_trace, shape [B]."""
+        """Log-density of x in nats along the probability-flow ODE, by likelihood_trace, shape [B].
+
+        Raises:
+          ValueError: x has levels, and so no density.
+        """
         return self._log_prob(state, batch, jax.random.key(0))
 
 

@@ -6,9 +6,10 @@ with gamma = -log snr a learned rising function.  In continuous time the bound i
 
     -log p(x) <= KL(q(z_1 | x) || N(0, I))  +  1/2 E gamma'(t) |epsilon - epsilon(z_t, t)|^2  -  E log p(x | z_0)
 
-and depends on gamma through its ends alone; what is between them changes the variance of the estimate only.  All of gamma
-follows the gradient of the bound here; the paper's appendix I.2 instead trains the inside for little variance.  p(x | z_0) gives each level the mass that N(z_0 / alpha_0, sigma_0^2 / alpha_0^2) has at it, normalised
-over all levels (eq. 8 and appendix E); of other data it is that Gaussian's density.
+and depends on gamma through its ends alone; what is between them changes the variance of the estimate only.  So the ends follow
+the gradient of the bound, and the inside that of the squared diffusion term, whose mean is its variance but for a constant
+(appendix I.2).  p(x | z_0) gives each level the mass that N(z_0 / alpha_0, sigma_0^2 / alpha_0^2) has at it, normalised over all
+levels (eq. 8 and appendix E); of other data it is that Gaussian's density.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from genjax.families.diffusion.diffusion import Diffusion
+from genjax.families.diffusion.networks import Condition
 from genjax.families.diffusion.processes import GaussianProcess, expand
 from genjax.families.diffusion.samplers import Ancestral, Sampler
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys
@@ -44,6 +46,36 @@ class LearnedProcess(GaussianProcess):
 
     def network_time(self, t: Array) -> Array:
         return 50.0 * self.gamma(t)
+
+
+class DrawnProcess(LearnedProcess):
+    """A process at drawn times only: `values` of gamma, in their shape."""
+
+    def __init__(self, values: Array):
+        self._values = values
+
+    def gamma(self, t: Array) -> Array:
+        return self._values
+
+
+@jax.custom_vjp
+def scaled_gradient(values: Array, marks: Array) -> tuple[Array, Array]:
+    """The identity of values [N, B] and marks [2, B], but the gradient by the values is multiplied by that by marks[0] / marks[1].
+
+    Where a loss adds `factor * marks[0] + marks[1]`, which are zeros, to each example, the gradient by its values is so scaled by the
+    factor, although that is known only after the values were used, and in one backward pass.
+    """
+    return values, marks
+
+
+def _scaled_gradient_backward(_: None, cotangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    of_values, (numerator, denominator) = cotangents
+    used = denominator != 0.0
+    factor = jnp.where(used, numerator / jnp.where(used, denominator, 1.0), 0.0)
+    return of_values * factor[None], jnp.zeros_like(cotangents[1])
+
+
+scaled_gradient.defvjp(lambda values, marks: ((values, marks), None), _scaled_gradient_backward)
 
 
 class MonotoneSchedule(nn.Module):
@@ -105,6 +137,8 @@ class VDM(Diffusion):
         super().check()
         if self.target != "epsilon":
             raise ValueError(f"target={self.target}: a VDM predicts epsilon")
+        if self.self_conditioning or self.likelihood_steps:
+            raise ValueError("a VDM has no self_conditioning, and its likelihood is the bound (likelihood_steps=0)")
         if not self.gamma_min < self.gamma_max:
             raise ValueError(f"gamma_min={self.gamma_min} must be less than gamma_max={self.gamma_max}")
 
@@ -129,23 +163,39 @@ class VDM(Diffusion):
     def process_of(self, params: PyTree) -> LearnedProcess:
         return LearnedProcess(self._schedule(), params["schedule"])
 
+    def _gamma_and_slope(self, schedule: PyTree, t: Array) -> Array:
+        """gamma and gamma' at times [B], [2, B]."""
+        gamma = LearnedProcess(self._schedule(), schedule).gamma
+        return jnp.stack(jax.jvp(gamma, (t,), (jnp.ones_like(t),)))
+
     def bound_terms_of(
-        self, params: PyTree, batch: Batch, key: Array, dropout_keys: Array | None = None
+        self, params: PyTree, batch: Batch, key: Array, condition: Condition, dropout_keys: Array | None = None
     ) -> dict[str, Array]:
-        """One-sample estimates of the bound's terms prior, diffusion and reconstruction, and their total, nats, [B] each."""
+        """One-sample estimates of the bound's terms prior, diffusion and reconstruction, and their total, nats, [B] each.
+
+        The gradient of the mean of `diffusion` / (D log 2) by the inside of the schedule is that of the mean of its square.
+        """
         x, process = batch["x"], self.process_of(params)
         axes = tuple(range(1, x.ndim))
         keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, batch))
         t = jax.vmap(jax.random.uniform)(keys[:, 0])
         normal = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))
 
-        # gamma' by forward differentiation, together with gamma.
-        gamma, slope = jax.jvp(process.gamma, (t,), (jnp.ones_like(t),))
-        alpha, sigma = (expand(jnp.sqrt(jax.nn.sigmoid(sign * gamma)), x) for sign in (-1.0, 1.0))
+        ends = {name: params["schedule"][name] for name in ("low", "width")}
+        inside = {name: value for name, value in params["schedule"].items() if name not in ends}
+        stop = jax.lax.stop_gradient
+        by_ends = self._gamma_and_slope({**ends, **stop(inside)}, t)
+        by_inside, marks = scaled_gradient(
+            self._gamma_and_slope({**stop(ends), **inside}, t), jnp.zeros((2, x.shape[0]))
+        )
+        gamma, slope = by_ends + by_inside - stop(by_inside)
+        drawn = DrawnProcess(gamma)
         epsilon = normal(keys[:, 1])
-        condition = self.condition(batch)
-        output = self.apply(params, alpha * x + sigma * epsilon, t, condition, None, dropout_keys)
+        z = expand(drawn.alpha(t), x) * x + expand(drawn.sigma(t), x) * epsilon
+        output = self.apply(params, z, t, condition, None, dropout_keys, process=drawn)
         diffusion = 0.5 * slope * jnp.square(epsilon - output).sum(axes)
+        factor = 2.0 * stop(diffusion) / (math.prod(x.shape[1:]) * math.log(2.0))
+        diffusion = diffusion + factor * marks[0] + marks[1]
 
         variance, signal = jax.nn.sigmoid(process.gamma(1.0)), jax.nn.sigmoid(-process.gamma(1.0))
         prior = 0.5 * (variance + signal * jnp.square(x) - 1.0 - jnp.log(variance)).sum(axes)
@@ -153,7 +203,7 @@ class VDM(Diffusion):
         # z_0 / alpha_0 = x + sigma_0 / alpha_0 epsilon
         log_scale = 0.5 * process.gamma(0.0)
         noise = normal(keys[:, 2])
-        if self.num_levels is None:
+        if self.levels_of(batch) is None:
             log_prob = -0.5 * (jnp.square(noise) + math.log(2.0 * math.pi)) - log_scale
         else:
             seen = x + jnp.exp(log_scale) * noise
@@ -166,19 +216,27 @@ class VDM(Diffusion):
         return {"prior": prior, "diffusion": diffusion, "reconstruction": reconstruction, "total": total}
 
     def example_losses(self, params, batch, key, training):
-        keys = example_keys(jax.random.fold_in(key, 1), batch) if training else None
-        terms = self.bound_terms_of(params, batch, key, keys)
+        condition, dropout_keys = self.condition(batch), None
+        if training:
+            keys = jax.vmap(jax.random.split)(example_keys(jax.random.fold_in(key, 1), batch))
+            condition, dropout_keys = self.drop_conditions(condition, keys[:, 0]), keys[:, 1]
+        terms = self.bound_terms_of(params, batch, key, condition, dropout_keys)
         total = terms.pop("total")
         bits = total / (math.prod(batch["x"].shape[1:]) * math.log(2.0))
         return bits, {"nll_bound": total, **terms}
+
+    #: The method's likelihood is its bound.
+    log_prob = None
 
     def log_prob_bound(self, state: TrainState, batch: Batch, key: Array) -> Array:
         """An estimate of the lower bound on log p(x) in nats, from num_bound_samples samples, shape [B]."""
         return -self._mean_terms(state, batch, key)["total"]
 
     def _mean_terms(self, state: TrainState, batch: Batch, key: Array) -> dict[str, Array]:
+        condition = self.condition(batch)
+
         def add(total: dict[str, Array], index: Array) -> tuple[dict[str, Array], None]:
-            terms = self.bound_terms_of(state.eval_params, batch, jax.random.fold_in(key, index))
+            terms = self.bound_terms_of(state.eval_params, batch, jax.random.fold_in(key, index), condition)
             return jax.tree.map(lambda a, b: a + b / self.num_bound_samples, total, terms), None
 
         zero = jnp.zeros((batch["x"].shape[0],))
