@@ -4,9 +4,13 @@
     p = softmax(W_r x),   y = sum over the k likeliest experts e of  g_e E_e(x),   g = p over those k, renewed to sum 1
     balance loss = E sum_e f_e P_e   (Switch, eq. 4),   f_e share of tokens whose first choice is e, P_e mean of p_e
 
-Each sequence is a group of its own: expert e takes at most C = ceil(capacity_factor k T / E) of its tokens, in order
-of choice and then of place.  What does not fit passes by on the residual path.  So the result of an example does not
-depend on the batch that it is in.
+In training each sequence is a group of its own: expert e takes at most C = ceil(capacity_factor k T / E) of its tokens,
+and what does not fit passes by on the residual path.  So the result of an example does not depend on the batch that it is
+in.  Encoders fill the slots in order of choice and then of place (GShard); causal stacks in order of place and then of
+choice, so that no token takes a slot from one before it.  Documents of a packed row share the slots.
+
+In evaluation nothing is dropped, so likelihoods, cached steps, packed and separate documents agree: every expert computes
+every token, E / k times the products of training.
 """
 
 from __future__ import annotations
@@ -45,31 +49,42 @@ class MixtureOfExperts:
         return min(length, math.ceil(self.capacity_factor * self.num_selected * length / self.num_experts))
 
 
-def route(probabilities: Array, num_selected: int, capacity: int, mask: Array | None = None) -> tuple[Array, Array]:
-    """Places tokens at experts' slots.
+def choose(probabilities: Array, num_selected: int, mask: Array | None = None) -> tuple[Array, Array]:
+    """The experts of each token.
 
     Args:
       probabilities: of each expert for each token, [B, T, E].
-      num_selected: experts for each token.
-      capacity: slots of an expert.
-      mask: True at tokens that are no padding, [B, T]; padding takes no slot.
+      num_selected: experts k for each token.
+      mask: True at tokens that are no padding, [B, T]; padding chooses none.
 
     Returns:
-      Weights of the combination [B, T, E, C], zero but at a token's slots; and first choices, one-hot [B, T, E].
+      Gates g [B, T, k] and choices, one-hot [B, T, k, E].
     """
-    length, experts = probabilities.shape[1:]
-    gates, chosen = jax.lax.top_k(probabilities, num_selected)  # [B, T, k]
-    gates = gates / gates.sum(-1, keepdims=True)
-    one_hot = jax.nn.one_hot(chosen, experts, dtype=jnp.float32)  # [B, T, k, E]
+    gates, chosen = jax.lax.top_k(probabilities, num_selected)
+    one_hot = jax.nn.one_hot(chosen, probabilities.shape[-1], dtype=jnp.float32)
     if mask is not None:
         one_hot = one_hot * mask.astype(jnp.float32)[:, :, None, None]
-    # All first choices come before all second ones.
-    ordered = one_hot.swapaxes(1, 2).reshape(-1, num_selected * length, experts)
-    place = (jnp.cumsum(ordered, axis=1) - ordered).reshape(-1, num_selected, length, experts).swapaxes(1, 2)
+    return gates / gates.sum(-1, keepdims=True), one_hot
+
+
+def place_at_slots(gates: Array, one_hot: Array, capacity: int, causal: bool) -> Array:
+    """Places tokens at experts' slots.
+
+    Args:
+      gates, one_hot: what `choose` returns.
+      capacity: slots C of an expert.
+      causal: tokens come one after the other, and not all first choices before all second ones.
+
+    Returns:
+      Weights of the combination [B, T, E, C], zero but at a token's slots.
+    """
+    shape = one_hot.shape if causal else one_hot.swapaxes(1, 2).shape
+    ordered = (one_hot if causal else one_hot.swapaxes(1, 2)).reshape(shape[0], shape[1] * shape[2], shape[3])
+    place = (jnp.cumsum(ordered, axis=1) - ordered).reshape(shape)
+    place = place if causal else place.swapaxes(1, 2)
     place = (place * one_hot).sum(-1).astype(jnp.int32)  # [B, T, k]
     slot = jax.nn.one_hot(place, capacity, dtype=jnp.float32)  # zero where place >= capacity
-    combine = jnp.einsum("btk,btke,btkc->btec", gates, one_hot, slot)
-    return combine, one_hot[:, :, 0]
+    return jnp.einsum("btk,btke,btkc->btec", gates, one_hot, slot)
 
 
 class ExpertLayer(nn.Module):
@@ -93,8 +108,20 @@ class ExpertLayer(nn.Module):
     output_init_std: float | None = None
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None = None) -> tuple[Array, Array]:
-        """x [B, T, C] -> output [B, T, C] and the weighted auxiliary loss of each example, [B]."""
+    def __call__(
+        self, x: Array, mask: Array | None = None, *, training: bool = False, causal: bool = False
+    ) -> tuple[Array, Array]:
+        """Mixes the experts.
+
+        Args:
+          x: tokens, [B, T, C].
+          mask: True at tokens that are no padding, [B, T].
+          training: whether experts drop what exceeds their capacity.
+          causal: whether they do so without a look at later tokens.
+
+        Returns:
+          The output [B, T, C] and the weighted auxiliary loss of each example, [B].
+        """
         settings, width = self.settings, x.shape[-1]
         experts, hidden = settings.num_experts, self.hidden_dim
 
@@ -103,24 +130,32 @@ class ExpertLayer(nn.Module):
             return self.param(name, init, shape).astype(self.dtype)
 
         router = self.param("router", nn.initializers.normal(width**-0.5), (width, experts))
+        weights = {"up": weight("up", (experts, width, hidden), self.init_std)}
+        if self.gated:
+            weights["gate"] = weight("gate", (experts, width, hidden), self.init_std)
+        weights["down"] = weight("down", (experts, hidden, width), self.output_init_std or self.init_std)
+
+        def expert(weights: dict[str, Array], x: Array) -> Array:
+            inner = x @ weights["up"]
+            inner = self.activation(x @ weights["gate"]) * inner if self.gated else self.activation(inner)
+            return inner @ weights["down"]
+
         logits = jnp.einsum("btc,ce->bte", x.astype(jnp.float32), router)
         probabilities = jax.nn.softmax(logits, axis=-1)
-        combine, first = route(probabilities, settings.num_selected, settings.capacity(x.shape[1]), mask)
-
-        slots = jnp.einsum("btec,btm->becm", (combine > 0).astype(self.dtype), x.astype(self.dtype))
-        inner = jnp.einsum("becm,emh->bech", slots, weight("up", (experts, width, hidden), self.init_std))
-        if self.gated:
-            gate = jnp.einsum("becm,emh->bech", slots, weight("gate", (experts, width, hidden), self.init_std))
-            inner = self.activation(gate) * inner
+        gates, one_hot = choose(probabilities, settings.num_selected, mask)
+        x = x.astype(self.dtype)
+        if training:
+            combine = place_at_slots(gates, one_hot, settings.capacity(x.shape[1]), causal)
+            slots = jnp.einsum("btec,btm->ebcm", (combine > 0).astype(self.dtype), x)
+            out = jnp.einsum("btec,ebcm->btm", combine.astype(self.dtype), jax.vmap(expert)(weights, slots))
         else:
-            inner = self.activation(inner)
-        std = self.output_init_std or self.init_std
-        out = jnp.einsum("bech,ehm->becm", inner, weight("down", (experts, hidden, width), std))
-        out = jnp.einsum("btec,becm->btm", combine.astype(self.dtype), out)
+            shares = jnp.einsum("btk,btke->ebt", gates, one_hot).astype(self.dtype)
+            add = lambda total, e: (total + e[1][:, :, None] * expert(e[0], x), None)  # noqa: E731
+            out, _ = jax.lax.scan(add, jnp.zeros_like(x), (weights, shares))
 
         valid = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask.astype(jnp.float32)
         count = jnp.maximum(valid.sum(1), 1.0)
-        share = first.sum(1) / count[:, None]
+        share = one_hot[:, :, 0].sum(1) / count[:, None]
         mean = (probabilities * valid[:, :, None]).sum(1) / count[:, None]
         balance = experts * (share * mean).sum(-1)
         z = (jax.nn.logsumexp(logits, axis=-1) ** 2 * valid).sum(1) / count

@@ -275,17 +275,12 @@ class Block(nn.Module):
         def feed(h: Array):
             if config.experts is None:
                 return FeedForward(config, self.dtype, name="mlp")(h, fold_in(keys, 5)), jnp.zeros(h.shape[0])
+            activation, stds = ACTIVATIONS[config.activation], (config.init_std, config.residual_init_std)
             module = ExpertLayer(
-                config.experts,
-                config.size_of_mlp,
-                ACTIVATIONS[config.activation],
-                config.gated,
-                self.dtype,
-                config.init_std,
-                config.residual_init_std,
-                name="experts",
+                config.experts, config.size_of_mlp, activation, config.gated, self.dtype, *stds, name="experts"
             )
-            return module(h, None if cache is not None else inputs["key_mask"])
+            mask = inputs["key_mask"] if cache is None else None
+            return module(h, mask, training=keys is not None, causal=config.causal)
 
         x, (cache, weights) = sublayer("attention", 0, x, attend)
         cross_weights = None

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from genjax.nn.transformer import TokenEmbedding, Transformer, TransformerStack,
 
 POSITIONS = ["none", "learned", "sinusoidal", "rotary", "alibi", "t5"]
 TINY = Transformer(num_layers=2, width=8, num_heads=2, mlp_dim=16, max_length=16, init_std=0.5)
+# So few slots that training drops tokens.
+EXPERTS = MixtureOfExperts(num_experts=4, capacity_factor=0.5)
 
 
 def build(config, tokens, **inputs):
@@ -43,10 +46,27 @@ def test_outputs_ignore_future_tokens(positions, tokens):
     assert (np.diag(size) > 0).all()
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("ragged", [False, True])
-def test_cached_equals_full(positions, ragged, tokens):
-    config = dataclasses.replace(TINY, positions=positions, num_kv_heads=1, window=4)
+@pytest.mark.parametrize("training", [False, True])
+def test_experts_of_a_causal_stack_ignore_future_tokens(training):
+    config = dataclasses.replace(TINY, num_layers=1, experts=EXPERTS)
+    stack = TransformerStack(config)
+    keys = jax.random.split(jax.random.key(2), 41) if training else None
+    x = jax.random.normal(jax.random.key(1), (1, 6, 8))
+    params = jax.jit(stack.init)(jax.random.key(0), x)
+    # Which tokens are dropped is a step function, which a Jacobian does not see.
+    stops, changes = jnp.repeat(jnp.arange(1, 6), 8), jax.random.normal(jax.random.key(3), (40, 6, 8))
+    changed = jnp.where(jnp.arange(6)[None, :, None] < stops[:, None, None], x, changes)
+    full, *rest = jax.jit(lambda x: stack.apply(params, x, dropout_keys=keys).x)(jnp.concatenate([x, changed]))
+    for stop, row in zip(stops, rest):
+        np.testing.assert_allclose(row[:stop], full[:stop], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "positions, ragged, experts",
+    [*itertools.product(POSITIONS, (False, True), [None]), ("rotary", True, EXPERTS)],
+)
+def test_cached_equals_full(positions, ragged, experts, tokens):
+    config = dataclasses.replace(TINY, positions=positions, num_kv_heads=1, window=4, experts=experts)
     apply, _ = build(config, tokens)
     full = apply(tokens).x
     step = jax.jit(apply)
@@ -70,9 +90,9 @@ def test_rows_of_a_cache_may_stand_at_different_places(tokens):
     np.testing.assert_allclose(out[1], apply(tokens[1:]).x[0, 4:], atol=2e-5)
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
-def test_packed_equals_separate(positions, tokens):
-    config = dataclasses.replace(TINY, positions=positions)
+@pytest.mark.parametrize("positions, experts", [*((p, None) for p in POSITIONS), ("rotary", EXPERTS)])
+def test_packed_equals_separate(positions, experts, tokens):
+    config = dataclasses.replace(TINY, positions=positions, experts=experts)
     apply, _ = build(config, tokens)
     segments = jnp.array([[1, 1, 2, 2, 2, 3]] * 2)
     packed = apply(tokens, segment_ids=segments).x
