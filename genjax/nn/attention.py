@@ -117,14 +117,51 @@ def _heads_first(
     return mixed.reshape(batch, heads, length, v.shape[-1]), weights
 
 
-def flash_possible(q: Array, platform: str | None = None) -> bool:
-    """Whether cuDNN's fused attention takes these queries: a GPU, half precision, a head of at most 128 features."""
+def flash_possible(
+    q: Array, k: Array, *, biased: bool, causal: bool, window: int | None, platform: str | None = None
+) -> bool:
+    """Whether cuDNN's fused attention takes queries [B, T, H, D] and keys [B, S, K, D].
+
+    It needs a GPU, half precision and a head of at most 128 features; it knows windows to the left alone, and has no
+    gradient where a bias or a mask meets an odd length.
+
+    Args:
+      q, k: queries and keys.
+      biased: whether there is a bias or a mask other than the causal one.
+      causal, window: which keys a query sees.
+      platform: where it shall run; None for JAX's default.
+    """
     platform = platform or jax.default_backend()
     return (
         platform in ("gpu", "cuda")
         and q.dtype in (jnp.bfloat16, jnp.float16)
         and q.shape[-1] <= 128
         and q.shape[-1] % 8 == 0
+        and (causal or window is None)
+        and not (biased and (q.shape[1] % 2 or k.shape[1] % 2))
+    )
+
+
+def _flash(
+    q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, scale: float, causal: bool, window: int | None
+) -> Array:
+    """Attention on [B, T, H, D] and [B, S, K, D] by cuDNN, [B, T, H, D]."""
+    if mask is not None:
+        # It broadcasts rows and heads, and neither queries nor keys.
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
+    if bias is not None:
+        # A float32 bias makes gradients NaN (jax-ml/jax issue 32242).
+        bias = bias.astype(q.dtype)
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        bias,
+        mask,
+        scale=scale,
+        is_causal=causal,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation="cudnn",
     )
 
 
@@ -243,8 +280,19 @@ class Attention(nn.Module):
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
 
         scale = dim**-0.5 if self.scale is None else self.scale
-        flash = flash_possible(q) and (cache is None or k is not None and self.cross) and not return_weights
-        if flash and (dropout_keys is None or self.dropout_rate == 0.0):
+        flash = (
+            (cache is None or k is not None and self.cross)
+            and not return_weights
+            and (dropout_keys is None or self.dropout_rate == 0.0)
+            and flash_possible(
+                q,
+                k,
+                biased=bias is not None or key_mask is not None or segment_ids is not None,
+                causal=self.causal,
+                window=self.window,
+            )
+        )
+        if flash:
             mask = attention_mask(
                 index,
                 jnp.arange(k.shape[1]),
@@ -252,18 +300,7 @@ class Attention(nn.Module):
                 key_segments=segment_ids if key_segment_ids is None else key_segment_ids,
                 key_mask=key_mask,
             )
-            window = None if self.window is None else (self.window - 1, 0 if self.causal else self.window - 1)
-            mixed = jax.nn.dot_product_attention(
-                q,
-                k,
-                v,
-                bias,
-                mask,
-                scale=scale,
-                is_causal=self.causal,
-                local_window_size=window,
-                implementation="cudnn",
-            )
+            mixed = _flash(q, k, v, bias, mask, scale, self.causal, self.window)
             weights = None
             if self.cross:
                 cache = KVCache(keys=k.swapaxes(1, 2), values=v.swapaxes(1, 2))

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 from genjax.nn import attention as A
 from genjax.nn import positions as P
 from genjax.nn.dropout import dropout, keep_mask
-from genjax.nn.mixture_of_experts import ExpertLayer, MixtureOfExperts, route
+from genjax.nn.mixture_of_experts import ExpertLayer, MixtureOfExperts, choose, place_at_slots
 
 
 def reference_attention(q, k, v, mask, bias, scale):
@@ -55,6 +57,62 @@ def test_a_query_that_sees_nothing_stays_finite():
     q = jnp.ones((1, 1, 2, 2))
     out, _ = A._heads_first(q, q, q, None, jnp.zeros((1, 1, 2, 2), bool), 1.0, 0.0, None)
     assert jnp.isfinite(out).all()
+
+
+MASKED = {"key_mask": jnp.array([[1, 1, 1, 0], [1, 1, 1, 1]])}
+SEGMENTED = {"segment_ids": jnp.array([[1, 1, 2, 2], [1, 1, 1, 1]])}
+BIASED = {"bias": jnp.arange(16.0).reshape(1, 1, 4, 4)}
+
+
+@pytest.mark.parametrize(
+    "settings, inputs, fused",
+    [
+        ({}, MASKED, True),
+        ({"causal": True}, MASKED, True),
+        ({"causal": True, "window": 2}, SEGMENTED, True),
+        ({}, {**MASKED, **BIASED}, True),
+        (
+            {"cross": True},
+            {"context": jnp.ones((2, 6, 16)), "key_mask": jnp.array([[1] * 6, [1, 1, 0, 0, 0, 0]])},
+            True,
+        ),
+        ({"cross": True}, {"context": jnp.ones((2, 5, 16)), "key_mask": jnp.array([[1] * 5, [1, 1, 0, 0, 0]])}, False),
+        ({"cross": True}, {"context": jnp.ones((2, 5, 16))}, True),
+        ({"window": 2}, {}, False),
+        ({"causal": True}, {**MASKED, "return_weights": True}, False),
+    ],
+)
+def test_the_fused_attention_gets_what_it_takes(settings, inputs, fused, monkeypatch):
+    calls = []
+
+    def cudnn(q, k, v, bias, mask, *, scale, is_causal, local_window_size, implementation):
+        # What JAX's check_layout and check_is_flash_attention demand (jax/_src/cudnn/fused_attention_stablehlo.py).
+        assert implementation == "cudnn" and q.dtype == k.dtype == v.dtype == jnp.bfloat16
+        for extra in (bias, mask):
+            assert extra is None or extra.shape[2:] == (q.shape[1], k.shape[1])
+        assert mask is None or mask.dtype == bool
+        assert bias is None or bias.dtype == q.dtype
+        assert bias is None and mask is None or q.shape[1] % 2 == k.shape[1] % 2 == 0
+        assert local_window_size is None or is_causal and local_window_size[1] == 0
+        calls.append(q.shape)
+        options = {"scale": scale, "is_causal": is_causal, "local_window_size": local_window_size}
+        return plain_attention(q, k, v, bias, mask, **options, implementation="xla")
+
+    plain_attention = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
+    module = A.Attention(num_heads=2, num_kv_heads=1, dtype=jnp.bfloat16, **settings)
+    x = jax.random.normal(jax.random.key(0), (2, 4, 16))
+    init = functools.partial(module.init, jax.random.key(1), x, inputs.get("context"))
+    shapes = jax.eval_shape(init)
+    monkeypatch.setattr(A, "flash_possible", functools.partial(A.flash_possible, platform="gpu"))
+    flash = functools.partial(module.apply, x=x, **inputs)
+    assert jax.eval_shape(flash, shapes)[0].shape == x.shape and bool(calls) == fused
+    if "window" in settings and fused:
+        params = jax.jit(init)()
+        ours, _, _ = jax.jit(flash)(params)
+        monkeypatch.setattr(A, "flash_possible", lambda *_, **__: False)
+        expected, _, _ = jax.jit(functools.partial(module.apply, x=x, **inputs))(params)
+        np.testing.assert_allclose(ours.astype(jnp.float32), expected.astype(jnp.float32), atol=0.03)
 
 
 def test_cross_attention_from_a_cache_equals_that_from_the_context():
@@ -187,11 +245,12 @@ def test_experts_with_room_equal_the_weighted_sum_of_the_chosen():
 
 def test_capacity_drops_the_last_tokens_and_padding_takes_none():
     probabilities = jnp.broadcast_to(jnp.array([0.9, 0.1]), (1, 4, 2))
-    combine, first = route(probabilities, 1, 2)
+    combine = place_at_slots(*choose(probabilities, 1), 2, causal=False)
     np.testing.assert_array_equal(combine.sum((2, 3))[0], [1, 1, 0, 0])
-    combine, first = route(probabilities, 1, 2, jnp.array([[0, 1, 1, 1]]))
+    gates, one_hot = choose(probabilities, 1, jnp.array([[0, 1, 1, 1]]))
+    combine = place_at_slots(gates, one_hot, 2, causal=False)
     np.testing.assert_array_equal(combine.sum((2, 3))[0], [0, 1, 1, 0])
-    assert first.sum() == 3
+    assert one_hot[:, :, 0].sum() == 3
     # Even routing has the least balance loss, which is 1.
     settings = MixtureOfExperts(num_experts=2, num_selected=1, balance_weight=1.0, router_z_weight=0.0)
     layer = ExpertLayer(settings, 4)
@@ -199,3 +258,23 @@ def test_capacity_drops_the_last_tokens_and_padding_takes_none():
     params = layer.init(jax.random.key(0), x)
     params["params"]["router"] = 100.0 * jnp.eye(2)
     np.testing.assert_allclose(layer.apply(params, x)[1], [1.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_slots_are_filled_in_order_of_choice_or_of_place(causal):
+    # The first token's second choice is what the second token likes best.
+    probabilities = jnp.array([[[0.7, 0.3], [0.4, 0.6]]])
+    combine = place_at_slots(*choose(probabilities, 2), 1, causal)
+    expected = [[[0.7, 0.3], [0.0, 0.0]]] if causal else [[[0.7, 0.0], [0.0, 0.6]]]
+    np.testing.assert_allclose(combine[..., 0], expected, rtol=1e-6)
+
+
+def test_training_with_room_equals_evaluation():
+    settings = MixtureOfExperts(num_experts=4, num_selected=2, capacity_factor=4.0)
+    layer = ExpertLayer(settings, 8)
+    x = jax.random.normal(jax.random.key(0), (2, 6, 4))
+    mask = jnp.array([[1] * 6, [1] * 4 + [0] * 2])
+    params = jax.jit(layer.init)(jax.random.key(1), x)
+    apply = jax.jit(layer.apply, static_argnames="training")
+    trained, evaluated = (apply(params, x, mask, training=training) for training in (True, False))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), trained, evaluated)
