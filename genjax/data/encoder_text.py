@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from genjax.data.base import ArrayExamples, DataError, Examples
-from genjax.data.text import read_documents
+from genjax.data.documents import read_documents
 from genjax.data.tokenized import DelimitedText
 
 

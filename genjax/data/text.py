@@ -2,12 +2,15 @@
 
 The ids of a split stand in one row, with an end token after each document where there are several.  Window i holds
 the T + 1 tokens from i * stride on: T inputs and their targets.  With the stride T, which is the default, every token but
-the first is predicted exactly once an epoch.
+the first is predicted exactly once an epoch.  A large corpus is encoded once and mapped into memory (token_files.py);
+give it as a folder of files, since a text is read and encoded as a whole.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,47 +18,59 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.data import sources
-from genjax.data.base import RESIDENT_BYTES, DataError, Examples, check_split
+from genjax.data.base import RESIDENT_BYTES, DataError, Examples
+from genjax.data.documents import open_documents, read_documents
+from genjax.data.token_files import MappedTokens, token_row
 from genjax.data.tokenization import Tokenizer
-from genjax.data.tokenized import TokenizedData, read_utf8
-
-SUFFIXES = (".txt", ".md", ".rst", ".py", ".csv", ".json", ".html", ".tex")
+from genjax.data.tokenized import TokenizedData
 
 
 class Windows:
-    """Windows of a row of tokens; `segments` number the documents."""
+    """Windows of a row of tokens.
+
+    Args:
+      ids: the row, [N].
+      documents: where each document begins, int64, for `segment_ids`; or None.
+      characters: number of characters of each id, [V].
+      length: tokens T that are predicted of a window.
+      stride: tokens between the beginnings of windows.
+      order: contiguous, or anything else for the engine's.
+    """
 
     def __init__(
-        self, ids: np.ndarray, segments: np.ndarray | None, characters: np.ndarray, length: int, stride: int, order: str
+        self,
+        ids: np.ndarray | MappedTokens,
+        documents: np.ndarray | None,
+        characters: np.ndarray,
+        length: int,
+        stride: int,
+        order: str,
     ):
-        self._ids, self._segments, self._length = ids, segments, length
-        self._characters = np.concatenate([[0], np.cumsum(characters[ids], dtype=np.int64)])
+        self._ids, self._documents, self._characters, self._length = ids, documents, characters, length
+        self._stride, self.order = stride, order
         targets = len(ids) - 1
-        count = -(-targets // length) if stride == length else (targets - length) // stride + 1
-        self._starts = np.arange(max(count, 1)) * stride
-        if stride != length and self._starts[-1] + length < targets:
-            self._starts = np.append(self._starts, targets - length)
-        self.order = order
-        size = len(self._starts) * (length + 1) * 5
-        self._arrays = self.gather(np.arange(len(self._starts))) if size <= RESIDENT_BYTES else None
+        self._last = targets if stride == length else targets - length
+        # The last window of overlapping ones ends with the row.
+        self._count = max(-(-targets // length) if stride == length else -(-self._last // stride) + 1, 1)
+        size = self._count * (length + 1) * 5
+        self._arrays = self.gather(np.arange(self._count)) if size <= RESIDENT_BYTES else None
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return self._count
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        starts = self._starts[indices]
+        starts = np.minimum(np.asarray(indices, np.int64) * self._stride, self._last)
         places = starts[:, None] + np.arange(self._length + 1)[None]
-        inside = np.minimum(places, len(self._ids) - 1)
-        stop = np.minimum(starts + self._length + 1, len(self._ids))
+        inside, mask = np.minimum(places, len(self._ids) - 1), places < len(self._ids)
+        tokens = self._ids[inside].astype(np.int32)
         batch = {
-            "tokens": self._ids[inside],
-            "mask": places < len(self._ids),
-            "num_characters": (self._characters[stop] - self._characters[starts + 1]).astype(np.int32),
+            "tokens": tokens,
+            "mask": mask,
+            "num_characters": (self._characters[tokens] * mask)[:, 1:].sum(1, dtype=np.int32),
             "window": np.asarray(indices, np.int32),
         }
-        if self._segments is not None:
-            batch["segment_ids"] = self._segments[inside]
+        if self._documents is not None:
+            batch["segment_ids"] = np.searchsorted(self._documents, inside, side="right").astype(np.int32)
         return batch
 
     def arrays(self) -> dict[str, np.ndarray] | None:
@@ -107,13 +122,12 @@ class Text(TokenizedData):
         """The texts of a split.  Splits of one text are its parts: 80%, 10% and 10%, in this order."""
         return read_documents(self.name, self.dir, split)
 
-    @property
-    def _num_documents(self) -> int:
-        return len(self.documents("train"))
+    def each_document(self, split: str) -> Iterable[str]:
+        return open_documents(self.name, self.dir, split)
 
     def _end_token(self) -> int | None:
         """What ends each document, where there are several."""
-        return _end_of(self.make_tokenizer()) if self._num_documents > 1 else None
+        return _end_of(self.make_tokenizer()) if _num_documents(self.name, self.dir) > 1 else None
 
     def special_ids(self) -> dict[str, int]:
         end = self._end_token()
@@ -121,17 +135,11 @@ class Text(TokenizedData):
 
     def load_split(self, split: str) -> Examples:
         tokenizer, end = self.make_tokenizer(), self._end_token()
-        encoded = [tokenizer.encode(text) for text in self.documents(split)]
-        segments = None
-        if end is not None:
-            # Documents that do not see each other need a start of their own.
-            first = [end] if self.separate_documents else []
-            encoded = [np.concatenate([first, ids, [end]]) for ids in encoded]
-            if not self.separate_documents:
-                encoded[0] = np.append(end, encoded[0])
-            else:
-                segments = np.concatenate([np.full(len(ids), i + 1, np.int32) for i, ids in enumerate(encoded)])
-        ids = np.concatenate(encoded).astype(np.int32) if encoded else np.zeros(0, np.int32)
+        # Documents that do not see each other need a start of their own.
+        ids, starts = token_row(
+            tokenizer, open_documents(self.name, self.dir, split), end, separate=self.separate_documents
+        )
+        documents = starts if self.separate_documents and end is not None else None
         if len(ids) < self.sequence_length + 1:
             raise DataError(
                 f"the split {split} of {self.name} has {len(ids)} tokens, which is less than one context of "
@@ -139,7 +147,7 @@ class Text(TokenizedData):
             )
         characters = np.append(tokenizer.num_characters, 0)
         stride = self.stride if self.stride is not None and split == "train" else self.sequence_length
-        return Windows(ids, segments, characters, self.sequence_length, stride, self.order if split == "train" else "")
+        return Windows(ids, documents, characters, self.sequence_length, stride, self.order if split == "train" else "")
 
     def spec(self) -> dict[str, Any]:
         """vocab_size, sequence_length, start_token, and end_token where there are several documents."""
@@ -183,64 +191,12 @@ class Text(TokenizedData):
         )
 
 
+@functools.lru_cache(maxsize=16)
+def _num_documents(name: str, directory: str | None) -> int:
+    """Number of training texts."""
+    return len(open_documents(name, directory, "train"))
+
+
 def _end_of(tokenizer: Tokenizer) -> int:
     """The end of a document: that of a checkpoint's tokenizer, or the id above our own tokenizer's."""
     return tokenizer.special.get("separator", tokenizer.vocab_size)
-
-
-def read_documents(name: str, directory: str | None, split: str) -> list[str]:
-    """The texts of a split of python_topics, file, or a TFDS set; splits of one text are its parts: 80%, 10% and 10%.
-
-    Raises:
-      DataError: there is no such set or split, or it cannot be read.
-    """
-    if "+" in split:
-        parts = [read_documents(name, directory, part) for part in split.split("+")]
-        # Neighbouring parts of one text are one text.
-        return ["".join(p[0] for p in parts)] if all(len(p) == 1 for p in parts) else sum(parts, [])
-    match name:
-        case "python_topics":
-            from pydoc_data.topics import topics
-
-            return _part(["\n\n".join(topics[topic].strip() for topic in sorted(topics))], split, name)
-        case "file":
-            return _part(read_texts(directory), split, f"file {directory}")
-    builder = sources.open_tfds(name, directory)
-    return _tfds_texts(builder, sources.tfds_split(builder, split))
-
-
-def _part(texts: list[str], split: str, name: str) -> list[str]:
-    check_split(split, ("train", "validation", "test"), name)
-    begin, end = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}[split]
-    if len(texts) == 1:
-        text = texts[0]
-        return [text[round(begin * len(text)) : round(end * len(text))]]
-    if len(texts) < 10:
-        raise DataError(f"{name} has {len(texts)} documents; give one, which is divided, or at least ten")
-    return texts[round(begin * len(texts)) : round(end * len(texts))]
-
-
-def read_texts(path: str | None) -> list[str]:
-    """The text of a file, or those of the text files under a folder in the order of their names.
-
-    Raises:
-      DataError: there is none, or one is not UTF-8.
-    """
-    if not path:
-        raise DataError("--data.name=file needs a text file or a folder of them: --data.dir=PATH")
-    root = Path(path).expanduser()
-    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix in SUFFIXES and p.is_file())
-    if not files:
-        raise DataError(f"--data.dir={path} is neither a text file nor a folder of them ({' '.join(SUFFIXES)})")
-    return [read_utf8(file) for file in files]
-
-
-def _tfds_texts(builder: Any, split: str) -> list[str]:
-    import tensorflow_datasets as tfds
-
-    names = [n for n, f in builder.info.features.items() if isinstance(f, tfds.features.Text)]
-    if not names:
-        raise DataError(f"the data set {builder.name} has no text; its features are {', '.join(builder.info.features)}")
-    name = "text" if "text" in names else names[0]
-    values = (row[name] for row in builder.as_data_source(split=split))
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in values]

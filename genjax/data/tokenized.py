@@ -14,6 +14,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -59,6 +60,10 @@ class TokenizedData(Data):
     @abc.abstractmethod
     def documents(self, split: str) -> list[str]:
         """The texts of a split."""
+
+    def each_document(self, split: str) -> Iterable[str]:
+        """The texts of a split, which need not be in memory all at once."""
+        return self.documents(split)
 
     def make_tokenizer(self) -> Tokenizer:
         """The tokenizer; characters are those of all splits, trained pieces those of the training split."""
@@ -161,11 +166,11 @@ def _tokenizer(data: TokenizedData) -> Tokenizer:
     if data.tokenizer_file is not None and not data.added_tokens:
         return read_tokenizer(data.tokenizer_file)
     earlier = None if data.tokenizer_file is None else data.with_tokenizer(data.tokenizer_file)
-    texts = data.documents("train")
-    if (data.tokenizer if earlier is None else earlier.make_tokenizer().kind) == "characters":
-        texts = texts + data.documents("validation") + data.documents("test")
+    characters = (data.tokenizer if earlier is None else earlier.make_tokenizer().kind) == "characters"
+    splits = ("train", "validation", "test") if characters else ("train",)
+    texts = itertools.chain.from_iterable(map(data.each_document, splits))
     if earlier is not None:
-        return extended(earlier.make_tokenizer(), texts, data.added_tokens, earlier.special_ids())
+        return extended(earlier.make_tokenizer(), list(texts), data.added_tokens, earlier.special_ids())
     if data.added_tokens:
         raise DataError(
             "data.added_tokens are added to the tokenizer of a checkpoint: start from one by --model.pretrained or "

@@ -1,12 +1,15 @@
 import itertools
 import json
+import pickle
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genjax.data import DataError, Molecules, NoteEvents, PianoRolls, Pipeline, Text
+from genjax.data import DataError, Molecules, NoteEvents, PianoRolls, Pipeline, Text, documents, token_files
 from genjax.data.midi import LOWEST_NOTE, midi, read_midi, synthesize, wav
 from genjax.data.molecules import embedded_smiles
 from genjax.data.music import FRAME, START, events, roll_of_events
@@ -97,6 +100,56 @@ def test_a_folder_of_documents_ends_each_and_may_keep_them_apart(tmp_path):
     path = data.write_samples(np.array([[spec["end_token"], *data.make_tokenizer().encode("doc"), spec["end_token"], 1]]),
                               tmp_path / "out")  # fmt: skip
     assert path[0].read_text() == "doc\n"
+
+
+@pytest.mark.parametrize("kind, separate", [("bytes", True), ("bpe", False)])
+def test_large_text_is_encoded_once_into_a_file_and_gives_the_same_windows(kind, separate, tmp_path, monkeypatch):
+    if kind == "bpe":
+        pytest.importorskip("tokenizers")
+    folder, home = tmp_path / "texts", tmp_path / "home"
+    folder.mkdir()
+    for i in range(20):
+        (folder / f"{i:02d}.txt").write_text(f"document number {i} {SENTENCE} " * (1 + i % 3))
+    options = {"tokenizer": kind, "vocabulary": 300, "sequence_length": 20, "separate_documents": separate}
+    data = Text(name="file", dir=str(folder), **options)
+    all_of = lambda examples: examples.gather(np.arange(len(examples)))  # noqa: E731
+    direct = all_of(data.load_split("train"))
+    assert not (folder / ".genjax").exists()
+    monkeypatch.setattr(token_files, "MEMORY_BYTES", 0)
+    monkeypatch.setattr(token_files, "USER_FOLDER", home)
+    stored = data.load_split("train")
+    encoder, end = data.make_tokenizer(), data.spec()["end_token"]
+    parts = [[*[end] * (separate or i == 0), *encoder.encode(text), end]
+             for i, text in enumerate(data.documents("train"))]  # fmt: skip
+    row = direct["tokens"][:, 1:][direct["mask"][:, 1:]]
+    np.testing.assert_array_equal([end, *row], np.concatenate(parts))
+    if separate:
+        numbers = np.repeat(np.arange(len(parts)) + 1, [len(part) for part in parts])
+        np.testing.assert_array_equal(direct["segment_ids"][:, 1:][direct["mask"][:, 1:]], numbers[1:])
+    # A second start, in this process or in a worker, encodes nothing.
+    monkeypatch.setattr(Tokenizer, "encode", None)
+    monkeypatch.setattr(Tokenizer, "encode_all", None)
+    for examples in (stored, data.load_split("train"), pickle.loads(pickle.dumps(stored))):
+        jax.tree.map(np.testing.assert_array_equal, all_of(examples), direct)
+    assert len(pickle.dumps(stored._ids)) < 1000 and not home.exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(token_files, "MEMORY_BYTES", 0)
+    monkeypatch.setattr(token_files, "USER_FOLDER", home)
+    # Another text has another file, which lies elsewhere if there is no writing beside it.
+    (folder / "00.txt").write_text("changed")
+    shutil.rmtree(folder / ".genjax")
+    (folder / ".genjax").write_text("no folder")
+    changed = all_of(data.load_split("train"))
+    assert encoder.decode(changed["tokens"][0, 1 : 1 + len(encoder.encode("changed"))]) == "changed"
+    assert len(list(home.glob("*.ids"))) == 1
+
+
+def test_the_texts_of_a_folder_are_counted_without_reading_them(tmp_path, monkeypatch):
+    for i in range(20):
+        (tmp_path / f"{i:02d}.txt").write_text("words")
+    data = Text(name="file", dir=str(tmp_path), tokenizer="bytes")
+    monkeypatch.setattr(Path, "read_text", None)
+    assert data.spec()["end_token"] == 256 and len(documents.open_documents("file", str(tmp_path), "test")) == 2
 
 
 def test_text_that_cannot_be_used_is_one_sentence(tmp_path):
