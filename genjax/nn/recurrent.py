@@ -9,6 +9,13 @@
     s4d       s_n' = exp(dt a_n) s_n + (exp(dt a_n) - 1) / a_n u,  a_n = -1/2 + i pi n at first,
               h = gelu(2 Re sum_n c_n s_n + d u), with N states for each feature of u = W x   (Gu et al. 2022, S4D-Lin)
 
+With norms (Ba et al. 2016, eqs. 4 and 20 to 25), where LN(a) = g (a - mean) / std and each norm has its own gain g:
+    rnn       h' = tanh(LN(W x + U h) + b)
+    gru       r, z = sigmoid(LN(W x) + LN(U h) + b),  n = tanh(LN(V x) + b + r (LN(Y h) + c))
+    lstm      i, f, g, o from LN(W x) + LN(U h) + b, where b has the forget gate's first bias;  h' = o tanh(LN(c') + d)
+
+With variational dropout (Gal & Ghahramani 2016, eq. 7) U h becomes U (m h), m one scaled mask of a sequence and layer.
+
 The last four are h' = a h + b with a and b known beforehand, so all steps are computed at once by an associative scan.
 The products with inputs are taken out of the loop, and the LSTM has a backward pass of its own, whose weight gradient is
 one matrix product after the loop.
@@ -41,10 +48,11 @@ class Recurrent:
       hidden_dim: features H of a layer's state.
       bidirectional: a second layer reads from the end; outputs stand side by side.
       dropout: of each layer's output but the last.
-      variational_dropout: one decision for all times (Gal & Ghahramani 2016).
+      variational_dropout: one decision for all times, of layers' outputs and, in an rnn, gru or lstm, of the states that
+        enter the recurrent product as well (Gal & Ghahramani 2016).
       zoneout: probability that a unit of an rnn, gru or lstm keeps its state (Krueger et al. 2017).
       peepholes: gates of an lstm see the cell (Gers & Schmidhuber 2000).
-      layer_norm: norm of the products that enter rnn, gru or lstm gates (Ba et al. 2016).
+      layer_norm: norms of the products that enter rnn, gru or lstm gates, and of an lstm's cell (Ba et al. 2016).
       forget_bias: first value of the forget gate's bias of an lstm.
       residual: layers add to what they read, after a norm; the first map brings it to H features.
       mlp_dim: hidden width of a two-layer map after each residual layer; 0 for none.
@@ -194,8 +202,8 @@ class RecurrentLayer(nn.Module):
             return self._linear(x, state, mask, resets)
         return self._gated(x, state, mask, dropout_keys, resets)
 
-    def _input(self, x: Array, gates: int, name: str = "input", bias_init: Any = nn.initializers.zeros) -> Array:
-        return nn.Dense(gates * self.config.hidden_dim, dtype=self.dtype, bias_init=bias_init, name=name)(x)
+    def _input(self, x: Array, gates: int, name: str = "input", **options: Any) -> Array:
+        return nn.Dense(gates * self.config.hidden_dim, dtype=self.dtype, name=name, **options)(x)
 
     def _linear(self, x: Array, state: PyTree, mask: Array | None, resets: Array | None) -> tuple[Array, PyTree]:
         config, size = self.config, self.config.hidden_dim
@@ -271,22 +279,37 @@ class RecurrentLayer(nn.Module):
         config, size = self.config, self.config.hidden_dim
         gates = {"rnn": 1, "gru": 3, "lstm": 4}[config.cell]
 
-        def forget(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-            return jnp.zeros(shape, dtype).at[size : 2 * size].set(config.forget_bias)
+        def first_bias(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+            zeros = jnp.zeros(shape, dtype)
+            return zeros.at[size : 2 * size].set(config.forget_bias) if config.cell == "lstm" else zeros
 
         # Time first before the product, which makes four times as many features.
-        x = self._input(x.swapaxes(0, 1), gates, bias_init=forget if config.cell == "lstm" else nn.initializers.zeros)
+        x = x.swapaxes(0, 1)
         weight = self.param("recurrent", _orthogonal_blocks(gates), (size, gates * size)).astype(self.dtype)
+        norms: dict[str, Array] = {}
         if config.layer_norm:
-            x = nn.LayerNorm(dtype=self.dtype, name="input_norm")(x)
-        norm = None
-        if config.layer_norm:
-            norm = self.param("recurrent_norm", nn.initializers.ones, (gates * size,))
+            x = self._input(x, gates, use_bias=False)
+            shapes = {"recurrent_norm": gates * size}
+            if config.cell != "rnn":
+                shapes["input_norm"] = gates * size
+            if config.cell == "lstm":
+                shapes["cell_norm"] = size
+                norms["cell_bias"] = self.param("cell_bias", nn.initializers.zeros, (size,))
+            norms |= {name: self.param(name, nn.initializers.ones, (n,)) for name, n in shapes.items()}
+            norms["bias"] = self.param("bias", first_bias, (gates * size,)).astype(self.dtype)
+            if config.cell != "rnn":
+                x = self._normalise(x, norms["input_norm"]) + norms["bias"].reshape(1, 1, -1)
+        else:
+            x = self._input(x, gates, bias_init=first_bias)
         peep = self.param("peepholes", nn.initializers.zeros, (3, size)) if config.peepholes else None
         bias = self.param("recurrent_bias", nn.initializers.zeros, (size,)) if config.cell == "gru" else None
         state = jax.tree.map(lambda a: a.astype(self.dtype), state)
-        plain = config.cell == "lstm" and norm is None and peep is None and config.zoneout == 0.0
-        if plain and mask is None and resets is None:
+        held = None
+        if config.variational_dropout and config.dropout:
+            # One mask of the states, scaled, for every time.
+            held = dropout(jnp.ones((x.shape[1], size), self.dtype), config.dropout, fold_in(dropout_keys, 1))
+        plain = config.cell == "lstm" and not norms and peep is None and config.zoneout == 0.0
+        if plain and mask is None and resets is None and held is None:
             outputs, last = lstm_scan(x, weight, *state)
             return outputs.swapaxes(0, 1), jax.tree.map(lambda a: a.astype(jnp.float32), last)
 
@@ -301,10 +324,12 @@ class RecurrentLayer(nn.Module):
             if reset is not None:
                 state = jax.tree.map(lambda a: jnp.where(reset[:, None], 0.0, a), state)
             h = state[0] if config.cell == "lstm" else state
-            recurrent = h @ weight
-            if norm is not None:
-                recurrent = _normalise(recurrent, norm)
-            new = self._cell(x, recurrent, state, peep, bias)
+            recurrent = (h if held is None else h * held) @ weight
+            if norms and config.cell == "rnn":
+                x, recurrent = self._normalise(x + recurrent, norms["recurrent_norm"]), norms["bias"][None]
+            elif norms:
+                recurrent = self._normalise(recurrent, norms["recurrent_norm"])
+            new = self._cell(x, recurrent, state, peep, bias, norms)
             if config.zoneout:
                 pair = (new, state) if config.cell == "lstm" else ((new,), (state,))
                 mixed = []
@@ -322,7 +347,15 @@ class RecurrentLayer(nn.Module):
         last, outputs = jax.lax.scan(step, state, (x, real, kept, None if resets is None else resets.T))
         return outputs.swapaxes(0, 1), jax.tree.map(lambda a: a.astype(jnp.float32), last)
 
-    def _cell(self, x: Array, recurrent: Array, state: PyTree, peep: Array | None, bias: Array | None) -> PyTree:
+    def _normalise(self, x: Array, gain: Array) -> Array:
+        """LN of products [..., gates H], in a gru that of the gates and that of the candidate."""
+        split = [2 * self.config.hidden_dim] if self.config.cell == "gru" else []
+        parts = zip(jnp.split(x, split, axis=-1), jnp.split(gain, split))
+        return jnp.concatenate([_layer_norm(part, own) for part, own in parts], axis=-1)
+
+    def _cell(
+        self, x: Array, recurrent: Array, state: PyTree, peep: Array | None, bias: Array | None, norms: dict[str, Array]
+    ) -> PyTree:
         match self.config.cell:
             case "rnn":
                 return jnp.tanh(x + recurrent)
@@ -338,7 +371,8 @@ class RecurrentLayer(nn.Module):
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
         if peep is not None:
             o = o + peep[2:] * c
-        return jax.nn.sigmoid(o) * jnp.tanh(c), c
+        shown = _layer_norm(c, norms["cell_norm"]) + norms["cell_bias"][None].astype(c.dtype) if norms else c
+        return jax.nn.sigmoid(o) * jnp.tanh(shown), c
 
 
 def _ring(key: Array, shape: tuple[int, ...]) -> Array:
@@ -346,11 +380,11 @@ def _ring(key: Array, shape: tuple[int, ...]) -> Array:
     return jnp.log(-0.5 * jnp.log(jax.random.uniform(key, shape, minval=0.81, maxval=0.998)))
 
 
-def _normalise(x: Array, scale: Array) -> Array:
+def _layer_norm(x: Array, gain: Array) -> Array:
     x32 = x.astype(jnp.float32)
     x32 = x32 - x32.mean(-1, keepdims=True)
     variance = (x32**2).mean(-1, keepdims=True)
-    return (x32 * jax.lax.rsqrt(variance + 1e-6) * scale[None]).astype(x.dtype)
+    return (x32 * jax.lax.rsqrt(variance + 1e-6) * gain.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
 def _orthogonal_blocks(count: int) -> Any:
