@@ -31,7 +31,6 @@ from genjax.evaluation.neighbors import precision_recall
 from genjax.families.diffusion import editing
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.image_to_image import hole_mask
-from genjax.families.diffusion.samplers import times
 
 TOOLS = ("trajectory", "schedule", "guidance", "inpaint", "edit")
 
@@ -43,6 +42,7 @@ flags.DEFINE_list("scales", ["0", "0.5", "1", "2", "4"], "weights of the guidanc
 flags.DEFINE_list("strengths", ["0.25", "0.5", "0.75"], "shares of the way to noise that examples are taken")
 flags.DEFINE_string("features", None, "directory of a run of a classifier that judges guided samples")
 flags.DEFINE_integer("num_resamples", 5, "how often RePaint takes each step", lower_bound=1)
+flags.DEFINE_integer("jump_length", 1, "how many steps RePaint goes back at once", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "seed of what is drawn")
 
 
@@ -99,7 +99,7 @@ def schedule(run: Any) -> list[Path]:
     process, sampler = model.process_of(run.state.eval_params), model.sampler
     low = max(process.t_min, 1e-3 * process.t_max)
     t = jnp.geomspace(low, process.t_max, 400) if process.t_max > 1.0 else jnp.linspace(low, process.t_max, 400)
-    grid, alpha, sigma = times(process, sampler.spacing, sampler.num_steps, sampler.rho, sampler.to_data)
+    grid, alpha, sigma = sampler.grid(process)
     inner = (sigma > 0.0) & (alpha > 0.0)
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -132,7 +132,8 @@ def guidance(run: Any) -> list[Path]:
         process = model.process_of(state.eval_params)
         z = process.prior_scale * jax.random.normal(noise_key, (len(label), *model.data_shape))
         guide = dataclasses.replace(model.guidance, scale=scale)
-        return model.sampler.run(model.denoiser(state.eval_params, {"label": label}, guide), process, z, step_key)
+        condition = model.sampling_condition(state, len(label), label, {})
+        return model.sampler.run(model.denoiser(state.eval_params, condition, guide), process, z, step_key)
 
     scales, classes = numbers("scales"), model.num_classes
     label = jnp.arange(classes)
@@ -192,12 +193,9 @@ def inpaint(run: Any) -> list[Path]:
     if x.ndim != 4:
         raise ConfigError("--tool=inpaint needs pictures with height and width; train with data.flatten=false")
     mask = hole_mask(*x.shape[1:3], 2)[None]
-    condition = {name: batch[name] for name in run.model.condition_on}
-    fill = jax.jit(
-        lambda state, key: editing.inpaint(
-            run.model, state, key, x, mask, run.model.sampler.num_steps, flags.FLAGS.num_resamples, **condition
-        )
-    )
+    condition = run.model.condition(batch)
+    steps = (run.model.sampler.num_steps, flags.FLAGS.num_resamples, flags.FLAGS.jump_length)
+    fill = jax.jit(lambda state, key: editing.inpaint(run.model, state, key, x, mask, *steps, **condition))
     filled = fill(run.state, jax.random.key(flags.FLAGS.seed))
     known = np.asarray(mask) * data.to_unit(np.asarray(x)) + 0.5 * (1.0 - np.asarray(mask))
     path = path_of(run, "inpaint.png")
@@ -208,7 +206,7 @@ def inpaint(run: Any) -> list[Path]:
 def edit(run: Any) -> list[Path]:
     data, count = pictures(run), flags.FLAGS.num_samples
     batch = examples(run, count)
-    condition = {name: batch[name] for name in run.model.condition_on}
+    condition = run.model.condition(batch)
     rows = [batch["x"]]
     for strength in numbers("strengths"):
         change = jax.jit(

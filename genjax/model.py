@@ -123,6 +123,22 @@ class HasPretrained(Protocol):
 
 
 @runtime_checkable
+class ChecksStart(Protocol):
+    """A model that cannot start from any parameters, as one that is distilled from a teacher."""
+
+    def check_start(self, source: GenerativeModel | None) -> None:
+        """Called before the first step of a run.
+
+        Args:
+          source: the model of the run `training.init_from` that parameters are taken from, or None where there is none.
+
+        Raises:
+          ValueError: the run cannot start from these.
+        """
+        ...
+
+
+@runtime_checkable
 class HasLogProb(Protocol):
     def log_prob(self, state: TrainState, batch: Batch) -> Array:
         """Exact log-density or log-probability of each example in nats, shape [B]."""

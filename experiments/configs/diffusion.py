@@ -122,7 +122,7 @@ def edm_points() -> Experiment:
     "flow_matching_points",
     source=_CFM,
     expected="exact negative log-likelihood on checkerboard by the ODE, nats",
-    shrunk={**_SHRUNK_POINTS, "model.likelihood_steps": 2, "model.sinkhorn_iterations": 2},
+    shrunk={**_SHRUNK_POINTS, "model.likelihood_steps": 2},
 )
 def flow_matching_points() -> Experiment:
     """Flow matching on the checkerboard.
@@ -145,7 +145,7 @@ def flow_matching_points() -> Experiment:
     "consistency_distillation_points",
     source="Song et al. 2023, arXiv:2303.01469, algorithm 2",
     expected="the swiss roll in one evaluation of the network",
-    shrunk=_SHRUNK_POINTS,
+    shrunk={**_SHRUNK_POINTS, "model.untrained_teacher": True},
 )
 def consistency_distillation_points() -> Experiment:
     """Distils `edm_points` into a map from noise to data.

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from genjax.config import ConfigError
-from genjax.model import CanDiagnose, HasPretrained, HasWarnings, TrainState
+from genjax.model import CanDiagnose, ChecksStart, HasPretrained, HasWarnings, TrainState
 from genjax.training import host
 from genjax.training.checkpoints import Checkpoints, warm_start
 from genjax.training.engine import Engine
@@ -147,13 +147,16 @@ class _Run:
             if not self.quiet:
                 print(f"going on from the checkpoint of step {step} in {self.checkpoints.directory}", flush=True)
             return self.engine.distribute(state)
-        state, model = self.engine.init(), self.experiment.model
+        model, source = self.experiment.model, self.training.init_from
+        if isinstance(model, ChecksStart):
+            model.check_start(None if source is None else load_config(Path(source))[1].model)
+        state = self.engine.init()
         if isinstance(model, HasPretrained) and model.pretrained is not None:
             plain = self.engine.collect(state)
             state = self._started(plain, model.pretrained_params(plain.params))
-        if self.training.init_from is not None:
+        if source is not None:
             plain = self.engine.collect(state)
-            taken = warm_start(plain.params, self.training.init_from, self.training.init_prefix, model)
+            taken = warm_start(plain.params, source, self.training.init_prefix, model)
             state = self._started(plain, taken)
         return state
 

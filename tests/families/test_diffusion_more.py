@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genjax import config
 from genjax.families.diffusion import samplers
-from genjax.families.diffusion.consistency import ConsistencyDistillation, ConsistencyModel
+from genjax.families.diffusion.consistency import ConsistencyDistillation, ConsistencyModel, ConsistencySampler
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.discrete import D3PM, MaskedDiffusion
-from genjax.families.diffusion.editing import image_to_image, inpaint
+from genjax.families.diffusion.editing import image_to_image, inpaint, resampling_steps
 from genjax.families.diffusion.edm import EDM
 from genjax.families.diffusion.image_to_image import ImageToImage, hole_mask
 from genjax.families.diffusion.networks import ResidualMLP
@@ -21,6 +22,7 @@ from genjax.families.diffusion.samplers import Estimate
 from genjax.families.diffusion.vdm import VDM, MonotoneSchedule
 from genjax.model import example_keys
 from genjax.optimizers import Adam, Cosine
+from genjax.training import train
 
 MLP = ResidualMLP(hidden_dim=16, num_blocks=1)
 MEAN, SCALE = 0.7, 0.5
@@ -237,8 +239,14 @@ def test_prompts_stay_and_bad_ones_are_refused():
     assert samples[0, 0] == 2 and samples[0, 3] == 1
     with pytest.raises(ValueError, match="prompt has shape"):
         model.sample(state, jax.random.key(1), 2, prompt=prompt)
-    with pytest.raises(ValueError, match="must divide"):
-        dataclasses.replace(model, num_heads=3).module()
+    for wrong, message in (
+        (dataclasses.replace(model, num_heads=3), "must divide"),
+        (dataclasses.replace(model, num_bound_samples=0), "num_bound_samples=0"),
+        (dataclasses.replace(model, temperature=0.0), "temperature=0.0"),
+        (D3PM(**TOKENS, num_timesteps=0), "num_timesteps=0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong.module()
 
 
 # Consistency.
@@ -264,8 +272,21 @@ def test_a_consistency_model_is_the_identity_at_the_smallest_noise_and_approache
     samples = model.sample(state, jax.random.key(2), 4000)
     # Training without a teacher starts with few levels, which shrink the samples.
     assert abs(float(samples.mean()) - MEAN) < 0.25 and abs(float(samples.std()) - SCALE) < 0.3
+    # A second step starts at less noise, from where the map is learned better.
+    twice = dataclasses.replace(model, sampler=ConsistencySampler(num_steps=2)).sample(state, jax.random.key(2), 4000)
+    wrong = lambda a: abs(float(a.mean()) - MEAN) + abs(float(a.std()) - SCALE)  # noqa: E731
+    assert wrong(twice) < 0.8 * wrong(samples), (wrong(twice), wrong(samples))
+    with pytest.raises(ValueError, match="min_levels=0"):
+        dataclasses.replace(model, min_levels=0).check()
     with pytest.raises(ValueError, match="consistency_sampler"):
         dataclasses.replace(model, sampler=samplers.Heun()).check()
+
+
+def test_the_levels_of_consistency_sampling_leave_out_the_one_where_nothing_is_mapped():
+    for num_steps in (1, 2, 4):
+        grid = ConsistencySampler(num_steps=num_steps).grid(Karras())
+        expected = (80 ** (1 / 7) + np.arange(num_steps + 1) / num_steps * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+        np.testing.assert_allclose(grid.t, expected, rtol=1e-4)
 
 
 class TaughtByTheTruth(ConsistencyDistillation):
@@ -309,6 +330,7 @@ def exact_path(z, high, low):
 def test_a_distilled_model_follows_its_teacher_to_the_second_order_and_learns_the_map():
     model = TaughtByTheTruth(
         data_shape=(1,), network=ResidualMLP(hidden_dim=32, num_blocks=2), num_steps=800, num_distillation_levels=12,
+        target_decay=0.5,
         process=Karras(t_max=10.0), optimizer=Adam(learning_rate=2e-3, schedule=Cosine(num_steps=800), ema_decay=0.99),
     )  # fmt: skip
     z, high = jnp.array([[2.0], [-1.0]]), jnp.ones(2)
@@ -334,6 +356,51 @@ def test_a_distilled_model_follows_its_teacher_to_the_second_order_and_learns_th
     assert model.evaluate(state, {"x": z}, jax.random.key(3))["loss"].shape == (2,)
     with pytest.raises(ValueError, match="at least 2"):
         dataclasses.replace(model, num_distillation_levels=1).check()
+    with pytest.raises(ValueError, match="target_decay=1.0"):
+        dataclasses.replace(model, target_decay=1.0).check()
+
+
+def test_the_target_of_distillation_follows_the_student():
+    model = TaughtByTheTruth(data_shape=(1,), network=MLP, num_steps=2, target_decay=0.75)
+    batch = {"x": jnp.array([[0.3], [-2.0]])}
+    first = model.init(jax.random.key(0), batch)
+    # A teacher is put into the state after `init`.
+    taken = first.replace(params=jax.tree.map(lambda a: a + 0.1, first.params))
+    state, _ = jax.jit(model.train_step)(taken, batch, jax.random.key(1))
+    expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, taken.params, state.params)
+    for a, b in zip(jax.tree.leaves(state.extra["target"]), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    # The student is drawn to what the target says, not to itself.
+    loss = jax.jit(
+        lambda target: model._pair_losses(
+            state.params, batch, jax.random.key(2), 1, training=False, teacher={}, target_params=target
+        )
+    )
+    assert np.any(loss(first.params) != loss(state.params))
+    assert "target" not in dataclasses.replace(model, target_decay=0.0).init(jax.random.key(0), batch).extra
+
+
+def test_distillation_starts_from_a_run_of_edm_alone():
+    model = ConsistencyDistillation(data_shape=(1,), network=MLP, num_steps=2)
+    teacher = EDM(network=dataclasses.replace(MLP, dropout_rate=0.1))
+    model.check_start(teacher)
+    for source, message in (
+        (None, "give --training.init_from"),
+        (Diffusion(network=MLP), "Diffusion and not EDM"),
+        (model, "ConsistencyDistillation and not EDM"),
+        (dataclasses.replace(teacher, sigma_data=1.0), "--model.sigma_data=1.0"),
+        (EDM(network=dataclasses.replace(MLP, num_blocks=2)), "same model.network"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.check_start(source)
+    dataclasses.replace(model, untrained_teacher=True).check_start(None)
+
+
+def test_a_run_without_a_teacher_is_refused(tmp_path):
+    config.import_experiments()
+    experiment = config.find_experiment("consistency_distillation_points").build()
+    with pytest.raises(ValueError, match="distillation needs a teacher"):
+        train(config.apply_overrides(experiment, {"training.compilation_cache": ""}), tmp_path, quiet=True)
 
 
 # Editing.
@@ -347,6 +414,30 @@ class ExactGaussian(Diffusion):
         alpha, sigma = self.process.alpha(t[0]), self.process.sigma(t[0])
         gain = alpha * covariance @ jnp.linalg.inv(alpha**2 * covariance + sigma**2 * jnp.eye(2))
         return Estimate(z @ gain.T)
+
+
+def paper_schedule(num_steps, jump_length, num_resamples):
+    """Algorithm of Lugmayr et al., figure 9: times from num_steps down to -1, which are the data."""
+    jumps = dict.fromkeys(range(0, num_steps - jump_length, jump_length), num_resamples - 1)
+    times, t = [], num_steps
+    while t >= 1:
+        t -= 1
+        times.append(t)
+        if jumps.get(t, 0) > 0:
+            jumps[t] -= 1
+            for _ in range(jump_length):
+                t += 1
+                times.append(t)
+    return [*times, -1]
+
+
+@pytest.mark.parametrize(("num_steps", "num_resamples", "jump_length"), [(5, 3, 1), (20, 2, 5), (23, 3, 10), (4, 2, 6)])
+def test_repaint_goes_back_and_forth_as_its_paper_does(num_steps, num_resamples, jump_length):
+    nodes = [0]
+    for before, back in resampling_steps(num_steps, num_resamples, jump_length):
+        assert before == nodes[-1]
+        nodes += range(before + 1, back - 1, -1) if back <= before else [back]
+    assert [num_steps - 1 - t for t in paper_schedule(num_steps, jump_length, num_resamples)] == nodes
 
 
 @pytest.fixture(scope="module")
@@ -369,6 +460,19 @@ def test_repaint_samples_the_conditional_of_a_gaussian(correlated):
         inpaint(model, state, jax.random.key(1), x, jnp.ones((3, 2)))
     with pytest.raises(ValueError, match="examples have shape"):
         inpaint(model, state, jax.random.key(1), jnp.ones((1, 3)), jnp.ones((1, 3)))
+
+
+def test_repaint_takes_the_spacing_of_the_sampler(correlated):
+    model = dataclasses.replace(correlated[0], process=Karras(), sampler=samplers.Heun())
+    state = correlated[1]
+    x = jnp.broadcast_to(jnp.array([1.5, 99.0]), (2000, 2))
+    arguments = (model, state, jax.random.key(1), x, jnp.array([[1, 0]]), 40, 10, 4)
+    fill = jax.jit(lambda spacing: inpaint(*arguments, spacing=spacing)[:, 1], static_argnums=0)
+    samples = fill(None)
+    assert abs(float(samples.mean()) - 1.2) < 0.1 and abs(float(samples.std()) - 0.6) < 0.1
+    assert abs(float(fill("uniform").mean()) - 1.2) > 0.2
+    with pytest.raises(ValueError, match="jump_length=0"):
+        inpaint(model, state, jax.random.key(1), x, jnp.array([[1, 0]]), jump_length=0)
 
 
 def test_image_to_image_stays_close_for_little_noise(correlated):
@@ -396,6 +500,8 @@ def test_degraded_pictures_are_the_conditions_of_image_to_image_models():
     assert model.sample(state, jax.random.key(2), 2).shape == x.shape
     with pytest.raises(ValueError, match="does not fit"):
         model.sample(state, jax.random.key(2), 2, image=jnp.ones((2, 5, 5, 3)))
+    with pytest.raises(ValueError, match="does not fit"):
+        model.sample(state, jax.random.key(2), 2, image=jnp.ones((2, 4, 4, 1)))
     with pytest.raises(ValueError, match="does not divide"):
         dataclasses.replace(model, factor=3).degrade(x)
     assert isinstance(model, EDM)

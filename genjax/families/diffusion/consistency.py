@@ -10,30 +10,41 @@ levels that doubles from `min_levels` to `max_levels` over the training (2310.14
 data; more of them alternate with fresh noise (2303.01469, algorithm 1).
 
 Distillation (2303.01469, algorithm 2) has a fixed number of levels and replaces x + sigma_n e by one Heun step of the teacher D from
-z = x + sigma_(n+1) e to sigma_n along dz = (z - D(z, sigma)) / sigma dsigma.
+z = x + sigma_(n+1) e to sigma_n along dz = (z - D(z, sigma)) / sigma dsigma; the answer there is that of a target network, whose
+parameters theta^- follow the student's by theta^- <- mu theta^- + (1 - mu) theta.  At mu = 0 it is the student itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from genjax.families.diffusion import targets
 from genjax.families.diffusion.diffusion import Diffusion
-from genjax.families.diffusion.networks import Condition
-from genjax.families.diffusion.processes import Karras, expand
-from genjax.families.diffusion.samplers import Carry, Estimate, Sampler
+from genjax.families.diffusion.networks import Condition, DenoisingNetwork
+from genjax.families.diffusion.processes import GaussianProcess, Karras, expand
+from genjax.families.diffusion.samplers import Carry, Estimate, Node, Sampler, Spacing, times
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConsistencySampler(Sampler):
-    """Maps noise to data in one evaluation a step, and noises the data again in between."""
+    """Maps noise to data in one evaluation a step, and noises the data again in between (2303.01469, algorithm 1).
+
+    The levels of noise lie on the grid that ends at sigma_min, where nothing is left to map; so `to_data` changes nothing.
+    """
 
     num_steps: int = 1
+    spacing: Spacing = "karras"
+
+    needs_path_ends: ClassVar[bool] = True
+
+    def grid(self, process: GaussianProcess) -> Node:
+        return Node(*times(process, self.spacing, self.num_steps, self.rho, to_data=False))
 
     def step(self, denoise, process, carry, now, then, key):
         x0 = denoise(carry.z, now.t, carry.x0).x0
@@ -65,6 +76,8 @@ class ConsistencyModel(Diffusion):
     level_scale: float = 2.0
     sampler: Sampler = ConsistencySampler()
 
+    gives_path_ends: ClassVar[bool] = True
+
     def check(self) -> None:
         super().check()
         if self.self_conditioning or self.likelihood_steps:
@@ -76,6 +89,8 @@ class ConsistencyModel(Diffusion):
                 f"a consistency model maps noise to data in one step, which {type(self.sampler).__name__} cannot use; "
                 "choose sampler=consistency_sampler"
             )
+        if not 1 <= self.min_levels <= self.max_levels:
+            raise ValueError(f"levels must satisfy 1 <= min_levels={self.min_levels} <= max_levels={self.max_levels}")
         if self.num_steps is None:
             raise ValueError("ConsistencyModel.num_steps is None; give it, or resolve the experiment")
 
@@ -122,7 +137,14 @@ class ConsistencyModel(Diffusion):
         return 1.0 / (high - low)
 
     def _pair_losses(
-        self, params: PyTree, batch: Batch, key: Array, step: Array, training: bool, teacher: PyTree | None = None
+        self,
+        params: PyTree,
+        batch: Batch,
+        key: Array,
+        step: Array,
+        training: bool,
+        teacher: PyTree | None = None,
+        target_params: PyTree | None = None,
     ) -> Array:
         x = batch["x"]
         keys = jax.vmap(lambda k: jax.random.split(k, 4))(example_keys(key, batch))
@@ -139,7 +161,8 @@ class ConsistencyModel(Diffusion):
         else:
             lower = jax.lax.stop_gradient(self.teacher_step(teacher, z, high, low, condition))
         ours = self.estimate(params, z, high, condition, None, dropout_keys).x0
-        target = self.estimate(params, lower, low, condition, None, dropout_keys).x0
+        behind = params if target_params is None else target_params
+        target = self.estimate(behind, lower, low, condition, None, dropout_keys).x0
         c = 0.00054 * math.sqrt(math.prod(x.shape[1:]))
         square = jnp.square(ours - jax.lax.stop_gradient(target)).reshape(x.shape[0], -1).sum(-1)
         return (jnp.sqrt(square + c**2) - c) * self.pair_weight(low, high)
@@ -159,18 +182,55 @@ class ConsistencyDistillation(ConsistencyModel):
 
     Attributes:
       num_distillation_levels: N, number of noise levels; `min_levels`, `max_levels`, `level_mean` and `level_scale` are not used.
+      target_decay: mu of the target network; 0 (the paper's for CIFAR-10) takes the student, 0.95 is the paper's for ImageNet.
+      untrained_teacher: start without a trained teacher, to try a configuration out; what is distilled then means nothing.
     """
 
     num_distillation_levels: int = 18
+    target_decay: float = 0.0
+    untrained_teacher: bool = False
 
     def check(self) -> None:
         super().check()
         if self.num_distillation_levels < 2:
             raise ValueError(f"num_distillation_levels={self.num_distillation_levels} must be at least 2")
+        if not 0.0 <= self.target_decay < 1.0:
+            raise ValueError(f"target_decay={self.target_decay} must be at least 0 and below 1")
+
+    def check_start(self, source: Any) -> None:
+        """Refuses to start a run from parameters that are no teacher's.
+
+        Args:
+          source: the model of the run that the parameters are taken from, or None where there is none.
+
+        Raises:
+          ValueError: it is missing, or its network would be read as another function than it learned.
+        """
+        if source is None:
+            if self.untrained_teacher:
+                return
+            raise ValueError("distillation needs a teacher: give --training.init_from, the workdir of a run of EDM")
+        if getattr(source, "target", None) != "edm" or not isinstance(source.process, Karras) or not source.scale_input:
+            raise ValueError(
+                f"the teacher in training.init_from is a {type(source).__name__} and not EDM (target=edm, process=karras, "
+                "scale_input=true); distil a run of EDM"
+            )
+        if source.sigma_data != self.sigma_data:
+            raise ValueError(
+                f"sigma_data={self.sigma_data}, but the teacher in training.init_from has {source.sigma_data}; give "
+                f"--model.sigma_data={source.sigma_data}"
+            )
+        if _as_function(source.network) != _as_function(self.network):
+            raise ValueError(
+                "the network is not that of the teacher in training.init_from; give the same model.network"
+            )
 
     def init(self, key: Array, batch: Batch) -> TrainState:
-        params = self.init_params(key, batch)
-        return TrainState.create(params, self.optimizer, extra={"teacher": jax.tree.map(jnp.copy, params)})
+        state = super().init(key, batch)
+        copies = {name: jax.tree.map(jnp.copy, state.params) for name in ("teacher", "target")}
+        if not self.target_decay:
+            del copies["target"]
+        return state.replace(extra={**state.extra, **copies})
 
     def num_levels_at(self, step: Array) -> Array:
         return jnp.full_like(jnp.asarray(step, jnp.float32), self.num_distillation_levels)
@@ -198,17 +258,29 @@ class ConsistencyDistillation(ConsistencyModel):
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics: loss."""
-        # Parameters of another run are put into a state after `init`, so the copy is made again by the first step.
+        # Parameters of another run are put into a state after `init`, so the copies are made again by the first step.
         first = state.step == 0
-        teacher = jax.tree.map(lambda t, p: jnp.where(first, p, t), state.extra["teacher"], state.params)
+        copies = {name: state.extra[name] for name in ("teacher", "target") if name in state.extra}
+        copies = {n: jax.tree.map(lambda c, p: jnp.where(first, p, c), c, state.params) for n, c in copies.items()}
+        teacher, behind = copies["teacher"], copies.get("target")
 
         def loss(params: PyTree, part: Batch, part_key: Array) -> tuple[Array, Metrics]:
-            return self._pair_losses(params, part, part_key, state.step, training=True, teacher=teacher).mean(), {}
+            losses = self._pair_losses(params, part, part_key, state.step, True, teacher, behind)
+            return losses.mean(), {}
 
         new, metrics = gradient_step(loss, self.optimizer)(state, batch, key)
-        return new.replace(extra={"teacher": teacher}), metrics
+        if behind is not None:
+            mu = self.target_decay
+            copies["target"] = jax.tree.map(lambda c, p: mu * c + (1.0 - mu) * p, behind, new.params)
+        return new.replace(extra={**new.extra, **copies}), metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example, shape [B]: `loss` of a random pair of levels."""
         teacher = state.extra["teacher"]
         return {"loss": self._pair_losses(state.eval_params, batch, key, state.step, training=False, teacher=teacher)}
+
+
+def _as_function(network: DenoisingNetwork) -> DenoisingNetwork:
+    """A network's configuration without what changes nothing of what it computes of its parameters."""
+    free = {"dropout_rate": 0.0, "remat": False}
+    return dataclasses.replace(network, **{name: value for name, value in free.items() if hasattr(network, name)})

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -85,17 +85,26 @@ class Diffusion:
     compute_dtype: str = "float32"
     optimizer: Optimizer = Adam(learning_rate=2e-4, ema_decay=0.9999)
 
+    #: Whether `estimate` gives the end of the ODE's path through z, as that of a consistency model, and not E[x | z].
+    gives_path_ends: ClassVar[bool] = False
+
     def check(self) -> None:
         """Raises ValueError where the parts do not suit each other; not at construction, as flags set one after the other."""
         unknown = [name for name in self.condition_on if name not in self.network.conditions]
         if unknown:
+            hint = "; a context needs DiT, or UNet with attention_levels" if "context" in unknown else ""
             raise ValueError(
-                f"condition_on={','.join(unknown)}: {type(self.network).__name__} takes {', '.join(self.network.conditions)}"
+                f"condition_on={','.join(unknown)}: {type(self.network).__name__} takes {', '.join(self.network.conditions)}{hint}"
             )
         if self.process.ends_in_pure_noise and self.target in ("epsilon", "score"):
             raise ValueError(
                 f"target={self.target} says nothing of the data where {type(self.process).__name__} ends in pure noise; "
                 "choose v, velocity, x0 or edm"
+            )
+        if self.sampler.needs_path_ends and not self.gives_path_ends:
+            raise ValueError(
+                f"{type(self.sampler).__name__} takes the mean that {type(self).__name__} gives for a sample and would blur; "
+                "choose another sampler, or a consistency model"
             )
         self.sampler.check(self.process)
 
@@ -228,7 +237,11 @@ class Diffusion:
         Raises:
           ValueError: the examples have another shape than `data_shape`, or lack a condition.
         """
-        return TrainState.create(self.init_params(key, batch), self.optimizer)
+        # What stands for no vector, context or image while sampling; the batch alone knows their shapes.
+        names = [name for name in self.condition_on if name != "label" and name in batch]
+        empty = {name: jnp.zeros(batch[name].shape[1:]) for name in names}
+        params = self.init_params(key, batch)
+        return TrainState.create(params, self.optimizer, extra={"empty_condition": empty} if empty else None)
 
     def init_params(self, key: Array, batch: Batch) -> PyTree:
         """Parameters before the first step."""
@@ -317,10 +330,10 @@ class Diffusion:
             given is as it is for a dropped condition.
 
         Raises:
-          ValueError: a condition that the model does not know, of another length, or a label outside the classes.
+          ValueError: a condition that the model does not know or of another shape, or a label outside the classes.
         """
         noise_key, step_key = jax.random.split(key)
-        condition = self.sampling_condition(num_samples, label, condition)
+        condition = self.sampling_condition(state, num_samples, label, condition)
         process = self.process_of(state.eval_params)
         z = process.prior_scale * jax.random.normal(noise_key, (num_samples, *self.data_shape))
         return self.sampler.run(self.denoiser(state.eval_params, condition), process, z, step_key, trajectory)
@@ -340,8 +353,14 @@ class Diffusion:
         if label.size and (int(label.min()) < 0 or int(label.max()) > self.num_classes):
             raise ValueError(f"labels must lie between 0 and {self.num_classes - 1} ({self.num_classes} for no class)")
 
-    def sampling_condition(self, num_samples: int, label: Array | None, given: Condition) -> dict[str, Array]:
-        """Checks what `sample` is given and completes it."""
+    def sampling_condition(
+        self, state: TrainState, num_samples: int, label: Array | None, given: Condition
+    ) -> dict[str, Array]:
+        """Checks what `sample` is given and completes it.
+
+        Raises:
+          ValueError: a condition that the model does not know or of another shape, or a label outside the classes.
+        """
         for name in given:
             if name not in (*self.condition_on, "context_mask"):
                 raise ValueError(f"the model is not conditional on {name}; condition_on={','.join(self.condition_on)}")
@@ -351,19 +370,22 @@ class Diffusion:
         if "label" in self.condition_on:
             label = jnp.arange(num_samples) % self.num_classes if label is None else label
             condition["label"] = jnp.asarray(label, jnp.int32)
-        if "image" in self.condition_on and "image" not in condition:
-            condition["image"] = jnp.zeros((num_samples, *self.image_shape()))
-        for name in ("vector", "context"):
-            if name in self.condition_on and name not in condition:
-                raise ValueError(f"give {name}=, with leading axis num_samples")
+        for name, shape in self.condition_shapes(state).items():
+            value = condition.setdefault(name, jnp.zeros((num_samples, *shape)))
+            # Contexts of any length are attended to.
+            free = 1 if name == "context" else 0
+            if value.ndim != 1 + len(shape) or value.shape[1 + free :] != shape[free:]:
+                raise ValueError(
+                    f"{name} has shape {value.shape}, which does not fit {(num_samples, *shape)} of the training"
+                )
         for name, value in condition.items():
             if value.shape[0] != num_samples:
                 raise ValueError(f"{name} has {value.shape[0]} rows, but num_samples is {num_samples}")
         return condition
 
-    def image_shape(self) -> tuple[int, ...]:
-        """Shape of a condition's image."""
-        return tuple(self.data_shape)
+    def condition_shapes(self, state: TrainState) -> dict[str, tuple[int, ...]]:
+        """Shapes of one example's vector, context and image, of those that the model is conditional on."""
+        return {name: empty.shape for name, empty in state.extra.get("empty_condition", {}).items()}
 
     # ------------------------------------------------------------------------------------------------------------------
     # Capabilities

@@ -107,8 +107,11 @@ class MaskedDiffusion:
         """Raises ValueError for settings that cannot work."""
         if self.vocab_size is None or self.sequence_length is None:
             raise ValueError("vocab_size and sequence_length are None; give them, or resolve the experiment")
-        if self.num_steps_sampling < 1:
-            raise ValueError(f"num_steps_sampling={self.num_steps_sampling} must be at least 1")
+        for name in ("num_steps_sampling", "num_bound_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.temperature > 0.0:
+            raise ValueError(f"temperature={self.temperature} must be above 0; 0.01 is close to the likeliest symbols")
         if self.hidden_dim % self.num_heads:
             raise ValueError(f"num_heads={self.num_heads} must divide hidden_dim={self.hidden_dim}")
 
@@ -227,6 +230,11 @@ class D3PM(MaskedDiffusion):
     noise: Literal["absorbing", "uniform"] = "uniform"
     num_timesteps: int = 100
     cross_entropy_weight: float = 0.01
+
+    def check(self) -> None:
+        super().check()
+        if self.num_timesteps < 1:
+            raise ValueError(f"num_timesteps={self.num_timesteps} must be at least 1")
 
     def keep_probability(self, t: Array) -> Array:
         """alpha(t): the probability that a token is as it was; 0 at the end."""

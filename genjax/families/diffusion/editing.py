@@ -1,7 +1,7 @@
 """Editing pictures with a model that was not trained for it: image-to-image (SDEdit) and inpainting (RePaint).
 
 SDEdit   start the sampler at z_t = alpha x + sigma epsilon of a given x            Meng et al. 2022, arXiv:2108.01073
-RePaint  after each ancestral step put the known pixels, noised, back in place, and go back and forth between times a few
+RePaint  after each ancestral step put the known pixels, noised, back in place, and go back by some steps and forth again a few
          times, so that both parts come to fit                                     Lugmayr et al. 2022, arXiv:2201.09865
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.processes import posterior_from
@@ -31,12 +32,33 @@ def image_to_image(
         raise ValueError(f"strength={strength} must lie in (0, 1]")
     sampler, process = model.sampler, model.process_of(state.eval_params)
     noise_key, step_key = jax.random.split(key)
-    condition = model.sampling_condition(len(x), condition.pop("label", None), condition)
+    condition = model.sampling_condition(state, len(x), condition.pop("label", None), condition)
     start = round((1.0 - strength) * sampler.num_steps)
-    _, alpha, sigma = times(process, sampler.spacing, sampler.num_steps, sampler.rho, sampler.to_data)
+    _, alpha, sigma = sampler.grid(process)
     z = alpha[start] * x + sigma[start] * jax.random.normal(noise_key, x.shape)
     denoise = model.denoiser(state.eval_params, condition)
     return sampler.run(denoise, process, z, step_key, start=jnp.asarray(start))
+
+
+def resampling_steps(num_steps: int, num_resamples: int, jump_length: int) -> np.ndarray:
+    """The order in which RePaint takes its steps (Lugmayr et al. 2022, section 4.2 and appendix).
+
+    Nodes are numbered from 0 (noise) to num_steps (data).  From every jump_length-th node, counted backwards from the last that
+    has noise, it goes back by jump_length nodes, num_resamples - 1 times.
+
+    Returns:
+      Rows (node before the step, node to go back to after it, or the node after it where it does not go back), int32 [M, 2].
+    """
+    left = dict.fromkeys(range(num_steps - 1, jump_length - 1, -jump_length), num_resamples - 1)
+    rows, node = [], 0
+    while node < num_steps:
+        then = node + 1
+        back = then - jump_length if left.get(then, 0) else then
+        if back < then:
+            left[then] -= 1
+        rows.append((node, back))
+        node = back
+    return np.array(rows, np.int32)
 
 
 def inpaint(
@@ -47,7 +69,8 @@ def inpaint(
     mask: Array,
     num_steps: int = 50,
     num_resamples: int = 5,
-    spacing: Spacing = "uniform",
+    jump_length: int = 1,
+    spacing: Spacing | None = None,
     **condition: Any,
 ) -> Array:
     """Fills in what is missing.
@@ -58,48 +81,52 @@ def inpaint(
       key: random key.
       x: examples [N, *data_shape]; their values where the mask is 0 are not used.
       mask: 1 where x is known, of the shape of x, with axes of length 1 where it is the same along them.
-      num_steps: steps from noise to data.
-      num_resamples: how often each step is taken; 1 replaces the known part only.
-      spacing: of the steps.
+      num_steps: steps from noise to data (250 in the paper).
+      num_resamples: how often each step is taken; 1 replaces the known part only (10 in the paper).
+      jump_length: how many steps it goes back at once (10 in the paper).
+      spacing: of the steps; None takes that of the model's sampler.
       **condition: label and others, as for `sample`.
 
     Returns:
       Examples [N, *data_shape] that equal x where the mask is 1.
 
     Raises:
-      ValueError: examples or a mask of another shape.
+      ValueError: examples or a mask of another shape, no resampling, or a model that gives no mean of the data.
     """
     _check_shape(model, x)
     if mask.ndim != x.ndim or any(m not in (1, n) for m, n in zip(mask.shape, x.shape)):
         raise ValueError(f"the mask has shape {mask.shape}, which does not fit examples of shape {x.shape}")
-    if num_resamples < 1:
-        raise ValueError(f"num_resamples={num_resamples} must be at least 1")
-    process = model.process_of(state.eval_params)
-    condition = model.sampling_condition(len(x), condition.pop("label", None), condition)
+    for name, value in (("num_resamples", num_resamples), ("jump_length", jump_length)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    if model.gives_path_ends:
+        raise ValueError(
+            f"RePaint needs the mean of the data, which {type(model).__name__} does not give; use EDM or DDPM"
+        )
+    process, sampler = model.process_of(state.eval_params), model.sampler
+    condition = model.sampling_condition(state, len(x), condition.pop("label", None), condition)
     denoise = model.denoiser(state.eval_params, condition)
     known = jnp.broadcast_to(mask, x.shape) > 0
     x = jnp.where(known, x, 0.0)
-    grid = Node(*times(process, spacing, num_steps))
-    rows = (jax.tree.map(lambda a: a[:-1], grid), jax.tree.map(lambda a: a[1:], grid), jnp.arange(num_steps))
+    grid = Node(*times(process, sampler.spacing if spacing is None else spacing, num_steps, sampler.rho))
+    order = resampling_steps(num_steps, num_resamples, jump_length)
+    at = lambda nodes: jax.tree.map(lambda a: a[nodes], grid)  # noqa: E731
+    rows = (at(order[:, 0]), at(order[:, 0] + 1), at(order[:, 1]), jnp.arange(len(order)))
     noise = lambda k: jax.random.normal(k, x.shape)  # noqa: E731
 
-    def body(z: Array, row: tuple[Node, Node, Array]) -> tuple[Array, None]:
-        now, then, index = row
+    def body(z: Array, row: tuple[Node, Node, Node, Array]) -> tuple[Array, None]:
+        now, then, back, index = row
+        keys = jax.random.split(jax.random.fold_in(key, index), 3)
+        x0 = denoise(z, now.t, jnp.zeros_like(z)).x0
+        a, b, variance = posterior_from(now.alpha, now.sigma, then.alpha, then.sigma)
+        unknown = a * z + b * x0 + jnp.sqrt(variance) * noise(keys[0])
+        z = jnp.where(known, then.alpha * x + then.sigma * noise(keys[1]), unknown)
+        # q(z_back | z_then), which is z itself where the two are the same.
+        ratio = back.alpha / then.alpha
+        added = jnp.maximum(back.sigma**2 - (ratio * then.sigma) ** 2, 0.0)
+        return ratio * z + jnp.sqrt(added) * noise(keys[2]), None
 
-        def once(repeat: Array, z: Array) -> Array:
-            keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, index), repeat), 3)
-            x0 = denoise(z, now.t, jnp.zeros_like(z)).x0
-            a, b, variance = posterior_from(now.alpha, now.sigma, then.alpha, then.sigma)
-            unknown = a * z + b * x0 + jnp.sqrt(variance) * noise(keys[0])
-            z = jnp.where(known, then.alpha * x + then.sigma * noise(keys[1]), unknown)
-            # Back to `now`, but not after the last time.
-            ratio = now.alpha / then.alpha
-            back = ratio * z + jnp.sqrt(jnp.maximum(now.sigma**2 - (ratio * then.sigma) ** 2, 0.0)) * noise(keys[2])
-            return jnp.where((repeat < num_resamples - 1) & (then.sigma > 0.0), back, z)
-
-        return jax.lax.fori_loop(0, jnp.where(then.sigma > 0.0, num_resamples, 1), once, z), None
-
-    start = process.prior_scale * noise(jax.random.fold_in(key, num_steps))
+    start = process.prior_scale * noise(jax.random.fold_in(key, len(order)))
     return jax.lax.scan(body, start, rows)[0]
 
 

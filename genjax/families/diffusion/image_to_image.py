@@ -55,8 +55,13 @@ class ImageToImage(EDM):
         raise ValueError(f"unknown degradation {self.degradation!r}; choose low_resolution, hole or grey")
 
     def image_shape(self) -> tuple[int, ...]:
+        """Shape of a degraded picture."""
         shape = jax.eval_shape(self.degrade, jax.ShapeDtypeStruct((1, *self.data_shape), jnp.float32)).shape
         return shape[1:]
+
+    def condition_shapes(self, state: TrainState) -> dict[str, tuple[int, ...]]:
+        shapes = super().condition_shapes(state)
+        return {**shapes, "image": self.image_shape()} if "image" in self.condition_on else shapes
 
     def condition(self, batch: Batch) -> dict[str, Array]:
         if "image" not in batch:

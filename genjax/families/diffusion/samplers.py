@@ -23,11 +23,11 @@ from typing import ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from genjax.families.diffusion.grids import Node, Spacing, times
 from genjax.families.diffusion.processes import GaussianProcess, posterior_from
 from genjax.families.diffusion.targets import epsilon_of
 
 Array = jax.Array
-Spacing = Literal["uniform", "quadratic", "karras", "log_snr"]
 
 
 class Estimate(NamedTuple):
@@ -46,73 +46,12 @@ class Estimate(NamedTuple):
 Denoiser = Callable[[Array, Array, Array], Estimate]
 
 
-class Node(NamedTuple):
-    """A time of the grid with the process's values there; the last has alpha 1 and sigma 0 where samples end as data."""
-
-    t: Array
-    alpha: Array
-    sigma: Array
-
-
 class Carry(NamedTuple):
     """What goes from one step to the next: z, the last estimate of x0, and the node where that was made."""
 
     z: Array
     x0: Array
     before: Node
-
-
-def times(
-    process: GaussianProcess, spacing: Spacing, num_steps: int, rho: float = 7.0, to_data: bool = True
-) -> tuple[Array, Array, Array]:
-    """The grid of a sampler: num_steps + 1 falling times with alpha and sigma, each of shape [num_steps + 1].
-
-    With `to_data`, the last node is the data themselves (alpha 1, sigma 0), and where the process has t_min > 0 the one before
-    it is t_min; otherwise the last node is t_min.
-
-    Spacings: uniform in t; quadratic, t ~ u^2; karras, sigma / alpha between its extremes with power 1 / rho (Karras et al.
-    2022, eq. 5); log_snr, uniform in log(alpha / sigma).
-
-    Raises:
-      ValueError: no steps, or a spacing that the process does not allow.
-    """
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps}; a sampler needs at least one step")
-    exact = to_data and process.t_min == 0.0
-    count = num_steps + 1 if exact or not to_data else num_steps
-    u = jnp.linspace(0.0, 1.0, count) if count > 1 else jnp.zeros((1,))
-    t_min, t_max = process.t_min, process.t_max
-    match spacing:
-        case "uniform":
-            t = t_max + u * (t_min - t_max)
-        case "quadratic":
-            t = (t_max**0.5 + u * (t_min**0.5 - t_max**0.5)) ** 2
-        case "karras" | "log_snr":
-            # Ends at which sigma / alpha is 0 or infinite are replaced by extremes of the same process.
-            if exact:
-                u = jnp.linspace(0.0, 1.0, num_steps) if num_steps > 1 else jnp.zeros((1,))
-            bounds = jnp.array(
-                [t_max if not process.ends_in_pure_noise else 0.999 * t_max, t_min if t_min > 0.0 else 1e-3 * t_max]
-            )
-            high, low = process.noise_ratio(bounds)
-            if spacing == "karras":
-                ratio = (high ** (1 / rho) + u * (low ** (1 / rho) - high ** (1 / rho))) ** rho
-            else:
-                ratio = jnp.exp(jnp.log(high) + u * (jnp.log(low) - jnp.log(high)))
-            t = process.time_of_noise_ratio(ratio).at[0].set(t_max)
-            if t_min > 0.0 and len(u) > 1:
-                t = t.at[-1].set(t_min)
-            exact = False
-        case _:
-            raise ValueError(f"unknown spacing {spacing!r}; choose one of {', '.join(Spacing.__args__)}")
-    if exact:
-        t = t.at[-1].set(0.0)
-    if to_data and len(t) == num_steps:
-        t = jnp.concatenate([t, jnp.zeros((1,))])
-    alpha, sigma = process.alpha(t), process.sigma(t)
-    if to_data:
-        alpha, sigma = alpha.at[-1].set(1.0), sigma.at[-1].set(0.0)
-    return t, alpha, sigma
 
 
 def ddim_step(z: Array, x0: Array, now: Node, then: Node) -> Array:
@@ -139,6 +78,8 @@ class Sampler(abc.ABC):
 
     #: Whether the first step divides by alpha(t_max), which pure noise does not allow.
     needs_signal: ClassVar[bool] = False
+    #: Whether it takes the model's answer for the end of the ODE's path, which only consistency models give, and not for E[x | z].
+    needs_path_ends: ClassVar[bool] = False
 
     @abc.abstractmethod
     def step(
@@ -155,6 +96,10 @@ class Sampler(abc.ABC):
                 f"{type(self).__name__} works with sigma / alpha, which is infinite at the end of {type(process).__name__}; "
                 "choose DDIM, Ancestral, DPMSolver, or Euler, Heun or RungeKutta4 with variable=time"
             )
+
+    def grid(self, process: GaussianProcess) -> Node:
+        """The times that the steps lie between with the process's values there, [num_steps + 1] each."""
+        return Node(*times(process, self.spacing, self.num_steps, self.rho, self.to_data))
 
     def run(
         self,
@@ -179,7 +124,7 @@ class Sampler(abc.ABC):
           Samples [B, ...], or the trajectory.
         """
         self.check(process)
-        grid = Node(*times(process, self.spacing, self.num_steps, self.rho, self.to_data))
+        grid = self.grid(process)
         now, then = jax.tree.map(lambda a: a[:-1], grid), jax.tree.map(lambda a: a[1:], grid)
         first = Carry(z, jnp.zeros_like(z), jax.tree.map(lambda a: a[0], grid))
 
@@ -444,7 +389,8 @@ class PredictorCorrector(Sampler):
 
     Attributes:
       num_corrections: Langevin steps after each predictor step.
-      signal_to_noise: r in their step size 2 alpha^2 (r |noise| / |score|)^2 (Song et al. 2021, algorithms 4 and 5).
+      signal_to_noise: r in their step size 2 (r |noise| / |score|)^2 (Song et al. 2021, algorithm 4), which on processes with
+        falling alpha is multiplied by 1 - beta of the step, (alpha_t / alpha_s)^2 (algorithm 5).
     """
 
     num_steps: int = 500
@@ -468,7 +414,7 @@ class PredictorCorrector(Sampler):
             score = -(z - then.alpha * x0) / then.sigma**2
             noise = _noise(jax.random.fold_in(corrector_key, index), z)
             norm = lambda a: jnp.sqrt(jnp.square(a.reshape(a.shape[0], -1)).sum(-1)).mean()  # noqa: E731
-            size = 2.0 * then.alpha**2 * (self.signal_to_noise * norm(noise) / norm(score)) ** 2
+            size = 2.0 * (now.alpha / then.alpha * self.signal_to_noise * norm(noise) / norm(score)) ** 2
             return z + size * score + jnp.sqrt(2.0 * size) * noise, x0
 
         def finish(_: None) -> tuple[Array, Array]:

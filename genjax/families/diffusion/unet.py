@@ -58,7 +58,10 @@ class UNet(DenoisingNetwork):
     patch_size: int = 1
     remat: bool = False
 
-    conditions = ("label", "vector", "context", "image")
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the conditions that the network understands; a context is seen by attention alone."""
+        return ("label", "vector", "context", "image") if self.attention_levels else ("label", "vector", "image")
 
     def build(self, num_outputs: int, num_classes: int | None, dtype: Any) -> nn.Module:
         beyond = [level for level in self.attention_levels if not 0 <= level < len(self.channel_multipliers)]

@@ -1,0 +1,74 @@
+"""Where the steps of a sampler lie: falling times from noise to data, and the process's values there."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from genjax.families.diffusion.processes import GaussianProcess
+
+Array = jax.Array
+Spacing = Literal["uniform", "quadratic", "karras", "log_snr"]
+
+
+class Node(NamedTuple):
+    """A time of the grid with the process's values there; the last has alpha 1 and sigma 0 where samples end as data."""
+
+    t: Array
+    alpha: Array
+    sigma: Array
+
+
+def times(
+    process: GaussianProcess, spacing: Spacing, num_steps: int, rho: float = 7.0, to_data: bool = True
+) -> tuple[Array, Array, Array]:
+    """The grid of a sampler: num_steps + 1 falling times with alpha and sigma, each of shape [num_steps + 1].
+
+    With `to_data`, the last node is the data themselves (alpha 1, sigma 0), and where the process has t_min > 0 the one before
+    it is t_min; otherwise the last node is t_min.
+
+    Spacings: uniform in t; quadratic, t ~ u^2; karras, sigma / alpha between its extremes with power 1 / rho (Karras et al.
+    2022, eq. 5); log_snr, uniform in log(alpha / sigma).
+
+    Raises:
+      ValueError: no steps, or a spacing that the process does not allow.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps}; a sampler needs at least one step")
+    exact = to_data and process.t_min == 0.0
+    count = num_steps + 1 if exact or not to_data else num_steps
+    u = jnp.linspace(0.0, 1.0, count) if count > 1 else jnp.zeros((1,))
+    t_min, t_max = process.t_min, process.t_max
+    match spacing:
+        case "uniform":
+            t = t_max + u * (t_min - t_max)
+        case "quadratic":
+            t = (t_max**0.5 + u * (t_min**0.5 - t_max**0.5)) ** 2
+        case "karras" | "log_snr":
+            # Ends at which sigma / alpha is 0 or infinite are replaced by extremes of the same process.
+            if exact:
+                u = jnp.linspace(0.0, 1.0, num_steps) if num_steps > 1 else jnp.zeros((1,))
+            bounds = jnp.array(
+                [t_max if not process.ends_in_pure_noise else 0.999 * t_max, t_min if t_min > 0.0 else 1e-3 * t_max]
+            )
+            high, low = process.noise_ratio(bounds)
+            if spacing == "karras":
+                ratio = (high ** (1 / rho) + u * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+            else:
+                ratio = jnp.exp(jnp.log(high) + u * (jnp.log(low) - jnp.log(high)))
+            t = process.time_of_noise_ratio(ratio).at[0].set(t_max)
+            if t_min > 0.0 and len(u) > 1:
+                t = t.at[-1].set(t_min)
+            exact = False
+        case _:
+            raise ValueError(f"unknown spacing {spacing!r}; choose one of {', '.join(Spacing.__args__)}")
+    if exact:
+        t = t.at[-1].set(0.0)
+    if to_data and len(t) == num_steps:
+        t = jnp.concatenate([t, jnp.zeros((1,))])
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    if to_data:
+        alpha, sigma = alpha.at[-1].set(1.0), sigma.at[-1].set(0.0)
+    return t, alpha, sigma
