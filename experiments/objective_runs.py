@@ -56,17 +56,26 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], float, float, float]] = {
 }
 
 
+def examples_of_update(experiment: Experiment) -> int:
+    """Number of examples that an update of one network sees."""
+    model, size = experiment.model, experiment.data.batch_size
+    return size // model.num_discriminator_steps if model.fresh_examples else size
+
+
 def experiment_of(method: str, name: str, learning_rate: float | None, directory: str | None) -> Experiment:
     """The resolved experiment of a method on the named data."""
     base, own, rate, weight, centred_weight = SETTINGS[name]
+    start = config.find_experiment(base).build()
     changes = {"model.penalty": "none", "model.num_discriminator_steps": 1, "model.latent_dim": 16, **own}
     changes |= {"model.penalty_every": 1, **METHODS[method]}
+    changes["model.fresh_examples"] = True
+    changes["data.batch_size"] = examples_of_update(start) * changes["model.num_discriminator_steps"]
     changes["model.penalty_weight"] = weight if changes["model.penalty"] == "wgan_gp" else centred_weight
     for network in ("generator", "discriminator"):
         changes[f"model.{network}_optimizer.learning_rate"] = learning_rate or rate
         changes[f"model.{network}_optimizer.schedule"] = "constant"
     changes |= {"model.generator_optimizer.ema_decay": 0.999, "data.name": name, "data.dir": directory}
-    return resolve(config.apply_overrides(config.find_experiment(base).build(), changes))
+    return resolve(config.apply_overrides(start, changes))
 
 
 def first_states(experiment: Experiment, num_seeds: int) -> PyTree:
@@ -81,9 +90,9 @@ def first_states(experiment: Experiment, num_seeds: int) -> PyTree:
 
 def operations(experiment: Experiment, states: PyTree) -> float:
     """Floating-point operations of a step: those of every update of the discriminator, and of the generator's."""
-    model, data = experiment.model, experiment.data
+    model = experiment.model
     state = jax.eval_shape(lambda states: jax.tree.map(lambda leaf: leaf[0], states), states)
-    batch = jax.eval_shape(lambda: {"x": jnp.zeros((data.batch_size, *model.data_shape))})
+    batch = jax.eval_shape(lambda: {"x": jnp.zeros((examples_of_update(experiment), *model.data_shape))})
     key = jax.eval_shape(lambda: jax.random.key(0))
     discriminator, generator = (
         jax.jit(update).lower(state, batch, key).cost_analysis()["flops"]

@@ -50,6 +50,11 @@ class Schedule(abc.ABC):
             factor = optax.join_schedules([warmup, factor], [self.warmup_steps])
         return lambda step: learning_rate * factor(step)
 
+    def stretched(self, factor: int) -> Schedule:
+        """The same over `factor` times as many updates, for a network that makes so many at each step of a run."""
+        lengths = {name: getattr(self, name, None) for name in ("warmup_steps", "num_steps")}
+        return dataclasses.replace(self, **{name: n * factor for name, n in lengths.items() if n is not None})
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Constant(Schedule):

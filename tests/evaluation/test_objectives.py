@@ -16,7 +16,7 @@ def small(method):
     config.import_experiments()
     experiment = objective_runs.experiment_of(method, "eight_gaussians", None, None)
     model = dataclasses.replace(experiment.model, latent_dim=2, network=MLPNetwork(hidden_dims=(8,)))
-    data = dataclasses.replace(experiment.data, batch_size=16)
+    data = dataclasses.replace(experiment.data, batch_size=16 * model.num_discriminator_steps)
     return dataclasses.replace(experiment, model=model, data=data)
 
 
@@ -34,6 +34,13 @@ def test_seeds_side_by_side_are_those_of_each_alone():
         np.testing.assert_allclose(a[1], b, rtol=1e-4, atol=1e-4)
     samples = list(objective_runs.samples_of(experiment, together, 7))
     assert [s.shape for s in samples] == [(7, 2), (7, 2)] and not np.allclose(*samples)
+
+
+def test_every_update_of_a_critic_sees_fresh_examples():
+    config.import_experiments()
+    for method, name, count in (("wasserstein_gp", "digits", 5 * 64), ("non_saturating_r1", "eight_gaussians", 256)):
+        experiment = objective_runs.experiment_of(method, name, None, None)
+        assert experiment.model.fresh_examples and experiment.data.batch_size == count
 
 
 def test_operations_count_every_update():

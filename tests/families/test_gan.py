@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genjax.families.gan.gan import GAN, discriminator_objective, generator_objective, squared_gradient_norm
+from genjax.families.gan.gan import GAN
+from genjax.families.gan.objectives import discriminator_objective, generator_objective, squared_gradient_norm
 from genjax.nn.encoder_decoder import MLPNetwork
-from genjax.optimizers import SGD, Adam, Cosine
+from genjax.optimizers import SGD, Adam, Cosine, Linear, tree_norm
 
+KEY = jax.random.key(7)
 P, Q = np.array([0.5, 0.3, 0.2], np.float32), np.array([0.2, 0.2, 0.6], np.float32)
 
 
@@ -84,6 +86,52 @@ def test_a_step_keeps_clipped_weights_and_samples_have_the_data_shape():
     assert all(float(jnp.abs(leaf).max()) <= 0.05 + 1e-6 for leaf in jax.tree.leaves(state.params["discriminator"]))
     assert model.sample(state, jax.random.key(3), 4).shape == (4, 2)
     assert all(value.shape == (6,) for value in model.evaluate(state, batch, jax.random.key(4)).values())
+
+
+def test_schedule_of_the_discriminator_counts_steps_and_not_its_updates():
+    model = GAN(
+        data_shape=(2,),
+        latent_dim=2,
+        network=MLPNetwork(hidden_dims=(4,)),
+        num_discriminator_steps=5,
+        discriminator_optimizer=SGD(learning_rate=0.1, schedule=Linear(num_steps=10)),
+    )
+    batch = {"x": jax.random.normal(jax.random.key(0), (6, 2))}
+    state = model.init(jax.random.key(1), batch)
+    update = jax.jit(model.discriminator_update)
+    for steps in (0, 5, 10):
+        updates = jax.tree.map(lambda count, n=5 * steps: jnp.full_like(count, n), state.opt_state["discriminator"])
+        state = state.replace(opt_state={**state.opt_state, "discriminator": updates})
+        after, metrics = update(state, batch, KEY)
+        change = jax.tree.map(jnp.subtract, after.params["discriminator"], state.params["discriminator"])
+        rate = float(tree_norm(change) / metrics["discriminator_gradient_norm"])
+        np.testing.assert_allclose(rate, 0.1 * (1 - steps / 10), rtol=1e-3, atol=1e-6)
+
+
+def test_updates_that_were_skipped_are_told_apart():
+    skipping = SGD(learning_rate=0.1, skip_nonfinite=True)
+    model = GAN(
+        data_shape=(2,),
+        num_classes=3,
+        latent_dim=2,
+        conditioning="concatenation",
+        network=MLPNetwork(hidden_dims=(4,)),
+        num_discriminator_steps=2,
+        generator_optimizer=skipping,
+        discriminator_optimizer=skipping,
+    )
+    batch = {"x": jnp.ones((6, 2)), "label": jnp.zeros(6, jnp.int32)}
+    state = model.init(jax.random.key(1), batch)
+    step = jax.jit(model.train_step)
+    with jax.debug_nans(False):
+        for changes, discriminator, generator in (({}, 0, 0), ({"x": jnp.full((6, 2), jnp.nan)}, 1, 0)):
+            metrics = step(state, {**batch, **changes}, KEY)[1]
+            assert metrics["discriminator_skipped"] == discriminator and metrics["generator_skipped"] == generator
+            assert metrics["skipped"] == discriminator
+        metrics = step(state, {**batch, "label": batch["label"] + 3}, KEY)[1]
+    (warning,) = model.warnings({name: float(value) for name, value in metrics.items()})
+    assert "labels that are not between 0 and 2" in warning
+    assert not model.warnings({"loss": 1.0})
 
 
 def test_wrong_shape_is_named():

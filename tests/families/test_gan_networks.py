@@ -11,7 +11,8 @@ from genjax.families.gan.augmentation import ADA, DiffAugment, band_filters, fil
 from genjax.families.gan.dcgan import DCGANNetwork
 from genjax.families.gan.gan import GAN
 from genjax.families.gan.layers import BatchNorm, Convolution, largest_singular_value
-from genjax.families.gan.networks import times_halved
+from genjax.families.gan.maxout import MaxoutNetwork, drop
+from genjax.families.gan.networks import PlainNetwork, times_halved
 from genjax.families.gan.sngan import SNGANNetwork
 from genjax.families.gan.turns import shares_of
 from genjax.nn.convolution import downsample
@@ -81,10 +82,98 @@ def test_dcgan_starts_as_the_paper_says_and_ends_in_the_data_shape():
     state = jax.eval_shape(model.init, jax.random.key(0), batch)
     shapes = {leaf.shape for leaf in jax.tree.leaves(state.params) if leaf.ndim == 4}
     assert {(4, 4, 64, 32), (4, 4, 32, 16), (4, 4, 16, 3), (4, 4, 3, 16), (4, 4, 16, 32), (4, 4, 32, 64)} == shapes
-    state = jax.jit(tiny(network=DCGANNetwork(base_channels=64)).init)(jax.random.key(0), BATCH)
-    kernel = state.params["discriminator"]["Head_0"]["score"]["kernel"]
-    assert abs(float(kernel.std()) - 0.02) < 2e-3
-    assert set(state.extra) == {"generator"}, "8 x 8 pixels leave the discriminator one layer, which has no norm"
+    assert set(jax.eval_shape(tiny().init, jax.random.key(0), BATCH).extra) == {"generator"}, (
+        "8 x 8 pixels leave the discriminator one layer, which has no norm"
+    )
+    model = GAN(data_shape=(16, 16, 1), latent_dim=100, network=DCGANNetwork(base_channels=64))
+    state = jax.jit(model.init)(jax.random.key(0), {"x": jnp.zeros((2, 16, 16, 1))})
+    named = {"kernel": [], "scale": [], "bias": []}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+        named[path[-1].key].append(np.asarray(leaf))
+    assert len(named["kernel"]) == 6 and len(named["scale"]) == 3
+    for kernel in named["kernel"]:
+        np.testing.assert_allclose([kernel.std(), kernel.mean() + 1.0], [0.02, 1.0], rtol=0.05)
+    scales = np.concatenate(named["scale"])
+    np.testing.assert_allclose([scales.std(), scales.mean()], [0.02, 1.0], rtol=0.1)
+    assert not np.concatenate(named["bias"]).any()
+
+
+def test_sngan_has_the_sizes_and_the_initial_spread_of_the_papers_cifar_networks():
+    model = GAN(data_shape=(32, 32, 3), latent_dim=128, network=SNGANNetwork())
+    state = jax.eval_shape(model.init, jax.random.key(0), {"x": jnp.zeros((2, 32, 32, 3))})
+    count = lambda name: sum(leaf.size for leaf in jax.tree.leaves(state.params[name]))  # noqa: E731
+    conv, norm = lambda inputs, outputs, size: (size * size * inputs + 1) * outputs, 2 * 256
+    doubling = 2 * conv(256, 256, 3) + conv(256, 256, 1) + 2 * norm
+    assert count("generator") == 129 * 4096 + 3 * doubling + norm + conv(256, 3, 3) == 4276739
+    first = conv(3, 128, 3) + conv(128, 128, 3) + conv(3, 128, 1)
+    halving, keeping = 2 * conv(128, 128, 3) + conv(128, 128, 1), 2 * conv(128, 128, 3)
+    assert count("discriminator") == first + halving + 2 * keeping + 129
+    small = tiny(network=SNGANNetwork(generator_channels=8, discriminator_channels=8))
+    params = jax.jit(small.init)(jax.random.key(0), BATCH).params
+    for path, kernel in jax.tree_util.tree_leaves_with_path(params):
+        names = [key.key for key in path]
+        if names[-1] == "kernel" and kernel.ndim == 4 and kernel.size > 60:
+            fans = kernel.shape[0] * kernel.shape[1] * (kernel.shape[2] + kernel.shape[3])
+            residual = "Block" in names[1] and names[2] != "shortcut"
+            np.testing.assert_allclose(jnp.abs(kernel).max(), np.sqrt((12 if residual else 6) / fans), rtol=0.05)
+
+
+def test_plain_networks_take_spectral_norm_and_an_output_activation():
+    network = PlainNetwork(network=MLPNetwork(hidden_dims=(8,)), spectral=True, output_activation="tanh")
+    model = GAN(data_shape=(3,), latent_dim=2, network=network)
+    x = jax.random.normal(jax.random.key(0), (4, 3))
+    state = jax.jit(model.init)(jax.random.key(1), {"x": x})
+    params, module = state.params["discriminator"], model.discriminator()
+    train = jax.jit(
+        lambda variables: module.apply({"params": params, **variables}, x, None, True, mutable=["spectral"])
+    )
+    variables = state.extra["discriminator"]
+    for _ in range(100):
+        outputs, variables = train(variables)
+    divided = jax.tree.map(lambda p: p / np.linalg.svd(np.asarray(p))[1][0] if p.ndim == 2 else p, params)
+    plain = dataclasses.replace(model, network=MLPNetwork(hidden_dims=(8,)))
+    np.testing.assert_allclose(outputs[:, 0], plain.score(divided, x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model.score(params, x, None, variables), outputs[:, 0], rtol=1e-4, atol=1e-5)
+    unbounded = plain.generate(state.params["generator"], 9.0 * x[:, :2])
+    np.testing.assert_allclose(
+        model.generate(state.params["generator"], 9.0 * x[:, :2]), jnp.tanh(unbounded), rtol=1e-4
+    )
+
+
+def test_maxout_units_are_their_largest_piece_and_dropout_keeps_the_mean():
+    network = MaxoutNetwork(generator_dims=(5,), discriminator_dims=(4,), num_pieces=3)
+    model = GAN(data_shape=(8, 8, 1), num_classes=3, latent_dim=3, network=network)
+    state = jax.jit(model.init)(jax.random.key(1), BATCH)
+    params, module = state.params["discriminator"], model.discriminator()
+    dense, head = params["Dense_0"], params["Head_0"]["score"]
+    pieces = PICTURES.reshape(6, 64) @ dense["kernel"] + dense["bias"][None]
+    units = jnp.stack([pieces[:, 3 * i : 3 * i + 3].max(1) for i in range(4)], axis=1)
+    expected = units @ head["kernel"] + head["bias"][None]
+    apply = jax.jit(lambda x, keys: module.apply({"params": params}, x, None, True, keys))
+    np.testing.assert_allclose(apply(PICTURES, None), expected, rtol=1e-4, atol=1e-5)
+    keys = jax.random.split(jax.random.key(2), 6)
+    noisy = apply(PICTURES, keys)
+    np.testing.assert_allclose(apply(PICTURES[3:], keys[3:]), noisy[3:], rtol=1e-4, atol=1e-5)
+    assert np.abs(np.asarray(noisy - expected)).min() > 0.0
+    dropped = drop(jnp.ones((1000, 30)), 0.2, jax.random.split(jax.random.key(3), 1000))
+    assert set(np.unique(dropped)) == {np.float32(0.0), np.float32(1.25)}
+    np.testing.assert_allclose(dropped.mean(), 1.0, atol=0.01)
+    # What the discriminator drops belongs to the step's key.
+    step = jax.jit(model.discriminator_update)
+    losses = [float(step(state, BATCH, jax.random.key(i))[1]["discriminator_loss"]) for i in (5, 5, 6)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_consistency_compares_scores_under_the_same_augmentation():
+    model = tiny(
+        network=MLPNetwork(hidden_dims=(4,)),
+        augmentation=DiffAugment(policy=("translation",)),
+        consistency="balanced",
+        consistency_augmentation=DiffAugment(policy=()),
+    )
+    state = jax.jit(model.init)(jax.random.key(1), BATCH)
+    metrics = jax.jit(model.discriminator_update)(state, BATCH, jax.random.key(2))[1]
+    np.testing.assert_allclose(metrics["consistency"], 0.0, atol=1e-9)
 
 
 @pytest.mark.parametrize(("size", "count"), [(28, 2), (32, 3), (64, 4), (8, 1)])
@@ -107,8 +196,9 @@ def test_bad_pictures_and_labels_are_named():
         model.init(jax.random.key(0), {"x": PICTURES})
     with pytest.raises(ValueError, match="not conditional"):
         tiny().check_labels(LABELS)
-    with pytest.raises(ValueError, match="discriminator_norm"):
-        tiny(penalty="wgan_gp")
+    for penalty in ("wgan_gp", "r1", "r1_r2"):
+        with pytest.raises(ValueError, match="discriminator_norm"):
+            tiny(penalty=penalty).init(jax.random.key(0), BATCH)
     with pytest.raises(ValueError, match="projection"):
         tiny(conditioning="projection", network=MLPNetwork(hidden_dims=(4,))).init(jax.random.key(0), BATCH)
 
@@ -230,6 +320,10 @@ def test_adaptive_augmentation_does_nothing_at_zero_and_everything_at_one():
     np.testing.assert_allclose(augment(x, keys, jnp.float32(0.0)), x, atol=1e-5)
     changed = augment(x, keys, jnp.float32(1.0))
     assert np.isfinite(np.asarray(changed)).all() and np.abs(np.asarray(changed - x)).max((1, 2, 3)).min() > 0.1
+    many = jax.random.split(jax.random.key(2), 200)
+    grey = jax.jit(ADA(groups=("color",)).__call__)(jnp.tile(x[:1, :, :, :1], (200, 1, 1, 1)), many, jnp.float32(1.0))
+    slopes = np.asarray(grey[:, 0, 1, 0] - grey[:, 0, 0, 0]) / float(x[0, 0, 1, 0] - x[0, 0, 0, 0])
+    assert 0.4 < (slopes < 0.0).mean() < 0.6, "brightness is inverted every other time, of grey pictures too"
     ada = ADA(target=0.6, images_to_one=100)
     assert float(ada.adapted(jnp.float32(0.5), jnp.float32(0.9), 10)) == pytest.approx(0.6)
     assert float(ada.adapted(jnp.float32(0.05), jnp.float32(0.1), 10)) == 0.0

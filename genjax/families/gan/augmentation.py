@@ -196,7 +196,7 @@ class ADA(Augmentation):
 
     Attributes:
       groups: blit (mirroring, quarter turns, whole shifts), geometry (scaling, turning, stretching, fractional shifts),
-        color (brightness, contrast, inversion of brightness, hue, saturation), filter (gains of frequency bands) and
+        color (brightness, contrast, inversion of brightness, and of colours hue and saturation), filter (gains of frequency bands) and
         corruption (noise, a square of half the size set to zero) of pictures with values in [-1, 1].
       target: the mean sign of the scores of data that is aimed at.
       images_to_one: number of pictures after which the probability has gone from 0 to 1 at most.
@@ -235,12 +235,12 @@ class ADA(Augmentation):
         if "color" in self.groups:
             x = x + jnp.where(happens(), 0.2 * normal(), 0.0)
             x = x * jnp.where(happens(), jnp.exp2(0.5 * normal()), 1.0)
-            if channels == 3:
+            if channels in (1, 3):
                 inverted = jnp.where(happens() & (uniform(0.0, 1.0) < 0.5), -1.0, 1.0)
-                grey = jnp.full((3, 3), 1.0 / 3.0)
-                colours = jnp.eye(3) + (inverted - 1.0) * grey
-                colours = _hue(jnp.where(happens(), uniform(-jnp.pi, jnp.pi), 0.0)) @ colours
-                colours = _about_grey(jnp.where(happens(), jnp.exp2(normal()), 1.0)) @ colours
+                colours = jnp.eye(channels) + (inverted - 1.0) / channels
+                if channels == 3:
+                    colours = _hue(jnp.where(happens(), uniform(-jnp.pi, jnp.pi), 0.0)) @ colours
+                    colours = _about_grey(jnp.where(happens(), jnp.exp2(normal()), 1.0)) @ colours
                 x = x @ colours.T
         if "filter" in self.groups:
             gains = jnp.ones(4)

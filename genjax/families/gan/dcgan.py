@@ -4,7 +4,8 @@
     discriminator  [convolution 4 x 4 with stride 2, norm, leaky relu .2]* -> dense to the score
 
 No norm follows the discriminator's first layer nor precedes the outputs.  Weights start from N(0, .02^2) and scales of norms
-from N(1, .02^2); the paper trains with Adam at 2e-4 and beta1 = .5 on pictures in [-1, 1] (data.preprocessing=signed).
+from N(1, .02^2); the paper trains with Adam at 2e-4 and beta1 = .5 on pictures in [-1, 1] (data.preprocessing=signed).  Kernels
+are those of the authors' Torch code, 4 x 4.
 Every halving doubles the channels.  28 pixels end at 7 x 7 instead of 4 x 4.
 """
 
@@ -82,7 +83,7 @@ class _Discriminator(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, condition: Array | None = None, training: bool = False) -> Array:
+    def __call__(self, x: Array, condition: Array | None = None, training: bool = False, keys: Any = None) -> Array:
         network, count = self.network, times_halved(x.shape[1:])
         spectral = network.discriminator_norm == "spectral"
         bias = network.discriminator_norm in ("spectral", "none")

@@ -1,11 +1,8 @@
 """Generative adversarial networks (Goodfellow et al. 2014, arXiv:1406.2661) with any objective, penalty and network.
 
-A step updates the discriminator D one or more times and the generator G once.  objectives.py has what they minimise; D adds
+A step updates the discriminator D one or more times and the generator G once.  objectives.py has what they minimise, and the
+penalties of D's gradients, with weight w; D adds
 
-    wgan_gp      w E (|grad D(u)| - 1)^2,  u = e x + (1 - e) G(z),  e ~ U(0, 1)       (Gulrajani et al. 2017, arXiv:1704.00028)
-    r1           w / 2 E |grad D(x)|^2                                                (Mescheder et al. 2018, arXiv:1801.04406)
-    r2           w / 2 E |grad D(G(z))|^2                                             (the same)
-    r1_r2        both
     consistency  c E (D(x) - D(T(x)))^2, and the same of G(z) where it is balanced    (Zhang et al. 2020, arXiv:1910.12027;
                                                                                         Zhao et al. 2021, arXiv:2002.04724)
     auxiliary    a times the cross entropy of the class, of data and samples; G too   (Odena et al. 2017, arXiv:1610.09585)
@@ -17,22 +14,24 @@ same (Karras et al. 2020, arXiv:1912.04958, section 3.1).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from genjax.families.gan.augmentation import Augmentation, DiffAugment
-from genjax.families.gan.networks import Conditioning, GANNetwork, PlainDiscriminator, PlainGenerator, check_label_range
+from genjax.families.gan.networks import UNCHANGED, Conditioning, GANNetwork, PlainNetwork, View, check_label_range
 from genjax.families.gan.objectives import (
     RELATIVISTIC,
     Objective,
+    Penalty,
     class_cross_entropy,
     discriminator_objective,
     generator_objective,
-    squared_gradient_norm,
+    gradient_penalty,
 )
-from genjax.families.gan.turns import shares_of
+from genjax.families.gan.turns import shares_of, with_skipped
 from genjax.model import (
     Array,
     Batch,
@@ -47,8 +46,6 @@ from genjax.model import (
 )
 from genjax.nn.encoder_decoder import ConvNetwork, MLPNetwork
 from genjax.optimizers import Adam, Optimizer
-
-Penalty = Literal["none", "wgan_gp", "r1", "r2", "r1_r2"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +72,7 @@ class GAN:
       fresh_examples: give each of them its own share of the batch, which is then as many times as large as that of a network.
       compute_dtype: type that the networks compute in; parameters and losses are float32.
       generator_optimizer: learning rule of the generator.
-      discriminator_optimizer: learning rule of the discriminator.
+      discriminator_optimizer: learning rule of the discriminator; its schedule counts steps too, not updates.
     """
 
     data_shape: tuple[int, ...] | None = None
@@ -103,30 +100,27 @@ class GAN:
         for name in ("num_discriminator_steps", "penalty_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
-        if self.penalty == "wgan_gp" and getattr(self.network, "mixes_examples", False):
-            raise ValueError(
-                "penalty=wgan_gp is a statement about single examples, but the discriminator has batch norm; "
-                "choose another model.network.discriminator_norm"
-            )
 
     # ------------------------------------------------------------------------------------------------------------------
     # Networks
+
+    def _network(self) -> GANNetwork:
+        return self.network if isinstance(self.network, GANNetwork) else PlainNetwork(network=self.network)
 
     def generator(self) -> Any:
         """The Linen module (z, condition, training, keys) -> [B, *data_shape]."""
         if self.data_shape is None:
             raise ValueError("GAN.data_shape is None; give it, or resolve the experiment")
-        dtype = jnp.dtype(self.compute_dtype)
-        if isinstance(self.network, GANNetwork):
-            return self.network.generator(self.data_shape, dtype)
-        return PlainGenerator(self.network, self.data_shape, dtype)
+        return self._network().generator(self.data_shape, jnp.dtype(self.compute_dtype))
 
     def discriminator(self) -> Any:
-        """The Linen module (x, condition, training) -> [B, 1] or, with class logits, [B, 1 + K]."""
-        dtype = jnp.dtype(self.compute_dtype)
-        if isinstance(self.network, GANNetwork):
-            return self.network.discriminator(self.conditioning, dtype)
-        return PlainDiscriminator(self.network, self.conditioning, dtype)
+        """The Linen module (x, condition, training, keys) -> [B, 1] or, with class logits, [B, 1 + K]."""
+        return self._network().discriminator(self.conditioning, jnp.dtype(self.compute_dtype))
+
+    def _discriminator_rule(self) -> Optimizer:
+        """The discriminator's learning rule with a schedule that counts updates, as the rule itself does."""
+        rule = self.discriminator_optimizer
+        return dataclasses.replace(rule, schedule=rule.schedule.stretched(self.num_discriminator_steps))
 
     def check_labels(self, label: Array) -> None:
         """Raises ValueError if the model knows no classes, or one of the labels is none of them."""
@@ -156,12 +150,27 @@ class GAN:
         """Raises ValueError if labels of the batch are outside the classes."""
         self.condition(batch.get("label"))
 
+    def warnings(self, metrics: Mapping[str, float]) -> list[str]:
+        """What the user should know: labels outside the classes make updates that are all skipped."""
+        if metrics.get("skipped") != 1.0:
+            return []
+        cause = (
+            "" if self.conditioning == "none" else f", as with labels that are not between 0 and {self.num_classes - 1}"
+        )
+        return [f"every update since the last line was skipped, because a loss or a gradient was not finite{cause}"]
+
     def init(self, key: Array, batch: Batch) -> TrainState:
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the examples have another shape than `data_shape`, or labels are missing or outside the classes.
+          ValueError: the examples have another shape than `data_shape`, labels are missing or outside the classes, or the
+            penalty does not go with the network.
         """
+        if self.penalty != "none" and self._network().mixes_examples:
+            raise ValueError(
+                f"penalty={self.penalty} is a statement about single examples, but the discriminator has batch norm; "
+                "choose another model.network.discriminator_norm"
+            )
         if self.data_shape is not None and batch["x"].shape[1:] != tuple(self.data_shape):
             raise ValueError(
                 f"examples have the shape {batch['x'].shape[1:]}, but model.data_shape is {self.data_shape}"
@@ -239,23 +248,24 @@ class GAN:
         )
         return fake.astype(jnp.float32), variables
 
+    def _view(self, state: TrainState, batch: Batch, key: Array) -> View:
+        """How the discriminator sees examples with the random numbers of a key."""
+        # No example has the index 2^32 - 1.
+        keys, noise_keys = example_keys(key, batch), example_keys(jax.random.fold_in(key, 2**32 - 1), batch)
+        if self.augmentation is None:
+            return View(None, noise_keys)
+        probability = state.extra.get("augmentation_probability", jnp.float32(1.0))
+        return View(lambda x: self.augmentation(x, keys, probability), noise_keys)
+
     def _discriminate(
-        self, params: PyTree, variables: PyTree, x: Array, condition: Array | None, augment: Any = None
+        self, params: PyTree, variables: PyTree, x: Array, condition: Array | None, view: View = UNCHANGED
     ) -> tuple[Array, PyTree]:
         """What the discriminator gives in training, float32 [B, 1 or 1 + K], and its new variables."""
-        x = x if augment is None else augment(x)
+        x = x if view.augment is None else view.augment(x)
         outputs, variables = self.discriminator().apply(
-            {"params": params, **variables}, x, condition, True, mutable=list(variables)
+            {"params": params, **variables}, x, condition, True, view.noise_keys, mutable=list(variables)
         )
         return outputs.astype(jnp.float32), variables
-
-    def _augmentation(self, state: TrainState, batch: Batch, key: Array) -> Any:
-        """The change of pictures that belongs to a key, or None."""
-        if self.augmentation is None:
-            return None
-        probability = state.extra.get("augmentation_probability", jnp.float32(1.0))
-        keys = example_keys(key, batch)
-        return lambda x: self.augmentation(x, keys, probability)
 
     def gradient_penalty(
         self,
@@ -265,24 +275,14 @@ class GAN:
         mixture: Array,
         condition: Array | None = None,
         variables: PyTree | None = None,
-        augment: Any = None,
+        view: View = UNCHANGED,
     ) -> Array:
-        """The penalty's mean over examples [B, ...]; `mixture` [B] in [0, 1] is e of wgan_gp."""
+        """The weighted penalty's mean over examples [B, ...]; `mixture` [B] in [0, 1] is e of wgan_gp."""
 
         def score(y: Array) -> Array:
-            return self._discriminate(params, variables or {}, y, condition, augment)[0][:, 0]
+            return self._discriminate(params, variables or {}, y, condition, view)[0][:, 0]
 
-        penalty = jnp.zeros(())
-        if self.penalty == "wgan_gp":
-            e = mixture.reshape(-1, *[1] * (x.ndim - 1))
-            # The gradient of a norm is not finite at 0.
-            norm = jnp.sqrt(squared_gradient_norm(score, e * x + (1.0 - e) * fake) + 1e-12)
-            penalty = self.penalty_weight * jnp.mean((norm - 1.0) ** 2)
-        if self.penalty in ("r1", "r1_r2"):
-            penalty += 0.5 * self.penalty_weight * squared_gradient_norm(score, x).mean()
-        if self.penalty in ("r2", "r1_r2"):
-            penalty += 0.5 * self.penalty_weight * squared_gradient_norm(score, fake).mean()
-        return penalty
+        return self.penalty_weight * gradient_penalty(self.penalty, score, x, fake, mixture)
 
     def _lazily(self, penalty: Any, every: int, step: Array) -> Array:
         """`every` times the penalty at every so many steps, otherwise 0."""
@@ -294,7 +294,7 @@ class GAN:
         """One update of the discriminator alone; the step does not count on.
 
         Metrics: `discriminator_loss`, `discriminator_gradient_norm`, `penalty`, `real_score`, `fake_score`, and those of the
-        options in use: `class_accuracy`, `consistency`, `augmentation_probability`.
+        options in use: `class_accuracy`, `consistency`, `augmentation_probability`, `discriminator_skipped`.
         """
         generator, frozen = state.params["generator"], state.extra.get("generator", {})
 
@@ -302,15 +302,15 @@ class GAN:
             keys = jax.random.split(key, 5)
             x, condition = batch["x"], self.condition(batch.get("label"))
             fake = jax.lax.stop_gradient(self._fake(generator, frozen, batch, keys[0])[0])
-            augment_real, augment_fake = (self._augmentation(state, batch, k) for k in (keys[1], keys[2]))
-            real_outputs, variables = self._discriminate(params, variables, x, condition, augment_real)
-            fake_outputs, variables = self._discriminate(params, variables, fake, condition, augment_fake)
+            view_real, view_fake = (self._view(state, batch, k) for k in (keys[1], keys[2]))
+            real_outputs, variables = self._discriminate(params, variables, x, condition, view_real)
+            fake_outputs, variables = self._discriminate(params, variables, fake, condition, view_fake)
             real, generated = real_outputs[:, 0], fake_outputs[:, 0]
             value = discriminator_objective(self.objective, real, generated).mean()
             metrics = {"real_score": real.mean(), "fake_score": generated.mean()}
             if self.penalty != "none":
                 mixture = jax.vmap(jax.random.uniform)(example_keys(keys[3], batch))
-                arguments = (x, fake, mixture, condition, variables, augment_real)
+                arguments = (x, fake, mixture, condition, variables, view_real)
                 penalty = self._lazily(
                     lambda: self.gradient_penalty(params, *arguments), self.penalty_every, state.step
                 )
@@ -322,11 +322,13 @@ class GAN:
             if self.consistency != "none":
                 change = self.consistency_augmentation
                 change_keys = example_keys(keys[4], batch)
-                pairs = [(x, real)] + ([(fake, generated)] if self.consistency == "balanced" else [])
+                pairs = [(x, real, view_real)]
+                if self.consistency == "balanced":
+                    pairs.append((fake, generated, view_fake))
                 consistency = jnp.zeros(())
-                for pictures, scores in pairs:
+                for pictures, scores, view in pairs:
                     changed = change(pictures, change_keys, jnp.float32(1.0))
-                    outputs, _ = self._discriminate(params, variables, changed, condition, augment_real)
+                    outputs, _ = self._discriminate(params, variables, changed, condition, view)
                     consistency += jnp.mean((outputs[:, 0] - scores) ** 2)
                 value, metrics["consistency"] = value + self.consistency_weight * consistency, consistency
             if "augmentation_probability" in state.extra:
@@ -335,7 +337,7 @@ class GAN:
 
         discriminator, opt_state, metrics, variables = gradient_update(
             loss,
-            self.discriminator_optimizer,
+            self._discriminator_rule(),
             state.params["discriminator"],
             state.opt_state["discriminator"],
             batch,
@@ -351,8 +353,8 @@ class GAN:
                 extra["augmentation_probability"], metrics["real_score_sign"], count
             )
             metrics["augmentation_probability"] = extra["augmentation_probability"] = probability
-        metrics["discriminator_loss"] = metrics.pop("loss")
-        metrics["discriminator_gradient_norm"] = metrics.pop("gradient_norm")
+        for own in {"loss", "gradient_norm", "skipped"} & set(metrics):
+            metrics[f"discriminator_{own}"] = metrics.pop(own)
         state = state.replace(
             params={**state.params, "discriminator": self._clipped(discriminator)},
             opt_state={**state.opt_state, "discriminator": opt_state},
@@ -361,19 +363,22 @@ class GAN:
         return state, metrics
 
     def generator_update(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """One update of the generator alone; the step does not count on.  Metrics: `loss`, `gradient_norm`."""
+        """One update of the generator alone; the step does not count on.
+
+        Metrics: `loss`, `gradient_norm`, and `generator_skipped` where such updates are skipped.
+        """
         discriminator, frozen = state.params["discriminator"], state.extra.get("discriminator", {})
 
         def loss(params, batch, key, variables):
             keys = jax.random.split(key, 4)
             condition = self.condition(batch.get("label"))
             fake, new_variables = self._fake(params, variables, batch, keys[0])
-            augment_fake = self._augmentation(state, batch, keys[1])
-            outputs, _ = self._discriminate(discriminator, frozen, fake, condition, augment_fake)
+            view_fake = self._view(state, batch, keys[1])
+            outputs, _ = self._discriminate(discriminator, frozen, fake, condition, view_fake)
             real = None
             if self.objective in RELATIVISTIC:
-                augment_real = self._augmentation(state, batch, keys[2])
-                real = self._discriminate(discriminator, frozen, batch["x"], condition, augment_real)[0][:, 0]
+                view_real = self._view(state, batch, keys[2])
+                real = self._discriminate(discriminator, frozen, batch["x"], condition, view_real)[0][:, 0]
             value = generator_objective(self.objective, outputs[:, 0], real).mean()
             if self.conditioning == "auxiliary":
                 value += self.class_weight * class_cross_entropy(outputs[:, 1:], condition).mean()
@@ -389,6 +394,8 @@ class GAN:
             key,
             state.extra.get("generator", {}),
         )
+        if "skipped" in metrics:
+            metrics["generator_skipped"] = metrics.pop("skipped")
         state = state.replace(
             params={**state.params, "generator": generator},
             opt_state={**state.opt_state, "generator": opt_state},
@@ -415,7 +422,8 @@ class GAN:
         """`num_discriminator_steps` updates of the discriminator and one of the generator.
 
         The i-th update of the discriminator has the key fold_in(key, i), i from 1, the generator's i = 0, and what follows its
-        moving average one after the last.  Metrics are those of the two kinds of updates, `loss` the generator's.
+        moving average one after the last.  Metrics are those of the two kinds of updates, `loss` the generator's; those of the
+        discriminator are its last update's, but `discriminator_skipped`, which is the share of them.
         """
         if self.num_discriminator_steps == 1:
             state, critic_metrics = self.discriminator_update(state, batch, jax.random.fold_in(key, 1))
@@ -428,21 +436,18 @@ class GAN:
                 return self.discriminator_update(state, share, jax.random.fold_in(key, i))
 
             state, critic_metrics = jax.lax.scan(body, state, (jnp.arange(1, self.num_discriminator_steps + 1), shares))
-            critic_metrics = jax.tree.map(lambda m: m[-1], critic_metrics)
+            critic_metrics = {name: m.mean() if "skipped" in name else m[-1] for name, m in critic_metrics.items()}
             share = jax.tree.map(lambda a: a[0], shares)
         state, metrics = self.generator_update(state, share, jax.random.fold_in(key, 0))
         ema = state.ema_params
         if ema is not None:
-            decays = {
-                "generator": self.generator_optimizer.ema_decay,
-                "discriminator": self.discriminator_optimizer.ema_decay,
-            }
-            ema = {name: ema_update(ema[name], state.params[name], decays[name], state.step) for name in ema}
+            rules = {"generator": self.generator_optimizer, "discriminator": self.discriminator_optimizer}
+            ema = {name: ema_update(ema[name], state.params[name], rules[name].ema_decay, state.step) for name in ema}
         state = state.replace(ema_params=ema)
         if "averaged_generator" in state.extra:
             variables = self.averaged_variables(state, share, jax.random.fold_in(key, self.num_discriminator_steps + 1))
             state = state.replace(extra={**state.extra, "averaged_generator": variables})
-        return state.replace(step=state.step + 1), {**critic_metrics, **metrics}
+        return state.replace(step=state.step + 1), with_skipped({**critic_metrics, **metrics})
 
     # ------------------------------------------------------------------------------------------------------------------
     # Use

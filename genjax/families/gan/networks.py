@@ -3,9 +3,9 @@
 A network is a frozen dataclass that builds two Linen modules:
 
     generator:      z [B, L], condition [B, K] or None, training, keys [B] or None  ->  [B, *data_shape]
-    discriminator:  x [B, *data_shape], condition [B, K] or None, training         ->  [B, 1] or [B, 1 + K]
+    discriminator:  x [B, *data_shape], condition [B, K] or None, training, keys   ->  [B, 1] or [B, 1 + K]
 
-`condition` is the class as a one-hot vector; `keys` decide noise inside the generator.  The discriminator's first output is
+`condition` is the class as a one-hot vector; `keys` decide noise inside the network.  The discriminator's first output is
 the score.  Conditioning on a class y:
 
     concatenation  both see y beside their input                            (Mirza & Osindero 2014, arXiv:1411.1784)
@@ -18,15 +18,16 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from genjax.families.gan.layers import Dense
+from genjax.families.gan.layers import SPECTRAL, Dense
 from genjax.model import Array
-from genjax.nn.encoder_decoder import Network
+from genjax.nn.encoder_decoder import ConvNetwork, MLPNetwork, Network
+from genjax.nn.mlp import Activation, activation_function
 
 Conditioning = Literal["none", "concatenation", "auxiliary", "projection"]
 
@@ -37,7 +38,10 @@ class GANNetwork(abc.ABC):
 
     @property
     def mixes_examples(self) -> bool:
-        """Whether a discriminator's score in training depends on the other examples of the batch."""
+        """Whether batch norm makes a discriminator's score in training depend on all other examples of the batch.
+
+        Deviations within small groups of examples do not count: papers penalise gradients of such discriminators.
+        """
         return False
 
     @abc.abstractmethod
@@ -46,7 +50,18 @@ class GANNetwork(abc.ABC):
 
     @abc.abstractmethod
     def discriminator(self, conditioning: Conditioning, dtype: Any) -> nn.Module:
-        """The module (x, condition, training) -> [B, 1 + K] with conditioning=auxiliary, else [B, 1]."""
+        """The module (x, condition, training, keys) -> [B, 1 + K] with conditioning=auxiliary, else [B, 1]."""
+
+
+class View(NamedTuple):
+    """How the discriminator sees examples: their augmentation, and what noise inside of it is drawn from, [B]; or neither."""
+
+    augment: Callable[[Array], Array] | None = None
+    noise_keys: Array | None = None
+
+
+#: Without either.
+UNCHANGED = View()
 
 
 def check_label_range(label: Array, num_classes: int) -> None:
@@ -111,16 +126,39 @@ class Head(nn.Module):
         return score
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlainNetwork(GANNetwork):
+    """An autoencoder's network: its decoder is the generator, its encoder the discriminator.
+
+    Attributes:
+      network: the decoder and the encoder.
+      output_activation: of the generator's outputs; sigmoid keeps pictures in [0, 1], tanh in [-1, 1].
+      spectral: divide the discriminator's weights by their largest singular values.
+    """
+
+    network: MLPNetwork | ConvNetwork = MLPNetwork(hidden_dims=(128, 128), activation="relu")
+    output_activation: Activation = "identity"
+    spectral: bool = False
+
+    def generator(self, data_shape: tuple[int, ...], dtype: Any) -> nn.Module:
+        return PlainGenerator(self.network, data_shape, dtype, self.output_activation)
+
+    def discriminator(self, conditioning: Conditioning, dtype: Any) -> nn.Module:
+        return PlainDiscriminator(self.network, conditioning, dtype, self.spectral)
+
+
 class PlainGenerator(nn.Module):
     """The decoder of an autoencoder's network as a generator."""
 
     network: Network
     data_shape: tuple[int, ...]
     dtype: Any
+    output_activation: Activation = "identity"
 
     @nn.compact
     def __call__(self, z: Array, condition: Array | None = None, training: bool = False, keys: Any = None) -> Array:
-        return self.network.decoder(self.data_shape, self.dtype)(z, condition)
+        outputs = self.network.decoder(self.data_shape, self.dtype)(z, condition)
+        return activation_function(self.output_activation)(outputs)
 
 
 class PlainDiscriminator(nn.Module):
@@ -129,11 +167,15 @@ class PlainDiscriminator(nn.Module):
     network: Network
     conditioning: Conditioning
     dtype: Any
+    spectral: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, condition: Array | None = None, training: bool = False) -> Array:
+    def __call__(self, x: Array, condition: Array | None = None, training: bool = False, keys: Any = None) -> Array:
         if self.conditioning == "projection":
             raise ValueError("conditioning=projection needs a network of pictures, such as model.network=dcgan_network")
-        if self.conditioning == "auxiliary":
-            return self.network.encoder(1 + condition.shape[-1], self.dtype)(x)
-        return self.network.encoder(1, self.dtype)(x, condition)
+        auxiliary = self.conditioning == "auxiliary"
+        encoder = self.network.encoder(1 + condition.shape[-1] if auxiliary else 1, self.dtype)
+        arguments = (x, None if auxiliary else condition)
+        if self.spectral:
+            return nn.SpectralNorm(encoder, collection_name=SPECTRAL)(*arguments, update_stats=training)
+        return encoder(*arguments)

@@ -9,6 +9,13 @@ With scores r = D(x) of data and f = D(G(z)) of samples, z ~ N(0, I), the discri
     wasserstein           E f - E r                            -E f                (Arjovsky et al. 2017, arXiv:1701.07875)
     relativistic          E softplus(f - r)                    E softplus(r - f)   (Jolicoeur-Martineau 2019, arXiv:1807.00734)
     relativistic_average  E softplus(F - r) + E softplus(f - R)   r and f exchanged, with R = E r and F = E f   (the same)
+
+To its part the discriminator may add
+
+    wgan_gp      w E (|grad D(u)| - 1)^2,  u = e x + (1 - e) G(z),  e ~ U(0, 1)       (Gulrajani et al. 2017, arXiv:1704.00028)
+    r1           w / 2 E |grad D(x)|^2                                                (Mescheder et al. 2018, arXiv:1801.04406)
+    r2           w / 2 E |grad D(G(z))|^2                                             (the same)
+    r1_r2        both
 """
 
 from __future__ import annotations
@@ -30,6 +37,7 @@ Objective = Literal[
     "relativistic",
     "relativistic_average",
 ]
+Penalty = Literal["none", "wgan_gp", "r1", "r2", "r1_r2"]
 #: Objectives whose generator also looks at the scores of data.
 RELATIVISTIC = ("relativistic", "relativistic_average")
 
@@ -94,3 +102,29 @@ def squared_gradient_norm(score: Callable[[Array], Array], x: Array) -> Array:
     """|grad D(x)|^2 of each example, for `score` of [B, ...] to [B] that treats examples separately, shape [B]."""
     gradient = jax.grad(lambda y: score(y).sum())(x)
     return (gradient.astype(jnp.float32) ** 2).reshape(x.shape[0], -1).sum(-1)
+
+
+def gradient_penalty(name: Penalty, score: Callable[[Array], Array], x: Array, fake: Array, mixture: Array) -> Array:
+    """The penalty of weight 1, a mean over examples.
+
+    Args:
+      name: which.
+      score: the discriminator's, of [B, ...] to [B]; it treats examples separately.
+      x: data, [B, ...].
+      fake: samples, [B, ...].
+      mixture: e of wgan_gp, [B] in [0, 1].
+
+    Returns:
+      Scalar.
+    """
+    penalty = jnp.zeros(())
+    if name == "wgan_gp":
+        e = mixture.reshape(-1, *[1] * (x.ndim - 1))
+        # The gradient of a norm is not finite at 0.
+        norm = jnp.sqrt(squared_gradient_norm(score, e * x + (1.0 - e) * fake) + 1e-12)
+        penalty = jnp.mean((norm - 1.0) ** 2)
+    if name in ("r1", "r1_r2"):
+        penalty += 0.5 * squared_gradient_norm(score, x).mean()
+    if name in ("r2", "r1_r2"):
+        penalty += 0.5 * squared_gradient_norm(score, fake).mean()
+    return penalty

@@ -25,6 +25,8 @@ from genjax.model import Array
 from genjax.nn.encoder_decoder import append_condition
 
 _GLOROT = nn.initializers.xavier_uniform()
+#: Of the convolutions behind a relu, as the authors' code has it: sqrt(2) times as wide.
+_GLOROT_OF_RELU = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,8 +68,8 @@ class _UpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, condition: Array | None, training: bool) -> Array:
-        layer = functools.partial(Convolution, self.features, kernel_init=_GLOROT, dtype=self.dtype)
-        shortcut = _doubled(layer(kernel_size=1, name="shortcut")(x))
+        layer = functools.partial(Convolution, self.features, kernel_init=_GLOROT_OF_RELU, dtype=self.dtype)
+        shortcut = _doubled(layer(kernel_size=1, kernel_init=_GLOROT, name="shortcut")(x))
         y = _doubled(nn.relu(BatchNorm(dtype=self.dtype)(x, training, condition)))
         y = nn.relu(BatchNorm(dtype=self.dtype)(layer()(y), training, condition))
         return shortcut + layer()(y)
@@ -85,13 +87,13 @@ class _DownBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         layer = functools.partial(
-            Convolution, self.features, kernel_init=_GLOROT, spectral=self.spectral, dtype=self.dtype
+            Convolution, self.features, kernel_init=_GLOROT_OF_RELU, spectral=self.spectral, dtype=self.dtype
         )
         resize = _halved if self.halve else lambda y: y
         shortcut = x
         if self.halve or x.shape[-1] != self.features:
             # A 1 x 1 convolution and a mean commute; the mean first is cheaper.
-            shortcut = layer(kernel_size=1, name="shortcut")(resize(x))
+            shortcut = layer(kernel_size=1, kernel_init=_GLOROT, name="shortcut")(resize(x))
         y = layer()(x if self.first else nn.relu(x))
         return shortcut + resize(layer()(nn.relu(y)))
 
@@ -121,7 +123,7 @@ class _Discriminator(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, condition: Array | None = None, training: bool = False) -> Array:
+    def __call__(self, x: Array, condition: Array | None = None, training: bool = False, keys: Any = None) -> Array:
         network, count = self.network, times_halved(x.shape[1:], 8)
         block = functools.partial(_DownBlock, network.discriminator_channels, network.spectral, self.dtype)
         x = with_label_maps(x, condition if self.conditioning == "concatenation" else None)

@@ -186,7 +186,7 @@ class Discriminator(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, condition: Array | None = None, training: bool = False) -> Array:
+    def __call__(self, x: Array, condition: Array | None = None, training: bool = False, keys: Any = None) -> Array:
         network, exponent = self.network, check_resolution(x.shape[1:])
         x = with_label_maps(x, condition if self.conditioning == "concatenation" else None)
         x = leaky(EqualConvolution(network.channels(2**exponent), 1, dtype=self.dtype, name="colors")(x))

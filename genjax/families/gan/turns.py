@@ -37,6 +37,12 @@ def shares_of(batch: Batch, count: int, fresh: bool) -> Batch:
     return jax.tree.map(lambda a: a.reshape(size // count, count, *a.shape[1:]).swapaxes(0, 1), dict(batch))
 
 
+def with_skipped(metrics: Metrics) -> Metrics:
+    """The metrics with `skipped`, 1 if the update of any network was, where some have `..._skipped`."""
+    parts = [value for name, value in metrics.items() if name.endswith("_skipped")]
+    return {**metrics, "skipped": (sum(parts) > 0.0).astype(jnp.float32)} if parts else metrics
+
+
 class Turns:
     """A step of networks that learn in turns; every update sees the others as the updates before left them.
 
@@ -83,4 +89,4 @@ class Turns:
             ema_params=ema,
             extra=state.extra if extra is None else extra,
         )
-        return state, {**self.metrics, "loss": self.metrics[f"{loss}_loss"]}
+        return state, with_skipped({**self.metrics, "loss": self.metrics[f"{loss}_loss"]})

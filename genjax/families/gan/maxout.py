@@ -1,0 +1,92 @@
+"""The perceptrons of the first adversarial networks (Goodfellow et al. 2014, arXiv:1406.2661, section 5).
+
+    generator      z -> [dense, relu]* -> dense -> sigmoid
+    discriminator  dropout -> [dense to p pieces of every unit, their largest, dropout]* -> dense to the score
+
+Maxout (Goodfellow et al. 2013, arXiv:1302.4389): a unit is max_k (W_k x + b_k) over its pieces k.  Dropout (Srivastava et al.
+2014) sets inputs to zero with a probability p in training, and divides the others by 1 - p.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from genjax.families.gan.layers import Dense
+from genjax.families.gan.networks import Conditioning, GANNetwork, Head, PlainGenerator
+from genjax.model import Array
+from genjax.nn.encoder_decoder import MLPNetwork, append_condition
+from genjax.nn.mlp import Activation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaxoutNetwork(GANNetwork):
+    """Perceptrons on flattened arrays of any shape; the defaults are those of the authors' code on MNIST.
+
+    Attributes:
+      generator_dims: widths of the generator's hidden layers.
+      output_activation: of the generator's outputs; sigmoid keeps pictures in [0, 1], tanh in [-1, 1].
+      discriminator_dims: numbers of units of the discriminator's hidden layers.
+      num_pieces: pieces of each of these units.
+      input_dropout: probability with which an input of the discriminator is dropped.
+      dropout: that of a unit's output.
+      spectral: divide the discriminator's weights by their largest singular values, which the paper does not.
+    """
+
+    generator_dims: tuple[int, ...] = (1200, 1200)
+    output_activation: Activation = "sigmoid"
+    discriminator_dims: tuple[int, ...] = (240, 240)
+    num_pieces: int = 5
+    input_dropout: float = 0.2
+    dropout: float = 0.5
+    spectral: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_pieces < 1:
+            raise ValueError(f"network.num_pieces={self.num_pieces} must be at least 1")
+        for name in ("input_dropout", "dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"network.{name}={getattr(self, name)} must be a probability below 1")
+
+    def generator(self, data_shape: tuple[int, ...], dtype: Any) -> nn.Module:
+        # A decoder has an encoder's widths in reverse.
+        network = MLPNetwork(hidden_dims=self.generator_dims[::-1], activation="relu")
+        return PlainGenerator(network, data_shape, dtype, self.output_activation)
+
+    def discriminator(self, conditioning: Conditioning, dtype: Any) -> nn.Module:
+        return _Discriminator(self, conditioning, dtype)
+
+
+def drop(x: Array, probability: float, keys: Array | None) -> Array:
+    """Vectors [B, D] with elements set to zero, each example's by its own key [B]; without keys as they are."""
+    if keys is None or not probability:
+        return x
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - probability, x.shape[1:]))(keys)
+    return jnp.where(kept, x / (1.0 - probability), 0.0)
+
+
+class _Discriminator(nn.Module):
+    network: MaxoutNetwork
+    conditioning: Conditioning
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: Array, condition: Array | None = None, training: bool = False, keys: Array | None = None
+    ) -> Array:
+        network = self.network
+        layer = functools.partial(
+            Dense, kernel_init=nn.initializers.lecun_normal(), spectral=network.spectral, dtype=self.dtype
+        )
+        x = append_condition(x.reshape(x.shape[0], -1), condition if self.conditioning == "concatenation" else None)
+        noise_keys = lambda i: None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, i)  # noqa: E731
+        x = drop(x, network.input_dropout, noise_keys(0))
+        for i, units in enumerate(network.discriminator_dims, start=1):
+            x = layer(units * network.num_pieces)(x).reshape(-1, units, network.num_pieces).max(-1)
+            x = drop(x, network.dropout, noise_keys(i))
+        return Head(self.conditioning, layer)(x, condition)
