@@ -30,8 +30,10 @@ def compiled(function: Any) -> Extract:
     return extract
 
 
-def feature_extractor(name: str, resize: str) -> tuple[str, Extract]:
-    """A description of the features, and what computes them.
+def feature_function(name: str, resize: str) -> tuple[str, Any]:
+    """A description of the features, and the differentiable function that maps pictures [B, H, W, C] in [0, 1] to them.
+
+    The function gives features [B, D], and logits [B, K] or None.
 
     Raises:
       ConfigError: there are no such features.
@@ -41,7 +43,7 @@ def feature_extractor(name: str, resize: str) -> tuple[str, Extract]:
         return "pixels in [0, 1]", lambda x: (x.reshape(len(x), -1), None)
     path = Path(name).expanduser()
     if path.is_dir():
-        return classifier_features(path)
+        return _classifier_function(path)
     if not path.is_file():
         raise ConfigError(f"--features={name} is neither pixels, nor the directory of a run, nor a file of weights")
     from genjax.evaluation.inception import InceptionV3, prepare
@@ -49,11 +51,22 @@ def feature_extractor(name: str, resize: str) -> tuple[str, Extract]:
 
     params = inception_params(path)
     apply = lambda x: InceptionV3().apply({"params": params}, prepare(x, resize))  # noqa: E731
-    return f"Inception v3 of the FID ({path.name}, resized as {resize} does)", compiled(apply)
+    return f"Inception v3 of the FID ({path.name}, resized as {resize} does)", apply
+
+
+def feature_extractor(name: str, resize: str) -> tuple[str, Extract]:
+    """The same, compiled, of NumPy arrays."""
+    description, function = feature_function(name, resize)
+    return description, function if name == "pixels" else compiled(function)
 
 
 def classifier_features(path: Path) -> tuple[str, Extract]:
     """Features of a trained classifier; pictures with a margin around are cropped to its size."""
+    description, function = _classifier_function(path)
+    return description, compiled(function)
+
+
+def _classifier_function(path: Path) -> tuple[str, Any]:
     run = runs.restore(path)
     data, model = run.experiment.data, run.model
     if not hasattr(model, "features"):
@@ -69,4 +82,4 @@ def classifier_features(path: Path) -> tuple[str, Extract]:
         top, left = margins[0] // 2, margins[1] // 2
         return model.features(run.state, x[:, top : top + shape[0], left : left + shape[1]])
 
-    return f"{run.name} ({type(model).__name__}, step {run.step}, trained on {data.name})", compiled(apply)
+    return f"{run.name} ({type(model).__name__}, step {run.step}, trained on {data.name})", apply

@@ -7,6 +7,7 @@ shows how far the codes of a VAE, the means of q(z | x), are from its prior.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -36,6 +37,12 @@ def code_shape(run: Run) -> tuple[int, ...]:
 def decode(run: Run, codes: np.ndarray) -> np.ndarray:
     """Decoded codes [N, ...], shape [N, *data_shape]."""
     return np.asarray(jax.jit(run.model.decode)(run.state, codes.astype(np.float32)))
+
+
+def traversals(run: Run, key: jax.Array, num_rows: int, num_values: int) -> Iterator[np.ndarray]:
+    """For each variable of a code that has some of several kinds, samples [num_rows, columns, *data_shape] along its values."""
+    for variable in range(run.model.num_variables):
+        yield np.asarray(run.model.traverse(run.state, key, variable, num_rows, num_values))
 
 
 def write_codes(run: Run, codes: np.ndarray) -> Path:

@@ -3,7 +3,8 @@
     python -m experiments.latents --workdir=runs/vae_digits --tool=interpolate
 
 interpolate   pairs of examples, and the decoded points between their codes, on lines and on great arcs
-traverse      one example, its code changed along one dimension at a time from -3 to 3
+traverse      one example, its code changed along one dimension at a time from -3 to 3; of InfoGAN a picture for each
+              variable of the code, whose values change along rows of samples
 arithmetic    examples of class --source, with the difference of the mean codes of --target and --source added
 anomaly       area under the ROC curve of the negative bound as a score of the class --held_out, which the run did not
               see (train it with --data.classes=...)
@@ -117,6 +118,9 @@ def interpolate(run: Any) -> None:
 
 
 def traverse(run: Any) -> None:
+    if hasattr(run.model, "traverse"):
+        traverse_variables(run)
+        return
     codes, _ = encode(run)
     if codes.ndim != 2:
         raise ConfigError(f"--tool=traverse needs codes that are vectors; these have the shape {codes.shape[1:]}")
@@ -128,6 +132,13 @@ def traverse(run: Any) -> None:
     points = latents.traversal(codes[flags.FLAGS.example], used, values)
     draw(run, decode(run, points), len(values), "traversal")
     print(f"rows are the dimensions {', '.join(map(str, used))}")
+
+
+def traverse_variables(run: Any) -> None:
+    values = flags.FLAGS
+    sheets = latent_tables.traversals(run, jax.random.key(values.seed), values.num_rows, values.num_values)
+    for variable, rows in enumerate(sheets):
+        draw(run, rows.reshape(-1, *rows.shape[2:]), rows.shape[1], f"traversal_{variable}")
 
 
 def arithmetic(run: Any) -> None:

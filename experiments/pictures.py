@@ -7,14 +7,15 @@ walk         a GIF of --num_rows walks from latent to latent on great arcs, --nu
 classes      a row for each class, the same latents in every row, of a model conditional on classes
 truncation   StyleGAN: a row for each latent, with w from the mean (0) to itself (1), and beyond
 mixing       StyleGAN: the layers --layers of the columns' styles in the rows' pictures; sources first
-project      StyleGAN: pictures of the evaluation split, and what the generator makes of the styles found for them
-equivariance StyleGAN3: decibels for shifts by whole pixels (EQ-T) and quarter turns
+project      StyleGAN: pictures of the evaluation split, and what the generator makes of the styles found for them, by the
+             distance of --features; it wants data.preprocessing signed or unit
+equivariance StyleGAN3: decibels for random shifts by whole pixels (EQ-T), any shifts (EQ-T_frac) and turns (EQ-R)
 """
 
 from __future__ import annotations
 
-import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from absl import flags
 
 from experiments import command_line
 from experiments.drawing import plot_curves
+from experiments.features import feature_function
 from genjax.config import ConfigError
 from genjax.data import Images, write_grid
 from genjax.data.videos import write_gif
 from genjax.evaluation.latents import spherical_interpolation
+from genjax.families.gan import equivariance as equivariances
 from genjax.families.gan import style_tools
 from genjax.families.gan.style_gan import StyleGAN
 from genjax.training.records import METRICS_FILE
@@ -43,6 +46,10 @@ flags.DEFINE_integer("num_columns", 8, "columns of a picture; latents that a wal
 flags.DEFINE_integer("num_values", 10, "frames of a walk from one latent to the next", lower_bound=2)
 flags.DEFINE_list("layers", ["0", "4"], "first layer of the columns' styles, and the one behind the last")
 flags.DEFINE_integer("num_steps", 300, "steps of a projection", lower_bound=1)
+flags.DEFINE_string(
+    "features", None, "of a projection: the directory of a run of a classifier, or a file of Inception's weights"
+)
+flags.DEFINE_integer("num_motions", 16, "shifts and turns that equivariance is measured by", lower_bound=1)
 flags.DEFINE_boolean("per_layer", False, "let a projection choose w for every layer")
 flags.DEFINE_integer("seed", 0, "seed of the latents")
 
@@ -150,32 +157,50 @@ def mixing(run: Any) -> None:
     draw(np.stack(sheet), columns + 1, path_of(run, f"mixing_{first}_{last}"))
 
 
+def distance_features(run: Any) -> tuple[str, Callable[[jax.Array], jax.Array]]:
+    """What the distance of a projection is taken of, in words and as a function of the model's pictures [B, H, W, C]."""
+    name, preprocessing = flags.FLAGS.features, run.experiment.data.preprocessing
+    if name is None:
+        return "pixels at several sizes", style_tools.pyramid
+    scales = {"signed": 0.5, "unit": 1.0}
+    if preprocessing not in scales:
+        raise ConfigError(f"--features wants data.preprocessing=signed or unit; the run has {preprocessing}")
+    scale = scales[preprocessing]
+    description, function = feature_function(name, "tensorflow")
+    return description, lambda x: function(jnp.clip(scale * x + 1.0 - scale, 0.0, 1.0))[0]
+
+
 def project(run: Any) -> None:
     values = flags.FLAGS
-    _, _, pictures = styles_and_pictures(run, 1)
+    needs(run, isinstance(run.model, StyleGAN), "a StyleGAN")
     data, count = run.experiment.data, values.num_columns
     raw = data.load(run.experiment.evaluation.split).gather(np.arange(count))
     x = data.transform({name: jnp.asarray(a) for name, a in raw.items()}, jax.random.key(0))["x"]
     key = jax.random.key(values.seed)
-    find = jax.jit(
-        lambda state, x: style_tools.project(
-            run.model, state, x, key, num_steps=values.num_steps, per_layer=values.per_layer
+    description, features = distance_features(run)
+
+    def find(state: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found = style_tools.project(
+            run.model, state, x, key, num_steps=values.num_steps, per_layer=values.per_layer, features=features
         )
+        return run.model.synthesize(state, found.styles, noise=found.noise), found.distances
+
+    found, distances = jax.jit(find)(run.state, x)
+    sheet = [data.to_unit(np.asarray(pictures)) for pictures in (x, found)]
+    draw(np.concatenate(sheet), count, path_of(run, "projection"))
+    print(
+        f"squared distance of {description}, mean of {count}: {distances[0].mean():.4f} to {distances[-1].mean():.4f}"
     )
-    styles, distances = find(run.state, x)
-    found = pictures(styles)
-    draw(np.concatenate([data.to_unit(np.asarray(x)), found]), count, path_of(run, "projection"))
-    print(f"squared distance (mean of {count}): {distances[0].mean():.4f} at first, {distances[-1].mean():.4f} at last")
 
 
 def equivariance(run: Any) -> None:
+    count, key = flags.FLAGS.num_motions, jax.random.key(flags.FLAGS.seed)
     styles, _, _ = styles_and_pictures(run, flags.FLAGS.num_rows)
-    size = run.model.data_shape[0]
-    shifts = [(size // 8 * down, size // 8 * right) for down, right in itertools.product((-1, 0, 1), repeat=2)]
-    measure = jax.jit(style_tools.translation_equivariance, static_argnums=(0, 3))
-    moved = [float(measure(run.model, run.state, styles, shift)) for shift in shifts if shift != (0, 0)]
-    turned = float(jax.jit(style_tools.rotation_equivariance, static_argnums=0)(run.model, run.state, styles))
-    print(f"EQ-T {np.mean(moved):.1f} dB (shifts by {size // 8} pixels), quarter turn {turned:.1f} dB")
+    measure = jax.jit(equivariances.equivariance, static_argnums=(0, 4, 5))
+    names = {"translation": "EQ-T", "fractional": "EQ-T_frac", "rotation": "EQ-R"}
+    values = {name: float(measure(run.model, run.state, styles, key, kind, count)) for kind, name in names.items()}
+    print(", ".join(f"{name} {value:.1f} dB" for name, value in values.items()))
+    print(f"{len(styles)} pictures of {run.model.data_shape[0]} pixels, {count} motions each")
 
 
 _TOOLS = {

@@ -1,12 +1,14 @@
 """Adversarial networks that also encode."""
 
 import math
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.latent_tables import traversals
 from genjax.families.gan.adversarial_autoencoder import AdversarialAutoencoder, CodeMatching, NormalPrior, RingPrior
 from genjax.families.gan.bigan import BiGAN
 from genjax.families.gan.info_gan import InfoGAN
@@ -151,6 +153,10 @@ def test_a_traversal_of_a_code_changes_one_variable():
     np.testing.assert_allclose(
         rows[:, 1] - rows[:, 0], np.broadcast_to(kernel[3] - kernel[2], (2, 3)), rtol=1e-3, atol=1e-5
     )
+    # The tool draws all variables, and codes of one category alone.
+    sheets = list(traversals(types.SimpleNamespace(model=model, state=state), jax.random.key(2), 2, 5))
+    assert [sheet.shape for sheet in sheets] == [(2, 4, 3), (2, 5, 3)]
+    np.testing.assert_allclose(sheets[0], rows, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="variables 0 to 1, not 2"):
         model.traverse(state, jax.random.key(2), 2, 1)
     optimizer = Adam(ema_decay=0.9)

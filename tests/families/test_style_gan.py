@@ -1,6 +1,7 @@
 """StyleGAN2 and StyleGAN3: filters against SciPy, convolutions against explicit ones, styles, path lengths, equivariance."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 import scipy.signal
 
+from genjax.families.gan.equivariance import equivariance, read_filtered, shift_matrix
 from genjax.families.gan.style_gan import StyleGAN
 from genjax.families.gan.style_gan2 import StyleGAN2Network, convolve_and_halve, group_deviation
 from genjax.families.gan.style_gan3 import StyleGAN3Network, signals
 from genjax.families.gan.style_layers import STATISTICS, modulated_convolution, truncate
-from genjax.families.gan.style_tools import project, rotation_equivariance, translation_equivariance
+from genjax.families.gan.style_tools import correlation_of_neighbours, project, style_deviation
 from genjax.families.gan.upfirdn import binomial, low_pass, upfirdn
+from genjax.model import TrainState
 from genjax.optimizers import Adam
 
 BATCH = {"x": jnp.tanh(jax.random.normal(jax.random.key(0), (4, 8, 8, 1)))}
@@ -150,9 +153,30 @@ def test_projection_finds_a_picture_of_the_generator_again(style_gan_2):
     key = jax.random.key(9)
     pictures = jax.jit(lambda s: model.synthesize(s, model.styles(s, jax.random.normal(key, (2, 5)))))(state)
     run = jax.jit(lambda s, x: project(model, s, x, jax.random.key(4), num_steps=150))
-    styles, distances = run(state, pictures)
+    styles, noise, distances = run(state, pictures)
     assert styles.shape == (2, 4, 6)
     assert (distances[-1] < 0.05 * distances[0]).all(), distances[[0, -1]]
+    # The noise, of a map for each layer, stays like noise.
+    maps = jax.tree.leaves(noise)
+    assert [m.shape for m in maps] == [(2, 4, 4), (2, 8, 8), (2, 8, 8)]
+    for m in maps:
+        np.testing.assert_allclose([m.mean((1, 2)), m.var((1, 2))], [[0.0] * 2, [1.0] * 2], atol=1e-3)
+    # Noise that is given is what enters: with a strength, other maps give other pictures.
+    block = {**state.params["generator"]["synthesis"]["block_1"], "noise_strength": jnp.ones(())}
+    synthesis = {**state.params["generator"]["synthesis"], "block_1": block}
+    strong = state.replace(params={**state.params, "generator": {**state.params["generator"], "synthesis": synthesis}})
+    draw = jax.jit(lambda maps: model.synthesize(strong, styles, noise=maps))
+    assert np.abs(np.asarray(draw(noise) - draw(jax.tree.map(jnp.negative, noise)))).max() > 1e-2
+
+
+def test_noise_on_styles_counts_all_dimensions_and_correlations_are_found_at_all_sizes():
+    styles = 3.0 * jax.random.normal(jax.random.key(0), (4000, 16))
+    np.testing.assert_allclose(style_deviation(styles), 3.0 * 4.0, rtol=0.02)
+    noise = jax.random.normal(jax.random.key(1), (1, 32, 32))
+    coarse = 0.5 * jnp.repeat(jnp.repeat(jax.random.normal(jax.random.key(2), (1, 4, 4)), 8, 1), 8, 2)
+    assert float(correlation_of_neighbours(noise)) < 0.1 < 1.0 < float(correlation_of_neighbours(noise + coarse))
+    checks = jnp.asarray((-1.0) ** np.add.outer(np.arange(8), np.arange(8)), jnp.float32)[None]
+    np.testing.assert_allclose(correlation_of_neighbours(checks), 2.0, rtol=1e-6)
 
 
 def test_sizes_of_style_gan_3_follow_the_paper():
@@ -164,26 +188,85 @@ def test_sizes_of_style_gan_3_follow_the_paper():
             jax.random.key(0), {"x": jnp.zeros((2, 12, 12, 1))}
         )
     with pytest.raises(ValueError, match="moved"):
-        translation_equivariance(StyleGAN(network=StyleGAN2Network()), None, None, (1, 1))
+        equivariance(StyleGAN(network=StyleGAN2Network()), None, None, None, "translation")
 
 
-def test_alias_free_generator_is_equivariant():
-    sizes = {"num_layers": 4, "num_critical": 1, "margin": 4, "channel_base": 64, "channel_max": 6, "style_dim": 6}
-    batch = {"x": jnp.zeros((2, 16, 16, 1))}
+STYLE_GAN_3 = {"num_layers": 2, "num_critical": 1, "margin": 4, "channel_base": 64, "channel_max": 6, "style_dim": 6}
+
+
+#: Compiling takes longer than running.
+quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def style_gan_3(size, **changes):
+    network = StyleGAN3Network(**STYLE_GAN_3, num_mapping_layers=1)
+    model = StyleGAN(data_shape=(size, size, 1), latent_dim=5, network=network, path_length_weight=0.0, penalty="none")
+    return dataclasses.replace(
+        model,
+        network=dataclasses.replace(network, **{k: v for k, v in changes.items() if hasattr(network, k)}),
+        **{k: v for k, v in changes.items() if not hasattr(network, k)},
+    )
+
+
+def waves(rows, columns):
+    """Values of a smooth function at places, about the centre of a picture of 32 pixels, with a channel."""
+    return jnp.stack([jnp.sin(0.5 * rows + 0.3), jnp.cos(0.4 * columns - 0.7 * rows)], axis=-1)
+
+
+def test_references_of_equivariance_are_the_moved_continuous_picture():
+    place = np.arange(32) - 15.5
+    rows, columns = np.meshgrid(place, place, indexing="ij")
+    x = waves(rows, columns)
+    (down, valid_rows), (right, valid_columns) = shift_matrix(32, 2.3), shift_matrix(32, -3.0)
+    moved = jnp.einsum("ph,hwc,qw->pqc", down, x, right)
+    assert list(np.flatnonzero(valid_rows)) == list(range(5, 32)) and list(np.flatnonzero(valid_columns)) == list(
+        range(29)
+    )
+    error = np.abs(np.asarray(moved - waves(rows - 2.3, columns + 3.0)))
+    assert error[5:, :29].max() < 0.03
+    turn = np.array([[np.cos(0.6), -np.sin(0.6)], [np.sin(0.6), np.cos(0.6)]], np.float32)
+    turned = waves(*(turn @ np.stack([columns.ravel(), rows.ravel()]))[::-1].reshape(2, 32, 32))
+    read = quickly(read_filtered)
+    both = read(x[None], jnp.asarray(turn)), read(turned[None], jnp.eye(2))
+    disc = np.hypot(rows, columns) < 8.0
+    assert np.abs(np.asarray(both[0] - both[1]))[0][disc].max() < 2e-3
+    stripes = jnp.asarray((-1.0) ** np.arange(32))[:, None, None] * jnp.ones((32, 32, 2))
+    assert np.abs(np.asarray(read(stripes[None], jnp.eye(2))))[0, disc].max() < 0.02
+
+
+def test_filters_make_the_generator_equivariant():
+    assert [s.rate for s in signals(style_gan_3(32).network, 32)] == [16, 32, 32]
     measured = {}
-    for name, rotation in (("T", False), ("R", True)):
-        model = StyleGAN(
-            data_shape=(16, 16, 1),
-            latent_dim=5,
-            network=StyleGAN3Network(rotation=rotation, **sizes),
-            path_length_weight=0.0,
-        )
-        state = jax.jit(model.init)(jax.random.key(1), batch)
+    for name, changes, motion in (
+        ("T", {}, "fractional"),
+        ("unfiltered", {"filter_size": 1}, "fractional"),
+        ("R", {"rotation": True}, "rotation"),
+    ):
+        model = style_gan_3(32, **changes)
+        styles = jax.random.normal(jax.random.key(2), (2, 5, 6))
 
-        def measure(state, model=model):
-            styles = model.styles(state, jax.random.normal(jax.random.key(2), (2, 5)))
-            return translation_equivariance(model, state, styles, (2, -3)), rotation_equivariance(model, state, styles)
+        def measure(key, model=model, motion=motion, styles=styles):
+            variables = model.generator().init(key, jnp.zeros((2, 5)))
+            state = TrainState.create({"generator": variables.pop("params")}, extra={"generator": variables})
+            return equivariance(model, state, styles, jax.random.key(3), motion, 4), model.synthesize(
+                state, styles
+            ).std()
 
-        measured[name] = [float(value) for value in jax.jit(measure)(state)]
-    assert measured["T"][0] > 45.0 and measured["R"][0] > 45.0, measured
-    assert measured["R"][1] > 100.0 > 50.0 > measured["T"][1], measured
+        decibels, deviation = quickly(measure)(jax.random.key(1))
+        measured[name] = float(decibels + 20.0 * jnp.log10(deviation))
+    assert min(measured["T"], measured["R"]) > measured["unfiltered"] + 10.0, measured
+
+
+def test_style_gan_3_takes_a_step_of_each_configuration():
+    for model, update in (
+        (style_gan_3(8, compute_dtype="bfloat16"), "train_step"),
+        (style_gan_3(8, rotation=True), "generator_update"),
+    ):
+        state = quickly(model.init)(jax.random.key(1), BATCH)
+        after, metrics = quickly(getattr(model, update))(state, BATCH, jax.random.key(2))
+        assert all(np.isfinite(float(value)) for value in metrics.values()), metrics
+        for leaf in jax.tree.leaves(after.params):
+            assert leaf.dtype == jnp.float32 and np.isfinite(np.asarray(leaf)).all()
+        change = jax.tree.map(lambda old, new: jnp.abs(old - new).max(), state.params, after.params)
+        assert max(jax.tree.leaves(change["generator"])) > 1e-4
+        assert max(jax.tree.leaves(change["discriminator"])) > 1e-4 or update == "generator_update"

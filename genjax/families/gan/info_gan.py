@@ -80,6 +80,11 @@ class InfoGAN:
         return sum(self.categories) + self.num_continuous
 
     @property
+    def num_variables(self) -> int:
+        """Number of variables of the code."""
+        return len(self.categories) + self.num_continuous
+
+    @property
     def code_entropy(self) -> float:
         """H(c) in nats (differential for the continuous variables)."""
         return sum(math.log(count) for count in self.categories) + self.num_continuous * math.log(2.0)
@@ -225,9 +230,8 @@ class InfoGAN:
         Raises:
           ValueError: there is no such variable.
         """
-        count = len(self.categories) + self.num_continuous
-        if not 0 <= variable < count:
-            raise ValueError(f"the code has the variables 0 to {count - 1}, not {variable}")
+        if not 0 <= variable < self.num_variables:
+            raise ValueError(f"the code has the variables 0 to {self.num_variables - 1}, not {variable}")
         if variable < len(self.categories):
             start, columns = sum(self.categories[:variable]), self.categories[variable]
             values = jnp.eye(columns)

@@ -22,7 +22,7 @@ from flax import linen as nn
 
 from genjax.families.gan.gan import GAN, Penalty
 from genjax.families.gan.networks import GANNetwork
-from genjax.families.gan.style_layers import STATISTICS, Mapping, truncate
+from genjax.families.gan.style_layers import NOISE, STATISTICS, Mapping, truncate
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_mean, ema_update, example_keys
 from genjax.optimizers import Adam, Optimizer
 
@@ -50,6 +50,11 @@ class StyleNetwork(GANNetwork):
     @abc.abstractmethod
     def num_styles(self, data_shape: tuple[int, ...]) -> int:
         """Number of w that the synthesis network takes."""
+
+    def noise_maps(self, data_shape: tuple[int, ...], key: Array, count: int) -> PyTree:
+        """Normal noise of `count` pictures for all layers, maps [count, H, W] in a tree; none where there is no noise."""
+        del data_shape, key, count
+        return {}
 
     def channels(self, size: int) -> int:
         """Channels of feature maps of size x size pixels."""
@@ -207,7 +212,12 @@ class StyleGAN(GAN):
         return truncate(styles, variables[STATISTICS]["mapping"]["mean_style"], truncation)
 
     def synthesize(
-        self, state: TrainState, styles: Array, keys: Array | None = None, transform: Array | None = None
+        self,
+        state: TrainState,
+        styles: Array,
+        keys: Array | None = None,
+        transform: Array | None = None,
+        noise: PyTree | None = None,
     ) -> Array:
         """Pictures of styles.
 
@@ -217,11 +227,14 @@ class StyleGAN(GAN):
           keys: what noise is drawn from, [B]; without them it is 0.
           transform: where StyleGAN3's generator reads its Fourier features, a matrix [3, 3] that takes the place (x, y, 1)
             of a pixel, in widths of the picture from its centre, to another.
+          noise: maps that are added instead of drawn ones, as `network.noise_maps` has them.
 
         Returns:
           Pictures, float32 [B, *data_shape].
         """
         variables: dict[str, Any] = {"params": state.eval_params["generator"], **self.generator_variables(state)}
+        if noise:
+            variables[NOISE] = noise
         apply = self.generator().apply
         return apply(variables, styles, keys, False, transform, method="synthesize").astype(jnp.float32)
 

@@ -20,9 +20,9 @@ from flax import linen as nn
 
 from genjax.families.gan.networks import Conditioning, Head, with_label_maps
 from genjax.families.gan.style_gan import StyleGenerator, StyleNetwork
-from genjax.families.gan.style_layers import EqualConvolution, EqualDense, leaky, modulated_convolution
+from genjax.families.gan.style_layers import NOISE, EqualConvolution, EqualDense, leaky, modulated_convolution
 from genjax.families.gan.upfirdn import binomial, upfirdn
-from genjax.model import Array
+from genjax.model import Array, PyTree
 from genjax.nn.convolution import convolve_patches, space_to_depth
 from genjax.nn.products import prefers_matrix_products
 
@@ -56,6 +56,12 @@ class StyleGAN2Network(StyleNetwork):
         # Two convolutions at each size but the first, which has one, and the last colours.
         return 2 * check_resolution(data_shape) - 2
 
+    def noise_maps(self, data_shape: tuple[int, ...], key: Array, count: int) -> PyTree:
+        # Two layers at each size but the first, which has one.
+        sizes = [2 ** (2 + (i + 1) // 2) for i in range(2 * check_resolution(data_shape) - 3)]
+        draw = lambda i, n: jax.random.normal(jax.random.fold_in(key, i), (count, n, n))  # noqa: E731
+        return {"synthesis": {f"block_{i}": {"map": draw(i, n)} for i, n in enumerate(sizes)}}
+
     def generator(self, data_shape: tuple[int, ...], dtype: Any) -> nn.Module:
         return StyleGenerator(self, _Synthesis(self, data_shape, dtype), self.num_styles(data_shape))
 
@@ -79,7 +85,9 @@ class _StyleBlock(nn.Module):
         scales = EqualDense(inputs, bias_init=1.0, name="style")(style)
         x = modulated_convolution(x, kernel / (3.0 * np.sqrt(inputs)), scales)
         strength = self.param("noise_strength", nn.initializers.zeros, ())
-        if keys is not None:
+        if self.has_variable(NOISE, "map"):
+            noise = self.get_variable(NOISE, "map")
+        elif keys is not None:
             noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:3]))(keys)
         else:
             noise = jnp.zeros(x.shape[:3])

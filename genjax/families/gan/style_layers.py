@@ -25,6 +25,8 @@ from genjax.nn.products import prefers_matrix_products
 
 #: Collection of running averages: the mean of w, magnitudes of activations, the mean path length.
 STATISTICS = "statistics"
+#: Collection of noise maps that are given instead of drawn.
+NOISE = "noise"
 
 
 def leaky(x: Array) -> Array:

@@ -1,18 +1,18 @@
-"""What a trained StyleGAN can be asked: the styles of a real picture, and how equivariant its generator is.
+"""Projection: the styles of a real picture in a trained StyleGAN (Karras et al. 2020, arXiv:1912.04958, appendix D).
 
-Projection (Karras et al. 2020, arXiv:1912.04958, appendix D) starts at the mean of w and minimises the distance of G(w) to a
-picture by Adam, with a learning rate that ramps up and down and noise on w that fades.  The paper's distance is LPIPS; any
-function of pictures to features serves, and without one it is the pictures at several sizes.
+It starts at the mean of w and minimises, by Adam with a learning rate that ramps up and down and with noise on w that fades,
 
-Equivariance (Karras et al. 2021, arXiv:2106.12423, section 2.2, eq. 7): the peak signal-to-noise ratio between what the
-generator makes of a moved input and the moved picture,
+    |F(G(w, n)) - F(x)|^2 + 1e5 sum_{maps, sizes} (mean_p n[p] n[p + (0, 1)])^2 + (mean_p n[p] n[p + (1, 0)])^2
 
-    EQ = 10 log10( I_max^2 / E (G(t[z0]; w) - t[G(z0; w)])^2 ),   I_max = 2 for pictures in [-1, 1]
+also over the noise maps n, which the second part keeps from taking up the picture: neighbours shall not correlate, at all sizes
+down to 8 pixels.  After every step maps are brought back to mean 0 and variance 1.  The paper's F is LPIPS; any function of
+pictures to features serves, and without one it is the pictures at several sizes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,8 @@ import numpy as np
 import optax
 
 from genjax.families.gan.style_gan import StyleGAN
-from genjax.families.gan.style_gan3 import StyleGAN3Network
 from genjax.families.gan.style_layers import STATISTICS
-from genjax.model import Array, TrainState
+from genjax.model import Array, PyTree, TrainState
 
 
 def pyramid(x: Array) -> Array:
@@ -36,6 +35,33 @@ def pyramid(x: Array) -> Array:
         x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
+class Projection(NamedTuple):
+    """Styles [B, layers, W] and noise maps whose pictures are close, and the squared distance at every step, [steps, B]."""
+
+    styles: Array
+    noise: PyTree
+    distances: Array
+
+
+def correlation_of_neighbours(maps: Array) -> Array:
+    """Squared correlations of neighbours in noise maps [B, H, W], at all sizes down to 8 pixels, summed."""
+    total = jnp.zeros(())
+    while True:
+        for axis in (1, 2):
+            total += jnp.sum(jnp.mean(maps * jnp.roll(maps, 1, axis), axis=(1, 2)) ** 2)
+        batch, height, width = maps.shape
+        if min(height, width) <= 8:
+            return total
+        # Means of four have half the deviation.
+        maps = 2.0 * maps.reshape(batch, height // 2, 2, width // 2, 2).mean((2, 4))
+
+
+def _standardized(maps: Array) -> Array:
+    """Noise maps [B, H, W] with mean 0 and variance 1."""
+    maps = maps - maps.mean((1, 2), keepdims=True)
+    return maps * jax.lax.rsqrt(jnp.mean(maps**2, axis=(1, 2), keepdims=True) + 1e-8)
+
+
 def project(
     model: StyleGAN,
     state: TrainState,
@@ -44,10 +70,11 @@ def project(
     num_steps: int = 500,
     learning_rate: float = 0.1,
     style_noise: float = 0.05,
+    noise_weight: float = 1e5,
     per_layer: bool = False,
     features: Callable[[Array], Array] = pyramid,
-) -> tuple[Array, Array]:
-    """Styles whose pictures are close to given ones.
+) -> Projection:
+    """Styles and noise whose pictures are close to given ones.
 
     Args:
       model: the model.
@@ -56,25 +83,29 @@ def project(
       key: random key.
       num_steps: steps of Adam.
       learning_rate: its peak.
-      style_noise: noise on w at the start, in standard deviations of w; it is 0 after three quarters of the steps.
+      style_noise: noise on w at the start, as a multiple of the root of E |w - E w|^2; it is 0 after three quarters of the steps.
+      noise_weight: weight of the correlations of neighbours in the noise maps.
       per_layer: let every layer have its own w (W+) instead of one for all (W).
       features: pictures to features [B, F], whose squared distance is minimised.
-
-    Returns:
-      Styles [B, layers, style_dim], and the squared distance at every step, [num_steps, B].
     """
-    latents = jax.random.normal(jax.random.fold_in(key, 0), (1000, model.latent_dim))
-    sampled = model.styles(state, latents)
-    spread = jnp.sqrt(jnp.mean((sampled[:, 0] - sampled[:, 0].mean(0, keepdims=True)) ** 2))
+    first_key, noise_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+    sampled = model.styles(state, jax.random.normal(first_key, (10_000, model.latent_dim)))
+    spread = style_deviation(sampled[:, 0])
     mean = model.generator_variables(state)[STATISTICS]["mapping"]["mean_style"]
     layers = sampled.shape[1] if per_layer else 1
     start = jnp.broadcast_to(mean[None, None], (len(x), layers, mean.shape[0]))
+    maps = jax.tree.map(_standardized, model.network.noise_maps(model.data_shape, noise_key, len(x)))
     target = features(x)
 
-    def distance(styles: Array, noise: Array) -> tuple[Array, Array]:
-        styles = jnp.broadcast_to(styles + noise, (len(x), sampled.shape[1], mean.shape[0]))
-        distances = jnp.sum((features(model.synthesize(state, styles)) - target) ** 2, axis=1)
-        return distances.sum(), distances
+    def everywhere(styles: Array) -> Array:
+        return jnp.broadcast_to(styles, (len(x), sampled.shape[1], mean.shape[0]))
+
+    def loss(found: tuple[Array, PyTree], moved: Array) -> tuple[Array, Array]:
+        styles, maps = found
+        pictures = model.synthesize(state, everywhere(styles + moved), noise=maps)
+        distances = jnp.sum((features(pictures) - target) ** 2, axis=1)
+        correlation = sum(map(correlation_of_neighbours, jax.tree.leaves(maps)), jnp.zeros(()))
+        return distances.sum() + noise_weight * correlation, distances
 
     def rate(step: Array) -> Array:
         t = (step + 1.0) / num_steps
@@ -84,52 +115,19 @@ def project(
     optimizer = optax.adam(rate)
 
     def step(carry, i):
-        styles, opt_state = carry
+        found, opt_state = carry
         strength = spread * style_noise * jnp.maximum(0.0, 1.0 - i / num_steps / 0.75) ** 2
-        noise = strength * jax.random.normal(jax.random.fold_in(key, i + 1), styles.shape)
-        gradient, distances = jax.grad(distance, has_aux=True)(styles, noise)
+        moved = strength * jax.random.normal(jax.random.fold_in(key, i + 2), start.shape)
+        gradient, distances = jax.grad(loss, has_aux=True)(found, moved)
         updates, opt_state = optimizer.update(gradient, opt_state)
-        return (optax.apply_updates(styles, updates), opt_state), distances
+        styles, maps = optax.apply_updates(found, updates)
+        return ((styles, jax.tree.map(_standardized, maps)), opt_state), distances
 
-    (styles, _), distances = jax.lax.scan(step, (start, optimizer.init(start)), jnp.arange(num_steps))
-    return jnp.broadcast_to(styles, (len(x), sampled.shape[1], mean.shape[0])), distances
-
-
-def translation_equivariance(model: StyleGAN, state: TrainState, styles: Array, shift: tuple[int, int]) -> Array:
-    """EQ-T in decibels of a StyleGAN3 for a shift by whole pixels (down, right), over pictures of styles [B, layers, W].
-
-    Pixels that the shift brings in from outside are left out.
-
-    Raises:
-      ValueError: the generator has no input that could be moved, or the shift leaves nothing.
-    """
-    if not isinstance(model.network, StyleGAN3Network):
-        raise ValueError("only the generator of StyleGAN3 has an input that can be moved")
-    height, width = model.data_shape[:2]
-    down, right = shift
-    if abs(down) >= height or abs(right) >= width:
-        raise ValueError(f"a shift by {shift} leaves nothing of pictures of {height} x {width}")
-    matrix = jnp.array([[1.0, 0.0, -right / width], [0.0, 1.0, -down / height], [0.0, 0.0, 1.0]])
-    moved, still = model.synthesize(state, styles, None, matrix), model.synthesize(state, styles)
-    rows, columns = slice(max(down, 0), height + min(down, 0)), slice(max(right, 0), width + min(right, 0))
-    error = moved[:, rows, columns] - jnp.roll(still, shift, (1, 2))[:, rows, columns]
-    return 10.0 * jnp.log10(4.0 / jnp.mean(error**2))
+    found = (start, maps)
+    ((styles, maps), _), distances = jax.lax.scan(step, (found, optimizer.init(found)), jnp.arange(num_steps))
+    return Projection(everywhere(styles), maps, distances)
 
 
-def rotation_equivariance(model: StyleGAN, state: TrainState, styles: Array) -> Array:
-    """EQ-R in decibels of a StyleGAN3 for a quarter turn, which needs no resampling, within the largest disc.
-
-    Raises:
-      ValueError: the generator has no input that could be turned.
-    """
-    if not isinstance(model.network, StyleGAN3Network):
-        raise ValueError("only the generator of StyleGAN3 has an input that can be moved")
-    matrix = jnp.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    turned, still = model.synthesize(state, styles, None, matrix), model.synthesize(state, styles)
-    error = turned - jnp.rot90(still, axes=(1, 2))
-    size = model.data_shape[0]
-    place = np.arange(size) + 0.5 - size / 2
-    disc = np.hypot(place[:, None], place[None]) < size / 2
-    return 10.0 * jnp.log10(
-        4.0 / (jnp.sum(error**2 * disc[None, :, :, None]) / (disc.sum() * error.shape[0] * error.shape[3]))
-    )
+def style_deviation(styles: Array) -> Array:
+    """The root of E |w - E w|^2 of styles [N, W], a scalar."""
+    return jnp.sqrt(jnp.mean(jnp.sum((styles - styles.mean(0, keepdims=True)) ** 2, axis=1)))

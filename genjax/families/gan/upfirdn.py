@@ -89,6 +89,14 @@ def binomial(gain: float = 1.0) -> tuple[float, ...]:
     return tuple(gain * t / 8.0 for t in (1.0, 3.0, 3.0, 1.0))
 
 
+def kaiser_shape(num_taps: int, width: float) -> float:
+    """The parameter of Kaiser's window of so many taps; `width` is that of the transition band in cycles per tap."""
+    attenuation = 2.285 * (num_taps - 1) * np.pi * 2.0 * width + 7.95
+    if attenuation > 50.0:
+        return 0.1102 * (attenuation - 8.7)
+    return 0.5842 * max(attenuation - 21.0, 0.0) ** 0.4 + 0.07886 * max(attenuation - 21.0, 0.0)
+
+
 @functools.cache
 def low_pass(num_taps: int, cutoff: float, width: float, rate: float, radial: bool = False) -> Filter | None:
     """Kaiser's low-pass filter of sum 1, or None for a single tap, which is the identity.
@@ -102,13 +110,7 @@ def low_pass(num_taps: int, cutoff: float, width: float, rate: float, radial: bo
     """
     if num_taps == 1:
         return None
-    # Kaiser's formulas for the attenuation that T taps reach, and for the window's parameter.
-    attenuation = 2.285 * (num_taps - 1) * np.pi * 2.0 * width / rate + 7.95
-    if attenuation > 50.0:
-        beta = 0.1102 * (attenuation - 8.7)
-    else:
-        beta = 0.5842 * max(attenuation - 21.0, 0.0) ** 0.4 + 0.07886 * max(attenuation - 21.0, 0.0)
-    window = np.kaiser(num_taps, beta)
+    window = np.kaiser(num_taps, kaiser_shape(num_taps, width / rate))
     t = np.arange(num_taps) - (num_taps - 1) / 2
     if not radial:
         taps = np.sinc(2.0 * cutoff / rate * t) * window
