@@ -178,7 +178,51 @@ def discretized_logistic_log_prob(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiscretizedLogistic(_LocationScale):
+class Lattice:
+    """Evenly spaced values.
+
+    Attributes:
+      low: smallest value.
+      high: largest value.
+      num_levels: number of values; None takes the data set's.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    num_levels: int | None = None
+
+    @property
+    def levels(self) -> int:
+        """`num_levels`, which must be known.
+
+        Raises:
+          ValueError: neither configuration nor data give it.
+        """
+        if self.num_levels is None:
+            raise ValueError(f"{type(self).__name__}.num_levels is None; give the number of levels, e.g. 256")
+        return self.num_levels
+
+    def unit(self, x: Array) -> Array:
+        """Values moved to [0, 1], shape of x."""
+        return (x - self.low) / (self.high - self.low)
+
+    def level(self, x: Array) -> Array:
+        """Index of a value on the lattice, int32."""
+        return jnp.round((x - self.low) * ((self.levels - 1) / (self.high - self.low))).astype(jnp.int32)
+
+    def value(self, level: Array) -> Array:
+        """Value of the lattice with an index."""
+        return self.low + level * ((self.high - self.low) / (self.levels - 1))
+
+    def contains(self, x: Array) -> Array:
+        """Whether each value is of the lattice, up to a hundredth of its spacing; x of numpy or of JAX, [...]."""
+        place = self.unit(x) * (self.levels - 1)
+        nearest = place.round()
+        return (abs(place - nearest) < 0.01) & (nearest >= 0) & (nearest < self.levels)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscretizedLogistic(Lattice, _LocationScale):
     """Logistic distribution of each value, integrated over the bins of a lattice.
 
     Attributes:
@@ -187,18 +231,15 @@ class DiscretizedLogistic(_LocationScale):
       min_scale: learned scales are larger than this.
       low: smallest value of the lattice.
       high: largest value of the lattice.
-      num_levels: number of its values, 256 for images of a byte.
+      num_levels: number of its values, 256 for images of a byte; None takes the data set's.
     """
 
     scale: float = 0.1
     learned_scale: Literal["fixed", "shared", "per_value"] = "per_value"
-    low: float = 0.0
-    high: float = 1.0
-    num_levels: int = 256
 
     def log_prob(self, parameters: Array, x: Array) -> Array:
         location, log_scale = self.location_and_log_scale(parameters)
-        return discretized_logistic_log_prob(x, location, log_scale, self.low, self.high, self.num_levels)
+        return discretized_logistic_log_prob(x, location, log_scale, self.low, self.high, self.levels)
 
     def mean(self, parameters: Array) -> Array:
         """The location on the lattice's range, which is the mean but for the cut at both ends."""
@@ -207,35 +248,23 @@ class DiscretizedLogistic(_LocationScale):
     def sample(self, parameters: Array, key: Array) -> Array:
         location, log_scale = self.location_and_log_scale(parameters)
         draw = location + jnp.exp(log_scale) * jax.random.logistic(key, location.shape)
-        delta = (self.high - self.low) / (self.num_levels - 1)
-        return self.low + delta * jnp.clip(jnp.round((draw - self.low) / delta), 0, self.num_levels - 1)
+        delta = (self.high - self.low) / (self.levels - 1)
+        return self.low + delta * jnp.clip(jnp.round((draw - self.low) / delta), 0, self.levels - 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Categorical(OutputDistribution):
+class Categorical(Lattice, OutputDistribution):
     """A free probability for each of the lattice's values.
 
     Attributes:
       low: smallest value of the lattice.
       high: largest value of the lattice.
-      num_levels: number of its values.
+      num_levels: number of its values; None takes the data set's.
     """
-
-    low: float = 0.0
-    high: float = 1.0
-    num_levels: int = 256
 
     @property
     def num_parameters(self) -> int:
-        return self.num_levels
-
-    def level(self, x: Array) -> Array:
-        """Index of a value on the lattice, int32."""
-        return jnp.round((x - self.low) * ((self.num_levels - 1) / (self.high - self.low))).astype(jnp.int32)
-
-    def value(self, level: Array) -> Array:
-        """Value of the lattice with an index."""
-        return self.low + level * ((self.high - self.low) / (self.num_levels - 1))
+        return self.levels
 
     def log_prob(self, parameters: Array, x: Array) -> Array:
         log_probabilities = jax.nn.log_softmax(parameters.astype(jnp.float32))
@@ -243,9 +272,7 @@ class Categorical(OutputDistribution):
         return jnp.take_along_axis(log_probabilities, level[..., None], axis=-1)[..., 0]
 
     def mean(self, parameters: Array) -> Array:
-        return jax.nn.softmax(parameters.astype(jnp.float32)) @ self.value(
-            jnp.arange(self.num_levels, dtype=jnp.float32)
-        )
+        return jax.nn.softmax(parameters.astype(jnp.float32)) @ self.value(jnp.arange(self.levels, dtype=jnp.float32))
 
     def sample(self, parameters: Array, key: Array) -> Array:
         return self.value(jax.random.categorical(key, parameters.astype(jnp.float32)).astype(jnp.float32))

@@ -14,27 +14,24 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from genjax.nn.distributions import discretized_logistic_log_prob
+from genjax.nn.distributions import Lattice, discretized_logistic_log_prob
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiscretizedLogisticMixture:
+class DiscretizedLogisticMixture(Lattice):
     """Distribution of whole pixels x [..., C] given parameters [..., P].
 
     Attributes:
       num_components: number of logistics.
       low: smallest value of the lattice.
       high: largest value of the lattice.
-      num_levels: number of its values.
+      num_levels: number of its values; None takes the data set's.
       min_log_scale: smallest log scale, in units where the lattice reaches from -1 to 1.
     """
 
     num_components: int = 10
-    low: float = 0.0
-    high: float = 1.0
-    num_levels: int = 256
     min_log_scale: float = -7.0
 
     def num_parameters(self, channels: int) -> int:
@@ -52,7 +49,7 @@ class DiscretizedLogisticMixture:
         return logits, means, jnp.maximum(scales, self.min_log_scale), jnp.tanh(coefficients)
 
     def _signed(self, x: Array) -> Array:
-        return 2.0 * (x - self.low) / (self.high - self.low) - 1.0
+        return 2.0 * self.unit(x) - 1.0
 
     def _coupled(self, means: Array, coefficients: Array, x: Array, c: int) -> Array:
         """Mean of channel c [..., K] given the channels before it, signed x [..., C]."""
@@ -71,7 +68,7 @@ class DiscretizedLogisticMixture:
         for c in range(channels):
             mean = self._coupled(means, coefficients, x, c)
             total = total + discretized_logistic_log_prob(
-                x[..., c, None], mean, log_scales[..., c], -1.0, 1.0, self.num_levels
+                x[..., c, None], mean, log_scales[..., c], -1.0, 1.0, self.levels
             )
         return jax.nn.logsumexp(total, axis=-1)
 
@@ -85,7 +82,7 @@ class DiscretizedLogisticMixture:
         )  # [..., 1, C]
         noise = temperature * jax.random.logistic(value_key, means[..., 0, :].shape)
         x = jnp.zeros(noise.shape)
-        steps = self.num_levels - 1
+        steps = self.levels - 1
         for c in range(channels):
             mean = self._coupled(means, coefficients, x, c)[..., 0]
             draw = mean + jnp.exp(log_scales[..., 0, c]) * noise[..., c]

@@ -1,5 +1,6 @@
 """Claims about FVSBN, NADE and MADE: masks by the Jacobian, probabilities that sum to 1, fast and slow samplers alike."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -9,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genjax import config
 from genjax.families.autoregressive.fvsbn import FVSBN
 from genjax.families.autoregressive.made import MADE
 from genjax.families.autoregressive.nade import NADE
 from genjax.model import GenerativeModel, HasLogProb
 from genjax.nn.distributions import Categorical
+from genjax.training import resolve
 
 SHAPE = {"data_shape": (2, 3, 1)}
 CLASSES = {"class_conditional": True, "num_classes": 3}
@@ -79,11 +82,15 @@ def test_probabilities_of_all_vectors_sum_to_one(name):
 
 @each_model
 def test_fast_sampler_draws_what_the_slow_one_draws(name):
+    """Given some values, at another temperature than 1."""
     model, state, batch = prepared(name)
-    sample = jax.jit(model.sample, static_argnames=("num_samples", "cached"))
-    fast, slow = (sample(state, jax.random.key(3), 64, cached=cached) for cached in (True, False))
+    known = jax.random.bernoulli(jax.random.key(4), 0.3, batch["x"].shape)
+    complete = jax.jit(model.complete, static_argnames="cached")
+    arguments = (state, jax.random.key(3), batch["x"], known, model.labels(batch), jnp.float32(0.7))
+    fast, slow = (complete(*arguments, cached=cached) for cached in (True, False))
     np.testing.assert_array_equal(fast, slow)
-    assert fast.shape == (64, 2, 3, 1)
+    np.testing.assert_array_equal(fast[known], batch["x"][known])
+    assert np.any(fast != batch["x"])
 
 
 def test_samples_have_the_frequencies_of_the_model():
@@ -146,6 +153,79 @@ def test_an_agnostic_made_is_a_mixture_over_its_masks():
     )
 
 
+def conditionals(model, params, x, places, degrees):
+    """log p(x_d | x before it) of vectors x [B, D] under given masks, [B, D]."""
+    return model.output.log_prob(model.masked_parameters(params, x, None, places, degrees), x)
+
+
+def test_samples_of_an_agnostic_made_have_the_frequencies_of_its_mixture():
+    model, state, _ = prepared("made_agnostic")
+    count = 20000
+    vectors = jnp.asarray(list(itertools.product((0.0, 1.0), repeat=6)))
+    sample = jax.jit(model.complete)
+    x = sample(state, jax.random.key(0), jnp.zeros((count, 2, 3, 1)), jnp.zeros((2, 3, 1), bool))
+    weights = 2.0 ** np.arange(6)[::-1]
+    frequency = np.bincount((np.asarray(x.reshape(count, 6)) @ weights).astype(int), minlength=64) / count
+    probability = np.exp(model.log_prob(state, {"x": vectors.reshape(64, 2, 3, 1)}))
+    assert np.all(np.abs(frequency - probability) < 5 * np.sqrt(probability / count) + 1e-4)
+
+    # Completions see all that is known, wherever it comes in the orders of the components; here two halves, known apart.
+    masks = np.array([[0, 1, 0, 1, 1, 0], [1, 0, 1, 0, 0, 1]], bool)
+    known = np.repeat(masks, count // 2, axis=0)
+    given = np.tile([1.0, 0.0, 0.0, 1.0, 0.0, 1.0], (count, 1))
+    x = sample(state, jax.random.key(1), jnp.asarray(given.reshape(x.shape), jnp.float32), known.reshape(x.shape))
+    x = np.asarray(x).reshape(count, 6)
+    np.testing.assert_array_equal(x[known], given[known])
+    for part, mask in enumerate(masks):
+        probability = np.zeros(64)
+        fitting = np.all(np.asarray(vectors)[:, mask] == given[0, mask], axis=1)
+        for component in range(model.num_masks):
+            places, degrees = model.masks(component)
+            order = sorted(range(6), key=lambda d: (not mask[d], int(places[d])))
+            log_prob = conditionals(model, state.params, vectors, np.argsort(order) + 1, degrees)
+            probability += fitting * np.exp(np.asarray(log_prob)[:, ~mask].sum(1)) / model.num_masks
+        assert probability.sum() == pytest.approx(1.0, abs=1e-4)
+        half = x[part * count // 2 : (part + 1) * count // 2]
+        frequency = np.bincount((half @ weights).astype(int), minlength=64) / len(half)
+        assert np.all(np.abs(frequency - probability) < 5 * np.sqrt(probability / len(half)) + 1e-4)
+
+
+def test_temperature_of_the_model_is_that_of_its_samples():
+    model, state, _ = prepared("nade")
+    sample = jax.jit(lambda model, t: model.sample(state, jax.random.key(0), 8, temperature=t), static_argnums=(0, 1))
+    colder = dataclasses.replace(model, temperature=0.2)
+    np.testing.assert_array_equal(sample(colder, None), sample(model, 0.2))
+    assert np.any(np.asarray(sample(colder, None)) != np.asarray(sample(model, None)))
+    with pytest.raises(ValueError, match="temperature=0.0 must be positive"):
+        dataclasses.replace(model, temperature=0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("made", 0.5), ("made", 2.0), ("made", np.nan), ("nade_conditional", 0.75)]
+)
+def test_values_off_the_lattice_have_no_probability(name, value):
+    model, state, batch = prepared(name)
+    wrong = {**batch, "x": batch["x"].at[3, 0, 1, 0].set(value)}
+    with jax.debug_nans(False):
+        log_prob = jax.jit(model.log_prob)(state, wrong)
+        np.testing.assert_array_equal(np.isnan(log_prob), np.arange(8) == 3)
+        assert np.isnan(jax.jit(model.loss)(state.params, wrong, jax.random.key(0), state.step)[0])
+    model.diagnose(state, batch, jax.random.key(0))
+    with pytest.raises(
+        ValueError, match="declares 0 to 1" if value == 2.0 else f"such as {value:g}, which is none of the"
+    ):
+        model.diagnose(state, wrong, jax.random.key(0))
+
+
+def test_levels_that_are_not_given_are_those_of_the_data():
+    experiment = config.find_experiment("gated_pixel_cnn_digits").build()
+    assert resolve(experiment).model.output.num_levels == 17
+    coarse = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, num_levels=5))
+    assert resolve(coarse).model.output.num_levels == 5
+    with pytest.raises(ValueError, match="Categorical.num_levels is None"):
+        dataclasses.replace(MODELS["made"], output=Categorical()).network()
+
+
 def test_errors_say_what_would_be_right():
     model = MODELS["made"]
     with pytest.raises(ValueError, match="values from 0 to 255"):
@@ -159,5 +239,8 @@ def test_errors_say_what_would_be_right():
         model.sample(state, jax.random.key(0), 2, temperature=0.0)
     with pytest.raises(ValueError, match="no label"):
         model.sample(state, jax.random.key(0), 2, label=jnp.zeros(2, jnp.int32))
+    for label in (-1, 3):
+        with pytest.raises(ValueError, match="labels must lie between 0 and 2"):
+            MODELS["nade_conditional"].check_labels(np.array([label]))
     with pytest.raises(ValueError, match="needs num_classes"):
         MADE(class_conditional=True, **SHAPE).init(jax.random.key(0), {"x": jnp.zeros((2, 2, 3, 1))})

@@ -6,6 +6,9 @@ One draw takes D steps, each of which needs only the parameters of x_d.  Models 
 their activations, so that a step costs the work of one value and not of a whole pass; both ways draw the same values
 from the same key.  Known values are put in place of drawn ones, which completes what is half hidden.  Temperature T
 raises every conditional to the power 1/T and normalises it again.
+
+Every output is of a lattice of values.  Others have no probability: `log_prob` of an example with one is NaN, so that a
+cross-entropy is not taken for a likelihood.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, gradient_step
-from genjax.nn.distributions import Bernoulli, Categorical
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.nn.distributions import Bernoulli, Categorical, Lattice
 from genjax.optimizers import Adam, Optimizer
 
 
@@ -33,6 +36,7 @@ class AutoregressiveModel(abc.ABC):
       data_shape: shape of one example; None takes the data set's.
       class_conditional: whether the model is p(x | label).
       num_classes: number of classes; None takes the data set's.
+      temperature: T of samples; below 1, they are likelier and more alike.
       compute_dtype: type that the network computes in; parameters and likelihoods are float32.
       optimizer: learning rule.
     """
@@ -40,8 +44,13 @@ class AutoregressiveModel(abc.ABC):
     data_shape: tuple[int, ...] | None = None
     class_conditional: bool = False
     num_classes: int | None = None
+    temperature: float = 1.0
     compute_dtype: str = "float32"
     optimizer: Optimizer = Adam()
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"model.temperature={self.temperature} must be positive")
 
     # What a model defines.
 
@@ -76,13 +85,9 @@ class AutoregressiveModel(abc.ABC):
           cached: False runs the whole network for every value: slow, and the same draws.
         """
 
-    def training_log_likelihood(self, params: PyTree, x: Array, label: Array | None, key: Array, step: Array) -> Array:
-        """What `loss` averages, shape [B]; models that train in another way than they are evaluated override it."""
+    def training_log_likelihood(self, params: PyTree, x: Array, label: Array | None, keys: Array, step: Array) -> Array:
+        """What `loss` averages, shape [B], given keys [B]; models that train otherwise than they are evaluated override it."""
         return self.log_likelihood(params, x, label)
-
-    def value_range(self) -> tuple[float, float]:
-        """Smallest and largest value that the data may have."""
-        return output_range(self.output)
 
     # Bookkeeping.
 
@@ -102,6 +107,52 @@ class AutoregressiveModel(abc.ABC):
             raise ValueError("a class_conditional model needs batches with a label")
         return batch["label"]
 
+    def check_labels(self, label: Array) -> None:
+        """Refuses labels outside of the classes.
+
+        Raises:
+          ValueError: the model is not conditional on classes, or there is no such class.
+        """
+        if not self.class_conditional:
+            raise ValueError("this model takes no label; train it with model.class_conditional=true")
+        if isinstance(label, jax.core.Tracer) or self.num_classes is None:
+            return
+        # In numpy, as jnp's answer would be traced where the caller is compiled.
+        label = np.asarray(label)
+        if label.size and (int(label.min()) < 0 or int(label.max()) >= self.num_classes):
+            raise ValueError(f"labels must lie between 0 and {self.num_classes - 1}")
+
+    def check_values(self, x: Array) -> None:
+        """Refuses values that the output gives no probability; traced ones pass.
+
+        Raises:
+          ValueError: naming the range or the value found.
+        """
+        if isinstance(x, (jax.core.Tracer, jax.ShapeDtypeStruct)):
+            return
+        # By numpy, as inside of `jit` even an operation on constants gives a tracer.
+        x, lattice, name = np.asarray(x), lattice_of(self.output), type(self.output).__name__
+        wrong = x[~lattice.contains(x)]
+        if not wrong.size:
+            return
+        smallest, largest = float(x.min()), float(x.max())
+        if smallest < lattice.low - 1e-6 or largest > lattice.high + 1e-6:
+            raise ValueError(
+                f"examples have values from {smallest:g} to {largest:g}, but {name} declares {lattice.low:g} to "
+                f"{lattice.high:g}; change model.output or data.preprocessing"
+            )
+        raise ValueError(
+            f"examples have values such as {float(wrong[0]):g}, which is none of the {lattice.levels} levels that {name} "
+            f"has from {lattice.low:g} to {lattice.high:g}; change data.preprocessing (binarize_dynamic for a Bernoulli), "
+            "model.output or its num_levels"
+        )
+
+    def only_of_values(self, log_likelihood: Array, x: Array) -> Array:
+        """Log-likelihoods [B], NaN for examples x [B, *data_shape] with values that the output gives no probability."""
+        # NaN stops the run, as an error cannot be raised under jit.
+        valid = lattice_of(self.output).contains(x).reshape(x.shape[0], -1).all(-1)
+        return jnp.where(valid, log_likelihood, jnp.nan)
+
     def one_hot(self, label: Array | None) -> Array | None:
         """Classes [B] as float32 [B, num_classes]."""
         return None if label is None else jax.nn.one_hot(label, self.num_classes)
@@ -112,24 +163,19 @@ class AutoregressiveModel(abc.ABC):
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the examples have another shape than `data_shape`, or values outside the output's range.
+          ValueError: the examples have another shape than `data_shape`, or values that the output gives no probability.
         """
         x = batch["x"]
         if x.shape[1:] != self.shape():
             raise ValueError(f"examples have the shape {x.shape[1:]}, but model.data_shape is {self.shape()}")
-        if not isinstance(x, jax.core.Tracer) and not isinstance(x, jax.ShapeDtypeStruct):
-            low, high = self.value_range()
-            smallest, largest = float(np.min(x)), float(np.max(x))
-            if smallest < low - 1e-6 or largest > high + 1e-6:
-                raise ValueError(
-                    f"examples have values from {smallest:g} to {largest:g}, but {type(self.output).__name__} declares "
-                    f"{low:g} to {high:g}; change model.output or data.preprocessing"
-                )
+        self.check_values(x)
         return TrainState.create(self.init_params(key, x, self.labels(batch)), self.optimizer)
 
     def loss(self, params: PyTree, batch: Batch, key: Array, step: Array) -> tuple[Array, Metrics]:
         """Mean negative log-likelihood in nats an example, and it in bits a dimension."""
-        loss = -self.training_log_likelihood(params, batch["x"], self.labels(batch), key, step).mean()
+        x, keys = batch["x"], example_keys(key, batch)
+        log_likelihood = self.training_log_likelihood(params, x, self.labels(batch), keys, step)
+        loss = -self.only_of_values(log_likelihood, x).mean()
         return loss, {"nll": loss, "bits_per_dim": loss / (math.log(2.0) * math.prod(self.shape()))}
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
@@ -138,13 +184,24 @@ class AutoregressiveModel(abc.ABC):
         return gradient_step(loss, self.optimizer)(state, batch, key)
 
     def log_prob(self, state: TrainState, batch: Batch) -> Array:
-        """Exact log p(x) (given the label, where the model is class-conditional) in nats, shape [B]."""
-        return self.log_likelihood(state.eval_params, batch["x"], self.labels(batch))
+        """Exact log p(x) (given the label, where the model is class-conditional) in nats, shape [B].
+
+        NaN for examples with values that the output gives no probability: out of its range, or between its levels.
+        """
+        return self.only_of_values(self.log_likelihood(state.eval_params, batch["x"], self.labels(batch)), batch["x"])
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Exact `nll` in nats and `bits_per_dim` of each example, shape [B]."""
         nll = -self.log_prob(state, batch)
         return {"nll": nll, "bits_per_dim": nll / (math.log(2.0) * math.prod(self.shape()))}
+
+    def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
+        """Looks for values that the output gives no probability, outside of `jit`.
+
+        Raises:
+          ValueError: naming them.
+        """
+        self.check_values(batch["x"])
 
     def sample(
         self,
@@ -152,7 +209,7 @@ class AutoregressiveModel(abc.ABC):
         key: Array,
         num_samples: int,
         label: Array | None = None,
-        temperature: Any = 1.0,
+        temperature: Any = None,
         cached: bool = True,
     ) -> Array:
         """Draws examples, shape [num_samples, *data_shape].
@@ -162,11 +219,11 @@ class AutoregressiveModel(abc.ABC):
           key: random key.
           num_samples: how many.
           label: classes [num_samples] of a class-conditional model; by default all classes in turn.
-          temperature: below 1 for likelier, more alike samples.
+          temperature: in place of the model's own.
           cached: False samples by whole passes of the network; for comparison.
 
         Raises:
-          ValueError: a label for a model that takes none, or a temperature that is not positive.
+          ValueError: a label for a model that takes none or of no class, or a temperature that is not positive.
         """
         x = jnp.zeros((num_samples, *self.shape()))
         return self.complete(state, key, x, jnp.zeros(self.shape(), bool), label, temperature, cached)
@@ -178,7 +235,7 @@ class AutoregressiveModel(abc.ABC):
         x: Array,
         known: Array,
         label: Array | None = None,
-        temperature: Any = 1.0,
+        temperature: Any = None,
         cached: bool = True,
     ) -> Array:
         """Draws the unknown values given the known ones before them in the order, shape of x.
@@ -190,10 +247,11 @@ class AutoregressiveModel(abc.ABC):
           known: boolean, shape data_shape or that of x.
           label, temperature, cached: as in `sample`.
         """
+        temperature = self.temperature if temperature is None else temperature
         if isinstance(temperature, (int, float)) and temperature <= 0:
             raise ValueError(f"temperature={temperature} must be positive")
-        if label is not None and not self.class_conditional:
-            raise ValueError("this model takes no label; train it with model.class_conditional=true")
+        if label is not None:
+            self.check_labels(label)
         if self.class_conditional:
             default = jnp.arange(x.shape[0]) % (self.num_classes or 1)
             label = self.labels({"label": default if label is None else jnp.asarray(label)})
@@ -207,9 +265,9 @@ class AutoregressiveModel(abc.ABC):
         return self.complete(state, key, batch["x"], known, self.labels(batch))
 
 
-def output_range(output: Any) -> tuple[float, float]:
-    """Smallest and largest value of an output distribution's lattice."""
-    return getattr(output, "low", 0.0), getattr(output, "high", 1.0)
+def lattice_of(output: Any) -> Lattice:
+    """The values that an output distribution gives a probability."""
+    return output if isinstance(output, Lattice) else Lattice(num_levels=2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -229,8 +287,7 @@ class VectorModel(AutoregressiveModel):
 
     def scaled(self, x: Array) -> Array:
         """Values as the network sees them, in [0, 1]."""
-        low, high = output_range(self.output)
-        return (x - low) / (high - low)
+        return lattice_of(self.output).unit(x)
 
     @abc.abstractmethod
     def parameters(self, params: PyTree, x: Array, label: Array | None) -> Array:
@@ -256,25 +313,43 @@ class VectorModel(AutoregressiveModel):
         return self.output.log_prob(self.parameters(params, x, label), x).sum(-1)
 
     def generate(self, params, key, x, known, label, temperature=1.0, cached=True) -> Array:
+        if cached:
+            steps = self.incremental(params, label, x.shape[0])
+        else:
+            steps = whole_passes(lambda canvas: self.parameters(params, canvas, label))
+        return self.draw_in_order(jnp.asarray(self.order()), steps, key, x, known, temperature)
+
+    def draw_in_order(self, order: Array, steps: Any, key: Array, x: Array, known: Array, temperature: Any) -> Array:
+        """Draws what is not known, one value of all examples after the other.
+
+        Args:
+          order: indices of the values, [D].
+          steps: what `incremental` returns; a carry that is None stands for the values so far.
+          key: random key.
+          x: values [B, *data_shape], read where they are known.
+          known: boolean, shape of x.
+          temperature: T.
+        """
         size = x.shape[0]
         given, known = x.reshape(size, self.dim), known.reshape(size, self.dim)
-        order = jnp.asarray(self.order())
-        if cached:
-            carry, parameters_of, observe = self.incremental(params, label, size)
-        else:
-            carry = None
-            observe = lambda carry, d, value: None  # noqa: E731
+        carry, parameters_of, observe = steps
 
         def body(t, state):
             canvas, carry = state
             d = order[t]
-            if cached:
-                parameters = parameters_of(carry, d)
-            else:
-                parameters = jnp.take(self.parameters(params, canvas, label), d, axis=1)
+            parameters = parameters_of(canvas if carry is None else carry, d)
             draw = self.output.sample(parameters / temperature, jax.random.fold_in(key, t))
             value = jnp.where(jnp.take(known, d, axis=1), jnp.take(given, d, axis=1), draw)
             return canvas.at[:, d].set(value), observe(carry, d, self.scaled(value))
 
         canvas, _ = jax.lax.fori_loop(0, self.dim, body, (jnp.zeros_like(given), carry))
         return canvas.reshape(x.shape)
+
+
+def whole_passes(parameters: Callable[[Array], Array]) -> tuple[None, Callable, Callable]:
+    """What `incremental` returns for a network that is run whole for every value.
+
+    Args:
+      parameters: maps vectors [B, D] to the parameters of all conditionals, [B, D, P].
+    """
+    return None, lambda canvas, d: jnp.take(parameters(canvas), d, axis=1), lambda carry, d, value: None

@@ -7,6 +7,8 @@ A network is one or two Linen modules, which also run stepwise (see genjax/nn/ca
     row    (x, condition, place) -> context              what rows above tell each row, or no such module
     pixel  (x, context, condition, place) -> features    what is known of each pixel from those before it
 
+Networks with dropout take a key an example as one more argument in training.
+
 Where a pixel has several channels, features and the channels before give the parameters of each channel, in place of
 the masked groups of features of van den Oord et al. 2016; a mixture of logistics couples them as PixelCNN++ does.
 """
@@ -21,7 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from genjax.families.autoregressive.base import AutoregressiveModel, output_range
+from genjax.families.autoregressive.base import AutoregressiveModel, lattice_of
 from genjax.model import Array, PyTree
 from genjax.nn.causal_conv import Mode
 from genjax.nn.distributions import Bernoulli, Categorical
@@ -71,6 +73,10 @@ class ImageModel(AutoregressiveModel):
     def networks(self, mode: Mode | None = None) -> tuple[nn.Module | None, nn.Module]:
         """The modules `row` (or None) and `pixel`, whole ("full") or stepwise ("pixel")."""
 
+    def dropout_rate(self) -> float:
+        """Probability with which training drops units; 0 where the networks take no keys."""
+        return 0.0
+
     def head(self) -> OutputHead:
         """What follows the features."""
         return OutputHead(self.output, self.shape()[-1], jnp.dtype(self.compute_dtype))
@@ -83,12 +89,10 @@ class ImageModel(AutoregressiveModel):
 
     def encoded(self, x: Array) -> Array:
         """Pixels [..., C] as the network sees them."""
-        low, high = output_range(self.output)
+        lattice = lattice_of(self.output)
         if self.input_encoding == "scaled":
-            return 2.0 * (x - low) / (high - low) - 1.0
-        levels = getattr(self.output, "num_levels", 2)
-        index = jnp.round((x - low) * ((levels - 1) / (high - low))).astype(jnp.int32)
-        return jax.nn.one_hot(index, levels).reshape(*x.shape[:-1], -1)
+            return 2.0 * lattice.unit(x) - 1.0
+        return jax.nn.one_hot(lattice.level(x), lattice.levels).reshape(*x.shape[:-1], -1)
 
     def init_params(self, key: Array, x: Array, label: Array | None) -> PyTree:
         row, pixel = self.networks("full")
@@ -102,19 +106,23 @@ class ImageModel(AutoregressiveModel):
         params["head"] = self.head().init(keys[2], features, x)["params"]
         return params
 
-    def features(self, params: PyTree, x: Array, label: Array | None) -> Array:
-        """Features of each pixel from those before it, [B, H, W, F]."""
+    def features(self, params: PyTree, x: Array, label: Array | None, keys: Array | None = None) -> Array:
+        """Features of each pixel from those before it, [B, H, W, F]; with keys [B], of a network that drops units."""
         row, pixel = self.networks("full")
         encoded, condition = self.encoded(x), self.one_hot(label)
-        context = None if row is None else row.apply({"params": params["row"]}, encoded, condition, None)
-        return pixel.apply({"params": params["pixel"]}, encoded, context, condition, None)
+        noise = () if keys is None else (keys,)
+        context = None if row is None else row.apply({"params": params["row"]}, encoded, condition, None, *noise)
+        return pixel.apply({"params": params["pixel"]}, encoded, context, condition, None, *noise)
 
-    def parameters(self, params: PyTree, x: Array, label: Array | None) -> Array:
+    def parameters(self, params: PyTree, x: Array, label: Array | None, keys: Array | None = None) -> Array:
         """Parameters of all pixels of x [B, H, W, C]: [B, H, W, C, P], or [B, H, W, P] of a mixture of logistics."""
-        return self.head().apply({"params": params["head"]}, self.features(params, x, label), x)
+        return self.head().apply({"params": params["head"]}, self.features(params, x, label, keys), x)
 
-    def log_likelihood(self, params: PyTree, x: Array, label: Array | None) -> Array:
-        log_prob = self.output.log_prob(self.parameters(params, x, label), x)
+    def training_log_likelihood(self, params: PyTree, x: Array, label: Array | None, keys: Array, step: Array) -> Array:
+        return self.log_likelihood(params, x, label, keys if self.dropout_rate() else None)
+
+    def log_likelihood(self, params: PyTree, x: Array, label: Array | None, keys: Array | None = None) -> Array:
+        log_prob = self.output.log_prob(self.parameters(params, x, label, keys), x)
         return log_prob.reshape(x.shape[0], -1).sum(-1)
 
     # Sampling.

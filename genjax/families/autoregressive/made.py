@@ -6,7 +6,9 @@ connectivity-agnostic, with the degrees of the hidden units drawn anew.  Densiti
 
     p(x) = 1/M sum_m p_m(x)                                                                       (section 4.3, ensembles)
 
-whose components share all parameters, which is a density again, and of which `sample` draws the first component.
+whose components share all parameters, which is a density again.  A sample draws its component first.  Where the order was
+drawn anew in several sets, what is half hidden is completed in an order of its own: all known values first, then the
+others in their component's order, so that each of them sees all that is known (and what was drawn before).
 
 To sample, hidden units are sorted by degree: at the t-th value only those of degree t become final, and the first layer
 is a running sum over the inputs, so that all D values together cost about one pass.
@@ -22,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.families.autoregressive.base import VectorModel
+from genjax.families.autoregressive.base import VectorModel, whole_passes
 from genjax.model import Array, PyTree
 from genjax.nn.masked_dense import MADE as MaskedNetwork
 from genjax.nn.masked_dense import natural_order, random_degrees, sequential_degrees
@@ -38,7 +40,7 @@ class MADE(VectorModel):
       direct: add a masked linear map from the inputs straight to the outputs.
       order_agnostic: draw the order of the inputs, in each set of masks.
       connectivity_agnostic: draw the degrees of the hidden units, in each set of masks.
-      num_masks: number of sets that training cycles through and that evaluation averages over.
+      num_masks: number of sets that training cycles through, that evaluation averages over and that samples draw from.
       mask_seed: decides the sets.
     """
 
@@ -70,14 +72,13 @@ class MADE(VectorModel):
             return places, random_degrees(degree_key, self.dim, self.hidden_dims)
         return places, sequential_degrees(self.dim, self.hidden_dims)
 
-    def first_masks(self) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The first set as numpy arrays, also while a function is traced."""
+    def first_places(self) -> np.ndarray:
+        """Places of the first set as a numpy array, also while a function is traced."""
         with jax.ensure_compile_time_eval():
-            places, degrees = self.masks(0)
-            return np.asarray(places), [np.asarray(d) for d in degrees]
+            return np.asarray(self.masks(0)[0])
 
     def order(self) -> np.ndarray:
-        return np.argsort(self.first_masks()[0])
+        return np.argsort(self.first_places())
 
     def init_params(self, key: Array, x: Array, label: Array | None) -> PyTree:
         if self.num_masks < 1:
@@ -85,7 +86,10 @@ class MADE(VectorModel):
         return self.network().init(key, x.reshape(-1, self.dim), self.one_hot(label))["params"]
 
     def parameters(self, params: PyTree, x: Array, label: Array | None, mask_index: Any = 0) -> Array:
-        places, degrees = self.masks(mask_index)
+        return self.masked_parameters(params, x, label, *self.masks(mask_index))
+
+    def masked_parameters(self, params: PyTree, x: Array, label: Array | None, places: Any, degrees: Any) -> Array:
+        """Parameters of all conditionals under a set of masks, [B, D, P]."""
         return self.network().apply({"params": params}, self.scaled(x), self.one_hot(label), places, degrees)
 
     def component_log_likelihood(self, params: PyTree, x: Array, label: Array | None, mask_index: Any) -> Array:
@@ -93,7 +97,7 @@ class MADE(VectorModel):
         x = x.reshape(-1, self.dim)
         return self.output.log_prob(self.parameters(params, x, label, mask_index), x).sum(-1)
 
-    def training_log_likelihood(self, params: PyTree, x: Array, label: Array | None, key: Array, step: Array) -> Array:
+    def training_log_likelihood(self, params: PyTree, x: Array, label: Array | None, keys: Array, step: Array) -> Array:
         return self.component_log_likelihood(params, x, label, step % self.num_masks)
 
     def log_likelihood(self, params: PyTree, x: Array, label: Array | None) -> Array:
@@ -103,8 +107,40 @@ class MADE(VectorModel):
         log_likelihoods = jax.lax.map(component, jnp.arange(self.num_masks))  # [M, B]
         return jax.nn.logsumexp(log_likelihoods, axis=0) - np.log(self.num_masks)
 
-    def incremental(self, params: PyTree, label: Array | None, batch_size: int):
-        places, degrees = self.first_masks()
+    def generate(self, params, key, x, known, label, temperature=1.0, cached=True) -> Array:
+        if self.num_masks == 1:
+            return super().generate(params, key, x, known, label, temperature, cached)
+        component_key, draw_key = jax.random.split(key)
+        components = jax.random.randint(component_key, x.shape[:1], 0, self.num_masks)
+        groups = self.unit_groups()
+
+        def one(key: Array, component: Array, x: Array, known: Array, label: Array | None) -> Array:
+            x, known, label = jax.tree.map(lambda a: a[None], (x, known, label))
+            places, degrees = self.masks(component)
+            if self.order_agnostic:
+                places = known_first(places, known.reshape(-1))
+            if cached:
+                steps = self.incremental(params, label, 1, places, [table[component] for table in groups])
+            else:
+                steps = whole_passes(lambda canvas: self.masked_parameters(params, canvas, label, places, degrees))
+            return self.draw_in_order(jnp.argsort(places), steps, key, x, known, temperature)[0]
+
+        return jax.vmap(one)(jax.random.split(draw_key, x.shape[0]), components, x, known, label)
+
+    def unit_groups(self) -> list[Array]:
+        """For each hidden layer, the units of each degree 1..D in each set of masks, [M, D, largest group].
+
+        Groups are padded with the number of units.
+        """
+        with jax.ensure_compile_time_eval():
+            sets = [self.masks(index)[1] for index in range(self.num_masks)]
+            layers = [np.stack([np.asarray(d) for d in layer]) for layer in zip(*sets)]
+        return [jnp.asarray(_groups(degrees, self.dim)) for degrees in layers]
+
+    def incremental(self, params: PyTree, label: Array | None, batch_size: int, places: Any = None, groups: Any = None):
+        """As in `VectorModel`; of the first set of masks, or given the places [D] and for each layer its groups of units."""
+        places = jnp.asarray(self.first_places() if places is None else places)
+        groups = [table[0] for table in self.unit_groups()] if groups is None else groups
         condition = self.one_hot(label)
         width = self.output.num_parameters
 
@@ -115,8 +151,6 @@ class MADE(VectorModel):
         layers = len(self.hidden_dims)
         sums = [bias(f"hidden_{i}", f"condition_{i}") for i in range(layers)]
         out = bias("output", "condition_output")  # [B, D P]
-        groups = [jnp.asarray(_groups(d, self.dim)) for d in degrees]
-        places = jnp.asarray(places)
 
         # The carry holds sums over inputs and units that are final; units and outputs that may not see them are
         # corrupted by them, but only after they have been read.
@@ -147,10 +181,19 @@ class MADE(VectorModel):
         return (tuple(sums), out), parameters_of, observe
 
 
+def known_first(places: Array, known: Array) -> Array:
+    """Places 1..D [D] of an order in which known values [D] come before the others, both as in `places`."""
+    order = jnp.argsort(jnp.where(known, places, places + places.size))
+    return jnp.argsort(order) + 1
+
+
 def _groups(degrees: np.ndarray, dim: int) -> np.ndarray:
-    """Units of each degree 1..D, [D, largest group]; padded with the number of units."""
-    members = [np.flatnonzero(degrees == degree) for degree in range(1, dim + 1)]
-    table = np.full((dim, max(1, max(len(m) for m in members))), len(degrees))
-    for row, units in zip(table, members):
-        row[: len(units)] = units
+    """Units of each degree 1..D in each set of degrees [M, units]: [M, D, largest group], padded with the number of units."""
+    num_sets, num_units = degrees.shape
+    members = [[np.flatnonzero(row == degree) for degree in range(1, dim + 1)] for row in degrees]
+    largest = max(1, max(len(units) for row in members for units in row))
+    table = np.full((num_sets, dim, largest), num_units)
+    for index, row in enumerate(members):
+        for place, units in enumerate(row):
+            table[index, place, : len(units)] = units
     return table
