@@ -37,6 +37,8 @@ def main(arguments: list[str]) -> int:
     experiment = config.flag_overrides(experiment, arguments)
     from genjax import training
 
+    # A model that only makes sense on top of another says so; as a part of the library it may still be built without.
+    getattr(experiment.model, "check_start", lambda run: None)(experiment.training.init_from)
     workdir = flags.FLAGS.workdir or f"runs/{entry.name.rpartition(':')[2]}"
     training.train(experiment, workdir, name=entry.name)
     print(f"finished; samples, metrics and checkpoints are in {workdir}")

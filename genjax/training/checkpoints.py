@@ -262,7 +262,10 @@ class Checkpoints:
             return dict(reader.metadata(int(directory.name)).metadata)
 
     def read_parameters(self, step: int) -> dict[str, np.ndarray]:
-        """Parameters of a checkpoint by path below `params`, averaged ones where they were kept, on the host."""
+        """Parameters of a checkpoint by path below `params`, averaged ones where they were kept, on the host.
+
+        What a family keeps beside its parameters, such as a codebook of moving averages, is found by its path below `extra`.
+        """
         with ocp.training.Checkpointer(self.directory) as reader:
             saved = dict(reader.metadata(step).metadata)
             like = {
@@ -272,9 +275,8 @@ class Checkpoints:
                 for name, leaf in saved.items()
             }
             leaves = reader.load(step, like)
-        parameters = {n.removeprefix("params/"): v for n, v in leaves.items() if n.startswith("params/")}
-        averages = {n.removeprefix("ema_params/"): v for n, v in leaves.items() if n.startswith("ema_params/")}
-        return {**parameters, **averages}
+        below = lambda root: {n.removeprefix(root): v for n, v in leaves.items() if n.startswith(root)}  # noqa: E731
+        return {**below("extra/"), **below("params/"), **below("ema_params/")}
 
 
 def warm_start(params: Any, workdir: str, prefixes: tuple[str, ...], model: Any = None) -> Any:

@@ -2,8 +2,8 @@
 
     z(x) = codes of the VQ-VAE,    -log p(x) <= -log p(x | z(x)) - log p(z(x))
 
-p(z) is a gated PixelCNN over the map of codes; samples are drawn from it and decoded.  The VQ-VAE is trained before, with
-codebook="gradient", so that its codebook is among its parameters, and given by `--training.init_from`; it stays as it is.
+p(z) is a gated PixelCNN over the map of codes; samples are drawn from it and decoded.  The VQ-VAE is trained before and
+given by `--training.init_from`; it stays as it is, and its codebook is among the parameters here, however it was learned.
 """
 
 from __future__ import annotations
@@ -33,12 +33,29 @@ class VQPrior:
       prior: model of the codes, and its learning rule; its data_shape, output and encoding follow from the codes.
     """
 
-    vq_vae: VQVAE = VQVAE(codebook="gradient")
+    vq_vae: VQVAE = VQVAE()
     prior: GatedPixelCNN = GatedPixelCNN(hidden_dim=64, num_layers=8, output_dim=128)
 
-    def __post_init__(self) -> None:
-        if self.vq_vae.codebook != "gradient":
-            raise ValueError('a prior needs a VQ-VAE with codebook="gradient", whose codebook is among its parameters')
+    def check_start(self, init_from: str | None) -> None:
+        """Refuses to learn the codes of a VQ-VAE that was not trained.
+
+        Raises:
+          ValueError: `init_from`, the run to start from, is None.
+        """
+        if init_from is None:
+            raise ValueError(
+                "a prior learns the codes of a trained VQ-VAE; give its run by --training.init_from=RUN "
+                "--training.init_prefix=encoder,decoder,codebook"
+            )
+
+    @property
+    def coder(self) -> VQVAE:
+        """The VQ-VAE with its codebook among its parameters."""
+        return dataclasses.replace(self.vq_vae, codebook="gradient")
+
+    def check_labels(self, label: Array) -> None:
+        """Refuses labels outside of the prior's classes; see `AutoregressiveModel.check_labels`."""
+        self.prior.check_labels(label)
 
     def code_model(self) -> GatedPixelCNN:
         """The prior over maps of codes [h, w, 1]."""
@@ -57,13 +74,13 @@ class VQPrior:
 
     def codes(self, params: PyTree, batch: Batch) -> dict[str, Array]:
         """The batch with codes [B, h, w, 1] for x."""
-        codes = self.vq_vae.encode_codes(self.vq_state(params), batch)
+        codes = self.coder.encode_codes(self.vq_state(params), batch)
         return {**batch, "x": codes[..., None].astype(jnp.float32)}
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         """Returns the state before the first step."""
         vq_key, prior_key = jax.random.split(key)
-        params = dict(self.vq_vae.init(vq_key, batch).params)
+        params = dict(self.coder.init(vq_key, batch).params)
         params["prior"] = self.code_model().init(prior_key, self.codes(params, batch)).params
         return TrainState.create(params, self.prior.optimizer)
 
@@ -90,7 +107,7 @@ class VQPrior:
         codes = self.codes(params, batch)
         model = self.code_model()
         code_nll = -model.log_likelihood(params["prior"], codes["x"], model.labels(codes))
-        reconstruction = self.vq_vae.evaluate(self.vq_state(params), batch, key)["reconstruction"]
+        reconstruction = self.coder.evaluate(self.vq_state(params), batch, key)["reconstruction"]
         bound = code_nll + reconstruction - batch.get("log_abs_det", 0.0)
         bits = bound / (math.log(2.0) * math.prod(batch["x"].shape[1:]))
         return {
@@ -105,8 +122,8 @@ class VQPrior:
         params = state.eval_params
         prior = TrainState.create(params["prior"])
         codes = self.code_model().sample(prior, key, num_samples, **condition)[..., 0]
-        return self.vq_vae.decode_codes(self.vq_state(params), jnp.round(codes).astype(jnp.int32))
+        return self.coder.decode_codes(self.vq_state(params), jnp.round(codes).astype(jnp.int32))
 
     def reconstruct(self, state: TrainState, batch: Batch, key: Array) -> Array:
         """Pictures through code and back, the shape of x."""
-        return self.vq_vae.reconstruct(self.vq_state(state.eval_params), batch, key)
+        return self.coder.reconstruct(self.vq_state(state.eval_params), batch, key)
