@@ -18,9 +18,10 @@ from genjax.families.autoregressive.pixel_snail import PixelSNAIL
 from genjax.families.autoregressive.vq_prior import VQPrior
 from genjax.families.vae.vq_vae import VQVAE
 from genjax.model import GenerativeModel, HasLogProb, TrainState
-from genjax.nn.distributions import Categorical
+from genjax.nn.distributions import Bernoulli, Categorical
 from genjax.nn.logistic_mixture import DiscretizedLogisticMixture
 from genjax.nn.transformer import Transformer
+from genjax.training.checkpoints import Checkpoints, warm_start
 
 GREY = {"data_shape": (4, 4, 1), "output_dim": 5}
 COLOUR = {"data_shape": (4, 4, 3), "output_dim": 5, "class_conditional": True, "num_classes": 3}
@@ -36,12 +37,14 @@ MODELS = {
     "gated_colour": GatedPixelCNN(**COLOUR, **GATED, output=MIXTURE),
 }
 MODELS |= {
-    "snail": PixelSNAIL(**{**COLOUR, "data_shape": (4, 4, 1)}, hidden_dim=8, num_blocks=1, num_residual=1, key_dim=4),
+    "snail": PixelSNAIL(
+        **{**COLOUR, "data_shape": (4, 4, 1)}, hidden_dim=8, num_blocks=1, num_residual=1, key_dim=4, dropout=0.5
+    ),
     "gpt": ImageGPT(
         data_shape=(4, 4, 1),
         class_conditional=True,
         num_classes=3,
-        transformer=Transformer(num_layers=1, width=8, num_heads=2, positions="none"),
+        transformer=Transformer(num_layers=1, width=8, num_heads=2, positions="none", dropout=0.5),
     ),
 }
 MODELS["plus_plus"] = PixelCNNPP(
@@ -85,15 +88,23 @@ def prepared(name):
 def test_contract(name):
     model, state, batch = prepared(name)
     assert isinstance(model, GenerativeModel) and isinstance(model, HasLogProb)
-    new, metrics = jax.jit(model.train_step)(state, batch, jax.random.key(1))
+    train_step = jax.jit(model.train_step)
+    new, metrics = train_step(state, batch, jax.random.key(1))
     assert int(new.step) == 1 and np.isfinite(metrics["loss"])
+    # Whatever drops units does so with the key.
+    assert (train_step(state, batch, jax.random.key(2))[1]["loss"] != metrics["loss"]) == (model.dropout_rate() > 0)
     unchanged = jax.tree.map(lambda a, b: bool((a == b).all()), state.params, new.params)
     assert not any(jax.tree.leaves(unchanged)), unchanged
 
 
-@each_model
-def test_features_ignore_pixels_at_or_after_their_place(name):
+@pytest.mark.parametrize(
+    ("name", "conditional"),
+    [(name, MODELS[name].class_conditional) for name in MODELS] + [(name, False) for name in ("snail", "gpt", "rnn")],
+)
+def test_features_ignore_pixels_at_or_after_their_place(name, conditional):
     model, state, batch = prepared(name)
+    # Parameters that serve a class are left over where there is none.
+    model = dataclasses.replace(model, class_conditional=conditional)
     if model.input_encoding == "one_hot":
         row, pixel = model.networks("full")
 
@@ -129,29 +140,40 @@ def test_channels_ignore_themselves_and_later_channels(name):
 
 @each_model
 def test_fast_sampler_draws_what_the_slow_one_draws(name):
+    """Given some channels of pixels, at another temperature than 1."""
     model, state, batch = prepared(name)
-    sample = jax.jit(model.sample, static_argnames=("num_samples", "cached"))
-    fast, slow = (sample(state, jax.random.key(3), 6, cached=cached) for cached in (True, False))
+    known = jax.random.bernoulli(jax.random.key(4), 0.3, batch["x"].shape)
+    complete = jax.jit(model.complete, static_argnames="cached")
+    arguments = (state, jax.random.key(3), batch["x"], known, model.labels(batch), jnp.float32(0.7))
+    fast, slow = (complete(*arguments, cached=cached) for cached in (True, False))
     np.testing.assert_allclose(fast, slow, atol=1e-6)
+    np.testing.assert_array_equal(fast[known], batch["x"][known])
     distance = np.abs(np.asarray(fast)[..., None] - lattice(model.output)).min(-1)
-    assert distance.max() < 1e-5 and len(np.unique(np.round(fast, 4))) > 1
+    assert distance.max() < 1e-5 and len(np.unique(np.round(fast[~known], 4))) > 1
 
 
 TERNARY = DiscretizedLogisticMixture(num_components=2, num_levels=3)
 SPACES = {
     "pixel_cnn": {"data_shape": (3, 3, 1)},
+    "pixel_cnn_colour": {"data_shape": (1, 2, 3)},
     "gated": {"data_shape": (3, 3, 1)},
     "gated_colour": {"data_shape": (1, 2, 3), "output": TERNARY},
     "snail": {"data_shape": (3, 3, 1)},
     "gpt": {"data_shape": (3, 3, 1)},
     "plus_plus": {"data_shape": (2, 2, 2), "output": TERNARY},
+    "plus_plus_three_levels": {
+        "data_shape": (4, 4, 1),
+        "num_levels": 3,
+        "output": Bernoulli(),
+        "class_conditional": False,
+    },
     "rnn": {"data_shape": (3, 3, 1)},
 }
 
 
 @pytest.mark.parametrize("name", SPACES)
 def test_probabilities_of_all_pictures_sum_to_one(name):
-    model = dataclasses.replace(MODELS[name], **SPACES[name])
+    model = dataclasses.replace(MODELS[name.removesuffix("_three_levels")], **SPACES[name])
     size = int(np.prod(model.data_shape))
     pictures = np.array(list(itertools.product(lattice(model.output), repeat=size)), np.float32)
     batch = {"x": jnp.asarray(pictures.reshape(-1, *model.data_shape)), "label": jnp.ones(len(pictures), jnp.int32)}
@@ -180,14 +202,24 @@ def test_vectors_are_refused():
         PixelCNN(data_shape=(4,)).init(jax.random.key(0), {"x": jnp.zeros((2, 4))})
 
 
-def test_a_prior_over_codes_learns_alone_and_adds_its_bits():
+def test_a_prior_over_codes_learns_alone_and_adds_its_bits(tmp_path):
     model = VQPrior(
-        vq_vae=VQVAE(data_shape=(8, 8, 1), channels=(4,), num_codes=5, embedding_dim=3, codebook="gradient"),
+        vq_vae=VQVAE(data_shape=(8, 8, 1), channels=(4,), num_codes=5, embedding_dim=3),
         prior=GatedPixelCNN(num_layers=2, hidden_dim=4, first_size=3, output_dim=4),
     )
     assert isinstance(model, GenerativeModel)
     batch = {"x": jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))}
     state = jax.jit(model.init)(jax.random.key(0), batch)
+    # Codes that are moving averages lie beside the parameters of the run that they are taken from.
+    vq_state = jax.jit(model.vq_vae.init)(jax.random.key(1), batch)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, vq_state)
+    checkpoints.close()
+    params = warm_start(state.params, str(tmp_path), ("encoder", "decoder", "codebook"))
+    np.testing.assert_array_equal(params["codebook"], vq_state.extra["codebook"])
+    state = state.replace(params=params)
+    codes = jax.jit(model.codes)(params, batch)["x"][..., 0]
+    np.testing.assert_array_equal(codes, jax.jit(model.vq_vae.encode_codes)(vq_state, batch))
     new, _ = jax.jit(model.train_step)(state, batch, jax.random.key(1))
     same = {
         n: all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), state.params[n], p)))
@@ -198,5 +230,3 @@ def test_a_prior_over_codes_learns_alone_and_adds_its_bits():
     np.testing.assert_allclose(metrics["nll_bound"], metrics["code_nll"] + metrics["reconstruction"], rtol=1e-6)
     assert np.all(metrics["code_nll"] < 3 * 16 * np.log(5))
     assert jax.jit(model.sample, static_argnums=2)(new, jax.random.key(0), 3).shape == (3, 8, 8, 1)
-    with pytest.raises(ValueError, match="codebook"):
-        VQPrior(vq_vae=VQVAE(codebook="ema"))

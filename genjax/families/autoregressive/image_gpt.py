@@ -28,7 +28,9 @@ class ImageGPTTrunk(nn.Module):
     mode: Mode
 
     @nn.compact
-    def __call__(self, x: Array, context: None, condition: Array | None, place: Any) -> Array:
+    def __call__(
+        self, x: Array, context: None, condition: Array | None, place: Any, keys: Array | None = None
+    ) -> Array:
         config = self.config
         dtype = jnp.dtype(config.compute_dtype)
         height, width, _ = config.shape()
@@ -46,7 +48,7 @@ class ImageGPTTrunk(nn.Module):
             h = embed(x.reshape(size, length, -1))
             h = jnp.concatenate([jnp.broadcast_to(start[None, None], (size, 1, features)), h[:, :-1]], axis=1)
             h = h + positions[None]
-            h = stack(h if shift is None else h + shift).x
+            h = stack(h if shift is None else h + shift, dropout_keys=keys).x
             return h.reshape(size, height, width, features)
         cache = self.variable("cache", "transformer", config.transformer.init_cache, size, length, dtype)
         index = place[0] * width + place[1]
@@ -68,6 +70,9 @@ class ImageGPT(ImageModel):
     """
 
     transformer: Transformer = Transformer(num_layers=8, width=64, num_heads=2, positions="none")
+
+    def dropout_rate(self) -> float:
+        return self.transformer.dropout
 
     def networks(self, mode: Mode | None = None) -> tuple[None, nn.Module]:
         if not self.transformer.causal or self.transformer.positions == "learned":

@@ -2,14 +2,14 @@
 
 Two streams, u from the rows above and l from the pixels to the left and u, through gated residual blocks
 
-    x <- x + a sigmoid(b),   (a, b) = conv(celu(conv(celu(x)) + W celu(aux))),   celu(x) = elu([x, -x])
+    x <- x + a sigmoid(b),   (a, b) = conv(drop(celu(conv(celu(x)) + W celu(aux)))),   celu(x) = elu([x, -x])
 
 whose convolutions are 2 x 3 in u and 2 x 2 in l.  A first pass halves height and width between levels, a second doubles
 them again, and each of its blocks takes the first pass's block of the same place as aux (figure 2).
 
-Unlike in the paper, doubling is a 1 x 1 convolution followed by depth-to-space, blocks have neither weight normalisation
-nor dropout, and l is started from u.  What a level of half size holds at (I, J) is made at pixel (2I, 2J) and used by the four
-pixels from there on, all later in raster order.
+Unlike in the paper, doubling is a 1 x 1 convolution followed by depth-to-space, blocks have no weight normalisation, and l
+is started from u.  What a level of half size holds at (I, J) is made at pixel (2I, 2J) and used by the four pixels from
+there on, all later in raster order.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from genjax.families.autoregressive.images import ImageModel
 from genjax.model import Array
 from genjax.nn.causal_conv import CausalConv, Mode, corner_taps, horizontal_taps, vertical_taps
 from genjax.nn.distributions import Bernoulli, Categorical
+from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.logistic_mixture import DiscretizedLogisticMixture
 
 
@@ -39,16 +40,17 @@ class GatedBlock(nn.Module):
     taps: tuple[tuple[int, int], ...]
     width: int
     mode: Mode
+    dropout: float
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, aux: Array | None, condition: Array | None, place: Any) -> Array:
+    def __call__(self, x: Array, aux: Array | None, condition: Array | None, place: Any, keys: Array | None) -> Array:
         features = x.shape[-1]
         conv = lambda name, n: CausalConv(n, self.taps, self.width, self.mode, dtype=self.dtype, name=name)  # noqa: E731
         r = conv("in", features)(celu(x), place)
         if aux is not None:
             r = r + nn.Dense(features, use_bias=False, dtype=self.dtype, name="aux")(celu(aux))
-        r = conv("out", 2 * features)(celu(r), place)
+        r = conv("out", 2 * features)(dropout(celu(r), self.dropout, keys), place)
         if condition is not None:
             r = r + nn.Dense(2 * features, use_bias=False, dtype=self.dtype, name="condition")(condition)[:, None, None]
         a, b = jnp.split(r, 2, axis=-1)
@@ -109,11 +111,19 @@ class Stream(nn.Module):
     mode: Mode
 
     @nn.compact
-    def __call__(self, x: Array, context: tuple[Array, ...] | None, condition: Array | None, place: Any) -> Any:
+    def __call__(
+        self,
+        x: Array,
+        context: tuple[Array, ...] | None,
+        condition: Array | None,
+        place: Any,
+        keys: Array | None = None,
+    ) -> Any:
         config, dtype, mode = self.config, jnp.dtype(self.config.compute_dtype), self.mode
         width, vertical = config.shape()[1], context is None
         taps = vertical_taps(2, 3) if vertical else corner_taps(2, 2)
         told = iter(context or ())
+        keys = fold_in(keys, 0 if vertical else 1)
         outputs: list[Array] = []
 
         def at(level: int) -> Any:
@@ -122,8 +132,8 @@ class Stream(nn.Module):
         def block(name: str, h: Array, level: int, skip: Array | None) -> Array:
             aux = [a for a in (None if vertical else next(told), skip) if a is not None]
             aux = jnp.concatenate(aux, -1) if aux else None
-            module = GatedBlock(taps, width // 2**level, mode, dtype, name=name)
-            outputs.append(module(h, aux, condition, at(level)))
+            module = GatedBlock(taps, width // 2**level, mode, config.dropout, dtype, name=name)
+            outputs.append(module(h, aux, condition, at(level), fold_in(keys, len(outputs))))
             return outputs[-1]
 
         if vertical:
@@ -159,8 +169,8 @@ class Rows(nn.Module):
     mode: Mode
 
     @nn.compact
-    def __call__(self, x: Array, condition: Array | None, place: Any) -> tuple[Array, ...]:
-        return Stream(self.config, self.mode, name="stream")(x, None, condition, place)
+    def __call__(self, x: Array, condition: Array | None, place: Any, keys: Array | None = None) -> tuple[Array, ...]:
+        return Stream(self.config, self.mode, name="stream")(x, None, condition, place, keys)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,12 +181,17 @@ class PixelCNNPP(ImageModel):
       hidden_dim: features of each stream.
       num_blocks: residual blocks of each level, in each of both passes.
       num_levels: number of resolutions, each half of the one before.
+      dropout: probability of dropping a unit between the convolutions of a block.
     """
 
     output: Bernoulli | Categorical | DiscretizedLogisticMixture = DiscretizedLogisticMixture()
     hidden_dim: int = 160
     num_blocks: int = 5
     num_levels: int = 3
+    dropout: float = 0.5
+
+    def dropout_rate(self) -> float:
+        return self.dropout
 
     def shape(self) -> tuple[int, ...]:
         shape = super().shape()

@@ -2,7 +2,7 @@
 
 A convolution with mask A, then blocks.  In each block, from the input x at all pixels so far,
 
-    residual   h <- h + a sigmoid(b),  (a, b) = conv_2x2(elu(conv_2x2(elu(h))))      num_residual times; 2 x 2 ends at the pixel
+    residual   h <- h + a sigmoid(b),  (a, b) = conv_2x2(drop(elu(conv_2x2(elu(h)))))  num_residual times; 2 x 2 ends at the pixel
     attention  r = softmax(q(h) k([s, f, h])^T) v([s, f, h])                         over the pixel and all before it
     out        h <- h + elu(W_h elu(h) + W_r elu(r))
 
@@ -13,7 +13,7 @@ with their coordinates.
 
 Unlike in the paper, two 2 x 2 convolutions (rather than a raster with both sides) widen the view to the left and above
 alone, attention looks at s up to the present place (rather than at the picture strictly before it, which is the same
-pixels), q, k, v and the way out are affine maps (rather than 1 x 1 gated residual blocks), and there is no dropout.
+pixels), and q, k, v and the way out are affine maps (rather than 1 x 1 gated residual blocks).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from genjax.families.autoregressive.images import ImageModel
 from genjax.model import Array
 from genjax.nn.causal_conv import CausalConv, Mode, corner_taps, raster_taps
+from genjax.nn.dropout import dropout, fold_in
 
 
 def previous_pixels(x: Array) -> Array:
@@ -72,7 +73,9 @@ class PixelSNAILTrunk(nn.Module):
     mode: Mode
 
     @nn.compact
-    def __call__(self, x: Array, context: None, condition: Array | None, place: Any) -> Array:
+    def __call__(
+        self, x: Array, context: None, condition: Array | None, place: Any, keys: Array | None = None
+    ) -> Array:
         config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         height, width, _ = config.shape()
         common = {"width": width, "mode": self.mode, "dtype": dtype}
@@ -94,7 +97,8 @@ class PixelSNAILTrunk(nn.Module):
                 if condition is not None:
                     dense = nn.Dense(config.hidden_dim, use_bias=False, dtype=dtype, name=f"condition_{n}_{m}")
                     r = r + dense(condition)[:, None, None]
-                r = CausalConv(2 * config.hidden_dim, taps, name=f"conv_{n}_{m}_1", **common)(nn.elu(r), place)
+                r = dropout(nn.elu(r), config.dropout, fold_in(keys, n * config.num_residual + m))
+                r = CausalConv(2 * config.hidden_dim, taps, name=f"conv_{n}_{m}_1", **common)(r, place)
                 a, b = jnp.split(r, 2, axis=-1)
                 h = h + a * jax.nn.sigmoid(b)
             query, memory = jnp.concatenate([h, coordinates], -1), jnp.concatenate([inputs, h, coordinates], -1)
@@ -117,6 +121,7 @@ class PixelSNAIL(ImageModel):
       key_dim: features of a key.
       value_dim: features of a value.
       output_dim: features before the output.
+      dropout: probability of dropping a unit between the convolutions of a residual layer.
     """
 
     hidden_dim: int = 64
@@ -127,6 +132,10 @@ class PixelSNAIL(ImageModel):
     key_dim: int = 16
     value_dim: int = 32
     output_dim: int = 64
+    dropout: float = 0.0
+
+    def dropout_rate(self) -> float:
+        return self.dropout
 
     def networks(self, mode: Mode | None = None) -> tuple[None, nn.Module]:
         return None, PixelSNAILTrunk(self, mode or "full")
