@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import logging as stdlib_logging
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from absl import app, flags, logging
 
 import genjax
@@ -120,3 +122,31 @@ def restore_from_flags(arguments: list[str], usage: str) -> Run | None:
         return None
     experiment = config.flag_overrides(experiment, arguments)
     return runs.open_run(workdir, name, experiment, batch, flags.FLAGS.step)
+
+
+def labels_for(model: Any, classes: list[str], count: int) -> np.ndarray:
+    """Classes of the samples, in turn, int32 [count].
+
+    Raises:
+      ConfigError: they are no numbers, or the model does not take classes.
+    """
+    try:
+        label = np.resize(np.array([int(c) for c in classes], np.int32), count)
+    except ValueError:
+        raise config.ConfigError(f"--label={','.join(classes)} is not a list of class numbers") from None
+    # Models that take conditions by any name say themselves which they do not know.
+    parameters = inspect.signature(model.sample).parameters.values()
+    if not any(p.name == "label" or p.kind is p.VAR_KEYWORD for p in parameters):
+        raise config.ConfigError(f"{type(model).__name__} is not conditional on classes; leave --label out")
+    # Inside of the compiled sampler their values are not known.
+    getattr(model, "check_labels", lambda label: None)(label)
+    return label
+
+
+def check_finite(samples: np.ndarray, name: str) -> None:
+    """Raises ConfigError where samples are not numbers."""
+    if np.issubdtype(samples.dtype, np.floating) and not np.isfinite(samples).all():
+        raise config.ConfigError(
+            f"{name} are not finite: the run has diverged, or an adaptive solver ran out of steps "
+            "(--model.sampler.num_steps)"
+        )

@@ -7,7 +7,6 @@ A model that answers sources, as a translator does, answers the first of the eva
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
 from absl import flags
@@ -29,24 +28,13 @@ def main(arguments: list[str]) -> int:
     if run is None:
         return 0
     import jax
-    import numpy as np
 
     from experiments.answers import examples_to_answer
 
     values = flags.FLAGS
     condition, batch = {}, None
     if values.label is not None:
-        try:
-            classes = [int(c) for c in values.label]
-        except ValueError:
-            raise config.ConfigError(f"--label={','.join(values.label)} is not a list of class numbers") from None
-        # Models that take other conditions by name have no list of them, and say themselves what they do not know.
-        parameters = inspect.signature(run.model.sample).parameters.values()
-        if not any(p.name == "label" or p.kind is p.VAR_KEYWORD for p in parameters):
-            raise config.ConfigError(f"{type(run.model).__name__} is not conditional on classes; leave --label out")
-        condition["label"] = np.resize(np.array(classes, np.int32), values.num_samples)
-        # Inside of the compiled sampler their values are not known.
-        getattr(run.model, "check_labels", lambda label: None)(condition["label"])
+        condition["label"] = command_line.labels_for(run.model, values.label, values.num_samples)
     if values.reconstruct:
         if not hasattr(run.model, "reconstruct"):
             raise config.ConfigError(f"{type(run.model).__name__} does not reconstruct; leave --reconstruct out")
@@ -59,11 +47,7 @@ def main(arguments: list[str]) -> int:
             condition |= {name: batch[name] for name in ("source", "source_mask")}
         samples = run.sample(key, values.num_samples, **condition)
         kind = "samples"
-    if np.issubdtype(samples.dtype, np.floating) and not np.isfinite(samples).all():
-        raise config.ConfigError(
-            f"{kind} of {run.workdir} are not finite: the run has diverged, or an adaptive solver ran out of steps "
-            "(--model.sampler.num_steps)"
-        )
+    command_line.check_finite(samples, f"{kind} of {run.workdir}")
     default = Path(run.workdir) / "samples" / f"{kind}_{run.step:08d}_seed{values.seed}"
     stem = Path(values.output).expanduser() if values.output else default
     stem.parent.mkdir(parents=True, exist_ok=True)

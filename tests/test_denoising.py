@@ -1,8 +1,11 @@
 """Every tool of experiments.denoising on a tiny run, and its bad input."""
 
+import dataclasses
 import json
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
@@ -10,7 +13,13 @@ from absl.testing import flagsaver
 from PIL import Image
 
 import genjax
+from experiments import command_line
 from genjax import config
+from genjax.families.diffusion.discrete import MaskedDiffusion
+from genjax.families.diffusion.edm import EDM
+from genjax.families.diffusion.image_to_image import ImageToImage
+from genjax.families.diffusion.networks import ResidualMLP
+from genjax.families.diffusion.samplers import Heun
 from genjax.training import train
 
 SHORT = {
@@ -49,9 +58,14 @@ def tools(tmp_path_factory):
         flags.FLAGS([sys.argv[0]])
     run = genjax.restore(root / "edm_digits")
 
-    def call(tool, **values):
+    def call(tool, model=None, **values):
+        changed = run
+        if model is not None:
+            batch = {"x": jnp.zeros((1, *model.data_shape))}
+            state = model.init(jax.random.key(0), batch)
+            changed = dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, model=model), state=state)
         with flagsaver.flagsaver(tool=tool, **values):
-            return denoising._TOOLS[tool](run)
+            return denoising._TOOLS[tool](changed)
 
     return call, root
 
@@ -83,7 +97,28 @@ def test_pictures_are_filled_in_and_changed(tools):
     for tool in ("inpaint", "edit"):
         (path,) = call(tool, num_samples=3, num_resamples=2)
         assert np.asarray(Image.open(path)).std() > 0
+    # The condition of an image-to-image model is made of the examples.
+    model = ImageToImage(
+        data_shape=(8, 8, 1), network=ResidualMLP(hidden_dim=4, num_blocks=1), sampler=Heun(num_steps=3)
+    )
+    for tool in ("inpaint", "edit"):
+        (path,) = call(tool, model, num_samples=3, num_resamples=2, jump_length=2, strengths=["0.5"])
+        assert np.asarray(Image.open(path)).std() > 0
     with pytest.raises(ValueError, match="strength=2.0"):
         call("edit", strengths=["2"])
     with pytest.raises(config.ConfigError, match="more than the"):
         call("edit", num_samples=100000)
+
+
+def test_classes_are_asked_of_models_that_have_them_and_samples_are_numbers():
+    model = EDM(num_classes=10, condition_on=("label",))
+    np.testing.assert_array_equal(command_line.labels_for(model, ["3", "10"], 3), [3, 10, 3])
+    with pytest.raises(config.ConfigError, match="not a list of class numbers"):
+        command_line.labels_for(model, ["cat"], 3)
+    with pytest.raises(ValueError, match="between 0 and 9"):
+        command_line.labels_for(model, ["11"], 3)
+    with pytest.raises(config.ConfigError, match="MaskedDiffusion is not conditional on classes"):
+        command_line.labels_for(MaskedDiffusion(), ["3"], 3)
+    command_line.check_finite(np.array([1, 2]), "samples")
+    with pytest.raises(config.ConfigError, match="ran out of steps"):
+        command_line.check_finite(np.array([1.0, np.inf]), "samples")
