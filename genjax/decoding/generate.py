@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from genjax.decoding.base import Decoder, Generation, prefill
 from genjax.decoding.constraint import Automaton
@@ -22,11 +21,20 @@ LARGE_MEMORY, NUM_STAGES, FEWEST_TOKENS = 2**23, 6, 32
 
 
 class ChoiceState(NamedTuple):
-    """What the choice of tokens remembers: tokens seen bool [B, V], state of the automaton [B], last token [B], ended [B]."""
+    """What the choice of tokens remembers.
+
+    Attributes:
+      seen: which tokens were seen, bool [B, V], or None where that does not matter.
+      state: state of the automaton, [B], or None.
+      previous: last token, [B].
+      left: number of tokens that may still be written, [B]; it stays where a row has ended.
+      ended: whether the row is over, [B].
+    """
 
     seen: Array | None
     state: Array | None
     previous: Array
+    left: Array
     ended: Array
 
 
@@ -38,7 +46,7 @@ class Choice(NamedTuple):
     constraint: Automaton | None
     watermark: Watermark | None
 
-    def init(self, prompts: Array, lengths: Array | None, vocab_size: int) -> ChoiceState:
+    def init(self, prompts: Array, lengths: Array | None, vocab_size: int, max_new_tokens: int) -> ChoiceState:
         """The state after the prompts [B, P]."""
         batch, size = prompts.shape
         place = jnp.full((batch,), size) if lengths is None else lengths
@@ -49,29 +57,43 @@ class Choice(NamedTuple):
             seen = jnp.zeros((batch, vocab_size), bool)
             seen = jax.vmap(lambda row, tokens, real: row.at[tokens].max(real))(seen, prompts, real)
         state = None if self.constraint is None else jnp.full((batch,), self.constraint.start, jnp.int32)
-        return ChoiceState(seen, state, previous, jnp.zeros((batch,), bool))
+        left = jnp.full((batch,), max_new_tokens, jnp.int32)
+        return ChoiceState(seen, state, previous, left, self._over(state, left))
+
+    @property
+    def fill(self) -> int:
+        """What stands after the end of a row."""
+        return 0 if self.end_token is None else self.end_token
+
+    def _over(self, state: Array | None, left: Array) -> Array:
+        """Rows that no token can follow, and no end token either."""
+        if self.constraint is None or self.end_token is not None:
+            return jnp.zeros(left.shape, bool)
+        return ~self.constraint.may_go_on(state, left)
 
     def __call__(self, keys: Array, logits: Array, past: ChoiceState) -> tuple[Array, Array, ChoiceState]:
         """Chooses from logits [B, V]; returns tokens [B], their log-probabilities [B], and the state after them."""
         logits = logits.astype(jnp.float32)
         if self.constraint is not None:
-            logits = jnp.where(self.constraint.allowed(past.state, self.end_token), logits, FORBIDDEN)
+            logits = jnp.where(self.constraint.allowed(past.state, self.end_token, past.left), logits, FORBIDDEN)
         if self.watermark is not None:
             logits = self.watermark.shift(logits, past.previous)
         filtered = self.sampling.filter(logits, past.seen)
         token = self.sampling.draw(keys, filtered)
         log_prob = jnp.take_along_axis(jax.nn.log_softmax(filtered, axis=-1), token[:, None], axis=1)[:, 0]
-        ended = past.ended
-        if self.end_token is not None:
-            token = jnp.where(ended, self.end_token, token)
+        seen, state, ended = past.seen, past.state, past.ended
+        left = past.left - ~ended
+        if self.end_token is not None or self.constraint is not None:
+            token = jnp.where(ended, self.fill, token)
             log_prob = jnp.where(ended, 0.0, log_prob)
+        if self.end_token is not None:
             ended = ended | (token == self.end_token)
-        seen, state = past.seen, past.state
         if seen is not None:
             seen = jax.vmap(lambda row, index: row.at[index].set(True))(seen, token)
         if state is not None:
             state = self.constraint.advance(state, token)
-        return token, log_prob, ChoiceState(seen, state, token, ended)
+            ended = ended | self._over(state, left)
+        return token, log_prob, ChoiceState(seen, state, token, left, ended)
 
 
 def row_keys(key: Array, rows: int) -> Array:
@@ -105,24 +127,23 @@ def generate(
       lengths: number of tokens of each prompt, [B]; None where all have P.
       sampling: filters and temperature.
       end_token: after it a row is over; the loop stops when all are.
-      constraint: automaton that the new tokens must follow.
+      constraint: automaton that accepts what is written; without an end token a row is over where it has no way on.
       watermark: green-list watermark to put in.
 
     Raises:
-      ValueError: the prompt does not fit, or no new token was asked for.
+      ValueError: the prompt does not fit, or no new token was asked for, or too few for the constraint.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    _check(max_new_tokens, constraint)
     batch, size = prompts.shape
     prompts = prompts.astype(jnp.int32)
     stages = _stages(decoder, batch, size, max_new_tokens, lengths is not None)
     logits, memory, _ = prefill(decoder, prompts, lengths, stages[0])
     choice = Choice(sampling, end_token, constraint, watermark)
     keys = row_keys(key, batch)
-    token, log_prob, past = choice(_keys_of_step(keys, 0), logits, choice.init(prompts, lengths, logits.shape[-1]))
-    fill = 0 if end_token is None else end_token
+    past = choice.init(prompts, lengths, logits.shape[-1], max_new_tokens)
+    token, log_prob, past = choice(_keys_of_step(keys, 0), logits, past)
     # Step first: a row of each is then written in place.
-    tokens = jnp.full((max_new_tokens, batch), fill, jnp.int32).at[0].set(token)
+    tokens = jnp.full((max_new_tokens, batch), choice.fill, jnp.int32).at[0].set(token)
     log_probs = jnp.zeros((max_new_tokens, batch)).at[0].set(log_prob)
 
     def going_on(places: int, carry: tuple[Any, ...]) -> Array:
@@ -141,7 +162,14 @@ def generate(
             memory = decoder.grow(memory, places)
         carry = (step, memory, past, tokens, log_probs)
         step, memory, past, tokens, log_probs = jax.lax.while_loop(functools.partial(going_on, places), body, carry)
-    return finished(tokens.T, log_probs.T, end_token)
+    return Generation(tokens.T, max_new_tokens - past.left, log_probs.T)
+
+
+def _check(max_new_tokens: int, constraint: Automaton | None) -> None:
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    if constraint is not None:
+        constraint.check(max_new_tokens)
 
 
 def _stages(decoder: Decoder, batch: int, size: int, max_new_tokens: int, ragged: bool) -> tuple[int, ...]:
@@ -191,13 +219,18 @@ def stream(
     constraint: Automaton | None = None,
     watermark: Watermark | None = None,
 ) -> Iterator[int]:
-    """Yields the new tokens of one prompt [P] as they are chosen; the same ones as `generate` with the same key."""
+    """Yields the new tokens of one prompt [P] as they are chosen; the same ones as `generate` with the same key.
+
+    Raises:
+      ValueError: as `generate` does.
+    """
+    _check(max_new_tokens, constraint)
     prompts = jnp.asarray(prompt, jnp.int32)[None]
     logits, memory, _ = jax.jit(lambda p: prefill(decoder, p, None, p.shape[1] + max_new_tokens - 1))(prompts)
     choice = Choice(sampling, end_token, constraint, watermark)
-    past = choice.init(prompts, None, logits.shape[-1])
-    keys = row_keys(key, 1)
-    for step in range(max_new_tokens):
+    past = choice.init(prompts, None, logits.shape[-1], max_new_tokens)
+    keys, ended, step = row_keys(key, 1), bool(past.ended[0]), 0
+    while not ended and step < max_new_tokens:
         token, memory, past = _stream_step(
             decoder.extend,
             memory,
@@ -211,7 +244,6 @@ def stream(
             watermark=watermark,
             first=step == 0,
         )
-        value = int(np.asarray(token)[0])
+        value, ended = (a.item() for a in jax.device_get((token, past.ended)))
         yield value
-        if value == end_token:
-            return
+        step += 1
