@@ -19,7 +19,7 @@ PyTree = Any
 
 def check_tokens(tokens: Array, vocab_size: int, what: str = "the prompt") -> None:
     """Raises ValueError if an id lies outside the vocabulary, where values are known (not while a function is traced)."""
-    if isinstance(tokens, jax.core.Tracer):
+    if isinstance(tokens, jax.core.Tracer) or not getattr(tokens, "is_fully_addressable", True):
         return
     ids = np.asarray(tokens)
     bad = ids[(ids < 0) | (ids >= vocab_size)]
@@ -44,6 +44,7 @@ class TokenModel:
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example: `nll` in nats of its targets, `num_tokens`, `accuracy`; [B] each.  See `summarize`."""
         del key
+        check_tokens(batch["tokens"], self.vocab_size, "the batch")
         logits = self._target_logits(state.eval_params, batch)
         weights, targets = token_weights(batch), batch["tokens"][:, 1:]
         hits = (logits.argmax(-1) == targets) * weights
@@ -57,9 +58,20 @@ class TokenModel:
         return summarize(means)
 
     def log_prob(self, state: TrainState, batch: Batch) -> Array:
-        """Log-probability of the targets given the first token, in nats, [B]."""
+        """Log-probability of the targets given the first token, in nats, [B].
+
+        Raises:
+          ValueError: a token lies outside the vocabulary.
+        """
+        check_tokens(batch["tokens"], self.vocab_size, "the batch")
         logits = self._target_logits(state.eval_params, batch)
         return -(token_nll(logits, batch["tokens"][:, 1:]) * token_weights(batch)).sum(1)
+
+    def check_condition(self, prompt: Array | None = None, **options: Any) -> None:
+        """Raises ValueError if `prompt`, one of the conditions of `sample`, has a token outside the vocabulary."""
+        del options
+        if prompt is not None:
+            check_tokens(prompt, self.vocab_size)
 
     def generate(
         self,
@@ -93,7 +105,6 @@ class TokenModel:
         total = self.sequence_length + 1
         if prompt.shape[0] >= total:
             raise ValueError(f"the prompt has {prompt.shape[0]} tokens, and a sample only {total}")
-        check_tokens(prompt, self.vocab_size)
         prompts = jnp.broadcast_to(prompt.astype(jnp.int32)[None], (num_samples, prompt.shape[0]))
         out = self.generate(state, key, prompts, total - prompt.shape[0], **options)
         return jnp.concatenate([prompts, out.tokens], axis=1)

@@ -48,7 +48,15 @@ class Run:
         return int(self.state.step)
 
     def sample(self, key: jax.Array, num_samples: int, **condition: Any) -> np.ndarray:
-        """Draws samples in the form that training batches have, shape [num_samples, ...]."""
+        """Draws samples in the form that training batches have, shape [num_samples, ...].
+
+        Raises:
+          ValueError: a condition is not one that the model knows, such as a token outside its vocabulary.
+        """
+        # Here and not in `model.sample`, which is compiled and sees no values.
+        check = getattr(self.model, "check_condition", None)
+        if check is not None:
+            check(**condition)
         return self.engine.sample(self.state, key, num_samples, **condition)
 
     def evaluate(self, split: str | None = None) -> dict[str, float]:

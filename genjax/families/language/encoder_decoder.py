@@ -287,7 +287,15 @@ class EncoderDecoder(FromPretrained):
 
     def logits(self, state: TrainState, tokens: Array, source: Array, source_mask: Array | None = None) -> Array:
         """Next-token logits after each of `tokens` [B, T] given sources [B, S], float32 [B, T, V]."""
+        decoding.check_tokens(tokens, self.num_tokens, "the target")
+        self.check_condition(source)
         return self.module().apply({"params": state.eval_params}, source, source_mask, tokens)[0]
+
+    def check_condition(self, source: Array | None = None, source_mask: Array | None = None) -> None:
+        """Raises ValueError if `source`, a condition of `sample`, has a token outside the vocabulary."""
+        del source_mask
+        if source is not None:
+            decoding.check_tokens(source, self.num_tokens, "the source")
 
     def encode_source(self, state: TrainState, source: Array, source_mask: Array | None = None) -> Array:
         """The encoder's features, [B, S] -> [B, S, C]."""
@@ -301,15 +309,16 @@ class EncoderDecoder(FromPretrained):
 
     def generator(self, state: TrainState, source: Array, source_mask: Array | None = None) -> decoding.Decoder:
         """How the functions of `genjax.decoding` continue targets of these sources [B, S]."""
+        self.check_condition(source)
         module = self.module(unroll=True)
         params = {**state.eval_params, "decoder": unrolled(state.eval_params["decoder"], self.decoder)}
         network = self.decoder_network
 
+        max_length = network.max_length if network.positions in ("learned", "sinusoidal") else None
+
         def init(batch: int, length: int, ragged: bool) -> PyTree:
-            if length > network.max_length and network.positions in ("learned", "sinusoidal"):
-                raise ValueError(
-                    f"a target of {length} tokens is longer than model.decoder.max_length={network.max_length}"
-                )
+            if max_length is not None and length > max_length:
+                raise ValueError(f"a target of {length} tokens is longer than model.decoder.max_length={max_length}")
             cache = network.init_cache(batch, length, jnp.dtype(self.compute_dtype), ragged)
             context = module.apply({"params": params}, source, source_mask, method="encode")
             return {"cache": cache.replace(context_mask=source_mask), "context": context}
@@ -326,7 +335,7 @@ class EncoderDecoder(FromPretrained):
         def grow(memory: PyTree, length: int) -> PyTree:
             return {**memory, "cache": memory["cache"].grow(length)}
 
-        return decoding.Decoder(init=init, extend=extend, rewind=rewind, grow=grow)
+        return decoding.Decoder(init=init, extend=extend, rewind=rewind, grow=grow, max_length=max_length)
 
     def _starts(self, count: int) -> Array:
         if self.sequence_length is None:

@@ -194,6 +194,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
         self, state: TrainState, tokens: Array, segment_ids: Array | None = None, mask: Array | None = None
     ) -> Array:
         """Next-token logits, [B, T] -> float32 [B, T, V]; with `mask` [B, T], padding on any side is not seen or counted."""
+        decoding.check_tokens(tokens, self.vocab_size, "the text")
         params, positions = self.network_params(state.eval_params), None
         if mask is not None:
             positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
@@ -217,12 +218,14 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
         params = self.network_params(state.eval_params)
         params = {**params, "stack": unrolled(params["stack"], self.network)}
 
+        # Biases that depend on the distance (ALiBi, T5) are made to go beyond what was trained; the others are not.
+        max_length = network.max_length if network.positions in ("learned", "sinusoidal", "rotary") else None
+
         def init(batch: int, length: int, ragged: bool) -> Cache:
-            # Biases that depend on the distance (ALiBi, T5) are made to go beyond what was trained; the others are not.
-            if length > network.max_length and network.positions in ("learned", "sinusoidal", "rotary"):
+            if max_length is not None and length > max_length:
                 raise ValueError(
                     f"prompt and new tokens take {length} places, but the longest context is "
-                    f"model.network.max_length={network.max_length}"
+                    f"model.network.max_length={max_length}"
                 )
             return network.init_cache(batch, length, jnp.dtype(self.compute_dtype), ragged)
 
@@ -235,6 +238,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
             extend=extend,
             rewind=lambda cache, length: cache.replace(length=length),
             grow=lambda cache, length: cache.grow(length),
+            max_length=max_length,
         )
 
 

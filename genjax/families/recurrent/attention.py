@@ -201,8 +201,15 @@ class AttentionSequenceModel:
         """What each target attended to, [B, T, S]."""
         return self._forward(state.eval_params, batch)[1]
 
+    def check_condition(self, source: Array | None = None, source_mask: Array | None = None) -> None:
+        """Raises ValueError if `source`, a condition of `sample`, has a token outside the vocabulary."""
+        del source_mask
+        if source is not None:
+            decoding.check_tokens(source, self.vocab_size, "the source")
+
     def decoder(self, state: TrainState, source: Array, source_mask: Array | None = None) -> decoding.Decoder:
         """How the functions of `genjax.decoding` continue targets of these sources [B, S]."""
+        self.check_condition(source)
         module, params = self.module(), {"params": state.eval_params}
         mask = jnp.ones(source.shape, bool) if source_mask is None else source_mask
 

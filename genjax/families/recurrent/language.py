@@ -172,6 +172,7 @@ class RecurrentLanguageModel(decoding.TokenModel):
 
     def logits(self, state: TrainState, tokens: Array) -> Array:
         """Next-token logits, [B, T] -> float32 [B, T, V]."""
+        decoding.check_tokens(tokens, self.vocab_size, "the text")
         return self.module().apply({"params": state.eval_params}, tokens)[0]
 
     # Generation.
