@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 PyTree = Any
@@ -29,22 +30,24 @@ class Decoder(NamedTuple):
 
     Attributes:
       init: (batch, length, ragged) -> an empty memory for so many tokens.
-      extend: (memory, tokens [B, K]) -> Step.
+      extend: (memory, tokens [B, K]) -> Step.  A ragged memory drops what it has no place for.
       rewind: (memory, length [B]) -> the memory as it was after so many tokens; None where it cannot go back.
       grow: (memory, length) -> the same memory with place for so many tokens; None where its size does not depend on them.
+      max_length: the most tokens that a memory can have place for, or None.
     """
 
     init: Callable[[int, int, bool], PyTree]
     extend: Callable[[PyTree, Array], Step]
     rewind: Callable[[PyTree, Array], PyTree] | None = None
     grow: Callable[[PyTree, int], PyTree] | None = None
+    max_length: int | None = None
 
 
 class Generation(NamedTuple):
     """What was generated.
 
     Attributes:
-      tokens: new tokens, [B, N]; after the end token it is repeated.
+      tokens: new tokens, [B, N]; after the end token it is repeated, or 0 is where there is none.
       lengths: number of new tokens with the end token, [B].
       log_probs: log-probability of each in the distribution it was drawn from, [B, N], 0 after the end.
     """
@@ -70,13 +73,15 @@ def prefill(
       Logits of the next token [B, V], the memory, and hidden features of the prompt [B, P, C] or None.
 
     Raises:
-      ValueError: a prompt is empty or longer than the memory.
+      ValueError: a prompt is empty or longer than the memory; of `lengths`, where they are known.
     """
     batch, size = prompts.shape
     if size < 1:
         raise ValueError("a prompt needs at least one token, for instance the start token")
     if size > capacity:
         raise ValueError(f"the prompt has {size} tokens, and the context only {capacity}")
+    if lengths is not None:
+        _check_lengths(lengths, batch, size)
     memory = decoder.init(batch, capacity, ragged or lengths is not None)
     if lengths is None:
         step = decoder.extend(memory, prompts)
@@ -87,6 +92,16 @@ def prefill(
     memory = decoder.rewind(step.memory, lengths)
     last = jnp.clip(lengths - 1, 0, size - 1)
     return jnp.take_along_axis(step.logits, last[:, None, None], axis=1)[:, 0], memory, step.hidden
+
+
+def _check_lengths(lengths: Array, batch: int, size: int) -> None:
+    if lengths.shape != (batch,):
+        raise ValueError(f"lengths of {batch} prompts have the shape ({batch},), and not {lengths.shape}")
+    # Where a function is traced, the values are not known.
+    if not isinstance(lengths, jax.core.Tracer):
+        bad = [int(length) for length in np.asarray(lengths) if not 1 <= length <= size]
+        if bad:
+            raise ValueError(f"a prompt with the length {bad[0]} must have between 1 and {size} tokens")
 
 
 def _prefill_by_token(decoder: Decoder, prompts: Array, lengths: Array, memory: PyTree) -> tuple[Array, PyTree, None]:

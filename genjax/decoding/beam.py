@@ -61,7 +61,7 @@ def beam_search(
     if num_beams < 1 or max_new_tokens < 1:
         raise ValueError(f"num_beams={num_beams} and max_new_tokens={max_new_tokens} must be at least 1")
     batch, size = prompts.shape
-    logits, memory, _ = prefill(decoder, prompts, lengths, size + max_new_tokens, ragged=True)
+    logits, memory, _ = prefill(decoder, prompts, lengths, size + max_new_tokens - 1, ragged=True)
     vocab = logits.shape[-1]
     k = num_beams
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)

@@ -30,18 +30,21 @@ def contrastive_search(
       prompts: int32 [B, P].
       max_new_tokens: number N of new tokens.
       alpha: weight of the likeness penalty; 0 is greedy.
-      top_k: number of candidates.
+      top_k: number of candidates; all tokens where there are fewer.
       end_token: after it a row is over.
 
     Raises:
-      ValueError: the model gives no hidden features, or alpha lies outside [0, 1].
+      ValueError: the model gives no hidden features, or a setting is out of range.
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha={alpha} must lie in [0, 1]")
+    if top_k < 1 or max_new_tokens < 1:
+        raise ValueError(f"top_k={top_k} and max_new_tokens={max_new_tokens} must be at least 1")
     batch, size = prompts.shape
     logits, memory, hidden = prefill(decoder, prompts, None, size + max_new_tokens, ragged=True)
     if hidden is None:
         raise ValueError("contrastive search needs a decoder that returns hidden features")
+    top_k = min(top_k, logits.shape[-1])
     unit = lambda h: h / jnp.maximum(jnp.linalg.norm(h, axis=-1, keepdims=True), 1e-9)  # noqa: E731
     history = jnp.zeros((batch, size + max_new_tokens, hidden.shape[-1]), jnp.float32)
     history = history.at[:, :size].set(unit(hidden.astype(jnp.float32)))

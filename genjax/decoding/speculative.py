@@ -56,7 +56,7 @@ def speculative(
       the target after the prompt.
 
     Raises:
-      ValueError: a model cannot go back, or the settings cannot be served.
+      ValueError: a model cannot go back, the vocabularies differ, or the settings cannot be served.
     """
     if target.rewind is None or draft.rewind is None:
         raise ValueError("speculative decoding needs memories that can go back; recurrent networks have none")
@@ -66,13 +66,17 @@ def speculative(
         raise ValueError(f"num_proposals={num_proposals} and max_new_tokens={max_new_tokens} must be at least 1")
     batch, size = prompts.shape
     prompts = prompts.astype(jnp.int32)
-    room = size + max_new_tokens + num_proposals + 1
+    # Proposals beyond the last token asked for have no place: memories drop them, and they decide nothing before them.
+    room = size + max_new_tokens - 1
     place = jnp.full((batch,), size) if lengths is None else lengths
     # Both memories lack the last token of the text, which is the first that a pass reads.
-    memories = []
+    memories, sizes = [], []
     for decoder in (target, draft):
-        _, memory, _ = prefill(decoder, prompts, place, room, ragged=True)
+        logits, memory, _ = prefill(decoder, prompts, place, room, ragged=True)
         memories.append(decoder.rewind(memory, place - 1))
+        sizes.append(logits.shape[-1])
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"the draft has {sizes[1]} tokens and the target {sizes[0]}; they must have one vocabulary")
     last = jnp.take_along_axis(prompts, place[:, None] - 1, axis=1)[:, 0]
     probabilities = lambda logits: jax.nn.softmax(sampling.filter(logits), axis=-1)  # noqa: E731
     keys = row_keys(key, batch)

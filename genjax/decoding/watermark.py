@@ -11,6 +11,7 @@ which is about standard normal for text that was written without knowledge of th
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +33,29 @@ class Watermark:
     green_fraction: float = 0.25
     delta: float = 2.0
 
+    def __post_init__(self) -> None:
+        if not 0.0 < self.green_fraction < 1.0:
+            raise ValueError(f"the watermark's green_fraction={self.green_fraction} must lie between 0 and 1")
+        if not math.isfinite(self.delta):
+            raise ValueError(f"the watermark's delta={self.delta} must be finite")
+
+    def num_green(self, vocab_size: int) -> int:
+        """Number of green tokens.
+
+        Raises:
+          ValueError: so few tokens that none or all would be green.
+        """
+        count = round(self.green_fraction * vocab_size)
+        if not 0 < count < vocab_size:
+            raise ValueError(
+                f"the watermark's green_fraction={self.green_fraction} of {vocab_size} tokens is {count} of them; "
+                "some must be green and some not"
+            )
+        return count
+
     def green(self, previous: Array, vocab_size: int) -> Array:
         """Which tokens are green after each of `previous` [B], bool [B, V]."""
-        count = round(self.green_fraction * vocab_size)
+        count = self.num_green(vocab_size)
 
         def split(token: Array) -> Array:
             scores = jax.random.uniform(jax.random.fold_in(jax.random.key(self.seed), token), (vocab_size,))
@@ -63,7 +84,7 @@ class Watermark:
         counted = jnp.ones(shape, bool) if mask is None else mask[:, 1:].astype(bool)
         counted = counted & jax.vmap(_first_of_equals)(previous, current, counted)
         total = counted.sum(1)
-        gamma = round(self.green_fraction * vocab_size) / vocab_size
+        gamma = self.num_green(vocab_size) / vocab_size
         return ((hits & counted).sum(1) - gamma * total) / jnp.sqrt(jnp.maximum(total, 1) * gamma * (1.0 - gamma))
 
 

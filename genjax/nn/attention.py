@@ -46,7 +46,12 @@ class KVCache(flax.struct.PyTreeNode):
         def put(cache: Array, new: Array) -> Array:
             new = new.astype(cache.dtype)
             if start.ndim == 0:
-                return jax.lax.dynamic_update_slice_in_dim(cache, new, start, axis=2)
+                # What does not fit is written earlier by XLA, and so has to be what stands there already.
+                first = jnp.clip(start, 0, cache.shape[2] - new.shape[2])
+                old = jax.lax.dynamic_slice_in_dim(cache, first, new.shape[2], axis=2)
+                place = (jnp.arange(new.shape[2]) - (start - first))[None, None, :, None]
+                new = jnp.where(place < 0, old, jnp.take(new, place[0, 0, :, 0], axis=2, mode="clip"))
+                return jax.lax.dynamic_update_slice_in_dim(cache, new, first, axis=2)
             slots = start[:, None] + jnp.arange(new.shape[2])[None]  # [B, T]
             write_row = lambda row, index, values: row.at[:, index].set(values, mode="drop")  # noqa: E731
             return jax.vmap(write_row)(cache, slots, new)

@@ -461,6 +461,9 @@ class TokenEmbedding(nn.Module):
         if config.positions in ("learned", "sinusoidal"):
             if positions is None:
                 positions = _index(tokens.shape[1], start) if segment_ids is None else segment_positions(segment_ids)
+            if start is not None:
+                # Beyond the table stand only proposals that are dropped later; they must not be NaN.
+                positions = jnp.minimum(positions, config.max_length - 1)
             if config.positions == "learned":
                 x = x + jnp.broadcast_to(self.position(positions + self.position_offset), x.shape)
             else:

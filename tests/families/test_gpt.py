@@ -109,6 +109,18 @@ def test_frozen_parameters_stay(batch):
     ).any()
 
 
+def test_greedy_speculation_writes_what_is_likeliest_to_the_end_of_the_context(state, batch):
+    greedy = decoding.Sampling(temperature=0.0)
+    draft = jax.jit(MODEL.init)(jax.random.key(1), batch)
+    prompts, lengths, key = batch["tokens"][:, :4], jnp.array([4, 2, 3, 1]), jax.random.key(0)
+    # 4 + 9 - 1 tokens fill the context, beyond which proposals then reach.
+    wanted = jax.jit(lambda: MODEL.generate(state, key, prompts, 9, lengths, sampling=greedy))().tokens
+    decoders, options = (MODEL.decoder(state), MODEL.decoder(draft)), {"num_proposals": 3, "sampling": greedy}
+    out, passes = jax.jit(lambda: decoding.speculative(*decoders, key, prompts, 9, lengths=lengths, **options))()
+    np.testing.assert_array_equal(out.tokens, wanted)
+    assert passes <= 9
+
+
 def test_bad_input_is_one_clear_sentence(state, batch):
     with pytest.raises(ValueError, match="longest context"):
         MODEL.init(jax.random.key(0), {"tokens": jnp.zeros((1, 20), jnp.int32)})
@@ -118,6 +130,11 @@ def test_bad_input_is_one_clear_sentence(state, batch):
         MODEL.sample(state, jax.random.key(0), 1, prompt=jnp.zeros(12, jnp.int32))
     with pytest.raises(ValueError, match="the prompt has the token 7, which lies outside the vocabulary of 7 tokens"):
         MODEL.generate(state, jax.random.key(0), jnp.array([[1, 7]]), 2)
+    for method in (MODEL.log_prob, lambda state, batch: MODEL.evaluate(state, batch, jax.random.key(0))):
+        with pytest.raises(ValueError, match="the batch has the token -1"):
+            method(state, {"tokens": jnp.array([[1, -1]])})
+    with pytest.raises(ValueError, match="the text has the token 9"):
+        MODEL.logits(state, jnp.array([[1, 9]]))
     with pytest.raises(ValueError, match="token -1"):
         MODEL.sample(state, jax.random.key(0), 1, prompt=jnp.array([-1]))
 
