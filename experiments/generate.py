@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from genjax.data.tokenization import Tokenizer
     from genjax.training import Run
 
+#: Number of new tokens at most where nobody says.
+MOST_NEW_TOKENS = 256
+
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train on tokens")
 flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
 flags.DEFINE_string(
@@ -36,14 +39,23 @@ flags.DEFINE_string(
     "",
     "text to continue or to answer, or with [mask] where tokens are to be filled; without one, what begins a text",
 )
-flags.DEFINE_integer("max_new_tokens", 256, "number of new tokens at most", lower_bound=1)
+flags.DEFINE_integer(
+    "max_new_tokens",
+    None,
+    f"number of new tokens at most; by default {MOST_NEW_TOKENS}, or what the prompt leaves of the longest context",
+    lower_bound=1,
+)
 flags.DEFINE_integer("seed", 0, "seed of the choices")
 flags.DEFINE_enum("search", "sample", ["sample", "beam", "contrastive", "speculative"], "how tokens are chosen")
 flags.DEFINE_integer("num_beams", 4, "hypotheses of --search=beam", lower_bound=1)
 flags.DEFINE_float("length_penalty", 0.6, "exponent of the length penalty of --search=beam")
 flags.DEFINE_float("contrastive_alpha", 0.6, "weight of the likeness penalty of --search=contrastive")
 flags.DEFINE_string("draft_workdir", None, "run of a faster model that proposes tokens, for --search=speculative")
-flags.DEFINE_string("regex", None, "regular expression that the new text must match as a whole")
+flags.DEFINE_string(
+    "regex",
+    None,
+    "regular expression that the new text must match as a whole; where texts have no end, it goes on while it can",
+)
 flags.DEFINE_integer("watermark_seed", None, "secret of a watermark to put in, or to detect")
 flags.DEFINE_float("watermark_delta", 2.0, "what the watermark adds to green logits")
 flags.DEFINE_float("watermark_fraction", 0.25, "share of the vocabulary that is green")
@@ -152,6 +164,22 @@ def start_of(run: Run, tokenizer: Tokenizer, text: str) -> tuple[Any, Any]:
     return model.decoder(run.state), prompt.astype(np.int32)
 
 
+def pieces_of(tokenizer: Tokenizer) -> list[bytes]:
+    """What is written of each token: its text in UTF-8, perhaps a part of a character, and nothing of special ones."""
+    special = set(tokenizer.special.values())
+    return [b"" if i in special else piece for i, piece in enumerate(tokenizer.pieces)]
+
+
+def num_new_tokens(decoder: Any, prompt: Any) -> int:
+    """Number of new tokens at most after a prompt [P]: what the flag says, or what the context leaves."""
+    asked = flags.FLAGS.max_new_tokens
+    if asked is not None:
+        return asked
+    room = MOST_NEW_TOKENS if decoder.max_length is None else decoder.max_length - len(prompt)
+    # At least one, so that a prompt that fills the context is refused by what the context has place for.
+    return max(1, min(room, MOST_NEW_TOKENS))
+
+
 def continuation(run: Run, tokenizer: Tokenizer, decoder: Any, prompt: Any) -> Iterable[int]:
     """The new tokens of a prompt [P]; one at a time where the search allows it."""
     import jax
@@ -162,17 +190,17 @@ def continuation(run: Run, tokenizer: Tokenizer, decoder: Any, prompt: Any) -> I
 
     values, model = flags.FLAGS, run.model
     end, key = model.end_token, jax.random.key(values.seed)
-    constraint = None
-    if values.regex is not None:
-        texts = [piece.decode(errors="replace") for piece in tokenizer.pieces]
-        size = getattr(model, "num_tokens", model.vocab_size)
-        constraint = decoding.from_regular_expression(values.regex, texts + [""] * (size - len(texts)))
+    rows, size = jnp.asarray(prompt)[None], num_new_tokens(decoder, prompt)
     if values.search == "sample":
+        constraint = None
+        if values.regex is not None:
+            pieces = pieces_of(tokenizer)
+            missing = getattr(model, "num_tokens", model.vocab_size) - len(pieces)
+            constraint = decoding.from_regular_expression(values.regex, pieces + [b""] * missing)
         options = {"sampling": model.sampling, "constraint": constraint, "watermark": watermark_from_flags()}
-        return decoding.stream(decoder, key, prompt, values.max_new_tokens, end_token=end, **options)
-    if constraint is not None or values.watermark_seed is not None:
+        return decoding.stream(decoder, key, prompt, size, end_token=end, **options)
+    if values.regex is not None or values.watermark_seed is not None:
         raise config.ConfigError("--regex and --watermark_seed go with --search=sample")
-    rows, size = jnp.asarray(prompt)[None], values.max_new_tokens
     if values.search == "beam":
         options = {
             "num_beams": values.num_beams,
@@ -210,9 +238,7 @@ def main(arguments: list[str]) -> int:
         print(*fill_masks(run, tokenizer, values.prompt), sep="\n")
         return 0
     tokens = continuation(run, tokenizer, *start_of(run, tokenizer, values.prompt))
-    special = set(tokenizer.special.values())
-    pieces = [b"" if i in special else piece for i, piece in enumerate(tokenizer.pieces)]
-    for text in pieces_as_text(tokens, pieces):
+    for text in pieces_as_text(tokens, pieces_of(tokenizer)):
         sys.stdout.write(text)
         sys.stdout.flush()
     print()

@@ -4,9 +4,15 @@ import re
 import subprocess
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from absl.testing import flagsaver
 from tiny_runs import call
 
+import genjax
+from experiments import generate
+from genjax.config import ConfigError
 from genjax.data import Text
 from genjax.data.tokenization import train_tokenizer
 from genjax.families.language.gpt import GPT
@@ -36,8 +42,49 @@ def run(workdir: Path, *arguments: str) -> subprocess.CompletedProcess:
 def test_a_prompt_is_continued_as_the_pattern_says(workdir):
     result = run(workdir, "--prompt=The ", "--regex=[a-c]{3}(de|ed)+", "--max_new_tokens=12", "--watermark_seed=1")
     assert result.returncode == 0, result.stderr
-    # A pattern may go on for longer than there are tokens.
-    assert re.fullmatch(r"[a-c]{3}(de|ed)*[de]?", result.stdout.rstrip("\n")), result.stdout
+    assert re.fullmatch(r"[a-c]{3}(de|ed)+", result.stdout.rstrip("\n")), result.stdout
+
+
+@pytest.fixture
+def write(workdir, capsys):
+    """Runs the entry point in this process; returns what it wrote."""
+
+    def call_main(*arguments: str) -> str:
+        with flagsaver.flagsaver():
+            generate.main(["generate", f"--workdir={workdir}", *arguments])
+        return capsys.readouterr().out
+
+    return call_main
+
+
+def test_every_search_writes_what_the_context_leaves_and_is_greedy_where_it_must_be(workdir, write):
+    greedy = write("--prompt=The ", "--model.sampling.temperature=0")
+    assert len(greedy) == 16 - len("The ") + len("\n")
+    draft = f"--draft_workdir={workdir}"
+    for options in (
+        ["--search=beam", "--num_beams=1"],
+        ["--search=contrastive", "--contrastive_alpha=0"],
+        ["--search=speculative", draft, "--model.sampling.temperature=0"],
+    ):
+        assert write("--prompt=The ", *options) == greedy, options
+    with pytest.raises(ConfigError, match="--draft_workdir"):
+        write("--search=speculative")
+
+
+def test_a_finite_pattern_ends_without_an_end_token_and_a_watermark_is_found(write, tmp_path):
+    assert re.fullmatch(r"[a-z]{4}\n", write("--regex=[a-z]{4}"))
+    mark = ["--watermark_seed=3", "--watermark_delta=50"]
+    path = tmp_path / "text.txt"
+    path.write_text(write(*mark).rstrip("\n"))
+    score = re.match(r"z-score ([\d.-]+) in \d+ tokens", write(*mark, f"--detect={path}"))
+    assert float(score[1]) > 3
+    with pytest.raises(ConfigError, match="needs the secret"):
+        write(f"--detect={path}")
+
+
+def test_a_prompt_with_a_token_outside_the_vocabulary_is_refused(workdir):
+    with pytest.raises(ValueError, match="the prompt has the token 5000, which lies outside the vocabulary"):
+        genjax.restore(workdir).sample(jax.random.key(0), 2, prompt=np.array([1, 5000], np.int32))
 
 
 def test_a_prompt_longer_than_the_context_is_refused(workdir):
