@@ -3,13 +3,14 @@
     python -m experiments.likelihood --workdir=runs/maf_mnist --against=black,uniform,inverted,shuffled
 
 Prints the log-likelihood of the evaluation split beside that of a full-covariance normal distribution fitted to the
-training split in the same space; draws the density of two-dimensional data and says what it integrates to; and prints
-how well the likelihood tells the split from other sets (area under the ROC curve; below 0.5 the others are likelier).
+training split in the same space, where both are densities of the same numbers; draws the density of two-dimensional
+data and says what it integrates to; and prints how well the likelihood tells the split from other sets (area under the
+ROC curve; below 0.5 the others are likelier).  Pictures of another set are brought to the levels, the size and the
+channels of the run's.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from experiments import command_line
+from experiments.likelihood_sets import altered, has_density, other_set
 from genjax import config
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
@@ -25,25 +27,11 @@ flags.DEFINE_integer("step", None, "which checkpoint, by default the latest soun
 flags.DEFINE_list(
     "against",
     [],
-    "other sets: uniform, constant, black, inverted or shuffled pictures made from the split, or names of sets of this shape",
+    "other sets: uniform, constant, black, inverted or shuffled pictures made from the split, or the names of sets, with "
+    "their place where it is another: emoji=FILE",
 )
 flags.DEFINE_integer("num_examples", 2000, "examples of each set that are compared", lower_bound=2)
 flags.DEFINE_string("output", None, "path of the density picture; <workdir>/density.png unless given")
-
-
-def altered(kind: str, x: np.ndarray, num_levels: int) -> np.ndarray:
-    """Pictures x [N, H, W, C] of integer levels, made into others of the same shape."""
-    rng = np.random.default_rng(0)
-    match kind:
-        case "uniform":
-            return rng.integers(0, num_levels, x.shape).astype(x.dtype)
-        case "constant":
-            return np.broadcast_to(rng.integers(0, num_levels, (len(x), 1, 1, 1)), x.shape).astype(x.dtype)
-        case "black":
-            return np.zeros_like(x)
-        case "inverted":
-            return (num_levels - 1 - x).astype(x.dtype)
-    return rng.permuted(x.reshape(len(x), -1), axis=1).reshape(x.shape)
 
 
 def main(arguments: list[str]) -> int:
@@ -57,10 +45,9 @@ def main(arguments: list[str]) -> int:
 
     values, model, data = flags.FLAGS, run.model, run.experiment.data
     split = run.experiment.evaluation.split
-    dequantizes = getattr(model, "dequantization", None) is not None
     if not isinstance(model, HasLogProb | HasLogProbBound):
         raise config.ConfigError(f"{type(model).__name__} has no likelihood")
-    exact = isinstance(model, HasLogProb) and not dequantizes
+    exact = likelihood.has_exact_log_prob(model)
     key = jax.random.key(run.experiment.evaluation.seed)
 
     @jax.jit
@@ -82,27 +69,22 @@ def main(arguments: list[str]) -> int:
 
     held_out = data.load(split)
     test = held_out.gather(np.arange(len(held_out)))
-    one = {**{name: a[:1] for name, a in test.items()}, "example_index": np.zeros(1, np.int32)}
-    # Probabilities of levels are not comparable with densities.
-    of_levels = dequantizes or (
-        hasattr(data, "levels") and "log_abs_det" not in jax.eval_shape(data.transform, one, key)
-    )
     log_prob, raw, x = scores(test)
     dim = int(np.prod(x.shape[1:]))
-    train = data.load("train")
-    fit = scores_of_normal(data, train.gather(np.arange(min(len(train), 60000))), key, x)
     shift = (raw - log_prob).mean()
     unit = "nats" if exact else "nats (bound)"
     print(f"{run.name}, step {run.step}: {type(model).__name__} on {data.name}, split {split}, {len(x)} examples")
-    rows = {type(model).__name__: log_prob.mean(), "full-covariance normal": fit.mean()}
-    if of_levels:
-        del rows["full-covariance normal"]
+    rows = {type(model).__name__: log_prob.mean()}
+    if getattr(model, "dequantization", None) is None and has_density(data, test, key):
+        train = data.load("train")
+        examples = train.gather(np.arange(min(len(train), 60000)))
+        rows["full-covariance normal"] = scores_of_normal(data, examples, key, x).mean()
     for name, value in rows.items():
         bits = -(value + shift) / (dim * math.log(2.0))
         print(f"  {name:<24} log-likelihood {value:10.4f} {unit}   {bits:8.4f} bits/dim")
     record = {"step": run.step, "split": split, "log_likelihood": {k: float(v) for k, v in rows.items()}}
 
-    if x.shape[1:] == (2,) and exact:
+    if x.shape[1:] == (2,) and exact and "condition" not in test:
         low, high = x.min(0) - 1.0, x.max(0) + 1.0
         density, integral = likelihood.density_grid(
             lambda points: scores_of_x(model, run.state, points), low, high, 400
@@ -119,13 +101,10 @@ def main(arguments: list[str]) -> int:
             examples = {**test, "x": altered(name, test["x"], data.levels)}
             examples = {k: a[: values.num_examples] for k, a in examples.items()}
         else:
-            other = dataclasses.replace(data, name=name)
-            loaded = other.load(split)
-            examples = loaded.gather(np.arange(min(len(loaded), values.num_examples)))
-            if examples["x"].shape[1:] != test["x"].shape[1:]:
-                raise config.ConfigError(
-                    f"--against={name} has examples of shape {examples['x'].shape[1:]}, the run {test['x'].shape[1:]}"
-                )
+            if getattr(model, "class_conditional", False):
+                raise config.ConfigError(f"the run is conditional on classes, which --against={name} does not share")
+            examples = other_set(data, name, split, test["x"].shape[1:], values.num_examples)
+            name = name.partition("=")[0]
         theirs = scores(examples)[1]
         # Values that underflow to a likelihood of 0 are simply the least likely.
         area = likelihood.roc_auc(np.nan_to_num(theirs, nan=-np.inf), raw[: values.num_examples])
