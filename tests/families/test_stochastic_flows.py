@@ -68,6 +68,39 @@ def test_estimated_log_determinant_has_the_exact_one_as_its_mean(bijection):
     assert abs(draws.mean() - exact) < 4.0 * draws.std() / np.sqrt(count) + 1e-3
 
 
+def test_a_block_near_the_bound_is_inverted_and_estimated_without_bias():
+    # g(x) = -.98 x: the fixed point converges as slowly as it can, and the series of the log-determinant too.
+    bijection = Residual(network=ContractiveMLP(hidden_dims=(), lipschitz=0.98), exact_dim=0)
+    x = jax.random.normal(jax.random.key(0), (4, DIM))
+    params = {"kernel_0": -0.98 * jnp.eye(DIM), "bias_0": jnp.zeros(DIM)}
+    z, exact = jax.jit(bijection.forward)(params, x)
+    np.testing.assert_allclose(exact, np.full(4, DIM * np.log(0.02)), rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(bijection.inverse)(params, z)[0], x, atol=1e-4)
+
+    def estimate(params):
+        count = 20000
+        keys = jax.random.split(jax.random.key(3), count)
+        draws = bijection.forward(params, jnp.broadcast_to(x[:1], (count, DIM)), None, keys)[1]
+        return draws.mean(), draws
+
+    mean, draws = jax.jit(estimate)(params)
+    assert abs(mean - exact[0]) < 4.0 * draws.std() / len(draws) ** 0.5
+
+
+def test_the_gradient_of_the_estimate_has_that_of_the_exact_log_determinant_as_its_mean():
+    bijection = Residual(network=ContractiveMLP(hidden_dims=(8,), lipschitz=0.7), exact_dim=0)
+    params, x, condition = prepared(bijection)
+
+    def gradient(count, keys):
+        repeat = lambda a: jnp.broadcast_to(a[:1], (count, a.shape[1]))  # noqa: E731
+        mean = lambda p, x: bijection.forward(p, repeat(x), repeat(condition), keys)[1].mean()  # noqa: E731
+        return jax.jit(jax.grad(mean, argnums=(0, 1)))(params, x)
+
+    exact, estimated = gradient(1, None), gradient(20000, jax.random.split(jax.random.key(3), 20000))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-3), exact, estimated)
+    assert all(jnp.abs(g).max() > 0.02 for g in (exact[0]["kernel_0"], exact[1]))
+
+
 def test_kernels_are_limited_exactly_and_small_ones_left_alone():
     kernel = jax.random.normal(jax.random.key(0), (6, 4))
     for k in (kernel, kernel.T):
@@ -102,6 +135,14 @@ def test_density_integrates_to_one(model):
     total = float(jnp.exp(jax.jit(model.log_prob)(state, {"x": grid})).sum()) * (edges[1] - edges[0]) ** 2
     assert abs(total - 1.0) < 1e-3
     assert jax.jit(lambda k: model.sample(state, k, 3))(jax.random.key(0)).shape == (3, 2)
+
+
+def test_metrics_say_where_the_density_is_an_estimate():
+    batch = {"x": jax.random.normal(jax.random.key(0), (4, 2)), "log_abs_det": jnp.zeros(4)}
+    for exact_dim, names in ((2, {"nll", "bits_per_dim"}), (0, {"nll_estimate", "bits_per_dim_estimate"})):
+        model = ResidualFlow(num_blocks=1, hidden_dims=(4,), data_shape=(2,), exact_dim=exact_dim)
+        state = jax.eval_shape(model.init, jax.random.key(0), batch)
+        assert set(jax.eval_shape(model.evaluate, state, batch, jax.random.key(0))) == names
 
 
 def test_bad_settings_are_one_clear_error():

@@ -129,7 +129,8 @@ class FFJORD(Flow):
     Attributes:
       hidden_dims: widths of the dynamics' network.
       tolerance: error of the solver for a step.
-      exact_dim: largest dimension in which traces are exact; above, they are estimated in training and evaluation.
+      exact_dim: largest dimension in which traces are exact; above, training and evaluation estimate them, and their
+        metrics are called so (`log_prob` is exact in any dimension).
       max_steps: largest number of steps of the solver.
     """
 
@@ -137,6 +138,10 @@ class FFJORD(Flow):
     tolerance: float = 1e-5
     exact_dim: int = 4
     max_steps: int = 256
+
+    @property
+    def estimates_density(self) -> bool:
+        return self.dim > self.exact_dim
 
     def layers(self) -> tuple[Bijection, ...]:
         if not (math.isfinite(self.tolerance) and self.tolerance > 0.0):

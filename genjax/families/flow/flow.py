@@ -8,6 +8,8 @@ Bookkeeping.  `nll` is in nats, of x as the batch holds it: of the density where
 probability of the levels where the model dequantises.  `bits_per_dim` always speaks of the data before any transform
 (of the levels of a picture, of the raw columns of a table): -(log p(x) + log_abs_det) / (D log 2), where `log_abs_det`
 [B] is that of the map from (dequantised) raw data to x, given by the data as a batch key or known to the model.
+`nll_estimate` and `bits_per_dim_estimate` take their place where log-determinants are estimated at random: the estimate
+of log p(x) has the right mean for each example, but its own variance.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from genjax.families.flow.base import Base, StandardNormal
 from genjax.families.flow.bijections import Bijection, Chain, Logit
@@ -36,7 +39,8 @@ class Flow(abc.ABC):
       data_shape: shape of one example.
       num_classes: number of classes of the data.
       class_conditional: model p(x | label).
-      condition_dim: length of a vector that the batch gives as `condition` [B, K] to model p(x | condition); 0 for none.
+      condition_dim: length of a vector that the batch gives as `condition` [B, K] to model p(x | condition), 0 for none;
+        None takes that of the data, if they have one.
       base: distribution of z.
       dequantization: turns levels into continuous values inside the model; none where x is continuous already.
       logit_alpha: start with logit(alpha + (1 - 2 alpha) x), for x in [0, 1]; none to leave x.
@@ -49,7 +53,7 @@ class Flow(abc.ABC):
     data_shape: tuple[int, ...] | None = None
     num_classes: int | None = None
     class_conditional: bool = False
-    condition_dim: int = 0
+    condition_dim: int | None = None
     base: Base = StandardNormal()
     dequantization: Dequantization | None = None
     logit_alpha: float | None = None
@@ -81,6 +85,11 @@ class Flow(abc.ABC):
         return self.data_shape
 
     @property
+    def estimates_density(self) -> bool:
+        """Whether training and evaluation estimate log-determinants at random."""
+        return False
+
+    @property
     def dim(self) -> int:
         """Number D of dimensions."""
         return math.prod(self.shape)
@@ -106,6 +115,23 @@ class Flow(abc.ABC):
                 raise ValueError(f"condition_dim={self.condition_dim}, but the batch's condition has {given} numbers")
             parts.append(batch["condition"])
         return jnp.concatenate(parts, -1) if parts else None
+
+    def check_labels(self, label: Array) -> None:
+        """Refuses labels outside of the classes; inside of compiled functions their values are not known.
+
+        Raises:
+          ValueError: the flow is not conditional on classes, or there is no such class.
+        """
+        if not self.class_conditional:
+            raise ValueError("the flow is not conditional on classes; train it with class_conditional=true")
+        if isinstance(label, jax.core.Tracer):
+            return
+        # In numpy, as jnp's answer would be traced where the caller is compiled.
+        label = np.asarray(label)
+        if label.size and (label.min() < 0 or label.max() >= self.num_classes):
+            raise ValueError(
+                f"labels must lie between 0 and {self.num_classes - 1}, not {label.min()} and {label.max()}"
+            )
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         x = batch["x"]
@@ -142,9 +168,10 @@ class Flow(abc.ABC):
         return log_prob, log_prob
 
     def _metrics(self, log_prob: Array, levels: Array | None) -> Metrics:
-        metrics = {"nll": -log_prob}
+        suffix = "_estimate" if self.estimates_density else ""
+        metrics = {f"nll{suffix}": -log_prob}
         if levels is not None:
-            metrics["bits_per_dim"] = -levels / (self.dim * math.log(2.0))
+            metrics[f"bits_per_dim{suffix}"] = -levels / (self.dim * math.log(2.0))
         return metrics
 
     def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
@@ -185,9 +212,21 @@ class Flow(abc.ABC):
             x = (unit * (d.levels - 1) + 0.5) / d.levels
         return self.bijection().forward(state.eval_params["bijection"], x, self._condition(batch))[0]
 
-    def decode(self, state: TrainState, latents: Array, **condition: Any) -> Array:
-        """x of each z [B, D], in the form that batches have."""
-        vector = self._condition({"latents": latents, **condition})
+    def decode(
+        self, state: TrainState, latents: Array, *, label: Array | None = None, condition: Array | None = None
+    ) -> Array:
+        """x of each z [B, D], in the form that batches have, given its class [B] or vector [B, K] where the flow takes one.
+
+        Raises:
+          ValueError: the flow is not conditional on what is given, lacks what it is conditional on, or a label is none of
+            its classes.
+        """
+        if label is not None:
+            self.check_labels(label)
+        if condition is not None and not self.condition_dim:
+            raise ValueError("the flow is not conditional on vectors; train it with data that have a condition")
+        given = {"label": label, "condition": condition}
+        vector = self._condition({name: value for name, value in given.items() if value is not None})
         x = self.bijection().inverse(state.eval_params["bijection"], latents, vector)[0]
         return x if self.dequantization is None else self.dequantization.quantize(x)
 
@@ -209,34 +248,17 @@ class Flow(abc.ABC):
           label: classes [num_samples] of a class-conditional flow; without, every class in turn.
           condition: vectors [num_samples, K] of a flow with condition_dim; without, zeros.
           temperature: in place of the model's own.
+
+        Raises:
+          ValueError: the flow is not conditional on what is given, or a label is none of its classes.
         """
-        given = {}
-        if self.class_conditional:
-            given["label"] = jnp.arange(num_samples) % (self.num_classes or 1) if label is None else label
-        if self.condition_dim:
-            given["condition"] = jnp.zeros((num_samples, self.condition_dim)) if condition is None else condition
+        if self.class_conditional and label is None:
+            label = jnp.arange(num_samples) % (self.num_classes or 1)
+        if self.condition_dim and condition is None:
+            condition = jnp.zeros((num_samples, self.condition_dim))
         temperature = self.temperature if temperature is None else temperature
         z = self.base.sample(state.eval_params.get("base", {}), key, num_samples, self.dim, temperature)
-        return self.decode(state, z, **given)
-
-    def interpolate(self, state: TrainState, batch: Batch, num_points: int) -> Array:
-        """Walks between neighbouring examples of a batch of even size, [B / 2, num_points, *data_shape].
-
-        The path is a great circle in z, as normal noise of many dimensions lies near a sphere (White 2016,
-        arXiv:1609.04468).
-        """
-        z = self.encode(state, batch)
-        a, b = z[0::2, None], z[1::2, None]
-        norms = jnp.linalg.norm(a, axis=-1, keepdims=True), jnp.linalg.norm(b, axis=-1, keepdims=True)
-        cosine = jnp.clip((a * b).sum(-1, keepdims=True) / (norms[0] * norms[1]), -0.9999, 0.9999)
-        angle, t = jnp.arccos(cosine), jnp.linspace(0.0, 1.0, num_points)[None, :, None]
-        path = (jnp.sin((1.0 - t) * angle) * a + jnp.sin(t * angle) * b) / jnp.sin(angle)  # [B / 2, T, D]
-        pairs, given = path.shape[0], {}
-        for name in ("label", "condition"):
-            if name in batch:
-                given[name] = jnp.repeat(batch[name][0::2], num_points, axis=0)
-        x = self.decode(state, path.reshape(pairs * num_points, -1), **given)
-        return x.reshape(pairs, num_points, *self.shape)
+        return self.decode(state, z, label=label, condition=condition)
 
     def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
         """Runs the flow layer by layer outside of `jit`.
