@@ -16,7 +16,7 @@ from genjax.families.flow.neural_spline import NeuralSplineFlow
 from genjax.families.flow.nice import NICE
 from genjax.families.flow.planar import PlanarFlow
 from genjax.families.flow.real_nvp import RealNVP
-from genjax.model import GenerativeModel, HasLatents, HasLogProb
+from genjax.model import GenerativeModel, HasLatents, HasLogProb, example_keys
 from genjax.optimizers import Adam
 
 POINTS = {"data_shape": (2,), "optimizer": Adam(learning_rate=5e-3)}
@@ -33,6 +33,7 @@ POINT_MODELS = {
     "planar": PlanarFlow(num_layers=4, **POINTS),
     "radial": PlanarFlow(kind="radial", num_layers=4, **POINTS),
     "conditional": RealNVP(num_couplings=2, hidden_dims=(16,), num_classes=3, class_conditional=True, **POINTS),
+    "given_vector": RealNVP(num_couplings=2, hidden_dims=(16,), condition_dim=2, **POINTS),
 }
 IMAGE_MODELS = {
     "nice": NICE(num_couplings=2, hidden_dims=(16,), dequantization=Uniform(num_levels=4), **IMAGES),
@@ -61,7 +62,8 @@ def point_batch(size=256):
     label = rng.integers(0, 3, size)
     side = np.where(label == 0, 1.0, -1.0)
     x = np.stack([np.cos(angle) + 0.5 * side, side * np.sin(angle)], -1) + 0.1 * rng.standard_normal((size, 2))
-    return {"x": jnp.asarray(x, jnp.float32), "label": jnp.asarray(label, jnp.int32)}
+    condition = jnp.asarray(np.stack([side, angle], -1), jnp.float32)
+    return {"x": jnp.asarray(x, jnp.float32), "label": jnp.asarray(label, jnp.int32), "condition": condition}
 
 
 def image_batch(size=16):
@@ -91,7 +93,7 @@ def test_density_of_points_learns_and_integrates_to_one(name):
     edges = np.linspace(-9.0, 9.0, 401)
     cell = (edges[1] - edges[0]) ** 2
     grid = jnp.asarray(np.stack(np.meshgrid(edges, edges, indexing="ij"), -1).reshape(-1, 2), jnp.float32)
-    batch = {"x": grid, "label": jnp.ones(len(grid), jnp.int32)}
+    batch = {"x": grid, "label": jnp.ones(len(grid), jnp.int32), "condition": jnp.ones((len(grid), 2))}
     total = float(jnp.exp(jax.jit(model.log_prob)(state, batch)).sum()) * cell
     assert abs(total - 1.0) < 1e-3
 
@@ -105,7 +107,7 @@ def test_samples_are_the_decoded_noise_and_encoding_undoes_it(name):
     def round_trip(key):
         x = model.sample(state, key, 64)
         z = model.base.sample(state.params.get("base", {}), key, 64, 2, 1.0)
-        return x, z, model.encode(state, {"x": x, "label": label})
+        return x, z, model.encode(state, {"x": x, "label": label, "condition": jnp.zeros((64, 2))})
 
     x, z, back = round_trip(jax.random.key(1))
     assert x.shape == (64, 2)
@@ -135,9 +137,6 @@ def test_decoding_an_encoded_picture_gives_it_back():
     model, state, _ = trained("real_nvp", points=False)
     batch = image_batch()
     np.testing.assert_allclose(model.decode(state, model.encode(state, batch)), batch["x"], atol=1e-5)
-    path = model.interpolate(state, batch, 3)
-    assert path.shape == (8, 3, 4, 4, 1)
-    np.testing.assert_allclose(path[:, 0], batch["x"][0::2], atol=1e-5)
 
 
 def test_bits_per_dim_of_an_untrained_flow_on_uniform_noise_is_that_of_numpy():
@@ -149,6 +148,28 @@ def test_bits_per_dim_of_an_untrained_flow_on_uniform_noise_is_that_of_numpy():
     log_normal = -0.5 * (x**2 + np.log(2 * np.pi)).sum(-1)
     np.testing.assert_allclose(values["nll"], -log_normal, rtol=1e-5)
     np.testing.assert_allclose(values["bits_per_dim"], -(log_normal + log_abs_det) / (3 * np.log(2)), rtol=1e-5)
+
+
+def test_bits_per_dim_of_an_untrained_picture_flow_are_those_of_numpy():
+    model = RealNVP(
+        width=4,
+        num_blocks=1,
+        couplings_per_mask=1,
+        actnorm=False,
+        dequantization=Uniform(num_levels=4),
+        logit_alpha=0.05,
+        **IMAGES,
+    )
+    batch, key = image_batch(4), jax.random.key(1)
+    state = jax.jit(model.init)(jax.random.key(0), batch)
+    bits = jax.jit(model.evaluate)(state, batch, key)["bits_per_dim"]
+    u = np.stack([jax.random.uniform(k, (4, 4, 1)) for k in example_keys(key, batch)])
+    y = np.asarray((3 * batch["x"] + u) / 4, np.float64).reshape(4, 16)
+    # The couplings start as the identity, so that only the logit is left.
+    inner = 0.05 + 0.9 * y
+    z, slope = np.log(inner / (1 - inner)), 0.9 / (inner * (1 - inner))
+    log_density = (-0.5 * (z**2 + np.log(2 * np.pi)) + np.log(slope)).sum(1)
+    np.testing.assert_allclose(bits, (16 * np.log(4) - log_density) / (16 * np.log(2)), rtol=1e-4)
 
 
 def test_the_dequantised_bound_of_one_uniform_level_set_is_exact():
@@ -168,13 +189,35 @@ def test_dequantised_values_stay_in_their_level_and_the_noise_has_its_density(de
     keys = jax.random.split(jax.random.key(1), 64)
     y, correction = dequantization(params, batch["x"], keys)
     np.testing.assert_allclose(dequantization.quantize(y), batch["x"], atol=1e-6)
-    if isinstance(dequantization, Variational):
-        # At the start u = sigmoid(normal), whose density is known.
-        v = jax.scipy.special.logit((y * 4 - batch["x"] * 3).reshape(64, -1))
-        log_q = (jax.scipy.stats.norm.logpdf(v) - jax.nn.log_sigmoid(v) - jax.nn.log_sigmoid(-v)).sum(-1)
-        np.testing.assert_allclose(correction, -16 * math.log(4) - log_q, atol=0.05)
-    else:
-        np.testing.assert_allclose(correction, np.full(64, -16 * math.log(4)), rtol=1e-6)
+    # The learned noise starts as uniform too.
+    np.testing.assert_allclose(correction, np.full(64, -16 * math.log(4)), rtol=1e-5)
+
+
+def moved(params, scale):
+    """Parameters away from their start, at which couplings are the identity."""
+    leaves, tree = jax.tree.flatten(params)
+    noise = [scale * jax.random.normal(jax.random.key(i), p.shape) for i, p in enumerate(leaves)]
+    return tree.unflatten([p + n for p, n in zip(leaves, noise)])
+
+
+def test_learned_noise_of_every_pixel_depends_on_the_levels():
+    dequantization = Variational(num_levels=4, hidden_dims=(8,))
+    black, white = jnp.zeros((8, 8, 8, 1)), jnp.ones((8, 8, 8, 1))
+    params = moved(dequantization.init(jax.random.key(0), black), 0.3)
+    keys = jax.random.split(jax.random.key(1), 8)
+    dequantize = jax.jit(dequantization)
+    dark, light = (dequantize(params, x, keys)[0] * 4 - 3 * x for x in (black, white))
+    assert (jnp.abs(dark - light).max(0) > 1e-3).all()
+
+
+def test_learned_noise_has_the_density_that_it_says():
+    dequantization = Variational(num_levels=4, hidden_dims=(8,))
+    x = jnp.broadcast_to(jnp.asarray([[0.0, 1.0]]), (20000, 2))
+    params = moved(dequantization.init(jax.random.key(0), x), 0.3)
+    _, correction = jax.jit(dequantization)(params, x, jax.random.split(jax.random.key(1), len(x)))
+    # E_q [1 / q(u)] is the volume that u can lie in.
+    inverse = np.exp(correction + 2 * math.log(4))
+    assert inverse.std() > 0.05 and abs(inverse.mean() - 1.0) < 4.0 * inverse.std() / len(x) ** 0.5
 
 
 def test_the_bound_of_many_draws_is_the_log_of_their_mean_and_tighter_than_one():
@@ -217,16 +260,44 @@ def test_bad_input_is_one_clear_error():
         RealNVP(data_shape=(4, 4, 1), dequantization=Uniform()).init(key, image_batch())
     with pytest.raises(ValueError, match="needs labels"):
         RealNVP(data_shape=(2,), num_classes=3, class_conditional=True).init(key, {"x": batch["x"]})
-    with pytest.raises(ValueError, match="condition_dim=3, but the batch's condition has 0 numbers"):
+    with pytest.raises(ValueError, match="condition_dim=3, but the batch's condition has 2 numbers"):
         RealNVP(data_shape=(2,), condition_dim=3).init(key, batch)
+    with pytest.raises(ValueError, match="num_couplings=1 must be at least 2"):
+        Variational(num_levels=4, num_couplings=1).init(key, batch["x"])
     with pytest.raises(ValueError, match="log_prob_bound"):
         model = NICE(data_shape=(2,), hidden_dims=(4,), dequantization=Uniform(num_levels=4))
         model.log_prob(model.init(key, {"x": jnp.zeros((2, 2))}), {"x": jnp.zeros((2, 2))})
+
+
+def test_labels_and_conditions_are_checked():
+    conditional, state, _ = trained("conditional")
+    plain, plain_state, _ = trained("real_nvp")
+    key = jax.random.key(0)
+    conditional.check_labels(np.array([0, 2]))
+    for label in (-1, 3):
+        with pytest.raises(ValueError, match="labels must lie between 0 and 2"):
+            conditional.sample(state, key, 2, label=np.array([0, label]))
+    with pytest.raises(ValueError, match="not conditional on classes"):
+        plain.sample(plain_state, key, 2, label=np.array([0, 1]))
+    with pytest.raises(ValueError, match="not conditional on vectors"):
+        plain.sample(plain_state, key, 2, condition=np.zeros((2, 1)))
+    with pytest.raises(ValueError, match="needs labels"):
+        conditional.decode(state, jnp.zeros((2, 2)))
 
 
 def test_diagnosis_names_the_layer_that_broke():
     model, state, _ = trained("real_nvp")
     params = jax.tree.map(lambda p: p, state.params)
     params["bijection"]["00_chain"]["02_actnorm"]["log_scale"] = jnp.full(2, jnp.inf)
-    with jax.debug_nans(False), pytest.raises(ValueError, match="layer 02_actnorm"):
+    with jax.debug_nans(False), pytest.raises(ValueError, match="layer 00_chain/02_actnorm is not"):
         model.diagnose(state.replace(params=params), point_batch(), jax.random.key(0))
+
+
+def test_diagnosis_names_level_and_repetition_of_a_picture_flow():
+    model, state, _ = trained("glow_conditional", points=False)
+    params = jax.tree.map(lambda p: p, state.params)
+    step = params["bijection"]["01_chain"]["00_multiscale"]["level_1"]["01_repeat"]["00_actnorm"]
+    step["log_scale"] = step["log_scale"].at[1].set(jnp.inf)
+    path = "01_chain/00_multiscale/level_1/01_repeat/01/00_actnorm"
+    with jax.debug_nans(False), pytest.raises(ValueError, match=f"layer {path} is not finite"):
+        model.diagnose(state.replace(params=params), image_batch(), jax.random.key(0))

@@ -6,6 +6,9 @@ A step is ActNorm, an invertible 1x1 convolution and an affine coupling on chann
 
 A level is a squeeze, K steps, and the factoring out of half of the channels; what leaves is normalised given what
 stays by one more affine coupling, which is the paper's learned prior N(z_b; mu(z_a), sigma(z_a)).
+
+The paper's networks also have ActNorm after their first two convolutions and a learned scale on the outputs of the last
+one; these have neither.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ class Glow(Flow):
       num_steps_per_level: number K of steps a level.
       width: channels of the couplings' networks.
       learned_prior: normalise what is factored out given what stays.
-      scan: compile one step a level and scan over depth; quicker to compile, slower to run on CPUs.
+      scan: compile one step a level and scan over depth; quicker to compile, slower to run on CPUs.  The steps of a level
+        then share the permutation P and the signs of their matrices, which stay, but not the rotations they start from.
     """
 
     num_levels: int = 2

@@ -12,9 +12,11 @@ from z through the inverses, so that memory does not grow with depth (Gomez et a
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -64,22 +66,49 @@ def no_change(x: Array) -> Array:
     return jnp.zeros(x.shape[0], x.dtype)
 
 
+class LayerError(ValueError):
+    """What a layer returned is not finite; the message names it by its path."""
+
+    def __init__(self, what: str, path: str, count: str):
+        super().__init__(
+            f"the {what} of layer {path} is not finite for {count} examples; "
+            "look at the range of its inputs, or lower the learning rate"
+        )
+        self._parts = (what, path, count)
+
+    def within(self, name: str) -> LayerError:
+        """The same error, seen from a map that has the layer in its part `name`."""
+        what, path, count = self._parts
+        return LayerError(what, f"{name}/{path}", count)
+
+
+@contextlib.contextmanager
+def place(name: str) -> Iterator[None]:
+    """Puts a part's name in front of the layer that an error of it names."""
+    try:
+        yield
+    except LayerError as error:
+        raise error.within(name) from None
+
+
+def is_concrete(*trees: Any) -> bool:
+    """Whether all values are known, as they are outside of `jit` and without a gradient."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
 def check_finite(name: str, y: Array, log_det: Array) -> None:
     """Raises where what a layer returns outside of `jit` is not finite.
 
     Raises:
-      ValueError: naming the layer and the number of examples concerned.
+      LayerError: naming the layer and the number of examples concerned.
     """
-    if isinstance(log_det, jax.core.Tracer) or isinstance(y, jax.core.Tracer):
+    if not is_concrete(y, log_det):
         return
     # By numpy, as inside of `jit` even an operation on constants gives a tracer.
     for what, values in (("log-determinant", log_det), ("output", y)):
         bad = int(np.sum(~np.isfinite(np.asarray(values)).reshape(len(values), -1).all(-1)))
         if bad:
-            raise ValueError(
-                f"the {what} of layer {name} is not finite for {bad} of {len(values)} examples; "
-                "look at the range of its inputs, or lower the learning rate"
-            )
+            raise LayerError(what, name, f"{bad} of {len(values)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,24 +131,26 @@ class Chain(Bijection):
     def init(self, key: Array, x: Array, condition: Array | None = None) -> Params:
         params = {}
         for index, (name, layer) in enumerate(zip(self.names, self.layers)):
-            own = layer.init(jax.random.fold_in(key, index), x, condition)
-            if own:
-                params[name] = own
-            x, log_det = layer.forward(own, x, condition)
+            with place(name):
+                own = layer.init(jax.random.fold_in(key, index), x, condition)
+                if own:
+                    params[name] = own
+                x, log_det = layer.forward(own, x, condition)
             check_finite(name, x, log_det)
         return params
 
     def forward(
         self, params: Params, x: Array, condition: Array | None = None, keys: Array | None = None
     ) -> tuple[Array, Array]:
-        if self.recompute:
+        if self.recompute and not is_concrete(params, x, condition, keys):
             return _reversible(self, params, x, condition, keys)
         return self._forward(params, x, condition, keys)
 
     def _forward(self, params: Params, x: Array, condition: Array | None, keys: Array | None) -> tuple[Array, Array]:
         total = no_change(x)
         for index, (name, layer) in enumerate(zip(self.names, self.layers)):
-            x, log_det = layer.forward(params.get(name, {}), x, condition, _fold(keys, index))
+            with place(name):
+                x, log_det = layer.forward(params.get(name, {}), x, condition, fold(keys, index))
             check_finite(name, x, log_det)
             total = total + log_det
         return x, total
@@ -130,7 +161,8 @@ class Chain(Bijection):
         total = no_change(z)
         for index in reversed(range(len(self.layers))):
             name, layer = self.names[index], self.layers[index]
-            z, log_det = layer.inverse(params.get(name, {}), z, condition, _fold(keys, index))
+            with place(name):
+                z, log_det = layer.inverse(params.get(name, {}), z, condition, fold(keys, index))
             check_finite(name, z, log_det)
             total = total + log_det
         return z, total
@@ -141,7 +173,8 @@ class Chain(Bijection):
         return shape
 
 
-def _fold(keys: Array | None, index: int) -> Array | None:
+def fold(keys: Array | None, index: int | Array) -> Array | None:
+    """Keys of a chain's layer `index`, one for each example, where there are any."""
     return None if keys is None else jax.vmap(lambda k: jax.random.fold_in(k, index))(keys)
 
 
@@ -163,7 +196,7 @@ def _reversible_backward(chain: Chain, residuals: tuple, cotangents: tuple[Array
     params_bar, condition_bar = {}, jax.tree.map(jnp.zeros_like, condition)
     for index in reversed(range(len(chain.layers))):
         name, layer = chain.names[index], chain.layers[index]
-        own, own_keys = params.get(name, {}), _fold(keys, index)
+        own, own_keys = params.get(name, {}), fold(keys, index)
         x = layer.inverse(own, z, condition, own_keys)[0]
         call = lambda p, x, c: layer.forward(p, x, c, own_keys)  # noqa: E731, B023
         _, pullback = jax.vjp(call, own, x, condition)
@@ -229,10 +262,11 @@ class MultiScale(Bijection):
     def init(self, key: Array, x: Array, condition: Array | None = None) -> Params:
         params = {}
         for index, level in enumerate(self.levels):
-            own = level.init(jax.random.fold_in(key, index), x, condition)
-            params[f"level_{index}"] = own
-            if index < len(self.levels) - 1:
+            with place(f"level_{index}"):
+                own = level.init(jax.random.fold_in(key, index), x, condition)
+                params[f"level_{index}"] = own
                 x = level.forward(own, x, condition)[0]
+            if index < len(self.levels) - 1:
                 x = x[..., : x.shape[-1] // 2]
         return params
 
@@ -241,7 +275,8 @@ class MultiScale(Bijection):
     ) -> tuple[Array, Array]:
         parts, total = [], no_change(x)
         for index, (level, shape) in enumerate(zip(self.levels, self._shapes())):
-            x, log_det = level.forward(params[f"level_{index}"], x, condition, _fold(keys, index))
+            with place(f"level_{index}"):
+                x, log_det = level.forward(params[f"level_{index}"], x, condition, fold(keys, index))
             total = total + log_det
             if index < len(self.levels) - 1:
                 x, out = x[..., : shape[-1] // 2], x[..., shape[-1] // 2 :]
@@ -258,7 +293,8 @@ class MultiScale(Bijection):
         for index in reversed(range(len(self.levels))):
             if index < len(self.levels) - 1:
                 x = jnp.concatenate([x, parts[index].reshape(x.shape)], -1)
-            x, log_det = self.levels[index].inverse(params[f"level_{index}"], x, condition, _fold(keys, index))
+            with place(f"level_{index}"):
+                x, log_det = self.levels[index].inverse(params[f"level_{index}"], x, condition, fold(keys, index))
             total = total + log_det
         return x, total
 

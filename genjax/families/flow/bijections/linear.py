@@ -73,10 +73,11 @@ class Scale(Bijection):
 
 
 @functools.lru_cache(maxsize=256)
-def _random_rotation_lu(dim: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """P, L and U of a random rotation; a function of its arguments alone, as P and the signs never learn."""
+def _permutation_and_signs(dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """P [D, D] and the signs of U's diagonal [D] of a random rotation; they never learn."""
     q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((dim, dim)))
-    return scipy.linalg.lu(q * np.sign(np.diag(r))[None, :])
+    permutation, _, upper = scipy.linalg.lu(q * np.sign(np.diag(r))[None, :])
+    return permutation, np.sign(np.diag(upper))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,23 +85,28 @@ class InvertibleLinear(Bijection):
     """A learned matrix on the channels of each pixel (on the whole of a vector): a 1x1 convolution in LU form.
 
     Attributes:
-      seed: draws the rotation that it starts from, whose permutation and signs stay.
+      seed: draws the permutation P and the signs, which stay; the rotation that it starts from has a random key.
     """
 
     seed: int = 0
 
     def init(self, key: Array, x: Array, condition: Array | None = None) -> Params:
-        _, lower, upper = _random_rotation_lu(x.shape[-1], self.seed)
+        dim = x.shape[-1]
+        q, _ = jnp.linalg.qr(jax.random.normal(key, (dim, dim)))
+        _, lower, upper = jax.scipy.linalg.lu(q)
+        # With another permutation of rows and other signs of columns than q's, W = P L U is still orthogonal.
+        diagonal = jnp.diag(upper)
+        upper = upper * (jnp.sign(diagonal) * _permutation_and_signs(dim, self.seed)[1])[None, :]
         return {
-            "lower": jnp.asarray(np.tril(lower, -1), x.dtype),
-            "upper": jnp.asarray(np.triu(upper, 1), x.dtype),
-            "log_diagonal": jnp.asarray(np.log(np.abs(np.diag(upper))), x.dtype),
+            "lower": jnp.tril(lower, -1).astype(x.dtype),
+            "upper": jnp.triu(upper, 1).astype(x.dtype),
+            "log_diagonal": jnp.log(jnp.abs(diagonal)).astype(x.dtype),
         }
 
     def _factors(self, params: Params, dim: int) -> tuple[Array, Array, Array]:
-        permutation, _, upper = _random_rotation_lu(dim, self.seed)
+        permutation, signs = _permutation_and_signs(dim, self.seed)
         dtype = params["lower"].dtype
-        diagonal = jnp.asarray(np.sign(np.diag(upper)), dtype) * jnp.exp(params["log_diagonal"])
+        diagonal = jnp.asarray(signs, dtype) * jnp.exp(params["log_diagonal"])
         lower = jnp.tril(params["lower"], -1) + jnp.eye(dim, dtype=dtype)
         return jnp.asarray(permutation, dtype), lower, jnp.triu(params["upper"], 1) + jnp.diag(diagonal)
 

@@ -8,12 +8,14 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from genjax.families.flow.bijections.base import Array, Bijection, Params, no_change
+from genjax.families.flow.bijections.base import Array, Bijection, Params, fold, is_concrete, no_change, place
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Repeat(Bijection):
     """`count` copies of a bijection that keeps shapes; parameters have a leading axis [count].
+
+    Outside of `jit` they run one by one, so that an error can name the one concerned.
 
     Attributes:
       bijection: what is repeated.
@@ -30,12 +32,20 @@ class Repeat(Bijection):
             params = self.bijection.init(key, x, condition)
             return self.bijection.forward(params, x, condition)[0], params
 
-        return jax.lax.scan(body, x, jax.random.split(key, self.count))[1]
+        keys = jax.random.split(key, self.count)
+        if not is_concrete(keys, x, condition):
+            return jax.lax.scan(body, x, keys)[1]
+        params = []
+        for index in range(self.count):
+            with place(f"{index:02d}"):
+                x, own = body(x, keys[index])
+            params.append(own)
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *params)
 
     def forward(
         self, params: Params, x: Array, condition: Array | None = None, keys: Array | None = None
     ) -> tuple[Array, Array]:
-        if self.recompute:
+        if self.recompute and not is_concrete(params, x, condition, keys):
             return _reversible(self, params, x, condition, keys)
         return self._scan(params, x, condition, keys, inverse=False)
 
@@ -49,17 +59,18 @@ class Repeat(Bijection):
     ) -> tuple[Array, Array]:
         apply = self.bijection.inverse if inverse else self.bijection.forward
 
-        def body(carry: tuple[Array, Array], row: tuple[Array, Params]) -> tuple[tuple[Array, Array], None]:
+        def body(carry: tuple[Array, Array], row: tuple[Array | int, Params]) -> tuple[tuple[Array, Array], None]:
             (x, total), (index, own) = carry, row
-            x, log_det = apply(own, x, condition, _fold(keys, index))
+            x, log_det = apply(own, x, condition, fold(keys, index))
             return (x, total + log_det), None
 
-        rows = (jnp.arange(self.count), params)
-        return jax.lax.scan(body, (x, no_change(x)), rows, reverse=inverse)[0]
-
-
-def _fold(keys: Array | None, index: Array) -> Array | None:
-    return None if keys is None else jax.vmap(lambda k: jax.random.fold_in(k, index))(keys)
+        carry = (x, no_change(x))
+        if not is_concrete(params, x, condition, keys):
+            return jax.lax.scan(body, carry, (jnp.arange(self.count), params), reverse=inverse)[0]
+        for index in reversed(range(self.count)) if inverse else range(self.count):
+            with place(f"{index:02d}"):
+                carry, _ = body(carry, (index, jax.tree.map(lambda a, i=index: a[i], params)))
+        return carry
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -80,7 +91,7 @@ def _reversible_backward(repeat: Repeat, residuals: tuple, cotangents: tuple[Arr
 
     def body(carry, row):
         (z, z_bar, condition_bar), (index, own) = carry, row
-        own_keys = _fold(keys, index)
+        own_keys = fold(keys, index)
         x = repeat.bijection.inverse(own, z, condition, own_keys)[0]
         call = lambda p, x, c: repeat.bijection.forward(p, x, c, own_keys)  # noqa: E731
         own_bar, z_bar, c_bar = jax.vjp(call, own, x, condition)[1]((z_bar, log_det_bar))
