@@ -34,9 +34,15 @@ def code_shape(run: Run) -> tuple[int, ...]:
     ).shape[1:]
 
 
-def decode(run: Run, codes: np.ndarray) -> np.ndarray:
-    """Decoded codes [N, ...], shape [N, *data_shape]."""
-    return np.asarray(jax.jit(run.model.decode)(run.state, codes.astype(np.float32)))
+def takes_labels(run: Run) -> bool:
+    """Whether the model decodes a code given a class."""
+    return getattr(run.model, "class_conditional", False) or "label" in getattr(run.model, "condition_keys", ())
+
+
+def decode(run: Run, codes: np.ndarray, label: np.ndarray | None = None) -> np.ndarray:
+    """Decoded codes [N, ...], shape [N, *data_shape]; `label` [N] for a model that takes classes, else None."""
+    given = {} if label is None else {"label": label.astype(np.int32)}
+    return np.asarray(jax.jit(run.model.decode)(run.state, codes.astype(np.float32), **given))
 
 
 def traversals(run: Run, key: jax.Array, num_rows: int, num_values: int) -> Iterator[np.ndarray]:

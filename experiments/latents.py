@@ -2,12 +2,13 @@
 
     python -m experiments.latents --workdir=runs/vae_digits --tool=interpolate
 
-interpolate   pairs of examples, and the decoded points between their codes, on lines and on great arcs
+interpolate   pairs of examples, and the decoded points between their codes, on lines and on great arcs (of one class
+              where the model is conditional on classes)
 traverse      one example, its code changed along one dimension at a time from -3 to 3; of InfoGAN a picture for each
               variable of the code, whose values change along rows of samples
 arithmetic    examples of class --source, with the difference of the mean codes of --target and --source added
-anomaly       area under the ROC curve of the negative bound as a score of the class --held_out, which the run did not
-              see (train it with --data.classes=...)
+anomaly       area under the ROC curve of the negative likelihood, or its bound, as a score of the class --held_out, which
+              the run did not see (train it with --data.classes=...)
 augment       labelled examples drawn from a model conditional on classes, --num_samples of each
 disentangle   mutual information gap and FactorVAE score, for a set with known factors (sprites)
 export        the codes of --evaluation.split as a table, whose density any flow learns
@@ -36,7 +37,6 @@ from experiments import command_line, latent_tables
 from genjax.config import ConfigError
 from genjax.data import Images, write_grid
 from genjax.evaluation import disentanglement, latents, likelihood
-from genjax.model import HasLogProb
 
 TOOLS = ("interpolate", "traverse", "arithmetic", "anomaly", "augment", "disentangle", "export", "decode")
 
@@ -51,6 +51,7 @@ flags.DEFINE_integer("target", 1, "class that they are changed towards")
 flags.DEFINE_integer("held_out", None, "class that the run has not seen")
 flags.DEFINE_integer("num_samples", 100, "examples drawn of each class", lower_bound=1)
 flags.DEFINE_string("codes", None, "CSV or NPY file with a code in each row")
+flags.DEFINE_list("label", None, "classes of the rows of --codes, in turn, for a model conditional on classes")
 flags.DEFINE_integer("seed", 0, "seed of what is drawn")
 
 
@@ -70,9 +71,15 @@ def encode(run: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return latent_tables.encode(run)
 
 
-def decode(run: Any, codes: np.ndarray) -> np.ndarray:
-    """Decoded rows of codes [R, C, ...], shape [R * C, ...]."""
-    return latent_tables.decode(run, codes.reshape(-1, *codes.shape[2:]))
+def labels(run: Any, examples: dict[str, np.ndarray]) -> np.ndarray | None:
+    """Classes of examples [N] where the model decodes codes given them, else None."""
+    return examples["label"] if latent_tables.takes_labels(run) else None
+
+
+def decode(run: Any, codes: np.ndarray, label: np.ndarray | None) -> np.ndarray:
+    """Decoded rows of codes [R, C, ...], each row of one class [R] where there are any, shape [R * C, ...]."""
+    label = None if label is None else np.repeat(label, codes.shape[1])
+    return latent_tables.decode(run, codes.reshape(-1, *codes.shape[2:]), label)
 
 
 def draw(run: Any, samples: np.ndarray, num_columns: int, name: str) -> None:
@@ -105,23 +112,28 @@ def report(run: Any, name: str, values: dict[str, Any]) -> None:
 
 
 def interpolate(run: Any) -> None:
-    codes, _ = encode(run)
+    codes, examples = encode(run)
     rows, columns = flags.FLAGS.num_rows, flags.FLAGS.num_values
     if len(codes) < 2 * rows:
         raise ConfigError(f"--num_rows={rows} needs {2 * rows} examples; the split has {len(codes)}")
+    label, ends = labels(run, examples), np.arange(rows, 2 * rows)
+    if label is not None:
+        # Codes of different classes have no path between them that one class decodes.
+        ends = latents.partners(label, rows)
+        label = label[:rows]
     for name, path in (
         ("linear", latents.linear_interpolation),
         ("spherical", latents.spherical_interpolation),
     ):
-        points = path(codes[:rows], codes[rows : 2 * rows], columns)
-        draw(run, decode(run, points), columns, f"interpolation_{name}")
+        points = path(codes[:rows], codes[ends], columns)
+        draw(run, decode(run, points, label), columns, f"interpolation_{name}")
 
 
 def traverse(run: Any) -> None:
     if hasattr(run.model, "traverse"):
         traverse_variables(run)
         return
-    codes, _ = encode(run)
+    codes, examples = encode(run)
     if codes.ndim != 2:
         raise ConfigError(f"--tool=traverse needs codes that are vectors; these have the shape {codes.shape[1:]}")
     if flags.FLAGS.example >= len(codes):
@@ -130,7 +142,9 @@ def traverse(run: Any) -> None:
     used = np.argsort(-codes.var(0))[: flags.FLAGS.num_rows]
     values = np.linspace(-3.0, 3.0, flags.FLAGS.num_values)
     points = latents.traversal(codes[flags.FLAGS.example], used, values)
-    draw(run, decode(run, points), len(values), "traversal")
+    label = labels(run, examples)
+    label = None if label is None else np.repeat(label[flags.FLAGS.example], len(used))
+    draw(run, decode(run, points, label), len(values), "traversal")
     print(f"rows are the dimensions {', '.join(map(str, used))}")
 
 
@@ -150,7 +164,8 @@ def arithmetic(run: Any) -> None:
     strength = np.linspace(0.0, 1.5, flags.FLAGS.num_values)
     chosen = codes[examples["label"] == source][: flags.FLAGS.num_rows]
     points = chosen[:, None] + strength.reshape(1, -1, *[1] * vector.ndim) * vector[None, None]
-    draw(run, decode(run, points), len(strength), f"arithmetic_{source}_to_{target}")
+    label = np.full(len(chosen), source) if latent_tables.takes_labels(run) else None
+    draw(run, decode(run, points, label), len(strength), f"arithmetic_{source}_to_{target}")
 
 
 def anomaly(run: Any) -> None:
@@ -162,7 +177,7 @@ def anomaly(run: Any) -> None:
     if held_out in seen or not seen:
         rest = ",".join(str(c) for c in range(10) if c != held_out)
         raise ConfigError(f"the run has seen the class {held_out}; train one without it: --data.classes={rest}")
-    bound = "log_prob" if isinstance(run.model, HasLogProb) else "log_prob_bound"
+    bound = "log_prob" if likelihood.has_exact_log_prob(run.model) else "log_prob_bound"
     needs(run, bound)
 
     def score(state: Any, batch: Any, key: jax.Array) -> jax.Array:
@@ -196,6 +211,7 @@ def augment(run: Any) -> None:
             f"--tool=augment needs a model conditional on classes, such as conditional_vae; {type(run.model).__name__} is not"
         )
     label = np.repeat(np.arange(num_classes, dtype=np.int32), flags.FLAGS.num_samples)
+    getattr(run.model, "check_labels", lambda label: None)(label)
     samples = run.sample(jax.random.key(flags.FLAGS.seed), len(label), label=label)
     path = Path(run.workdir) / "latents" / "augmentation.npz"
     path.parent.mkdir(exist_ok=True)
@@ -242,7 +258,11 @@ def show_decoded(run: Any) -> None:
     limit = flags.FLAGS.num_rows * flags.FLAGS.num_values
     codes = latent_tables.read_codes(flags.FLAGS.codes, shape, limit)
     name = f"decoded_{Path(flags.FLAGS.codes).stem}"
-    draw(run, latent_tables.decode(run, codes), flags.FLAGS.num_values, name)
+    label = None
+    if latent_tables.takes_labels(run):
+        label = np.resize(flags.FLAGS.label or np.arange(run.model.num_classes), len(codes)).astype(np.int32)
+        getattr(run.model, "check_labels", lambda label: None)(label)
+    draw(run, latent_tables.decode(run, codes, label), flags.FLAGS.num_values, name)
 
 
 _TOOLS = {

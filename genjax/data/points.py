@@ -19,57 +19,87 @@ _SPLITS = ("train", "validation", "test")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Points(Data):
-    """Vectors `x` float32 [B, D].
+    """Vectors `x` float32 [B, D], and `condition` float32 [B, K] where columns are set apart for it.
 
     Attributes:
       name: two_moons, circles, rings, swiss_roll, two_spirals, pinwheel, eight_gaussians, grid_gaussians, checkerboard
         (all embedded), or table, a .csv or .npy file that `dir` names.
       num_train: number of training examples of an embedded density.
       num_held_out: number of examples of each other split of an embedded density.
+      condition_columns: names of those columns of a table that the others are modelled given; column_0, column_1, ... where
+        the file has no names.
       standardize: subtract the mean and divide by the standard deviation of the training set, column by column.
     """
 
     name: str = "two_moons"
     num_train: int = 50000
     num_held_out: int = 10000
+    condition_columns: tuple[str, ...] = ()
     standardize: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.name not in (*procedural.DENSITIES, "table"):
             raise DataError(f"data.name={self.name!r} is none of {', '.join(procedural.DENSITIES)}, table")
+        if self.condition_columns and self.name != "table":
+            raise DataError(
+                f"data.condition_columns names columns of a table; {self.name} has none that could be set apart"
+            )
 
     def load_split(self, split: str) -> ArrayExamples:
         if self.name == "table":
-            values, _ = sources.read_table(self.dir)
-            return ArrayExamples({"x": values[split_indices(len(values), split, f"table {self.dir}")]})
+            values, names = sources.read_table(self.dir)
+            values = values[split_indices(len(values), split, f"table {self.dir}")]
+            modelled, given = self._columns(names)
+            return ArrayExamples({"x": values[:, modelled], **({"condition": values[:, given]} if given else {})})
         check_split(split, _SPLITS, self.name)
         count = self.num_train if split == "train" else self.num_held_out
         rng = np.random.default_rng([_SPLITS.index(split), *self.name.encode()])
         return ArrayExamples({"x": procedural.DENSITIES[self.name](rng, count).astype(np.float32)})
 
+    def _columns(self, names: list[str]) -> tuple[list[int], list[int]]:
+        """Indices of the columns of a table that are modelled, and of those that are given."""
+        missing = [name for name in self.condition_columns if name not in names]
+        if missing:
+            raise DataError(f"data.condition_columns: {self.dir} has no column {missing[0]}; it has {', '.join(names)}")
+        given = [names.index(name) for name in self.condition_columns]
+        modelled = [index for index in range(len(names)) if index not in given]
+        if not modelled:
+            raise DataError(
+                "data.condition_columns names every column of the table, so that none is left to be modelled"
+            )
+        return modelled, given
+
     def spec(self) -> dict[str, Any]:
-        """data_shape (D,)."""
-        return {"data_shape": self.load("train").arrays()["x"].shape[1:]}
+        """data_shape (D,), and condition_dim K where there is a condition."""
+        shape = self.load("train").arrays()["x"].shape[1:]
+        return {
+            "data_shape": shape,
+            **({"condition_dim": len(self.condition_columns)} if self.condition_columns else {}),
+        }
 
     def transform(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         if not self.standardize:
             return batch
-        mean, scale = _moments(self)
-        log_abs_det = jnp.full(batch["x"].shape[:1], -np.sum(np.log(scale)), jnp.float32)
-        return {**batch, "x": (batch["x"] - mean[None]) / scale[None], "log_abs_det": log_abs_det}
+        moments = _moments(self)
+        standardized = {name: (batch[name] - mean[None]) / scale[None] for name, (mean, scale) in moments.items()}
+        log_abs_det = jnp.full(batch["x"].shape[:1], -np.sum(np.log(moments["x"][1])), jnp.float32)
+        return {**batch, **standardized, "log_abs_det": log_abs_det}
 
     def inverse_transform(self, samples: np.ndarray) -> np.ndarray:
         """Samples of a model in the units of the data."""
         if not self.standardize:
             return np.asarray(samples)
-        mean, scale = _moments(self)
+        mean, scale = _moments(self)["x"]
         return np.asarray(samples) * scale + mean
 
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
         """Writes a scatter plot of the first two columns, beside training examples, and a CSV of all."""
         samples = self.inverse_transform(samples)
-        names = sources.read_table(self.dir)[1] if self.name == "table" else ["x", "y"]
+        names = ["x", "y"]
+        if self.name == "table":
+            names = sources.read_table(self.dir)[1]
+            names = [names[index] for index in self._columns(names)[0]]
         table = Path(stem).with_suffix(".csv")
         np.savetxt(table, samples, delimiter=",", header=",".join(names), comments="", fmt="%.6g")
         if samples.shape[1] < 2:
@@ -83,10 +113,10 @@ class Points(Data):
 
 
 @functools.lru_cache(maxsize=8)
-def _moments(data: Points) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the columns of the training set, each [D]."""
-    x = data.load("train").arrays()["x"]
-    return x.mean(0), np.maximum(x.std(0), 1e-6)
+def _moments(data: Points) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Mean and standard deviation of the columns of the training set, of `x` [D] and of `condition` [K] if there is one."""
+    arrays = data.load("train").arrays()
+    return {name: (a.mean(0), np.maximum(a.std(0), 1e-6)) for name, a in arrays.items()}
 
 
 def _scatter(samples: np.ndarray, examples: np.ndarray, names: list[str], path: Path) -> None:

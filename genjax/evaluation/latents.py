@@ -63,6 +63,21 @@ def traversal(code: np.ndarray, dimensions: np.ndarray, values: np.ndarray) -> n
     return codes
 
 
+def partners(labels: np.ndarray, count: int) -> np.ndarray:
+    """For each of the first `count` examples one of the same class among the others, indices [count].
+
+    Raises:
+      ValueError: a class has no example among the others.
+    """
+    found = []
+    for label in labels[:count]:
+        others = count + np.flatnonzero(labels[count:] == label)
+        if not len(others):
+            raise ValueError(f"the class {label} has no example after the first {count}; take fewer rows")
+        found.append(others[0])
+    return np.array(found)
+
+
 def attribute_vector(codes: np.ndarray, labels: np.ndarray, source: int, target: int) -> np.ndarray:
     """Difference of the mean codes of two classes, shape of one code (Larsen et al. 2016, arXiv:1512.09300, section 3.3).
 

@@ -50,3 +50,10 @@ def test_an_attribute_vector_is_the_difference_of_means():
     np.testing.assert_allclose(vector, START[3:].mean(0) - START[:3].mean(0))
     with pytest.raises(ValueError, match="no example has the class 4; there are 0, 1"):
         latents.attribute_vector(START, labels, 0, 4)
+
+
+def test_partners_are_of_the_same_class_and_not_among_the_first():
+    labels = np.array([0, 1, 1, 2, 1, 0])
+    np.testing.assert_array_equal(latents.partners(labels, 2), [5, 2])
+    with pytest.raises(ValueError, match="class 2 has no example after the first 4"):
+        latents.partners(labels, 4)
