@@ -260,8 +260,8 @@ def show_decoded(run: Any) -> None:
     name = f"decoded_{Path(flags.FLAGS.codes).stem}"
     label = None
     if latent_tables.takes_labels(run):
-        label = np.resize(flags.FLAGS.label or np.arange(run.model.num_classes), len(codes)).astype(np.int32)
-        getattr(run.model, "check_labels", lambda label: None)(label)
+        given = flags.FLAGS.label or [str(label) for label in range(run.model.num_classes)]
+        label = command_line.labels_for(run.model, given, len(codes))
     draw(run, latent_tables.decode(run, codes, label), flags.FLAGS.num_values, name)
 
 

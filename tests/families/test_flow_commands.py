@@ -4,12 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-import genjax
-from experiments import command_line, latent_tables
+from experiments import command_line
 from genjax import config
 from genjax.data import Points
 from genjax.data.base import DataError
-from genjax.evaluation.likelihood import has_exact_log_prob
 from genjax.training import resolve, train
 
 TINY = {
@@ -46,18 +44,6 @@ def test_bad_input_is_one_sentence(name, changes, message, tmp_path, capsys):
         command_line.run(run)
     sentence = capsys.readouterr().err
     assert message in sentence and sentence.count("\n") == 1
-
-
-def test_a_conditional_flow_decodes_codes_of_examples_given_their_classes(tmp_path):
-    name = "nice_mnist"
-    train(experiment(name, model__class_conditional=True), tmp_path, name=name, quiet=True)
-    run = genjax.restore(tmp_path)
-    assert latent_tables.takes_labels(run) and not has_exact_log_prob(run.model)
-    codes, examples = latent_tables.encode(run)
-    again = latent_tables.decode(run, codes[:20], examples["label"][:20])
-    np.testing.assert_allclose(again * 16, examples["x"][:20].reshape(20, -1), atol=1e-3)
-    with pytest.raises(ValueError, match="labels must lie between 0 and 9"):
-        run.model.check_labels(np.array([42]))
 
 
 def test_columns_of_a_table_can_be_what_the_others_are_modelled_given(tmp_path):

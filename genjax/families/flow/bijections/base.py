@@ -265,8 +265,8 @@ class MultiScale(Bijection):
             with place(f"level_{index}"):
                 own = level.init(jax.random.fold_in(key, index), x, condition)
                 params[f"level_{index}"] = own
-                x = level.forward(own, x, condition)[0]
             if index < len(self.levels) - 1:
+                x = level.forward(own, x, condition)[0]
                 x = x[..., : x.shape[-1] // 2]
         return params
 
