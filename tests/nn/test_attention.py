@@ -136,6 +136,24 @@ def test_rows_write_to_their_own_place_in_the_cache_and_overflow_is_dropped():
         np.testing.assert_array_equal(cache.write(new + 2, new, jnp.array(start)).keys[0, 0, :, 0], row)
 
 
+def test_a_loop_of_steps_writes_its_cache_in_place():
+    module = A.Attention(num_heads=2, causal=True)
+    x, cache = jnp.ones((3, 1, 8)), A.KVCache.zeros(3, 2, 64, 4)
+    params = module.init(jax.random.key(0), x)
+
+    def steps(params, cache, x, count):
+        def step(place, carry):
+            out, cache, _ = module.apply(params, carry[0], cache=carry[1], start=place)
+            return out, cache
+
+        return jax.lax.fori_loop(0, count, step, (x, cache))
+
+    # The entry stands last; before the loop it may copy what it was given.
+    program, _ = jax.jit(steps).lower(params, cache, x, 9).compile().as_text().split("\nENTRY ")
+    copies = [line for line in program.splitlines() if "f32[3,2,64,4]" in line.split("(")[0] and " copy(" in line]
+    assert "dynamic-update-slice" in program and not copies, copies
+
+
 def test_heads_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="num_kv_heads=3 must divide"):
         A.Attention(num_heads=4, num_kv_heads=3).init(jax.random.key(0), jnp.ones((1, 2, 8)))
