@@ -47,7 +47,12 @@ class Choice(NamedTuple):
     watermark: Watermark | None
 
     def init(self, prompts: Array, lengths: Array | None, vocab_size: int, max_new_tokens: int) -> ChoiceState:
-        """The state after the prompts [B, P]."""
+        """The state after the prompts [B, P]; raises ValueError if the constraint is one of another vocabulary."""
+        if self.constraint is not None and self.constraint.table.shape[1] != vocab_size:
+            raise ValueError(
+                f"the constraint is one of {self.constraint.table.shape[1]} tokens and the model has {vocab_size}; "
+                "tokens without text are empty ones in its vocabulary"
+            )
         batch, size = prompts.shape
         place = jnp.full((batch,), size) if lengths is None else lengths
         previous = jnp.take_along_axis(prompts, place[:, None] - 1, axis=1)[:, 0]
@@ -131,7 +136,8 @@ def generate(
       watermark: green-list watermark to put in.
 
     Raises:
-      ValueError: the prompt does not fit, or no new token was asked for, or too few for the constraint.
+      ValueError: the prompt does not fit, no new token was asked for, or too few for the constraint, or that is one of
+        another vocabulary.
     """
     _check(max_new_tokens, constraint)
     batch, size = prompts.shape

@@ -150,6 +150,9 @@ def test_a_constraint_that_asks_for_more_tokens_than_there_are_is_refused():
         decoding.generate(FLAT, jax.random.key(0), jnp.zeros((1, 1), jnp.int32), 3, constraint=constraint)
     with pytest.raises(ValueError, match="max_new_tokens=3"):
         next(decoding.stream(FLAT, jax.random.key(0), jnp.zeros((1,), jnp.int32), 3, constraint=constraint))
+    short = decoding.from_regular_expression("[0-9]", DIGITS[:-1])
+    with pytest.raises(ValueError, match="the constraint is one of 13 tokens and the model has 14"):
+        decoding.generate(FLAT, jax.random.key(0), jnp.zeros((1, 1), jnp.int32), 3, constraint=short)
 
 
 def test_a_grammar_may_be_a_table():

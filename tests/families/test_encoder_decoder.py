@@ -202,6 +202,8 @@ def test_bad_settings_are_one_clear_sentence():
         model.init(jax.random.key(0), {"source": jnp.zeros((1, 20), jnp.int32), "tokens": jnp.zeros((1, 3), jnp.int32)})
     with pytest.raises(ValueError, match="must equal model.encoder.width"):
         dataclasses.replace(model, decoder=translation_network(1, 4, 2)).module()
+    with pytest.raises(ValueError, match="the source has the token 99, which lies outside the vocabulary"):
+        model.logits(None, jnp.zeros((1, 3), jnp.int32), jnp.array([[0, 99]]))
     with pytest.raises(ValueError, match="needs mask_token"):
         dataclasses.replace(MODELS["bart"], mask_token=None).init(
             jax.random.key(0), {"tokens": jnp.zeros((1, 8), jnp.int32)}

@@ -45,6 +45,8 @@ def test_attention_learns_decodes_as_it_was_taught_and_ignores_padding(score):
     taught, _ = model._forward(state.params, {**batch, "tokens": text})
     np.testing.assert_array_equal(taught.argmax(-1), out.tokens)
     assert model.translate(state, batch["source"], batch["source_mask"]).shape == (32, 4)
+    with pytest.raises(ValueError, match="the source has the token 1[0-9][0-9], which lies outside the vocabulary"):
+        model.translate(state, batch["source"] + 100, batch["source_mask"])
     assert jax.jit(model.sample, static_argnums=2)(state, jax.random.key(0), 3).shape == (3, 5)
 
 
