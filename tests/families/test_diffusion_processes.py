@@ -248,6 +248,22 @@ def test_the_langevin_step_is_that_of_algorithms_4_and_5(process, monkeypatch):
     np.testing.assert_allclose(corrected, predicted + size * score + (2.0 * size) ** 0.5, rtol=1e-3, atol=1e-4)
 
 
+def test_steps_are_spent_where_there_is_something_of_the_data():
+    def log_ratios(process, **changes):
+        grid = samplers.DPMSolver(num_steps=20, **changes).grid(process)
+        assert grid.t[0] == process.t_max and grid.sigma[-1] == 0.0
+        return np.log(grid.alpha[:-1] / grid.sigma[:-1])
+
+    cosine, exploding = Discrete(schedule="cosine"), VarianceExploding(sigma_max=1000.0)
+    found = log_ratios(cosine)
+    assert found[0] < -9.0
+    np.testing.assert_allclose(found[1:], np.linspace(-5.1, found[-1], 20)[1:], atol=0.01)
+    whole = log_ratios(cosine, min_log_ratio=None)
+    np.testing.assert_allclose(whole, np.linspace(found[0], found[-1], 20), atol=0.01)
+    # Where the noise is larger than the data by nature, nothing is left out.
+    np.testing.assert_array_equal(log_ratios(exploding), log_ratios(exploding, min_log_ratio=None))
+
+
 @pytest.mark.parametrize("num_steps", [1, 2])
 def test_one_and_two_steps_give_finite_samples(num_steps):
     z = jnp.ones((2, 2))

@@ -25,9 +25,10 @@ import jax.numpy as jnp
 
 from genjax.families.diffusion import targets
 from genjax.families.diffusion.diffusion import Diffusion
+from genjax.families.diffusion.grids import Node, Spacing, times
 from genjax.families.diffusion.networks import Condition, DenoisingNetwork
 from genjax.families.diffusion.processes import GaussianProcess, Karras, expand
-from genjax.families.diffusion.samplers import Carry, Estimate, Node, Sampler, Spacing, times
+from genjax.families.diffusion.samplers import Carry, Estimate, Sampler
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
 
 
@@ -44,7 +45,7 @@ class ConsistencySampler(Sampler):
     needs_path_ends: ClassVar[bool] = True
 
     def grid(self, process: GaussianProcess) -> Node:
-        return Node(*times(process, self.spacing, self.num_steps, self.rho, to_data=False))
+        return times(process, self.spacing, self.num_steps, self.rho, to_data=False)
 
     def step(self, denoise, process, carry, now, then, key):
         x0 = denoise(carry.z, now.t, carry.x0).x0

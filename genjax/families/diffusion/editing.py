@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.families.diffusion.diffusion import Diffusion
+from genjax.families.diffusion.grids import Node, Spacing, times
 from genjax.families.diffusion.processes import posterior_from
-from genjax.families.diffusion.samplers import Node, Spacing, times
 from genjax.model import Array, TrainState
 
 
@@ -108,7 +108,8 @@ def inpaint(
     denoise = model.denoiser(state.eval_params, condition)
     known = jnp.broadcast_to(mask, x.shape) > 0
     x = jnp.where(known, x, 0.0)
-    grid = Node(*times(process, sampler.spacing if spacing is None else spacing, num_steps, sampler.rho))
+    spacing = sampler.spacing if spacing is None else spacing
+    grid = times(process, spacing, num_steps, sampler.rho, min_log_ratio=sampler.min_log_ratio)
     order = resampling_steps(num_steps, num_resamples, jump_length)
     at = lambda nodes: jax.tree.map(lambda a: a[nodes], grid)  # noqa: E731
     rows = (at(order[:, 0]), at(order[:, 0] + 1), at(order[:, 1]), jnp.arange(len(order)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import jax
@@ -22,15 +23,22 @@ class Node(NamedTuple):
 
 
 def times(
-    process: GaussianProcess, spacing: Spacing, num_steps: int, rho: float = 7.0, to_data: bool = True
-) -> tuple[Array, Array, Array]:
-    """The grid of a sampler: num_steps + 1 falling times with alpha and sigma, each of shape [num_steps + 1].
+    process: GaussianProcess,
+    spacing: Spacing,
+    num_steps: int,
+    rho: float = 7.0,
+    to_data: bool = True,
+    min_log_ratio: float | None = None,
+) -> Node:
+    """The grid of a sampler: num_steps + 1 falling times from t_max with alpha and sigma, each of shape [num_steps + 1].
 
     With `to_data`, the last node is the data themselves (alpha 1, sigma 0), and where the process has t_min > 0 the one before
     it is t_min; otherwise the last node is t_min.
 
     Spacings: uniform in t; quadratic, t ~ u^2; karras, sigma / alpha between its extremes with power 1 / rho (Karras et al.
-    2022, eq. 5); log_snr, uniform in log(alpha / sigma).
+    2022, eq. 5); log_snr, uniform in log(alpha / sigma).  On processes that start from N(0, I), these two begin at
+    `min_log_ratio` where log(alpha / sigma) is less at t_max, and the first step goes from t_max beyond that: as far as alpha is next
+    to nothing no step moves anything (lambda_min_clipped of diffusers).
 
     Raises:
       ValueError: no steps, or a spacing that the process does not allow.
@@ -54,6 +62,8 @@ def times(
                 [t_max if not process.ends_in_pure_noise else 0.999 * t_max, t_min if t_min > 0.0 else 1e-3 * t_max]
             )
             high, low = process.noise_ratio(bounds)
+            if min_log_ratio is not None and process.prior_scale == 1.0:
+                high = jnp.minimum(high, math.exp(-min_log_ratio))
             if spacing == "karras":
                 ratio = (high ** (1 / rho) + u * (low ** (1 / rho) - high ** (1 / rho))) ** rho
             else:
@@ -71,4 +81,4 @@ def times(
     alpha, sigma = process.alpha(t), process.sigma(t)
     if to_data:
         alpha, sigma = alpha.at[-1].set(1.0), sigma.at[-1].set(0.0)
-    return t, alpha, sigma
+    return Node(t, alpha, sigma)

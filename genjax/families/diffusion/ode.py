@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.families.diffusion.grids import Node
 from genjax.families.diffusion.processes import GaussianProcess
-from genjax.families.diffusion.samplers import Denoiser, Node, Sampler, ddim_step, ode_slope
+from genjax.families.diffusion.samplers import Denoiser, Sampler, ddim_step, ode_slope
 
 Array = jax.Array
 

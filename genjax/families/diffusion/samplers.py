@@ -69,12 +69,14 @@ class Sampler(abc.ABC):
       spacing: how times are placed: uniform, quadratic, karras (in sigma / alpha) or log_snr.
       rho: power of the karras spacing.
       to_data: end at the data; otherwise at the process's t_min.
+      min_log_ratio: where the karras and log_snr spacings of processes that start from N(0, I) begin in log(alpha / sigma).
     """
 
     num_steps: int = 50
     spacing: Spacing = "uniform"
     rho: float = 7.0
     to_data: bool = True
+    min_log_ratio: float | None = -5.1
 
     #: Whether the first step divides by alpha(t_max), which pure noise does not allow.
     needs_signal: ClassVar[bool] = False
@@ -99,7 +101,7 @@ class Sampler(abc.ABC):
 
     def grid(self, process: GaussianProcess) -> Node:
         """The times that the steps lie between with the process's values there, [num_steps + 1] each."""
-        return Node(*times(process, self.spacing, self.num_steps, self.rho, self.to_data))
+        return times(process, self.spacing, self.num_steps, self.rho, self.to_data, self.min_log_ratio)
 
     def run(
         self,
