@@ -6,7 +6,8 @@ interpolate   pairs of examples, and the decoded points between their codes, on 
               where the model is conditional on classes)
 traverse      one example, its code changed along one dimension at a time from -3 to 3; of InfoGAN a picture for each
               variable of the code, whose values change along rows of samples
-arithmetic    examples of class --source, with the difference of the mean codes of --target and --source added
+arithmetic    examples of class --source, with the difference of the mean codes of --target and --source added (a model
+              conditional on classes still decodes them as --source)
 anomaly       area under the ROC curve of the negative likelihood, or its bound, as a score of the class --held_out, which
               the run did not see (train it with --data.classes=...)
 augment       labelled examples drawn from a model conditional on classes, --num_samples of each

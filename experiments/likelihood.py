@@ -78,7 +78,8 @@ def main(arguments: list[str]) -> int:
     if getattr(model, "dequantization", None) is None and has_density(data, test, key):
         train = data.load("train")
         examples = train.gather(np.arange(min(len(train), 60000)))
-        rows["full-covariance normal"] = scores_of_normal(data, examples, key, x).mean()
+        name = "normal without condition" if "condition" in test else "full-covariance normal"
+        rows[name] = scores_of_normal(data, examples, key, x).mean()
     for name, value in rows.items():
         bits = -(value + shift) / (dim * math.log(2.0))
         print(f"  {name:<24} log-likelihood {value:10.4f} {unit}   {bits:8.4f} bits/dim")
