@@ -305,7 +305,7 @@ def pictures(run: Run, split: str) -> list[Path]:
     real = {name: np.asarray(batch[name][0]) for name in ("mask", "source_mask") if name in batch}
     tokens = np.asarray(batch["tokens"][0])[: real["mask"].sum() if "mask" in real else None]
     columns = names(np.asarray(batch["source"][0])[real["source_mask"]]) if "source" in batch else None
-    weights = model.attention_weights(run.state, batch["tokens"] if isinstance(model, GPT) else batch)
+    weights = model.attention_weights(run.state, batch["tokens"][:, :-1] if isinstance(model, GPT) else batch)
     paths = []
     layers = [w if isinstance(w, tuple) else (w, None) for w in weights]
     for kind, index in (("self", 0), ("cross", 1)):

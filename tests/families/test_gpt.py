@@ -9,7 +9,7 @@ from genjax import decoding
 from genjax.families.language.gpt import GPT, gpt2_network, llama_network, num_parameters
 from genjax.model import GenerativeModel, HasLogits, HasLogProb
 from genjax.nn.adaptation import LoRA
-from genjax.nn.transformer import Transformer
+from genjax.nn.transformer import Transformer, unrolled
 from genjax.optimizers import Adam
 
 TINY = Transformer(num_layers=2, width=8, num_heads=2, mlp_dim=16, max_length=12, init_std=0.5)
@@ -119,6 +119,67 @@ def test_greedy_speculation_writes_what_is_likeliest_to_the_end_of_the_context(s
     out, passes = jax.jit(lambda: decoding.speculative(*decoders, key, prompts, 9, lengths=lengths, **options))()
     np.testing.assert_array_equal(out.tokens, wanted)
     assert passes <= 9
+
+
+@pytest.mark.parametrize(
+    "frozen, scan, message",
+    [
+        (
+            ("embedding", "stack/layer_2"),
+            False,
+            "names stack/layer_2, which is no parameter: stack has .*layer_0, layer_1",
+        ),
+        (
+            ("embeding", "stack/layer_0"),
+            False,
+            "names embeding, which is no parameter: the network has embedding, stack",
+        ),
+        (("stack/layer_0",), True, "scan_layers=false"),
+        (("embedding", "stack"), False, "leaves no parameter to train"),
+    ],
+)
+def test_every_frozen_path_must_name_parameters(frozen, scan, message, batch):
+    model = dataclasses.replace(MODEL, frozen=frozen, network=dataclasses.replace(TINY, scan_layers=scan))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(model.init, jax.random.key(0), batch)
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary", "alibi"])
+def test_more_tokens_than_the_context_has_places_are_refused_and_not_guessed(positions, batch):
+    model = dataclasses.replace(MODEL, network=dataclasses.replace(TINY, positions=positions))
+    state = jax.eval_shape(model.init, jax.random.key(0), batch)
+    long = {"tokens": jnp.zeros((2, 14), jnp.int32)}
+    calls = (
+        lambda s: model.logits(s, long["tokens"]),
+        lambda s: model.log_prob(s, long),
+        lambda s: model.evaluate(s, long, jax.random.key(0)),
+        lambda s: model.attention_weights(s, long["tokens"]),
+    )
+    for call in calls:
+        if positions == "alibi":
+            jax.eval_shape(call, state)
+            continue
+        with pytest.raises(ValueError, match="longest context is model.network.max_length=12"):
+            jax.eval_shape(call, state)
+
+
+def test_gpt2_of_the_experiment_scans_and_recomputes_layers_without_another_result(batch):
+    experiment = pytest.importorskip("experiments.configs.language").gpt2_124m()
+    network = experiment.model.network
+    assert network.scan_layers and network.remat and experiment.model.compute_dtype == "bfloat16"
+    sizes = {"num_layers": 2, "width": 8, "num_heads": 2, "max_length": 12, "dropout": 0.1, "init_std": 0.5}
+    network = dataclasses.replace(network, **sizes)
+    changes = {"vocab_size": 7, "compute_dtype": "float32", "optimizer": MODEL.optimizer, "network": network}
+    lean = dataclasses.replace(experiment.model, **changes)
+    plain = dataclasses.replace(lean, network=dataclasses.replace(network, scan_layers=False, remat=False))
+    params = jax.jit(lean.init)(jax.random.key(0), batch).params
+    loss = lambda p, model: model.loss(p, batch, jax.random.key(1))[0]  # noqa: E731
+    value, gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, lean)
+    unrolled_params = {**params, "stack": unrolled(params["stack"], network)}
+    expected, expected_gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)(unrolled_params, plain)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    gradient = {**gradient, "stack": unrolled(gradient["stack"], network)}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, expected_gradient)
 
 
 def test_bad_input_is_one_clear_sentence(state, batch):

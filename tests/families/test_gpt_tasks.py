@@ -68,7 +68,7 @@ def test_what_a_causal_network_cannot_learn_is_said():
         MODEL.init(jax.random.key(0), {"tokens": jnp.zeros((1, 17), jnp.int32)})
     with pytest.raises(ValueError, match="BERT has the same tasks"):
         dataclasses.replace(MODEL, network=dataclasses.replace(TINY, causal=False))
-    with pytest.raises(ValueError, match="names no parameter; the network has embedding, heads, stack"):
+    with pytest.raises(ValueError, match="is no parameter: the network has embedding, heads, stack"):
         dataclasses.replace(MODEL, frozen=("stak",)).init(jax.random.key(0), {"tokens": TOKENS, "label": LAST})
 
 

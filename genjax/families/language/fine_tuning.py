@@ -6,6 +6,8 @@ parameters that the old one lacks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -43,13 +45,11 @@ class FineTuned:
         if not self._partial:
             return TrainState.create(params, self.optimizer)
         state = TrainState.create(params)
-        trained, rest = adaptation.split(params, self._trained)
+        for path in self.frozen:
+            _check_path(path, params)
+        trained, _ = adaptation.split(params, self._trained)
         if not trained:
             raise ValueError(f"model.frozen={self.frozen} leaves no parameter to train")
-        if self.lora is None and not rest:
-            raise ValueError(
-                f"model.frozen={self.frozen} names no parameter; the network has {', '.join(sorted(params))}"
-            )
         ema = None if self.optimizer.ema_decay is None else jax.tree.map(jnp.copy, params)
         return state.replace(opt_state=self.optimizer.build().init(trained), ema_params=ema)
 
@@ -72,3 +72,15 @@ class FineTuned:
         if self.optimizer.ema_decay is not None:
             ema = ema_update(ema, params, self.optimizer.ema_decay, state.step)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema), metrics
+
+
+def _check_path(path: str, params: PyTree) -> None:
+    """Raises ValueError unless a path names parameters."""
+    node, where = params, "the network"
+    for name in path.split("/"):
+        parts = sorted(node) if isinstance(node, Mapping) else ["no parts"]
+        if name not in parts:
+            scanned = "layers" in (where, *parts)
+            hint = "; one of scanned layers has a name under --model.network.scan_layers=false" if scanned else ""
+            raise ValueError(f"model.frozen names {path}, which is no parameter: {where} has {', '.join(parts)}{hint}")
+        node, where = node[name], name

@@ -116,7 +116,8 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
       label_smoothing: probability that the loss spreads over all tokens; evaluation is without it.
       sampling: how `sample` and `generate` choose tokens.
       lora: train low-rank updates of the linear maps and nothing else, or None.
-      frozen: paths of parameters that are not trained, by their beginning, as in embedding or stack/layer_0.
+      frozen: paths of parameters that are not trained, by their beginning, as in embedding or, of layers that are not
+        scanned, stack/layer_0.
       pretrained: folder of a checkpoint of the library transformers to start from, which then gives the sizes, or None.
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
       optimizer: learning rule.
@@ -161,7 +162,20 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
 
     # Likelihood.
 
+    @property
+    def _max_length(self) -> int | None:
+        # Biases that depend on the distance (ALiBi, T5) are made to go beyond what was trained; the others are not.
+        return self.network.max_length if self.network.positions in ("learned", "sinusoidal", "rotary") else None
+
+    def _check_length(self, what: str, length: int) -> None:
+        """Raises ValueError where `length` places are more than the positions know."""
+        if self._max_length is not None and length > self._max_length:
+            raise ValueError(
+                f"{what} {length} places, but the longest context is model.network.max_length={self._max_length}"
+            )
+
     def _forward(self, params: PyTree, batch: Batch, dropout_keys: Array | None = None) -> tuple[Array, Any]:
+        self._check_length("the examples take", batch["tokens"].shape[1] - 1)
         segments = batch["segment_ids"][:, :-1] if "segment_ids" in batch else None
         return self.module().apply(
             {"params": self.network_params(params)},
@@ -193,7 +207,12 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
     def logits(
         self, state: TrainState, tokens: Array, segment_ids: Array | None = None, mask: Array | None = None
     ) -> Array:
-        """Next-token logits, [B, T] -> float32 [B, T, V]; with `mask` [B, T], padding on any side is not seen or counted."""
+        """Next-token logits, [B, T] -> float32 [B, T, V]; with `mask` [B, T], padding on any side is not seen or counted.
+
+        Raises:
+          ValueError: there are more tokens than the network's context has places, or one lies outside the vocabulary.
+        """
+        self._check_length("the tokens take", tokens.shape[1])
         decoding.check_tokens(tokens, self.vocab_size, "the text")
         params, positions = self.network_params(state.eval_params), None
         if mask is not None:
@@ -205,6 +224,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
 
     def attention_weights(self, state: TrainState, tokens: Array) -> list[Array]:
         """Attention of each layer, [B, T] -> num_layers x [B, H, T, T]."""
+        self._check_length("the tokens take", tokens.shape[1])
         params = self.network_params(state.eval_params)
         _, out = self.module().apply({"params": params}, tokens, return_weights=True)
         return [own for own, _ in out.weights]
@@ -218,15 +238,8 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
         params = self.network_params(state.eval_params)
         params = {**params, "stack": unrolled(params["stack"], self.network)}
 
-        # Biases that depend on the distance (ALiBi, T5) are made to go beyond what was trained; the others are not.
-        max_length = network.max_length if network.positions in ("learned", "sinusoidal", "rotary") else None
-
         def init(batch: int, length: int, ragged: bool) -> Cache:
-            if max_length is not None and length > max_length:
-                raise ValueError(
-                    f"prompt and new tokens take {length} places, but the longest context is "
-                    f"model.network.max_length={max_length}"
-                )
+            self._check_length("prompt and new tokens take", length)
             return network.init_cache(batch, length, jnp.dtype(self.compute_dtype), ragged)
 
         def extend(cache: Cache, tokens: Array) -> decoding.Step:
@@ -238,7 +251,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
             extend=extend,
             rewind=lambda cache, length: cache.replace(length=length),
             grow=lambda cache, length: cache.grow(length),
-            max_length=max_length,
+            max_length=self._max_length,
         )
 
 
