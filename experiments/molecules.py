@@ -8,11 +8,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from experiments import command_line
 from genjax import config
+
+if TYPE_CHECKING:
+    from genjax.data import Molecules
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train on molecules")
 flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
@@ -23,6 +27,20 @@ flags.DEFINE_integer("sample_batch", 1000, "samples that are generated at a time
 flags.DEFINE_integer("seed", 0, "seed of the samples, and of the choice of reference molecules")
 
 
+def known_molecules(data: Molecules) -> list[str]:
+    """What a molecule must not be among to be new, as canonical SMILES.
+
+    That is the whole training set, though a run may have seen a part of it; of MOSES, whose strings are canonical, the
+    molecules of its training file that are held out for validation as well.
+    """
+    whole = dataclasses.replace(data, max_molecules=None)
+    if data.canonical:
+        return whole.smiles("train") + whole.smiles("validation")
+    from genjax.evaluation.molecules import canonical
+
+    return [string for string in canonical(whole.smiles("train")) if string is not None]
+
+
 def main(arguments: list[str]) -> int:
     run = command_line.restore_from_flags(arguments, __doc__)
     if run is None:
@@ -31,7 +49,7 @@ def main(arguments: list[str]) -> int:
     import numpy as np
 
     from genjax.data import Molecules
-    from genjax.evaluation.molecules import molecule_metrics
+    from genjax.evaluation.molecules import canonical, molecule_metrics
 
     values, data = flags.FLAGS, run.experiment.data
     if not isinstance(data, Molecules):
@@ -44,12 +62,12 @@ def main(arguments: list[str]) -> int:
     if values.num_reference and values.num_reference < len(reference):
         chosen = np.random.default_rng(values.seed).choice(len(reference), values.num_reference, replace=False)
         reference = [reference[i] for i in chosen]
-    # What is new is new to the whole set, though a run may have seen a part of it.
-    train = dataclasses.replace(data, max_molecules=None).smiles("train")
-    metrics = molecule_metrics(samples, train, reference)
+    if not data.canonical:
+        reference = [string for string in canonical(reference) if string is not None]
+    metrics = molecule_metrics(samples, known_molecules(data), reference)
     protocol = (
         f"{values.num_samples} samples with seed {values.seed} of step {run.step}, distances to {len(reference)} "
-        f"molecules of the split {values.split}, training molecules compared as their file writes them"
+        f"molecules of the split {values.split}, novelty to the whole training set by canonical SMILES"
     )
     print(f"protocol: {protocol}")
     for name, value in metrics.items():

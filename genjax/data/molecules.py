@@ -26,6 +26,8 @@ _CORES = (
     "C(=O)({})N{}",
     "O({})C{}",
 )
+#: Training molecules of MOSES that are held out for validation, at most a tenth.
+_MOSES_HELD_OUT = 10_000
 _GROUPS = ("C", "CC", "O", "OC", "N", "C#N", "C(=O)O", "C(=O)N", "F", "Cl", "C(F)(F)F", "C1CC1", "c1ccccc1", "CC(C)C")
 
 
@@ -40,8 +42,9 @@ class Molecules(Data):
     """SMILES strings as `tokens` int32 [B, T + 1]: the end token, the symbols, the end token, and padding; with `mask`.
 
     Attributes:
-      name: combinations, which is embedded; moses for the files of the benchmark at data.dir; or file for the user's
-        file at data.dir, with one SMILES a line (or as the first column of a CSV).
+      name: combinations, which is embedded; moses for the files of the benchmark at data.dir, where 10000 of the training
+        molecules, always the same, are for validation; or file for the user's file at data.dir, with one SMILES a line
+        (or as the first column of a CSV).
       tokenizer: characters, or smiles with one token for each bracket atom, Cl, Br and ring number.
       tokenizer_file: a tokenizer to use instead, as a run saves it.
       max_symbols: longer molecules are left out; None keeps all.
@@ -62,14 +65,28 @@ class Molecules(Data):
                 strings = [known[i] for i in split_indices(len(known), split, self.name)]
             case "moses":
                 check_split(split, ("train", "validation", "test", "test_scaffolds"), "moses")
-                file = {"validation": "test"}.get(split, split)
-                strings = read_smiles(str(Path(self.dir or ".") / f"{file}.csv.gz"))
+                if split in ("train", "validation"):
+                    whole = self._moses("train")
+                    order = np.random.default_rng(0).permutation(len(whole))
+                    held_out = min(_MOSES_HELD_OUT, len(whole) // 10)
+                    chosen = order[held_out:] if split == "train" else order[:held_out]
+                    strings = [whole[i] for i in np.sort(chosen)]
+                else:
+                    strings = self._moses(split)
             case "file":
                 strings = read_smiles(self.dir)
                 strings = [strings[i] for i in split_indices(len(strings), split, f"file {self.dir}")]
             case _:
                 raise DataError(f"data.name={self.name} is not a set of molecules: combinations, moses, file")
         return strings[: self.max_molecules]
+
+    def _moses(self, file: str) -> list[str]:
+        return read_smiles(str(Path(self.dir or ".") / f"{file}.csv.gz"))
+
+    @property
+    def canonical(self) -> bool:
+        """Whether the set writes its molecules as RDKit's canonical SMILES."""
+        return self.name == "moses"
 
     def make_tokenizer(self) -> Tokenizer:
         """Symbols of the training split and of validation and test."""

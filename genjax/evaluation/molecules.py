@@ -7,6 +7,11 @@
     SNN           mean over samples of the largest T to a reference molecule
     Frag, Scaf    cosine between the counts of BRICS fragments, of Bemis-Murcko scaffolds with two rings at least
     FCD           Frechet distance of ChemNet features (Preuer et al. 2018)
+    logP, QED, weight    Wasserstein-1 distances between the distributions of Crippen's log P, of the drug-likeness of
+                  Bickerton et al. 2012, and of molecular weight in Dalton
+
+Two metrics of MOSES are not here: the share that passes its filters, which needs its lists of unwanted substructures, and
+the distance of synthetic accessibility, whose table RDKit does not install everywhere.
 
 T is the Tanimoto similarity of Morgan fingerprints of radius 2 with 1024 bits.  Molecules are compared by RDKit's
 canonical SMILES.  RDKit, and for FCD the package fcd-torch, are the extra `molecules`.
@@ -19,6 +24,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 _BLOCK = 2048  # rows of the similarity matrix that are held at a time
 
@@ -90,6 +96,16 @@ def scaffolds(smiles: Iterable[str], min_rings: int = 2) -> collections.Counter[
     return collections.Counter(chem.MolToSmiles(c) for c in cores if c.GetRingInfo().NumRings() >= min_rings)
 
 
+def properties(smiles: Iterable[str]) -> dict[str, np.ndarray]:
+    """logP, QED and weight (Dalton) of valid strings, float64 [N] each."""
+    chem = _rdkit()
+    from rdkit.Chem import QED, Crippen, Descriptors
+
+    functions = {"logp": Crippen.MolLogP, "qed": QED.qed, "weight": Descriptors.MolWt}
+    molecules = [chem.MolFromSmiles(string) for string in smiles]
+    return {name: np.array([function(m) for m in molecules], np.float64) for name, function in functions.items()}
+
+
 def cosine(first: collections.Counter[str], second: collections.Counter[str]) -> float:
     """Cosine of the angle between two vectors of counts; 0 if one is empty."""
     names = first.keys() | second.keys()
@@ -141,5 +157,8 @@ def molecule_metrics(
     metrics["snn"] = nearest_similarity(prints, of_reference)
     metrics["frag"] = cosine(fragments(valid), fragments(reference))
     metrics["scaf"] = cosine(scaffolds(valid), scaffolds(reference))
+    of_samples, of_reference = properties(valid), properties(reference)
+    for name, values in of_samples.items():
+        metrics[f"{name}_distance"] = float(scipy.stats.wasserstein_distance(values, of_reference[name]))
     fcd = frechet_chemnet_distance(valid, reference)
     return metrics if fcd is None else {**metrics, "fcd": fcd}

@@ -1,3 +1,5 @@
+import gzip
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from genjax.evaluation.molecules import (
     internal_diversity,
     molecule_metrics,
     nearest_similarity,
+    properties,
     scaffolds,
     tanimoto,
 )
@@ -29,6 +32,47 @@ def test_counts_of_valid_unique_and_new_molecules():
     assert molecule_metrics(["C("], [], ["C"]) == {"validity": 0.0}
     with pytest.raises(ValueError, match="at least one sample"):
         molecule_metrics([], [], ["C"])
+
+
+def test_molecules_of_the_training_set_are_not_new_however_it_writes_them(tmp_path):
+    from experiments.molecules import known_molecules
+    from genjax.data import Molecules
+
+    data = Molecules(max_molecules=20)
+    train = data.smiles("train")[::3]
+    assert any(written != ours for written, ours in zip(train, canonical(train)))
+    known = known_molecules(data)
+    assert molecule_metrics(train, known, ["CCO"])["novelty"] == 0.0 and len(known) > 1000
+    assert molecule_metrics(["OCCOCCOCC", *train[:2]], known, ["CCO"])["novelty"] == 1 / 3
+    path = tmp_path / "mine.csv"
+    path.write_text("SMILES\n" + "OCC\n" * 20 + "C(\n" * 20)
+    assert set(known_molecules(Molecules(name="file", dir=str(path)))) == {"CCO"}
+
+
+def test_validation_molecules_of_moses_are_held_out_of_its_training_file(tmp_path):
+    from experiments.molecules import known_molecules
+    from genjax.data import Molecules
+
+    whole = ["C" * n for n in range(1, 51)]
+    for name, strings in (("train", whole), ("test", ["O", "CO"])):
+        (tmp_path / f"{name}.csv.gz").write_bytes(gzip.compress("\n".join(["SMILES", *strings]).encode()))
+    data = Molecules(name="moses", dir=str(tmp_path))
+    train, validation = data.smiles("train"), data.smiles("validation")
+    assert len(validation) == 5 and sorted(train + validation, key=len) == whole
+    assert data.smiles("test") == ["O", "CO"] and data.smiles("validation") == validation
+    assert sorted(known_molecules(Molecules(name="moses", dir=str(tmp_path), max_molecules=2)), key=len) == whole
+
+
+def test_distances_of_properties():
+    values = properties(["CCO", "c1ccccc1"])
+    np.testing.assert_allclose(values["weight"], [46.069, 78.114], atol=1e-3)
+    np.testing.assert_allclose(values["logp"], [-0.0014, 1.6866], atol=1e-4)
+    assert ((values["qed"] > 0) & (values["qed"] < 1)).all()
+    metrics = molecule_metrics(["CCO", "CCO"], [], ["c1ccccc1", "CCO"])
+    # Half of the mass moves from ethanol to benzene.
+    np.testing.assert_allclose(metrics["weight_distance"], (78.114 - 46.069) / 2, atol=1e-3)
+    np.testing.assert_allclose(metrics["logp_distance"], (1.6866 + 0.0014) / 2, atol=1e-4)
+    assert molecule_metrics(["CCO"], [], ["CCO"])["qed_distance"] == 0.0
 
 
 def test_similarities_follow_their_definitions():
