@@ -170,14 +170,14 @@ def pieces_of(tokenizer: Tokenizer) -> list[bytes]:
     return [b"" if i in special else piece for i, piece in enumerate(tokenizer.pieces)]
 
 
-def num_new_tokens(decoder: Any, prompt: Any) -> int:
-    """Number of new tokens at most after a prompt [P]: what the flag says, or what the context leaves."""
+def num_new_tokens(prompt: Any, *decoders: Any) -> int:
+    """Number of new tokens at most after a prompt [P]: what the flag says, or what the contexts of the models leave."""
     asked = flags.FLAGS.max_new_tokens
     if asked is not None:
         return asked
-    room = MOST_NEW_TOKENS if decoder.max_length is None else decoder.max_length - len(prompt)
+    rooms = [decoder.max_length - len(prompt) for decoder in decoders if decoder.max_length is not None]
     # At least one, so that a prompt that fills the context is refused by what the context has place for.
-    return max(1, min(room, MOST_NEW_TOKENS))
+    return max(1, min(rooms + [MOST_NEW_TOKENS]))
 
 
 def continuation(run: Run, tokenizer: Tokenizer, decoder: Any, prompt: Any) -> Iterable[int]:
@@ -190,7 +190,7 @@ def continuation(run: Run, tokenizer: Tokenizer, decoder: Any, prompt: Any) -> I
 
     values, model = flags.FLAGS, run.model
     end, key = model.end_token, jax.random.key(values.seed)
-    rows, size = jnp.asarray(prompt)[None], num_new_tokens(decoder, prompt)
+    rows, size = jnp.asarray(prompt)[None], num_new_tokens(prompt, decoder)
     if values.search == "sample":
         constraint = None
         if values.regex is not None:
@@ -222,7 +222,9 @@ def continuation(run: Run, tokenizer: Tokenizer, decoder: Any, prompt: Any) -> I
             raise config.ConfigError(f"{values.draft_workdir} has another tokenizer than {values.workdir}")
         options = {"sampling": model.sampling, "end_token": end}
         proposing, _ = start_of(draft, tokenizer, values.prompt)
-        out, _ = jax.jit(lambda rows: decoding.speculative(decoder, proposing, key, rows, size, **options))(rows)
+        size = num_new_tokens(prompt, decoder, proposing)
+        search = lambda rows: decoding.speculative(decoder, proposing, key, rows, size, **options)[0]  # noqa: E731
+        out = jax.jit(search)(rows)
     return out.tokens[0, : int(out.lengths[0])].tolist()
 
 

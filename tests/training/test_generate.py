@@ -27,7 +27,7 @@ def workdir(tmp_path_factory):
     experiment = Experiment(
         model=GPT(network=NETWORK),
         data=Text(sequence_length=8, batch_size=8),
-        training=Training(num_steps=1, num_samples=1, tensorboard=False, compilation_cache=""),
+        training=Training(num_steps=1, num_samples=1, tensorboard=False, compilation_cache="", mesh="data:1"),
         evaluation=Evaluation(num_examples=8),
     )
     path = tmp_path_factory.mktemp("run")
@@ -51,7 +51,7 @@ def write(workdir, capsys):
 
     def call_main(*arguments: str) -> str:
         with flagsaver.flagsaver():
-            generate.main(["generate", f"--workdir={workdir}", *arguments])
+            generate.main(["generate", f"--workdir={workdir}", "--training.mesh=data:1", *arguments])
         return capsys.readouterr().out
 
     return call_main
