@@ -23,7 +23,10 @@ flags.DEFINE_string("content", None, "picture whose content is kept")
 flags.DEFINE_string("style", None, "picture whose style is taken")
 flags.DEFINE_string("output", "styled.png", "path of the result")
 flags.DEFINE_integer(
-    "size", 256, "longer side that both pictures are scaled to, for the Inception network", lower_bound=8
+    "size",
+    256,
+    "longer side that both pictures are scaled to, for the Inception network; no side may be below 75",
+    lower_bound=75,
 )
 flags.DEFINE_list("content_layers", None, "layers of the content; by default one in the middle")
 flags.DEFINE_list("style_layers", None, "layers of the style; by default several from the first on")

@@ -4,9 +4,11 @@ Szegedy et al. 2016 (arXiv:1512.00567) with the changes that the released graph 
 pixels inside the picture, the last block pools by the maximum, and there are 1008 outputs.  Batch norm is folded into the
 convolutions (`genjax.interop.inception` reads the weights so), each of which is then relu(conv(x) + b).
 
-    pictures in [0, 1]  ->  [-1, 1] at 299 x 299, bilinear  ->  2048 features (mean over the last maps)  ->  1008 logits
+    pictures in [0, 1]  ->  levels u of 8 bits  ->  299 x 299, bilinear  ->  about [-1, 1]
+                        ->  2048 features (mean over the last maps)  ->  1008 logits
 
-`resize="tensorflow"` samples at i * scale, as the graph of the paper does; "pytorch" at (i + 1/2) * scale - 1/2.
+`resize="tensorflow"` samples at i * scale and gives (u - 128) / 128, as the graph of the paper and torch-fidelity do; "pytorch"
+samples at (i + 1/2) * scale - 1/2 and gives 2 u / 255 - 1, as pytorch-fid does.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ Resize = Literal["tensorflow", "pytorch"]
 NUM_FEATURES = 2048
 NUM_LOGITS = 1008
 _SIZE = 299
+#: Smaller pictures leave nothing of the last maps.
+_SMALLEST = 75
 
 
 def interpolation_matrix(size: int, new_size: int, resize: Resize) -> np.ndarray:
@@ -41,7 +45,9 @@ def interpolation_matrix(size: int, new_size: int, resize: Resize) -> np.ndarray
 
 
 def prepare(x: Array, resize: Resize = "tensorflow", size: int = _SIZE) -> Array:
-    """Pictures [B, H, W, C] in [0, 1], C of 1 or 3, to what the network wants: [B, size, size, 3] in [-1, 1].
+    """Pictures [B, H, W, C] in [0, 1], C of 1 or 3, to what the network wants: [B, size, size, 3] about in [-1, 1].
+
+    They are rounded to 8 bits first, as those that are read from files, so that samples and data differ in nothing else.
 
     Raises:
       ValueError: the pictures are neither grey nor coloured.
@@ -50,8 +56,9 @@ def prepare(x: Array, resize: Resize = "tensorflow", size: int = _SIZE) -> Array
         raise ValueError(f"the Inception network wants pictures [B, H, W, 1 or 3], not of shape {x.shape}")
     rows = interpolation_matrix(x.shape[1], size, resize)
     columns = interpolation_matrix(x.shape[2], size, resize)
-    x = jnp.einsum("ph,bhwc,qw->bpqc", rows, x, columns, precision="highest")
-    return 2.0 * jnp.broadcast_to(x, (*x.shape[:3], 3)) - 1.0
+    x = jnp.einsum("ph,bhwc,qw->bpqc", rows, jnp.round(255.0 * x), columns, precision="highest")
+    x = (x - 128.0) / 128.0 if resize == "tensorflow" else x / 127.5 - 1.0
+    return jnp.broadcast_to(x, (*x.shape[:3], 3))
 
 
 class _ConvReLU(nn.Module):
@@ -156,11 +163,16 @@ class _BlockE(nn.Module):
 class InceptionV3(nn.Module):
     """Pictures [B, H, W, 3] in [-1, 1], H and W of at least 75, to features [B, 2048] and logits [B, 1008].
 
-    The logits have no bias, as those that the Inception score is computed from.
+    The logits have no bias, as those that the Inception score is computed from.  Smaller pictures are a ValueError.
     """
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
+        if min(x.shape[1:3]) < _SMALLEST:
+            raise ValueError(
+                f"the Inception network needs pictures of at least {_SMALLEST} pixels each way, not {x.shape[1]} x "
+                f"{x.shape[2]}; scale them up"
+            )
         x = _ConvReLU(32, *_HALVING, name="Conv2d_1a_3x3")(x)
         x = _ConvReLU(32, (3, 3), 1, "VALID", name="Conv2d_2a_3x3")(x)
         x = _ConvReLU(64, (3, 3), name="Conv2d_2b_3x3")(x)

@@ -26,8 +26,12 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         case ".safetensors":
             return {name: np.asarray(tensor.view()) for name, tensor in safetensors.read_header(path).items()}
         case ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return dict(file)
+            try:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                    return dict(arrays)
+            except Exception:
+                # A damaged archive can end in almost any exception.
+                raise CheckpointFileError(f"{path} is not a file of arrays that numpy.savez wrote") from None
     return read_torch_file(path)
 
 
