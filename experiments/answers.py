@@ -12,10 +12,24 @@ from genjax.training import Run
 
 
 def examples_to_answer(run: Run, num_samples: int, key: Any) -> dict[str, Any] | None:
-    """Examples of the evaluation split with `source`, `source_mask` and `tokens`; None if the model answers no text."""
+    """The first examples of the evaluation split, as the model sees them; None if its samples answer no `source`.
+
+    Of text they have `source`, `source_mask` and `tokens`; of pictures that are translated, `source` and `x`.
+    """
     data, model = run.experiment.data, run.model
-    if not hasattr(data, "write_answers") or "source_mask" not in inspect.signature(model.sample).parameters:
+    if not hasattr(data, "write_answers") or not answers_sources(model):
         return None
-    examples = data.load(run.experiment.evaluation.split)
-    batch = data.transform(examples.gather(np.arange(num_samples) % len(examples)), key)
+    batch = examples_in_order(run, np.arange(num_samples), key)
     return jax.device_get(model.with_source(batch, key) if hasattr(model, "with_source") else batch)
+
+
+def answers_sources(model: Any) -> bool:
+    """Whether samples of a model are answers to a condition `source`."""
+    return "source" in inspect.signature(model.sample).parameters
+
+
+def examples_in_order(run: Run, rows: np.ndarray, key: Any) -> dict[str, Any]:
+    """Examples of the evaluation split, from the first on again where there are fewer, as the model sees them."""
+    data = run.experiment.data
+    examples = data.load(run.experiment.evaluation.split)
+    return data.transform(examples.gather(rows % len(examples)), key)

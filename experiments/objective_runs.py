@@ -41,6 +41,9 @@ MIXTURES = {
     "eight_gaussians": (procedural.eight_gaussians_means, 0.2),
     "grid_gaussians": (procedural.grid_gaussians_means, 0.05),
 }
+#: Neighbours are looked for among so many pictures of a set.
+_NUM_KEPT = 2000
+_DISTANCES = ("frechet_distance", "recall")
 _PICTURES = {
     "model.conditioning": "none",
     "model.latent_dim": 32,
@@ -148,17 +151,17 @@ class PictureMeasures:
     def __init__(self, experiment: Experiment, extract: Extract):
         self._data, self._extract = experiment.data, extract
         order = np.arange(len(self._data.load("test")))
-        self._reference = FeatureStatistics(2000)
+        self._reference = FeatureStatistics(_NUM_KEPT)
         for pictures in pictures_of(self._data, "test", order):
             self._reference.add(*extract(pictures))
 
     def __call__(self, pictures: Iterable[np.ndarray]) -> dict[str, float]:
         """Figures of pictures in [0, 1], given in batches."""
-        statistics = FeatureStatistics(2000, self._reference)
+        statistics = FeatureStatistics(_NUM_KEPT, self._reference)
         for batch in pictures:
             statistics.add(*self._extract(batch))
         found = quality.figures(self._reference, statistics, ("frechet", "classes", "precision_recall"))
-        figures = {"frechet_distance": found["frechet_distance"], "recall": found["recall"]}
+        figures = {name: found[name] for name in _DISTANCES}
         if statistics.classes is not None:
             shares = statistics.classes.shares
             figures |= {"classes": int((shares > 0.01).sum()), "largest_class_share": float(shares.max())}
@@ -168,6 +171,21 @@ class PictureMeasures:
         """Figures of samples as the model gives them."""
         size = self._data.eval_batch_size
         return self(self._data.to_unit(samples[i : i + size]) for i in range(0, len(samples), size))
+
+    def floor(self) -> dict[str, float]:
+        """The figures of one half of the test pictures against the other."""
+        found = quality.floor(self._reference, ("frechet", "precision_recall"))
+        return {name: found[name] for name in _DISTANCES}
+
+    def protocol(self, num_samples: int) -> list[str]:
+        """How many pictures a figure of so many samples is made of, and what a reader must know, a line each."""
+        count, num_features = self._reference.count, len(self._reference.moments.mean)
+        sizes = {"samples": num_samples, "test pictures": count, "pictures in one of their halves": count // 2}
+        line = (
+            f"{num_samples} samples, or as many training pictures, against {count} test pictures, by {num_features} features; "
+            f"floor: {count // 2} against {count - count // 2} test pictures; recall among the first {_NUM_KEPT} of each set"
+        )
+        return [line, *(f"note: {text}" for text in quality.warnings(sizes, num_features))]
 
     def of_training_pictures(self, count: int) -> dict[str, float]:
         """Figures of so many training pictures, which no model can be expected to beat."""

@@ -10,7 +10,8 @@ discriminator, the same networks for all methods.  --num_steps is for the method
 steps as need the same number of floating-point operations, counted by XLA in one update of each network.  Samples are drawn
 from the generator's moving average.  Of a mixture the table has the modes covered and the share of samples within three
 standard deviations of one; of pictures the Frechet distance to the test split in the features of --features, recall, the
-number of classes among the samples and the share of the largest: mean and standard deviation over the seeds.  A method that
+number of classes among the samples and the share of the largest: mean and standard deviation over the seeds, below the same
+figures of the data themselves (of pictures also those of one half of the test split against the other).  A method that
 --workdir holds with the same settings is not trained again.
 """
 
@@ -54,15 +55,23 @@ flags.DEFINE_integer("num_samples", 10000, "samples of each run", lower_bound=10
 
 def measures_of(experiment: Experiment, name: str, features: str | None) -> Callable[[np.ndarray], dict[str, float]]:
     """What measures the samples of a run on the named data; prints what stands beside its figures."""
+    num_samples = flags.FLAGS.num_samples
     if name in MIXTURES:
         means, scale = MIXTURES[name]
-        return lambda samples: mode_coverage(samples, means(), scale)
+        measure = lambda samples: mode_coverage(samples, means(), scale)  # noqa: E731
+        points = experiment.data.load("test").arrays()["x"][:num_samples]
+        print(f"figures of {num_samples} samples beside those of {len(points)} points of the test split")
+        print(f"  {'test points':<22} {line([measure(points)])}")
+        return measure
     if features is None:
         raise ConfigError("--features is missing; it is pixels, or the directory of a run of a classifier")
     description, extract = feature_extractor(features, "tensorflow")
     measures = PictureMeasures(experiment, extract)
     print(f"features: {description}")
-    print(f"  {'training pictures':<22} {line([measures.of_training_pictures(flags.FLAGS.num_samples)])}")
+    for text in measures.protocol(num_samples):
+        print(text)
+    print(f"  {'floor':<22} {line([measures.floor()])}")
+    print(f"  {'training pictures':<22} {line([measures.of_training_pictures(num_samples)])}")
     return measures.of_samples
 
 

@@ -10,7 +10,7 @@ Metrics (--metrics, by default all): frechet, kernel, classes (with logits: clas
 Inception score, and the shares of the classes), precision_recall, density_coverage, memorization.  Each is given for the
 samples, for as many training pictures, and for one half of the split against the other (the floor).  Moments are of all
 pictures; neighbours are looked for among the first --num_kept.  memorization also draws the samples that lie nearest to a
-training picture beside those pictures.
+training picture beside those pictures.  Samples of a translator are translations of the split's sources, each once.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.answers import answers_sources, examples_in_order
 from experiments.features import Extract
 from genjax.config import ConfigError
 from genjax.data import Images, write_grid
@@ -32,11 +33,14 @@ def pictures_of(data: Images, split: str, order: np.ndarray) -> Iterator[np.ndar
 
 
 def samples_of(run: Any, seed: int, count: int) -> Iterator[np.ndarray]:
-    """Samples as pictures in [0, 1], batch after batch."""
+    """Samples as pictures in [0, 1], batch after batch; of a translator those of the sources of the split, in turn."""
     data = run.experiment.data
     size = min(data.eval_batch_size, count)
     for i in range(math.ceil(count / size)):
-        samples = run.sample(jax.random.fold_in(jax.random.key(seed), i), size)
+        key, condition = jax.random.fold_in(jax.random.key(seed), i), {}
+        if answers_sources(run.model):
+            condition["source"] = examples_in_order(run, np.arange(i * size, (i + 1) * size), key)["source"]
+        samples = run.sample(key, size, **condition)
         yield data.to_unit(samples[: count - i * size])
 
 
@@ -79,6 +83,9 @@ def measure(run: Any, extract: Extract, metrics: Sequence[str], values: Counts) 
     """All figures by the name of the set that is held against the split, and what a reader must know."""
     data = run.experiment.data
     split, needs_train = run.experiment.evaluation.split, "memorization" in metrics
+    if answers_sources(run.model):
+        # A second translation of a source would be much the same picture.
+        values = dataclasses.replace(values, num_samples=min(values.num_samples, len(data.load(split))))
     held_out, queries = Queries(values.num_queries), Queries(values.num_queries)
     reference = FeatureStatistics(values.num_kept)
     for pictures in pictures_of(data, split, np.arange(len(data.load(split)))[: values.num_data]):
@@ -106,13 +113,20 @@ def measure(run: Any, extract: Extract, metrics: Sequence[str], values: Counts) 
         if needs_train:
             near_samples.add(features)
             near_held_out.add(features)
+    num_features = len(reference.moments.mean)
+    sizes = {
+        "samples": samples.count,
+        "training pictures": train.count,
+        f"pictures of the split {split}": reference.count,
+        "pictures in one of its halves": reference.count // 2,
+    }
     result: dict[str, Any] = {
         "counts": {"samples": samples.count, split: reference.count, "train": train.count, "kept": values.num_kept},
-        "num_features": len(reference.moments.mean),
+        "num_features": num_features,
         "samples": quality.figures(reference, samples, metrics),
         "train": quality.figures(reference, train, metrics),
         "floor": quality.floor(reference, metrics),
-        "notes": quality.warnings("samples", samples) + quality.warnings(f"pictures of the split {split}", reference),
+        "notes": quality.warnings(sizes, num_features) if "frechet" in metrics else [],
     }
     if needs_train:
         distances, indices = near_samples.result()

@@ -2,7 +2,8 @@
 
 python -m experiments.sample --workdir=runs/vae --num_samples=64 --seed=1
 
-A model that answers sources, as a translator does, answers the first of the evaluation split; each is shown with its target.
+A model that answers sources, as a translator of text or of pictures does, answers the first of the evaluation split; each is
+shown with its target.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> int:
         key = jax.random.key(values.seed)
         batch = examples_to_answer(run, values.num_samples, key)
         if batch is not None:
-            condition |= {name: batch[name] for name in ("source", "source_mask")}
+            condition |= {name: batch[name] for name in ("source", "source_mask") if name in batch}
         samples = run.sample(key, values.num_samples, **condition)
         kind = "samples"
     command_line.check_finite(samples, f"{kind} of {run.workdir}")
@@ -55,7 +56,8 @@ def main(arguments: list[str]) -> int:
         paths = run.write_samples(samples, stem)
     else:
         paths = run.experiment.data.write_answers(batch, samples, stem)
-        print(paths[0].read_text(encoding="utf-8"))
+        if paths[0].suffix == ".txt":
+            print(paths[0].read_text(encoding="utf-8"))
     for path in paths:
         print(path)
     return 0

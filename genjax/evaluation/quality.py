@@ -6,7 +6,7 @@ are, which is what neighbours are looked for among; so memory does not grow with
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -105,13 +105,18 @@ def floor(data: FeatureStatistics, metrics: Collection[str] = METRICS) -> dict[s
     return figures(first, data.half(1, first), metrics)
 
 
-def warnings(name: str, statistics: FeatureStatistics) -> list[str]:
-    """What the reader of the figures must know about a set's size, as sentences."""
-    count, dim = statistics.count, len(statistics.moments.mean)
-    if count > dim:
+def warnings(sizes: Mapping[str, int], num_features: int) -> list[str]:
+    """What the reader of a Frechet distance must know about the sets that it compares, as sentences.
+
+    Args:
+      sizes: number of pictures of each set, by what the set is called.
+      num_features: width of the feature vectors.
+    """
+    small = [f"the {count} {name}" for name, count in sizes.items() if count <= num_features]
+    if not small:
         return []
     return [
-        f"the {count} {name} are no more than the {dim} features, so their covariance is singular: the Frechet distance is "
-        "then mostly a matter of the counts, and comparable with figures of the same counts alone; the kernel distance is "
-        "unbiased for any"
+        f"{' and '.join(small)} are no more than the {num_features} features, so their covariance is singular: the Frechet "
+        "distance is then mostly a matter of the counts, and comparable with figures of the same counts alone; the kernel "
+        "distance is unbiased for any"
     ]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from experiments.features import feature_extractor
 from experiments.quality_measures import METRICS, Counts, measure, samples_of
 from genjax import config
 from genjax.config import ConfigError
+from genjax.data import Translations
 from genjax.families.classifier.feature_net import shift_pictures
-from genjax.training import train
+from genjax.training import Evaluation, train
 
 ROOT = Path(__file__).parents[2]
 SHORT = {
@@ -54,6 +56,7 @@ def test_all_figures_are_given_with_counts_floor_and_picture(runs):
     )
     for name in ("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"):
         assert {name} <= set(result["samples"]) & set(result["train"]) & set(result["floor"])
+    assert not any("covariance" in note for note in result["notes"])
     # Five steps make no digits; other digits are nearer.
     assert result["samples"]["frechet_distance"] > 3 * result["train"]["frechet_distance"]
     assert result["samples"]["class_score"] >= 1.0 and 0 <= result["memorization"]["memorization_auc"] <= 1
@@ -67,12 +70,31 @@ def test_samples_do_not_depend_on_how_many_are_asked_for(runs):
     np.testing.assert_array_equal(few, many[:12])
 
 
+def test_samples_of_a_translator_are_those_of_the_split_each_once(tmp_path):
+    data = Translations(name="digits", eval_batch_size=50)
+    copying = types.SimpleNamespace(sample=lambda state, key, num_samples, source=None: source)
+    run = types.SimpleNamespace(
+        experiment=types.SimpleNamespace(data=data, evaluation=Evaluation()),
+        model=copying,
+        sample=lambda key, num_samples, source: np.asarray(source),
+        workdir=tmp_path,
+    )
+    test = data.load("test").arrays()
+    copies = np.concatenate(list(samples_of(run, 0, 120)))
+    np.testing.assert_allclose(copies, test["source"][:120] / 16, atol=1e-6)
+    _, extract = feature_extractor("pixels", "tensorflow")
+    assert measure(run, extract, ("frechet",), Counts())["counts"]["samples"] == len(test["x"])
+
+
 def test_the_command_prints_its_protocol_and_names_what_is_wrong(runs):
     arguments = [f"--workdir={runs / 'vae'}", "--num_samples=40", "--metrics=frechet"]
     command = [sys.executable, "-m", "experiments.quality", *arguments]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
-    assert "features: pixels in [0, 1], 64 of them" in ended.stdout and "covariance is singular" in ended.stdout
+    assert (
+        "features: pixels in [0, 1], 64 of them" in ended.stdout
+        and "the 40 samples and the 40 training pictures are no more than the 64 features" in ended.stdout
+    )
     record = json.loads((runs / "vae" / "quality_test.json").read_text())
     assert f"{record['samples']['frechet_distance']:.5g}" in ended.stdout
     with pytest.raises(ConfigError, match="neither pixels, nor the directory of a run"):

@@ -90,8 +90,15 @@ def test_floor_is_that_of_the_two_halves_and_samples_have_all_figures():
         "class_score"
     ] == pytest.approx(1)
     assert set(got) < set(result)
-    assert not warnings("samples", data)
-    assert "covariance is singular" in warnings("samples", FeatureStatistics().add(X[:4]))[0]
+
+
+def test_every_set_whose_covariance_is_singular_is_named():
+    assert not warnings({"samples": 60, "pictures": 5}, 4)
+    (note,) = warnings({"samples": 60, "pictures": 8, "pictures in one of its halves": 4, "training pictures": 3}, 4)
+    assert note.startswith(
+        "the 4 pictures in one of its halves and the 3 training pictures are no more than the 4 features"
+    )
+    assert "covariance is singular" in note
 
 
 def test_features_must_be_matrices_of_one_width():
