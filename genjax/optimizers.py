@@ -88,10 +88,15 @@ class Cosine(_Decay):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Linear(_Decay):
-    """A line from 1 to `final_scale` at `num_steps`."""
+    """A line from 1 to `final_scale` at `num_steps`, which begins after the share `constant_share` of the steps."""
+
+    constant_share: float = 0.0
 
     def after_warmup(self) -> optax.Schedule:
-        return optax.linear_schedule(1.0, self.final_scale, self.decay_steps())
+        if not 0.0 <= self.constant_share < 1.0:
+            raise ValueError(f"schedule.constant_share={self.constant_share} must lie in [0, 1)")
+        constant = int(self.constant_share * self.decay_steps())
+        return optax.linear_schedule(1.0, self.final_scale, self.decay_steps() - constant, transition_begin=constant)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

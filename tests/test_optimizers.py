@@ -27,6 +27,10 @@ def test_cosine_is_half_a_period_down_to_its_final_scale():
 
 def test_linear_is_a_line():
     np.testing.assert_allclose(values(optimizers.Linear(num_steps=10), [0, 5, 10]), [2, 1, 0], atol=1e-6)
+    late = optimizers.Linear(num_steps=12, warmup_steps=2, constant_share=0.5)
+    np.testing.assert_allclose(values(late, [0, 1, 2, 7, 8, 12]), [1, 2, 2, 2, 1.6, 0], atol=1e-6)
+    with pytest.raises(ValueError, match="constant_share"):
+        optimizers.Linear(num_steps=2, constant_share=1.0).after_warmup()
 
 
 def test_inverse_square_root_is_that_of_the_transformer_paper():

@@ -277,6 +277,18 @@ def _folder(directory: str | None) -> Path:
     return root
 
 
+def picture_files(base: Path) -> list[Path]:
+    """The pictures under a folder, in the order of their paths.
+
+    Raises:
+      DataError: there are none.
+    """
+    paths = sorted(p for p in base.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not paths:
+        raise DataError(f"{base} holds no pictures ({' '.join(IMAGE_SUFFIXES)})")
+    return paths
+
+
 def folder_images(directory: str | None, split: str, size: tuple[int, int] | None, channels: int) -> Examples:
     """Pictures under a folder.
 
@@ -291,9 +303,7 @@ def folder_images(directory: str | None, split: str, size: tuple[int, int] | Non
     if divided:
         check_split(split, sorted(p.name for p in root.iterdir() if p.is_dir()), f"folder {root}")
     base = root / split if divided else root
-    paths = sorted(p for p in base.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    if not paths:
-        raise DataError(f"{base} holds no pictures ({' '.join(IMAGE_SUFFIXES)})")
+    paths = picture_files(base)
     classes = {name: i for i, name in enumerate(folder_classes(directory))}
     labels = None
     if classes and all(p.relative_to(base).parts[0] in classes for p in paths):

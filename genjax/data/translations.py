@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
+from genjax.data import sources
 from genjax.data.base import ArrayExamples, DataError, Examples
-from genjax.data.images import Images
+from genjax.data.images import Images, write_grid
 
 
 def outlines(pictures: np.ndarray) -> np.ndarray:
@@ -29,18 +32,21 @@ def outlines(pictures: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Translations(Images):
-    """Pictures `x` of a set, and `source` [B, H, W, C'] of another domain, which is made of pictures of the same set.
+    """Pictures `x` of a set, and `source` [B, H, W, C'] of another domain: made of the same set, or a folder of its own.
 
     Attributes:
-      domain: what the other domain shows: outline, the edges of the pictures, grey; grey, the mean of their channels;
-        negative, the pictures with light and dark exchanged.
-      paired: whether a training picture comes with its own source.  If not, sources are made of the first half of the
-        training pictures, in another order, and x are the second half, so that no picture is seen in both domains.
-        Validation and test examples are always pairs, so that a translation can be held against the truth.
+      source_dir: folder of the sources, where data.name=folder and data.dir is that of x.  Paired pictures have one name in
+        both, but for the suffix; of unpaired ones the smaller folder is gone through several times, and no split has pairs.
+      domain: without source_dir, what the other domain shows: outline, the edges of the pictures, grey; grey, the mean of
+        their channels; negative, the pictures with light and dark exchanged.
+      paired: whether a training picture comes with its own source.  If not, sources of a domain that is made are those of
+        the first half of the training pictures, in another order, and x are the second half, so that no picture is seen in
+        both domains; validation and test examples are pairs then too, so that a translation can be held against the truth.
     """
 
     name: str = "shapes"
     preprocessing: Literal["unit", "signed"] = "signed"
+    source_dir: str | None = None
     domain: Literal["outline", "grey", "negative"] = "outline"
     paired: bool = True
 
@@ -50,9 +56,9 @@ class Translations(Images):
             raise DataError("pictures of two domains are neither flattened nor mirrored")
 
     def load_split(self, split: str) -> Examples:
-        arrays = super().load_split(split).arrays()
-        if arrays is None:
-            raise DataError(f"pictures of two domains must fit into memory; {self.name} does not")
+        arrays = self._arrays(self, split)
+        if self.source_dir is not None:
+            return self._with_folder(arrays, split)
         x = arrays["x"]
         match self.domain:
             case "outline":
@@ -68,14 +74,61 @@ class Translations(Images):
         rest = {name: a[half : 2 * half] for name, a in arrays.items()}
         return ArrayExamples({**rest, "source": source[order]})
 
+    @staticmethod
+    def _arrays(data: Images, split: str) -> dict[str, np.ndarray]:
+        """The pictures of one domain."""
+        arrays = Images.load_split(data, split).arrays()
+        if arrays is None:
+            raise DataError(f"pictures of two domains must fit into memory; {data.dir or data.name} does not")
+        return arrays
+
+    def _with_folder(self, arrays: dict[str, np.ndarray], split: str) -> ArrayExamples:
+        """Pictures x with those of the folder of sources."""
+        if self.name != "folder":
+            raise DataError(
+                f"data.source_dir is the second of two folders, but x is {self.name}; "
+                "give the first as --data.name=folder --data.dir=FOLDER"
+            )
+        source = self._arrays(dataclasses.replace(self, dir=self.source_dir), split)["x"]
+        if self.paired:
+            self._check_pairs()
+            return ArrayExamples({**arrays, "source": source})
+        count = max(len(arrays["x"]), len(source))
+        rows = np.arange(count)
+        order = np.random.default_rng(0).permutation(len(source))
+        arrays = {name: a[rows % len(a)] for name, a in arrays.items()}
+        return ArrayExamples({**arrays, "source": source[order[rows % len(source)]]})
+
+    def _check_pairs(self) -> None:
+        """Raises DataError unless the two folders hold pictures of the same names."""
+        roots = [Path(folder).expanduser() for folder in (self.dir, self.source_dir)]
+        names = [[p.relative_to(root).with_suffix("") for p in sources.picture_files(root)] for root in roots]
+        alone = sorted(set(names[0]) ^ set(names[1]))
+        if names[0] != names[1]:
+            raise DataError(
+                f"paired pictures have one name in {roots[0]} and {roots[1]}, but {(alone or names[0])[0]} is not once in "
+                "each; of pictures without pairs say --data.paired=false"
+            )
+
     def spec(self) -> dict[str, Any]:
-        """That of the pictures, and source_shape (H, W, C')."""
+        """That of the pictures, source_shape (H, W, C'), and paired."""
         example = self.load("train").gather(np.zeros(1, np.int64))
-        return {**super().spec(), "source_shape": tuple(example["source"].shape[1:])}
+        return {**super().spec(), "source_shape": tuple(example["source"].shape[1:]), "paired": self.paired}
 
     def transform(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         source = super().transform({**batch, "x": batch["source"]}, key)["x"]
         return {**super().transform(batch, key), "source": source}
 
+    def write_answers(self, batch: dict[str, np.ndarray], answers: np.ndarray, stem: Path) -> list[Path]:
+        """Writes one PNG: the source of each example of a batch, its translation [B, H, W, C], and its picture x."""
+        columns = [self.to_unit(pictures) for pictures in (batch["source"], answers, batch["x"])]
+        channels = max(column.shape[-1] for column in columns)
+        columns = [np.broadcast_to(column, (*column.shape[:-1], channels)) for column in columns]
+        path = Path(stem).with_suffix(".png")
+        together = np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:])
+        write_grid(together, path, 3 * math.ceil((len(answers) / 3) ** 0.5))
+        return [path]
+
     def protocol(self) -> str:
-        return f"{super().protocol()}, {'paired' if self.paired else 'unpaired'} with {self.domain}"
+        other = self.domain if self.source_dir is None else f"the pictures of {self.source_dir}"
+        return f"{super().protocol()}, {'paired' if self.paired else 'unpaired'} with {other}"

@@ -4,7 +4,7 @@ XLA's CPU convolutions are slow in their gradients, and slowest in those of stri
 products of patches, with gradients that are matrix products too; elsewhere they are XLA's convolutions.  Both are the same
 functions of the same parameters:
 
-    Convolution   y[i] = sum_k w[k] x[i + k - (K - 1) / 2]          K x K, stride 1, zero padding
+    Convolution   y[i] = sum_k w[k] x[i + k - (K - 1) // 2]         K x K, stride 1, zero padding
     Downsample    y[i] = sum_k w[k] x[2 i + k - 1]                  4 x 4, stride 2: halves height and width
     Upsample      y[o] = sum_i x[i] w[o - 2 i + 1]                  4 x 4, stride 2, transposed: doubles them
 
@@ -52,12 +52,16 @@ def space_to_depth(x: Array) -> Array:
 
 
 def convolve(x: Array, kernel: Array, matrix_products: bool) -> Array:
-    """`Convolution` without its bias: pictures [B, H, W, C], kernel [K, K, C, D] with odd K, to [B, H, W, D]."""
+    """`Convolution` without its bias: pictures [B, H, W, C], kernel [K, K, C, D], to [B, H, W, D].
+
+    An even K has no middle, and gives [B, H - 1, W - 1, D].
+    """
     if kernel.shape[0] == 1:
         return tall_product(x, kernel[0, 0])
+    margin = (kernel.shape[0] - 1) // 2
     if matrix_products:
-        return convolve_patches(pad_picture(x, kernel.shape[0] // 2), kernel)
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_DIMENSIONS)
+        return convolve_patches(pad_picture(x, margin), kernel)
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), [(margin, margin)] * 2, dimension_numbers=_DIMENSIONS)
 
 
 def downsample(x: Array, kernel: Array, matrix_products: bool) -> Array:

@@ -4,15 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from genjax.data import DataError, Translations
 from genjax.data.translations import outlines
 from genjax.families.classifier.feature_net import FeatureNetwork
 from genjax.families.gan.cycle_gan import CycleGAN, pool_exchange, pool_init
 from genjax.families.gan.pix2pix import Pix2Pix
-from genjax.families.gan.translation import ResNetTranslator, UNetTranslator
+from genjax.families.gan.translation import PatchDiscriminator, ResNetTranslator, UNetTranslator
 from genjax.families.style.neural_style import NeuralStyle, captured_maps, gram_matrix
-from genjax.optimizers import Adam
+from genjax.optimizers import SGD, Adam
 
 
 def test_outlines_are_where_pictures_change():
@@ -39,6 +40,55 @@ def test_pairs_fit_together_and_unpaired_domains_share_no_picture():
     assert data.spec()["source_shape"] == (8, 8, 1)
     with pytest.raises(DataError, match="neither flattened nor mirrored"):
         Translations(flatten=True)
+
+
+def test_two_folders_are_two_domains(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (30, 4, 4, 3), np.uint8)
+    for folder, count, suffix in (("x", 30, "png"), ("source", 30, "bmp"), ("few", 20, "png")):
+        (tmp_path / folder).mkdir()
+        for i in range(count):
+            picture = pictures[i] if folder == "x" else 255 - pictures[i]
+            Image.fromarray(picture).save(tmp_path / folder / f"{i:03d}.{suffix}")
+    two = lambda **options: Translations(name="folder", dir=str(tmp_path / "x"), **options)  # noqa: E731
+    paired = two(source_dir=str(tmp_path / "source"))
+    for split in ("train", "validation", "test"):
+        arrays = paired.load(split).arrays()
+        np.testing.assert_array_equal(arrays["source"], 255 - arrays["x"])
+    unpaired = two(source_dir=str(tmp_path / "few"), paired=False)
+    arrays = unpaired.load("train").arrays()
+    assert arrays["x"].shape == arrays["source"].shape == (24, 4, 4, 3)
+    assert len({row.tobytes() for row in arrays["x"]}) == 24 and len({row.tobytes() for row in arrays["source"]}) == 16
+    assert unpaired.spec()["paired"] is False and "unpaired with the pictures of" in unpaired.protocol()
+    with pytest.raises(DataError, match="but 020 is not once in each"):
+        two(source_dir=str(tmp_path / "few")).load("train")
+    with pytest.raises(DataError, match="give the first as --data.name=folder"):
+        Translations(name="digits", source_dir=str(tmp_path / "x")).load("train")
+    (path,) = paired.write_answers(
+        {n: 2.0 * a[:5] / 255 - 1 for n, a in arrays.items()}, np.zeros((5, 4, 4, 1)), tmp_path / "a"
+    )
+    with Image.open(path) as sheet:
+        assert sheet.size[0] > sheet.size[1]
+
+
+def test_weights_and_patches_are_those_of_the_papers():
+    picture = jnp.zeros((1, 256, 256, 3))
+    scores, variables = jax.eval_shape(
+        lambda x: PatchDiscriminator((64, 128, 256)).init_with_output(jax.random.key(0), x), picture
+    )
+    kernels = [leaf.shape for leaf in jax.tree.leaves(variables) if leaf.ndim == 4]
+    # A score sees 4 pixels of the map before, whose pixels see 4, ..., two of which lie a stride apart.
+    seen = 1
+    for stride in (1, 1, 2, 2, 2):
+        seen = 4 + stride * (seen - 1)
+    assert scores.shape == (1, 30, 30) and seen == 70 and set(kernels) == {
+        (4, 4, 3, 64), (4, 4, 64, 128), (4, 4, 128, 256), (4, 4, 256, 512), (4, 4, 512, 1)
+    }  # fmt: skip
+    params = jax.jit(UNetTranslator(channels=(64,)).build(3).init)(jax.random.key(0), picture[:, :8, :8])["params"]
+    for kernel in (leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 4):
+        np.testing.assert_allclose([kernel.mean(), kernel.std()], [0.0, 0.02], atol=1e-3)
+    with pytest.raises(ValueError, match="halves pictures 2 times needs 12 pixels each way, not 8 x 8"):
+        PatchDiscriminator((4, 4)).init(jax.random.key(0), picture[:, :8, :8])
 
 
 def test_a_pool_fills_then_exchanges_half_of_what_comes():
@@ -75,29 +125,68 @@ def batch():
     return {"x": x, "source": -x}
 
 
-def test_cycle_and_identity_errors_are_those_of_the_two_generators(batch):
+def test_losses_of_cycle_gan_are_their_formulas(batch):
     model = CycleGAN(
         data_shape=(8, 8, 1),
         source_shape=(8, 8, 1),
         network=ResNetTranslator(num_channels=2, num_residual_blocks=1, outer_kernel_size=3),
         discriminator_channels=(2,),
+        pool_size=4,
     )
     state = model.init(jax.random.key(1), batch)
 
     @jax.jit
-    def both(params, discriminators, x, source):
-        there, back = lambda s: model.to_x(params, s), lambda y: model.to_source(params, y)
-        cycle = jnp.abs(back(there(source)) - source).mean() + jnp.abs(there(back(x)) - x).mean()
-        identity = jnp.abs(there(x) - x).mean() + jnp.abs(back(source) - source).mean()
-        scores = model.score(discriminators, "x", x)
-        return cycle, identity, scores, model.generator_loss(params, discriminators, {"x": x, "source": source})
+    def pictures_and_scores(generators, judges, x, source):
+        there, back = lambda s: model.to_x(generators, s), lambda y: model.to_source(generators, y)
+        fake_x, fake_source = there(source), back(x)
+        pictures = (back(fake_x), there(fake_source), there(x), back(source))
+        pairs = (("x", x), ("x", fake_x), ("source", source), ("source", fake_source))
+        return pictures, [model.score(judges, domain, y) for domain, y in pairs]
 
-    cycle, identity, scores, (loss, metrics) = both(*state.params.values(), batch["x"], batch["source"])
-    np.testing.assert_allclose(metrics["cycle_l1"], cycle, rtol=1e-5)
-    np.testing.assert_allclose(metrics["identity_l1"], identity, rtol=1e-5)
-    np.testing.assert_allclose(loss, metrics["adversarial"] + 5.0 * cycle + 2.5 * identity, rtol=1e-5)
-    # Each judge sees a map of 4 x 4 patches.
-    assert scores.shape == (4, 4, 4)
+    x, source = (np.asarray(batch[name]) for name in ("x", "source"))
+    params = state.params["generators"], state.params["discriminators"]
+    pictures, scores = jax.tree.map(np.asarray, pictures_and_scores(*params, x, source))
+    source_again, x_again, x_kept, source_kept = pictures
+    real_x, false_x, real_source, false_source = scores
+    # Each judge sees a map of 2 x 2 patches.
+    assert real_x.shape == (4, 2, 2)
+    cycle = np.abs(source_again - source).mean() + np.abs(x_again - x).mean()
+    identity = np.abs(x_kept - x).mean() + np.abs(source_kept - source).mean()
+    deceived = 0.5 * ((false_x - 1) ** 2).mean() + 0.5 * ((false_source - 1) ** 2).mean()
+    judged = sum(
+        0.5 * ((real - 1) ** 2).mean() + 0.5 * (false**2).mean()
+        for real, false in ((real_x, false_x), (real_source, false_source))
+    )
+    # The pools are empty, and give back what comes.
+    _, metrics = jax.jit(model.train_step)(state, batch, jax.random.key(2))
+    expected = {"cycle_l1": cycle, "identity_l1": identity, "adversarial": deceived, "discriminators_loss": judged}
+    expected["loss"] = deceived + 5.0 * cycle + 2.5 * identity
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+
+
+def test_losses_of_pix2pix_are_their_formulas(batch):
+    model = Pix2Pix(
+        data_shape=(8, 8, 1),
+        network=UNetTranslator(channels=(2, 2), dropout_rate=0.0),
+        discriminator_channels=(2,),
+        discriminator_optimizer=SGD(learning_rate=0.0),
+    )
+    state = model.init(jax.random.key(1), batch)
+
+    @jax.jit
+    def translated_and_scored(params, x, source):
+        fake = model.translate(params["generator"], source)
+        return fake, *(model.score(params["discriminator"], source, y) for y in (x, fake))
+
+    arguments = state.params, batch["x"], batch["source"]
+    fake, real_score, fake_score = (np.asarray(a) for a in translated_and_scored(*arguments))
+    _, metrics = jax.jit(model.train_step)(state, batch, jax.random.key(2))
+    l1 = np.abs(np.asarray(batch["x"]) - fake).mean()
+    judged = 0.5 * (np.log1p(np.exp(-real_score)) + np.log1p(np.exp(fake_score))).mean()
+    np.testing.assert_allclose(metrics["discriminator_loss"], judged, rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], np.log1p(np.exp(-fake_score)).mean() + 100.0 * l1, rtol=1e-4)
+    np.testing.assert_allclose(metrics["l1"], l1, rtol=1e-4)
 
 
 def test_a_u_net_learns_a_simple_translation(batch):
@@ -129,6 +218,8 @@ def test_wrong_pictures_are_named(batch):
         model.init(jax.random.key(0), {"x": batch["x"], "source": batch["x"][:, :4]})
     with pytest.raises(ValueError, match="scores patches"):
         Pix2Pix(objective="relativistic")
+    with pytest.raises(ValueError, match="data.paired=false has none"):
+        Pix2Pix(paired=False)
 
 
 def test_gram_matrices_are_the_products_of_channels_whatever_their_places():

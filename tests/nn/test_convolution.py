@@ -14,10 +14,11 @@ from genjax.nn.encoder_decoder import ConvNetwork
     [
         (convolution.convolve, 3),
         (convolution.convolve, 1),
+        (convolution.convolve, 4),
         (convolution.downsample, 4),
         (convolution.upsample, 4),
     ],
-    ids=["convolve3", "convolve1", "downsample", "upsample"],
+    ids=["convolve3", "convolve1", "convolve4", "downsample", "upsample"],
 )
 def test_matrix_products_equal_xla_convolutions_and_their_gradients(function, kernel_size):
     keys = jax.random.split(jax.random.key(0), 3)

@@ -15,18 +15,13 @@ import dataclasses
 import functools
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from genjax.families.gan.layers import Dense, Downsample, Normalization, Normalize, Upsample
+from genjax.families.gan.layers import Dense, Downsample, Normalization, Normalize, Upsample, scales_near_one
 from genjax.families.gan.networks import Conditioning, GANNetwork, Head, times_halved, with_label_maps
 from genjax.model import Array
 from genjax.nn.encoder_decoder import append_condition
-
-
-def _scales(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    return 1.0 + 0.02 * jax.random.normal(key, shape, dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,9 +66,9 @@ class _Generator(nn.Module):
         shape = (height // 2**count, width // 2**count, channels[0])
         x = Dense(shape[0] * shape[1] * shape[2], use_bias=bias, dtype=self.dtype)(x).reshape(-1, *shape)
         for features in channels[1:]:
-            x = nn.relu(Normalize(network.generator_norm, _scales, self.dtype)(x, training))
+            x = nn.relu(Normalize(network.generator_norm, scales_near_one, self.dtype)(x, training))
             x = Upsample(features, use_bias=bias, dtype=self.dtype)(x)
-        x = nn.relu(Normalize(network.generator_norm, _scales, self.dtype)(x, training))
+        x = nn.relu(Normalize(network.generator_norm, scales_near_one, self.dtype)(x, training))
         return jnp.tanh(Upsample(outputs, dtype=self.dtype)(x))
 
 
@@ -92,7 +87,7 @@ class _Discriminator(nn.Module):
             features = network.base_channels * 2**i
             x = Downsample(features, use_bias=bias or i == 0, spectral=spectral, dtype=self.dtype)(x)
             if i > 0:
-                x = Normalize(network.discriminator_norm, _scales, self.dtype)(x, training)
+                x = Normalize(network.discriminator_norm, scales_near_one, self.dtype)(x, training)
             x = nn.leaky_relu(x, 0.2)
         layer = functools.partial(Dense, spectral=spectral, dtype=self.dtype)
         return Head(self.conditioning, layer)(x.reshape(x.shape[0], -1), condition)

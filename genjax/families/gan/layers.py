@@ -30,6 +30,11 @@ BATCH_STATISTICS = "batch_stats"
 Normalization = Literal["batch", "layer", "spectral", "none"]
 
 
+def scales_near_one(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Initial scales of norms from N(1, .02^2)."""
+    return 1.0 + 0.02 * jax.random.normal(key, shape, dtype)
+
+
 def _unit(vector: Array) -> Array:
     return vector / jnp.sqrt(jnp.sum(vector**2) + 1e-12)
 
@@ -94,10 +99,10 @@ class Dense(_Weighted):
 
 
 class Convolution(_Weighted):
-    """Convolution with an odd kernel and stride 1, [B, H, W, C] to [B, H, W, features].
+    """Convolution with stride 1, [B, H, W, C] to [B, H, W, features].
 
     Attributes:
-      kernel_size: height and width of the kernel.
+      kernel_size: height and width of the kernel; an even one has no middle, and takes a row and a column away.
     """
 
     kernel_size: int = 3

@@ -36,6 +36,7 @@ class Pix2Pix:
 
     Attributes:
       data_shape: shape (H, W, C) of a picture x; None takes the data set's.
+      paired: whether the data are pairs, as they must be; None asks the data set.
       network: the generator.
       discriminator_channels: maps of the discriminator after each halving.
       objective: what the two minimise.
@@ -46,6 +47,7 @@ class Pix2Pix:
     """
 
     data_shape: tuple[int, ...] | None = None
+    paired: bool | None = None
     network: Translator = UNetTranslator()
     discriminator_channels: tuple[int, ...] = (64, 128, 256)
     objective: Objective = "non_saturating"
@@ -58,6 +60,11 @@ class Pix2Pix:
         if self.objective.startswith("relativistic"):
             raise ValueError(
                 f"model.objective={self.objective} compares pictures, but the discriminator scores patches"
+            )
+        if self.paired is False:
+            raise ValueError(
+                "pix2pix learns from pairs of a source and its picture, and data.paired=false has none; "
+                "choose --data.paired=true, or CycleGAN (--experiment=cycle_gan_sprites)"
             )
 
     def translate(self, params: PyTree, source: Array, keys: Array | None = None) -> Array:

@@ -3,10 +3,10 @@
     U-Net     n halvings and n doublings, with every map of the way down shown again on the way up   (Isola et al. 2017,
               arXiv:1611.07004, section 3.2.1)
     ResNet    7 x 7, two halvings, residual blocks, two doublings, 7 x 7      (Zhu et al. 2017, arXiv:1703.10593, appendix 7.2)
-    PatchGAN  halvings and two 3 x 3 convolutions to a map of scores, each of one patch               (2017, section 3.2.2)
+    PatchGAN  halvings and two 4 x 4 convolutions to a map of scores, each of one patch               (2017, section 3.2.2)
 
 Maps are normalised over each picture, which is batch norm with the batches of one that the papers train with.  Strided
-convolutions are 4 x 4 everywhere, and borders are zeros.
+convolutions are 4 x 4 everywhere, and borders are zeros.  Weights start from N(0, .02^2), and scales of norms from N(1, .02^2).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from genjax.nn.convolution import Convolution, Downsample, Upsample
+from genjax.families.gan.layers import Convolution, Downsample, Upsample, scales_near_one
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.encoder_decoder import check_picture_shape
 
@@ -30,7 +30,8 @@ class InstanceNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return nn.GroupNorm(num_groups=None, group_size=1, epsilon=1e-5, dtype=x.dtype)(x)
+        norm = nn.GroupNorm(num_groups=None, group_size=1, epsilon=1e-5, dtype=x.dtype, scale_init=scales_near_one)
+        return norm(x)
 
 
 class _UNet(nn.Module):
@@ -44,17 +45,17 @@ class _UNet(nn.Module):
         check_picture_shape(x.shape[1:], len(channels))
         maps = []
         for depth, width in enumerate(channels):
-            x = Downsample(width, self.dtype)(x if depth == 0 else nn.leaky_relu(x, 0.2))
+            x = Downsample(width, dtype=self.dtype)(x if depth == 0 else nn.leaky_relu(x, 0.2))
             # The first maps show the picture as it is; the innermost may be a single pixel.
             if 0 < depth < len(channels) - 1:
                 x = InstanceNorm()(x)
             maps.append(x)
         for depth, width in reversed(list(enumerate(channels[:-1]))):
-            x = InstanceNorm()(Upsample(width, self.dtype)(nn.relu(x)))
+            x = InstanceNorm()(Upsample(width, dtype=self.dtype)(nn.relu(x)))
             if depth >= len(channels) - 4:
                 x = dropout(x, rate, fold_in(keys, depth))
             x = jnp.concatenate([x, maps[depth]], axis=-1)
-        return jnp.tanh(Upsample(self.num_outputs, self.dtype)(nn.relu(x)).astype(jnp.float32))
+        return jnp.tanh(Upsample(self.num_outputs, dtype=self.dtype)(nn.relu(x)).astype(jnp.float32))
 
 
 class _ResNet(nn.Module):
@@ -67,15 +68,15 @@ class _ResNet(nn.Module):
         del keys
         width, size = self.network.num_channels, self.network.outer_kernel_size
         check_picture_shape(x.shape[1:], 2)
-        x = nn.relu(InstanceNorm()(Convolution(width, self.dtype, kernel_size=size)(x)))
+        x = nn.relu(InstanceNorm()(Convolution(width, dtype=self.dtype, kernel_size=size)(x)))
         for factor in (2, 4):
-            x = nn.relu(InstanceNorm()(Downsample(factor * width, self.dtype)(x)))
+            x = nn.relu(InstanceNorm()(Downsample(factor * width, dtype=self.dtype)(x)))
         for _ in range(self.network.num_residual_blocks):
-            y = nn.relu(InstanceNorm()(Convolution(4 * width, self.dtype)(x)))
-            x = x + InstanceNorm()(Convolution(4 * width, self.dtype)(y))
+            y = nn.relu(InstanceNorm()(Convolution(4 * width, dtype=self.dtype)(x)))
+            x = x + InstanceNorm()(Convolution(4 * width, dtype=self.dtype)(y))
         for factor in (2, 1):
-            x = nn.relu(InstanceNorm()(Upsample(factor * width, self.dtype)(x)))
-        return jnp.tanh(Convolution(self.num_outputs, self.dtype, kernel_size=size)(x).astype(jnp.float32))
+            x = nn.relu(InstanceNorm()(Upsample(factor * width, dtype=self.dtype)(x)))
+        return jnp.tanh(Convolution(self.num_outputs, dtype=self.dtype, kernel_size=size)(x).astype(jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +123,9 @@ class ResNetTranslator(Translator):
 
 
 class PatchDiscriminator(nn.Module):
-    """Pictures [B, H, W, C] to scores of patches [B, H / 2^n, W / 2^n], where n is the number of channels.
+    """Pictures [B, H, W, C] to scores of patches [B, H / 2^n - 2, W / 2^n - 2], where n is the number of channels.
 
-    But for the norms, a score sees 12, 26 or 54 pixels each way for n of 1, 2 or 3.
+    But for the norms, a score sees 16, 34 or 70 pixels each way for n of 1, 2 or 3; the papers' is that of 70.
 
     Attributes:
       channels: of the maps after each halving.
@@ -137,11 +138,17 @@ class PatchDiscriminator(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         check_picture_shape(x.shape[1:], len(self.channels))
+        smallest = 3 * 2 ** len(self.channels)
+        if min(x.shape[1:3]) < smallest:
+            raise ValueError(
+                f"a discriminator of patches that halves pictures {len(self.channels)} times needs {smallest} pixels each way, "
+                f"not {x.shape[1]} x {x.shape[2]}; give it fewer model.discriminator_channels"
+            )
         for depth, width in enumerate(self.channels):
-            x = Downsample(width, self.dtype)(x)
+            x = Downsample(width, dtype=self.dtype)(x)
             x = nn.leaky_relu(InstanceNorm()(x) if depth else x, 0.2)
-        x = nn.leaky_relu(InstanceNorm()(Convolution(2 * self.channels[-1], self.dtype)(x)), 0.2)
-        return Convolution(1, self.dtype)(x)[..., 0].astype(jnp.float32)
+        x = nn.leaky_relu(InstanceNorm()(Convolution(2 * self.channels[-1], dtype=self.dtype, kernel_size=4)(x)), 0.2)
+        return Convolution(1, dtype=self.dtype, kernel_size=4)(x)[..., 0].astype(jnp.float32)
 
 
 def mean_over_pixels(x: Array) -> Array:
