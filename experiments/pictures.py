@@ -14,7 +14,6 @@ equivariance StyleGAN3: decibels for random shifts by whole pixels (EQ-T), any s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,13 @@ import numpy as np
 from absl import flags
 
 from experiments import command_line
-from experiments.drawing import plot_curves
+from experiments import generator_pictures as generator
 from experiments.features import feature_function
 from genjax.config import ConfigError
 from genjax.data import Images, write_grid
-from genjax.data.videos import write_gif
-from genjax.evaluation.latents import spherical_interpolation
 from genjax.families.gan import equivariance as equivariances
 from genjax.families.gan import style_tools
 from genjax.families.gan.style_gan import StyleGAN
-from genjax.training.records import METRICS_FILE
 
 TOOLS = ("curves", "walk", "classes", "truncation", "mixing", "project", "equivariance")
 
@@ -60,18 +56,6 @@ def needs(run: Any, condition: bool, what: str) -> None:
         raise ConfigError(f"--tool={flags.FLAGS.tool} needs {what}; the run's is {type(run.model).__name__}")
 
 
-def latents(run: Any, *shape: int) -> jax.Array:
-    """Standard normal latents [*shape, latent_dim]."""
-    needs(run, hasattr(run.model, "decode") and hasattr(run.model, "latent_dim"), "a model that decodes normal latents")
-    return jax.random.normal(jax.random.key(flags.FLAGS.seed), (*shape, run.model.latent_dim))
-
-
-def decode(run: Any, codes: Any, **condition: Any) -> np.ndarray:
-    """Brightness in [0, 1] of the pictures of latents [N, latent_dim], shape [N, H, W, C]."""
-    decoded = jax.jit(run.model.decode)(run.state, jnp.asarray(codes, jnp.float32), **condition)
-    return run.experiment.data.to_unit(np.asarray(decoded))
-
-
 def path_of(run: Any, name: str, suffix: str = ".png") -> Path:
     folder = Path(run.workdir) / "pictures"
     folder.mkdir(exist_ok=True)
@@ -84,41 +68,28 @@ def draw(pictures: np.ndarray, num_columns: int, path: Path) -> None:
 
 
 def curves(run: Any) -> None:
-    path = Path(run.workdir) / METRICS_FILE
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    rows = [row for row in rows if row["kind"] == "train" and row["step"] <= run.step]
-    if not rows:
-        raise ConfigError(f"{path} holds no metrics of training; they are written every training.log_every steps")
-    plot_curves(rows, path_of(run, "curves"))
+    generator.draw_curves(run, path_of(run, "curves"))
     print(path_of(run, "curves"))
 
 
 def walk(run: Any) -> None:
-    values = flags.FLAGS
-    codes = np.asarray(latents(run, values.num_rows, values.num_columns))
-    # A walk ends where it began, so that the GIF can go round.
-    legs = [
-        spherical_interpolation(codes[:, i], codes[:, (i + 1) % values.num_columns], values.num_values + 1)[:, :-1]
-        for i in range(values.num_columns)
-    ]
-    steps = np.concatenate(legs, axis=1).swapaxes(0, 1)  # [frames, rows, latent_dim]
-    path = path_of(run, "walk", ".gif")
-    write_gif(np.stack([decode(run, step) for step in steps], axis=1), path, frames_per_second=16)
+    values, path = flags.FLAGS, path_of(run, "walk", ".gif")
+    generator.check_can_draw("walk", run.experiment)
+    generator.draw_walk(run, path, values.num_rows, values.num_columns, values.num_values, values.seed)
     print(path)
 
 
 def classes(run: Any) -> None:
-    needs(run, getattr(run.model, "conditioning", "none") != "none", "a GAN that is conditional on classes")
-    count, columns = run.model.num_classes, flags.FLAGS.num_columns
-    codes = jnp.tile(latents(run, columns), (count, 1))
-    label = jnp.repeat(jnp.arange(count), columns)
-    draw(decode(run, codes, label=label), columns, path_of(run, "classes"))
+    path = path_of(run, "classes")
+    generator.check_can_draw("classes", run.experiment)
+    generator.draw_classes(run, path, flags.FLAGS.num_columns, flags.FLAGS.seed)
+    print(path)
 
 
 def styles_and_pictures(run: Any, count: int) -> tuple[jax.Array, Any, Any]:
     """Styles of new latents, the compiled truncated styles of latents, and the compiled pictures of styles."""
     needs(run, isinstance(run.model, StyleGAN), "a StyleGAN")
-    codes = latents(run, count)
+    codes = generator.latents(run, flags.FLAGS.seed, count)
     styles = jax.jit(lambda state, psi: run.model.styles(state, codes, truncation=psi))
     synthesize = jax.jit(run.model.synthesize)
     to_unit = run.experiment.data.to_unit
@@ -221,7 +192,8 @@ _TOOLS = {
 def main(arguments: list[str]) -> int:
     run = command_line.restore_from_flags(arguments, __doc__)
     if run is not None:
-        needs(run, isinstance(run.experiment.data, Images), "a run on pictures")
+        if flags.FLAGS.tool != "curves":
+            needs(run, isinstance(run.experiment.data, Images), "a run on pictures")
         _TOOLS[flags.FLAGS.tool](run)
     return 0
 

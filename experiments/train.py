@@ -39,8 +39,13 @@ def main(arguments: list[str]) -> int:
 
     # A model that only makes sense on top of another says so; as a part of the library it may still be built without.
     getattr(experiment.model, "check_start", lambda run: None)(experiment.training.init_from)
+    draw = None
+    if experiment.training.pictures:
+        from experiments.generator_pictures import scheduled
+
+        draw = scheduled(experiment)
     workdir = flags.FLAGS.workdir or f"runs/{entry.name.rpartition(':')[2]}"
-    training.train(experiment, workdir, name=entry.name)
+    training.train(experiment, workdir, name=entry.name, draw=draw)
     print(f"finished; samples, metrics and checkpoints are in {workdir}")
     print(f"  evaluate: python -m experiments.evaluate --workdir={workdir}")
     print(f"  sample:   python -m experiments.sample --workdir={workdir} --num_samples=64")

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from experiments.configs.style_gan import SHRUNK_STYLE_GAN2
 from genjax.config import register
 from genjax.data import Images, Points
 from genjax.families.gan.augmentation import ADA
@@ -11,10 +12,12 @@ from genjax.families.gan.maxout import MaxoutNetwork
 from genjax.families.gan.sngan import SNGANNetwork
 from genjax.families.gan.style_gan import StyleGAN
 from genjax.families.gan.style_gan2 import StyleGAN2Network
-from genjax.families.gan.style_gan3 import StyleGAN3Network  # noqa: F401  (a choice of --model.network)
 from genjax.nn.encoder_decoder import MLPNetwork
 from genjax.optimizers import Adam, Linear, RMSProp
 from genjax.training import Experiment, Training
+
+_UNCONDITIONAL = ("curves", "walk")
+_PICTURES = (*_UNCONDITIONAL, "classes")
 
 
 @register(
@@ -42,7 +45,7 @@ def wgan_gp_eight_gaussians() -> Experiment:
         generator_optimizer=optimizer,
         discriminator_optimizer=optimizer,
     )
-    training = Training(num_steps=10000, steps_per_dispatch=50, num_samples=1000)
+    training = Training(num_steps=10000, steps_per_dispatch=50, num_samples=1000, pictures=("curves",))
     return Experiment(model=model, data=Points(name="eight_gaussians", batch_size=1280), training=training)
 
 
@@ -66,7 +69,7 @@ def gan_mnist() -> Experiment:
     Latents are normal and the rule is Adam, where the paper has uniform ones and momentum.  An hour (a guess) on two CPU cores.
     """
     model = GAN(latent_dim=100, network=MaxoutNetwork())
-    training = Training(num_steps=60000, steps_per_dispatch=10, sample_every=5000, num_samples=100)
+    training = Training(num_steps=60000, steps_per_dispatch=10, sample_every=5000, num_samples=100, pictures=_UNCONDITIONAL)
     return Experiment(model=model, data=Images(name="mnist", preprocessing="unit", batch_size=100), training=training)
 
 
@@ -95,7 +98,7 @@ def dcgan_digits() -> Experiment:
     """
     model = _dcgan(32, latent_dim=32, conditioning="concatenation")
     data = Images(name="digits", preprocessing="signed", batch_size=64)
-    training = Training(num_steps=5000, steps_per_dispatch=20, sample_every=1000, num_samples=100)
+    training = Training(num_steps=5000, steps_per_dispatch=20, sample_every=1000, num_samples=100, pictures=_PICTURES)
     return Experiment(model=model, data=data, training=training)
 
 
@@ -133,7 +136,7 @@ def dcgan_mnist() -> Experiment:
         discriminator_optimizer=adam,
     )
     data = Images(name="mnist", preprocessing="signed", batch_size=64)
-    training = Training(num_steps=20000, steps_per_dispatch=10, sample_every=5000, num_samples=100)
+    training = Training(num_steps=20000, steps_per_dispatch=10, sample_every=5000, num_samples=100, pictures=_PICTURES)
     return Experiment(model=model, data=data, training=training)
 
 
@@ -161,7 +164,7 @@ def dcgan_folder() -> Experiment:
     adam = Adam(learning_rate=2e-4, b1=0.5)
     model = _dcgan(128, generator_optimizer=adam)
     data = Images(name="folder", image_size=(64, 64), preprocessing="signed", batch_size=128)
-    training = Training(num_steps=50000, sample_every=1000, num_samples=64, checkpoint_every=5000)
+    training = Training(num_steps=50000, sample_every=1000, num_samples=64, checkpoint_every=5000, pictures=_UNCONDITIONAL)
     return Experiment(model=model, data=data, training=training)
 
 
@@ -195,7 +198,7 @@ def wgan_mnist() -> Experiment:
         discriminator_optimizer=rule,
     )
     data = Images(name="mnist", preprocessing="signed", batch_size=320)
-    training = Training(num_steps=50000, steps_per_dispatch=10, sample_every=5000, num_samples=100)
+    training = Training(num_steps=50000, steps_per_dispatch=10, sample_every=5000, num_samples=100, pictures=_UNCONDITIONAL)
     return Experiment(model=model, data=data, training=training)
 
 
@@ -217,7 +220,8 @@ def sngan_cifar10() -> Experiment:
 
     python -m experiments.train --experiment=sngan_cifar10 --data.dir=DIRECTORY --workdir=runs/sngan
 
-    The five updates of the discriminator take 64 pictures each.
+    The five updates of the discriminator take 64 pictures each.  The paper computes in float32; this is bfloat16.  On eight
+    devices: --training.mesh=data:8.
     """
     adam = Adam(learning_rate=2e-4, b1=0.0, b2=0.9, schedule=Linear())
     model = GAN(
@@ -227,11 +231,12 @@ def sngan_cifar10() -> Experiment:
         objective="hinge",
         num_discriminator_steps=5,
         fresh_examples=True,
+        compute_dtype="bfloat16",
         generator_optimizer=dataclasses.replace(adam, ema_decay=0.9999),
         discriminator_optimizer=adam,
     )
     data = Images(name="cifar10", preprocessing="signed", batch_size=320, horizontal_flip=True)
-    training = Training(num_steps=50000, sample_every=1000, num_samples=100, checkpoint_every=5000)
+    training = Training(num_steps=50000, sample_every=1000, num_samples=100, checkpoint_every=5000, pictures=_PICTURES)
     return Experiment(model=model, data=data, training=training)
 
 
@@ -239,18 +244,7 @@ def sngan_cifar10() -> Experiment:
     "stylegan2_shapes",
     source="Karras et al. 2020, arXiv:1912.04958 and arXiv:2006.06676",
     expected="not measured yet",
-    shrunk={
-        "model.latent_dim": 4,
-        "model.network.style_dim": 4,
-        "model.network.num_mapping_layers": 1,
-        "model.network.channel_base": 32,
-        "model.network.channel_max": 4,
-        "model.penalty": "none",
-        "model.path_length_weight": 0.0,
-        "model.augmentation": None,
-        "data.name": "digits",
-        "data.batch_size": 32,
-    },
+    shrunk=SHRUNK_STYLE_GAN2,
 )
 def stylegan2_shapes() -> Experiment:
     """StyleGAN2 with adaptive augmentation on the embedded coloured shapes of 32 x 32 pixels; better on a GPU.
@@ -261,14 +255,7 @@ def stylegan2_shapes() -> Experiment:
 
         ... --model.network.rotation --model.network.channel_base=4096 --model.network.channel_max=256
 
-    With the emoji of 64 x 64 pixels, in bfloat16:
-
-        ... --data.name=emoji --data.dir=emoji64.npz --model.compute_dtype=bfloat16 --model.network.channel_base=8192
-
-    and with a folder of pictures of the size of FFHQ, on eight devices that also share the parameters:
-
-        ... --data.name=folder --data.dir=FOLDER --data.image_size=256,256 --data.horizontal_flip
-            --model.network.channel_base=32768 --training.mesh=data:2,fsdp:4
+    Larger pictures, for GPUs: stylegan2_emoji, stylegan2_celeba_hq, stylegan2_ffhq and stylegan3_ffhq.
     """
     model = StyleGAN(
         latent_dim=128,
@@ -277,5 +264,5 @@ def stylegan2_shapes() -> Experiment:
         augmentation=ADA(images_to_one=100_000),
     )
     data = Images(name="shapes", preprocessing="signed", batch_size=32)
-    training = Training(num_steps=20000, sample_every=500, num_samples=64)
+    training = Training(num_steps=20000, sample_every=500, num_samples=64, pictures=_UNCONDITIONAL)
     return Experiment(model=model, data=data, training=training)

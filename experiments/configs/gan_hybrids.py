@@ -10,11 +10,13 @@ from genjax.families.gan.pix2pix import Pix2Pix
 from genjax.families.gan.translation import ResNetTranslator, UNetTranslator
 from genjax.families.gan.vae_gan import VAEGAN
 from genjax.nn.encoder_decoder import MLPNetwork
-from genjax.optimizers import Adam
+from genjax.optimizers import Adam, Linear
 from genjax.training import Experiment, Training
 
 _SHRUNK = {"model.latent_dim": 2, "model.network.hidden_dims": (8,), "model.num_features": 4, "data.batch_size": 16}
-_TRAINING = Training(num_steps=20000, steps_per_dispatch=50, log_every=1000, evaluate_every=5000, sample_every=5000)
+_TRAINING = Training(
+    num_steps=20000, steps_per_dispatch=50, log_every=1000, evaluate_every=5000, sample_every=5000, pictures=("curves",)
+)
 _NETWORK = MLPNetwork(hidden_dims=(256, 256), activation="leaky_relu")
 _DIGITS = Images(name="digits", preprocessing="unit", batch_size=128)
 
@@ -35,10 +37,15 @@ def pix2pix_shapes() -> Experiment:
 
     python -m experiments.train --experiment=pix2pix_shapes --workdir=runs/pix2pix
 
-    Half an hour (a guess) on two CPU cores.
+    Half an hour (a guess) on two CPU cores.  The paper's sizes, on two folders with pictures of the same names, for a GPU:
+
+        ... --data.name=folder --data.dir=PHOTOS --data.source_dir=LABELS --data.image_size=256,256 --data.batch_size=1
+            --model.network.channels=64,128,256,512,512,512,512,512 --model.discriminator_channels=64,128,256
     """
     model = Pix2Pix(network=UNetTranslator(channels=(32, 64, 128, 128)), discriminator_channels=(32, 64))
-    training = Training(num_steps=4000, log_every=100, evaluate_every=1000, sample_every=1000, num_samples=16)
+    training = Training(
+        num_steps=4000, log_every=100, evaluate_every=1000, sample_every=1000, num_samples=16, pictures=("curves",)
+    )
     return Experiment(model=model, data=Translations(name="shapes", batch_size=16), training=training)
 
 
@@ -61,10 +68,22 @@ def cycle_gan_sprites() -> Experiment:
 
     python -m experiments.train --experiment=cycle_gan_sprites --workdir=runs/cycle_gan
 
-    An hour (a guess) on two CPU cores.
+    An hour (a guess) on two CPU cores.  As in the paper the rates stay for half of the steps, and then fall to 0.  The paper's
+    sizes, on two folders of pictures, for a GPU:
+
+        ... --data.name=folder --data.dir=HORSES --data.source_dir=ZEBRAS --data.image_size=256,256 --data.batch_size=1
+            --model.network.num_channels=64 --model.network.num_residual_blocks=9 --model.discriminator_channels=64,128,256
     """
-    model = CycleGAN(network=ResNetTranslator(num_channels=16, num_residual_blocks=3), discriminator_channels=(32, 64))
-    training = Training(num_steps=4000, log_every=100, evaluate_every=1000, sample_every=1000, num_samples=16)
+    adam = Adam(learning_rate=2e-4, b1=0.5, schedule=Linear(constant_share=0.5))
+    model = CycleGAN(
+        network=ResNetTranslator(num_channels=16, num_residual_blocks=3),
+        discriminator_channels=(32, 64),
+        generator_optimizer=adam,
+        discriminator_optimizer=adam,
+    )
+    training = Training(
+        num_steps=4000, log_every=100, evaluate_every=1000, sample_every=1000, num_samples=16, pictures=("curves",)
+    )
     return Experiment(model=model, data=Translations(name="sprites", paired=False, batch_size=8), training=training)
 
 

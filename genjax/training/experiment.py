@@ -30,6 +30,8 @@ class Training:
       evaluate_every: steps between two evaluations on evaluation.validation_split, or none.
       sample_every: steps between two sheets of samples, or none; the last step always makes one.
       num_samples: number of samples on a sheet.
+      pictures: what `experiments.train` draws beside each sheet: curves of the metrics; a walk between latents, as a GIF;
+        classes, a row of samples for each.
       keep_checkpoints: number of latest checkpoints that are kept.
       best_metric: evaluation metric whose best checkpoint is kept too, or none.
       best_mode: whether the best value is the smallest or the largest.
@@ -55,6 +57,7 @@ class Training:
     evaluate_every: int | None = None
     sample_every: int | None = None
     num_samples: int = 64
+    pictures: tuple[Literal["curves", "walk", "classes"], ...] = ()
     keep_checkpoints: int = 3
     best_metric: str | None = None
     best_mode: Literal["min", "max"] = "min"

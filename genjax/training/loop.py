@@ -10,7 +10,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,12 @@ from genjax.training.experiment import (
     save_config,
 )
 from genjax.training.records import Progress, Records, format_metrics, parameter_overview
+from genjax.training.run import Run
 
 SAMPLES_DIRECTORY = "samples"
+
+#: Draws more of a run than its samples into a folder, and gives the files by name.
+Draw = Callable[[Run, Path], Mapping[str, Path]]
 
 
 class NonFiniteError(ValueError):
@@ -95,7 +99,13 @@ class _StopSignals:
             signal.signal(number, handler)
 
 
-def train(experiment: Experiment, workdir: str | Path, name: str = "experiment", quiet: bool = False) -> TrainState:
+def train(
+    experiment: Experiment,
+    workdir: str | Path,
+    name: str = "experiment",
+    quiet: bool = False,
+    draw: Draw | None = None,
+) -> TrainState:
     """Trains an experiment to its last step, from its own last checkpoint if there is one.
 
     Args:
@@ -103,6 +113,7 @@ def train(experiment: Experiment, workdir: str | Path, name: str = "experiment",
       workdir: directory of configuration, checkpoints, metrics and samples.
       name: what the experiment is called in the saved configuration.
       quiet: print nothing.
+      draw: called beside every sheet of samples, in runs of one process.
 
     Returns:
       The state after the last step, on the mesh.
@@ -119,14 +130,15 @@ def train(experiment: Experiment, workdir: str | Path, name: str = "experiment",
     if (workdir / CONFIG_FILE).exists():
         check_resumable(workdir, load_config(workdir)[1], experiment)
     engine = Engine(experiment)
-    return _Run(engine, workdir, name, quiet or jax.process_index() > 0).run()
+    return _Run(engine, workdir, name, quiet or jax.process_index() > 0, draw).run()
 
 
 class _Run:
     """One call of `train`."""
 
-    def __init__(self, engine: Engine, workdir: Path, name: str, quiet: bool):
-        self.engine, self.workdir = engine, workdir
+    def __init__(self, engine: Engine, workdir: Path, name: str, quiet: bool, draw: Draw | None):
+        self.engine, self.workdir, self.name = engine, workdir, name
+        self.draw = draw if jax.process_count() == 1 else None
         self.experiment, self.training = engine.experiment, engine.experiment.training
         self.primary = jax.process_index() == 0
         if self.primary:
@@ -287,8 +299,11 @@ class _Run:
         directory.mkdir(exist_ok=True)
         for name, arrays in pictures:
             for path in self.experiment.data.write_samples(arrays, directory / f"{name}_{step:08d}"):
-                if self.records is not None:
-                    self.records.picture(step, name, path)
+                self.records.picture(step, name, path)
+        if self.draw is not None:
+            run = Run(self.name, self.workdir, self.experiment, state, self.engine)
+            for name, path in self.draw(run, directory).items():
+                self.records.picture(step, name, path)
 
     def _fetch(self, first: int, metrics: Any) -> dict[str, np.ndarray]:
         """Metrics of a dispatch on the host; looks at every step's loss."""
