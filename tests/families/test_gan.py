@@ -1,12 +1,18 @@
-"""Objectives of GANs against closed forms, penalties against linear critics, and the step's contract."""
+"""Objectives of GANs against closed forms, penalties against finite differences, and the step's contract."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genjax.families.gan.augmentation import DiffAugment
 from genjax.families.gan.gan import GAN
-from genjax.families.gan.objectives import discriminator_objective, generator_objective, squared_gradient_norm
+from genjax.families.gan.objectives import (
+    Objective,
+    discriminator_objective,
+    generator_objective,
+    squared_gradient_norm,
+)
 from genjax.nn.encoder_decoder import MLPNetwork
 from genjax.optimizers import SGD, Adam, Cosine, Linear, tree_norm
 
@@ -44,16 +50,115 @@ def test_best_least_squares_discriminator_is_the_share_of_data():
     np.testing.assert_allclose(best_scores("least_squares", jnp.zeros(3)), P / (P + Q), atol=1e-4)
 
 
-@pytest.mark.parametrize("penalty", ["wgan_gp", "r1", "r2"])
-def test_penalties_of_a_linear_critic(penalty):
-    model = GAN(data_shape=(3,), latent_dim=2, network=MLPNetwork(hidden_dims=()), penalty=penalty, penalty_weight=4.0)
-    x = jax.random.normal(jax.random.key(0), (5, 3))
-    params = model.init(jax.random.key(1), {"x": x}).params
-    (weights,) = (leaf for leaf in jax.tree.leaves(params["discriminator"]) if leaf.ndim == 2)
-    norm = np.linalg.norm(np.asarray(weights))
-    expected = 4.0 * (norm - 1) ** 2 if penalty == "wgan_gp" else 2.0 * norm**2
-    got = model.gradient_penalty(params["discriminator"], x, 2 * x, jnp.full(5, 0.3))
-    np.testing.assert_allclose(got, expected, rtol=1e-4)
+TANH = MLPNetwork(hidden_dims=(5,), activation="tanh")
+
+
+def outputs(leaves, x):
+    """What the discriminator of `TANH` with these parameters gives, [B, outputs], in double precision."""
+    hidden_bias, hidden_kernel, bias, kernel = leaves
+    return np.tanh(x @ hidden_kernel + hidden_bias) @ kernel + bias
+
+
+def slopes(function, leaves, step):
+    """Central differences of a function of arrays by each of their elements."""
+    result = []
+    for leaf in leaves:
+        slope = np.zeros_like(leaf)
+        for index in np.ndindex(*leaf.shape):
+            kept = leaf[index]
+            ends = []
+            for leaf[index] in (kept + step, kept - step):
+                ends.append(function(leaves))
+            leaf[index] = kept
+            slope[index] = (ends[0] - ends[1]) / (2 * step)
+        result.append(slope)
+    return result
+
+
+def doubles(params):
+    return [np.array(leaf, np.float64) for leaf in jax.tree.leaves(params)]
+
+
+@pytest.mark.parametrize("penalty", ["wgan_gp", "r1", "r2", "r1_r2"])
+def test_penalties_and_their_gradients_are_those_of_finite_differences(penalty):
+    model = GAN(data_shape=(3,), latent_dim=2, network=TANH, penalty=penalty, penalty_weight=4.0)
+    x, fake = np.asarray(jax.random.normal(jax.random.key(0), (2, 4, 3)))
+    e = np.array([0.1, 0.3, 0.6, 0.9], np.float32)
+    params = model.init(jax.random.key(1), {"x": x}).params["discriminator"]
+
+    def norms(leaves, points):
+        moved = 1e-4 * np.eye(3)
+        slope = [(outputs(leaves, points + d) - outputs(leaves, points - d))[:, 0] / 2e-4 for d in moved]
+        return np.sqrt(np.sum(np.square(slope), axis=0))
+
+    def expected(leaves):
+        if penalty == "wgan_gp":
+            between = e[:, None] * x + (1 - e[:, None]) * fake
+            return 4.0 * np.mean((norms(leaves, between) - 1) ** 2)
+        points = {"r1": [x], "r2": [fake], "r1_r2": [x, fake]}[penalty]
+        return sum(2.0 * np.mean(norms(leaves, p) ** 2) for p in points)
+
+    leaves = doubles(params)
+    value, gradient = jax.jit(jax.value_and_grad(lambda p: model.gradient_penalty(p, x, fake, e)))(params)
+    np.testing.assert_allclose(value, expected(leaves), rtol=1e-4)
+    for ours, theirs in zip(jax.tree.leaves(gradient), slopes(expected, leaves, 1e-4)):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+class _Halved(DiffAugment):
+    def __call__(self, x, keys, probability):
+        return 0.5 * x
+
+
+def test_losses_with_classes_and_consistency_and_their_gradients_are_their_formulas():
+    sgd = SGD(learning_rate=1.0)
+    model = GAN(
+        data_shape=(3,),
+        num_classes=2,
+        latent_dim=2,
+        network=TANH,
+        conditioning="auxiliary",
+        class_weight=0.7,
+        objective="least_squares",
+        consistency="balanced",
+        consistency_weight=3.0,
+        consistency_augmentation=_Halved(),
+        generator_optimizer=sgd,
+        discriminator_optimizer=sgd,
+    )
+    x, label = np.asarray(jax.random.normal(jax.random.key(0), (4, 3))), np.array([0, 1, 1, 0])
+    batch = {"x": jnp.asarray(x), "label": jnp.asarray(label)}
+    state = model.init(jax.random.key(1), batch)
+    # G(z) = c whatever z is.
+    c = np.array([0.3, -0.2, 0.5])
+    generator = jax.tree.map(lambda p: c.astype(np.float32) if p.shape == (3,) else 0.0 * p, state.params["generator"])
+    state = state.replace(params={**state.params, "generator": generator})
+
+    def class_entropy(logits):
+        return np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(4), label])
+
+    def discriminator_loss(leaves):
+        real, fake, real_half, fake_half = (outputs(leaves, y) for y in (x, 0 * x + c, x / 2, 0 * x + c / 2))
+        scores = np.mean(0.5 * (real[:, 0] - 1) ** 2 + 0.5 * fake[:, 0] ** 2)
+        consistency = np.mean((real_half - real)[:, 0] ** 2) + np.mean((fake_half - fake)[:, 0] ** 2)
+        return scores + 0.7 * (class_entropy(real[:, 1:]) + class_entropy(fake[:, 1:])) + 3.0 * consistency
+
+    leaves = doubles(state.params["discriminator"])
+    new, metrics = jax.jit(model.discriminator_update)(state, batch, jax.random.key(2))
+    np.testing.assert_allclose(metrics["discriminator_loss"], discriminator_loss(leaves), rtol=1e-5)
+    for after, before, slope in zip(
+        jax.tree.leaves(new.params["discriminator"]), leaves, slopes(discriminator_loss, leaves, 1e-5)
+    ):
+        np.testing.assert_allclose(after, before - slope, rtol=1e-4, atol=1e-5)
+
+    def generator_loss(constant):
+        fake = outputs(leaves, 0 * x + constant[0])
+        return np.mean(0.5 * (fake[:, 0] - 1) ** 2) + 0.7 * class_entropy(fake[:, 1:])
+
+    new, metrics = jax.jit(model.generator_update)(state, batch, jax.random.key(2))
+    np.testing.assert_allclose(metrics["loss"], generator_loss([c]), rtol=1e-5)
+    (after,) = (leaf for leaf in jax.tree.leaves(new.params["generator"]) if leaf.shape == (3,))
+    np.testing.assert_allclose(after, c - slopes(generator_loss, [c.copy()], 1e-5)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_squared_gradient_norm_of_a_known_function():
@@ -62,10 +167,31 @@ def test_squared_gradient_norm_of_a_known_function():
     np.testing.assert_allclose(got, jnp.sum((3 * x**2) ** 2, axis=(1, 2)), rtol=1e-5)
 
 
-def test_non_saturating_and_minimax_generators_go_the_same_way():
-    f = jnp.linspace(-3.0, 3.0, 5)
-    for objective in ("minimax", "non_saturating", "hinge", "wasserstein"):
-        assert (jax.grad(lambda s, o=objective: generator_objective(o, s).sum())(f) < 0).all()
+def softplus(v):
+    return np.log1p(np.exp(v))
+
+
+FORMULAS = {
+    "minimax": lambda r, f: (softplus(-r) + softplus(f), -softplus(f)),
+    "non_saturating": lambda r, f: (softplus(-r) + softplus(f), softplus(-f)),
+    "least_squares": lambda r, f: (0.5 * (r - 1) ** 2 + 0.5 * f**2, 0.5 * (f - 1) ** 2),
+    "hinge": lambda r, f: (np.maximum(1 - r, 0) + np.maximum(1 + f, 0), -f),
+    "wasserstein": lambda r, f: (f - r, -f),
+    "relativistic": lambda r, f: (softplus(f - r), softplus(r - f)),
+    "relativistic_average": lambda r, f: (
+        softplus(f.mean() - r) + softplus(f - r.mean()),
+        softplus(r.mean() - f) + softplus(r - f.mean()),
+    ),
+}
+
+
+def test_objectives_are_their_formulas():
+    assert set(FORMULAS) == set(Objective.__args__)
+    real, fake = np.array([1.5, 0.2, -0.7, 2.0], np.float32), np.array([0.5, 3.0, -1.2, -0.4], np.float32)
+    for name, formula in FORMULAS.items():
+        expected = formula(real, fake)
+        np.testing.assert_allclose(discriminator_objective(name, real, fake), expected[0], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(generator_objective(name, fake, real), expected[1], rtol=1e-5, err_msg=name)
 
 
 def test_a_step_keeps_clipped_weights_and_samples_have_the_data_shape():
@@ -144,10 +270,6 @@ def test_relativistic_objectives_look_at_differences_alone():
     for name in ("relativistic", "relativistic_average"):
         for objective in (discriminator_objective, lambda n, r, f: generator_objective(n, f, r)):
             np.testing.assert_allclose(objective(name, real + 7.0, fake + 7.0), objective(name, real, fake), rtol=1e-5)
-        np.testing.assert_allclose(generator_objective(name, fake, real), discriminator_objective(name, fake, real))
-    np.testing.assert_allclose(
-        discriminator_objective("relativistic", real, fake), np.log1p(np.exp(fake - real)), rtol=1e-5
-    )
     with pytest.raises(ValueError, match="scores of data"):
         generator_objective("relativistic", fake)
 

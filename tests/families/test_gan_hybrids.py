@@ -1,5 +1,6 @@
 """Adversarial networks that also encode."""
 
+import dataclasses
 import math
 import types
 
@@ -12,7 +13,7 @@ from experiments.latent_tables import traversals
 from genjax.families.gan.adversarial_autoencoder import AdversarialAutoencoder, CodeMatching, NormalPrior, RingPrior
 from genjax.families.gan.bigan import BiGAN
 from genjax.families.gan.info_gan import InfoGAN
-from genjax.families.gan.vae_gan import VAEGAN
+from genjax.families.gan.vae_gan import VAEGAN, normal_latents
 from genjax.nn.encoder_decoder import MLPNetwork
 from genjax.optimizers import SGD, Adam
 
@@ -35,6 +36,97 @@ def test_the_parts_of_a_vae_gan_learn_from_their_own_losses():
     posterior = model.posterior(state.params["encoder"], x)
     kl = -0.5 * (1 + 2 * posterior.log_scale - posterior.mean**2 - jnp.exp(2 * posterior.log_scale)).sum(-1)
     np.testing.assert_allclose(model.evaluate(state, BATCH, jax.random.key(3))["kl"], kl, rtol=1e-4, atol=1e-6)
+
+
+def descended(params, loss, rate):
+    """Parameters after a step of gradient descent."""
+    return jax.tree.map(lambda p, g: p - rate * g, params, jax.grad(loss)(params))
+
+
+def assert_alike(got, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, expected)
+
+
+def minus_log_sigmoid(scores):
+    return jnp.log1p(jnp.exp(-scores)).mean()
+
+
+def test_a_step_of_a_vae_gan_descends_its_three_losses_in_turn():
+    names = ("encoder", "decoder", "discriminator")
+    model = VAEGAN(data_shape=(3,), latent_dim=2, network=NETWORK, num_features=4, feature_weight=2.0)
+    optimizers = {f"{name}_optimizer": SGD(learning_rate=0.1 * (i + 1)) for i, name in enumerate(names)}
+    model = dataclasses.replace(model, **optimizers)
+    state, x, key = model.init(jax.random.key(1), BATCH), BATCH["x"], jax.random.key(2)
+    noise, prior = (normal_latents(k, BATCH, 2) for k in jax.random.split(key))
+
+    @jax.jit
+    def by_hand(encoder, decoder, discriminator):
+        def pictures(encoder, decoder):
+            posterior = model.posterior(encoder, x)
+            codes = posterior.mean + jnp.exp(posterior.log_scale) * noise
+            return posterior, model.generate(decoder, codes), model.generate(decoder, prior)
+
+        def error(again):
+            hidden = [model.discriminate(discriminator, y)[0] for y in (x, again)]
+            return 0.5 * ((hidden[0] - hidden[1]) ** 2).sum(-1).mean()
+
+        def encoder_loss(encoder):
+            posterior, again, _ = pictures(encoder, decoder)
+            variance = jnp.exp(2 * posterior.log_scale)
+            kl = 0.5 * (variance + posterior.mean**2 - 1.0 - jnp.log(variance)).sum(-1).mean()
+            return kl + error(again)
+
+        encoder = descended(encoder, encoder_loss, 0.1)
+
+        def decoder_loss(decoder):
+            _, again, drawn = pictures(encoder, decoder)
+            scores = [model.discriminate(discriminator, y)[1] for y in (again, drawn)]
+            return 2.0 * error(again) + minus_log_sigmoid(scores[0]) + minus_log_sigmoid(scores[1])
+
+        decoder = descended(decoder, decoder_loss, 0.2)
+
+        def discriminator_loss(discriminator):
+            _, again, drawn = pictures(encoder, decoder)
+            real, *fake = (model.discriminate(discriminator, y)[1] for y in (x, again, drawn))
+            return minus_log_sigmoid(real) + minus_log_sigmoid(-fake[0]) + minus_log_sigmoid(-fake[1])
+
+        return encoder, decoder, descended(discriminator, discriminator_loss, 0.3)
+
+    new, _ = jax.jit(model.train_step)(state, BATCH, key)
+    expected = by_hand(*(state.params[name] for name in names))
+    assert_alike(new.params, dict(zip(names, expected)))
+
+
+def test_a_step_of_a_bigan_descends_both_losses_in_turn():
+    optimizers = {"discriminator_optimizer": SGD(learning_rate=0.1), "generator_optimizer": SGD(learning_rate=0.2)}
+    model = BiGAN(data_shape=(3,), latent_dim=2, network=NETWORK, num_features=4, **optimizers)
+    state, x = model.init(jax.random.key(1), BATCH), BATCH["x"]
+
+    @jax.jit
+    def by_hand(nets, discriminator, discriminator_key, generator_key):
+        def scores(nets, discriminator, key):
+            latents = normal_latents(jax.random.split(key)[0], BATCH, 2)
+            data = model.score(discriminator, x, model.codes(nets["encoder"], x))
+            return data, model.score(discriminator, model.generate(nets["generator"], latents), latents)
+
+        def discriminator_loss(discriminator):
+            data, samples = scores(nets, discriminator, discriminator_key)
+            return minus_log_sigmoid(data) + minus_log_sigmoid(-samples)
+
+        discriminator = descended(discriminator, discriminator_loss, 0.1)
+
+        def generator_loss(nets):
+            data, samples = scores(nets, discriminator, generator_key)
+            return minus_log_sigmoid(-data) + minus_log_sigmoid(samples)
+
+        return descended(nets, generator_loss, 0.2), discriminator
+
+    key = jax.random.key(2)
+    new, _ = jax.jit(model.train_step)(state, BATCH, key)
+    nets, discriminator = by_hand(
+        state.params["generator_and_encoder"], state.params["discriminator"], *jax.random.split(key)
+    )
+    assert_alike(new.params, {"generator_and_encoder": nets, "discriminator": discriminator})
 
 
 def test_priors_of_codes_have_their_moments():
@@ -70,13 +162,9 @@ def test_the_encoder_of_an_adversarial_autoencoder_takes_two_updates_in_turn():
     def deceived(encoder):
         return jax.nn.softplus(-model.matching.score(state.params["discriminator"], model.codes(encoder, x))).mean()
 
-    nets = jax.tree.map(lambda p, g: p - 0.1 * g, nets, jax.grad(reconstruction)(nets))
-    encoder = jax.tree.map(lambda p, g: p - 0.2 * g, nets["encoder"], jax.grad(deceived)(nets["encoder"]))
-    for got, expected in (
-        (new.params["autoencoder"]["encoder"], encoder),
-        (new.params["autoencoder"]["decoder"], nets["decoder"]),
-    ):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, expected)
+    nets = descended(nets, reconstruction, 0.1)
+    encoder = descended(nets["encoder"], deceived, 0.2)
+    assert_alike(new.params["autoencoder"], {"encoder": encoder, "decoder": nets["decoder"]})
     assert set(new.params) == set(state.params) and model.sample(new, jax.random.key(3), 4).shape == (4, 3)
 
 
