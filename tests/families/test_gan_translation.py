@@ -12,6 +12,7 @@ from PIL import Image
 from genjax.data import DataError, Translations
 from genjax.data.translations import outlines
 from genjax.families.classifier.feature_net import FeatureNetwork
+from genjax.families.gan import layers
 from genjax.families.gan.cycle_gan import CycleGAN, pool_exchange, pool_init
 from genjax.families.gan.pix2pix import Pix2Pix
 from genjax.families.gan.translation import PatchDiscriminator, Translator, UNetTranslator
@@ -136,6 +137,12 @@ class _Pixels(Translator):
         return _Pixelwise(num_outputs)
 
 
+@pytest.fixture
+def xla_convolutions(monkeypatch):
+    """They compile faster than products of patches, which have a test of their own."""
+    monkeypatch.setattr(layers, "prefers_matrix_products", lambda: False)
+
+
 class _Pixelwise(nn.Module):
     num_outputs: int
 
@@ -144,7 +151,7 @@ class _Pixelwise(nn.Module):
         return jnp.tanh(nn.Dense(self.num_outputs)(x))
 
 
-def test_losses_of_cycle_gan_are_their_formulas(batch):
+def test_losses_of_cycle_gan_are_their_formulas(batch, xla_convolutions):
     model = CycleGAN(
         data_shape=(8, 8, 1),
         source_shape=(8, 8, 1),
@@ -184,7 +191,7 @@ def test_losses_of_cycle_gan_are_their_formulas(batch):
         np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
 
 
-def test_losses_of_pix2pix_are_their_formulas(batch):
+def test_losses_of_pix2pix_are_their_formulas(batch, xla_convolutions):
     model = Pix2Pix(
         data_shape=(8, 8, 1),
         network=_Pixels(),
