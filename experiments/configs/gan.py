@@ -69,7 +69,9 @@ def gan_mnist() -> Experiment:
     Latents are normal and the rule is Adam, where the paper has uniform ones and momentum.  An hour (a guess) on two CPU cores.
     """
     model = GAN(latent_dim=100, network=MaxoutNetwork())
-    training = Training(num_steps=60000, steps_per_dispatch=10, sample_every=5000, num_samples=100, pictures=_UNCONDITIONAL)
+    training = Training(
+        num_steps=60000, steps_per_dispatch=10, sample_every=5000, num_samples=100, pictures=_UNCONDITIONAL
+    )
     return Experiment(model=model, data=Images(name="mnist", preprocessing="unit", batch_size=100), training=training)
 
 
@@ -164,7 +166,9 @@ def dcgan_folder() -> Experiment:
     adam = Adam(learning_rate=2e-4, b1=0.5)
     model = _dcgan(128, generator_optimizer=adam)
     data = Images(name="folder", image_size=(64, 64), preprocessing="signed", batch_size=128)
-    training = Training(num_steps=50000, sample_every=1000, num_samples=64, checkpoint_every=5000, pictures=_UNCONDITIONAL)
+    training = Training(
+        num_steps=50000, sample_every=1000, num_samples=64, checkpoint_every=5000, pictures=_UNCONDITIONAL
+    )
     return Experiment(model=model, data=data, training=training)
 
 
@@ -198,7 +202,9 @@ def wgan_mnist() -> Experiment:
         discriminator_optimizer=rule,
     )
     data = Images(name="mnist", preprocessing="signed", batch_size=320)
-    training = Training(num_steps=50000, steps_per_dispatch=10, sample_every=5000, num_samples=100, pictures=_UNCONDITIONAL)
+    training = Training(
+        num_steps=50000, steps_per_dispatch=10, sample_every=5000, num_samples=100, pictures=_UNCONDITIONAL
+    )
     return Experiment(model=model, data=data, training=training)
 
 

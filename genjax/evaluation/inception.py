@@ -47,7 +47,8 @@ def interpolation_matrix(size: int, new_size: int, resize: Resize) -> np.ndarray
 def prepare(x: Array, resize: Resize = "tensorflow", size: int = _SIZE) -> Array:
     """Pictures [B, H, W, C] in [0, 1], C of 1 or 3, to what the network wants: [B, size, size, 3] about in [-1, 1].
 
-    They are rounded to 8 bits first, as those that are read from files, so that samples and data differ in nothing else.
+    They are rounded to 8 bits first, as those that are read from files, so that samples and data differ in nothing else;
+    gradients pass as if they were not.
 
     Raises:
       ValueError: the pictures are neither grey nor coloured.
@@ -56,7 +57,9 @@ def prepare(x: Array, resize: Resize = "tensorflow", size: int = _SIZE) -> Array
         raise ValueError(f"the Inception network wants pictures [B, H, W, 1 or 3], not of shape {x.shape}")
     rows = interpolation_matrix(x.shape[1], size, resize)
     columns = interpolation_matrix(x.shape[2], size, resize)
-    x = jnp.einsum("ph,bhwc,qw->bpqc", rows, jnp.round(255.0 * x), columns, precision="highest")
+    levels = 255.0 * x
+    levels += jax.lax.stop_gradient(jnp.round(levels) - levels)
+    x = jnp.einsum("ph,bhwc,qw->bpqc", rows, levels, columns, precision="highest")
     x = (x - 128.0) / 128.0 if resize == "tensorflow" else x / 127.5 - 1.0
     return jnp.broadcast_to(x, (*x.shape[:3], 3))
 

@@ -175,6 +175,8 @@ def test_pictures_are_rounded_resized_and_scaled_as_the_paper_does_and_as_pytorc
     np.testing.assert_allclose(prepare(x, "pytorch", size=4)[0, ..., 1], 2 * means / 255 - 1, atol=1e-6)
     np.testing.assert_allclose(interpolation_matrix(2, 4, "tensorflow")[:, 1], [0.0, 0.5, 1.0, 1.0])
     np.testing.assert_allclose(interpolation_matrix(2, 4, "pytorch")[:, 1], [0.0, 0.25, 0.75, 1.0])
+    slopes = jax.grad(lambda x: prepare(x, "pytorch", size=4).sum())(x)
+    np.testing.assert_allclose(slopes, 2 * 3 / 4, rtol=1e-5)  # Three channels of the mean of four pixels.
     with pytest.raises(ValueError, match=r"wants pictures \[B, H, W, 1 or 3\]"):
         prepare(x[..., 0])
     with pytest.raises(ValueError, match="at least 75 pixels each way, not 80 x 64"):

@@ -6,10 +6,12 @@ import sys
 import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import genjax
+from experiments.answers import examples_to_answer
 from experiments.features import feature_extractor
 from experiments.quality_measures import METRICS, Counts, measure, samples_of
 from genjax import config
@@ -82,6 +84,9 @@ def test_samples_of_a_translator_are_those_of_the_split_each_once(tmp_path):
     test = data.load("test").arrays()
     copies = np.concatenate(list(samples_of(run, 0, 120)))
     np.testing.assert_allclose(copies, test["source"][:120] / 16, atol=1e-6)
+    shown = examples_to_answer(run, 200, jax.random.key(0))
+    first_again = test["source"][np.arange(200) % len(test["x"])]
+    np.testing.assert_allclose(data.to_unit(shown["source"]), first_again / 16, atol=1e-6)
     _, extract = feature_extractor("pixels", "tensorflow")
     assert measure(run, extract, ("frechet",), Counts())["counts"]["samples"] == len(test["x"])
 
