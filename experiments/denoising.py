@@ -4,8 +4,9 @@
 
 trajectory  the way from noise to samples as a GIF
 schedule    alpha, sigma and the log signal-to-noise ratio of the forward process over time, with the sampler's steps
-guidance    samples of each class by --scales of classifier-free guidance, a row each; with --features, the directory of a run of
-            a classifier, also the share recognised as their class, and precision and recall, as a table and as a plot
+guidance    samples of each class by --scales of classifier-free guidance, a row each, or of the gradient of a classifier of noisy
+            data, the run of directory --classifier; with --features, the directory of a run of a classifier, also the share
+            recognised as their class, and precision and recall, as a table and as a plot
 inpaint     examples, what is left of them without their middle, and that filled in by RePaint, for a model not trained for it
 edit        examples, and image-to-image (SDEdit) from them by --strengths, a row each
 """
@@ -30,7 +31,10 @@ from genjax.data.videos import write_gif
 from genjax.evaluation.neighbors import precision_recall
 from genjax.families.diffusion import editing
 from genjax.families.diffusion.diffusion import Diffusion
+from genjax.families.diffusion.guidance import Guidance, with_classifier
 from genjax.families.diffusion.image_to_image import hole_mask
+from genjax.families.diffusion.noisy_classifier import NoisyClassifier
+from genjax.training import run as runs
 
 TOOLS = ("trajectory", "schedule", "guidance", "inpaint", "edit")
 
@@ -39,6 +43,9 @@ flags.DEFINE_integer("step", None, "which checkpoint, by default the latest soun
 flags.DEFINE_enum("tool", "trajectory", TOOLS, "what to look at")
 flags.DEFINE_integer("num_samples", 16, "samples of a picture; of each scale, with --features", lower_bound=1)
 flags.DEFINE_list("scales", ["0", "0.5", "1", "2", "4"], "weights of the guidance")
+flags.DEFINE_string(
+    "classifier", None, "directory of a run of a classifier of noisy data that guides in place of labels"
+)
 flags.DEFINE_list("strengths", ["0.25", "0.5", "0.75"], "shares of the way to noise that examples are taken")
 flags.DEFINE_string("features", None, "directory of a run of a classifier that judges guided samples")
 flags.DEFINE_integer("num_resamples", 5, "how often RePaint takes each step", lower_bound=1)
@@ -120,7 +127,8 @@ def schedule(run: Any) -> list[Path]:
 
 def guidance(run: Any) -> list[Path]:
     data, model, values = pictures(run), run.model, flags.FLAGS
-    if "label" not in model.condition_on:
+    noisy = None if values.classifier is None else noisy_classifier(run)
+    if noisy is None and "label" not in model.condition_on:
         raise ConfigError(
             "--tool=guidance needs a model that is conditional on classes; train it with condition_on=label"
         )
@@ -131,9 +139,17 @@ def guidance(run: Any) -> list[Path]:
         noise_key, step_key = jax.random.split(key)
         process = model.process_of(state.eval_params)
         z = process.prior_scale * jax.random.normal(noise_key, (len(label), *model.data_shape))
-        guide = dataclasses.replace(model.guidance, scale=scale)
-        condition = model.sampling_condition(state, len(label), label, {})
-        return model.sampler.run(model.denoiser(state.eval_params, condition, guide), process, z, step_key)
+        if noisy is None:
+            guide = dataclasses.replace(model.guidance, scale=scale)
+            condition = model.sampling_condition(state, len(label), label, {})
+            denoise = model.denoiser(state.eval_params, condition, guide)
+        else:
+            nothing = model.without({"label": label}) if "label" in model.condition_on else {}
+            likelihood = noisy.model.log_likelihood(noisy.state, label)
+            denoise = with_classifier(
+                model.denoiser(state.eval_params, nothing, Guidance()), process, likelihood, scale
+            )
+        return model.sampler.run(denoise, process, z, step_key)
 
     scales, classes = numbers("scales"), model.num_classes
     label = jnp.arange(classes)
@@ -168,6 +184,18 @@ def guidance(run: Any) -> list[Path]:
     record = path_of(run, "guidance.json")
     record.write_text(json.dumps({"protocol": protocol, "scales": table}, indent=2) + "\n")
     return [sheet, record, draw_trade(run, table)]
+
+
+def noisy_classifier(run: Any) -> Any:
+    """The run of --classifier, which must know the noise and the classes of `run`."""
+    classifier = runs.restore(Path(flags.FLAGS.classifier).expanduser())
+    if not isinstance(classifier.model, NoisyClassifier):
+        raise ConfigError(f"--classifier={flags.FLAGS.classifier} is a run of {type(classifier.model).__name__}")
+    for field in ("process", "data_shape", "num_classes"):
+        theirs, ours = getattr(classifier.model, field), getattr(run.model, field)
+        if theirs != ours:
+            raise ConfigError(f"--classifier={flags.FLAGS.classifier} has {field} {theirs}, and {run.name} has {ours}")
+    return classifier
 
 
 def draw_trade(run: Any, table: list[dict[str, float]]) -> Path:

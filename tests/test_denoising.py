@@ -51,6 +51,7 @@ def tools(tmp_path_factory):
     for name, changes in (
         ("edm_digits", NETWORK),
         ("feature_net_digits", {"model.channels": (2,), "model.num_features": 4}),
+        ("noisy_classifier_digits", NETWORK),
     ):
         experiment = config.apply_overrides(config.find_experiment(name).build(), {**SHORT, **changes})
         train(experiment, root / name, name=name, quiet=True)
@@ -86,6 +87,10 @@ def test_guidance_is_swept_and_judged(tools):
     content = json.loads(record.read_text())
     assert [row["scale"] for row in content["scales"]] == [0.0, 2.0] and sheet.is_file() and plot.is_file()
     assert all(0 <= row[name] <= 1 for row in content["scales"] for name in ("recognised", "precision", "recall"))
+    (sheet,) = call("guidance", scales=["0", "2"], classifier=str(root / "noisy_classifier_digits"))
+    assert np.asarray(Image.open(sheet)).std() > 0
+    with pytest.raises(config.ConfigError, match="is a run of FeatureNet"):
+        call("guidance", classifier=str(root / "feature_net_digits"))
     with pytest.raises(config.ConfigError, match="not a list of numbers"):
         call("guidance", scales=["much"])
     with pytest.raises(config.ConfigError, match="gives no features"):

@@ -2,7 +2,7 @@
 
 from genjax.config import register
 from genjax.data import Images, Points
-from genjax.families.diffusion.consistency import ConsistencyDistillation
+from genjax.families.diffusion.consistency import ConsistencyDistillation, ConsistencyModel
 from genjax.families.diffusion.ddpm import DDPM
 from genjax.families.diffusion.dit import DiT
 from genjax.families.diffusion.edm import EDM
@@ -10,8 +10,10 @@ from genjax.families.diffusion.flow_matching import FlowMatching
 from genjax.families.diffusion.guidance import Guidance
 from genjax.families.diffusion.image_to_image import ImageToImage
 from genjax.families.diffusion.networks import ResidualMLP
+from genjax.families.diffusion.noisy_classifier import NoisyClassifier
 from genjax.families.diffusion.processes import Discrete
-from genjax.families.diffusion.samplers import DPMSolver, PredictorCorrector
+from genjax.families.diffusion.reflow import Reflow
+from genjax.families.diffusion.samplers import DPMSolver, Euler, PredictorCorrector
 from genjax.families.diffusion.score_sde import ScoreSDE
 from genjax.families.diffusion.unet import UNet
 from genjax.families.diffusion.vdm import VDM
@@ -142,6 +144,36 @@ def flow_matching_points() -> Experiment:
 
 
 @register(
+    "rectified_flow_points",
+    source="Liu et al. 2022, arXiv:2209.03003, algorithm 1",
+    expected="the checkerboard in one evaluation of the network; straightness beside the teacher's",
+    shrunk={
+        **_SHRUNK_POINTS,
+        "model.likelihood_steps": 2,
+        "model.teacher_sampler.num_steps": 2,
+        "model.untrained_teacher": True,
+    },
+)
+def rectified_flow_points() -> Experiment:
+    """Straightens `flow_matching_points` by its own pairs, until one step follows its paths.
+
+    python -m experiments.train --experiment=flow_matching_points --workdir=runs/flow_matching_points
+    python -m experiments.train --experiment=rectified_flow_points --training.init_from=runs/flow_matching_points \\
+        --workdir=runs/rectified_flow
+
+    About ten minutes on two CPU cores, after the teacher's.
+    """
+    model = Reflow(
+        network=ResidualMLP(),
+        sampler=Euler(num_steps=1, variable="time"),
+        likelihood_steps=50,
+        likelihood_trace="exact",
+        optimizer=_POINT_OPTIMIZER,
+    )
+    return _points(model, "checkerboard")
+
+
+@register(
     "consistency_distillation_points",
     source="Song et al. 2023, arXiv:2303.01469, algorithm 2",
     expected="the swiss roll in one evaluation of the network",
@@ -190,6 +222,55 @@ def edm_digits() -> Experiment:
             num_steps=3000, log_every=100, evaluate_every=1000, sample_every=1000, num_samples=100
         ),
     )  # fmt: skip
+
+
+@register(
+    "consistency_digits",
+    source="Song & Dhariwal 2023, arXiv:2310.14189, on the UCI digits",
+    expected="8 x 8 digits of their classes in one evaluation of the network",
+    shrunk={k: v for k, v in _SHRUNK_DIGITS.items() if k != "model.sampler.num_steps"},
+)
+def consistency_digits() -> Experiment:
+    """Improved consistency training on the embedded digits, without a teacher; --model.sampler.num_steps=2 takes a second evaluation.
+
+    python -m experiments.train --experiment=consistency_digits --workdir=runs/consistency_digits
+
+    About twelve minutes on two CPU cores.
+    """
+    model = ConsistencyModel(
+        network=_DIGITS_UNET,
+        condition_on=("label",),
+        condition_dropout=0.0,
+        max_levels=160,
+        optimizer=Adam(learning_rate=5e-4, schedule=Cosine(warmup_steps=100), ema_decay=0.999),
+    )
+    return Experiment(
+        model=model,
+        data=Images(name="digits", preprocessing="signed", batch_size=128),
+        training=Training(num_steps=4000, log_every=100, evaluate_every=2000, sample_every=1000, num_samples=100),
+    )
+
+
+@register(
+    "noisy_classifier_digits",
+    source="Dhariwal & Nichol 2021, arXiv:2105.05233, section 4, on the UCI digits",
+    expected="accuracy of clean and of noisy test digits; guides `edm_digits`",
+    shrunk=_SHRUNK_DIGITS,
+)
+def noisy_classifier_digits() -> Experiment:
+    """A classifier of the embedded digits under the noise of `edm_digits`, which it then guides.
+
+    python -m experiments.train --experiment=noisy_classifier_digits --workdir=runs/noisy_classifier_digits
+    python -m experiments.denoising --workdir=runs/edm_digits --tool=guidance --classifier=runs/noisy_classifier_digits
+
+    About three minutes on two CPU cores.
+    """
+    network = UNet(channels=32, channel_multipliers=(1, 2), num_blocks=1, attention_levels=(1,), dropout_rate=0.1)
+    return Experiment(
+        model=NoisyClassifier(network=network, optimizer=Adam(learning_rate=1e-3, schedule=Cosine(warmup_steps=100))),
+        data=Images(name="digits", preprocessing="signed", batch_size=128),
+        training=Training(num_steps=1500, log_every=100, evaluate_every=500, num_samples=40),
+    )
 
 
 def _mnist(model, preprocessing: str = "signed", **training) -> Experiment:

@@ -118,8 +118,11 @@ def moving_pictures(
 def write_gif(videos: np.ndarray, path: Path, frames_per_second: int = 8) -> None:
     """Writes videos [N, T, H, W, C] with brightness in [0, 1] as one animated GIF, arranged as `write_grid` does."""
     frames = [tile(videos[:, t]) for t in range(videos.shape[1])]
-    # Colours are chosen from all frames, as a palette of its own would make each flicker.
-    images = [Image.fromarray(frame).convert("P", palette=Image.Palette.ADAPTIVE) for frame in frames]
+    images = [Image.fromarray(frame) for frame in frames]
+    if images[0].mode != "L":
+        # One palette of all frames, as one of its own would make each flicker; 256 greys need none.
+        palette = Image.fromarray(np.concatenate(frames)).convert("RGB").quantize(256)
+        images = [image.convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     images[0].save(
         path, save_all=True, append_images=images[1:], duration=round(1000 / frames_per_second), loop=0, optimize=False
     )

@@ -41,6 +41,24 @@ def test_moving_digits_have_their_class_and_become_a_gif(tmp_path):
         Videos(name="kinetics")
 
 
+def test_what_stands_still_in_a_colour_gif_keeps_its_colours(tmp_path):
+    pictures = np.random.default_rng(0).random((1, 3, 40, 40, 3), np.float32)
+    pictures[:, :, :20] = pictures[:, :1, :20]
+    videos.write_gif(pictures, tmp_path / "colours.gif")
+    with Image.open(tmp_path / "colours.gif") as image:
+        frames = []
+        for index in range(3):
+            image.seek(index)
+            frames.append(np.asarray(image.convert("RGB"), int))
+    scale = frames[0].shape[0] // 42
+    still = slice(scale, 21 * scale)
+    for frame in frames[1:]:
+        np.testing.assert_array_equal(frame[still], frames[0][still])
+    assert (frames[1] != frames[0]).any()
+    shown = frames[0][scale // 2 + scale :: scale, scale // 2 + scale :: scale][:40, :40]
+    assert np.abs(shown - 255 * pictures[0, 0]).mean() < 30
+
+
 def test_tones_have_their_pitch_and_do_not_alias():
     x, label = audio.tones(np.random.default_rng(0), 400, 4096)
     assert x.dtype == np.int16 and set(label) == set(range(5))

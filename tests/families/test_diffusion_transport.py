@@ -1,4 +1,6 @@
-"""Exact assignment inside of compiled programs, and the pairs of flow matching by optimal transport."""
+"""Exact assignment inside of compiled programs, and the pairs of flow matching by optimal transport and of reflow."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +8,15 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
+from genjax.families.diffusion import samplers
 from genjax.families.diffusion.assignment import assign
+from genjax.families.diffusion.edm import EDM
 from genjax.families.diffusion.flow_matching import FlowMatching
+from genjax.families.diffusion.networks import ResidualMLP
+from genjax.families.diffusion.processes import Trigonometric
+from genjax.families.diffusion.reflow import Reflow, straightness
+from genjax.families.diffusion.samplers import Estimate
+from genjax.optimizers import Adam, Cosine
 
 ASSIGN = jax.jit(assign)
 
@@ -62,3 +71,57 @@ def test_pictures_are_paired_with_noise_at_the_least_cost_and_each_noise_once():
     assert abs(np.square(x - paired).sum() - least) < 1e-3
     # About a hundredth of the cost depends on the pairs, which an entropy of a fiftieth would hide.
     assert np.trace(cost) - least > 100.0
+
+
+class TwoModes(Reflow):
+    """Reflow of the exact flow between N(0, 1) and the modes -1 and 1 of deviation 0.2."""
+
+    def teacher_denoiser(self, teacher, batch):
+        def denoise(z, t, x0):
+            alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+            variance = 0.04 * alpha**2 + sigma**2
+            share = jax.nn.sigmoid(2 * alpha * z / variance)
+            mean = lambda mode: mode + 0.04 * alpha / variance * (z - alpha * mode)  # noqa: E731
+            return Estimate(share * mean(1.0) + (1.0 - share) * mean(-1.0))
+
+        return denoise
+
+
+def test_reflow_makes_paths_straight_and_one_step_enough():
+    model = TwoModes(
+        data_shape=(1,), network=ResidualMLP(hidden_dim=32, num_blocks=2), sampler=samplers.Euler(num_steps=1, variable="time"),
+        optimizer=Adam(learning_rate=3e-3, schedule=Cosine(num_steps=600), ema_decay=0.99),
+    )  # fmt: skip
+    batch = {"x": jnp.zeros((256, 1))}
+
+    def run(key):
+        first = model.init(key, batch)
+        body = lambda state, key: model.train_step(state, batch, key)  # noqa: E731
+        state = jax.lax.scan(body, first, jax.random.split(key, 600))[0]
+        return first, state, model.evaluate(state, batch, key), model.sample(state, key, 4000)
+
+    first, state, after, samples = jax.jit(run)(jax.random.key(0))
+    for a, b in zip(jax.tree.leaves(state.extra["teacher"]), jax.tree.leaves(first.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    noise = jax.random.normal(jax.random.key(1), (4000, 1))
+    teacher, process = model.teacher_denoiser({}, batch), model.process
+    before = jax.jit(lambda z: straightness(model.teacher_sampler, teacher, process, z, jax.random.key(2)))(noise)
+    assert float(after["straightness"].mean()) < 0.1 * float(before.mean())
+    # One step of the teacher goes to the mean of both modes.
+    one = model.sampler.run(teacher, process, noise, jax.random.key(3))
+    assert float(jnp.abs(one).mean()) < 0.05
+    assert abs(float(jnp.abs(samples).mean()) - 1.0) < 0.1 and abs(float((samples > 0).mean()) - 0.5) < 0.05
+    # The measure of a straight path is 0, and of one at changing speed the variance of the speed.
+    still = straightness(model.teacher_sampler, lambda z, t, x0: Estimate(0.0 * z), process, noise, jax.random.key(2))
+    np.testing.assert_allclose(still, 0.0, atol=1e-6)
+    for wrong, message in (
+        ({"coupling": "optimal_transport"}, "pairs of its own"),
+        ({"process": Trigonometric()}, "needs process=straight"),
+        ({"teacher_sampler": samplers.DDIM(num_steps=5, eta=1.0)}, "must follow the ODE"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(model, **wrong).check()
+    model.check_start(FlowMatching(data_shape=(1,)))
+    for source, message in ((None, "needs a teacher"), (EDM(), "is a EDM")):
+        with pytest.raises(ValueError, match=message):
+            model.check_start(source)

@@ -36,7 +36,7 @@ class VQPrior:
     vq_vae: VQVAE = VQVAE()
     prior: GatedPixelCNN = GatedPixelCNN(hidden_dim=64, num_layers=8, output_dim=128)
 
-    def check_start(self, init_from: str | None) -> None:
+    def check_init_from(self, init_from: str | None) -> None:
         """Refuses to learn the codes of a VQ-VAE that was not trained.
 
         Raises:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.families.diffusion import targets
-from genjax.families.diffusion.diffusion import Diffusion
+from genjax.families.diffusion.diffusion import Diffusion, copies_of_start
 from genjax.families.diffusion.grids import Node, Spacing, times
 from genjax.families.diffusion.networks import Condition, DenoisingNetwork
 from genjax.families.diffusion.processes import GaussianProcess, Karras, expand
@@ -259,10 +259,7 @@ class ConsistencyDistillation(ConsistencyModel):
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics: loss."""
-        # Parameters of another run are put into a state after `init`, so the copies are made again by the first step.
-        first = state.step == 0
-        copies = {name: state.extra[name] for name in ("teacher", "target") if name in state.extra}
-        copies = {n: jax.tree.map(lambda c, p: jnp.where(first, p, c), c, state.params) for n, c in copies.items()}
+        copies = copies_of_start(state, [name for name in ("teacher", "target") if name in state.extra])
         teacher, behind = copies["teacher"], copies.get("target")
 
         def loss(params: PyTree, part: Batch, part_key: Array) -> tuple[Array, Metrics]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -423,6 +424,16 @@ class Diffusion:
           ValueError: x has levels, and so no density.
         """
         return self._log_prob(state, batch, jax.random.key(0))
+
+
+def copies_of_start(state: TrainState, names: Sequence[str]) -> dict[str, PyTree]:
+    """Values of `state.extra` that are copies of the parameters a run starts from, by name.
+
+    Parameters of another run are put into a state after `init`, so the copies that it made are made again by the first step.
+    """
+    first = state.step == 0
+    renew = lambda copy: jax.tree.map(lambda c, p: jnp.where(first, p, c), copy, state.params)  # noqa: E731
+    return {name: renew(state.extra[name]) for name in names}
 
 
 def _mean(a: Array) -> Array:

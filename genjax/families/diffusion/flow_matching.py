@@ -4,8 +4,9 @@
 
 Lipman et al. 2023 (arXiv:2210.02747), Liu et al. 2023 (arXiv:2209.03003); time runs from data to noise.  OT-CFM (Tong et al.
 2024, arXiv:2302.00482) pairs the noise with the data of a minibatch at least squared distance, which straightens the paths; each
-noise has one partner (section 3.2, with exact transport).  Other interpolants (Albergo et al. 2023,
-arXiv:2303.08797) are other processes with the same target, such as process=trigonometric.
+noise has one partner (section 3.2, with exact transport).  Other interpolants between data and normal noise (Albergo et al. 2023,
+arXiv:2303.08797) are other processes with the same target: process=trigonometric, and with a latent variable
+process=latent_noise.  Interpolants between two sets of data are not here.
 """
 
 from __future__ import annotations

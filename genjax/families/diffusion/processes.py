@@ -305,6 +305,32 @@ class Trigonometric(Process):
         return True
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentNoise(Process):
+    """The straight interpolant with a latent variable, z_t = (1 - t) x + t epsilon + gamma(t) w, gamma^2 = scale t (1 - t).
+
+    Albergo et al. 2023, arXiv:2303.08797, definition 2.1, with normal noise at the one end, so that the two noises are together
+    one of deviation sqrt(t^2 + gamma^2); with scale 2 the variance of unit data is preserved.
+
+    Attributes:
+      scale: how much latent noise; 0 is `Straight`.
+      t_min: earliest time; sigma rises like the square root of t.
+    """
+
+    scale: float = 1.0
+    t_min: float = 1e-3
+
+    def alpha(self, t: Array) -> Array:
+        return 1.0 - t
+
+    def sigma(self, t: Array) -> Array:
+        return jnp.sqrt(t**2 + self.scale * t * (1.0 - t))
+
+    @property
+    def ends_in_pure_noise(self) -> bool:
+        return True
+
+
 def expand(values: Array, like: Array) -> Array:
     """Appends axes of length 1 to values [B] (or a scalar) so that they multiply an array [B, ...]."""
     values = jnp.asarray(values)

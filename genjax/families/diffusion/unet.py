@@ -35,10 +35,12 @@ class UNet(DenoisingNetwork):
       channel_multipliers: width of each level as a multiple of `channels`; between levels the size is halved.
       num_blocks: residual blocks a level, one more on the way up.
       attention_levels: levels, counted from 0 at full resolution, that have self-attention; the middle has it if any has.
-      num_heads: heads of attention.
+      num_heads: heads of attention, where head_channels is not given.
+      head_channels: channels of a head (64 in ADM); each attention then has as many heads as that makes of its width.
       num_groups: groups of group norm; fewer where the width does not divide.
       scale_shift_norm: the embedding scales and shifts after the norm (ADM); otherwise it is added (DDPM).
       resample_convolution: halve by strided and double by convolution; otherwise by mean and repetition alone.
+      resample_blocks: halve and double inside of a residual block of its own (BigGAN, ADM), in place of resample_convolution.
       dropout_rate: dropout inside the blocks.
       video: data are [B, T, H, W, C].
       patch_size: length, height and width of the patches that are one place each; 1 takes every pixel by itself.
@@ -50,9 +52,11 @@ class UNet(DenoisingNetwork):
     num_blocks: int = 2
     attention_levels: tuple[int, ...] = (2,)
     num_heads: int = 4
+    head_channels: int | None = None
     num_groups: int = 32
     scale_shift_norm: bool = True
     resample_convolution: bool = True
+    resample_blocks: bool = False
     dropout_rate: float = 0.0
     video: bool = False
     patch_size: int = 1
@@ -70,6 +74,18 @@ class UNet(DenoisingNetwork):
                 f"attention_levels {tuple(beyond)} are none of the {len(self.channel_multipliers)} levels, counted from 0"
             )
         return _UNet(self, num_outputs, num_classes, dtype)
+
+    def heads_for(self, width: int) -> int:
+        """Heads of attention of a width.
+
+        Raises:
+          ValueError: head_channels does not divide the width.
+        """
+        if self.head_channels is None:
+            return self.num_heads
+        if self.head_channels < 1 or width % self.head_channels:
+            raise ValueError(f"head_channels={self.head_channels} does not divide the width {width} of an attention")
+        return width // self.head_channels
 
 
 def num_groups_for(channels: int, num_groups: int) -> int:
@@ -166,15 +182,33 @@ class Doubling(nn.Module):
         return y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
 
 
+def _resized(x: Array, places: tuple[int, ...]) -> Array:
+    """x [B, *places', C] at half the places by means, or at twice by repetition, [B, *places, C]; else as it is."""
+    old, rank = x.shape[1:-1], x.ndim - 2
+    if old == places:
+        return x
+    if math.prod(places) < math.prod(old):
+        return nn.avg_pool(x, (2,) * rank, strides=(2,) * rank, padding="SAME")
+    for axis in range(1, rank + 1):
+        x = jnp.repeat(x, 2, axis=axis)
+    # What an odd size has too much is cut.
+    return x[(slice(None), *(slice(0, n) for n in places))]
+
+
 class _ResidualBlock(nn.Module):
+    """GroupNorm, convolution, embedding, GroupNorm, dropout, convolution; `places` are those of the result, if not those of x."""
+
     features: int
     config: UNet
     dtype: Any
+    places: tuple[int, ...] | None = None
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array, dropout_keys: Array | None) -> Array:
         config, dtype = self.config, self.dtype
         h = jax.nn.silu(GroupNorm(config.num_groups, dtype, name="norm_1")(x))
+        if self.places is not None:
+            h, x = _resized(h, self.places), _resized(x, self.places)
         h = _convolution(self.features, h, dtype, "conv_1")
         width = 2 * self.features if config.scale_shift_norm else self.features
         adapt = nn.Dense(width, dtype=dtype, name="adapt")(embedding)  # [B, width]
@@ -198,16 +232,17 @@ class _AttentionBlock(nn.Module):
         config, dtype, shape = self.config, self.dtype, x.shape
         tokens = x.reshape(shape[0], math.prod(shape[1:-1]), shape[-1])
         h = GroupNorm(config.num_groups, dtype, name="norm")(tokens)
-        tokens = tokens + Attention(config.num_heads, dtype=dtype, output_init_std=1e-5, name="attention")(h)[0]
+        heads = config.heads_for(shape[-1])
+        tokens = tokens + Attention(heads, dtype=dtype, output_init_std=1e-5, name="attention")(h)[0]
         if context is not None:
             h = GroupNorm(config.num_groups, dtype, name="cross_norm")(tokens)
-            attend = Attention(config.num_heads, cross=True, dtype=dtype, output_init_std=1e-5, name="cross_attention")
+            attend = Attention(heads, cross=True, dtype=dtype, output_init_std=1e-5, name="cross_attention")
             tokens = tokens + attend(h, context.astype(dtype), key_mask=context_mask)[0]
         return tokens.reshape(shape)
 
 
 class _TemporalAttention(nn.Module):
-    """Attention of each place over the frames, x [B T, H, W, C], with sinusoidal positions of the frames."""
+    """Attention of each place over the frames, x [B T, H, W, C], with learned positions of the frames."""
 
     config: UNet
     num_frames: int
@@ -220,7 +255,8 @@ class _TemporalAttention(nn.Module):
         tokens = tokens.reshape(-1, frames, shape[-1])  # [B H W, T, C]
         positions = self.param("positions", nn.initializers.normal(0.02), (frames, shape[-1]))
         h = GroupNorm(self.config.num_groups, self.dtype, name="norm")(tokens) + positions.astype(self.dtype)[None]
-        h = Attention(self.config.num_heads, dtype=self.dtype, output_init_std=1e-5, name="attention")(h)[0]
+        heads = self.config.heads_for(shape[-1])
+        h = Attention(heads, dtype=self.dtype, output_init_std=1e-5, name="attention")(h)[0]
         tokens = (tokens + h).reshape(-1, math.prod(shape[1:-1]), frames, shape[-1]).swapaxes(1, 2)
         return tokens.reshape(shape)
 
@@ -265,6 +301,12 @@ class _UNet(nn.Module):
                 h = _TemporalAttention(config, frames, dtype, name=f"{name}_temporal")(h)
             return h
 
+        def resample(h: Array, places: tuple[int, ...], name: str) -> Array:
+            if config.resample_blocks:
+                keys = fold_in(dropout_keys, next(place))
+                return residual(h.shape[-1], config, dtype, places, name=name)(h, embedding, keys)
+            return self._resample(h, places, name)
+
         widths = [config.channels * m for m in config.channel_multipliers]
         h = _convolution(config.channels, h, dtype, "input")
         skips = [h]
@@ -273,7 +315,7 @@ class _UNet(nn.Module):
                 h = block(h, width, level in config.attention_levels, f"down_{level}_{i}")
                 skips.append(h)
             if level < len(widths) - 1:
-                h = self._halve(h, f"halve_{level}")
+                h = resample(h, tuple(-(-n // 2) for n in h.shape[1:-1]), f"halve_{level}")
                 skips.append(h)
         h = block(h, widths[-1], bool(config.attention_levels), "middle_0")
         h = block(h, widths[-1], False, "middle_1")
@@ -282,7 +324,7 @@ class _UNet(nn.Module):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = block(h, width, level in config.attention_levels, f"up_{level}_{i}")
             if level > 0:
-                h = self._double(h, skips[-1], f"double_{level}")
+                h = resample(h, skips[-1].shape[1:-1], f"double_{level}")
         h = jax.nn.silu(GroupNorm(config.num_groups, dtype, name="output_norm")(h))
         outputs = self.num_outputs * config.patch_size ** (h.ndim - 2)
         h = from_patches(_convolution(outputs, h, dtype, "output", zeros=True), config.patch_size)
@@ -290,18 +332,12 @@ class _UNet(nn.Module):
             h = h.reshape(*lead, *h.shape[1:])
         return h.astype(jnp.float32)
 
-    def _halve(self, x: Array, name: str) -> Array:
-        if self.config.resample_convolution:
+    def _resample(self, x: Array, places: tuple[int, ...], name: str) -> Array:
+        """x at half or twice the places, by a convolution where the configuration wants one."""
+        if not self.config.resample_convolution:
+            return _resized(x, places)
+        if math.prod(places) < math.prod(x.shape[1:-1]):
             return _convolution(x.shape[-1], x, self.dtype, name, strides=2)
-        window = (2,) * (x.ndim - 2)
-        return nn.avg_pool(x, window, strides=window, padding="SAME")
-
-    def _double(self, x: Array, like: Array, name: str) -> Array:
-        """Repeats every place, cuts what an odd size has too much, and convolves."""
-        places, doubled = like.shape[1:-1], tuple(2 * n for n in x.shape[1:-1])
-        if self.config.resample_convolution and len(places) == 2 and places == doubled:
+        if len(places) == 2 and places == tuple(2 * n for n in x.shape[1:-1]):
             return Doubling(self.dtype, name=name)(x)
-        for axis in range(1, x.ndim - 1):
-            x = jnp.repeat(x, 2, axis=axis)
-        x = x[(slice(None), *(slice(0, n) for n in places))]
-        return _convolution(x.shape[-1], x, self.dtype, name) if self.config.resample_convolution else x
+        return _convolution(x.shape[-1], _resized(x, places), self.dtype, name)
