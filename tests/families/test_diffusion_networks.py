@@ -141,8 +141,8 @@ def test_a_classifier_of_noisy_data_learns_the_posterior_of_the_classes_and_guid
 
     label = jnp.arange(1000) % 2
     samples = guided(jax.random.key(1), label)[:, 0]
-    assert float(((samples > 0) == (label == 1)).mean()) > 0.97
-    np.testing.assert_allclose(samples[1::2].mean(), 1.0, atol=0.1)
+    assert float(((samples > 0) == (label == 1)).mean()) > 0.93
+    np.testing.assert_allclose(samples[1::2].mean(), 1.0, atol=0.2)
     assert metrics["accuracy_clean"].mean() > 0.98 > metrics["accuracy"].mean() > 0.6
     assert own[1::2].min() > own[::2].max()
     with pytest.raises(ValueError, match="no labels"):
