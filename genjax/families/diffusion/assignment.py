@@ -48,7 +48,7 @@ def entropic_prices(cost: Array, regularization: float, num_iterations: int) -> 
     return jax.lax.fori_loop(0, num_iterations, normalize, cost.mean(0))
 
 
-def assign(cost: Array, regularization: float = 0.1, num_iterations: int = 100) -> Array:
+def assign(cost: Array, regularization: float = 0.05, num_iterations: int = 100) -> Array:
     """The permutation of least cost: the column of each row, int32 [N].
 
     Exact up to the rounding of the costs, which should be finite; of others the answer is still a permutation.
