@@ -201,7 +201,8 @@ OPTIMIZER = Adam(learning_rate=3e-3, ema_decay=0.99)
 )  # fmt: skip
 def test_named_methods_learn_a_gaussian_and_its_likelihood(model):
     model = dataclasses.replace(model, data_shape=(2,), optimizer=OPTIMIZER, likelihood_trace="exact")
-    state = trained(model)
+    # Transport among few is quicker, and an exact coupling too.
+    state = trained(model, batch_size=64 if isinstance(model, FlowMatching) else 256)
     samples = jax.jit(lambda s, k: model.sample(s, k, 4000))(state, jax.random.key(5))
     np.testing.assert_allclose(samples.mean(0), MEAN, atol=0.1)
     np.testing.assert_allclose(samples.std(0), SCALE, atol=0.1)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.optimize import linear_sum_assignment
 
 from genjax.families.diffusion import samplers
@@ -125,3 +126,12 @@ def test_reflow_makes_paths_straight_and_one_step_enough():
     for source, message in ((None, "needs a teacher"), (EDM(), "is a EDM")):
         with pytest.raises(ValueError, match=message):
             model.check_start(source)
+
+
+def test_pairs_are_the_same_on_one_device_and_on_eight():
+    sharding = NamedSharding(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,)), PartitionSpec("data"))
+    model = FlowMatching(data_shape=(30,), coupling="optimal_transport")
+    x = jax.random.normal(jax.random.key(0), (16, 30))
+    draw = lambda x: model.draw({"x": x}, jax.random.key(1), model.process)[1]  # noqa: E731
+    eight = jax.jit(draw, in_shardings=sharding, out_shardings=sharding)(jax.device_put(x, sharding))
+    np.testing.assert_allclose(jax.jit(draw)(x), eight, rtol=1e-6)
