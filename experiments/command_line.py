@@ -138,8 +138,11 @@ def labels_for(model: Any, classes: list[str], count: int) -> np.ndarray:
     parameters = inspect.signature(model.sample).parameters.values()
     if not any(p.name == "label" or p.kind is p.VAR_KEYWORD for p in parameters):
         raise config.ConfigError(f"{type(model).__name__} is not conditional on classes; leave --label out")
+    from genjax.model import ChecksLabels
+
     # Inside of the compiled sampler their values are not known.
-    getattr(model, "check_labels", lambda label: None)(label)
+    if isinstance(model, ChecksLabels):
+        model.check_labels(label)
     return label
 
 

@@ -38,6 +38,7 @@ from experiments import command_line, latent_tables
 from genjax.config import ConfigError
 from genjax.data import Images, write_grid
 from genjax.evaluation import disentanglement, latents, likelihood
+from genjax.model import ChecksLabels
 
 TOOLS = ("interpolate", "traverse", "arithmetic", "anomaly", "augment", "disentangle", "export", "decode")
 
@@ -212,7 +213,8 @@ def augment(run: Any) -> None:
             f"--tool=augment needs a model conditional on classes, such as conditional_vae; {type(run.model).__name__} is not"
         )
     label = np.repeat(np.arange(num_classes, dtype=np.int32), flags.FLAGS.num_samples)
-    getattr(run.model, "check_labels", lambda label: None)(label)
+    if isinstance(run.model, ChecksLabels):
+        run.model.check_labels(label)
     samples = run.sample(jax.random.key(flags.FLAGS.seed), len(label), label=label)
     path = Path(run.workdir) / "latents" / "augmentation.npz"
     path.parent.mkdir(exist_ok=True)

@@ -37,8 +37,6 @@ def main(arguments: list[str]) -> int:
     experiment = config.flag_overrides(experiment, arguments)
     from genjax import training
 
-    # A model that only makes sense on top of another says so; as a part of the library it may still be built without.
-    getattr(experiment.model, "check_init_from", lambda run: None)(experiment.training.init_from)
     draw = None
     if experiment.training.pictures:
         from experiments.generator_pictures import scheduled

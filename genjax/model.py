@@ -139,6 +139,32 @@ class ChecksStart(Protocol):
 
 
 @runtime_checkable
+class ChecksCondition(Protocol):
+    """A model whose `sample` takes conditions with values that can be wrong, which it cannot see where it is compiled."""
+
+    def check_condition(self, **condition: Any) -> None:
+        """Called with what `sample` will be given.
+
+        Raises:
+          ValueError: a value is not one that the model knows, such as a token outside its vocabulary.
+        """
+        ...
+
+
+@runtime_checkable
+class ChecksLabels(Protocol):
+    """A model that can be conditional on classes."""
+
+    def check_labels(self, label: Array) -> None:
+        """Called with the classes [N] that samples are asked of.
+
+        Raises:
+          ValueError: the model is not conditional on classes, or there is no such class.
+        """
+        ...
+
+
+@runtime_checkable
 class HasLogProb(Protocol):
     def log_prob(self, state: TrainState, batch: Batch) -> Array:
         """Exact log-density or log-probability of each example in nats, shape [B]."""

@@ -306,6 +306,7 @@ def pixel_cnn_pp_cifar10() -> Experiment:
         "model.vq_vae.channels": (4,),
         "model.vq_vae.num_codes": 8,
         **{name.replace("model.", "model.prior."): value for name, value in _GATED.items()},
+        "model.untrained_vq_vae": True,
     },
 )
 def vq_prior_digits() -> Experiment:
@@ -349,6 +350,7 @@ def vq_prior_digits() -> Experiment:
         "model.vq_vae.channels": (4,),
         "model.vq_vae.num_codes": 8,
         **{name.replace("model.", "model.prior."): value for name, value in _GATED.items()},
+        "model.untrained_vq_vae": True,
     },
 )
 def vq_prior_mnist() -> Experiment:

@@ -175,7 +175,15 @@ def load_config(workdir: Path) -> tuple[str, Experiment, dict[str, Any]]:
 
 
 #: Fields that do not decide the state of a run, so that a run goes on although they changed.
-_FREE_FIELDS = ("training.", "evaluation.", "data.dir", "data.eval_batch_size", "data.resident", "data.num_workers")
+_FREE_FIELDS = (
+    "training.",
+    "evaluation.",
+    "data.dir",
+    "data.source_dir",
+    "data.eval_batch_size",
+    "data.resident",
+    "data.num_workers",
+)
 
 
 def check_resumable(workdir: Path, saved: Experiment, experiment: Experiment) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from genjax import config
 from genjax.config import ConfigError
-from genjax.model import GenerativeModel, TrainState
+from genjax.model import ChecksCondition, GenerativeModel, TrainState
 from genjax.training import host
 from genjax.training.checkpoints import Checkpoints
 from genjax.training.engine import Engine
@@ -54,9 +54,8 @@ class Run:
           ValueError: a condition is not one that the model knows, such as a token outside its vocabulary.
         """
         # Here and not in `model.sample`, which is compiled and sees no values.
-        check = getattr(self.model, "check_condition", None)
-        if check is not None:
-            check(**condition)
+        if isinstance(self.model, ChecksCondition):
+            self.model.check_condition(**condition)
         return self.engine.sample(self.state, key, num_samples, **condition)
 
     def evaluate(self, split: str | None = None) -> dict[str, float]:

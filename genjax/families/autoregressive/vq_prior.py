@@ -31,20 +31,28 @@ class VQPrior:
     Attributes:
       vq_vae: the trained autoencoder.
       prior: model of the codes, and its learning rule; its data_shape, output and encoding follow from the codes.
+      untrained_vq_vae: start without a trained VQ-VAE, to try a configuration out; what is learned then means nothing.
     """
 
     vq_vae: VQVAE = VQVAE()
     prior: GatedPixelCNN = GatedPixelCNN(hidden_dim=64, num_layers=8, output_dim=128)
+    untrained_vq_vae: bool = False
 
-    def check_init_from(self, init_from: str | None) -> None:
+    def check_start(self, source: Any) -> None:
         """Refuses to learn the codes of a VQ-VAE that was not trained.
 
+        Args:
+          source: the model of the run that the parameters are taken from, or None where there is none.
+
         Raises:
-          ValueError: `init_from`, the run to start from, is None.
+          ValueError: it is missing, or neither a VQ-VAE nor a prior over one.
         """
-        if init_from is None:
+        if source is None and self.untrained_vq_vae:
+            return
+        if not isinstance(source, (VQVAE, VQPrior)):
+            what = "" if source is None else f", and {type(source).__name__} is none"
             raise ValueError(
-                "a prior learns the codes of a trained VQ-VAE; give its run by --training.init_from=RUN "
+                f"a prior learns the codes of a trained VQ-VAE{what}; give its run by --training.init_from=RUN "
                 "--training.init_prefix=encoder,decoder,codebook"
             )
 
