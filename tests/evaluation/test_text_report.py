@@ -114,13 +114,15 @@ def test_spans_and_entities_are_read_from_heads(tmp_path):
 
 def test_samples_are_compared_with_the_training_text(tmp_path):
     pytest.importorskip("sacrebleu")
-    run = run_of("gpt_text", tmp_path / "run", data__sequence_length=64)
+    run = run_of("gpt_text", tmp_path / "run", data__sequence_length=64, model__network__max_length=64)
     texts = text_measures.sample_texts(run, 3)
     assert len(texts) == 3 and "distinct_2" in text_measures.diversity(texts)
     scores = text_measures.memorized(run, texts)
     # Python's help is like itself more than like random characters.
     assert scores["longest_match_mean"] < scores["longest_match_mean_of_unseen_text"]
     assert text_measures.extraction(run, 5)["extracted"] == 0.0
+    # A window has a token more than the context, the last target.
+    assert (tmp_path / "run" / "pictures" / "attention_self.png") in text_measures.pictures(run, "test")
 
 
 @pytest.mark.parametrize("name", ["t5_embedded", "attention_reversal"])
