@@ -72,7 +72,6 @@ def main(arguments: list[str]) -> int:
     log_prob, raw, x = scores(test)
     dim = int(np.prod(x.shape[1:]))
     shift = (raw - log_prob).mean()
-    unit = "nats" if exact else "nats (bound)"
     print(f"{run.name}, step {run.step}: {type(model).__name__} on {data.name}, split {split}, {len(x)} examples")
     rows = {type(model).__name__: log_prob.mean()}
     if getattr(model, "dequantization", None) is None and has_density(data, test, key):
@@ -82,7 +81,8 @@ def main(arguments: list[str]) -> int:
         rows[name] = scores_of_normal(data, examples, key, x).mean()
     for name, value in rows.items():
         bits = -(value + shift) / (dim * math.log(2.0))
-        print(f"  {name:<24} log-likelihood {value:10.4f} {unit}   {bits:8.4f} bits/dim")
+        unit = "nats (bound)" if name == type(model).__name__ and not exact else "nats"
+        print(f"  {name:<24} log-likelihood {value:10.4f} {unit:<12}   {bits:8.4f} bits/dim")
     record = {"step": run.step, "split": split, "log_likelihood": {k: float(v) for k, v in rows.items()}}
 
     if x.shape[1:] == (2,) and exact and "condition" not in test:
