@@ -83,7 +83,7 @@ class Latents(Data):
 
 
 class MappedArrays:
-    """Examples of arrays with one leading axis that need not fit into memory."""
+    """Examples of arrays with one leading axis that need not fit into memory; a copy in another process maps the files again."""
 
     def __init__(self, arrays: dict[str, np.ndarray]):
         lengths = {name: len(a) for name, a in arrays.items()}
@@ -97,6 +97,12 @@ class MappedArrays:
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         batch = {name: np.asarray(a[indices]) for name, a in self._arrays.items()}
         return {name: a.astype(np.int32) if name == "label" else a for name, a in batch.items()}
+
+    def __getstate__(self) -> dict[str, Path | np.ndarray]:
+        return {name: Path(a.filename) if isinstance(a, np.memmap) else a for name, a in self._arrays.items()}
+
+    def __setstate__(self, state: dict[str, Path | np.ndarray]) -> None:
+        self._arrays = {name: mapped(a) if isinstance(a, Path) else a for name, a in state.items()}
 
     def arrays(self) -> None:
         return None

@@ -73,7 +73,14 @@ class Training:
     process_id: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "steps_per_dispatch", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in (
+            "num_steps",
+            "steps_per_dispatch",
+            "log_every",
+            "checkpoint_every",
+            "num_samples",
+            "keep_checkpoints",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}={getattr(self, name)} must be at least 1")
         for name in ("evaluate_every", "sample_every"):

@@ -1,5 +1,6 @@
 """Videos move as they say, tones have their pitch, latents are mapped, and what is written can be read again."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,9 @@ def test_latents_are_mapped_from_files_and_written_in_their_own_scale(tmp_path):
     assert data.spec() == {"data_shape": (4, 4, 2), "num_classes": 7}
     batch = data.load("train").gather(np.array([3, 1]))
     assert batch["label"].dtype == np.int32 and list(batch["label"]) == [3, 1]
+    sent = pickle.dumps(data.load("train"))
+    np.testing.assert_array_equal(pickle.loads(sent).gather(np.array([3]))["x"], x[[3]])
+    assert len(sent) < x.nbytes
     seen = np.asarray(data.transform(batch, None)["x"])
     np.testing.assert_allclose(seen, 0.5 * x[[3, 1]].astype(np.float32))
     table, picture = data.write_samples(seen, tmp_path / "samples")
