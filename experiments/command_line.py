@@ -146,6 +146,21 @@ def labels_for(model: Any, classes: list[str], count: int) -> np.ndarray:
     return label
 
 
+def condition_for(data: Any, given: list[str], count: int) -> np.ndarray:
+    """The condition of samples that are drawn given numbers in the units of the data, float32 [count, K].
+
+    Raises:
+      ConfigError: they are no numbers, or the data have no condition.
+    """
+    if not hasattr(data, "condition"):
+        raise config.ConfigError(f"the data {data.name} have no condition; leave --condition out")
+    try:
+        values = [float(number) for number in given]
+    except ValueError:
+        raise config.ConfigError(f"--condition={','.join(given)} is not a list of numbers") from None
+    return np.tile(data.condition(values), (count, 1))
+
+
 def check_finite(samples: np.ndarray, name: str) -> None:
     """Raises ConfigError where samples are not numbers."""
     if np.issubdtype(samples.dtype, np.floating) and not np.isfinite(samples).all():

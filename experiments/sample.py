@@ -21,6 +21,7 @@ flags.DEFINE_integer("num_samples", 64, "number of samples", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "seed of the samples")
 flags.DEFINE_string("output", None, "path of the picture without its suffix; <workdir>/samples/... unless given")
 flags.DEFINE_list("label", None, "classes of the samples, in turn, for a model conditional on classes")
+flags.DEFINE_list("condition", None, "a number for each column that the others are modelled given, in the data's units")
 flags.DEFINE_boolean("reconstruct", False, "show examples of the evaluation split beside their reconstructions instead")
 
 
@@ -36,6 +37,8 @@ def main(arguments: list[str]) -> int:
     condition, batch = {}, None
     if values.label is not None:
         condition["label"] = command_line.labels_for(run.model, values.label, values.num_samples)
+    if values.condition is not None:
+        condition["condition"] = command_line.condition_for(run.experiment.data, values.condition, values.num_samples)
     if values.reconstruct:
         if not hasattr(run.model, "reconstruct"):
             raise config.ConfigError(f"{type(run.model).__name__} does not reconstruct; leave --reconstruct out")

@@ -182,7 +182,8 @@ def spline_table() -> Experiment:
     python -m experiments.train --experiment=spline_table --data.dir=table.csv --workdir=runs/table
 
     `nll` is in nats of the standardised columns, `bits_per_dim` of the raw ones.  The columns that
-    --data.condition_columns=NAME,NAME names are not modelled: the others are, given them.
+    --data.condition_columns=NAME,NAME names are not modelled: the others are, given them, and `experiments.sample` draws
+    them given --condition=NUMBER,NUMBER.
     """
     model = NeuralSplineFlow(num_layers=6, hidden_dims=(128, 128), optimizer=_decayed(1e-3))
     data = Points(name="table", standardize=True, batch_size=256)

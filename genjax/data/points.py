@@ -86,6 +86,18 @@ class Points(Data):
         log_abs_det = jnp.full(batch["x"].shape[:1], -np.sum(np.log(moments["x"][1])), jnp.float32)
         return {**batch, **standardized, "log_abs_det": log_abs_det}
 
+    def condition(self, values: list[float]) -> np.ndarray:
+        """What a model sees of values of the condition columns in the units of the table, float32 [K].
+
+        Raises:
+          DataError: there are not as many columns.
+        """
+        if len(values) != len(self.condition_columns):
+            columns = ", ".join(self.condition_columns) or "none"
+            raise DataError(f"{len(values)} values are given, but these are the data's condition columns: {columns}")
+        mean, scale = _moments(self)["condition"] if self.standardize else (0.0, 1.0)
+        return ((np.asarray(values) - mean) / scale).astype(np.float32)
+
     def inverse_transform(self, samples: np.ndarray) -> np.ndarray:
         """Samples of a model in the units of the data."""
         if not self.standardize:

@@ -158,7 +158,7 @@ def test_bits_per_dim_of_an_untrained_picture_flow_are_those_of_numpy():
         num_levels=1,
         couplings_per_mask=0,
         width=4,
-        num_blocks=1,
+        num_blocks=0,
         actnorm=False,
         dequantization=Uniform(num_levels=4),
         logit_alpha=0.05,
