@@ -41,17 +41,15 @@ class KVCache(flax.struct.PyTreeNode):
         return cls(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype))
 
     def write(self, keys: Array, values: Array, start: Array) -> KVCache:
-        """Writes [B, K, T, D] at slots start .. start + T - 1; `start` is a scalar or one a row, and what overflows is dropped."""
+        """Writes [B, K, T, D] at slots start .. start + T - 1.
+
+        `start` is one a row, and what overflows is dropped; or a scalar, and there is room for all.
+        """
 
         def put(cache: Array, new: Array) -> Array:
             new = new.astype(cache.dtype)
             if start.ndim == 0:
-                # What does not fit is written earlier by XLA, and so has to be what stands there already.
-                first = jnp.clip(start, 0, cache.shape[2] - new.shape[2])
-                old = jax.lax.dynamic_slice_in_dim(cache, first, new.shape[2], axis=2)
-                place = (jnp.arange(new.shape[2]) - (start - first))[None, None, :, None]
-                new = jnp.where(place < 0, old, jnp.take(new, place[0, 0, :, 0], axis=2, mode="clip"))
-                return jax.lax.dynamic_update_slice_in_dim(cache, new, first, axis=2)
+                return jax.lax.dynamic_update_slice_in_dim(cache, new, start, axis=2)
             slots = start[:, None] + jnp.arange(new.shape[2])[None]  # [B, T]
             write_row = lambda row, index, values: row.at[:, index].set(values, mode="drop")  # noqa: E731
             return jax.vmap(write_row)(cache, slots, new)
