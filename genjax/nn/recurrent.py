@@ -305,7 +305,7 @@ class RecurrentLayer(nn.Module):
         bias = self.param("recurrent_bias", nn.initializers.zeros, (size,)) if config.cell == "gru" else None
         state = jax.tree.map(lambda a: a.astype(self.dtype), state)
         held = None
-        if config.variational_dropout and config.dropout:
+        if config.variational_dropout and config.dropout and dropout_keys is not None:
             # One mask of the states, scaled, for every time.
             held = dropout(jnp.ones((x.shape[1], size), self.dtype), config.dropout, fold_in(dropout_keys, 1))
         plain = config.cell == "lstm" and not norms and peep is None and config.zoneout == 0.0
