@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import platform
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -111,25 +112,32 @@ def _stored(
     """The row in `path`.ids and the documents' lengths in `path`.npy, which is written last."""
     if not _complete(path):
         with path.with_suffix(".lock").open("w") as lock:
-            # Other processes wait for the one that encodes; a killed one lets go.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            writer = platform.node()
+            try:
+                # Other processes wait for the one that encodes; a killed one lets go.
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError:
+                # The disk knows no locks: each process encodes, and the last one's file stays.
+                writer = f"{writer}-{os.getpid()}"
             if not _complete(path):
                 try:
-                    _write(path, dtype, _rows(tokenizer, documents, end, separate))
+                    _write(path, writer, dtype, _rows(tokenizer, documents, end, separate))
                 except OSError as error:
                     raise DataError(f"the tokens of a large text cannot be kept in {path}: {error.strerror}") from None
     return MappedTokens(path.with_suffix(".ids"), dtype), _starts(np.load(path.with_suffix(".npy")))
 
 
-def _write(path: Path, dtype: np.dtype, rows: Iterable[np.ndarray]) -> None:
+def _write(path: Path, writer: str, dtype: np.dtype, rows: Iterable[np.ndarray]) -> None:
+    """Writes both files under names of the writer's own, as a lock of a shared disk may hold on one machine alone."""
+    parts = {suffix: path.with_name(f"{path.name}.{writer}{suffix}.part") for suffix in (".ids", ".npy")}
     sizes = []
-    with path.with_suffix(".ids").open("wb") as file:
+    with parts[".ids"].open("wb") as file:
         for row in rows:
             row.astype(dtype).tofile(file)
             sizes.append(len(row))
         file.flush()
         os.fsync(file.fileno())
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    with parts[".npy"].open("wb") as file:
         np.save(file, np.array(sizes, np.int64))
-    part.replace(path.with_suffix(".npy"))
+    for suffix, part in parts.items():
+        part.replace(path.with_suffix(suffix))

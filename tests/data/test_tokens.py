@@ -3,6 +3,7 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -142,6 +143,29 @@ def test_large_text_is_encoded_once_into_a_file_and_gives_the_same_windows(kind,
     changed = all_of(data.load_split("train"))
     assert encoder.decode(changed["tokens"][0, 1 : 1 + len(encoder.encode("changed"))]) == "changed"
     assert len(list(home.glob("*.ids"))) == 1
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_files_of_tokens_that_are_in_use_stay_whole_while_another_machine_writes_them(locks, tmp_path, monkeypatch):
+    monkeypatch.setattr(token_files, "MEMORY_BYTES", 0)
+    # A shared disk may have locks that another machine does not see, or none at all.
+    flock = Mock() if locks else Mock(side_effect=OSError("no locks"))
+    monkeypatch.setattr(token_files.fcntl, "flock", flock)
+    rows = []
+
+    def read():
+        for i in range(3):
+            assert all(len(ids[:]) == len(ids) == 3 for ids, _ in rows)
+            yield str(i)
+
+    texts = documents.Documents(3, 1, "texts", tmp_path, read)
+    for _ in range(2):
+        rows.append(token_files.token_row(Tokenizer("bytes", [b""] * 256), texts))
+        monkeypatch.setattr(token_files, "_complete", Mock(return_value=False))
+    for ids, starts in rows:
+        np.testing.assert_array_equal(ids[:], [48, 49, 50])
+        np.testing.assert_array_equal(starts, [0, 1, 2])
+    assert sorted(path.suffix for path in (tmp_path / ".genjax").iterdir()) == [".ids", ".lock", ".npy"]
 
 
 def test_the_texts_of_a_folder_are_counted_without_reading_them(tmp_path, monkeypatch):
