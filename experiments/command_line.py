@@ -124,6 +124,12 @@ def restore_from_flags(arguments: list[str], usage: str) -> Run | None:
     return runs.open_run(workdir, name, experiment, batch, flags.FLAGS.step)
 
 
+def _takes(model: Any, condition: str) -> bool:
+    """Whether `model.sample` takes a condition; models that take any name say themselves which they do not know."""
+    parameters = inspect.signature(model.sample).parameters.values()
+    return any(p.name == condition or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
 def labels_for(model: Any, classes: list[str], count: int) -> np.ndarray:
     """Classes of the samples, in turn, int32 [count].
 
@@ -132,11 +138,9 @@ def labels_for(model: Any, classes: list[str], count: int) -> np.ndarray:
     """
     try:
         label = np.resize(np.array([int(c) for c in classes], np.int32), count)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise config.ConfigError(f"--label={','.join(classes)} is not a list of class numbers") from None
-    # Models that take conditions by any name say themselves which they do not know.
-    parameters = inspect.signature(model.sample).parameters.values()
-    if not any(p.name == "label" or p.kind is p.VAR_KEYWORD for p in parameters):
+    if not _takes(model, "label"):
         raise config.ConfigError(f"{type(model).__name__} is not conditional on classes; leave --label out")
     from genjax.model import ChecksLabels
 
@@ -146,12 +150,14 @@ def labels_for(model: Any, classes: list[str], count: int) -> np.ndarray:
     return label
 
 
-def condition_for(data: Any, given: list[str], count: int) -> np.ndarray:
+def condition_for(model: Any, data: Any, given: list[str], count: int) -> np.ndarray:
     """The condition of samples that are drawn given numbers in the units of the data, float32 [count, K].
 
     Raises:
-      ConfigError: they are no numbers, or the data have no condition.
+      ConfigError: they are no numbers, the data have no condition, or the model does not take one.
     """
+    if not _takes(model, "condition"):
+        raise config.ConfigError(f"{type(model).__name__} is not conditional on columns; leave --condition out")
     if not hasattr(data, "condition"):
         raise config.ConfigError(f"the data {data.name} have no condition; leave --condition out")
     try:

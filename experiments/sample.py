@@ -38,7 +38,8 @@ def main(arguments: list[str]) -> int:
     if values.label is not None:
         condition["label"] = command_line.labels_for(run.model, values.label, values.num_samples)
     if values.condition is not None:
-        condition["condition"] = command_line.condition_for(run.experiment.data, values.condition, values.num_samples)
+        data = run.experiment.data
+        condition["condition"] = command_line.condition_for(run.model, data, values.condition, values.num_samples)
     if values.reconstruct:
         if not hasattr(run.model, "reconstruct"):
             raise config.ConfigError(f"{type(run.model).__name__} does not reconstruct; leave --reconstruct out")

@@ -118,6 +118,8 @@ def test_pictures_are_filled_in_and_changed(tools):
 def test_classes_are_asked_of_models_that_have_them_and_samples_are_numbers():
     model = EDM(num_classes=10, condition_on=("label",))
     np.testing.assert_array_equal(command_line.labels_for(model, ["3", "10"], 3), [3, 10, 3])
+    with pytest.raises(config.ConfigError, match="--label=3,99999999999 is not a list of class numbers"):
+        command_line.labels_for(model, ["3", "99999999999"], 3)
     with pytest.raises(config.ConfigError, match="not a list of class numbers"):
         command_line.labels_for(model, ["cat"], 3)
     with pytest.raises(ValueError, match="between 0 and 9"):

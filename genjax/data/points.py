@@ -41,10 +41,6 @@ class Points(Data):
         super().__post_init__()
         if self.name not in (*procedural.DENSITIES, "table"):
             raise DataError(f"data.name={self.name!r} is none of {', '.join(procedural.DENSITIES)}, table")
-        if self.condition_columns and self.name != "table":
-            raise DataError(
-                f"data.condition_columns names columns of a table; {self.name} has none that could be set apart"
-            )
 
     def load_split(self, split: str) -> ArrayExamples:
         if self.name == "table":
@@ -52,6 +48,10 @@ class Points(Data):
             values = values[split_indices(len(values), split, f"table {self.dir}")]
             modelled, given = self._columns(names)
             return ArrayExamples({"x": values[:, modelled], **({"condition": values[:, given]} if given else {})})
+        if self.condition_columns:
+            raise DataError(
+                f"data.condition_columns names columns of a table; {self.name} has none that could be set apart"
+            )
         check_split(split, _SPLITS, self.name)
         count = self.num_train if split == "train" else self.num_held_out
         rng = np.random.default_rng([_SPLITS.index(split), *self.name.encode()])

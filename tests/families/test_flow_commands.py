@@ -8,6 +8,7 @@ from experiments import command_line
 from genjax import config
 from genjax.data import Points
 from genjax.data.base import DataError
+from genjax.families.vae.vae import VAE
 from genjax.training import resolve, train
 
 TINY = {
@@ -63,15 +64,20 @@ def test_columns_of_a_table_can_be_what_the_others_are_modelled_given(tmp_path):
     table = next(path for path in data.write_samples(batch["x"], tmp_path / "samples") if path.suffix == ".csv")
     assert table.read_text().startswith("height,weight\n")
     np.testing.assert_allclose(np.loadtxt(table, delimiter=",", skiprows=1), arrays["x"], rtol=1e-4, atol=1e-4)
-    seen = command_line.condition_for(data, [str(value) for value in arrays["condition"][3]], 2)
+    seen = command_line.condition_for(chosen.model, data, [str(value) for value in arrays["condition"][3]], 2)
     np.testing.assert_allclose(seen, np.tile(batch["condition"][3], (2, 1)), rtol=1e-4)
     with pytest.raises(config.ConfigError, match="--condition=old is not a list of numbers"):
-        command_line.condition_for(data, ["old"], 2)
+        command_line.condition_for(chosen.model, data, ["old"], 2)
     with pytest.raises(DataError, match="2 values are given, but these are the data's condition columns: age"):
-        command_line.condition_for(data, ["1", "2"], 2)
+        command_line.condition_for(chosen.model, data, ["1", "2"], 2)
+    with pytest.raises(config.ConfigError, match="VAE is not conditional on columns"):
+        command_line.condition_for(VAE(), data, ["1"], 2)
     with pytest.raises(DataError, match="has no column size; it has height, age, weight"):
         Points(name="table", dir=str(file), condition_columns=("size",)).load("train")
     with pytest.raises(DataError, match="none is left"):
         Points(name="table", dir=str(file), condition_columns=("height", "age", "weight")).load("train")
+    # One flag comes before the other, so that neither alone may be refused.
+    changed = config.apply_overrides(Points(), {"condition_columns": ("age",), "name": "table", "dir": str(file)})
+    assert changed.spec() == {"data_shape": (2,), "condition_dim": 1}
     with pytest.raises(DataError, match="two_moons has none"):
-        Points(condition_columns=("x",))
+        Points(condition_columns=("x",)).spec()
