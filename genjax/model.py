@@ -21,6 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from genjax.optimizers import tree_norm
@@ -245,6 +246,22 @@ def example_keys(key: Array, batch: Batch) -> Array:
     """
     index = batch["example_index"] if "example_index" in batch else jnp.arange(batch_size(batch))
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
+
+
+def check_label_range(label: Array, num_classes: int | None) -> None:
+    """Refuses labels [B] outside of 0 .. num_classes - 1; inside of compiled functions their values are not known.
+
+    Raises:
+      ValueError: one is none of the classes, or nobody has said how many there are.
+    """
+    if num_classes is None:
+        raise ValueError("model.num_classes is None; give it, or choose a data set with classes")
+    if isinstance(label, jax.core.Tracer):
+        return
+    # In numpy, as jnp's answer would be traced where the caller is compiled.
+    label = np.asarray(label)
+    if label.size and (label.min() < 0 or label.max() >= num_classes):
+        raise ValueError(f"labels must lie between 0 and {num_classes - 1}, not {label.min()} and {label.max()}")
 
 
 def cross_device_mean(tree: PyTree) -> PyTree:

@@ -13,6 +13,7 @@ from genjax import optimizers
 from genjax.model import (
     TrainState,
     after_backward_pass,
+    check_label_range,
     ema_update,
     example_keys,
     gradient_step,
@@ -189,3 +190,14 @@ def test_adam_is_optax_adam():
         updates, a = ours.update(gradients, a, params)
         expected, b = theirs.update(gradients, b, params)
         chex.assert_trees_all_close(updates, expected, rtol=1e-6)
+
+
+def test_labels_are_checked_wherever_their_values_are_known():
+    inside = jax.jit(lambda: check_label_range(np.array([0, 3]), 3))
+    for check in (inside, lambda: check_label_range(jnp.array([-1, 2]), 3)):
+        with pytest.raises(ValueError, match="labels must lie between 0 and 2"):
+            check()
+    jax.jit(lambda label: check_label_range(label, 3))(np.array([3]))
+    check_label_range(np.zeros(0, np.int32), 3)
+    with pytest.raises(ValueError, match="num_classes is None"):
+        check_label_range(np.array([0]), None)

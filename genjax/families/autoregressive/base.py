@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, check_label_range, example_keys, gradient_step
 from genjax.nn.distributions import Bernoulli, Categorical, Lattice
 from genjax.optimizers import Adam, Optimizer
 
@@ -115,12 +115,7 @@ class AutoregressiveModel(abc.ABC):
         """
         if not self.class_conditional:
             raise ValueError("this model takes no label; train it with model.class_conditional=true")
-        if isinstance(label, jax.core.Tracer) or self.num_classes is None:
-            return
-        # In numpy, as jnp's answer would be traced where the caller is compiled.
-        label = np.asarray(label)
-        if label.size and (int(label.min()) < 0 or int(label.max()) >= self.num_classes):
-            raise ValueError(f"labels must lie between 0 and {self.num_classes - 1}")
+        check_label_range(label, self.num_classes)
 
     def check_values(self, x: Array) -> None:
         """Refuses values that the output gives no probability; traced ones pass.

@@ -21,13 +21,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from genjax.families.flow.base import Base, StandardNormal
 from genjax.families.flow.bijections import Bijection, Chain, Logit
 from genjax.families.flow.bijections.linear import check_range
 from genjax.families.flow.dequantization import Dequantization
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, check_label_range, example_keys, gradient_step
 from genjax.optimizers import Adam, Optimizer
 
 
@@ -124,14 +123,7 @@ class Flow(abc.ABC):
         """
         if not self.class_conditional:
             raise ValueError("the flow is not conditional on classes; train it with class_conditional=true")
-        if isinstance(label, jax.core.Tracer):
-            return
-        # In numpy, as jnp's answer would be traced where the caller is compiled.
-        label = np.asarray(label)
-        if label.size and (label.min() < 0 or label.max() >= self.num_classes):
-            raise ValueError(
-                f"labels must lie between 0 and {self.num_classes - 1}, not {label.min()} and {label.max()}"
-            )
+        check_label_range(label, self.num_classes)
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         x = batch["x"]

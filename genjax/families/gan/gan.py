@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.families.gan.augmentation import Augmentation, DiffAugment
-from genjax.families.gan.networks import UNCHANGED, Conditioning, GANNetwork, PlainNetwork, View, check_label_range
+from genjax.families.gan.networks import UNCHANGED, Conditioning, GANNetwork, PlainNetwork, View
 from genjax.families.gan.objectives import (
     RELATIVISTIC,
     Objective,
@@ -39,6 +39,7 @@ from genjax.model import (
     PyTree,
     TrainState,
     batch_size,
+    check_label_range,
     cross_device_sum,
     ema_update,
     example_keys,
@@ -126,8 +127,6 @@ class GAN:
         """Raises ValueError if the model knows no classes, or one of the labels is none of them."""
         if self.conditioning == "none":
             raise ValueError("the model is not conditional on classes; train it with another model.conditioning")
-        if self.num_classes is None:
-            raise ValueError("model.num_classes is None; give it, or choose a data set with classes")
         check_label_range(label, self.num_classes)
 
     def condition(self, label: Array | None) -> Array | None:

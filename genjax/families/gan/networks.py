@@ -20,7 +20,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -62,14 +61,6 @@ class View(NamedTuple):
 
 #: Without either.
 UNCHANGED = View()
-
-
-def check_label_range(label: Array, num_classes: int) -> None:
-    """Raises ValueError if one of the labels [B] is none of the classes; inside of compiled steps it cannot look."""
-    if isinstance(label, jax.core.Tracer) or jnp.size(label) == 0:
-        return
-    if int(jnp.min(label)) < 0 or int(jnp.max(label)) >= num_classes:
-        raise ValueError(f"labels must lie between 0 and {num_classes - 1}, not {jnp.min(label)} and {jnp.max(label)}")
 
 
 def with_label_maps(x: Array, condition: Array | None) -> Array:
