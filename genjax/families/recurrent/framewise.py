@@ -7,7 +7,16 @@ import jax.numpy as jnp
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
 
 
-class FramewiseModel:
+class PerFrame:
+    """A model whose evaluation gives nats of sequences, under names that begin with nll, and `num_frames`."""
+
+    def summarize(self, means: dict[str, float]) -> dict[str, float]:
+        """Adds nll_per_frame and the like in nats: all nats over all frames."""
+        frames = max(means["num_frames"], 1e-9)
+        return {**means, **{f"{n}_per_frame": v / frames for n, v in means.items() if n.startswith("nll")}}
+
+
+class FramewiseModel(PerFrame):
     """A model with `optimizer` and `_nll(params, batch, keys=None) -> (nats, mask)`, both [B, T]."""
 
     def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
@@ -24,10 +33,6 @@ class FramewiseModel:
         del key
         nll, mask = self._nll(state.eval_params, batch)
         return {"nll": nll.sum(1), "num_frames": mask.sum(1)}
-
-    def summarize(self, means: dict[str, float]) -> dict[str, float]:
-        """Adds nll_per_frame in nats: all nats over all frames."""
-        return {**means, "nll_per_frame": means["nll"] / max(means["num_frames"], 1e-9)}
 
     def log_prob(self, state: TrainState, batch: Batch) -> Array:
         """Log-density (log-probability, of discrete frames) of each sequence in nats, [B]."""

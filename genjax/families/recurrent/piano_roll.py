@@ -1,4 +1,4 @@
-"""Recurrent models of piano rolls (Boulanger-Lewandowski et al. 2012, arXiv:1206.6392).
+"""Recurrent models of piano rolls (Boulanger-Lewandowski et al. 2012, arXiv:1206.6392); the RNN-RBM is a file of its own.
 
     p(v_1 .. v_T) = prod_t p(v_t | h_t),    h_t = recurrent(h_{t-1}, v_{t-1}),    v_0 = 0
 
@@ -10,6 +10,7 @@ the RNN-NADE of the paper, with the distribution of Larochelle & Murray 2011):
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any, Literal
 
@@ -29,26 +30,21 @@ def bernoulli_nll(logits: Array, x: Array) -> Array:
     return jax.nn.softplus(logits) - x * logits
 
 
-class RollNetwork(nn.Module):
-    """Recurrent layers, and the distribution of a frame given their state."""
+class FrameNetwork(nn.Module):
+    """Recurrent layers, and an affine map from their state to the parameters of a frame: D of notes, P - D of features."""
 
     num_notes: int
     config: Recurrent
-    output: str
-    nade_dim: int
-    input_dropout: float
-    output_dropout: float
+    num_features: int = 0
+    input_dropout: float = 0.0
+    output_dropout: float = 0.0
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
         self.stack = RecurrentStack(self.config, self.dtype)
-        size = self.num_notes + (self.nade_dim if self.output == "nade" else 0)
         # Few notes sound; the start knows that.
-        self.head = nn.Dense(size, dtype=self.dtype, bias_init=nn.initializers.constant(-2.0))
-        if self.output == "nade":
-            init = nn.initializers.normal(0.05)
-            self.note_in = self.param("note_in", init, (self.num_notes, self.nade_dim))
-            self.note_out = self.param("note_out", init, (self.num_notes, self.nade_dim))
+        bias_init = nn.initializers.constant(-2.0)
+        self.head = nn.Dense(self.num_notes + self.num_features, dtype=self.dtype, bias_init=bias_init)
 
     def __call__(
         self, frames: Array, carry: PyTree | None = None, mask: Array | None = None, dropout_keys: Array | None = None
@@ -59,9 +55,20 @@ class RollNetwork(nn.Module):
         h = dropout(h, self.output_dropout, fold_in(dropout_keys, 101))
         return self.head(h).astype(jnp.float32), carry
 
+
+class RollNetwork(FrameNetwork):
+    """Notes of a frame that are independent without features, or follow each other by those of a NADE."""
+
+    def setup(self) -> None:
+        super().setup()
+        if self.num_features:
+            init = nn.initializers.normal(0.05)
+            self.note_in = self.param("note_in", init, (self.num_notes, self.num_features))
+            self.note_out = self.param("note_out", init, (self.num_notes, self.num_features))
+
     def nll(self, parameters: Array, x: Array) -> Array:
         """-log p of frames [..., D] in nats, [...]."""
-        if self.output == "bernoulli":
+        if not self.num_features:
             return bernoulli_nll(parameters, x).sum(-1)
         biases, start = parameters[..., : self.num_notes], parameters[..., self.num_notes :]
 
@@ -77,7 +84,7 @@ class RollNetwork(nn.Module):
     def draw(self, parameters: Array, keys: Array) -> Array:
         """Draws frames [B, D] given parameters [B, P] with one key a row."""
         uniform = jax.vmap(lambda k: jax.random.uniform(k, (self.num_notes,)))(keys)
-        if self.output == "bernoulli":
+        if not self.num_features:
             return (uniform < jax.nn.sigmoid(parameters)).astype(jnp.float32)
 
         def note(a: Array, inputs: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
@@ -89,15 +96,18 @@ class RollNetwork(nn.Module):
         return jax.lax.scan(note, start, (biases.T, uniform.T, self.note_in, self.note_out))[1].T
 
 
+def frames_before(x: Array) -> Array:
+    """Frames [B, T, D], each one place later, the first zeros."""
+    return jnp.concatenate([jnp.zeros_like(x[:, :1]), x[:, :-1]], axis=1)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PianoRollModel(FramewiseModel):
-    """Recurrent model of sequences of zeros and ones.
+class RollModel(abc.ABC):
+    """A distribution of each frame whose parameters recurrent layers tell from the frames before.
 
     Attributes:
       data_shape: frames and notes (T, D); None takes the data set's.
       network: the recurrent layers.
-      output: notes of a frame are independent (bernoulli) or follow each other (nade).
-      nade_dim: hidden features of nade.
       input_dropout, output_dropout: of the frames that are read, and of what enters the output map.
       compute_dtype: type that the recurrent layers compute in.
       optimizer: learning rule.
@@ -105,8 +115,6 @@ class PianoRollModel(FramewiseModel):
 
     data_shape: tuple[int, ...] | None = None
     network: Recurrent = Recurrent(cell="lstm", hidden_dim=200)
-    output: Literal["bernoulli", "nade"] = "bernoulli"
-    nade_dim: int = 100
     input_dropout: float = 0.0
     output_dropout: float = 0.0
     compute_dtype: str = "float32"
@@ -118,15 +126,21 @@ class PianoRollModel(FramewiseModel):
                 "a model of what comes next cannot read from the end: set model.network.bidirectional=false"
             )
 
-    def module(self) -> RollNetwork:
+    @abc.abstractmethod
+    def module(self) -> FrameNetwork:
         """The Linen module."""
+
+    @abc.abstractmethod
+    def draw(self, params: PyTree, parameters: Array, keys: Array) -> Array:
+        """Draws frames [B, D] given their parameters [B, P] with one key a row."""
+
+    def _build(self, network: type[FrameNetwork], num_features: int) -> FrameNetwork:
         if self.data_shape is None:
-            raise ValueError("PianoRollModel.data_shape is None; give it, or resolve the experiment")
-        return RollNetwork(
+            raise ValueError(f"{type(self).__name__}.data_shape is None; give it, or resolve the experiment")
+        return network(
             self.data_shape[1],
             self.network,
-            self.output,
-            self.nade_dim,
+            num_features,
             self.input_dropout,
             self.output_dropout,
             jnp.dtype(self.compute_dtype),
@@ -141,30 +155,49 @@ class PianoRollModel(FramewiseModel):
         x, module = batch["x"], self.module()
         if x.shape[-1] != self.data_shape[-1]:
             raise ValueError(f"frames have {x.shape[-1]} notes, but model.data_shape is {self.data_shape}")
-        both = lambda m, x: m.nll(m(x)[0], x)  # noqa: E731
-        return TrainState.create(module.init(key, x[:1, :1], method=both)["params"], self.optimizer)
-
-    def _nll(self, params: PyTree, batch: Batch, dropout_keys: Array | None = None) -> tuple[Array, Array]:
-        """Nats of each frame, 0 at padding, and which frames count; [B, T] each."""
-        x = batch["x"]
-        before = jnp.concatenate([jnp.zeros_like(x[:, :1]), x[:, :-1]], axis=1)
-        # The forward pass needs no mask: padding stands at the end.
-        both = lambda m: m.nll(m(before, None, None, dropout_keys)[0], x)  # noqa: E731
-        nll = self.module().apply({"params": params}, method=both)
-        mask = batch["mask"].astype(jnp.float32) if "mask" in batch else jnp.ones_like(nll)
-        return nll * mask, mask
+        return TrainState.create(module.init(key, x[:1, :1])["params"], self.optimizer)
 
     def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:
-        """Draws pieces, [num_samples, T, D]."""
-        module, params = self.module(), {"params": state.eval_params}
+        """Draws pieces frame by frame, [num_samples, T, D]."""
+        module, params = self.module(), state.eval_params
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num_samples))
 
         def frame(carry: tuple[Array, PyTree], step: Array) -> tuple[tuple[Array, PyTree], Array]:
             v, states = carry
-            parameters, states = module.apply(params, v[:, None], states)
-            v = module.apply(params, parameters[:, 0], fold_in(keys, step), method="draw")
+            parameters, states = module.apply({"params": params}, v[:, None], states)
+            v = self.draw(params, parameters[:, 0], fold_in(keys, step))
             return (v, states), v
 
         start = (jnp.zeros((num_samples, self.data_shape[1])), self.network.init_carry(num_samples))
         _, frames = jax.lax.scan(frame, start, jnp.arange(self.data_shape[0]))
         return frames.swapaxes(0, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PianoRollModel(RollModel, FramewiseModel):
+    """Recurrent model of sequences of zeros and ones.
+
+    Attributes:
+      output: notes of a frame are independent (bernoulli) or follow each other (nade).
+      nade_dim: hidden features of nade.
+    """
+
+    output: Literal["bernoulli", "nade"] = "bernoulli"
+    nade_dim: int = 100
+
+    def module(self) -> RollNetwork:
+        """The Linen module."""
+        return self._build(RollNetwork, self.nade_dim if self.output == "nade" else 0)
+
+    def draw(self, params: PyTree, parameters: Array, keys: Array) -> Array:
+        """Draws frames [B, D] given their parameters [B, P] with one key a row."""
+        return self.module().apply({"params": params}, parameters, keys, method="draw")
+
+    def _nll(self, params: PyTree, batch: Batch, dropout_keys: Array | None = None) -> tuple[Array, Array]:
+        """Nats of each frame, 0 at padding, and which frames count; [B, T] each."""
+        x = batch["x"]
+        # The forward pass needs no mask: padding stands at the end.
+        both = lambda m: m.nll(m(frames_before(x), None, None, dropout_keys)[0], x)  # noqa: E731
+        nll = self.module().apply({"params": params}, method=both)
+        mask = batch["mask"].astype(jnp.float32) if "mask" in batch else jnp.ones_like(nll)
+        return nll * mask, mask
