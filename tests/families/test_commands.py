@@ -1,4 +1,4 @@
-"""What a user of a flow can do wrong ends in one sentence, from the data set to the step that broke."""
+"""What a user of a density model can do wrong ends in one sentence, from the data set to the step that broke."""
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from genjax.families.vae.vae import VAE
 from genjax.training import resolve, train
 
 TINY = {
+    "data.batch_size": 8,
     "training.num_steps": 2,
     "training.steps_per_dispatch": 1,
     "training.sample_every": None,
@@ -36,8 +37,14 @@ def experiment(name, **changes):
         ("real_nvp_two_moons", {"model__logit_alpha": 0.05}, "values are declared to lie in [0, 1], but reach from"),
         ("glow_digits", {"data__pad_to": (9, 9)}, "squeeze needs images of even height and width, got shape (9, 9, 1)"),
         ("real_nvp_two_moons", {"model__base__dim": 3}, "base distribution has 3 dimensions but the data have 2"),
+        (
+            "fvsbn_mnist",
+            {"data__preprocessing": "levels"},
+            "examples have values from 0 to 16, but Bernoulli declares 0 to 1; change model.output or data.preprocessing",
+        ),
+        ("vq_prior_digits", {"model__untrained_vq_vae": False}, "give its run by --training.init_from=RUN"),
     ],
-    ids=["values_out_of_range", "odd_size", "base_of_another_dimension"],
+    ids=["values_out_of_range", "odd_size", "base_of_another_dimension", "levels_without_probability", "no_vq_vae"],
 )
 def test_bad_input_is_one_sentence(name, changes, message, tmp_path, capsys):
     run = lambda _: train(experiment(name, **changes), tmp_path, name=name, quiet=True)  # noqa: E731
@@ -51,7 +58,7 @@ def test_columns_of_a_table_can_be_what_the_others_are_modelled_given(tmp_path):
     file = tmp_path / "table.csv"
     rows = np.random.default_rng(0).normal(size=(50, 3)) * [1.0, 10.0, 5.0] + [0.0, 3.0, -2.0]
     np.savetxt(file, rows, delimiter=",", header="height,age,weight", comments="")
-    changes = {"data__name": "table", "data__dir": str(file), "data__batch_size": 8}
+    changes = {"data__name": "table", "data__dir": str(file)}
     chosen = resolve(experiment("spline_table", **changes, data__condition_columns=("age",)))
     assert chosen.model.data_shape == (2,) and chosen.model.condition_dim == 1
     data = chosen.data
