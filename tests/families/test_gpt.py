@@ -109,13 +109,15 @@ def test_frozen_parameters_stay(batch):
     ).any()
 
 
-def test_greedy_speculation_writes_what_is_likeliest_to_the_end_of_the_context(state, batch):
+def test_greedy_speculation_writes_what_is_likeliest_to_the_end_of_the_context(batch):
     greedy = decoding.Sampling(temperature=0.0)
-    draft = jax.jit(MODEL.init)(jax.random.key(1), batch)
+    model = dataclasses.replace(MODEL, network=dataclasses.replace(TINY, num_layers=1))
+    init = jax.jit(model.init)
+    state, draft = (init(jax.random.key(seed), batch) for seed in (0, 1))
     prompts, lengths, key = batch["tokens"][:, :4], jnp.array([4, 2, 3, 1]), jax.random.key(0)
     # 4 + 9 - 1 tokens fill the context, beyond which proposals then reach.
-    wanted = jax.jit(lambda: MODEL.generate(state, key, prompts, 9, lengths, sampling=greedy))().tokens
-    decoders, options = (MODEL.decoder(state), MODEL.decoder(draft)), {"num_proposals": 3, "sampling": greedy}
+    wanted = jax.jit(lambda: model.generate(state, key, prompts, 9, lengths, sampling=greedy))().tokens
+    decoders, options = (model.decoder(state), model.decoder(draft)), {"num_proposals": 3, "sampling": greedy}
     out, passes = jax.jit(lambda: decoding.speculative(*decoders, key, prompts, 9, lengths=lengths, **options))()
     np.testing.assert_array_equal(out.tokens, wanted)
     assert passes <= 9
