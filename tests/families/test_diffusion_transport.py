@@ -122,8 +122,14 @@ def test_reflow_makes_paths_straight_and_one_step_enough():
     ):
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(model, **wrong).check()
-    model.check_start(FlowMatching(data_shape=(1,)))
-    for source, message in ((None, "needs a teacher"), (EDM(), "is a EDM")):
+    teacher = FlowMatching(data_shape=(1,), network=dataclasses.replace(model.network, dropout_rate=0.1))
+    model.check_start(teacher)
+    for source, message in (
+        (None, "needs a teacher"),
+        (EDM(), "is a EDM"),
+        (dataclasses.replace(teacher, network=ResidualMLP()), "same model.network"),
+        (dataclasses.replace(teacher, scale_input=True), "--model.scale_input=True"),
+    ):
         with pytest.raises(ValueError, match=message):
             model.check_start(source)
 

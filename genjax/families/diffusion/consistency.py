@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from genjax.families.diffusion import targets
 from genjax.families.diffusion.diffusion import Diffusion, copies_of_start
 from genjax.families.diffusion.grids import Node, Spacing, times
-from genjax.families.diffusion.networks import Condition, DenoisingNetwork
+from genjax.families.diffusion.networks import Condition, as_function
 from genjax.families.diffusion.processes import GaussianProcess, Karras, expand
 from genjax.families.diffusion.samplers import Carry, Estimate, Sampler
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
@@ -221,7 +221,7 @@ class ConsistencyDistillation(ConsistencyModel):
                 f"sigma_data={self.sigma_data}, but the teacher in training.init_from has {source.sigma_data}; give "
                 f"--model.sigma_data={source.sigma_data}"
             )
-        if _as_function(source.network) != _as_function(self.network):
+        if as_function(source.network) != as_function(self.network):
             raise ValueError(
                 "the network is not that of the teacher in training.init_from; give the same model.network"
             )
@@ -276,9 +276,3 @@ class ConsistencyDistillation(ConsistencyModel):
         """Per example, shape [B]: `loss` of a random pair of levels."""
         teacher = state.extra["teacher"]
         return {"loss": self._pair_losses(state.eval_params, batch, key, state.step, training=False, teacher=teacher)}
-
-
-def _as_function(network: DenoisingNetwork) -> DenoisingNetwork:
-    """A network's configuration without what changes nothing of what it computes of its parameters."""
-    free = {"dropout_rate": 0.0, "remat": False}
-    return dataclasses.replace(network, **{name: value for name, value in free.items() if hasattr(network, name)})

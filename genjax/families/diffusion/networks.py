@@ -48,6 +48,12 @@ class DenoisingNetwork(abc.ABC):
         """
 
 
+def as_function(network: DenoisingNetwork) -> DenoisingNetwork:
+    """A network's configuration without what changes nothing of what it computes of its parameters."""
+    free = {"dropout_rate": 0.0, "remat": False}
+    return dataclasses.replace(network, **{name: value for name, value in free.items() if hasattr(network, name)})
+
+
 def sinusoidal_embedding(values: Array, dim: int, max_period: float = 10000.0) -> Array:
     """Cosines and sines of values [B] at frequencies from 1 to 1 / max_period, shape [B, dim], dim even."""
     frequencies = jnp.exp(-math.log(max_period) * jnp.arange(dim // 2, dtype=jnp.float32) / (dim // 2))

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from genjax.families.diffusion.diffusion import copies_of_start
 from genjax.families.diffusion.flow_matching import FlowMatching
 from genjax.families.diffusion.guidance import Guidance
+from genjax.families.diffusion.networks import as_function
 from genjax.families.diffusion.processes import GaussianProcess, Straight, expand
 from genjax.families.diffusion.samplers import Denoiser, Euler, Heun, RungeKutta4, Sampler
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
@@ -59,7 +60,7 @@ class Reflow(FlowMatching):
           source: the model of the run `training.init_from`, or None where there is none.
 
         Raises:
-          ValueError: it is missing, or no rectified flow.
+          ValueError: it is missing, no rectified flow, or its network would be read as another function than it learned.
         """
         if source is None:
             if self.untrained_teacher:
@@ -70,6 +71,16 @@ class Reflow(FlowMatching):
                 f"the teacher in training.init_from is a {type(source).__name__} and not FlowMatching with the same process and "
                 "target; straighten a run of FlowMatching"
             )
+        if as_function(source.network) != as_function(self.network):
+            raise ValueError(
+                "the network is not that of the teacher in training.init_from; give the same model.network"
+            )
+        for name in ("scale_input", "sigma_data"):
+            theirs, ours = getattr(source, name), getattr(self, name)
+            if theirs != ours:
+                raise ValueError(
+                    f"{name}={ours}, but the teacher in training.init_from has {theirs}; give --model.{name}={theirs}"
+                )
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         state = super().init(key, batch)
