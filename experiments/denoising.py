@@ -144,7 +144,7 @@ def guidance(run: Any) -> list[Path]:
             condition = model.sampling_condition(state, len(label), label, {})
             denoise = model.denoiser(state.eval_params, condition, guide)
         else:
-            nothing = model.without({"label": label}) if "label" in model.condition_on else {}
+            nothing = model.without(model.sampling_condition(state, len(label), None, {}))
             likelihood = noisy.model.log_likelihood(noisy.state, label)
             denoise = with_classifier(
                 model.denoiser(state.eval_params, nothing, Guidance()), process, likelihood, scale
@@ -188,6 +188,8 @@ def guidance(run: Any) -> list[Path]:
 
 def noisy_classifier(run: Any) -> Any:
     """The run of --classifier, which must know the noise and the classes of `run`."""
+    if run.model.gives_path_ends:
+        raise ConfigError(f"--classifier needs the mean of the data, which {type(run.model).__name__} does not give")
     classifier = runs.restore(Path(flags.FLAGS.classifier).expanduser())
     if not isinstance(classifier.model, NoisyClassifier):
         raise ConfigError(f"--classifier={flags.FLAGS.classifier} is a run of {type(classifier.model).__name__}")

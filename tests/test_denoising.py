@@ -15,6 +15,7 @@ from PIL import Image
 import genjax
 from experiments import command_line
 from genjax import config
+from genjax.families.diffusion.consistency import ConsistencyModel
 from genjax.families.diffusion.discrete import MaskedDiffusion
 from genjax.families.diffusion.edm import EDM
 from genjax.families.diffusion.image_to_image import ImageToImage
@@ -39,6 +40,10 @@ NETWORK = {
     "model.network.num_blocks": 1,
     "model.sampler.num_steps": 3,
 }
+
+IMAGE_TO_IMAGE = ImageToImage(
+    data_shape=(8, 8, 1), network=ResidualMLP(hidden_dim=4, num_blocks=1), sampler=Heun(num_steps=3)
+)
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +92,12 @@ def test_guidance_is_swept_and_judged(tools):
     content = json.loads(record.read_text())
     assert [row["scale"] for row in content["scales"]] == [0.0, 2.0] and sheet.is_file() and plot.is_file()
     assert all(0 <= row[name] <= 1 for row in content["scales"] for name in ("recognised", "precision", "recall"))
-    (sheet,) = call("guidance", scales=["0", "2"], classifier=str(root / "noisy_classifier_digits"))
-    assert np.asarray(Image.open(sheet)).std() > 0
+    for model in (None, dataclasses.replace(IMAGE_TO_IMAGE, num_classes=10)):
+        (sheet,) = call("guidance", model, scales=["2"], classifier=str(root / "noisy_classifier_digits"))
+        assert np.asarray(Image.open(sheet)).std() > 0
+    with pytest.raises(config.ConfigError, match="needs the mean of the data"):
+        model = ConsistencyModel(data_shape=(8, 8, 1), num_classes=10, num_steps=2)
+        call("guidance", model, classifier=str(root / "noisy_classifier_digits"))
     with pytest.raises(config.ConfigError, match="is a run of FeatureNet"):
         call("guidance", classifier=str(root / "feature_net_digits"))
     with pytest.raises(config.ConfigError, match="not a list of numbers"):
@@ -103,11 +112,8 @@ def test_pictures_are_filled_in_and_changed(tools):
         (path,) = call(tool, num_samples=3, num_resamples=2)
         assert np.asarray(Image.open(path)).std() > 0
     # The condition of an image-to-image model is made of the examples.
-    model = ImageToImage(
-        data_shape=(8, 8, 1), network=ResidualMLP(hidden_dim=4, num_blocks=1), sampler=Heun(num_steps=3)
-    )
     for tool in ("inpaint", "edit"):
-        (path,) = call(tool, model, num_samples=3, num_resamples=2, jump_length=2, strengths=["0.5"])
+        (path,) = call(tool, IMAGE_TO_IMAGE, num_samples=3, num_resamples=2, jump_length=2, strengths=["0.5"])
         assert np.asarray(Image.open(path)).std() > 0
     with pytest.raises(ValueError, match="strength=2.0"):
         call("edit", strengths=["2"])

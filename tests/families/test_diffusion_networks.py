@@ -128,6 +128,9 @@ def test_a_classifier_of_noisy_data_learns_the_posterior_of_the_classes_and_guid
     logits = model.class_logits(state.params, z, jnp.full((4,), sigma))
     np.testing.assert_allclose(logits[:, 1] - logits[:, 0], 2 * z[:, 0] / (0.09 + sigma**2), atol=0.5)
 
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        model.check_labels(np.array([0, 2]))
+
     def mixture(z, t, x0):
         mean = lambda c: (0.09 * z + t**2 * c) / (0.09 + t**2)  # noqa: E731
         share = jax.nn.sigmoid(2 * z / (0.09 + t**2))

@@ -28,7 +28,7 @@ from genjax.families.diffusion.processes import Karras, Process, expand
 from genjax.families.diffusion.samplers import Estimate, Heun, Sampler
 from genjax.families.diffusion.times import LogNormalNoise, TimeDistribution
 from genjax.families.diffusion.unet import UNet
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, check_label_range, example_keys, gradient_step
 from genjax.optimizers import Adam, Optimizer
 
 
@@ -130,6 +130,14 @@ class NoisyClassifier:
             return -self._judge(logits, label)["cross_entropy"]
 
         return value
+
+    def check_labels(self, label: Array) -> None:
+        """Refuses labels outside of the classes; inside of compiled functions their values are not known.
+
+        Raises:
+          ValueError: there is no such class.
+        """
+        check_label_range(label, self.num_classes)
 
     def sample(self, state: TrainState, key: Array, num_samples: int, label: Array | None = None) -> Array:
         """What the classifier takes for classes `label` [num_samples], all in turn by default, [num_samples, *data_shape]."""
