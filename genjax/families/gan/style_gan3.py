@@ -106,7 +106,7 @@ def _transform_matrix(parameters: Array) -> Array:
     zero, one = jnp.zeros_like(cos), jnp.ones_like(cos)
     turn = jnp.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], axis=1).reshape(-1, 3, 3)
     shift = jnp.stack([one, zero, -right, zero, one, -down, zero, zero, one], axis=1).reshape(-1, 3, 3)
-    return turn @ shift
+    return jnp.matmul(turn, shift, precision="highest")
 
 
 class _FourierInput(nn.Module):
@@ -130,9 +130,11 @@ class _FourierInput(nn.Module):
         )
         offset = self.param("offset", lambda key: jnp.array([1.0, 0.0, 0.0, 0.0]))
         affine = EqualDense(4, init_scale=0.0, use_bias=False, name="affine")(style) + offset[None]
-        matrix = _transform_matrix(affine) @ transform[None]  # [B, 3, 3]
-        phases = phase.value[None] + jnp.einsum("cd,bd->bc", constant.value, matrix[:, :2, 2])
-        turned = jnp.einsum("cd,bde->bce", constant.value, matrix[:, :2, :2])  # [B, C, 2]
+        # Places are exact: the fast products of GPUs have three digits, which would show as jitter of what moves.
+        product = functools.partial(jnp.einsum, precision="highest")
+        matrix = product("bde,ef->bdf", _transform_matrix(affine), transform)  # [B, 3, 3]
+        phases = phase.value[None] + product("cd,bd->bc", constant.value, matrix[:, :2, 2])
+        turned = product("cd,bde->bce", constant.value, matrix[:, :2, :2])  # [B, C, 2]
         # What the transform moves beyond the band fades out.
         norm = jnp.sqrt(jnp.sum(turned**2, axis=2) + 1e-12)
         amplitude = jnp.clip(1.0 - (norm - signal.cutoff) / (signal.rate / 2 - signal.cutoff), 0.0, 1.0)
