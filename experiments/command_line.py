@@ -130,6 +130,16 @@ def _takes(model: Any, condition: str) -> bool:
     return any(p.name == condition or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
+def takes_labels(model: Any) -> bool:
+    """Whether a model is conditional on classes, whatever its family calls that."""
+    names = (*getattr(model, "condition_keys", ()), *getattr(model, "condition_on", ()))
+    return (
+        getattr(model, "class_conditional", False)
+        or "label" in names
+        or getattr(model, "conditioning", "none") != "none"
+    )
+
+
 def labels_for(model: Any, classes: list[str], count: int) -> np.ndarray:
     """Classes of the samples, in turn, int32 [count].
 

@@ -34,11 +34,6 @@ def code_shape(run: Run) -> tuple[int, ...]:
     ).shape[1:]
 
 
-def takes_labels(run: Run) -> bool:
-    """Whether the model decodes a code given a class."""
-    return getattr(run.model, "class_conditional", False) or "label" in getattr(run.model, "condition_keys", ())
-
-
 def decode(run: Run, codes: np.ndarray, label: np.ndarray | None = None) -> np.ndarray:
     """Decoded codes [N, ...], shape [N, *data_shape]; `label` [N] for a model that takes classes, else None."""
     given = {} if label is None else {"label": label.astype(np.int32)}

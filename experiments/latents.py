@@ -75,7 +75,7 @@ def encode(run: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 def labels(run: Any, examples: dict[str, np.ndarray]) -> np.ndarray | None:
     """Classes of examples [N] where the model decodes codes given them, else None."""
-    return examples["label"] if latent_tables.takes_labels(run) else None
+    return examples["label"] if command_line.takes_labels(run.model) else None
 
 
 def decode(run: Any, codes: np.ndarray, label: np.ndarray | None) -> np.ndarray:
@@ -166,7 +166,7 @@ def arithmetic(run: Any) -> None:
     strength = np.linspace(0.0, 1.5, flags.FLAGS.num_values)
     chosen = codes[examples["label"] == source][: flags.FLAGS.num_rows]
     points = chosen[:, None] + strength.reshape(1, -1, *[1] * vector.ndim) * vector[None, None]
-    label = np.full(len(chosen), source) if latent_tables.takes_labels(run) else None
+    label = np.full(len(chosen), source) if command_line.takes_labels(run.model) else None
     draw(run, decode(run, points, label), len(strength), f"arithmetic_{source}_to_{target}")
 
 
@@ -262,7 +262,7 @@ def show_decoded(run: Any) -> None:
     codes = latent_tables.read_codes(flags.FLAGS.codes, shape, limit)
     name = f"decoded_{Path(flags.FLAGS.codes).stem}"
     label = None
-    if latent_tables.takes_labels(run):
+    if command_line.takes_labels(run.model):
         given = flags.FLAGS.label or [str(label) for label in range(run.model.num_classes)]
         label = command_line.labels_for(run.model, given, len(codes))
     draw(run, latent_tables.decode(run, codes, label), flags.FLAGS.num_values, name)

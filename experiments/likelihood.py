@@ -102,7 +102,7 @@ def main(arguments: list[str]) -> int:
             examples = {**test, "x": altered(name, test["x"], data.levels)}
             examples = {k: a[: values.num_examples] for k, a in examples.items()}
         else:
-            if getattr(model, "class_conditional", False):
+            if command_line.takes_labels(model):
                 raise config.ConfigError(f"the run is conditional on classes, which --against={name} does not share")
             examples = other_set(data, name, split, test["x"].shape[1:], values.num_examples)
             name = name.partition("=")[0]

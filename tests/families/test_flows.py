@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import latent_tables
+from experiments import command_line, latent_tables
 from genjax.evaluation.likelihood import has_exact_log_prob
+from genjax.families.diffusion.edm import EDM
 from genjax.families.flow.base import GaussianMixture, StandardLogistic, StandardNormal
 from genjax.families.flow.dequantization import Uniform, Variational
 from genjax.families.flow.glow import Glow
@@ -19,6 +20,8 @@ from genjax.families.flow.neural_spline import NeuralSplineFlow
 from genjax.families.flow.nice import NICE
 from genjax.families.flow.planar import PlanarFlow
 from genjax.families.flow.real_nvp import RealNVP
+from genjax.families.gan.gan import GAN
+from genjax.families.vae.conditional_vae import ConditionalVAE
 from genjax.model import GenerativeModel, HasLatents, HasLogProb, example_keys
 from genjax.optimizers import Adam
 
@@ -286,12 +289,14 @@ def test_the_latent_tools_decode_codes_given_the_classes_of_a_conditional_flow()
     model, state, _ = trained("conditional")
     batch, run = point_batch(), types.SimpleNamespace(model=model, state=state)
     codes = np.asarray(model.encode(state, batch))
-    assert latent_tables.takes_labels(run)
+    assert command_line.takes_labels(model)
     again = latent_tables.decode(run, codes, np.asarray(batch["label"]))
     np.testing.assert_allclose(again, batch["x"], atol=1e-4)
-    plain = types.SimpleNamespace(model=POINT_MODELS["real_nvp"])
-    assert not latent_tables.takes_labels(plain)
-    assert has_exact_log_prob(plain.model) and not has_exact_log_prob(IMAGE_MODELS["nice"])
+    for other in (ConditionalVAE(), EDM(condition_on=("label",)), GAN(conditioning="projection")):
+        assert command_line.takes_labels(other)
+    plain = POINT_MODELS["real_nvp"]
+    assert not any(map(command_line.takes_labels, (plain, ConditionalVAE(condition_keys=("context",)), EDM(), GAN())))
+    assert has_exact_log_prob(plain) and not has_exact_log_prob(IMAGE_MODELS["nice"])
 
 
 def test_diagnosis_names_the_layer_that_broke():
