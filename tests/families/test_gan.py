@@ -257,7 +257,8 @@ def test_updates_that_were_skipped_are_told_apart():
         metrics = step(state, {**batch, "label": batch["label"] + 3}, KEY)[1]
     (warning,) = model.warnings({name: float(value) for name, value in metrics.items()})
     assert "labels that are not between 0 and 2" in warning
-    assert not model.warnings({"loss": 1.0})
+    for metrics in ({}, {"discriminator_skipped": 1.0, "generator_skipped": 0.5, "skipped": 1.0}):
+        assert not model.warnings({"loss": 1.0, **metrics}), "not every update"
 
 
 def test_wrong_shape_is_named():

@@ -196,8 +196,8 @@ class ADA(Augmentation):
 
     Attributes:
       groups: blit (mirroring, quarter turns, whole shifts), geometry (scaling, turning, stretching, fractional shifts),
-        color (brightness, contrast, inversion of brightness, and of colours hue and saturation), filter (gains of frequency bands) and
-        corruption (noise, a square of half the size set to zero) of pictures with values in [-1, 1].
+        color (brightness, contrast, inversion of brightness, and of colours hue and saturation), filter (gains of
+        frequency bands) and corruption (noise, a square of half the size set to zero) of pictures with values in [-1, 1].
       target: the mean sign of the scores of data that is aimed at.
       images_to_one: number of pictures after which the probability has gone from 0 to 1 at most.
       initial_probability: probability at the first step.

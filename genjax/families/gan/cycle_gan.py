@@ -221,8 +221,8 @@ class CycleGAN:
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example [B], of data that are pairs.
 
-        `l1` and `source_l1`, mean absolute errors of both translations (which say nothing where the data are no pairs); `unchanged_l1`, that of leaving pictures as they
-        are (where the channels allow it); `cycle_l1`, that of there and back.
+        `l1` and `source_l1`, mean absolute errors of both translations (which say nothing where the data are no pairs);
+        `unchanged_l1`, that of leaving pictures as they are (where the channels allow it); `cycle_l1`, that of there and back.
         """
         del key
         params, x, source = state.eval_params["generators"], batch["x"], batch["source"]

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.families.gan.augmentation import Augmentation, DiffAugment
-from genjax.families.gan.networks import UNCHANGED, Conditioning, GANNetwork, PlainNetwork, View
+from genjax.families.gan.networks import Conditioning, GANNetwork, PlainNetwork
 from genjax.families.gan.objectives import (
     RELATIVISTIC,
     Objective,
@@ -30,8 +30,10 @@ from genjax.families.gan.objectives import (
     discriminator_objective,
     generator_objective,
     gradient_penalty,
+    lazily,
 )
 from genjax.families.gan.turns import shares_of, with_skipped
+from genjax.families.gan.views import UNCHANGED, View, view_of
 from genjax.model import (
     Array,
     Batch,
@@ -151,7 +153,8 @@ class GAN:
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
         """What the user should know: labels outside the classes make updates that are all skipped."""
-        if metrics.get("skipped") != 1.0:
+        skipped = [value for name, value in metrics.items() if name.endswith("_skipped")]
+        if not skipped or min(skipped) < 1.0:
             return []
         cause = (
             "" if self.conditioning == "none" else f", as with labels that are not between 0 and {self.num_classes - 1}"
@@ -247,15 +250,6 @@ class GAN:
         )
         return fake.astype(jnp.float32), variables
 
-    def _view(self, state: TrainState, batch: Batch, key: Array) -> View:
-        """How the discriminator sees examples with the random numbers of a key."""
-        # No example has the index 2^32 - 1.
-        keys, noise_keys = example_keys(key, batch), example_keys(jax.random.fold_in(key, 2**32 - 1), batch)
-        if self.augmentation is None:
-            return View(None, noise_keys)
-        probability = state.extra.get("augmentation_probability", jnp.float32(1.0))
-        return View(lambda x: self.augmentation(x, keys, probability), noise_keys)
-
     def _discriminate(
         self, params: PyTree, variables: PyTree, x: Array, condition: Array | None, view: View = UNCHANGED
     ) -> tuple[Array, PyTree]:
@@ -283,12 +277,6 @@ class GAN:
 
         return self.penalty_weight * gradient_penalty(self.penalty, score, x, fake, mixture)
 
-    def _lazily(self, penalty: Any, every: int, step: Array) -> Array:
-        """`every` times the penalty at every so many steps, otherwise 0."""
-        if every == 1:
-            return penalty()
-        return jax.lax.cond(step % every == 0, lambda: every * penalty(), lambda: jnp.zeros(()))
-
     def discriminator_update(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update of the discriminator alone; the step does not count on.
 
@@ -301,7 +289,7 @@ class GAN:
             keys = jax.random.split(key, 5)
             x, condition = batch["x"], self.condition(batch.get("label"))
             fake = jax.lax.stop_gradient(self._fake(generator, frozen, batch, keys[0])[0])
-            view_real, view_fake = (self._view(state, batch, k) for k in (keys[1], keys[2]))
+            view_real, view_fake = (view_of(self.augmentation, state, batch, k) for k in (keys[1], keys[2]))
             real_outputs, variables = self._discriminate(params, variables, x, condition, view_real)
             fake_outputs, variables = self._discriminate(params, variables, fake, condition, view_fake)
             real, generated = real_outputs[:, 0], fake_outputs[:, 0]
@@ -309,10 +297,8 @@ class GAN:
             metrics = {"real_score": real.mean(), "fake_score": generated.mean()}
             if self.penalty != "none":
                 mixture = jax.vmap(jax.random.uniform)(example_keys(keys[3], batch))
-                arguments = (x, fake, mixture, condition, variables, view_real)
-                penalty = self._lazily(
-                    lambda: self.gradient_penalty(params, *arguments), self.penalty_every, state.step
-                )
+                arguments = (params, x, fake, mixture, condition, variables, view_real)
+                penalty = lazily(lambda: self.gradient_penalty(*arguments), self.penalty_every, state.step)
                 value, metrics["penalty"] = value + penalty, penalty
             if self.conditioning == "auxiliary":
                 entropy = [class_cross_entropy(o[:, 1:], condition).mean() for o in (real_outputs, fake_outputs)]
@@ -372,11 +358,11 @@ class GAN:
             keys = jax.random.split(key, 4)
             condition = self.condition(batch.get("label"))
             fake, new_variables = self._fake(params, variables, batch, keys[0])
-            view_fake = self._view(state, batch, keys[1])
+            view_fake = view_of(self.augmentation, state, batch, keys[1])
             outputs, _ = self._discriminate(discriminator, frozen, fake, condition, view_fake)
             real = None
             if self.objective in RELATIVISTIC:
-                view_real = self._view(state, batch, keys[2])
+                view_real = view_of(self.augmentation, state, batch, keys[2])
                 real = self._discriminate(discriminator, frozen, batch["x"], condition, view_real)[0][:, 0]
             value = generator_objective(self.objective, outputs[:, 0], real).mean()
             if self.conditioning == "auxiliary":

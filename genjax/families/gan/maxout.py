@@ -13,13 +13,12 @@ import dataclasses
 import functools
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from genjax.families.gan.layers import Dense
 from genjax.families.gan.networks import Conditioning, GANNetwork, Head, PlainGenerator
 from genjax.model import Array
+from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.encoder_decoder import MLPNetwork, append_condition
 from genjax.nn.mlp import Activation
 
@@ -62,14 +61,6 @@ class MaxoutNetwork(GANNetwork):
         return _Discriminator(self, conditioning, dtype)
 
 
-def drop(x: Array, probability: float, keys: Array | None) -> Array:
-    """Vectors [B, D] with elements set to zero, each example's by its own key [B]; without keys as they are."""
-    if keys is None or not probability:
-        return x
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - probability, x.shape[1:]))(keys)
-    return jnp.where(kept, x / (1.0 - probability), 0.0)
-
-
 class _Discriminator(nn.Module):
     network: MaxoutNetwork
     conditioning: Conditioning
@@ -84,9 +75,8 @@ class _Discriminator(nn.Module):
             Dense, kernel_init=nn.initializers.lecun_normal(), spectral=network.spectral, dtype=self.dtype
         )
         x = append_condition(x.reshape(x.shape[0], -1), condition if self.conditioning == "concatenation" else None)
-        noise_keys = lambda i: None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, i)  # noqa: E731
-        x = drop(x, network.input_dropout, noise_keys(0))
+        x = dropout(x, network.input_dropout, fold_in(keys, 0))
         for i, units in enumerate(network.discriminator_dims, start=1):
             x = layer(units * network.num_pieces)(x).reshape(-1, units, network.num_pieces).max(-1)
-            x = drop(x, network.dropout, noise_keys(i))
+            x = dropout(x, network.dropout, fold_in(keys, i))
         return Head(self.conditioning, layer)(x, condition)

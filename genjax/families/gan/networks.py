@@ -18,7 +18,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -50,17 +50,6 @@ class GANNetwork(abc.ABC):
     @abc.abstractmethod
     def discriminator(self, conditioning: Conditioning, dtype: Any) -> nn.Module:
         """The module (x, condition, training, keys) -> [B, 1 + K] with conditioning=auxiliary, else [B, 1]."""
-
-
-class View(NamedTuple):
-    """How the discriminator sees examples: their augmentation, and what noise inside of it is drawn from, [B]; or neither."""
-
-    augment: Callable[[Array], Array] | None = None
-    noise_keys: Array | None = None
-
-
-#: Without either.
-UNCHANGED = View()
 
 
 def with_label_maps(x: Array, condition: Array | None) -> Array:

@@ -128,3 +128,10 @@ def gradient_penalty(name: Penalty, score: Callable[[Array], Array], x: Array, f
     if name in ("r2", "r1_r2"):
         penalty += 0.5 * squared_gradient_norm(score, fake).mean()
     return penalty
+
+
+def lazily(penalty: Callable[[], Array], every: int, step: Array) -> Array:
+    """`every` times a penalty at every so many steps, otherwise 0, so that its mean is the same."""
+    if every == 1:
+        return penalty()
+    return jax.lax.cond(step % every == 0, lambda: every * penalty(), lambda: jnp.zeros(()))
