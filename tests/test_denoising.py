@@ -96,7 +96,7 @@ def test_guidance_is_swept_and_judged(tools):
         (sheet,) = call("guidance", model, scales=["2"], classifier=str(root / "noisy_classifier_digits"))
         assert np.asarray(Image.open(sheet)).std() > 0
     with pytest.raises(config.ConfigError, match="needs the mean of the data"):
-        model = ConsistencyModel(data_shape=(8, 8, 1), num_classes=10, num_steps=2)
+        model = ConsistencyModel(data_shape=(8, 8, 1), network=IMAGE_TO_IMAGE.network, num_steps=2)
         call("guidance", model, classifier=str(root / "noisy_classifier_digits"))
     with pytest.raises(config.ConfigError, match="is a run of FeatureNet"):
         call("guidance", classifier=str(root / "feature_net_digits"))
