@@ -218,6 +218,8 @@ def test_a_missing_or_unknown_condition_is_an_error(conditional, digits):
         model.encode(state, digits)
     with pytest.raises(ValueError, match="colour is not a condition"):
         model.sample(state, jax.random.key(0), 2, colour=jnp.ones(2))
+    with pytest.raises(ValueError, match="labels must lie between 0 and 9, not 3 and 10"):
+        model.check_labels(np.array([3, 10]))
 
 
 def test_every_variant_learns(digits):

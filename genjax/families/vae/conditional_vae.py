@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.families.vae.vae import VAE
-from genjax.model import Array, Batch, TrainState
+from genjax.model import Array, Batch, TrainState, check_label_range
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,12 +47,21 @@ class ConditionalVAE(VAE):
                 )
             value = jnp.asarray(batch[name])
             if name == "label":
-                if self.num_classes is None:
-                    raise ValueError("model.num_classes is None; give it, or choose a data set with classes")
+                check_label_range(value, self.num_classes)
                 parts.append(jax.nn.one_hot(value, self.num_classes))
             else:
                 parts.append(value.reshape(value.shape[0], -1).astype(jnp.float32))
         return jnp.concatenate(parts, axis=-1)
+
+    def check_labels(self, label: Array) -> None:
+        """Refuses labels outside of the classes.
+
+        Raises:
+          ValueError: the model is not conditional on classes, or there is no such class.
+        """
+        if "label" not in self.condition_keys:
+            raise ValueError(f"this model is conditional on {', '.join(self.condition_keys)} and not on label")
+        check_label_range(label, self.num_classes)
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         """Returns the state before the first step; it keeps one condition, for samples that are asked for without one."""
