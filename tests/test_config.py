@@ -129,6 +129,32 @@ def test_overrides_from_python_check_types_too():
         config.override(Whole(), "model.beta.gamma", 5)
 
 
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    low: int = 0
+    high: int = 1
+
+    def __post_init__(self) -> None:
+        if self.low >= self.high:
+            raise ConfigError(f"low={self.low} is not below high={self.high}")
+
+
+@dataclasses.dataclass(frozen=True)
+class WithInterval:
+    interval: Interval = Interval()
+
+
+def test_fields_that_depend_on_each_other_change_at_once():
+    for order in (["interval.low", "interval.high"], ["interval.high", "interval.low"]):
+        wanted = {"interval.low": -5, "interval.high": -4}
+        changed = config.apply_overrides(WithInterval(), {path: wanted[path] for path in order})
+        assert changed.interval == Interval(-5, -4)
+        arguments = ["program", *(f"--{path}={wanted[path]}" for path in order)]
+        assert config.flag_overrides(WithInterval(), arguments, flags.FlagValues()) == changed
+    with pytest.raises(ConfigError, match="low=2 is not below high=1"):
+        config.apply_overrides(WithInterval(), {"interval.low": 2})
+
+
 def test_json_round_trip_and_differences():
     changed = config.apply_overrides(
         Whole(),

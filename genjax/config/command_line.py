@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 
 from genjax.config.annotations import ConfigError, choices, parse, snake_case, type_name
-from genjax.config.trees import leaves, override
+from genjax.config.trees import apply_overrides, leaves, override
 
 
 class _Parser(flags.ArgumentParser):
@@ -90,7 +90,9 @@ def flag_overrides(config: Any, arguments: list[str], flag_values: flags.FlagVal
     remaining = flag_values(arguments)
     if len(remaining) > 1:
         raise ConfigError(f"unexpected argument {remaining[1]!r}; flags are written --name=value")
-    for path, hint, _ in list(leaves(config)):
-        if path in flag_values and flag_values[path].present and not choices(hint):
-            config = override(config, path, flag_values[path].value)
-    return config
+    present = {
+        path: flag_values[path].value
+        for path, hint, _ in leaves(config)
+        if path in flag_values and flag_values[path].present and not choices(hint)
+    }
+    return apply_overrides(config, present)

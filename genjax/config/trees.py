@@ -48,34 +48,54 @@ def override(config: Any, path: str, value: Any, *, text: bool = False) -> Any:
     Raises:
       ConfigError: there is no such field, or the value is not of its type.
     """
-    return _override(config, path, path, value, text)
+    return _apply(config, {path: value}, "", text)
 
 
-def _override(config: Any, rest: str, path: str, value: Any, text: bool) -> Any:
-    name, _, rest = rest.partition(".")
-    names = [f.name for f in dataclasses.fields(config)]
-    if name not in names:
-        raise ConfigError(
-            f"{type(config).__name__} has no field {name!r} (in {path}){suggestion(name, names)}; "
-            f"its fields are {', '.join(names)}"
-        )
-    hint, current = type_hints(type(config))[name], getattr(config, name)
-    if rest:
-        if not dataclasses.is_dataclass(current):
-            raise ConfigError(f"{path}: {name} is {current!r} and has no fields")
-        new = _override(current, rest, path, value, text)
-    elif isinstance(value, str) and choices(hint) and not check(hint, value):
-        new = _choose(hint, current, path, value)
-    elif isinstance(value, str) and (text or not check(hint, value)):
+def apply_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
+    """Applies overrides by path: a choice before the fields of what is chosen, and all of a dataclass at once.
+
+    What relates two fields (in `__post_init__`) thus sees both of them changed, in whatever order they are given.
+
+    Raises:
+      ConfigError: see `override`.
+    """
+    return _apply(config, overrides, "", text=False)
+
+
+def _apply(config: Any, overrides: Mapping[str, Any], prefix: str, text: bool) -> Any:
+    by_name: dict[str, dict[str, Any]] = {}
+    for path, value in overrides.items():
+        name, _, rest = path.partition(".")
+        by_name.setdefault(name, {})[rest] = value
+    hints, names = type_hints(type(config)), [f.name for f in dataclasses.fields(config)]
+    changes = {}
+    for name, below in by_name.items():
+        path = prefix + name
+        if name not in names:
+            raise ConfigError(
+                f"{type(config).__name__} has no field {name!r} (in {'.'.join(filter(None, (path, next(iter(below)))))})"
+                f"{suggestion(name, names)}; its fields are {', '.join(names)}"
+            )
+        new = getattr(config, name)
+        if "" in below:
+            new = _value(hints[name], new, path, below.pop(""), text)
+        if below and not dataclasses.is_dataclass(new):
+            raise ConfigError(f"{path}.{next(iter(below))}: {name} is {new!r} and has no fields")
+        changes[name] = _apply(new, below, path + ".", text) if below else new
+    return dataclasses.replace(config, **changes) if changes else config
+
+
+def _value(hint: Any, current: Any, path: str, value: Any, text: bool) -> Any:
+    if isinstance(value, str) and choices(hint) and not check(hint, value):
+        return _choose(hint, current, path, value)
+    if isinstance(value, str) and (text or not check(hint, value)):
         try:
-            new = parse(hint, value)
+            return parse(hint, value)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
-    elif check(hint, value):
-        new = value
-    else:
+    if not check(hint, value):
         raise ConfigError(f"{path}: {value!r} is not {type_name(hint)}")
-    return dataclasses.replace(config, **{name: new})
+    return value
 
 
 def _choose(hint: Any, current: Any, path: str, name: str) -> Any:
@@ -99,13 +119,6 @@ def _choose(hint: Any, current: Any, path: str, name: str) -> Any:
         return chosen(**kept)
     except TypeError as error:
         raise ConfigError(f"{path}={name} needs fields that have no default ({error})") from None
-
-
-def apply_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
-    """Applies overrides by path, shorter paths first, so that a choice comes before the fields of what is chosen."""
-    for path in sorted(overrides, key=lambda p: p.count(".")):
-        config = override(config, path, overrides[path])
-    return config
 
 
 def fill_none(config: Any, values: Mapping[str, Any]) -> Any:
