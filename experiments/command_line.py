@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging as stdlib_logging
 import os
@@ -122,6 +123,25 @@ def restore_from_flags(arguments: list[str], usage: str) -> Run | None:
         return None
     experiment = config.flag_overrides(experiment, arguments)
     return runs.open_run(workdir, name, experiment, batch, flags.FLAGS.step)
+
+
+def guided_by_step(run: Run, step: int | None) -> Run:
+    """The run of a diffusion model with the parameters of another of its checkpoints as the weaker model of its guidance.
+
+    Raises:
+      ConfigError: the model is none of diffusion, or has no weight of guidance.
+    """
+    if step is None:
+        return run
+    from genjax.families.diffusion.diffusion import Diffusion
+    from genjax.training import run as runs
+
+    if not isinstance(run.model, Diffusion):
+        raise config.ConfigError(f"--weak_step guides diffusion models; {run.name} has {type(run.model).__name__}")
+    if run.model.guidance.scale == 0.0:
+        raise config.ConfigError("--weak_step needs the weight of the guidance: --model.guidance.scale=1")
+    weak = runs.restore(run.workdir, step).state.eval_params
+    return dataclasses.replace(run, state=run.state.replace(extra={**run.state.extra, "weak_params": weak}))
 
 
 def _takes(model: Any, condition: str) -> bool:

@@ -11,6 +11,9 @@ Inception score, and the shares of the classes), precision_recall, density_cover
 samples, for as many training pictures, and for one half of the split against the other (the floor).  Moments are of all
 pictures; neighbours are looked for among the first --num_kept.  memorization also draws the samples that lie nearest to a
 training picture beside those pictures.  Samples of a translator are translations of the split's sources, each once.
+
+--weak_step names an earlier checkpoint of a diffusion model that guides its samples by being worse (autoguidance), by the
+weight --model.guidance.scale.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from genjax.data import Images
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
 flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+flags.DEFINE_integer("weak_step", None, "an early checkpoint that guides a diffusion model, by model.guidance.scale")
 flags.DEFINE_string(
     "features", "pixels", "pixels, the directory of a run of a classifier, or a file of Inception weights"
 )
@@ -64,6 +68,7 @@ def main(arguments: list[str]) -> int:
     run = command_line.restore_from_flags(arguments, __doc__)
     if run is None:
         return 0
+    run = command_line.guided_by_step(run, flags.FLAGS.weak_step)
     values, data = flags.FLAGS, run.experiment.data
     if not isinstance(data, Images):
         raise ConfigError(f"experiments.quality measures pictures; {run.name} has {type(data).__name__} data")

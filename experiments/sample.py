@@ -17,6 +17,7 @@ from genjax import config
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
 flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+flags.DEFINE_integer("weak_step", None, "an early checkpoint that guides a diffusion model, by model.guidance.scale")
 flags.DEFINE_integer("num_samples", 64, "number of samples", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "seed of the samples")
 flags.DEFINE_string("output", None, "path of the picture without its suffix; <workdir>/samples/... unless given")
@@ -29,6 +30,7 @@ def main(arguments: list[str]) -> int:
     run = command_line.restore_from_flags(arguments, __doc__)
     if run is None:
         return 0
+    run = command_line.guided_by_step(run, flags.FLAGS.weak_step)
     import jax
 
     from experiments.answers import examples_to_answer

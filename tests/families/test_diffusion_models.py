@@ -334,6 +334,23 @@ def test_guidance_0_is_conditional_sampling_and_more_of_it_goes_further(conditio
     np.testing.assert_array_equal(model.sample(state, key, 200), plain)
 
 
+def test_autoguidance_goes_away_from_the_weaker_model(conditional):
+    model, state = conditional
+    model = dataclasses.replace(model, guidance=Guidance(scale=2.0))
+    label, z, t = jnp.arange(4) % 2, jax.random.normal(jax.random.key(1), (4, 2)), jnp.array(1.5)
+    weak_params = jax.tree.map(lambda p: 0.9 * p, state.eval_params)
+    x0, weak = (
+        model.estimate(params, z, jnp.full((4,), t), {"label": label}).x0 for params in (state.eval_params, weak_params)
+    )
+    denoise = model.denoiser(state.eval_params, {"label": label}, weak_params=weak_params)
+    np.testing.assert_allclose(denoise(z, t, jnp.zeros_like(z)).x0, x0 + 2.0 * (x0 - weak), atol=1e-5)
+    assert float(jnp.abs(x0 - weak).max()) > 0.01
+    by = lambda params: state.replace(extra={"weak_params": params})  # noqa: E731
+    plain = dataclasses.replace(model, guidance=Guidance()).sample(state, jax.random.key(0), 20)
+    np.testing.assert_allclose(model.sample(by(state.eval_params), jax.random.key(0), 20), plain, atol=1e-4)
+    assert float(jnp.abs(model.sample(by(weak_params), jax.random.key(0), 20) - plain).max()) > 0.05
+
+
 def test_guidance_is_the_same_in_every_target():
     conditional, unconditional = jnp.array([[1.0, 2.0]]), jnp.array([[0.5, 2.5]])
     process, t, z = VariancePreserving(), jnp.array(0.4), jnp.array([[0.3, -1.0]])

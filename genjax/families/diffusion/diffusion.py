@@ -207,14 +207,27 @@ class Diffusion:
         output = self.apply(params, z, t, condition, x0_before)
         return Estimate(targets.to_x0(self.target, self.process_of(params), t, z, output, self.sigma_data))
 
-    def denoiser(self, params: PyTree, condition: Condition, guidance: Guidance | None = None) -> Denoiser:
-        """The model as samplers use it, guided where the condition is not empty and the scale is not 0, or traced."""
+    def denoiser(
+        self,
+        params: PyTree,
+        condition: Condition,
+        guidance: Guidance | None = None,
+        weak_params: PyTree | None = None,
+    ) -> Denoiser:
+        """The model as samplers use it, guided where the scale is not 0, or traced: away from the model of `weak_params`, or else,
+        where the condition is not empty, from the model without it."""
         guidance = self.guidance if guidance is None else guidance
+        guided = isinstance(guidance.scale, jax.core.Tracer) or guidance.scale != 0.0
         process = self.process_of(params)
 
         def denoise(z: Array, t: Array, x0_before: Array) -> Estimate:
             count = z.shape[0]
-            if condition and (isinstance(guidance.scale, jax.core.Tracer) or guidance.scale != 0.0):
+            if guided and weak_params is not None:
+                times = jnp.broadcast_to(t, (count,))
+                estimate = self.estimate(params, z, times, condition, x0_before)
+                weak = self.estimate(weak_params, z, times, condition, x0_before)
+                estimate = estimate._replace(x0=guidance.combine(estimate.x0, weak.x0, t, process.t_max))
+            elif guided and condition:
                 twice = lambda a: jnp.concatenate([a, a])  # noqa: E731
                 empty = self.without(condition)
                 both = {name: jnp.concatenate([a, empty[name]]) for name, a in condition.items()}
@@ -322,7 +335,7 @@ class Diffusion:
         """Draws samples.
 
         Args:
-          state: trained state.
+          state: trained state; with parameters of a weaker model in `extra["weak_params"]` these guide, by guidance.scale.
           key: random key.
           num_samples: how many.
           label: classes [num_samples] of a model conditional on them; by default each class in turn.
@@ -337,7 +350,8 @@ class Diffusion:
         condition = self.sampling_condition(state, num_samples, label, condition)
         process = self.process_of(state.eval_params)
         z = process.prior_scale * jax.random.normal(noise_key, (num_samples, *self.data_shape))
-        return self.sampler.run(self.denoiser(state.eval_params, condition), process, z, step_key, trajectory)
+        denoise = self.denoiser(state.eval_params, condition, weak_params=state.extra.get("weak_params"))
+        return self.sampler.run(denoise, process, z, step_key, trajectory)
 
     def check_labels(self, label: Array) -> None:
         """Refuses labels outside of the classes; `num_classes` itself stands for no class.

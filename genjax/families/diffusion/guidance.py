@@ -9,6 +9,9 @@ et al. 2024, arXiv:2404.07724), and the deviation that it inflates may be scaled
 and 16, here of x0).  Classifier guidance (Dhariwal & Nichol 2021, arXiv:2105.05233, algorithm 2):
 
     x0 = x0(z) + w sigma^2 / alpha grad_z log p(y | z, t)
+
+Autoguidance (Karras et al. 2024, arXiv:2406.02507) needs no condition: a weaker model of the same data, such as the one of an
+earlier step of the training, takes the place of the unconditional one.
 """
 
 from __future__ import annotations
@@ -27,10 +30,10 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """Classifier-free guidance.
+    """Classifier-free guidance, and autoguidance where `sample` is given a weaker model.
 
     Attributes:
-      scale: weight w; 0 samples from the conditional model itself, with one evaluation a step.
+      scale: weight w; 0 samples from the model itself, with one evaluation a step.
       start: only at times t / t_max above this.
       stop: only at times t / t_max below this.
       rescale: share of the way back to the deviation of the conditional estimate.
@@ -42,7 +45,7 @@ class Guidance:
     rescale: float = 0.0
 
     def combine(self, conditional: Array, unconditional: Array, t: Array, t_max: float) -> Array:
-        """The guided estimate of x0 from the two, all [B, ...], at a time."""
+        """The guided estimate of x0 from the two (or from the model's and the weaker one's), all [B, ...], at a time."""
         inside = (t >= self.start * t_max) & (t <= self.stop * t_max)
         weight = jnp.where(inside, self.scale, 0.0)
         guided = conditional + weight * (conditional - unconditional)
