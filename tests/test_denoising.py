@@ -22,6 +22,7 @@ from genjax.families.diffusion.image_to_image import ImageToImage
 from genjax.families.diffusion.networks import ResidualMLP
 from genjax.families.diffusion.samplers import Heun
 from genjax.training import train
+from tests.entry_points import entry_point
 
 SHORT = {
     "data.batch_size": 16,
@@ -49,8 +50,7 @@ IMAGE_TO_IMAGE = ImageToImage(
 @pytest.fixture(scope="module")
 def tools(tmp_path_factory):
     """The module of tools, with its flags parsed, and a function that calls one."""
-    from experiments import denoising
-
+    denoising = entry_point("denoising")
     config.import_experiments()
     root = tmp_path_factory.mktemp("runs")
     for name, changes in (

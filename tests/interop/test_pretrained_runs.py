@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import genjax
-from experiments import generate
 from genjax import config, decoding
 from genjax.data import EncoderText, Text
 from genjax.data.base import DataError
@@ -17,6 +16,7 @@ from genjax.data.tokenization import read_tokenizer, train_tokenizer
 from genjax.interop.huggingface import save_pretrained
 from genjax.nn.tokens import with_more_tokens
 from genjax.training import resolve, train
+from tests.entry_points import entry_point
 
 SHORT = {
     "model.optimizer": "sgd",
@@ -59,6 +59,7 @@ def started(request, tmp_path_factory):
 
 def test_a_run_needs_nothing_but_the_folder_and_writes_what_they_write(started):
     kind, theirs, tokenizer, run = started
+    generate = entry_point("generate")
     torch, text = folders.torch, "each value has a [mask] of its own"
     assert read_tokenizer(run.workdir / "tokenizer.json").kind == "file"
     assert np.isfinite(run.evaluate()["nll"]) and list((run.workdir / "samples").iterdir())

@@ -11,13 +11,13 @@ from absl.testing import flagsaver
 from tiny_runs import call
 
 import genjax
-from experiments import generate
 from genjax.config import ConfigError
 from genjax.data import Text
 from genjax.data.tokenization import train_tokenizer
 from genjax.families.language.gpt import GPT
 from genjax.nn.transformer import Transformer
 from genjax.training import Evaluation, Experiment, Training, train
+from tests.entry_points import entry_point
 
 NETWORK = Transformer(num_layers=1, width=8, num_heads=2, max_length=16)
 
@@ -51,7 +51,7 @@ def write(workdir, capsys):
 
     def call_main(*arguments: str) -> str:
         with flagsaver.flagsaver():
-            generate.main(["generate", f"--workdir={workdir}", "--training.mesh=data:1", *arguments])
+            entry_point("generate").main(["generate", f"--workdir={workdir}", "--training.mesh=data:1", *arguments])
         return capsys.readouterr().out
 
     return call_main
