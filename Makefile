@@ -9,6 +9,7 @@ RUN := $(VENV)/bin/python
 CONSTRAINTS := $(wildcard constraints/python$(VERSION).txt)
 INSTALL := $(RUN) -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) --editable
 DEMO ?= runs/vae_digits
+PYTEST := -q --numprocesses=2 --dist=worksteal
 EXTRAS ?= test
 
 .PHONY: demo test lint clean
@@ -26,8 +27,10 @@ demo: $(VENV)/installed
 	@echo "             python -m experiments.train --list"
 	@echo "             python -m experiments.train --experiment=vae_digits --model.latent_dim=2 --workdir=runs/two_latents"
 
+# The conformance suite compiles all experiments and runs them for a few steps, so what optimised code would save it is lost on it.
 test: $(VENV)/installed-$(EXTRAS)
-	$(RUN) -m pytest -q --numprocesses=2 --dist=worksteal
+	XLA_FLAGS=--xla_backend_optimization_level=0 $(RUN) -m pytest $(PYTEST) tests/test_conformance.py; \
+	conformance=$$?; $(RUN) -m pytest $(PYTEST) --ignore=tests/test_conformance.py && exit $$conformance
 
 lint: $(VENV)/installed-$(EXTRAS)
 	$(RUN) -m ruff check .
