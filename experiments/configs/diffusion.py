@@ -327,7 +327,10 @@ def edm_mnist() -> Experiment:
     python -m experiments.train --experiment=edm_mnist --data.dir=TFDS_DIRECTORY --workdir=runs/edm_mnist
     python -m experiments.sample --workdir=runs/edm_mnist --model.guidance.scale=2
 
-    About half an hour on two CPU cores.
+    About half an hour on two CPU cores.  Without classes, with an early checkpoint as what guides:
+
+        ... --model.condition_on= --model.guidance.scale=0 --training.num_steps=25000 --training.keep_checkpoints=25
+        python -m experiments.sample --workdir=... --weak_step=3000 --model.guidance.scale=1
     """
     return _mnist(
         EDM(network=_MNIST_UNET, condition_on=("label",), guidance=Guidance(scale=0.5), optimizer=_MNIST_OPTIMIZER)
