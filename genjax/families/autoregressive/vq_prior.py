@@ -115,15 +115,14 @@ class VQPrior:
         codes = self.codes(params, batch)
         model = self.code_model()
         code_nll = -model.log_likelihood(params["prior"], codes["x"], model.labels(codes))
+        return {"code_nll": code_nll, **self.bound_of_whole(code_nll, params, batch, key)}
+
+    def bound_of_whole(self, code_nll: Array, params: PyTree, batch: Batch, key: Array) -> Metrics:
+        """`reconstruction`, `nll_bound` and `bits_per_dim_bound` [B] each, from what the codes take, in nats [B]."""
         reconstruction = self.coder.evaluate(self.vq_state(params), batch, key)["reconstruction"]
         bound = code_nll + reconstruction - batch.get("log_abs_det", 0.0)
         bits = bound / (math.log(2.0) * math.prod(batch["x"].shape[1:]))
-        return {
-            "nll_bound": bound,
-            "bits_per_dim_bound": bits,
-            "code_nll": code_nll,
-            "reconstruction": reconstruction,
-        }
+        return {"nll_bound": bound, "bits_per_dim_bound": bits, "reconstruction": reconstruction}
 
     def sample(self, state: TrainState, key: Array, num_samples: int, **condition: Any) -> Array:
         """Decoded draws from the prior, shape [num_samples, *data_shape]; see `AutoregressiveModel.sample`."""

@@ -58,15 +58,7 @@ class VQDiffusion(VQPrior):
         params = state.eval_params
         prior = TrainState.create(params["prior"])
         code_nll = -self.code_model().log_prob_bound(prior, self.codes(params, batch), key)
-        reconstruction = self.coder.evaluate(self.vq_state(params), batch, key)["reconstruction"]
-        bound = code_nll + reconstruction - batch.get("log_abs_det", 0.0)
-        bits = bound / (math.log(2.0) * math.prod(batch["x"].shape[1:]))
-        return {
-            "nll_bound": bound,
-            "bits_per_dim_bound": bits,
-            "code_nll_bound": code_nll,
-            "reconstruction": reconstruction,
-        }
+        return {"code_nll_bound": code_nll, **self.bound_of_whole(code_nll, params, batch, key)}
 
     def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:
         """Decoded draws from the prior, shape [num_samples, *data_shape]."""
