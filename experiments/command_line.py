@@ -150,6 +150,13 @@ def _takes(model: Any, condition: str) -> bool:
     return any(p.name == condition or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
+def has_exact_log_prob(model: Any) -> bool:
+    """Whether the likelihood is exact; otherwise `log_prob_bound` is the one to ask for, as of flows that dequantise."""
+    from genjax.model import HasLogProb
+
+    return isinstance(model, HasLogProb) and getattr(model, "dequantization", None) is None
+
+
 def takes_labels(model: Any) -> bool:
     """Whether a model is conditional on classes, whatever its family calls that."""
     names = (*getattr(model, "condition_keys", ()), *getattr(model, "condition_on", ()))

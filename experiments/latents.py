@@ -179,7 +179,7 @@ def anomaly(run: Any) -> None:
     if held_out in seen or not seen:
         rest = ",".join(str(c) for c in range(10) if c != held_out)
         raise ConfigError(f"the run has seen the class {held_out}; train one without it: --data.classes={rest}")
-    bound = "log_prob" if likelihood.has_exact_log_prob(run.model) else "log_prob_bound"
+    bound = "log_prob" if command_line.has_exact_log_prob(run.model) else "log_prob_bound"
     needs(run, bound)
 
     def score(state: Any, batch: Any, key: jax.Array) -> jax.Array:

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     split = run.experiment.evaluation.split
     if not isinstance(model, HasLogProb | HasLogProbBound):
         raise config.ConfigError(f"{type(model).__name__} has no likelihood")
-    exact = likelihood.has_exact_log_prob(model)
+    exact = command_line.has_exact_log_prob(model)
     key = jax.random.key(run.experiment.evaluation.seed)
 
     @jax.jit

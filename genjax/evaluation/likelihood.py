@@ -12,13 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from genjax.model import GenerativeModel, HasLogProb
-
-
-def has_exact_log_prob(model: GenerativeModel) -> bool:
-    """Whether the likelihood is exact; otherwise `log_prob_bound` is the one to ask for, as of flows that dequantise."""
-    return isinstance(model, HasLogProb) and getattr(model, "dequantization", None) is None
-
 
 def fit_gaussian(x: np.ndarray, jitter: float = 1e-6) -> tuple[np.ndarray, np.ndarray]:
     """Mean [D] and full covariance [D, D] of rows x [N, D], by maximum likelihood in float64.

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from experiments import command_line, latent_tables
-from genjax.evaluation.likelihood import has_exact_log_prob
 from genjax.families.diffusion.edm import EDM
 from genjax.families.flow.base import GaussianMixture, StandardLogistic, StandardNormal
 from genjax.families.flow.dequantization import Uniform, Variational
@@ -296,7 +295,7 @@ def test_the_latent_tools_decode_codes_given_the_classes_of_a_conditional_flow()
         assert command_line.takes_labels(other)
     plain = POINT_MODELS["real_nvp"]
     assert not any(map(command_line.takes_labels, (plain, ConditionalVAE(condition_keys=("context",)), EDM(), GAN())))
-    assert has_exact_log_prob(plain) and not has_exact_log_prob(IMAGE_MODELS["nice"])
+    assert command_line.has_exact_log_prob(plain) and not command_line.has_exact_log_prob(IMAGE_MODELS["nice"])
 
 
 def test_diagnosis_names_the_layer_that_broke():
