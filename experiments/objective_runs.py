@@ -48,14 +48,18 @@ _PICTURES = {
     "model.conditioning": "none",
     "model.latent_dim": 32,
     "model.network.base_channels": 16,
-    "model.network.discriminator_norm": "layer",
+    "model.network.discriminator_norm": "spectral",
+    "model.generator_optimizer.schedule": "linear",
+    "model.discriminator_optimizer.schedule": "linear",
 }
+#: Spectral norm would undo the clipping of weights and bound a critic whose gradients are bounded already.
+_PICTURES_OF_CRITICS = {"model.network.discriminator_norm": "layer"}
 #: Of each data set the experiment that it starts from, changes of it, learning rate, and weights of wgan_gp, R1 and R2.
 SETTINGS: dict[str, tuple[str, dict[str, Any], float, float, float]] = {
     "eight_gaussians": ("wgan_gp_eight_gaussians", {}, 1e-3, 0.1, 0.1),
     "grid_gaussians": ("wgan_gp_eight_gaussians", {}, 1e-3, 0.1, 0.01),
     "digits": ("dcgan_digits", {**_PICTURES, "model.network.base_channels": 32}, 1e-3, 10.0, 0.1),
-    "mnist": ("dcgan_mnist", _PICTURES, 1e-3, 10.0, 0.1),
+    "mnist": ("dcgan_mnist", _PICTURES, 5e-4, 10.0, 0.1),
 }
 
 
@@ -65,19 +69,24 @@ def examples_of_update(experiment: Experiment) -> int:
     return size // model.num_discriminator_steps if model.fresh_examples else size
 
 
-def experiment_of(method: str, name: str, learning_rate: float | None, directory: str | None) -> Experiment:
-    """The resolved experiment of a method on the named data."""
+def experiment_of(
+    method: str, name: str, learning_rate: float | None, directory: str | None, num_steps: int = 1
+) -> Experiment:
+    """The resolved experiment of a method on the named data, trained for so many steps."""
     base, own, rate, weight, centred_weight = SETTINGS[name]
     start = config.find_experiment(base).build()
-    changes = {"model.penalty": "none", "model.num_discriminator_steps": 1, "model.latent_dim": 16, **own}
-    changes |= {"model.penalty_every": 1, **METHODS[method]}
+    changes = {"model.penalty": "none", "model.num_discriminator_steps": 1, "model.latent_dim": 16}
+    changes |= {f"model.{network}_optimizer.schedule": "constant" for network in ("generator", "discriminator")}
+    changes |= {**own, "model.penalty_every": 1, **METHODS[method]}
+    if name not in MIXTURES and changes["model.objective"] == "wasserstein":
+        changes |= _PICTURES_OF_CRITICS
     changes["model.fresh_examples"] = True
     changes["data.batch_size"] = examples_of_update(start) * changes["model.num_discriminator_steps"]
     changes["model.penalty_weight"] = weight if changes["model.penalty"] == "wgan_gp" else centred_weight
     for network in ("generator", "discriminator"):
         changes[f"model.{network}_optimizer.learning_rate"] = learning_rate or rate
-        changes[f"model.{network}_optimizer.schedule"] = "constant"
     changes |= {"model.generator_optimizer.ema_decay": 0.999, "data.name": name, "data.dir": directory}
+    changes["training.num_steps"] = num_steps
     return resolve(config.apply_overrides(start, changes))
 
 

@@ -5,14 +5,14 @@
     python -m experiments.objectives --data=mnist --data_dir=DIRECTORY --features=runs/feature_net_mnist \\
         --num_steps=1200 --workdir=runs/objectives
 
-The mixtures take the perceptrons of the experiment wgan_gp_eight_gaussians, the pictures DCGAN with layer norm in the
-discriminator, the same networks for all methods.  --num_steps is for the method that costs least; another takes as many
-steps as need the same number of floating-point operations, counted by XLA in one update of each network.  Samples are drawn
-from the generator's moving average.  Of a mixture the table has the modes covered and the share of samples within three
-standard deviations of one; of pictures the Frechet distance to the test split in the features of --features, recall, the
-number of classes among the samples and the share of the largest: mean and standard deviation over the seeds, below the same
-figures of the data themselves (of pictures also those of one half of the test split against the other).  A method that
---workdir holds with the same settings is not trained again.
+The mixtures take the perceptrons of the experiment wgan_gp_eight_gaussians, the same for all methods; the pictures DCGAN
+with spectral norm in the discriminator, but layer norm in the two critics of Wasserstein's distance.  --num_steps is for the
+method that costs least; another takes as many steps as need the same number of floating-point operations, counted by XLA in
+one update of each network.  Samples are drawn from the generator's moving average.  Of a mixture the table has the modes
+covered and the share of samples within three standard deviations of one; of pictures the Frechet distance to the test split
+in the features of --features, recall, the number of classes among the samples and the share of the largest: mean and standard
+deviation over the seeds, below the same figures of the data themselves (of pictures also those of one half of the test split
+against the other).  A method that --workdir holds with the same settings is not trained again.
 """
 
 from __future__ import annotations
@@ -101,14 +101,16 @@ def main(arguments: list[str]) -> int:
     host.initialize(Training())
     folder = Path(values.workdir).expanduser() / values.data
     folder.mkdir(parents=True, exist_ok=True)
-    experiments = {m: experiment_of(m, values.data, values.learning_rate, values.data_dir) for m in values.methods}
-    cheapest = experiment_of("non_saturating", values.data, values.learning_rate, values.data_dir)
+    given = (values.data, values.learning_rate, values.data_dir)
+    cheapest = experiment_of("non_saturating", *given)
     budget = values.num_steps * operations(cheapest, first_states(cheapest, 1))
     measure = measures_of(cheapest, values.data, values.features)
     rows = {}
-    for method, experiment in experiments.items():
+    for method in values.methods:
+        experiment = experiment_of(method, *given)
         states = first_states(experiment, values.num_seeds)
         num_steps = round(budget / operations(experiment, states))
+        experiment = experiment_of(method, *given, num_steps)
         path = folder / f"{method}.json"
         settings = {"experiment": config.to_json(experiment), "num_steps": num_steps, "num_seeds": values.num_seeds}
         settings |= {"num_samples": values.num_samples, "features": values.features}
