@@ -432,7 +432,7 @@ def vdm_mnist() -> Experiment:
     python -m experiments.train --experiment=vdm_mnist --data.dir=TFDS_DIRECTORY --workdir=runs/vdm_mnist
     python -m experiments.evaluate --workdir=runs/vdm_mnist --evaluation.num_examples=none
 
-    About half an hour on two CPU cores.
+    About 35 minutes on two CPU cores.
     """
     model = VDM(network=_MNIST_UNET, schedule_dim=32, fourier_exponents=(7, 8), optimizer=_MNIST_OPTIMIZER)
     return _mnist(model, num_steps=25000)
