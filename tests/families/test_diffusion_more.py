@@ -260,6 +260,24 @@ def test_the_target_of_distillation_follows_the_student():
     assert "target" not in dataclasses.replace(model, target_decay=0.0).init(jax.random.key(0), batch).extra
 
 
+def test_distillation_is_evaluated_against_the_target_and_the_teacher_that_it_is_trained_with():
+    optimizer = Adam(learning_rate=0.01, ema_decay=0.5)
+    model = ConsistencyDistillation(data_shape=(1,), network=MLP, num_steps=2, target_decay=0.75, optimizer=optimizer)
+    batch, key = {"x": jnp.array([[0.3], [-2.0]])}, jax.random.key(2)
+    first = model.init(jax.random.key(0), batch)
+    moved = lambda by: jax.tree.map(lambda a: a + by, first.params)  # noqa: E731
+    pair_losses = jax.jit(
+        lambda student, teacher, target: model._pair_losses(student, batch, key, 1, False, teacher, target)
+    )
+    evaluate = jax.jit(lambda state: model.evaluate(state, batch, key)["loss"])
+    extra = {"teacher": moved(0.3), "target": moved(0.1)}
+    state = first.replace(step=jnp.array(5), params=moved(0.4), ema_params=moved(0.2), extra=extra)
+    np.testing.assert_allclose(evaluate(state), pair_losses(moved(0.2), moved(0.3), moved(0.1)), rtol=1e-5)
+    # Before the first step both are the parameters that the run starts from, whatever `init` drew.
+    start = first.replace(params=moved(0.3), ema_params=moved(0.3))
+    np.testing.assert_allclose(evaluate(start), pair_losses(moved(0.3), moved(0.3), moved(0.3)), rtol=1e-5)
+
+
 def test_distillation_starts_from_a_run_of_edm_alone():
     model = ConsistencyDistillation(data_shape=(1,), network=MLP, num_steps=2)
     teacher = EDM(network=dataclasses.replace(MLP, dropout_rate=0.1))

@@ -257,9 +257,13 @@ class ConsistencyDistillation(ConsistencyModel):
         second = (there - self.teacher_denoise(teacher, there, low, condition)) / expand(low, z)
         return z + 0.5 * width * (slope + second)
 
+    def _copies(self, state: TrainState) -> dict[str, PyTree]:
+        """Parameters of the teacher and, with target_decay, of the target network."""
+        return copies_of_start(state, [name for name in ("teacher", "target") if name in state.extra])
+
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics: loss."""
-        copies = copies_of_start(state, [name for name in ("teacher", "target") if name in state.extra])
+        copies = self._copies(state)
         teacher, behind = copies["teacher"], copies.get("target")
 
         def loss(params: PyTree, part: Batch, part_key: Array) -> tuple[Array, Metrics]:
@@ -273,6 +277,10 @@ class ConsistencyDistillation(ConsistencyModel):
         return new.replace(extra={**new.extra, **copies}), metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example, shape [B]: `loss` of a random pair of levels."""
-        teacher = state.extra["teacher"]
-        return {"loss": self._pair_losses(state.eval_params, batch, key, state.step, training=False, teacher=teacher)}
+        """Per example, shape [B]: `loss` of a random pair of levels, the distance of the evaluated student, whose parameters are the
+        averaged ones where these are kept, to the target network; with target_decay 0 to that student itself."""
+        copies = self._copies(state)
+        losses = self._pair_losses(
+            state.eval_params, batch, key, state.step, False, copies["teacher"], copies.get("target")
+        )
+        return {"loss": losses}
