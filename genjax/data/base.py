@@ -122,7 +122,10 @@ class Data(abc.ABC):
         return batch
 
     def save(self, workdir: Path) -> None:  # noqa: B027
-        """Writes beside a run what samples need later and the configuration does not say, such as a tokenizer."""
+        """Writes beside a run what samples need later and the configuration does not say, such as a tokenizer.
+
+        The first process of a run writes; then the others call it too, to see that they would have written the same.
+        """
 
     def beside(self, workdir: Path) -> Data:
         """The same data, with what `save` wrote there."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from genjax.data import sources
 from genjax.data.base import DataError, check_split
-from genjax.data.tokenized import read_utf8
 
 SUFFIXES = (".txt", ".md", ".rst", ".py", ".csv", ".json", ".html", ".tex")
 _PARTS = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
@@ -57,9 +57,10 @@ def open_documents(name: str, directory: str | None, split: str) -> Documents:
         case "python_topics":
             from pydoc_data.topics import topics
 
-            return _part_of_text(
+            part = _part_of_text(
                 lambda: "\n\n".join(topics[topic].strip() for topic in sorted(topics)), 0, split, name, None
             )
+            return dataclasses.replace(part, identity=f"{part.identity} of Python {platform.python_version()}")
         case "file":
             return _user_documents(directory, split)
     builder = sources.open_tfds(name, directory)
@@ -69,6 +70,18 @@ def open_documents(name: str, directory: str | None, split: str) -> Documents:
 def read_documents(name: str, directory: str | None, split: str) -> list[str]:
     """The texts that `open_documents` finds, all at once."""
     return list(open_documents(name, directory, split))
+
+
+def read_utf8(file: Path) -> str:
+    """The text of a file.
+
+    Raises:
+      DataError: it is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text (byte {error.start}); convert or remove it") from None
 
 
 def _joined(parts: list[Documents]) -> Documents:

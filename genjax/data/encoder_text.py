@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from genjax.data.base import ArrayExamples, DataError, Examples
-from genjax.data.documents import read_documents
+from genjax.data.documents import Documents, open_documents, read_documents
 from genjax.data.tokenized import DelimitedText
 
 
@@ -41,6 +41,9 @@ class EncoderText(DelimitedText):
 
     def documents(self, split: str) -> list[str]:
         return read_documents(self.name, self.dir, split)
+
+    def corpus(self, split: str) -> Documents:
+        return open_documents(self.name, self.dir, split)
 
     def load_split(self, split: str) -> Examples:
         tokenizer = self.make_tokenizer()

@@ -21,8 +21,9 @@ import numpy as np
 
 from genjax.data import text_tasks
 from genjax.data.base import ArrayExamples, DataError, Examples, check_split
+from genjax.data.documents import read_utf8
 from genjax.data.text_to_text import read_table_of_texts
-from genjax.data.tokenized import SPLIT_NAMES, DelimitedText, find_file, read_utf8
+from genjax.data.tokenized import SPLIT_NAMES, DelimitedText, find_file
 
 _MADE_SIZES = {"train": 6000, "validation": 500, "test": 1000}
 

@@ -115,9 +115,10 @@ class Molecules(Data):
     def save(self, workdir: Path) -> None:
         """Writes the tokenizer beside the run; an existing one must be the same."""
         path, content = Path(workdir) / TOKENIZER_FILE, self.make_tokenizer().to_json()
-        if path.is_file() and path.read_text(encoding="utf-8") != content:
+        if not path.is_file():
+            path.write_text(content, encoding="utf-8")
+        elif path.read_text(encoding="utf-8") != content:
             raise DataError(f"{path} is another tokenizer than that of these molecules; use another --workdir")
-        path.write_text(content, encoding="utf-8")
 
     def beside(self, workdir: Path) -> Molecules:
         """The same data with the tokenizer of a run, where it has one."""

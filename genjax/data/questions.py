@@ -20,8 +20,9 @@ import numpy as np
 
 from genjax.data import text_tasks
 from genjax.data.base import ArrayExamples, DataError, Examples
+from genjax.data.documents import read_utf8
 from genjax.data.labelled_text import LabelledData, made_examples, write_lines
-from genjax.data.tokenized import SPLIT_NAMES, find_file, read_utf8
+from genjax.data.tokenized import SPLIT_NAMES, find_file
 
 
 class Question(NamedTuple):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.data.base import RESIDENT_BYTES, DataError, Examples
-from genjax.data.documents import open_documents, read_documents
+from genjax.data.documents import Documents, open_documents, read_documents
 from genjax.data.token_files import MappedTokens, token_row
 from genjax.data.tokenization import Tokenizer
 from genjax.data.tokenized import TokenizedData
@@ -122,7 +121,7 @@ class Text(TokenizedData):
         """The texts of a split.  Splits of one text are its parts: 80%, 10% and 10%, in this order."""
         return read_documents(self.name, self.dir, split)
 
-    def each_document(self, split: str) -> Iterable[str]:
+    def corpus(self, split: str) -> Documents:
         return open_documents(self.name, self.dir, split)
 
     def _end_token(self) -> int | None:
@@ -136,9 +135,7 @@ class Text(TokenizedData):
     def load_split(self, split: str) -> Examples:
         tokenizer, end = self.make_tokenizer(), self._end_token()
         # Documents that do not see each other need a start of their own.
-        ids, starts = token_row(
-            tokenizer, open_documents(self.name, self.dir, split), end, separate=self.separate_documents
-        )
+        ids, starts = token_row(tokenizer, self.corpus(split), end, separate=self.separate_documents)
         documents = starts if self.separate_documents and end is not None else None
         if len(ids) < self.sequence_length + 1:
             raise DataError(

@@ -11,7 +11,8 @@ import numpy as np
 
 from genjax.data import text_tasks
 from genjax.data.base import ArrayExamples, DataError, Examples, check_split, split_indices
-from genjax.data.tokenized import SPLIT_NAMES, DelimitedText, find_file, read_utf8
+from genjax.data.documents import read_utf8
+from genjax.data.tokenized import SPLIT_NAMES, DelimitedText, find_file
 
 _HELD_OUT_SIZES = {"validation": 1200, "test": 3000}
 

@@ -1,17 +1,14 @@
 """Rows of token ids: in memory for small corpora, else in a file that is written once and mapped into memory.
 
 A large corpus is encoded by the first process that asks for it, in parts, so that neither its text nor its tokens need
-fit into memory.  The file lies beside the text, in the folder .genjax, or where that cannot be written in
-~/.cache/genjax/tokens.  Its name is a digest of what decides its content: the texts, by names, sizes and times of their
-files, the tokenizer, and the marks between documents.
+fit into memory.  What decides the file (shared_files.py) is the texts, by names, sizes and times of their files, the
+tokenizer, and the marks between documents.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import platform
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +17,11 @@ import numpy as np
 
 from genjax.data.base import DataError
 from genjax.data.documents import Documents
+from genjax.data.shared_files import find_place, only_writer
 from genjax.data.tokenization import Tokenizer
 
 #: Texts up to this size are encoded at every start.
 MEMORY_BYTES = 64 * 2**20
-#: Where files lie if there is no writing beside the text.
-USER_FOLDER = Path("~/.cache/genjax/tokens")
 
 
 class MappedTokens:
@@ -66,7 +62,7 @@ def token_row(
     dtype = np.dtype(np.uint16 if size <= 2**16 else np.uint32)
     if documents.num_bytes > MEMORY_BYTES:
         content = "\n".join([documents.identity, tokenizer.to_json(), f"{end} {separate}"])
-        path = _place(documents.folder, hashlib.sha256(content.encode()).hexdigest()[:32])
+        path = find_place(documents.folder, hashlib.sha256(content.encode()).hexdigest()[:32], _complete)
         if path is not None:
             return _stored(path, dtype, tokenizer, documents, end, separate)
     rows = [row.astype(dtype) for row in _rows(tokenizer, documents, end, separate)]
@@ -85,23 +81,6 @@ def _starts(lengths: Any) -> np.ndarray:
     return np.cumsum(lengths, dtype=np.int64) - np.asarray(lengths, np.int64)
 
 
-def _place(folder: Path | None, name: str) -> Path | None:
-    """Where a row lies or can be written, without suffix; None where no folder lets itself be written."""
-    beside = [] if folder is None else [folder / ".genjax"]
-    places = [*beside, USER_FOLDER.expanduser()]
-    for place in places:
-        if _complete(place / name):
-            return place / name
-    for place in places:
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            (place / f"{name}.lock").touch()
-        except OSError:
-            continue
-        return place / name
-    return None
-
-
 def _complete(path: Path) -> bool:
     return path.with_suffix(".npy").is_file() and path.with_suffix(".ids").is_file()
 
@@ -111,14 +90,7 @@ def _stored(
 ) -> tuple[MappedTokens, np.ndarray]:
     """The row in `path`.ids and the documents' lengths in `path`.npy, which is written last."""
     if not _complete(path):
-        with path.with_suffix(".lock").open("w") as lock:
-            writer = platform.node()
-            try:
-                # Other processes wait for the one that encodes; a killed one lets go.
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            except OSError:
-                # The disk knows no locks: each process encodes, and the last one's file stays.
-                writer = f"{writer}-{os.getpid()}"
+        with only_writer(path) as writer:
             if not _complete(path):
                 try:
                     _write(path, writer, dtype, _rows(tokenizer, documents, end, separate))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,7 +22,10 @@ from typing import Any, Literal
 import numpy as np
 
 from genjax.data.base import Data, DataError
+from genjax.data.documents import Documents, read_utf8
+from genjax.data.token_files import MEMORY_BYTES
 from genjax.data.tokenization import Tokenizer, read_tokenizer, train_tokenizer
+from genjax.data.trained_tokenizers import in_memory, made_once, sampled
 from genjax.data.vocabulary import extended
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -42,6 +44,7 @@ class TokenizedData(Data):
     Attributes:
       tokenizer: characters, bytes, or byte-level bpe or unigram pieces trained on the training split.
       vocabulary: number of pieces of bpe and unigram.
+      tokenizer_sample: characters of the training split that they are trained on at most, spread over all of it.
       tokenizer_file: a tokenizer to use instead, as a run saves it or a checkpoint has it; None takes that of the checkpoint
         that the model starts from, if it does.
       added_tokens: words of the training split that are added to that tokenizer, at most so many; see vocabulary.py.
@@ -49,6 +52,7 @@ class TokenizedData(Data):
 
     tokenizer: Literal["characters", "bytes", "bpe", "unigram"] = "characters"
     vocabulary: int = 1024
+    tokenizer_sample: int = 100_000_000
     tokenizer_file: str | None = None
     added_tokens: int = 0
 
@@ -56,32 +60,42 @@ class TokenizedData(Data):
         super().__post_init__()
         if self.added_tokens < 0:
             raise DataError(f"data.added_tokens={self.added_tokens} must not be negative")
+        if self.tokenizer_sample < 1:
+            raise DataError(f"data.tokenizer_sample={self.tokenizer_sample} must be at least 1")
 
     @abc.abstractmethod
     def documents(self, split: str) -> list[str]:
         """The texts of a split."""
 
-    def each_document(self, split: str) -> Iterable[str]:
+    def corpus(self, split: str) -> Documents:
         """The texts of a split, which need not be in memory all at once."""
-        return self.documents(split)
+        return in_memory(self.documents(split), self.dir)
 
     def make_tokenizer(self) -> Tokenizer:
-        """The tokenizer; characters are those of all splits, trained pieces those of the training split."""
+        """The tokenizer; characters are those of all splits, trained pieces those of the training split.
+
+        Pieces are trained by the first process that asks for them and read by the others (trained_tokenizers.py).
+        """
         return _tokenizer(self)
 
     def save(self, workdir: Path) -> None:
-        """Writes the tokenizer beside the run.
+        """Writes the tokenizer beside the run, if it is not there.
 
         Raises:
           DataError: the run has another one.
         """
         path, content = Path(workdir) / TOKENIZER_FILE, self.make_tokenizer().to_json()
-        if path.is_file() and path.read_text(encoding="utf-8") != content:
+        if not path.is_file():
+            # Whole or not at all, also where the run is killed.
+            temporary = path.with_suffix(".new")
+            temporary.write_text(content, encoding="utf-8")
+            temporary.replace(path)
+        elif path.read_text(encoding="utf-8") != content:
             raise DataError(
                 f"{path} is another tokenizer than that of this text and these flags, so it does not belong to the "
-                "checkpoint; use the text that the run was trained on, or another --workdir"
+                f"checkpoint; use the text that the run was trained on, --data.tokenizer_file={path} for another text, or "
+                "another --workdir"
             )
-        path.write_text(content, encoding="utf-8")
 
     def beside(self, workdir: Path) -> TokenizedData:
         """The same data with the tokenizer of a run, where it has one."""
@@ -166,17 +180,30 @@ def _tokenizer(data: TokenizedData) -> Tokenizer:
     if data.tokenizer_file is not None and not data.added_tokens:
         return read_tokenizer(data.tokenizer_file)
     earlier = None if data.tokenizer_file is None else data.with_tokenizer(data.tokenizer_file)
-    characters = (data.tokenizer if earlier is None else earlier.make_tokenizer().kind) == "characters"
-    splits = ("train", "validation", "test") if characters else ("train",)
-    texts = itertools.chain.from_iterable(map(data.each_document, splits))
-    if earlier is not None:
-        return extended(earlier.make_tokenizer(), list(texts), data.added_tokens, earlier.special_ids())
-    if data.added_tokens:
+    if data.added_tokens and earlier is None:
         raise DataError(
             "data.added_tokens are added to the tokenizer of a checkpoint: start from one by --model.pretrained or "
             "--training.init_from, or name a file by --data.tokenizer_file"
         )
-    return train_tokenizer(data.tokenizer, texts, data.vocabulary)
+    kind = data.tokenizer if earlier is None else earlier.make_tokenizer().kind
+    if kind == "bytes" and earlier is None:
+        return train_tokenizer(kind, [], 0)
+    # A symbol that is left out cannot be encoded, a word can: symbols are looked for everywhere.
+    symbols = kind in ("characters", "smiles")
+    corpora = [data.corpus(split) for split in (("train", "validation", "test") if symbols else ("train",))]
+
+    def make() -> Tokenizer:
+        whole = (text for corpus in corpora for text in corpus)
+        texts = whole if symbols else sampled(corpora, data.tokenizer_sample, f"the tokenizer of {data.name}")
+        if earlier is None:
+            return train_tokenizer(kind, texts, data.vocabulary)
+        return extended(earlier.make_tokenizer(), list(texts), data.added_tokens, earlier.special_ids())
+
+    if symbols and sum(corpus.num_bytes for corpus in corpora) <= MEMORY_BYTES:
+        return make()
+    before = "" if earlier is None else f"{earlier.make_tokenizer().to_json()} {earlier.special_ids()}"
+    settings = [kind, str(data.vocabulary), str(data.tokenizer_sample), str(data.added_tokens), before]
+    return made_once(make, corpora, settings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -296,15 +323,3 @@ def find_file(directory: str | None, names: Sequence[str], what: str) -> Path:
         if (root / name).is_file():
             return root / name
     raise DataError(f"{root} has no file {' or '.join(names)}, which {what} needs")
-
-
-def read_utf8(file: Path) -> str:
-    """The text of a file.
-
-    Raises:
-      DataError: it is not UTF-8.
-    """
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text (byte {error.start}); convert or remove it") from None

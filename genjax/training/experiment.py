@@ -187,6 +187,9 @@ _FREE_FIELDS = (
     "evaluation.",
     "data.dir",
     "data.source_dir",
+    # The tokenizer itself is compared with the one beside the run.
+    "data.tokenizer_file",
+    "data.tokenizer_sample",
     "data.eval_batch_size",
     "data.resident",
     "data.num_workers",

@@ -144,6 +144,11 @@ class _Run:
         if self.primary:
             save_config(workdir, name, engine.experiment, engine.batch_spec)
             engine.experiment.data.save(workdir)
+        if jax.process_count() > 1:
+            # Tokens must mean the same in all processes: the others compare theirs with what the first one saved.
+            multihost_utils.sync_global_devices("saved")
+            if not self.primary:
+                engine.experiment.data.save(workdir)
         self.checkpoints = Checkpoints(
             workdir, self.training.keep_checkpoints, self.training.best_metric, self.training.best_mode
         )
