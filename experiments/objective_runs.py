@@ -49,8 +49,6 @@ _PICTURES = {
     "model.latent_dim": 32,
     "model.network.base_channels": 16,
     "model.network.discriminator_norm": "spectral",
-    "model.generator_optimizer.schedule": "linear",
-    "model.discriminator_optimizer.schedule": "linear",
 }
 #: Spectral norm would undo the clipping of weights and bound a critic whose gradients are bounded already.
 _PICTURES_OF_CRITICS = {"model.network.discriminator_norm": "layer"}
@@ -75,9 +73,8 @@ def experiment_of(
     """The resolved experiment of a method on the named data, trained for so many steps."""
     base, own, rate, weight, centred_weight = SETTINGS[name]
     start = config.find_experiment(base).build()
-    changes = {"model.penalty": "none", "model.num_discriminator_steps": 1, "model.latent_dim": 16}
-    changes |= {f"model.{network}_optimizer.schedule": "constant" for network in ("generator", "discriminator")}
-    changes |= {**own, "model.penalty_every": 1, **METHODS[method]}
+    changes = {"model.penalty": "none", "model.num_discriminator_steps": 1, "model.latent_dim": 16, **own}
+    changes |= {"model.penalty_every": 1, **METHODS[method]}
     if name not in MIXTURES and changes["model.objective"] == "wasserstein":
         changes |= _PICTURES_OF_CRITICS
     changes["model.fresh_examples"] = True
@@ -85,6 +82,7 @@ def experiment_of(
     changes["model.penalty_weight"] = weight if changes["model.penalty"] == "wgan_gp" else centred_weight
     for network in ("generator", "discriminator"):
         changes[f"model.{network}_optimizer.learning_rate"] = learning_rate or rate
+        changes[f"model.{network}_optimizer.schedule"] = "linear"
     changes |= {"model.generator_optimizer.ema_decay": 0.999, "data.name": name, "data.dir": directory}
     changes["training.num_steps"] = num_steps
     return resolve(config.apply_overrides(start, changes))
