@@ -49,6 +49,19 @@ class MixtureOfExperts:
         return min(length, math.ceil(self.capacity_factor * self.num_selected * length / self.num_experts))
 
 
+def refuse_experts(experts: MixtureOfExperts | None) -> None:
+    """For networks whose loss leaves the balance loss out, without which few experts would learn.
+
+    Raises:
+      ValueError: there are experts.
+    """
+    if experts is not None:
+        raise ValueError(
+            "this network is trained without the balance loss that a mixture of experts needs; leave the experts of its "
+            "transformer out, or take a model of text: GPT, GPTForTask, T5, BART"
+        )
+
+
 def choose(probabilities: Array, num_selected: int, mask: Array | None = None) -> tuple[Array, Array]:
     """The experts of each token.
 

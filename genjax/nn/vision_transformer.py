@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.nn.mixture_of_experts import refuse_experts
 from genjax.nn.transformer import Transformer, TransformerStack
 
 Array = jax.Array
@@ -57,4 +58,5 @@ class VisionTransformer(nn.Module):
                 epsilon=config.norm_epsilon, dtype=self.dtype, use_fast_variance=False, name="input_norm"
             )
             tokens = norm(tokens)
+        refuse_experts(config.experts)
         return TransformerStack(config, self.dtype, name="stack")(tokens, dropout_keys=dropout_keys).x

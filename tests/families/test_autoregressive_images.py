@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import command_line
 from genjax.families.autoregressive.gated_pixel_cnn import GatedPixelCNN
 from genjax.families.autoregressive.image_gpt import ImageGPT
 from genjax.families.autoregressive.pixel_cnn import PixelCNN
@@ -16,11 +17,16 @@ from genjax.families.autoregressive.pixel_cnn_pp import PixelCNNPP
 from genjax.families.autoregressive.pixel_rnn import PixelRNN
 from genjax.families.autoregressive.pixel_snail import PixelSNAIL
 from genjax.families.autoregressive.vq_prior import VQPrior
+from genjax.families.diffusion.vq_diffusion import VQDiffusion
+from genjax.families.language.bert import EncoderNetwork
+from genjax.families.language.encoder_tasks import MaskedLanguageModel
 from genjax.families.vae.vq_vae import VQVAE
 from genjax.model import GenerativeModel, HasLogProb, TrainState
 from genjax.nn.distributions import Bernoulli, Categorical
 from genjax.nn.logistic_mixture import DiscretizedLogisticMixture
+from genjax.nn.mixture_of_experts import MixtureOfExperts
 from genjax.nn.transformer import Transformer
+from genjax.nn.vision_transformer import VisionTransformer
 from genjax.training.checkpoints import Checkpoints, warm_start
 
 GREY = {"data_shape": (4, 4, 1), "output_dim": 5}
@@ -200,6 +206,25 @@ def test_class_changes_the_density():
 def test_vectors_are_refused():
     with pytest.raises(ValueError, match="pictures"):
         PixelCNN(data_shape=(4,)).init(jax.random.key(0), {"x": jnp.zeros((2, 4))})
+
+
+def test_experts_are_refused_where_nothing_would_balance_them():
+    transformer = Transformer(num_layers=1, width=8, num_heads=2, positions="none", experts=MixtureOfExperts())
+    with pytest.raises(ValueError, match="balance loss that a mixture of experts needs"):
+        jax.eval_shape(dataclasses.replace(MODELS["gpt"], transformer=transformer).init, jax.random.key(0),
+                       {"x": jnp.zeros((2, 4, 4, 1)), "label": jnp.zeros(2, int)})  # fmt: skip
+    for network in (
+        VisionTransformer(transformer, 2),
+        EncoderNetwork(5, dataclasses.replace(transformer, causal=False), MaskedLanguageModel()),
+    ):
+        with pytest.raises(ValueError, match="balance loss"):
+            jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((2, 4, 4, 1)))
+
+
+def test_the_tools_see_that_a_prior_over_codes_is_conditional():
+    conditional = VQPrior(prior=GatedPixelCNN(class_conditional=True, num_classes=3))
+    assert command_line.takes_labels(conditional)
+    assert not command_line.takes_labels(VQPrior()) and not command_line.takes_labels(VQDiffusion())
 
 
 def test_a_prior_over_codes_learns_alone_and_adds_its_bits(tmp_path):

@@ -17,6 +17,7 @@ from genjax.families.language.gpt import GPT
 from genjax.families.language.gpt_tasks import GPTForTask
 from genjax.model import GenerativeModel
 from genjax.nn.adaptation import LoRA
+from genjax.nn.mixture_of_experts import MixtureOfExperts
 from genjax.nn.transformer import Transformer
 from genjax.optimizers import Adam
 from genjax.training import Evaluation, Experiment, Training, resolve, train
@@ -59,6 +60,22 @@ def test_heads_learn_and_padding_does_not_count(task):
     for name, value in model.evaluate(state, changed, jax.random.key(0)).items():
         np.testing.assert_allclose(value, values[name], atol=1e-5)
     assert len(model.sample(state, jax.random.key(3), 4)) == 4
+
+
+def test_the_loss_of_experts_has_their_balance():
+    experts = MixtureOfExperts(num_experts=2, num_selected=1, balance_weight=1.0)
+    model = dataclasses.replace(MODEL, network=dataclasses.replace(TINY, experts=experts))
+    batch = {"tokens": TOKENS, "mask": MASK, **TARGETS[Classification]}
+    state = jax.jit(model.init)(jax.random.key(1), batch)
+    loss, metrics = jax.jit(model.loss)(state.params, batch, jax.random.key(0))
+    # The router's loss alone is at least 1 where shares and probabilities agree.
+    assert metrics["auxiliary"] > 0.5
+    with_room = dataclasses.replace(experts, balance_weight=0.0, router_z_weight=0.0)
+    plain = dataclasses.replace(model, network=dataclasses.replace(TINY, experts=with_room))
+    np.testing.assert_allclose(
+        loss, jax.jit(plain.loss)(state.params, batch, jax.random.key(0))[0] + metrics["auxiliary"], rtol=1e-5
+    )
+    assert "auxiliary" not in jax.eval_shape(model.predict, state, batch)
 
 
 def test_what_a_causal_network_cannot_learn_is_said():

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from genjax.families.autoregressive.images import ImageModel
 from genjax.model import Array
 from genjax.nn.causal_conv import Mode
+from genjax.nn.mixture_of_experts import refuse_experts
 from genjax.nn.transformer import Transformer, TransformerStack
 
 
@@ -79,4 +80,5 @@ class ImageGPT(ImageModel):
             raise ValueError(
                 "an image transformer needs transformer.causal=true and transformer.positions other than learned"
             )
+        refuse_experts(self.transformer.experts)
         return None, ImageGPTTrunk(self, mode or "full")

@@ -61,6 +61,11 @@ class VQPrior:
         """The VQ-VAE with its codebook among its parameters."""
         return dataclasses.replace(self.vq_vae, codebook="gradient")
 
+    @property
+    def class_conditional(self) -> bool:
+        """Whether the prior, and so the whole, is conditional on classes."""
+        return self.prior.class_conditional
+
     def check_labels(self, label: Array) -> None:
         """Refuses labels outside of the prior's classes; see `AutoregressiveModel.check_labels`."""
         self.prior.check_labels(label)

@@ -26,6 +26,11 @@ class VQDiffusion(VQPrior):
 
     prior: MaskedDiffusion = MaskedDiffusion()
 
+    @property
+    def class_conditional(self) -> bool:
+        """Never, as the codes are not."""
+        return False
+
     def check_labels(self, label: Array) -> None:
         """Refuses labels.
 

@@ -32,6 +32,7 @@ from genjax.families.language.encoder_tasks import (
 from genjax.families.language.pretrained import FromPretrained
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
 from genjax.nn.dropout import fold_in
+from genjax.nn.mixture_of_experts import refuse_experts
 from genjax.nn.tokens import summarize
 from genjax.nn.transformer import TokenEmbedding, Transformer, TransformerStack
 from genjax.optimizers import AdamW, Linear, Optimizer
@@ -75,6 +76,7 @@ class EncoderNetwork(nn.Module):
             norm=True,
             dtype=self.dtype,
         )
+        refuse_experts(config.experts)
         self.stack = TransformerStack(config, self.dtype)
         if self.has_pooler:
             self.pooler = dense(config.width, config, self.dtype)

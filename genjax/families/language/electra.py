@@ -30,6 +30,7 @@ from genjax.families.language.encoder_tasks import (
 )
 from genjax.model import Array, Batch, Metrics
 from genjax.nn.dropout import fold_in
+from genjax.nn.mixture_of_experts import refuse_experts
 from genjax.nn.transformer import ACTIVATIONS, Transformer, TransformerStack
 
 
@@ -104,6 +105,7 @@ class ElectraNetwork(EncoderNetwork):
     def setup(self) -> None:
         super().setup()
         self.generator_input = dense(self.generator_config.width, self.generator_config, self.dtype)
+        refuse_experts(self.generator_config.experts)
         self.generator = TransformerStack(self.generator_config, self.dtype)
         self.detection = dense(self.config.width, self.config, self.dtype)
 

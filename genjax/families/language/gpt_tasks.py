@@ -43,12 +43,15 @@ class CausalTaskNetwork(nn.Module):
         self.heads = Heads(self.task.linear, self.task.masked, self.config, self.dtype)
 
     def __call__(self, batch: Batch, dropout_keys: Array | None = None) -> Outputs:
-        """The task's outputs."""
-        hidden = self.stack(self.embedding(batch["tokens"]), dropout_keys=dropout_keys).x  # [B, T, C]
+        """The task's outputs; in training of experts also their `auxiliary` loss [B]."""
+        out = self.stack(self.embedding(batch["tokens"]), dropout_keys=dropout_keys)
+        hidden = out.x  # [B, T, C]
         # Padding stands at the end, so that no token sees it.
         last = jnp.maximum(token_mask(batch).sum(1) - 1, 0)
         pooled = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-        return self.task.outputs(self.heads, self.embedding, hidden, pooled, batch, dropout_keys)
+        outputs = self.task.outputs(self.heads, self.embedding, hidden, pooled, batch, dropout_keys)
+        learns_experts = self.config.experts is not None and dropout_keys is not None
+        return {**outputs, "auxiliary": out.auxiliary} if learns_experts else outputs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,7 +123,12 @@ class GPTForTask(FromPretrained, FineTuned):
     def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         """The task's loss, mean over examples, and metrics."""
         prepared = self._prepared(batch, key)
-        return self.task.loss(self._outputs(params, prepared, example_keys(key, prepared)), prepared)
+        outputs = self._outputs(params, prepared, example_keys(key, prepared))
+        loss, metrics = self.task.loss(outputs, prepared)
+        if "auxiliary" in outputs:
+            metrics = {**metrics, "auxiliary": outputs["auxiliary"].mean()}
+            loss = loss + metrics["auxiliary"]
+        return loss, metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """The task's measures per example, [B] each."""

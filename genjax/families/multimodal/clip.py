@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, gradient_step
+from genjax.nn.mixture_of_experts import refuse_experts
 from genjax.nn.transformer import TokenEmbedding, Transformer, TransformerStack
 from genjax.nn.vision_transformer import VisionTransformer
 from genjax.optimizers import AdamW, Cosine, Optimizer
@@ -52,6 +53,7 @@ class CLIPNetwork(nn.Module):
             return nn.Dense(self.embedding_dim, use_bias=False, dtype=self.dtype, kernel_init=init)
 
         self.text_embedding = TokenEmbedding(self.vocab_size, self.text, dtype=self.dtype)
+        refuse_experts(self.text.experts)
         self.text_stack = TransformerStack(self.text, self.dtype)
         self.text_projection = projection(self.text)
         self.vision_encoder = VisionTransformer(self.vision, self.patch_size, input_norm=True, dtype=self.dtype)
