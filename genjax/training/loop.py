@@ -303,6 +303,12 @@ class _Run:
         directory = self.workdir / SAMPLES_DIRECTORY
         directory.mkdir(exist_ok=True)
         for name, arrays in pictures:
+            if np.issubdtype(arrays.dtype, np.floating) and not np.isfinite(arrays).all():
+                self.progress.line(
+                    f"step {step}: warning: the {name} are not finite and are not written: the parameters have diverged, or an "
+                    "adaptive solver ran out of steps (model.sampler.num_steps)"
+                )
+                continue
             for path in self.experiment.data.write_samples(arrays, directory / f"{name}_{step:08d}"):
                 self.records.picture(step, name, path)
         if self.draw is not None:
