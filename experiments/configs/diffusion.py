@@ -61,7 +61,7 @@ _POINT_OPTIMIZER = Adam(learning_rate=1e-3, schedule=Cosine(), ema_decay=0.999)
 @register(
     "ddpm_moons",
     source=_DDPM,
-    expected="negative log-likelihood bound on two_moons, nats; samples on the moons",
+    expected="bound of 2.407 nats on two_moons; samples on the moons",
     shrunk={**_SHRUNK_POINTS, "model.bound_terms": 2},
 )
 def ddpm_moons() -> Experiment:
@@ -77,7 +77,7 @@ def ddpm_moons() -> Experiment:
 @register(
     "score_sde_points",
     source="Song et al. 2021, arXiv:2011.13456",
-    expected="exact negative log-likelihood on eight_gaussians by the probability-flow ODE, nats",
+    expected="1.729 nats on eight_gaussians, exact by the probability-flow ODE",
     shrunk={**_SHRUNK_POINTS, "model.likelihood_steps": 2},
 )
 def score_sde_points() -> Experiment:
@@ -100,7 +100,7 @@ def score_sde_points() -> Experiment:
 @register(
     "edm_points",
     source=_EDM,
-    expected="exact negative log-likelihood on swiss_roll by the probability-flow ODE, nats",
+    expected="1.986 nats on swiss_roll, exact by the probability-flow ODE",
     shrunk={**_SHRUNK_POINTS, "model.likelihood_steps": 2},
 )
 def edm_points() -> Experiment:
@@ -123,7 +123,7 @@ def edm_points() -> Experiment:
 @register(
     "flow_matching_points",
     source=_CFM,
-    expected="exact negative log-likelihood on checkerboard by the ODE, nats",
+    expected="2.219 nats on checkerboard, exact by the ODE",
     shrunk={**_SHRUNK_POINTS, "model.likelihood_steps": 2},
 )
 def flow_matching_points() -> Experiment:
@@ -146,7 +146,7 @@ def flow_matching_points() -> Experiment:
 @register(
     "rectified_flow_points",
     source="Liu et al. 2022, arXiv:2209.03003, algorithm 1",
-    expected="the checkerboard in one evaluation of the network; straightness beside the teacher's",
+    expected="the checkerboard in one evaluation of the network; after 1500 steps straightness 0.0004 (teacher 1.059) and 2.250 nats",
     shrunk={
         **_SHRUNK_POINTS,
         "model.likelihood_steps": 2,
@@ -299,6 +299,7 @@ def ddpm_mnist() -> Experiment:
     """Unconditional DDPM with learned variances on 8-bit MNIST, the cosine schedule, sampled by DPM-Solver++.
 
     python -m experiments.train --experiment=ddpm_mnist --data.dir=TFDS_DIRECTORY --workdir=runs/ddpm_mnist
+    python -m experiments.evaluate --workdir=runs/ddpm_mnist --evaluation.num_examples=none
 
     About half an hour on two CPU cores.
     """
@@ -318,7 +319,7 @@ def ddpm_mnist() -> Experiment:
 @register(
     "edm_mnist",
     source=f"{_EDM}; Ho & Salimans 2022, arXiv:2207.12598",
-    expected="100 % of samples at guidance scale 1 recognised as their class, 98.9 % at 0.5",
+    expected="100 % of samples at guidance scale 1 recognised as their class, 98.9 % at 0.5, 91.2 % without",
     shrunk=_SHRUNK_IMAGES,
 )
 def edm_mnist() -> Experiment:
@@ -327,7 +328,8 @@ def edm_mnist() -> Experiment:
     python -m experiments.train --experiment=edm_mnist --data.dir=TFDS_DIRECTORY --workdir=runs/edm_mnist
     python -m experiments.sample --workdir=runs/edm_mnist --model.guidance.scale=2
 
-    About half an hour on two CPU cores.  Without classes, with an early checkpoint as what guides:
+    About a quarter of an hour on two CPU cores.  Without classes, with an early checkpoint as what guides, in half an hour, at 2.7 times
+    the Frechet distance of as many training pictures:
 
         ... --model.condition_on= --model.guidance.scale=0 --training.num_steps=25000 --training.keep_checkpoints=25
         python -m experiments.sample --workdir=... --weak_step=3000 --model.guidance.scale=1
@@ -348,7 +350,7 @@ def flow_matching_mnist() -> Experiment:
 
     python -m experiments.train --experiment=flow_matching_mnist --data.dir=TFDS_DIRECTORY --workdir=runs/flow_matching_mnist
 
-    About half an hour on two CPU cores.
+    About a quarter of an hour on two CPU cores.
     """
     return _mnist(FlowMatching(network=_MNIST_UNET, optimizer=_MNIST_OPTIMIZER), "dequantize_signed")
 
@@ -365,7 +367,7 @@ def super_resolution_mnist() -> Experiment:
     python -m experiments.train --experiment=super_resolution_mnist --data.dir=TFDS_DIRECTORY --workdir=runs/super_resolution
     python -m experiments.sample --workdir=runs/super_resolution --reconstruct
 
-    About half an hour on two CPU cores.
+    About a quarter of an hour on two CPU cores.
     """
     return _mnist(ImageToImage(network=_MNIST_UNET, optimizer=_MNIST_OPTIMIZER))
 
@@ -389,8 +391,8 @@ def inpainting_mnist() -> Experiment:
     python -m experiments.train --experiment=inpainting_mnist --data.dir=TFDS_DIRECTORY --workdir=runs/inpainting
     python -m experiments.sample --workdir=runs/inpainting --reconstruct
 
-    About half an hour on two CPU cores.  `experiments.denoising --tool=inpaint` does it by RePaint, with a model that was not trained
-    for it.
+    About a quarter of an hour on two CPU cores.  `experiments.denoising --tool=inpaint` does it by RePaint, with a model that was not
+    trained for it.
     """
     return _mnist(ImageToImage(degradation="hole", network=_MNIST_UNET, optimizer=_MNIST_OPTIMIZER))
 
