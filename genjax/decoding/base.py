@@ -34,6 +34,8 @@ class Decoder(NamedTuple):
       rewind: (memory, length [B]) -> the memory as it was after so many tokens; None where it cannot go back.
       grow: (memory, length) -> the same memory with place for so many tokens; None where its size does not depend on them.
       max_length: the most tokens that a memory can have place for, or None.
+      weight_bytes: size of the parameters that every step reads; None where rows cannot be continued in parts, one after the
+        other, because the decoder knows of all of them.
     """
 
     init: Callable[[int, int, bool], PyTree]
@@ -41,6 +43,7 @@ class Decoder(NamedTuple):
     rewind: Callable[[PyTree, Array], PyTree] | None = None
     grow: Callable[[PyTree, int], PyTree] | None = None
     max_length: int | None = None
+    weight_bytes: int | None = None
 
 
 class Generation(NamedTuple):
@@ -81,7 +84,7 @@ def prefill(
     if size > capacity:
         raise ValueError(f"the prompt has {size} tokens, and the context only {capacity}")
     if lengths is not None:
-        _check_lengths(lengths, batch, size)
+        check_lengths(lengths, batch, size)
     memory = decoder.init(batch, capacity, ragged or lengths is not None)
     if lengths is None:
         step = decoder.extend(memory, prompts)
@@ -94,10 +97,10 @@ def prefill(
     return jnp.take_along_axis(step.logits, last[:, None, None], axis=1)[:, 0], memory, step.hidden
 
 
-def _check_lengths(lengths: Array, batch: int, size: int) -> None:
+def check_lengths(lengths: Array, batch: int, size: int) -> None:
+    """Raises ValueError if these are no lengths of prompts [B, P], where values are known."""
     if lengths.shape != (batch,):
         raise ValueError(f"lengths of {batch} prompts have the shape ({batch},), and not {lengths.shape}")
-    # Where a function is traced, the values are not known.
     if not isinstance(lengths, jax.core.Tracer):
         bad = [int(length) for length in np.asarray(lengths) if not 1 <= length <= size]
         if bad:
@@ -118,6 +121,11 @@ def _prefill_by_token(decoder: Decoder, prompts: Array, lengths: Array, memory: 
     start = (jnp.zeros(shape.shape, shape.dtype), memory)
     (logits, memory), _ = jax.lax.scan(read, start, (jnp.arange(prompts.shape[1]), prompts.T))
     return logits, memory, None
+
+
+def num_bytes(tree: PyTree) -> int:
+    """Size of all arrays of a tree, or of their shapes."""
+    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
 def where_rows(condition: Array, yes: PyTree, no: PyTree) -> PyTree:

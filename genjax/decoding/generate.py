@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from genjax.decoding.base import Decoder, Generation, prefill
+from genjax.decoding.base import Decoder, Generation, check_lengths, num_bytes, prefill
 from genjax.decoding.constraint import Automaton
 from genjax.decoding.sampling import FORBIDDEN, PLAIN, Sampling
 from genjax.decoding.watermark import Watermark
 
 Array = jax.Array
+PyTree = Any
 
 #: A memory of so many bytes grows in so many stages while it fills, where so many tokens are generated.
 LARGE_MEMORY, NUM_STAGES, FEWEST_TOKENS = 2**23, 6, 32
+#: On a CPU rows are continued in parts whose memory takes so many bytes with the parameters, of so many rows or more.
+PROCESSOR_CACHE, FEWEST_ROWS = 13 * 2**20, 16
 
 
 class ChoiceState(NamedTuple):
@@ -124,6 +127,8 @@ def generate(
 ) -> Generation:
     """Continues prompts in one compiled program: a loop, or a few with memories of growing size one after the other.
 
+    On a CPU it may take the rows in parts.  Draws do not depend on that, as each row has a key of its own.
+
     Args:
       decoder: the model.
       key: random key.
@@ -140,14 +145,28 @@ def generate(
         another vocabulary.
     """
     _check(max_new_tokens, constraint)
-    batch, size = prompts.shape
+    if lengths is not None:
+        check_lengths(lengths, *prompts.shape)
     prompts = prompts.astype(jnp.int32)
+    choice = Choice(sampling, end_token, constraint, watermark)
+    rows = (row_keys(key, prompts.shape[0]), prompts, lengths)
+    parts = _num_parts(decoder, prompts, max_new_tokens, lengths is not None)
+    if parts == 1:
+        return _generate(decoder, choice, max_new_tokens, *rows)
+    return _in_parts(lambda part: _generate(decoder, choice, max_new_tokens, *part), rows, parts)
+
+
+def _generate(
+    decoder: Decoder, choice: Choice, max_new_tokens: int, keys: Array, prompts: Array, lengths: Array | None
+) -> Generation:
+    """`generate` with a key for each row [B], all rows at once."""
+    batch, size = prompts.shape
     stages = _stages(decoder, batch, size, max_new_tokens, lengths is not None)
     logits, memory, _ = prefill(decoder, prompts, lengths, stages[0])
-    choice = Choice(sampling, end_token, constraint, watermark)
-    keys = row_keys(key, batch)
     past = choice.init(prompts, lengths, logits.shape[-1], max_new_tokens)
-    token, log_prob, past = choice(_keys_of_step(keys, 0), logits, past)
+    # All at once: in the loop each step would pay for the start of a dozen small computations.
+    step_keys = jax.vmap(_keys_of_step, in_axes=(None, 0))(keys, jnp.arange(max_new_tokens))  # [N, B]
+    token, log_prob, past = choice(step_keys[0], logits, past)
     # Step first: a row of each is then written in place.
     tokens = jnp.full((max_new_tokens, batch), choice.fill, jnp.int32).at[0].set(token)
     log_probs = jnp.zeros((max_new_tokens, batch)).at[0].set(log_prob)
@@ -159,7 +178,7 @@ def generate(
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         step, memory, past, tokens, log_probs = carry
         out = decoder.extend(memory, past.previous[:, None])
-        token, log_prob, past = choice(_keys_of_step(keys, step), out.logits[:, 0], past)
+        token, log_prob, past = choice(step_keys[step], out.logits[:, 0], past)
         return step + 1, out.memory, past, tokens.at[step].set(token), log_probs.at[step].set(log_prob)
 
     step = jnp.asarray(1)
@@ -178,6 +197,42 @@ def _check(max_new_tokens: int, constraint: Automaton | None) -> None:
         constraint.check(max_new_tokens)
 
 
+def _num_parts(decoder: Decoder, prompts: Array, max_new_tokens: int, ragged: bool) -> int:
+    """Parts of the rows, continued one after the other, so that a processor's cache keeps the memory of one between steps.
+
+    One where a part would still not fit, as then each of them only reads the parameters once more.
+    """
+    if jax.default_backend() != "cpu" or decoder.weight_bytes is None or max_new_tokens < FEWEST_TOKENS:
+        return 1
+    batch, size = prompts.shape
+    # The rows may be divided among all devices.
+    room, fewest = (each * jax.device_count() for each in (PROCESSOR_CACHE - decoder.weight_bytes, FEWEST_ROWS))
+    parts = -(-_memory_bytes(decoder, batch, size + max_new_tokens - 1, ragged) // room) if room > 0 else batch
+    return parts if parts * fewest <= batch else 1
+
+
+def _in_parts(continue_part: Callable[[PyTree], Generation], rows: PyTree, parts: int) -> Generation:
+    """Applies a function to parts of trees of rows [B, ...], one after the other, and puts the rows together again.
+
+    Row i is in part i mod `parts`, so that each part has rows of every device that the rows are divided among.
+    """
+    batch = jax.tree.leaves(rows)[0].shape[0]
+    size = -(-batch // parts)
+
+    def divide(a: Array) -> Array:
+        # The last part is filled up with rows that are there twice.
+        index = jnp.minimum(jnp.arange(size * parts), batch - 1)
+        a = a if size * parts == batch else a[index]
+        return a.reshape(size, parts, *a.shape[1:]).swapaxes(0, 1)
+
+    out = jax.lax.map(continue_part, jax.tree.map(divide, rows))
+    return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(size * parts, *a.shape[2:])[:batch], out)
+
+
+def _memory_bytes(decoder: Decoder, batch: int, capacity: int, ragged: bool) -> int:
+    return num_bytes(jax.eval_shape(lambda: decoder.init(batch, capacity, ragged)))
+
+
 def _stages(decoder: Decoder, batch: int, size: int, max_new_tokens: int, ragged: bool) -> tuple[int, ...]:
     """Places that the memory has in each of the loops that follow one another; the last takes all that is to come.
 
@@ -187,9 +242,7 @@ def _stages(decoder: Decoder, batch: int, size: int, max_new_tokens: int, ragged
     capacity = size + max_new_tokens - 1
     if decoder.grow is None or 2 * size > capacity or max_new_tokens < FEWEST_TOKENS:
         return (capacity,)
-    memory = jax.eval_shape(lambda: decoder.init(batch, capacity, ragged))
-    num_bytes = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(memory))
-    if num_bytes < LARGE_MEMORY:
+    if _memory_bytes(decoder, batch, capacity, ragged) < LARGE_MEMORY:
         return (capacity,)
     return tuple(size + -(-(max_new_tokens - 1) * i // NUM_STAGES) for i in range(1, NUM_STAGES + 1))
 

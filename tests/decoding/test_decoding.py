@@ -196,6 +196,46 @@ def test_a_memory_that_grows_in_stages_changes_nothing(monkeypatch):
     assert sizes == [9, 11]
 
 
+def test_rows_in_parts_are_continued_as_together(monkeypatch):
+    module = importlib.import_module("genjax.decoding.generate")
+    prompts, lengths = jnp.arange(24).reshape(8, 3) % V, jnp.array([3, 1, 2, 3, 3, 2, 1, 1])
+    run = lambda lengths: decoding.generate(TARGET, jax.random.key(2), prompts, 5, lengths=lengths, end_token=4)  # noqa: E731
+    together = jax.jit(run)(lengths)
+    monkeypatch.setattr(module, "_num_parts", lambda *sizes: 3)
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(lambda lengths: run(lengths))(lengths), together)
+    with pytest.raises(ValueError, match="must have between 1 and 3 tokens"):
+        run(lengths.at[7].set(4))
+
+
+def test_each_device_takes_its_own_rows_in_parts(monkeypatch):
+    module = importlib.import_module("genjax.decoding.generate")
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    prompts = jnp.arange(48).reshape(16, 3) % V
+    run = lambda prompts: decoding.generate(TARGET, jax.random.key(2), prompts, 5)  # noqa: E731
+    together = jax.jit(run)(prompts)
+    monkeypatch.setattr(module, "_num_parts", lambda *sizes: 2)
+    program = jax.jit(lambda prompts: run(prompts)).lower(jax.device_put(prompts, rows)).compile()
+    jax.tree.map(np.testing.assert_array_equal, program(jax.device_put(prompts, rows)), together)
+    assert not any(name in program.as_text() for name in ("all-gather", "all-to-all", "collective-permute"))
+
+
+def test_rows_are_divided_where_a_part_and_the_parameters_fit_a_cache():
+    module = importlib.import_module("genjax.decoding.generate")
+    size = module.PROCESSOR_CACHE * jax.device_count()
+    prompts = jnp.zeros((64 * jax.device_count(), 3), jnp.int32)
+
+    def parts(memory, weights, prompts=prompts, new=64):
+        init = lambda batch, length, ragged: jax.ShapeDtypeStruct((memory * batch // len(prompts),), jnp.int8)  # noqa: E731
+        return module._num_parts(Decoder(init, None, weight_bytes=weights), prompts, new, False)
+
+    assert parts(size, 0) == 1 and parts(size + 2**10, 0) == 2 and parts(4 * size, 0) == 4
+    assert parts(size, module.PROCESSOR_CACHE // 2) == 2
+    # Parts of fewer rows would not fit, parameters alone do not, or nothing is known of them.
+    assert parts(5 * size, 0) == parts(size, module.PROCESSOR_CACHE) == parts(4 * size, None) == 1
+    assert parts(4 * size, 0, new=8) == 1
+
+
 def test_a_stream_yields_what_the_loop_generates():
     for sampling in (Sampling(), Sampling(repetition_penalty=2.0)):
         whole = decoding.generate(TARGET, jax.random.key(7), PROMPT, 6, sampling=sampling, end_token=4)

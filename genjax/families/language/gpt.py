@@ -252,6 +252,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
             rewind=lambda cache, length: cache.replace(length=length),
             grow=lambda cache, length: cache.grow(length),
             max_length=self._max_length,
+            weight_bytes=decoding.num_bytes(params),
         )
 
 
