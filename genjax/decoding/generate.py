@@ -21,6 +21,8 @@ PyTree = Any
 LARGE_MEMORY, NUM_STAGES, FEWEST_TOKENS = 2**23, 6, 32
 #: On a CPU rows are continued in parts whose memory takes so many bytes with the parameters, of so many rows or more.
 PROCESSOR_CACHE, FEWEST_ROWS = 13 * 2**20, 16
+#: Noise of all steps up to so many bytes is made before the first.
+NOISE_IN_ADVANCE = 2**20
 
 
 class ChoiceState(NamedTuple):
@@ -79,15 +81,18 @@ class Choice(NamedTuple):
             return jnp.zeros(left.shape, bool)
         return ~self.constraint.may_go_on(state, left)
 
-    def __call__(self, keys: Array, logits: Array, past: ChoiceState) -> tuple[Array, Array, ChoiceState]:
-        """Chooses from logits [B, V]; returns tokens [B], their log-probabilities [B], and the state after them."""
+    def __call__(self, noise: Array | None, logits: Array, past: ChoiceState) -> tuple[Array, Array, ChoiceState]:
+        """Chooses from logits [B, V]; returns tokens [B], their log-probabilities [B], and the state after them.
+
+        `noise` is that of `Sampling.noise`.
+        """
         logits = logits.astype(jnp.float32)
         if self.constraint is not None:
             logits = jnp.where(self.constraint.allowed(past.state, self.end_token, past.left), logits, FORBIDDEN)
         if self.watermark is not None:
             logits = self.watermark.shift(logits, past.previous)
         filtered = self.sampling.filter(logits, past.seen)
-        token = self.sampling.draw(keys, filtered)
+        token = self.sampling.draw(noise, filtered)
         log_prob = jnp.take_along_axis(jax.nn.log_softmax(filtered, axis=-1), token[:, None], axis=1)[:, 0]
         seen, state, ended = past.seen, past.state, past.ended
         left = past.left - ~ended
@@ -164,9 +169,8 @@ def _generate(
     stages = _stages(decoder, batch, size, max_new_tokens, lengths is not None)
     logits, memory, _ = prefill(decoder, prompts, lengths, stages[0])
     past = choice.init(prompts, lengths, logits.shape[-1], max_new_tokens)
-    # All at once: in the loop each step would pay for the start of a dozen small computations.
-    step_keys = jax.vmap(_keys_of_step, in_axes=(None, 0))(keys, jnp.arange(max_new_tokens))  # [N, B]
-    token, log_prob, past = choice(step_keys[0], logits, past)
+    noise_of_step = _noise(choice.sampling, keys, max_new_tokens, logits.shape[-1])
+    token, log_prob, past = choice(noise_of_step(0), logits, past)
     # Step first: a row of each is then written in place.
     tokens = jnp.full((max_new_tokens, batch), choice.fill, jnp.int32).at[0].set(token)
     log_probs = jnp.zeros((max_new_tokens, batch)).at[0].set(log_prob)
@@ -178,7 +182,7 @@ def _generate(
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         step, memory, past, tokens, log_probs = carry
         out = decoder.extend(memory, past.previous[:, None])
-        token, log_prob, past = choice(step_keys[step], out.logits[:, 0], past)
+        token, log_prob, past = choice(noise_of_step(step), out.logits[:, 0], past)
         return step + 1, out.memory, past, tokens.at[step].set(token), log_probs.at[step].set(log_prob)
 
     step = jnp.asarray(1)
@@ -188,6 +192,15 @@ def _generate(
         carry = (step, memory, past, tokens, log_probs)
         step, memory, past, tokens, log_probs = jax.lax.while_loop(functools.partial(going_on, places), body, carry)
     return Generation(tokens.T, max_new_tokens - past.left, log_probs.T)
+
+
+def _noise(sampling: Sampling, keys: Array, num_steps: int, vocab_size: int) -> Callable[[Array | int], Array | None]:
+    """The noise of each step by its number; made in advance where it is small: cheaper than in the loop."""
+    of_step = lambda step: sampling.noise(_keys_of_step(keys, step), vocab_size)  # noqa: E731
+    if sampling.temperature == 0.0 or 4 * num_steps * keys.shape[0] * vocab_size > NOISE_IN_ADVANCE:
+        return of_step
+    noise = jax.vmap(of_step)(jnp.arange(num_steps))  # [N, B, V]
+    return lambda step: noise[step]
 
 
 def _check(max_new_tokens: int, constraint: Automaton | None) -> None:
@@ -263,7 +276,8 @@ def _stream_step(extend, memory, logits, keys, step, past, constraint, *, sampli
         out = extend(memory, past.previous[:, None])
         logits, memory = out.logits[:, 0], out.memory
     choice = Choice(sampling, end_token, constraint, watermark)
-    token, _, past = choice(_keys_of_step(keys, step), logits, past)
+    noise = sampling.noise(_keys_of_step(keys, step), logits.shape[-1])
+    token, _, past = choice(noise, logits, past)
     return token, memory, past
 
 

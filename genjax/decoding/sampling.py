@@ -84,11 +84,15 @@ class Sampling:
             logits = jnp.where(_most_typical(logits, self.typical_p), logits, FORBIDDEN)
         return logits
 
-    def draw(self, keys: Array, logits: Array) -> Array:
-        """Draws from filtered logits [B, V] with one key a row, [B] int32."""
+    def noise(self, keys: Array, vocab_size: int) -> Array | None:
+        """What `draw` needs for one key a row [B]: Gumbel noise [B, V]; None where nothing is drawn."""
         if self.temperature == 0.0:
-            return logits.argmax(-1).astype(jnp.int32)
-        return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+            return None
+        return jax.vmap(lambda key: jax.random.gumbel(key, (vocab_size,)))(keys)
+
+    def draw(self, noise: Array | None, logits: Array) -> Array:
+        """Draws from filtered logits [B, V], [B] int32: the largest sum of logit and noise (Gumbel 1954)."""
+        return (logits if noise is None else logits + noise).argmax(-1).astype(jnp.int32)
 
 
 #: Every token with its own probability.
