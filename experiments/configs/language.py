@@ -42,7 +42,7 @@ def _adam(learning_rate: float, warmup_steps: int, final_scale: float = 0.1, wei
 @register(
     "gpt_text",
     source="GPT-2 (Radford et al. 2019) and Llama (Touvron et al. 2023) blocks, on the help texts that Python carries",
-    expected="test about 2 bits per character; see BUILD_NOTES.md",
+    expected="aim: test about 2 bits per character; not run with its 2000 steps",
     shrunk=_SHRUNK,
 )
 def gpt_text() -> Experiment:
@@ -79,7 +79,7 @@ def _shakespeare(model: GPT, sequence_length: int, batch_size: int, num_steps: i
 @register(
     "gpt_shakespeare",
     source="nanoGPT's train_shakespeare_char (github.com/karpathy/nanoGPT): 6 layers, 6 heads, 384 wide, context 256",
-    expected="validation <= 1.4697 nats per character, nanoGPT's split (its best figure), on a GPU",
+    expected="aim: validation <= 1.4697 nats per character, nanoGPT's split (its best figure), on a GPU; not run to its end",
     shrunk=_SHRUNK,
 )
 def gpt_shakespeare() -> Experiment:
@@ -104,7 +104,7 @@ def gpt_shakespeare() -> Experiment:
 @register(
     "gpt_shakespeare_small",
     source="nanoGPT's CPU setting has 4 layers, 128 wide, context 64, batch 12, 2000 steps, and reaches 1.88",
-    expected="validation 1.496 nats per character in six minutes on two CPU cores, nanoGPT's split",
+    expected="validation 1.496 nats per character, nanoGPT's split",
     shrunk=_SHRUNK,
 )
 def gpt_shakespeare_small() -> Experiment:
@@ -112,7 +112,7 @@ def gpt_shakespeare_small() -> Experiment:
 
     python -m experiments.train --experiment=gpt_shakespeare_small --data.dir=TFDS_DIRECTORY --workdir=runs/gpt_small
 
-    About six minutes on two CPU cores.
+    About ten minutes of CPU, five of two cores.
     """
     network = llama_network(4, 128, 4, max_length=256, dropout=0.0)
     return _shakespeare(GPT(network=network, optimizer=_adam(3e-3, 100)), 128, 32, 2000)
@@ -121,7 +121,7 @@ def gpt_shakespeare_small() -> Experiment:
 @register(
     "gpt_molecules",
     source="a GPT beside the CharRNN of MOSES (Polykovskiy et al. 2020, arXiv:1811.12823)",
-    expected="validity >= 0.95 and unique@10k >= 0.999 of 30000 samples, on a GPU in ten minutes",
+    expected="aim: validity >= 0.95 and unique@10k >= 0.999 of 30000 samples, on a GPU; a short run in BUILD_NOTES.md",
     shrunk=_SHRUNK_MOLECULES,
 )
 def gpt_molecules() -> Experiment:
@@ -207,7 +207,7 @@ def llama_7b() -> Experiment:
 @register(
     "gpt_chorales",
     source="RNN-NADE (Boulanger-Lewandowski et al. 2012, arXiv:1206.6392) has 5.56 nats a frame; here a GPT of note events",
-    expected="test 5.43 nats per frame at step 750, all frames, transposed training pieces",
+    expected="test 5.43 nats per frame at step 750 of --training.num_steps=1500, all frames, transposed training pieces",
     shrunk={"model.network.num_layers": 1, "model.network.width": 8, "model.network.num_heads": 2,
             "model.network.max_length": 128, "data.name": "chords", "data.crop": 16, "data.batch_size": 16,
             "evaluation.num_examples": 16},
@@ -217,7 +217,7 @@ def gpt_chorales() -> Experiment:
 
     python -m experiments.train --experiment=gpt_chorales --data.dir=FOLDER --workdir=runs/gpt_chorales
 
-    About ten minutes on two CPU cores.  Samples are written as pictures, MIDI and WAV files.
+    About a quarter of an hour of CPU.  Samples are written as pictures, MIDI and WAV files.
     """
     network = llama_network(4, 128, 4, max_length=1024, dropout=0.2, mlp_dropout=0.2)
     return Experiment(
@@ -246,7 +246,7 @@ def gpt_sentiment() -> Experiment:
 
     python -m experiments.train --experiment=gpt_sentiment --workdir=runs/gpt_sentiment
 
-    About two minutes on two CPU cores.  From a GPT that was trained on text, with the same tokenizer and network:
+    Under a minute on one CPU core.  From a GPT that was trained on text, with the same tokenizer and network:
     --training.init_from=RUN --training.init_prefix=embedding,stack, with --model.lora=lo_ra for low-rank updates alone.
     """
     optimizer = AdamW(learning_rate=1e-3, weight_decay=0.01, clip_norm=1.0, schedule=Linear(warmup_steps=50))
