@@ -93,8 +93,8 @@ class TokenizedData(Data):
         elif path.read_text(encoding="utf-8") != content:
             raise DataError(
                 f"{path} is another tokenizer than that of this text and these flags, so it does not belong to the "
-                f"checkpoint; use the text that the run was trained on, --data.tokenizer_file={path} for another text, or "
-                "another --workdir"
+                f"checkpoint; use the text that the run was trained on, --data.tokenizer_file={path} to keep its tokenizer, "
+                "or another --workdir"
             )
 
     def beside(self, workdir: Path) -> TokenizedData:

@@ -122,6 +122,6 @@ def test_a_run_whose_tokenizer_cannot_be_trained_again_goes_on_with_its_file(tmp
     data.save(tmp_path)
     monkeypatch.setattr(shared_files, "USER_FOLDER", tmp_path / "another")
     tokenized._tokenizer.cache_clear()
-    with pytest.raises(DataError, match=r"--data.tokenizer_file=.*/tokenizer.json for another text"):
+    with pytest.raises(DataError, match=r"--data.tokenizer_file=.*/tokenizer.json to keep its tokenizer"):
         data.save(tmp_path)
     data.with_tokenizer(tmp_path / "tokenizer.json").save(tmp_path)
