@@ -2,9 +2,12 @@
 
 import os
 
-# Before jax is imported: the backend reads these once.
+from xla_flags import UNOPTIMIZED
+
+# Before jax is imported: the backend reads these once.  What XLA_FLAGS already holds has the last word.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{UNOPTIMIZED} {os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "/tmp/genjax_test_cache")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
@@ -12,7 +15,6 @@ import pytest
 
 jax.config.update("jax_debug_nans", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", "/tmp/genjax_test_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

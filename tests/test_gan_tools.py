@@ -112,8 +112,8 @@ def outcomes(folder):
         "few samples": ["quality", dcgan, "--num_samples=40", "--num_data=100", "--metrics=frechet"],
     }
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "HOME": str(folder), "JAX_PLATFORMS": "cpu"}
-    environment |= {"XLA_FLAGS": "", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    environment.setdefault("JAX_COMPILATION_CACHE_DIR", "/tmp/genjax_test_cache")
+    environment |= {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"}
+    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     program = "import json, sys, test_gan_tools as t; print(json.dumps(t.call_all(json.load(sys.stdin))))"
     ended = subprocess.run(
         [sys.executable, "-c", program],

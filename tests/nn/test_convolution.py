@@ -38,7 +38,7 @@ def test_upsample_is_the_transpose_of_downsample():
     kernel = jax.random.normal(keys[2], (4, 4, 2, 5))
     down = (convolution.downsample(x, kernel, True) * y).sum()
     up = (convolution.upsample(y, kernel.swapaxes(2, 3), True) * x).sum()
-    np.testing.assert_allclose(down, up, rtol=1e-5)
+    np.testing.assert_allclose(down, up, atol=1e-4)
 
 
 @pytest.mark.parametrize("matrix_products", [True, False])
