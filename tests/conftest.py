@@ -2,7 +2,7 @@
 
 import os
 
-from xla_flags import UNOPTIMIZED
+from tests.xla_flags import UNOPTIMIZED
 
 # Before jax is imported: the backend reads these once.  What XLA_FLAGS already holds has the last word.
 os.environ["JAX_PLATFORMS"] = "cpu"
