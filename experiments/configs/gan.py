@@ -122,8 +122,8 @@ def dcgan_mnist() -> Experiment:
     python -m experiments.train --experiment=dcgan_mnist --data.dir=DIRECTORY --workdir=runs/dcgan_mnist
     python -m experiments.quality --workdir=runs/dcgan_mnist --features=runs/feature_net_mnist
 
-    A quarter of an hour on two CPU cores.  Rates five times the paper's that fall to 0 suit so short a run; the class is what matters most:
-    without it, and with half the channels, the same steps end at a distance of 45.
+    A quarter of an hour on two CPU cores.  Rates five times the paper's that fall to 0 suit so short a run; the class is what
+    matters most: without it, and with half the channels, the same steps end at a distance of 45.
     """
     adam = Adam(learning_rate=1e-3, b1=0.5, schedule=Linear())
     model = _dcgan(
