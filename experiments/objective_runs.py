@@ -50,14 +50,18 @@ _PICTURES = {
     "model.network.base_channels": 16,
     "model.network.discriminator_norm": "spectral",
 }
-#: Spectral norm would undo the clipping of weights and bound a critic whose gradients are bounded already.
-_PICTURES_OF_CRITICS = {"model.network.discriminator_norm": "layer"}
+#: Spectral norm would undo the clipping of weights and bound a critic whose gradients are bounded already; and in so few
+#: steps updates of the generator are worth more than further ones of the critic.
+_PICTURES_OF_CRITICS = {
+    "wasserstein_clipped": {"model.network.discriminator_norm": "batch", "model.clip_weights": 0.03},
+    "wasserstein_gp": {"model.network.discriminator_norm": "layer"},
+}
 #: Of each data set the experiment that it starts from, changes of it, learning rate, and weights of wgan_gp, R1 and R2.
 SETTINGS: dict[str, tuple[str, dict[str, Any], float, float, float]] = {
     "eight_gaussians": ("wgan_gp_eight_gaussians", {}, 1e-3, 0.1, 0.1),
     "grid_gaussians": ("wgan_gp_eight_gaussians", {}, 1e-3, 0.1, 0.01),
     "digits": ("dcgan_digits", {**_PICTURES, "model.network.base_channels": 32}, 1e-3, 10.0, 0.1),
-    "mnist": ("dcgan_mnist", _PICTURES, 5e-4, 10.0, 0.1),
+    "mnist": ("dcgan_mnist", _PICTURES, 1e-3, 10.0, 0.1),
 }
 
 
@@ -75,8 +79,8 @@ def experiment_of(
     start = config.find_experiment(base).build()
     changes = {"model.penalty": "none", "model.num_discriminator_steps": 1, "model.latent_dim": 16, **own}
     changes |= {"model.penalty_every": 1, **METHODS[method]}
-    if name not in MIXTURES and changes["model.objective"] == "wasserstein":
-        changes |= _PICTURES_OF_CRITICS
+    if name not in MIXTURES and method in _PICTURES_OF_CRITICS:
+        changes |= {"model.num_discriminator_steps": 2, **_PICTURES_OF_CRITICS[method]}
     changes["model.fresh_examples"] = True
     changes["data.batch_size"] = examples_of_update(start) * changes["model.num_discriminator_steps"]
     changes["model.penalty_weight"] = weight if changes["model.penalty"] == "wgan_gp" else centred_weight

@@ -6,14 +6,14 @@
         --num_steps=4000 --workdir=runs/objectives
 
 The mixtures take the perceptrons of the experiment wgan_gp_eight_gaussians, the same for all methods; the pictures DCGAN
-with spectral norm in the discriminator, but layer norm in the two critics of Wasserstein's distance.  --num_steps is for the
-method that costs least; another takes as many steps as need the same number of floating-point operations, counted by XLA in
-one update of each network.  Rates fall to 0 over a method's steps, and samples are drawn from the generator's moving average.
-Of a mixture the table has the modes covered and the share of samples within three standard deviations of one; of pictures the
-Frechet distance to the test split in the features of --features, recall, the number of classes among the samples and the
-share of the largest: mean and standard deviation over the seeds, below the same figures of the data themselves (of pictures
-also those of one half of the test split against the other).  A method that --workdir holds with the same settings is not
-trained again.
+with spectral norm in the discriminator, but batch norm in the clipped critic, layer norm in the one with a gradient penalty,
+and two updates of these a step, where those of mixtures have five.  --num_steps is for the method that costs least; another
+takes as many steps as need the same number of floating-point operations, counted by XLA in one update of each network.
+Rates fall to 0 over a method's steps, and samples are drawn from the generator's moving average.  Of a mixture the table has
+the modes covered and the share of samples within three standard deviations of one; of pictures the Frechet distance to the
+test split in the features of --features, recall, the number of classes among the samples and the share of the largest: mean
+and standard deviation over the seeds, below the same figures of the data themselves (of pictures also those of one half of
+the test split against the other).  A method that --workdir holds with the same settings is not trained again.
 """
 
 from __future__ import annotations

@@ -38,7 +38,11 @@ def test_seeds_side_by_side_are_those_of_each_alone():
 
 def test_every_update_of_a_critic_sees_fresh_examples():
     config.import_experiments()
-    for method, name, count in (("wasserstein_gp", "digits", 5 * 64), ("non_saturating_r1", "eight_gaussians", 256)):
+    for method, name, count in (
+        ("wasserstein_gp", "digits", 2 * 64),
+        ("wasserstein_gp", "grid_gaussians", 5 * 256),
+        ("non_saturating_r1", "eight_gaussians", 256),
+    ):
         experiment = objective_runs.experiment_of(method, name, None, None)
         assert experiment.model.fresh_examples and experiment.data.batch_size == count
 
