@@ -53,7 +53,8 @@ def minus_log_sigmoid(scores):
 
 def test_a_step_of_a_vae_gan_descends_its_three_losses_in_turn():
     names = ("encoder", "decoder", "discriminator")
-    model = VAEGAN(data_shape=(3,), latent_dim=2, network=NETWORK, num_features=4, feature_weight=2.0)
+    weights = {"kl_weight": 0.3, "feature_weight": 2.0, "penalty_weight": 0.4}
+    model = VAEGAN(data_shape=(3,), latent_dim=2, network=NETWORK, num_features=4, **weights)
     optimizers = {f"{name}_optimizer": SGD(learning_rate=0.1 * (i + 1)) for i, name in enumerate(names)}
     model = dataclasses.replace(model, **optimizers)
     state, x, key = model.init(jax.random.key(1), BATCH), BATCH["x"], jax.random.key(2)
@@ -74,7 +75,7 @@ def test_a_step_of_a_vae_gan_descends_its_three_losses_in_turn():
             posterior, again, _ = pictures(encoder, decoder)
             variance = jnp.exp(2 * posterior.log_scale)
             kl = 0.5 * (variance + posterior.mean**2 - 1.0 - jnp.log(variance)).sum(-1).mean()
-            return kl + error(again)
+            return 0.3 * kl + error(again)
 
         encoder = descended(encoder, encoder_loss, 0.1)
 
@@ -88,7 +89,9 @@ def test_a_step_of_a_vae_gan_descends_its_three_losses_in_turn():
         def discriminator_loss(discriminator):
             _, again, drawn = pictures(encoder, decoder)
             real, *fake = (model.discriminate(discriminator, y)[1] for y in (x, again, drawn))
-            return minus_log_sigmoid(real) + minus_log_sigmoid(-fake[0]) + minus_log_sigmoid(-fake[1])
+            slope = jax.vmap(jax.grad(lambda y: model.discriminate(discriminator, y[None])[1][0]))(x)
+            penalty = 0.5 * 0.4 * (slope**2).sum(-1).mean()
+            return minus_log_sigmoid(real) + minus_log_sigmoid(-fake[0]) + minus_log_sigmoid(-fake[1]) + penalty
 
         return encoder, decoder, descended(discriminator, discriminator_loss, 0.3)
 
