@@ -9,7 +9,6 @@ RUN := $(VENV)/bin/python
 CONSTRAINTS := $(wildcard constraints/python$(VERSION).txt)
 INSTALL := $(RUN) -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) --editable
 DEMO ?= runs/vae_digits
-PYTEST := -q --numprocesses=2 --dist=worksteal
 EXTRAS ?= test
 
 .PHONY: demo test lint clean
@@ -28,7 +27,7 @@ demo: $(VENV)/installed
 	@echo "             python -m experiments.train --experiment=vae_digits --model.latent_dim=2 --workdir=runs/two_latents"
 
 test: $(VENV)/installed-$(EXTRAS)
-	$(RUN) -m pytest $(PYTEST)
+	$(RUN) -m pytest -q --numprocesses=2 --dist=worksteal
 
 lint: $(VENV)/installed-$(EXTRAS)
 	$(RUN) -m ruff check .

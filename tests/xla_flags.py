@@ -1,7 +1,7 @@
 """How the tests' programs are compiled: without optimisation.
 
-Most of the tests' time is compilation, of programs that run for a few steps; so compiled, they take a third of it.  Tests pass
-with optimised programs too: XLA_FLAGS=--xla_backend_optimization_level=3.
+Most of the tests' time is compilation, of programs that run for a few steps; so compiled, they take a third of it.
+XLA_FLAGS=--xla_backend_optimization_level=3 has the last word.
 """
 
 import importlib.metadata
