@@ -131,6 +131,10 @@ class Data(abc.ABC):
         """The same data, with what `save` wrote there."""
         return self
 
+    def going_on(self, workdir: Path) -> Data:
+        """The same data as a run that lies there goes on with: what flags do not name is what `save` wrote there."""
+        return self.beside(workdir)
+
     def starting_from(self, folder: str | Path) -> Data:
         """The same data as a model that starts from the checkpoint of this folder must read them.
 

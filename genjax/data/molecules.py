@@ -125,6 +125,10 @@ class Molecules(Data):
         path = Path(workdir) / TOKENIZER_FILE
         return dataclasses.replace(self, tokenizer_file=str(path)) if path.is_file() else self
 
+    def going_on(self, workdir: Path) -> Molecules:
+        """The same data with the tokenizer of a run; one that `tokenizer_file` names stays, for `save` to compare."""
+        return self.beside(workdir) if self.tokenizer_file is None else self
+
     def starting_from(self, folder: str | Path) -> Molecules:
         """The same data with the tokenizer of a checkpoint.
 

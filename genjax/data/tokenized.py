@@ -102,6 +102,10 @@ class TokenizedData(Data):
         path = Path(workdir) / TOKENIZER_FILE
         return self.with_tokenizer(path) if path.is_file() else self
 
+    def going_on(self, workdir: Path) -> TokenizedData:
+        """The same data with the tokenizer of a run; one that `tokenizer_file` names stays, for `save` to compare."""
+        return self.beside(workdir) if self.tokenizer_file is None else self
+
     def with_tokenizer(self, file: str | Path) -> TokenizedData:
         """The same data with the tokenizer of a file as it is."""
         return dataclasses.replace(self, tokenizer_file=str(file), added_tokens=0)

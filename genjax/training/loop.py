@@ -6,6 +6,7 @@ is due, as a function of the step alone, so that a resumed run makes the same di
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import tempfile
 import threading
@@ -126,23 +127,27 @@ def train(
     """
     host.initialize(experiment.training)
     workdir = prepare_workdir(workdir)
-    experiment = resolve(experiment)
-    if (workdir / CONFIG_FILE).exists():
-        check_resumable(workdir, load_config(workdir)[1], experiment)
-    engine = Engine(experiment)
-    return _Run(engine, workdir, name, quiet or jax.process_index() > 0, draw).run()
+    saved = load_config(workdir)[1] if (workdir / CONFIG_FILE).exists() else None
+    if saved is None:
+        resolved = described = resolve(experiment)
+    else:
+        resolved = resolve(dataclasses.replace(experiment, data=experiment.data.going_on(workdir)))
+        # Compared and saved as the flags say it, so that the next start compares the same.
+        described = dataclasses.replace(resolved, data=experiment.data)
+        check_resumable(workdir, saved, described)
+    return _Run(Engine(resolved), described, workdir, name, quiet or jax.process_index() > 0, draw).run()
 
 
 class _Run:
     """One call of `train`."""
 
-    def __init__(self, engine: Engine, workdir: Path, name: str, quiet: bool, draw: Draw | None):
+    def __init__(self, engine: Engine, described: Experiment, workdir: Path, name: str, quiet: bool, draw: Draw | None):
         self.engine, self.workdir, self.name = engine, workdir, name
         self.draw = draw if jax.process_count() == 1 else None
         self.experiment, self.training = engine.experiment, engine.experiment.training
         self.primary = jax.process_index() == 0
         if self.primary:
-            save_config(workdir, name, engine.experiment, engine.batch_spec)
+            save_config(workdir, name, described, engine.batch_spec)
             engine.experiment.data.save(workdir)
         if jax.process_count() > 1:
             # Tokens must mean the same in all processes: the others compare theirs with what the first one saved.
