@@ -27,7 +27,7 @@ demo: $(VENV)/installed
 	@echo "             python -m experiments.train --experiment=vae_digits --model.latent_dim=2 --workdir=runs/two_latents"
 
 test: $(VENV)/installed-$(EXTRAS)
-	$(RUN) -m pytest -q --numprocesses=2 --dist=worksteal
+	$(RUN) -m pytest --numprocesses=2 --dist=worksteal
 
 lint: $(VENV)/installed-$(EXTRAS)
 	$(RUN) -m ruff check .
