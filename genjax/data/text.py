@@ -182,9 +182,10 @@ class Text(TokenizedData):
         return [path]
 
     def protocol(self) -> str:
+        # What a model predicts of a window, from what, is the model's to say: a diffusion model has all of it at once.
         return (
-            f"tokenizer {self.tokenizer_name}, windows of {self.sequence_length} tokens one after the other, each token after "
-            "the first predicted once, with the tokens before it in its window"
+            f"tokenizer {self.tokenizer_name}, windows of {self.sequence_length} tokens side by side, each with the token that "
+            "follows and on its own"
         )
 
 
