@@ -2,6 +2,7 @@
 2021; Switch Transformer, Fedus et al. 2022).
 
     p = softmax(W_r x),   y = sum over the k likeliest experts e of  g_e E_e(x),   g = p over those k, renewed to sum 1
+    (g = p for k = 1, Switch, eq. 2: renewed it would always be 1, and the loss would teach the router nothing)
     balance loss = E sum_e f_e P_e   (Switch, eq. 4),   f_e share of tokens whose first choice is e, P_e mean of p_e
 
 In training each sequence is a group of its own: expert e takes at most C = ceil(capacity_factor k T / E) of its tokens,
@@ -44,6 +45,12 @@ class MixtureOfExperts:
     balance_weight: float = 1e-2
     router_z_weight: float = 1e-3
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_selected <= self.num_experts:
+            raise ValueError(
+                f"experts.num_selected={self.num_selected} must lie between 1 and experts.num_experts={self.num_experts}"
+            )
+
     def capacity(self, length: int) -> int:
         """Slots of an expert for one sequence."""
         return min(length, math.ceil(self.capacity_factor * self.num_selected * length / self.num_experts))
@@ -77,7 +84,7 @@ def choose(probabilities: Array, num_selected: int, mask: Array | None = None) -
     one_hot = jax.nn.one_hot(chosen, probabilities.shape[-1], dtype=jnp.float32)
     if mask is not None:
         one_hot = one_hot * mask.astype(jnp.float32)[:, :, None, None]
-    return gates / gates.sum(-1, keepdims=True), one_hot
+    return gates if num_selected == 1 else gates / gates.sum(-1, keepdims=True), one_hot
 
 
 def place_at_slots(gates: Array, one_hot: Array, capacity: int, causal: bool) -> Array:

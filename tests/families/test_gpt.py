@@ -9,6 +9,7 @@ from genjax import decoding
 from genjax.families.language.gpt import GPT, gpt2_network, llama_network, num_parameters
 from genjax.model import GenerativeModel, HasLogits, HasLogProb
 from genjax.nn.adaptation import LoRA
+from genjax.nn.mixture_of_experts import MixtureOfExperts
 from genjax.nn.transformer import Transformer, unrolled
 from genjax.optimizers import Adam
 
@@ -189,6 +190,8 @@ def test_bad_input_is_one_clear_sentence(state, batch):
         MODEL.init(jax.random.key(0), {"tokens": jnp.zeros((1, 20), jnp.int32)})
     with pytest.raises(ValueError, match="longest context"):
         MODEL.generate(state, jax.random.key(0), batch["tokens"], 10)
+    with pytest.raises(ValueError, match="lets a GPT see what it predicts"):
+        dataclasses.replace(MODEL, network=dataclasses.replace(TINY, causal=False))
     with pytest.raises(ValueError, match="the prompt has 12 tokens"):
         MODEL.sample(state, jax.random.key(0), 1, prompt=jnp.zeros(12, jnp.int32))
     with pytest.raises(ValueError, match="the prompt has the token 7, which lies outside the vocabulary of 7 tokens"):
@@ -200,6 +203,16 @@ def test_bad_input_is_one_clear_sentence(state, batch):
         MODEL.logits(state, jnp.array([[1, 9]]))
     with pytest.raises(ValueError, match="token -1"):
         MODEL.sample(state, jax.random.key(0), 1, prompt=jnp.array([-1]))
+
+
+def test_padding_does_not_balance_experts(batch):
+    experts = MixtureOfExperts(num_experts=4, balance_weight=1.0)
+    model = dataclasses.replace(MODEL, network=dataclasses.replace(TINY, num_layers=1, experts=experts))
+    state = jax.jit(model.init)(jax.random.key(0), batch)
+    mask = jnp.broadcast_to(jnp.arange(10) < 5, (4, 10))
+    auxiliary = jax.jit(lambda tokens: model.loss(state.params, {"tokens": tokens, "mask": mask}, jax.random.key(0))[1])
+    fills = [jnp.where(mask, batch["tokens"], fill) for fill in (0, batch["tokens"])]
+    np.testing.assert_allclose(*(auxiliary(tokens)["auxiliary"] for tokens in fills), rtol=1e-6)
 
 
 def test_sizes_are_those_published():

@@ -89,6 +89,13 @@ def test_what_a_causal_network_cannot_learn_is_said():
         dataclasses.replace(MODEL, frozen=("stak",)).init(jax.random.key(0), {"tokens": TOKENS, "label": LAST})
 
 
+def test_heads_that_are_frozen_stay_beside_low_rank_updates():
+    model = dataclasses.replace(MODEL, lora=LoRA(rank=2), frozen=("heads",))
+    state = jax.eval_shape(model.init, jax.random.key(0), {"tokens": TOKENS, "label": LAST})
+    moments = {path for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state) if len(path) > 2}
+    assert not any("heads" in str(path) for path in moments) and any("lora" in str(path) for path in moments)
+
+
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     """A run of two steps on text, and its experiment."""

@@ -265,10 +265,11 @@ def test_experts_with_room_equal_the_weighted_sum_of_the_chosen():
 def test_capacity_drops_the_last_tokens_and_padding_takes_none():
     probabilities = jnp.broadcast_to(jnp.array([0.9, 0.1]), (1, 4, 2))
     combine = place_at_slots(*choose(probabilities, 1), 2, causal=False)
-    np.testing.assert_array_equal(combine.sum((2, 3))[0], [1, 1, 0, 0])
+    # One chosen expert is weighted by its probability (Switch, eq. 2).
+    np.testing.assert_allclose(combine.sum((2, 3))[0], [0.9, 0.9, 0, 0], rtol=1e-6)
     gates, one_hot = choose(probabilities, 1, jnp.array([[0, 1, 1, 1]]))
     combine = place_at_slots(gates, one_hot, 2, causal=False)
-    np.testing.assert_array_equal(combine.sum((2, 3))[0], [0, 1, 1, 0])
+    np.testing.assert_allclose(combine.sum((2, 3))[0], [0, 0.9, 0.9, 0], rtol=1e-6)
     assert one_hot[:, :, 0].sum() == 3
     # Even routing has the least balance loss, which is 1.
     settings = MixtureOfExperts(num_experts=2, num_selected=1, balance_weight=1.0, router_z_weight=0.0)
@@ -277,6 +278,23 @@ def test_capacity_drops_the_last_tokens_and_padding_takes_none():
     params = layer.init(jax.random.key(0), x)
     params["params"]["router"] = 100.0 * jnp.eye(2)
     np.testing.assert_allclose(layer.apply(params, x)[1], [1.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_selected", [1, 2])
+def test_the_loss_teaches_the_router(num_selected):
+    layer = ExpertLayer(
+        MixtureOfExperts(num_experts=3, num_selected=num_selected, capacity_factor=3.0), 8, init_std=0.5
+    )
+    x = jax.random.normal(jax.random.key(0), (2, 6, 4))
+    params = layer.init(jax.random.key(1), x)
+    for training in (True, False):
+        loss = lambda p: (layer.apply(p, x, training=training)[0] ** 2).sum()  # noqa: B023, E731
+        assert jnp.abs(jax.grad(loss)(params)["params"]["router"]).max() > 1e-3
+
+
+def test_experts_that_there_are_not_cannot_be_chosen():
+    with pytest.raises(ValueError, match="num_selected=3 must lie between 1 and experts.num_experts=2"):
+        MixtureOfExperts(num_experts=2, num_selected=3)
 
 
 @pytest.mark.parametrize("causal", [False, True])

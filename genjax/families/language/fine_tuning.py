@@ -30,9 +30,8 @@ class FineTuned:
 
     def _trained(self, path: str) -> bool:
         below = lambda names: any(path == name or path.startswith(name + "/") for name in names)  # noqa: E731
-        if self.lora is not None:
-            return below(("lora", *self.heads))
-        return not below(self.frozen)
+        chosen = self.lora is None or below(("lora", *self.heads))
+        return chosen and not below(self.frozen)
 
     def start(self, key: Array, params: PyTree) -> TrainState:
         """The state before the first step of a network's parameters; low-rank updates are drawn from `key`.

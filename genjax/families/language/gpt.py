@@ -138,6 +138,12 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
     pretrained: str | None = None
     optimizer: Optimizer = AdamW(learning_rate=1e-3, b2=0.99, weight_decay=0.1, clip_norm=1.0)
 
+    def __post_init__(self) -> None:
+        if not self.network.causal:
+            raise ValueError(
+                "model.network.causal=false lets a GPT see what it predicts; the model BERT reads both ways"
+            )
+
     def module(self, network: Transformer | None = None) -> LanguageModel:
         """The Linen module."""
         if self.vocab_size is None:
@@ -177,10 +183,13 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
     def _forward(self, params: PyTree, batch: Batch, dropout_keys: Array | None = None) -> tuple[Array, Any]:
         self._check_length("the examples take", batch["tokens"].shape[1] - 1)
         segments = batch["segment_ids"][:, :-1] if "segment_ids" in batch else None
+        # Padding stands at the end, where no token sees it; but experts would be balanced by it.
+        counted = batch["mask"][:, :-1] if self.network.experts is not None and "mask" in batch else None
         return self.module().apply(
             {"params": self.network_params(params)},
             batch["tokens"][:, :-1],
             segment_ids=segments,
+            key_mask=counted,
             dropout_keys=dropout_keys,
         )
 

@@ -44,9 +44,10 @@ class CausalTaskNetwork(nn.Module):
 
     def __call__(self, batch: Batch, dropout_keys: Array | None = None) -> Outputs:
         """The task's outputs; in training of experts also their `auxiliary` loss [B]."""
-        out = self.stack(self.embedding(batch["tokens"]), dropout_keys=dropout_keys)
+        # Padding stands at the end, where no token sees it; but experts would be balanced by it.
+        counted = token_mask(batch) if self.config.experts is not None else None
+        out = self.stack(self.embedding(batch["tokens"]), key_mask=counted, dropout_keys=dropout_keys)
         hidden = out.x  # [B, T, C]
-        # Padding stands at the end, so that no token sees it.
         last = jnp.maximum(token_mask(batch).sum(1) - 1, 0)
         pooled = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
         outputs = self.task.outputs(self.heads, self.embedding, hidden, pooled, batch, dropout_keys)
