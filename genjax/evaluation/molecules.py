@@ -3,7 +3,7 @@
     validity      share of samples that RDKit reads
     unique@k      share of different molecules among the first k valid ones
     novelty       share of the different valid molecules that are not in the training set
-    IntDiv_p      1 - (mean over pairs of T(x, y)^p)^(1/p), every molecule with itself as well
+    IntDiv_p      1 - mean over x of (mean over y of T(x, y)^p)^(1/p), every molecule with itself as well
     SNN           mean over samples of the largest T to a reference molecule
     Frag, Scaf    cosine between the counts of BRICS fragments, of Bemis-Murcko scaffolds with two rings at least
     FCD           Frechet distance of ChemNet features (Preuer et al. 2018)
@@ -12,6 +12,9 @@
 
 Two metrics of MOSES are not here: the share that passes its filters, which needs its lists of unwanted substructures, and
 the distance of synthetic accessibility, whose table RDKit does not install everywhere.
+
+IntDiv_p is what the program of MOSES computes and its tables hold.  Its paper takes the root of the mean over all pairs, which
+for p = 2 is .0012 less on its training molecules, more than most of its networks differ by.
 
 T is the Tanimoto similarity of Morgan fingerprints of radius 2 with 1024 bits.  Molecules are compared by RDKit's
 canonical SMILES.  RDKit, and for FCD the package fcd-torch, are the extra `molecules`.
@@ -63,8 +66,8 @@ def tanimoto(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def internal_diversity(prints: np.ndarray, power: int = 1) -> float:
     """IntDiv_p of fingerprints [N, D]."""
-    total = sum(float((tanimoto(prints[i : i + _BLOCK], prints) ** power).sum()) for i in range(0, len(prints), _BLOCK))
-    return 1.0 - (total / len(prints) ** 2) ** (1.0 / power)
+    parts = (tanimoto(prints[i : i + _BLOCK], prints) ** power for i in range(0, len(prints), _BLOCK))
+    return 1.0 - float(np.mean([mean ** (1.0 / power) for part in parts for mean in part.mean(1, dtype=np.float64)]))
 
 
 def nearest_similarity(prints: np.ndarray, reference: np.ndarray) -> float:
