@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import gzip
 import itertools
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +57,12 @@ class Molecules(Data):
     tokenizer_file: str | None = None
     max_symbols: int | None = None
     max_molecules: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("max_symbols", "max_molecules"):
+            if getattr(self, field) is not None and getattr(self, field) < 1:
+                raise DataError(f"data.{field}={getattr(self, field)} must be at least 1, or none")
 
     def smiles(self, split: str) -> list[str]:
         """The strings of a split."""
@@ -195,7 +202,10 @@ def read_smiles(path: str | None) -> list[str]:
     if not file.is_file():
         raise DataError(f"there is no file {file}; MOSES is train.csv.gz and test.csv.gz at data.dir")
     content = file.read_bytes()
-    text = (gzip.decompress(content) if file.suffix == ".gz" else content).decode()
+    try:
+        text = (gzip.decompress(content) if file.suffix == ".gz" else content).decode()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{file} is no readable file of SMILES ({error})") from None
     strings = [line.split(",")[0].strip() for line in text.splitlines() if line.strip()]
     if strings and strings[0].lower() == "smiles":
         strings = strings[1:]

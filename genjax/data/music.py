@@ -6,6 +6,7 @@ Samples are written as MIDI and WAV files, and as one picture.  `NoteEvents` are
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,14 @@ class PianoRolls(Data):
     transpose: int = 0
     frames_per_quarter: int = 1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.transpose < 0:
+            raise DataError(f"data.transpose={self.transpose} must not be negative; pieces are shifted both ways")
+        for field in ("max_frames", "frames_per_quarter"):
+            if getattr(self, field) is not None and getattr(self, field) < 1:
+                raise DataError(f"data.{field}={getattr(self, field)} must be at least 1")
+
     def rolls(self, split: str) -> list[np.ndarray]:
         """Pieces of a split, each uint8 [T, 88]."""
         check_split(split, ("train", "validation", "test"), self.name)
@@ -50,8 +59,11 @@ class PianoRolls(Data):
         if not path.is_file():
             raise DataError(f"there is no file {path}; say with --data.dir where jsb_chorales.npz lies")
         name = {"validation": "valid"}.get(split, split)
-        with np.load(path) as content:
-            roll, lengths = content[f"{name}_roll"], content[f"{name}_lengths"]
+        try:
+            with np.load(path) as content:
+                roll, lengths = content[f"{name}_roll"], content[f"{name}_lengths"]
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path} is not the file jsb_chorales.npz, or it is damaged ({error})") from None
         if roll.shape[1] != NUM_NOTES or not np.isin(roll, (0, 1)).all():
             raise DataError(f"{path} does not hold rolls of {NUM_NOTES} notes of zeros and ones")
         return np.split(roll, np.cumsum(lengths)[:-1])
@@ -126,6 +138,11 @@ class NoteEvents(PianoRolls):
     """
 
     crop: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop is not None and self.crop < 1:
+            raise DataError(f"data.crop={self.crop} must be at least 1, or none")
 
     def load_split(self, split: str) -> Examples:
         rows = [events(roll) for roll in self._parts(split)]

@@ -30,6 +30,12 @@ class TokenPairs(Data):
     num_symbols: int = 16
     max_length: int = 10
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("num_symbols", "max_length"):
+            if getattr(self, field) < 1:
+                raise DataError(f"data.{field}={getattr(self, field)} must be at least 1")
+
     def load_split(self, split: str) -> Examples:
         check_split(split, tuple(_SIZES), self.name)
         rng = np.random.default_rng(list(_SIZES).index(split))
@@ -80,6 +86,11 @@ class TimeSeries(Data):
 
     name: str = "waves"
     sequence_length: int = 48
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sequence_length < 1:
+            raise DataError(f"data.sequence_length={self.sequence_length} must be at least 1")
 
     def load_split(self, split: str) -> Examples:
         check_split(split, tuple(_SIZES), self.name)

@@ -17,6 +17,8 @@ from genjax.data import (
     PianoRolls,
     Pipeline,
     Text,
+    TimeSeries,
+    TokenPairs,
     documents,
     shared_files,
     token_files,
@@ -304,3 +306,32 @@ def test_note_events_hold_the_rolls_and_crops_are_parts_of_them(tmp_path):
     assert (plain["mask"].sum(1) == batch["num_events"] + 1).all()
     files = data.write_samples(np.asarray(batch["tokens"][:2]), tmp_path / "s")
     assert [f.suffix for f in files] == [".png", ".mid", ".wav", ".mid", ".wav"]
+
+
+@pytest.mark.parametrize(
+    "make, field",
+    [
+        (lambda: PianoRolls(transpose=-3), "transpose=-3"),
+        (lambda: PianoRolls(max_frames=0), "max_frames=0"),
+        (lambda: PianoRolls(name="midi", frames_per_quarter=0), "frames_per_quarter=0"),
+        (lambda: NoteEvents(crop=0), "crop=0"),
+        (lambda: Molecules(max_symbols=0), "max_symbols=0"),
+        (lambda: Molecules(max_molecules=-1), "max_molecules=-1"),
+        (lambda: TimeSeries(sequence_length=0), "sequence_length=0"),
+        (lambda: TokenPairs(max_length=0), "max_length=0"),
+    ],
+)
+def test_settings_that_leave_nothing_are_refused(make, field):
+    with pytest.raises(DataError, match=f"data.{field} must"):
+        make()
+
+
+def test_files_of_molecules_and_chorales_that_are_damaged_are_one_sentence(tmp_path):
+    (tmp_path / "latin.smi").write_bytes(b"CCO\nCC\xff\n")
+    (tmp_path / "plain.csv.gz").write_bytes(b"SMILES\nCCO\n")
+    for name in ("latin.smi", "plain.csv.gz"):
+        with pytest.raises(DataError, match=f"{name} is no readable file of SMILES"):
+            Molecules(name="file", dir=str(tmp_path / name)).spec()
+    (tmp_path / "jsb_chorales.npz").write_bytes(b"no archive")
+    with pytest.raises(DataError, match="not the file jsb_chorales.npz, or it is damaged"):
+        PianoRolls(name="jsb_chorales", dir=str(tmp_path)).spec()
