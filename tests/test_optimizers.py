@@ -2,11 +2,13 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from genjax import optimizers
+from genjax.nn.recurrent import Recurrent, RecurrentStack
 
 
 def values(schedule, steps, learning_rate=2.0):
@@ -73,3 +75,12 @@ def test_weight_decay_leaves_norms_and_biases_alone():
     assert not np.any(updates["Dense_0"]["bias"])
     assert not np.any(updates["layers"]["LayerNorm_0"]["scale"])
     assert not np.any(updates["layers"]["LayerNorm_0"]["bias"])
+
+
+def test_weight_decay_leaves_the_rates_of_s4d_layers_alone():
+    stack = RecurrentStack(Recurrent(cell="s4d", hidden_dim=3, state_dim=2))
+    params = jax.eval_shape(stack.init, jax.random.key(0), jnp.zeros((1, 1, 3)))["params"]["layer_0_forward"]
+    decays = jax.tree_util.tree_map_with_path(optimizers.decays_weight, params)
+    # All of a state's rate and step; not the maps before and behind it.
+    assert not (decays["log_real"] or decays["imaginary"] or decays["log_step"])
+    assert decays["input"]["kernel"] and decays["weights"]

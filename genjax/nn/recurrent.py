@@ -75,6 +75,18 @@ class Recurrent:
     state_dim: int = 16
     parallel: bool = True
 
+    def __post_init__(self) -> None:
+        needed = {"peepholes": ("lstm",), "zoneout": ("rnn", "gru", "lstm"), "layer_norm": ("rnn", "gru", "lstm")}
+        for name, cells in needed.items():
+            if getattr(self, name) and self.cell not in cells:
+                raise ValueError(
+                    f"recurrent layers with cell={self.cell} know no {name}, but those of {', '.join(cells)}"
+                )
+        if self.mlp_dim and not self.residual:
+            raise ValueError(
+                f"mlp_dim={self.mlp_dim} of recurrent layers needs residual ones: set residual=true as well"
+            )
+
     def init_carry(self, batch: int) -> PyTree:
         """States before the first step; every array has the batch as first axis."""
         directions = 2 if self.bidirectional else 1

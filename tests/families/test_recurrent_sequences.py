@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,13 @@ def test_mixtures_are_normalised_and_learn_the_spread():
     median, bounds = model.intervals(state, jax.random.key(4), batch["x"][:3, :2], 2, (0.9,), num_samples=500)
     np.testing.assert_allclose(bounds[0], np.quantile(future, [0.05, 0.95], axis=0), rtol=1e-4, atol=1e-4)
     assert median.shape == (3, 2, 1)
+    # A temperature is for samples: intervals stay those that were learned.
+    cold = dataclasses.replace(model, temperature=1e-6)
+    np.testing.assert_array_equal(
+        cold.forecast(state, jax.random.key(4), batch["x"][:3, :2], 2, num_samples=500), future
+    )
+    with pytest.raises(ValueError, match="cannot read from the end"):
+        dataclasses.replace(model, network=Recurrent(bidirectional=True))
 
 
 def test_strokes_have_the_density_of_scipy_and_are_drawn_from_it(tmp_path):

@@ -159,3 +159,17 @@ def test_zoneout_keeps_units_at_its_rate_and_gradients_are_finite():
     assert abs(float(kept) - 0.3) < 0.03
     gradient = jax.grad(lambda p: module.apply(p, X, None, None, keys)[0].sum())(params)
     assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"cell": "gru", "peepholes": True}, "cell=gru know no peepholes, but those of lstm"),
+        ({"cell": "min_gru", "zoneout": 0.1}, "cell=min_gru know no zoneout"),
+        ({"cell": "lru", "layer_norm": True}, "cell=lru know no layer_norm"),
+        ({"mlp_dim": 8}, "set residual=true"),
+    ],
+)
+def test_options_that_a_cell_would_ignore_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Recurrent(**options)

@@ -123,7 +123,7 @@ class MixtureDensityModel(FramewiseModel):
       num_binary: how many of the last features are 0 or 1; None takes the data set's.
       correlated: the two features that are not have a correlation.
       output_dropout: of what enters the output map.
-      temperature: factor on the variance of what `sample` draws.
+      temperature: factor on the variance of what `sample` draws; forecasts are drawn as they were learned.
       compute_dtype: type that the network computes in.
       optimizer: learning rule.
     """
@@ -137,6 +137,12 @@ class MixtureDensityModel(FramewiseModel):
     temperature: float = 1.0
     compute_dtype: str = "float32"
     optimizer: Optimizer = Adam(learning_rate=3e-3, clip_norm=1.0)
+
+    def __post_init__(self) -> None:
+        if self.network.bidirectional:
+            raise ValueError(
+                "a model of what comes next cannot read from the end: set model.network.bidirectional=false"
+            )
 
     def module(self) -> MixtureNetwork:
         """The Linen module."""
@@ -192,7 +198,7 @@ class MixtureDensityModel(FramewiseModel):
         bounds = jnp.quantile(futures, ends.reshape(-1), axis=0)
         return jnp.median(futures, axis=0), bounds.reshape(*ends.shape, *bounds.shape[1:])
 
-    def _continue(self, state: TrainState, key: Array, past: Array, num_steps: int) -> Array:
+    def _continue(self, state: TrainState, key: Array, past: Array, num_steps: int, temperature: float = 1.0) -> Array:
         """One future of each sequence [B, P, D] (P may be 0), [B, num_steps, D]."""
         module, params = self.module(), {"params": state.eval_params}
         batch = past.shape[0]
@@ -206,11 +212,12 @@ class MixtureDensityModel(FramewiseModel):
             x, carry = state
             parameters, carry = module.apply(params, x[:, None], carry)
             now = jax.tree.map(lambda a: a[:, 0], parameters)
-            x = jax.vmap(functools.partial(draw_frame, temperature=self.temperature))(fold_in(keys, place), now)
+            x = jax.vmap(functools.partial(draw_frame, temperature=temperature))(fold_in(keys, place), now)
             return (x, carry), x
 
         return jax.lax.scan(step, (text[:, -1], carry), jnp.arange(num_steps))[1].swapaxes(0, 1)
 
     def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:
         """Draws sequences, [num_samples, T, D]."""
-        return self._continue(state, key, jnp.zeros((num_samples, 0, self.data_shape[1])), self.data_shape[0])
+        nothing = jnp.zeros((num_samples, 0, self.data_shape[1]))
+        return self._continue(state, key, nothing, self.data_shape[0], self.temperature)
