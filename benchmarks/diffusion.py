@@ -2,10 +2,11 @@
 
     python -m benchmarks.diffusion                 # needs `pip install 'genjax[benchmark]'`
     python -m benchmarks.diffusion --accumulation_steps=4     # the batch in four parts, for the same gradient
+    python -m benchmarks.diffusion --compute_dtype=bfloat16 --compiled --batch_size=128    # for a GPU
     python -m benchmarks.diffusion --sampler       # network evaluations alone beside the whole sampler
 
 The U-Net has 32, 64 and 128 channels on three levels, one residual block a level (two on the way up), attention on the last, and
-32 x 32 x 3 pixels, batch 16; float32 on the CPU, epsilon loss and Adam.  Runs take turns, and medians count.  With
+32 x 32 x 3 pixels, batch 16; float32, epsilon loss and Adam, on a GPU where JAX has one and else on the CPU.  Runs take turns, and medians count.  With
 `--accumulation_steps`, PyTorch is timed both ways: the whole batch at once, and in as many parts.
 """
 
@@ -13,12 +14,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import compare, training_steps
+from benchmarks.timing import compare, torch_device, training_steps
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.samplers import DDIM
 from genjax.families.diffusion.unet import UNet
@@ -39,7 +41,7 @@ def num_parameters(x: np.ndarray) -> int:
     return sum(a.size for a in jax.tree.leaves(state.params))
 
 
-def torch_step(x: np.ndarray, accumulation_steps: int = 1):
+def torch_step(x: np.ndarray, accumulation_steps: int = 1, compiled: bool = False, dtype: str = "float32"):
     """The same network and step in PyTorch."""
     import torch
     from torch import nn
@@ -95,7 +97,7 @@ def torch_step(x: np.ndarray, accumulation_steps: int = 1):
             self.output = nn.Sequential(nn.GroupNorm(8, a), nn.SiLU(), nn.Conv2d(a, 3, 3, padding=1))
 
         def forward(self, x, t):
-            frequencies = torch.exp(-np.log(10000.0) * torch.arange(16) / 16)
+            frequencies = torch.exp(-math.log(10000.0) * torch.arange(16, device=t.device) / 16)
             angles = t[:, None] * frequencies
             e = self.embed(torch.cat([angles.cos(), angles.sin()], -1))
             h = self.input(x)
@@ -117,25 +119,30 @@ def torch_step(x: np.ndarray, accumulation_steps: int = 1):
                     h = self.enlarge[i // 2](functional.interpolate(h, scale_factor=2))
             return self.output(h)
 
-    net = Net()
+    device = torch_device()
+    net = Net().to(device)
+    size = sum(p.numel() for p in net.parameters())
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
-    data = torch.as_tensor(x).permute(0, 3, 1, 2).contiguous()
-    alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0).sqrt()
+    if compiled:
+        net = torch.compile(net)
+    data = torch.as_tensor(x).permute(0, 3, 1, 2).contiguous().to(device)
+    alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0).sqrt().to(device)
 
     def run(count: int) -> float:
         for _ in range(count):
-            step = torch.randint(0, 1000, (len(data),))
+            step = torch.randint(0, 1000, (len(data),), device=device)
             alpha, noise = alphas[step][:, None, None, None], torch.randn_like(data)
             z, total = alpha * data + (1 - alpha**2).sqrt() * noise, 0.0
             optimizer.zero_grad()
             for part in zip(*(a.chunk(accumulation_steps) for a in (z, step + 1.0, noise))):
-                value = functional.mse_loss(net(*part[:2]), part[2]) / accumulation_steps
+                with torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32"):
+                    value = functional.mse_loss(net(*part[:2]), part[2]) / accumulation_steps
                 value.backward()
-                total += value.item()
+                total += value.detach()
             optimizer.step()
-        return total
+        return float(total)
 
-    return run, sum(p.numel() for p in net.parameters())
+    return run, size
 
 
 def compare_sampler(x: np.ndarray, num_steps: int, rounds: int) -> None:
@@ -168,22 +175,31 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--accumulation_steps", type=int, default=1)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--compute_dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--compiled", action="store_true", help="also time torch.compile; on the CPU it needs a C++ compiler"
+    )
     arguments = parser.parse_args()
     host.keep_freed_memory()
-    x = np.random.default_rng(0).uniform(-1, 1, (16, 32, 32, 3)).astype(np.float32)
+    x = np.random.default_rng(0).uniform(-1, 1, (arguments.batch_size, 32, 32, 3)).astype(np.float32)
     if arguments.sampler:
         compare_sampler(x, 20, arguments.rounds)
         return
     import torch
 
     torch.set_num_threads(2)
-    theirs, torch_size = torch_step(x)
+    dtype = arguments.compute_dtype
+    theirs, torch_size = torch_step(x, dtype=dtype)
     print(f"parameters: genjax {num_parameters(x):,}, torch {torch_size:,}")
     parts = arguments.accumulation_steps
-    model = dataclasses.replace(MODEL, optimizer=dataclasses.replace(MODEL.optimizer, accumulation_steps=parts))
+    optimizer = dataclasses.replace(MODEL.optimizer, accumulation_steps=parts)
+    model = dataclasses.replace(MODEL, optimizer=optimizer, compute_dtype=dtype)
     runs = {"genjax": training_steps(model, {"x": x}), "torch eager": theirs}
     if parts > 1:
-        runs["torch in parts"] = torch_step(x, parts)[0]
+        runs["torch in parts"] = torch_step(x, parts, dtype=dtype)[0]
+    if arguments.compiled:
+        runs["torch.compile"] = torch_step(x, compiled=True, dtype=dtype)[0]
     compare(runs, arguments.rounds, arguments.steps)
 
 

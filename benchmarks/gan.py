@@ -4,7 +4,7 @@
     python -m benchmarks.gan --eager_only
 
 Batch 64, 32 x 32 x 3 pixels, 64 base channels, latents of 100, batch norm in both networks, non-saturating objective and Adam,
-float32 on the CPU.  Both draw new latents for each network's update.  Runs take turns, and medians count.
+float32, on a GPU where JAX has one and else on the CPU.  Both draw new latents for each network's update.  Runs take turns, and medians count.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 
 import numpy as np
 
-from benchmarks.timing import compare, training_steps
+from benchmarks.timing import compare, torch_device, training_steps
 from genjax.families.gan.dcgan import DCGANNetwork
 from genjax.families.gan.gan import GAN
 from genjax.optimizers import Adam
@@ -73,12 +73,13 @@ def torch_step(x: np.ndarray, base: int, compiled: bool):
     from torch.nn.functional import softplus
 
     torch.manual_seed(0)
-    generator, discriminator = torch_networks(base)
+    device = torch_device()
+    generator, discriminator = (network.to(device) for network in torch_networks(base))
     optimizers = [torch.optim.Adam(n.parameters(), lr=2e-4, betas=(0.5, 0.999)) for n in (generator, discriminator)]
     if compiled:
         generator, discriminator = torch.compile(generator), torch.compile(discriminator)
-    data = torch.as_tensor(x).permute(0, 3, 1, 2).contiguous()
-    latents = lambda: torch.randn(len(x), LATENT_DIM, 1, 1)  # noqa: E731
+    data = torch.as_tensor(x).permute(0, 3, 1, 2).contiguous().to(device)
+    latents = lambda: torch.randn(len(x), LATENT_DIM, 1, 1, device=device)  # noqa: E731
 
     def run(count: int) -> float:
         for _ in range(count):

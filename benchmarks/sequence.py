@@ -6,11 +6,13 @@
     gpt_small   4 layers, 128 wide, context 64, batch 12, 65 tokens
     gpt_large   6 layers, 384 wide, context 256, batch 8, 65 tokens
     lstm        2 x 512, length 64, batch 32, 10000 tokens
+    gpt2        12 layers, 768 wide, context 1024, batch --batch_size, 50304 tokens; bfloat16, and PyTorch compiled; also tells
+                tokens a second and the share of the device's peak that they take (6 N + 12 L H Q T operations a token)
     generate    128 tokens with gpt_small's network, for 1 and for 64 prompts, with a cache in both; with --devices=2 also
                 64 prompts as two devices of one core each answer them, 32 each
 
-All compute in float32 on the CPU with the same networks, loss and Adam; runs take turns, and medians count.  The
-allocator is set as `experiments.train` sets it.
+All compute with the same networks, loss and Adam, but for gpt2 in float32, on a GPU where JAX has one and else on the CPU;
+runs take turns, and medians count.  The allocator is set as `experiments.train` sets it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from benchmarks.timing import compare, training_steps
+from benchmarks.timing import compare, peak_operations, torch_device, training_steps
 from genjax import decoding
 from genjax.families.language.gpt import GPT, gpt2_network
 from genjax.families.recurrent.language import RecurrentLanguageModel
@@ -32,6 +34,7 @@ from genjax.optimizers import Adam
 from genjax.training import host
 
 SIZES = {"gpt_small": (4, 128, 4, 64, 12, 65), "gpt_large": (6, 384, 6, 256, 8, 65)}
+GPT2_SIZE = (12, 768, 12, 1024, 50304)
 LSTM_SIZE = {"width": 512, "length": 64, "batch": 32, "vocab": 10_000}
 
 
@@ -69,7 +72,7 @@ def torch_gpt(layers: int, width: int, heads: int, context: int, vocab: int):
                     nn.init.normal_(weight, std=0.02)
 
         def forward(self, tokens, caches=None, start=0):
-            x = self.token(tokens) + self.position(torch.arange(start, start + tokens.shape[1]))
+            x = self.token(tokens) + self.position(torch.arange(start, start + tokens.shape[1], device=tokens.device))
             for i, block in enumerate(self.blocks):
                 x = block(x, None if caches is None else caches[i])
             return self.norm(x) @ self.token.weight.T
@@ -94,23 +97,50 @@ def torch_lstm():
     return Network()
 
 
-def torch_run(network, tokens: np.ndarray):
-    """The same training step, eager."""
+def torch_run(network, tokens: np.ndarray, compiled: bool = False):
+    """The same training step, eager in float32, or compiled in bfloat16."""
     import torch
 
-    data = torch.tensor(tokens, dtype=torch.long)
+    device = torch_device()
+    network, data = network.to(device), torch.tensor(tokens, dtype=torch.long, device=device)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
+    if compiled:
+        network = torch.compile(network)
 
     def run(count: int) -> float:
         for _ in range(count):
-            logits = network(data[:, :-1])
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), data[:, 1:].flatten())
+            with torch.autocast(device, torch.bfloat16, enabled=compiled):
+                logits = network(data[:, :-1])
+                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), data[:, 1:].flatten())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
         return loss.item()
 
     return run
+
+
+def gpt2(rounds: int, steps: int, batch: int, layers: int, context: int) -> None:
+    """Times training steps of GPT-2 124M, or of fewer of its layers, and prints tokens a second and the share of the peak."""
+    _, width, heads, _, vocab = GPT2_SIZE
+    tokens = np.random.default_rng(0).integers(0, vocab, (batch, context + 1)).astype(np.int32)
+    network = gpt2_network(layers, width, heads, max_length=context)
+    model = GPT(vocab_size=vocab, network=network, compute_dtype="bfloat16", optimizer=Adam(learning_rate=1e-4))
+    theirs = torch_gpt(layers, width, heads, context, vocab)
+    runs = {
+        "genjax": training_steps(model, {"tokens": tokens}),
+        "torch.compile": torch_run(theirs, tokens, compiled=True),
+    }
+    medians = compare(runs, rounds, steps)
+    # As nanoGPT counts: all parameters but the positions'.
+    parameters = sum(p.numel() for p in theirs.parameters()) - context * width
+    operations, peak = 6 * parameters + 12 * layers * width * context, peak_operations()
+    for name, seconds in medians.items():
+        rate = batch * context / seconds
+        share = (
+            "" if peak is None else f", {rate * operations / peak:.1%} of the peak of {jax.devices()[0].device_kind}"
+        )
+        print(f"  {name:<16} {rate:10.0f} tokens/s{share}", flush=True)
 
 
 def generation(rounds: int, batches: tuple[int, ...] = (1, 64), new_tokens: int = 128) -> None:
@@ -121,12 +151,13 @@ def generation(rounds: int, batches: tuple[int, ...] = (1, 64), new_tokens: int 
     context = new_tokens + 8
     model = GPT(vocab_size=vocab, network=gpt2_network(layers, width, heads, max_length=context))
     state = jax.jit(model.init)(jax.random.key(0), {"tokens": jnp.zeros((1, 9), jnp.int32)})
-    network = torch_gpt(layers, width, heads, context, vocab)
+    device = torch_device()
+    network = torch_gpt(layers, width, heads, context, vocab).to(device)
     options = {"sampling": decoding.Sampling(top_k=20), "end_token": None}
     generate = jax.jit(lambda state, key, prompts: model.generate(state, key, prompts, new_tokens, **options).tokens)
 
     @torch.no_grad()
-    def loop(prompts) -> None:
+    def loop(prompts) -> torch.Tensor:
         caches = [[] for _ in range(layers)]
         logits = network(prompts, caches)[:, -1]
         for step in range(new_tokens):
@@ -134,6 +165,7 @@ def generation(rounds: int, batches: tuple[int, ...] = (1, 64), new_tokens: int 
             token = index.gather(1, torch.multinomial(values.softmax(-1), 1))
             if step + 1 < new_tokens:
                 logits = network(token, caches, prompts.shape[1] + step)[:, -1]
+        return token.cpu()
 
     def ours(prompts, mesh=None):
         arguments = (state, jax.random.key(0), jnp.asarray(prompts))
@@ -144,7 +176,7 @@ def generation(rounds: int, batches: tuple[int, ...] = (1, 64), new_tokens: int 
 
     for batch in batches:
         prompts = np.zeros((batch, 8), np.int32)
-        runs = {"genjax": ours(prompts), "torch": lambda: loop(torch.tensor(prompts, dtype=torch.long))}  # noqa: B023
+        runs = {"genjax": ours(prompts), "torch": lambda: loop(torch.tensor(prompts, dtype=torch.long, device=device))}  # noqa: B023
         if len(jax.devices()) > 1 and batch % len(jax.devices()) == 0:
             mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(AxisType.Auto,))
             runs[f"genjax, prompts split over {len(jax.devices())} devices"] = ours(prompts, mesh)
@@ -171,6 +203,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--devices", type=int, default=1, help="CPU devices that prompts are also split over")
+    parser.add_argument("--steps", type=int, default=10, help="steps of a round of gpt2")
+    parser.add_argument("--batch_size", type=int, default=16, help="of gpt2")
+    parser.add_argument("--layers", type=int, default=GPT2_SIZE[0], help="of gpt2")
+    parser.add_argument("--context", type=int, default=GPT2_SIZE[3], help="of gpt2")
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", arguments.devices)
     host.keep_freed_memory()
@@ -183,6 +219,9 @@ def main() -> None:
         print(case, flush=True)
         if case == "generate":
             generation(arguments.rounds)
+            continue
+        if case == "gpt2":
+            gpt2(arguments.rounds, arguments.steps, arguments.batch_size, arguments.layers, arguments.context)
             continue
         if case == "lstm":
             width, vocab = LSTM_SIZE["width"], LSTM_SIZE["vocab"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -10,6 +11,46 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+# Both libraries share the memory of a GPU; JAX reads this when it first looks for one.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+#: Operations a second of dense bfloat16 products by `jax.Device.device_kind`, in units of 1e12, from the vendors' data sheets.
+PEAK_TERA_OPERATIONS = {
+    "NVIDIA A100": 312.0,
+    "NVIDIA H100": 989.4,
+    "NVIDIA H200": 989.4,
+    "TPU v4": 275.0,
+    "TPU v5 lite": 197.0,
+    "TPU v5": 459.0,
+    "TPU v6 lite": 918.0,
+}
+
+
+def torch_device() -> str:
+    """Where PyTorch runs beside JAX: cuda or cpu.
+
+    Raises:
+      SystemExit: JAX runs on an accelerator that this PyTorch has no support for.
+    """
+    import torch
+
+    backend = jax.default_backend()
+    if backend == "cpu":
+        return "cpu"
+    if backend == "gpu" and torch.cuda.is_available():
+        return "cuda"
+    raise SystemExit(
+        f"JAX runs on {backend} and this PyTorch does not: install a PyTorch with CUDA, or set JAX_PLATFORMS=cpu"
+    )
+
+
+def peak_operations() -> float | None:
+    """Operations a second that the first device can do in bfloat16, or None where it is not in the table."""
+    kind = jax.devices()[0].device_kind
+    # The longest name counts: "TPU v5" begins "TPU v5 lite" too.
+    known = sorted((name for name in PEAK_TERA_OPERATIONS if kind.startswith(name)), key=len)
+    return 1e12 * PEAK_TERA_OPERATIONS[known[-1]] if known else None
 
 
 def training_steps(model: Any, batch: dict[str, np.ndarray], steps_per_dispatch: int = 1) -> Callable[[int], float]:
