@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.features import Extract
-from experiments.quality_measures import pictures_of
+from experiments.quality_measures import pictures_of, training_order
 from genjax import config
 from genjax.data import Pipeline, procedural
 from genjax.evaluation import quality
@@ -200,5 +200,5 @@ class PictureMeasures:
 
     def of_training_pictures(self, count: int) -> dict[str, float]:
         """Figures of so many training pictures, which no model can be expected to beat."""
-        order = np.random.default_rng(0).permutation(len(self._data.load("train")))[:count]
+        order = training_order(self._data)[:count]
         return self(pictures_of(self._data, "train", order))

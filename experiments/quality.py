@@ -10,7 +10,8 @@ Metrics (--metrics, by default all): frechet, kernel, classes (with logits: clas
 Inception score, and the shares of the classes), precision_recall, density_coverage, memorization.  Each is given for the
 samples, for as many training pictures, and for one half of the split against the other (the floor).  Moments are of all
 pictures; neighbours are looked for among the first --num_kept.  memorization also draws the samples that lie nearest to a
-training picture beside those pictures.  Samples of a translator are translations of the split's sources, each once.
+training picture beside those pictures.  Samples of a translator are translations of the split's sources, each once; those of a model
+conditional on classes have the classes of the training pictures that they stand beside.
 
 --weak_step names an earlier checkpoint of a diffusion model that guides its samples by being worse (autoguidance), by the
 weight --model.guidance.scale.

@@ -18,6 +18,7 @@ from genjax.data import Images, write_grid
 from genjax.evaluation import quality
 from genjax.evaluation.neighbors import NearestNeighbors, memorization
 from genjax.evaluation.quality import FeatureStatistics
+from genjax.model import ChecksLabels
 
 METRICS = (*quality.METRICS, "memorization")
 
@@ -32,14 +33,38 @@ def pictures_of(data: Images, split: str, order: np.ndarray) -> Iterator[np.ndar
         yield data.to_unit(transform(batch, jax.random.key(0))["x"])[: len(order) - start]
 
 
+def training_order(data: Images) -> np.ndarray:
+    """An order of the training pictures other than the set's, so that the first ones are a fair part of it."""
+    return np.random.default_rng(0).permutation(len(data.load("train")))
+
+
+def takes_classes(model: Any) -> bool:
+    """Whether a model is conditional on classes."""
+    if not isinstance(model, ChecksLabels):
+        return False
+    try:
+        model.check_labels(np.zeros(1, np.int32))
+    except ValueError:
+        return False
+    return True
+
+
 def samples_of(run: Any, seed: int, count: int) -> Iterator[np.ndarray]:
-    """Samples as pictures in [0, 1], batch after batch; of a translator those of the sources of the split, in turn."""
+    """Samples as pictures in [0, 1], batch after batch.
+
+    Those of a translator are of the sources of the split, in turn.  Those of a model conditional on classes have the classes of
+    the training pictures in `training_order`, so that these are as frequent as in the data.
+    """
     data = run.experiment.data
     size = min(data.eval_batch_size, count)
+    order = training_order(data) if takes_classes(run.model) else None
     for i in range(math.ceil(count / size)):
         key, condition = jax.random.fold_in(jax.random.key(seed), i), {}
         if answers_sources(run.model):
             condition["source"] = examples_in_order(run, np.arange(i * size, (i + 1) * size), key)["source"]
+        if order is not None:
+            rows = order[np.arange(i * size, (i + 1) * size) % len(order)]
+            condition["label"] = data.load("train").gather(rows)["label"]
         samples = run.sample(key, size, **condition)
         yield data.to_unit(samples[: count - i * size])
 
@@ -100,8 +125,7 @@ def measure(run: Any, extract: Extract, metrics: Sequence[str], values: Counts) 
         samples.add(features, logits)
         queries.add(pictures, features)
     train = FeatureStatistics(values.num_kept, reference)
-    # In another order than the set's, so that the first pictures are a fair part of it.
-    order = np.random.default_rng(0).permutation(len(data.load("train")))
+    order = training_order(data)
     order = order if needs_train else order[: values.num_samples]
     near_samples = NearestNeighbors(np.concatenate(queries.features), min(5, len(order)))
     near_held_out = NearestNeighbors(np.concatenate(held_out.features))

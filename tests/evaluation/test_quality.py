@@ -16,8 +16,9 @@ from experiments.features import feature_extractor
 from experiments.quality_measures import METRICS, Counts, measure, samples_of
 from genjax import config
 from genjax.config import ConfigError
-from genjax.data import Translations
+from genjax.data import Images, Translations
 from genjax.families.classifier.feature_net import shift_pictures
+from genjax.families.gan.gan import GAN
 from genjax.training import Evaluation, train
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +90,21 @@ def test_samples_of_a_translator_are_those_of_the_split_each_once(tmp_path):
     np.testing.assert_allclose(data.to_unit(shown["source"]), first_again / 16, atol=1e-6)
     _, extract = feature_extractor("pixels", "tensorflow")
     assert measure(run, extract, ("frechet",), Counts())["counts"]["samples"] == len(test["x"])
+
+
+def test_samples_of_a_conditional_model_have_the_classes_of_the_data():
+    # Of ten classes and batches of four, the classes in turn in every batch would all be 0 to 3.
+    data = Images(name="digits", eval_batch_size=4, classes=(0, 3, 9))
+    run = types.SimpleNamespace(
+        experiment=types.SimpleNamespace(data=data),
+        model=GAN(conditioning="projection", num_classes=10),
+        sample=lambda key, num_samples, label: np.tile(label[:, None, None, None] / 9, (1, 8, 8, 1)),
+    )
+    label = data.load("train").arrays()["label"]
+    drawn = np.concatenate(list(samples_of(run, 0, len(label))))[:, 0, 0, 0] * 9
+    np.testing.assert_array_equal(np.bincount(drawn.round().astype(int)), np.bincount(label))
+    run.model, run.sample = GAN(), lambda key, num_samples: np.zeros((num_samples, 8, 8, 1))
+    assert len(np.concatenate(list(samples_of(run, 0, 10)))) == 10
 
 
 def test_the_command_prints_its_protocol_and_names_what_is_wrong(runs):
