@@ -228,6 +228,9 @@ def test_several_discriminator_steps_inside_one_call_equal_as_many_calls():
     assert [leaf.shape[:2] for leaf in jax.tree.leaves(shares_of(BATCH, 3, fresh=True))] == [(3, 2), (3, 2)]
     with pytest.raises(ValueError, match="batch_size"):
         shares_of(BATCH, 4, fresh=True)
+    # The second of two devices has the second half of every share, with the noise of its places there.
+    second = shares_of({"example_index": jnp.arange(6, 12)}, 3, fresh=True)["example_index"]
+    np.testing.assert_array_equal(second, [[2, 3]] * 3)
 
 
 def test_statistics_of_the_averaged_generator_are_those_of_its_own_pass():

@@ -16,7 +16,7 @@ from genjax.families.gan.style_gan3 import StyleGAN3Network, signals
 from genjax.families.gan.style_layers import STATISTICS, modulated_convolution, truncate
 from genjax.families.gan.style_tools import correlation_of_neighbours, project, style_deviation
 from genjax.families.gan.upfirdn import binomial, low_pass, upfirdn
-from genjax.model import TrainState
+from genjax.model import DEVICE_AXIS, TrainState
 from genjax.optimizers import Adam
 
 BATCH = {"x": jnp.tanh(jax.random.normal(jax.random.key(0), (4, 8, 8, 1)))}
@@ -98,6 +98,21 @@ def test_group_deviation_is_that_of_the_examples_of_a_group():
     for i in range(2):
         members = np.asarray(x)[[i, i + 2, i + 4]]
         np.testing.assert_allclose(channel[[i, i + 2, i + 4]], np.sqrt(members.var(0) + 1e-8).mean(), rtol=1e-5)
+
+
+def test_groups_are_those_of_the_whole_batch_under_pmap():
+    x = jax.random.normal(jax.random.key(0), (8, 2, 2, 3))
+
+    def score(x):
+        return jnp.tanh(group_deviation(x, 4)).sum((1, 2, 3))
+
+    whole = jax.jit(lambda x: (score(x), jax.grad(lambda x: score(x).sum())(x)))(x)
+    for count in (2, 8):  # Alone on a device an example would have no deviation.
+        parts = jax.pmap(
+            lambda x: (score(x), jax.grad(lambda x: score(x).sum())(x)), DEVICE_AXIS, devices=jax.devices()[:count]
+        )(x.reshape(count, -1, *x.shape[1:]))
+        for a, b in zip(whole, parts):
+            np.testing.assert_allclose(b.reshape(a.shape), a, rtol=1e-5, atol=1e-6)
 
 
 def test_path_lengths_are_norms_of_the_jacobian_times_the_direction(style_gan_2):

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.families.gan.layers import own_part
 from genjax.families.gan.objectives import Objective, discriminator_objective, generator_objective
 from genjax.families.gan.translation import (
     PatchDiscriminator,
@@ -31,7 +32,7 @@ from genjax.families.gan.translation import (
     mean_over_pixels,
 )
 from genjax.families.gan.turns import Turns
-from genjax.model import DEVICE_AXIS, Array, Batch, Metrics, PyTree, TrainState
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_gather
 from genjax.optimizers import Adam, Optimizer
 
 _NUM_KEPT = 16
@@ -73,13 +74,8 @@ def pool_exchange(pool: dict[str, Array], pictures: Array, key: Array) -> tuple[
 
 def _global_exchange(pool: dict[str, Array], pictures: Array, key: Array) -> tuple[dict[str, Array], Array]:
     """`pool_exchange` of the pictures of all devices of the `pmap` mode; every device has the same pool."""
-    try:
-        device = jax.lax.axis_index(DEVICE_AXIS)
-    except NameError:
-        return pool_exchange(pool, pictures, key)
-    everywhere = jax.lax.all_gather(pictures, DEVICE_AXIS, tiled=True)
-    pool, given = pool_exchange(pool, everywhere, key)
-    return pool, jax.lax.dynamic_slice_in_dim(given, device * pictures.shape[0], pictures.shape[0])
+    pool, given = pool_exchange(pool, cross_device_gather(pictures), key)
+    return pool, own_part(given, pictures.shape[0])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from genjax.families.gan.layers import own_part
 from genjax.families.gan.networks import Conditioning, Head, with_label_maps
 from genjax.families.gan.style_gan import StyleGenerator, StyleNetwork
 from genjax.families.gan.style_layers import NOISE, EqualConvolution, EqualDense, leaky, modulated_convolution
 from genjax.families.gan.upfirdn import binomial, upfirdn
-from genjax.model import Array, PyTree
+from genjax.model import Array, PyTree, cross_device_gather
 from genjax.nn.convolution import convolve_patches, space_to_depth
 from genjax.nn.products import prefers_matrix_products
 
@@ -176,13 +177,15 @@ class _Halve(nn.Module):
 def group_deviation(x: Array, group_size: int) -> Array:
     """A channel with the mean standard deviation within an example's group, [B, H, W, C] to [B, H, W, C + 1].
 
-    Examples i, i + B / g, i + 2 B / g, ... are a group of g, the largest divisor of B up to `group_size`.
+    Examples i, i + B / g, i + 2 B / g, ... are a group of g, the largest divisor of B up to `group_size`, where B counts those of
+    all devices: a few examples of one have too few others, a single one none.
     """
-    batch = x.shape[0]
+    everyone = cross_device_gather(x.astype(jnp.float32))
+    batch = everyone.shape[0]
     size = max(g for g in range(1, min(group_size, batch) + 1) if batch % g == 0)
-    groups = x.astype(jnp.float32).reshape(size, batch // size, -1)
+    groups = everyone.reshape(size, batch // size, -1)
     deviation = jnp.sqrt(groups.var(0) + 1e-8).mean(-1)  # [B / g]
-    channel = jnp.tile(deviation, size).astype(x.dtype)[:, None, None, None]
+    channel = own_part(jnp.tile(deviation, size), x.shape[0]).astype(x.dtype)[:, None, None, None]
     return jnp.concatenate([x, jnp.broadcast_to(channel, (*x.shape[:3], 1))], axis=-1)
 
 

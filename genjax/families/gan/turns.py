@@ -33,8 +33,11 @@ def shares_of(batch: Batch, count: int, fresh: bool) -> Batch:
             f"a batch of {size} examples cannot be divided among num_discriminator_steps={count}; "
             "choose a multiple as data.batch_size"
         )
-    # Example i goes to share i mod n: every device keeps a part of each.
-    return jax.tree.map(lambda a: a.reshape(size // count, count, *a.shape[1:]).swapaxes(0, 1), dict(batch))
+    # Example i goes to share i mod n: every device keeps a part of each, where it is the example i // n.
+    batch = dict(batch)
+    if "example_index" in batch:
+        batch["example_index"] = batch["example_index"] // count
+    return jax.tree.map(lambda a: a.reshape(size // count, count, *a.shape[1:]).swapaxes(0, 1), batch)
 
 
 def with_skipped(metrics: Metrics) -> Metrics:
