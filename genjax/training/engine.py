@@ -20,7 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from genjax.config import ConfigError
 from genjax.data import Data, Pipeline, evaluation_batches
 from genjax.model import DEVICE_AXIS, Batch, Metrics, TrainState
-from genjax.training.experiment import Experiment
+from genjax.training.experiment import Experiment, check_tokens_known
 
 MESH_AXES = ("data", "fsdp", "tensor")
 #: Parameters smaller than this are copied to every device: a collective costs more than their memory.
@@ -321,8 +321,12 @@ class Engine:
         Args:
           state: a state on the mesh (as `collect` returns).
           split: name of a split.
+
+        Raises:
+          ConfigError: the data have tokens that the model does not know.
         """
         settings, data = self.experiment.evaluation, self.experiment.data
+        check_tokens_known(self.experiment.model, data)
         key = jax.random.key(settings.seed)
         # A multiple of the devices: padding is masked, so the result does not depend on it.
         size = math.ceil(data.eval_batch_size / self.num_batch_devices) * self.num_batch_devices

@@ -150,6 +150,17 @@ def resolve(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, model=model, data=data)
 
 
+def check_tokens_known(model: GenerativeModel, data: Data) -> None:
+    """Raises ConfigError if data have tokens that a model does not know, which compiled functions would make NaN of."""
+    known = getattr(model, "vocab_size", None)
+    used = None if known is None else data.spec().get("vocab_size")
+    if used is not None and used > known:
+        raise ConfigError(
+            f"the data have {used} tokens, and the model knows {known}; evaluate it on data such as it was trained on "
+            "(several documents have an end token, which one text has not)"
+        )
+
+
 def _takes_embeddings(prefixes: tuple[str, ...]) -> bool:
     """Whether parameters below these paths mean tokens, so that the tokenizer must be that of the checkpoint."""
     return not prefixes or any("embedding" in prefix or prefix.startswith("token") for prefix in prefixes)

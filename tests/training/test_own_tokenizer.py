@@ -67,6 +67,10 @@ def test_a_run_goes_on_with_its_own_tokenizer(text, tmp_path, monkeypatch):
     assert np.isfinite(run.evaluate()["nll_per_token"])
     (written,) = run.write_samples(run.sample(jax.random.key(0), 2), tmp_path / "samples")
     assert written.read_text(encoding="utf-8").strip()
+    for i in range(10):
+        (tmp_path / f"{i}.txt").write_text(LINE)
+    with pytest.raises(ConfigError, match=r"the data have 261 tokens, and the model knows 260; .* have an end token"):
+        genjax.restore(workdir, overrides={"data.dir": str(tmp_path)}).evaluate()
 
     with pytest.raises(ConfigError, match=r"differs in data.vocabulary \(260, now 270\)"):
         train(experiment(text, data__vocabulary=270), workdir, quiet=True)
