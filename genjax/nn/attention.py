@@ -248,7 +248,7 @@ class Attention(nn.Module):
           the weights [B, H, T, S] or None.
 
         Raises:
-          ValueError: the heads do not divide as they must.
+          ValueError: the heads do not divide as they must, or a window leaves a query nothing to see.
         """
         batch, length, width = x.shape
         heads = self.num_heads
@@ -258,6 +258,9 @@ class Attention(nn.Module):
         if self.head_dim is None and width % heads:
             raise ValueError(f"num_heads={heads} must divide the width {width}, or head_dim must be given")
         dim = self.head_dim or width // heads
+        if self.window is not None and self.window < 1:
+            # Such a query would get the mean of all values, those after it too.
+            raise ValueError(f"window={self.window} of an attention must be at least 1, the query's own place, or none")
         if self.cross and context is None and cache is None:
             raise ValueError("cross-attention needs a context, or a cache of one")
 

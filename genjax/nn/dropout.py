@@ -18,8 +18,14 @@ def fold_in(keys: Array | None, index: int | Array) -> Array | None:
 
 
 def keep_mask(keys: Array, rate: float, shape: tuple[int, ...]) -> Array:
-    """Booleans, True with probability 1 - round(65536 rate) / 65536, shape [B, *shape] for keys [B]."""
+    """Booleans, True with probability 1 - round(65536 rate) / 65536, shape [B, *shape] for keys [B].
+
+    Raises:
+      ValueError: the rate is no probability below 1.
+    """
     threshold = round(rate * 65536)
+    if not 0 <= threshold < 65536:
+        raise ValueError(f"a rate of dropout or zoneout must be at least 0 and less than 1, and it is {rate}")
     size = 1
     for length in shape:
         size *= length

@@ -153,11 +153,13 @@ def test_a_loop_of_steps_writes_its_cache_in_place():
     assert "dynamic-update-slice" in program and not copies, copies
 
 
-def test_heads_that_do_not_divide_are_refused():
+def test_heads_that_do_not_divide_and_empty_windows_are_refused():
     with pytest.raises(ValueError, match="num_kv_heads=3 must divide"):
         A.Attention(num_heads=4, num_kv_heads=3).init(jax.random.key(0), jnp.ones((1, 2, 8)))
     with pytest.raises(ValueError, match="must divide the width 9"):
         A.Attention(num_heads=4).init(jax.random.key(0), jnp.ones((1, 2, 9)))
+    with pytest.raises(ValueError, match="window=0 of an attention must be at least 1"):
+        A.Attention(num_heads=4, causal=True, window=0).init(jax.random.key(0), jnp.ones((1, 2, 8)))
 
 
 def test_rotary_logits_depend_on_the_distance_alone():
@@ -241,6 +243,9 @@ def test_dropout_belongs_to_the_example_and_keeps_the_mean():
     shared = dropout(x, 0.5, keys, broadcast_axes=(1,))
     np.testing.assert_array_equal(shared, jnp.broadcast_to(shared[:, :1], shared.shape))
     np.testing.assert_array_equal(dropout(x, 0.3, None), x)
+    for rate in (1.0, 1.5, -0.1):
+        with pytest.raises(ValueError, match=f"must be at least 0 and less than 1, and it is {rate}"):
+            dropout(x, rate, keys)
 
 
 def test_experts_with_room_equal_the_weighted_sum_of_the_chosen():
