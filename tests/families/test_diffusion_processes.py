@@ -299,7 +299,7 @@ def test_ode_likelihood_of_a_gaussian_is_exact(process, trace, float64):
     probes = None if trace == "exact" else jax.random.rademacher(jax.random.key(1), x.shape, x.dtype)
     value = ode.log_likelihood(gaussian_denoiser(process), process, x, probes)
     # Exact for the distribution that the ODE makes of the prior, which at t_max is not quite that of the data.
-    t, end = jnp.array(ode.earliest_time(process)), jnp.array(process.t_max)
+    t, end = jnp.array(process.earliest_time), jnp.array(process.t_max)
     z = exact_flow(process, process.alpha(t) * x, t, end)
     growth = jnp.log(process.alpha(t) * marginal_scale(process, end) / marginal_scale(process, t))
     scale = process.prior_scale

@@ -58,9 +58,7 @@ def times(
             # Ends at which sigma / alpha is 0 or infinite are replaced by extremes of the same process.
             if exact:
                 u = jnp.linspace(0.0, 1.0, num_steps) if num_steps > 1 else jnp.zeros((1,))
-            bounds = jnp.array(
-                [t_max if not process.ends_in_pure_noise else 0.999 * t_max, t_min if t_min > 0.0 else 1e-3 * t_max]
-            )
+            bounds = jnp.array([t_max if not process.ends_in_pure_noise else 0.999 * t_max, process.earliest_time])
             high, low = process.noise_ratio(bounds)
             if min_log_ratio is not None and process.prior_scale == 1.0:
                 high = jnp.minimum(high, math.exp(-min_log_ratio))

@@ -23,7 +23,6 @@ import optax
 
 from genjax.families.diffusion.guidance import with_classifier
 from genjax.families.diffusion.networks import DenoisingNetwork
-from genjax.families.diffusion.ode import earliest_time
 from genjax.families.diffusion.processes import Karras, Process, expand
 from genjax.families.diffusion.samplers import Estimate, Heun, Sampler
 from genjax.families.diffusion.times import LogNormalNoise, TimeDistribution
@@ -117,7 +116,7 @@ class NoisyClassifier:
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example, shape [B]: `cross_entropy` (nats) and `accuracy` (0 or 1) at a random time, `accuracy_clean` at the earliest."""
         metrics = self._noised(state.eval_params, batch, key, training=False)
-        t = jnp.full(batch["label"].shape, earliest_time(self.process))
+        t = jnp.full(batch["label"].shape, self.process.earliest_time)
         z = expand(self.process.alpha(t), batch["x"]) * batch["x"]
         clean = self._judge(self.class_logits(state.eval_params, z, t), batch["label"])
         return {**metrics, "accuracy_clean": clean["accuracy"]}

@@ -108,7 +108,7 @@ class AdaptiveODE(Sampler):
         self.check(process)
         if start is not None:
             raise ValueError("AdaptiveODE starts from noise only; choose another sampler for image-to-image")
-        t_end = earliest_time(process)
+        t_end = process.earliest_time
         y, _ = solve_adaptive(_slope(denoise, process), z, process.t_max, t_end, self.rtol, self.atol, self.num_steps)
         if self.to_data:
             t = jnp.asarray(t_end, z.dtype)
@@ -116,11 +116,6 @@ class AdaptiveODE(Sampler):
             one = jnp.ones((), z.dtype)
             y = ddim_step(y, denoise(y, t, jnp.zeros_like(y)).x0, node, Node(0.0 * t, one, 0.0 * one))
         return jnp.stack([z, y]) if trajectory else y
-
-
-def earliest_time(process: GaussianProcess) -> float:
-    """t_min, or where that is 0 the time close to it that divisions by sigma allow."""
-    return process.t_min if process.t_min > 0.0 else 1e-3 * process.t_max
 
 
 def _slope(denoise: Denoiser, process: GaussianProcess) -> Callable[[Array, Array], Array]:
@@ -179,7 +174,7 @@ def log_likelihood(
     if probes is not None and probes.shape != x.shape:
         raise ValueError(f"probes have shape {probes.shape}, but x has shape {x.shape}")
     shape, dimension = x.shape, int(np.prod(x.shape[1:]))
-    t_start = earliest_time(process)
+    t_start = process.earliest_time
     slope = _slope(denoise, process)
 
     def joint(y: Array, t: Array) -> Array:

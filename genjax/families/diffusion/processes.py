@@ -53,6 +53,11 @@ class GaussianProcess(abc.ABC):
         """Whether alpha(t_max) is exactly 0, so that the noise cannot tell the data."""
         return False
 
+    @property
+    def earliest_time(self) -> float:
+        """The earliest time that a network is asked at: t_min, or where that is 0 one that divisions by sigma allow."""
+        return self.t_min if self.t_min > 0.0 else 1e-3 * self.t_max
+
     def network_time(self, t: Array) -> Array:
         """What a network is told of the noise level, of the order of 1000."""
         return 1000.0 * t
@@ -104,7 +109,8 @@ class Process(GaussianProcess):
 class Discrete(Process):
     """The chain of DDPM (Ho et al. 2020, arXiv:2006.11239), q(z_k | z_(k-1)) = N(sqrt(1 - beta_k) z_(k-1), beta_k I).
 
-    Step k lies at time k / num_timesteps; log alpha is interpolated linearly between the steps.
+    Step k lies at time k / num_timesteps; log alpha is interpolated linearly between the steps, and alpha itself before a last one
+    of pure noise.
 
     Attributes:
       schedule: linear in beta (DDPM); scaled_linear, linear in sqrt(beta) (latent diffusion); cosine in alpha^2 (Nichol & Dhariwal
@@ -167,18 +173,29 @@ class Discrete(Process):
     def _log_alpha(self, t: Array) -> Array:
         # Interpolation from -inf would be nan between the last two steps.
         table = jnp.asarray(np.maximum(self._log_alphas, -40.0))
-        position = jnp.clip(t * self.num_timesteps, 0.0, self.num_timesteps)
+        # Not clipped itself, as at both ends that would halve the derivative.
+        position = t * self.num_timesteps
         low = jnp.clip(jnp.floor(position), 0, self.num_timesteps - 1).astype(jnp.int32)
         return table[low] + (position - low) * (table[low + 1] - table[low])
 
     def alpha(self, t: Array) -> Array:
-        log_alpha = self._log_alpha(t)
-        return jnp.where(log_alpha <= -40.0, 0.0, jnp.exp(log_alpha))
+        alpha = jnp.exp(self._log_alpha(t))
+        if not self.zero_terminal_snr:
+            return alpha
+        left = self.num_timesteps * (1.0 - t)
+        return jnp.where(left < 1.0, np.exp(self._log_alphas[-2]) * left, alpha)
 
     def sigma(self, t: Array) -> Array:
         square = -jnp.expm1(2.0 * self._log_alpha(t))
+        if self.zero_terminal_snr:
+            square = jnp.where(self.num_timesteps * (1.0 - t) < 1.0, 1.0 - self.alpha(t) ** 2, square)
         positive = square > 0.0
         return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+    @property
+    def earliest_time(self) -> float:
+        """The first step, before which no network was trained."""
+        return 1.0 / self.num_timesteps
 
     @property
     def ends_in_pure_noise(self) -> bool:

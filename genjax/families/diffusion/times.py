@@ -29,7 +29,8 @@ class UniformTime(TimeDistribution):
     def sample(self, key: Array, process: GaussianProcess) -> Array:
         if isinstance(process, Discrete):
             return jax.random.randint(key, (), 1, process.num_timesteps + 1) / process.num_timesteps
-        return jax.random.uniform(key, (), minval=process.t_min, maxval=process.t_max)
+        # At 0 itself, where sigma is 0, not every weighting is a number.
+        return jnp.maximum(jax.random.uniform(key, (), minval=process.t_min, maxval=process.t_max), 1e-5)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
