@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from genjax.families.diffusion.ddpm import DDPM
 from genjax.families.diffusion.networks import ResidualMLP
@@ -97,14 +98,19 @@ def test_a_step_draws_by_the_history_renews_it_and_estimates_the_bound(stepped):
     np.testing.assert_allclose(first.mean(), terms["reconstruction"].mean() / 2, atol=error)
 
 
-def test_accumulation_and_pmap_keep_the_history_of_the_whole_batch(stepped):
+def test_accumulation_and_two_devices_keep_the_history_of_the_whole_batch(stepped):
     batch, state, whole, _ = stepped
     parts = dataclasses.replace(MODEL, optimizer=SGD(learning_rate=0.1, accumulation_steps=2))
+    devices, key = jax.devices()[:2], jax.random.key(3)
     split = jax.tree.map(lambda a: a.reshape(2, 2048, *a.shape[1:]), {**batch, "example_index": jnp.arange(4096)})
-    mapped, _ = jax.pmap(parts.train_step, axis_name=DEVICE_AXIS, in_axes=(None, 0, None), devices=jax.devices()[:2])(
-        state, split, jax.random.key(3)
+    mapped, _ = jax.pmap(parts.train_step, axis_name=DEVICE_AXIS, in_axes=(None, 0, None), devices=devices)(
+        state, split, key
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[0], rtol=1e-4, atol=1e-6), whole, mapped)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    place = lambda tree, *axes: jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)))  # noqa: E731
+    sharded, _ = jax.jit(parts.train_step)(place(state), place(batch, "data"), place(key))
+    for found in (jax.tree.map(lambda a: a[0], mapped), sharded):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, found)
     assert np.any(whole.extra["step_history"].losses != state.extra["step_history"].losses)
 
 
