@@ -55,10 +55,14 @@ flags.DEFINE_integer("seed", 0, "seed of what is drawn")
 
 def numbers(name: str) -> list[float]:
     """The values of a flag that is a list of numbers."""
+    given = flags.FLAGS[name].value
     try:
-        return [float(value) for value in flags.FLAGS[name].value]
+        values = [float(value) for value in given]
     except ValueError:
-        raise ConfigError(f"--{name}={','.join(flags.FLAGS[name].value)} is not a list of numbers") from None
+        values = [float("nan")]
+    if not np.isfinite(values).all():
+        raise ConfigError(f"--{name}={','.join(given)} is not a list of numbers")
+    return values
 
 
 def path_of(run: Any, name: str) -> Path:
@@ -188,6 +192,10 @@ def guidance(run: Any) -> list[Path]:
 
 def noisy_classifier(run: Any) -> Any:
     """The run of --classifier, which must know the noise and the classes of `run`."""
+    if run.model.condition_on and not run.model.condition_dropout:
+        raise ConfigError(
+            "--classifier guides a model without its conditions, which condition_dropout=0 never trained; train with 0.1"
+        )
     if run.model.gives_path_ends:
         raise ConfigError(f"--classifier needs the mean of the data, which {type(run.model).__name__} does not give")
     classifier = runs.restore(Path(flags.FLAGS.classifier).expanduser())

@@ -29,6 +29,7 @@ from genjax.families.diffusion.grids import Node, Spacing, times
 from genjax.families.diffusion.networks import Condition, as_function
 from genjax.families.diffusion.processes import GaussianProcess, Karras, expand
 from genjax.families.diffusion.samplers import Carry, Estimate, Sampler
+from genjax.families.diffusion.times import UniformTime
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
 
 
@@ -85,6 +86,12 @@ class ConsistencyModel(Diffusion):
             raise ValueError("a consistency model has neither self_conditioning nor a likelihood (likelihood_steps)")
         if not isinstance(self.process, Karras):
             raise ValueError("a consistency model needs process=karras")
+        ignored = {"target": "epsilon", "times": UniformTime(), "weighting": "target"}
+        given = [name for name, value in ignored.items() if getattr(self, name) != value]
+        if given:
+            raise ValueError(
+                f"a consistency model has a target, levels and a weighting of its own; leave out {', '.join(given)}"
+            )
         if not isinstance(self.sampler, ConsistencySampler):
             raise ValueError(
                 f"a consistency model maps noise to data in one step, which {type(self.sampler).__name__} cannot use; "
@@ -207,6 +214,7 @@ class ConsistencyDistillation(ConsistencyModel):
         Raises:
           ValueError: it is missing, or its network would be read as another function than it learned.
         """
+        super().check_start(source)
         if source is None:
             if self.untrained_teacher:
                 return

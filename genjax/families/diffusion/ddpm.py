@@ -23,6 +23,7 @@ import numpy as np
 
 from genjax.families.diffusion import targets
 from genjax.families.diffusion.diffusion import Diffusion
+from genjax.families.diffusion.levels import check_levels, only_of_levels
 from genjax.families.diffusion.processes import Discrete, GaussianProcess, expand, posterior
 from genjax.families.diffusion.samplers import Ancestral, Estimate, Sampler
 from genjax.families.diffusion.step_sampling import StepHistory
@@ -51,7 +52,8 @@ class DDPM(Diffusion):
       step_sampling: with objective=bound, how the trained steps are drawn: uniform, or importance, in proportion to the root mean square
         of their last ten losses, which gives the same expectation with less noise (improved DDPM, eq. 18).
       hybrid_weight: weight of the bound beside the simple loss, with learned variances.
-      bound_terms: number of steps k whose terms estimate the bound of `evaluate`, without bias; at least T - 1 takes all.
+      bound_terms: number of steps k whose terms estimate the bound of `evaluate`, without bias; at least T - 1 takes all.  Of pictures
+        it is NaN where pixels are none of the levels from -1 to 1, as with data.preprocessing=unit; signed has these.
     """
 
     process: Discrete = Discrete()
@@ -65,6 +67,11 @@ class DDPM(Diffusion):
 
     def check(self) -> None:
         super().check()
+        if self.process.num_timesteps < 2:
+            raise ValueError(
+                f"process.num_timesteps={self.process.num_timesteps}: the chain needs at least 2 steps, the second of which lends the "
+                "first its variance"
+            )
         if getattr(self.sampler, "variance", None) == "learned" and self.variance != "learned":
             raise ValueError("sampler.variance=learned needs a model with variance=learned")
         if self.objective == "bound" and (self.weighting != "target" or not isinstance(self.times, UniformTime)):
@@ -89,8 +96,12 @@ class DDPM(Diffusion):
     def _estimate_of(self, output: Array, process: GaussianProcess, z: Array, t: Array) -> Estimate:
         channels = self.data_shape[-1]
         x0 = targets.to_x0(self.target, process, t, z, output[..., :channels], self.sigma_data)
-        fraction = (output[..., channels:] + 1.0) / 2.0 if self.variance == "learned" else None
-        return Estimate(x0, fraction)
+        match self.variance:
+            case "learned":
+                return Estimate(x0, (output[..., channels:] + 1.0) / 2.0)
+            case "large":
+                return Estimate(x0, jnp.ones_like(x0))
+        return Estimate(x0)
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         state = super().init(key, batch)
@@ -132,6 +143,11 @@ class DDPM(Diffusion):
         metrics["history_filled"] = history.filled()
         return new.replace(extra={**state.extra, "step_history": history}), metrics
 
+    def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
+        super().diagnose(state, batch, key)
+        if self.objective == "bound" or self.variance == "learned":
+            check_levels(batch["x"], self.levels_of(batch))
+
     def draw(self, batch: Batch, key: Array, process: GaussianProcess) -> tuple[Array, Array, Array]:
         t, epsilon, keys = super().draw(batch, key, process)
         if "step" in batch:
@@ -154,7 +170,8 @@ class DDPM(Diffusion):
         x = batch["x"]
         estimate = self._estimate_of(output, self.process, z, t)
         divergence = self._step_divergence(estimate, x, t)
-        first = -self._reconstruction_log_prob(estimate, x, self.levels_of(batch))
+        first = self._reconstruction_log_prob(estimate, x, self.levels_of(batch))
+        first = -only_of_levels(first, x, self.levels_of(batch))
         term = jnp.where(t * self.process.num_timesteps < 1.5, first, divergence)
         inverse = 1.0 / batch["step_probability"] if "step_probability" in batch else self.process.num_timesteps
         return inverse * term / math.prod(x.shape[1:])
@@ -197,7 +214,10 @@ class DDPM(Diffusion):
         return log_prob.reshape(x.shape[0], -1).sum(-1)
 
     def bound_terms_of(self, params: PyTree, batch: Batch, key: Array) -> dict[str, Array]:
-        """The three terms of the bound and their `total`, in nats, shape [B] each."""
+        """The three terms of the bound of what Ancestral samples, with clip_x0 as there, and their `total`, in nats, shape [B] each.
+
+        NaN for examples that are on no levels in [-1, 1] but should be.
+        """
         x, condition, count = batch["x"], self.condition(batch), self.process.num_timesteps
         end = jnp.ones((x.shape[0],))
         alpha, sigma = expand(self.process.alpha(end), x), expand(self.process.sigma(end), x)
@@ -214,7 +234,7 @@ class DDPM(Diffusion):
             # One step of each stratum stands for all of it.
             step = first + jax.vmap(lambda k: jax.random.randint(k, (), 0, length))(keys[:, 1])
             t = step / count
-            estimate = self.estimate(params, noised(keys[:, 0], t), t, condition)
+            estimate = self.clipped(self.estimate(params, noised(keys[:, 0], t), t, condition))
             return total + length * self._step_divergence(estimate, x, t), None
 
         edges = bound_strata(count, self.bound_terms)
@@ -222,8 +242,9 @@ class DDPM(Diffusion):
         diffusion, _ = jax.lax.scan(term, jnp.zeros((x.shape[0],)), rows)
         t = jnp.full((x.shape[0],), 1.0 / count)
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(example_keys(key, batch), 0)
-        estimate = self.estimate(params, noised(keys, t), t, condition)
-        reconstruction = -self._reconstruction_log_prob(estimate, x, self.levels_of(batch))
+        estimate = self.clipped(self.estimate(params, noised(keys, t), t, condition))
+        log_prob = self._reconstruction_log_prob(estimate, x, self.levels_of(batch))
+        reconstruction = -only_of_levels(log_prob, x, self.levels_of(batch))
         prior = prior.reshape(x.shape[0], -1).sum(-1)
         total = prior + diffusion + reconstruction
         return {"prior": prior, "diffusion": diffusion, "reconstruction": reconstruction, "total": total}

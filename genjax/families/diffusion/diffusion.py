@@ -29,7 +29,16 @@ from genjax.families.diffusion.samplers import DDIM, Denoiser, Estimate, Sampler
 from genjax.families.diffusion.targets import Target, Weighting
 from genjax.families.diffusion.times import TimeDistribution, UniformTime
 from genjax.families.diffusion.unet import UNet
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.model import (
+    Array,
+    Batch,
+    Metrics,
+    PyTree,
+    TrainState,
+    check_label_range,
+    example_keys,
+    gradient_step,
+)
 from genjax.optimizers import Adam, Optimizer
 
 CONDITIONS = ("label", "vector", "context", "image")
@@ -55,7 +64,7 @@ class Diffusion:
       condition_on: which of label, vector, context and image in a batch the network sees.
       condition_dropout: probability that an example is trained without its conditions.
       self_conditioning: feed the last estimate of x back to the network.
-      clip_x0: clip estimates of x to [-1, 1] while sampling.
+      clip_x0: clip estimates of x to [-1, 1] while sampling, and in the bound of DDPM's samples.
       sampler: how `sample` goes from noise to data.
       guidance: classifier-free guidance of `sample`.
       likelihood_steps: steps of the probability-flow ODE for the `nll` of `evaluate`; 0 leaves it out.
@@ -217,7 +226,9 @@ class Diffusion:
         """The model as samplers use it, guided where the scale is not 0, or traced: away from the model of `weak_params`, or else,
         where the condition is not empty, from the model without it."""
         guidance = self.guidance if guidance is None else guidance
-        guided = isinstance(guidance.scale, jax.core.Tracer) or guidance.scale != 0.0
+        guided = guidance.is_used
+        if weak_params is None:
+            guidance.check(self.condition_on, self.condition_dropout)
         process = self.process_of(params)
 
         def denoise(z: Array, t: Array, x0_before: Array) -> Estimate:
@@ -227,7 +238,7 @@ class Diffusion:
                 estimate = self.estimate(params, z, times, condition, x0_before)
                 weak = self.estimate(weak_params, z, times, condition, x0_before)
                 estimate = estimate._replace(x0=guidance.combine(estimate.x0, weak.x0, t, process.t_max))
-            elif guided and condition:
+            elif guided:
                 twice = lambda a: jnp.concatenate([a, a])  # noqa: E731
                 empty = self.without(condition)
                 both = {name: jnp.concatenate([a, empty[name]]) for name, a in condition.items()}
@@ -238,12 +249,36 @@ class Diffusion:
                 estimate = Estimate(x0, None if fraction is None else fraction[:count])
             else:
                 estimate = self.estimate(params, z, jnp.broadcast_to(t, (count,)), condition, x0_before)
-            return estimate._replace(x0=jnp.clip(estimate.x0, -1.0, 1.0)) if self.clip_x0 else estimate
+            return self.clipped(estimate)
 
         return denoise
 
+    def clipped(self, estimate: Estimate) -> Estimate:
+        """The estimate as sampling takes it, in [-1, 1] with clip_x0."""
+        return estimate._replace(x0=jnp.clip(estimate.x0, -1.0, 1.0)) if self.clip_x0 else estimate
+
     # ------------------------------------------------------------------------------------------------------------------
     # The contract
+
+    def check_start(self, source: Any) -> None:
+        """Refuses to train a model whose samples on schedule could not be drawn.
+
+        Args:
+          source: the model of the run `training.init_from`, or None where there is none.
+
+        Raises:
+          ValueError: guidance that the model cannot have.
+        """
+        self.guidance.check(self.condition_on, self.condition_dropout)
+
+    def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
+        """Looks for labels outside of the classes, whose embedding is NaN, outside of `jit`.
+
+        Raises:
+          ValueError: naming them.
+        """
+        if "label" in self.condition_on:
+            check_label_range(batch["label"], self.num_classes)
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         """Returns the state before the first step.
@@ -344,7 +379,8 @@ class Diffusion:
             given is as it is for a dropped condition.
 
         Raises:
-          ValueError: a condition that the model does not know or of another shape, or a label outside the classes.
+          ValueError: a condition that the model does not know or of another shape, a label outside the classes, or guidance that
+            the model cannot have.
         """
         noise_key, step_key = jax.random.split(key)
         condition = self.sampling_condition(state, num_samples, label, condition)

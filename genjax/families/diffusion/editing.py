@@ -25,7 +25,7 @@ def image_to_image(
     """Noises examples x [N, *data_shape] part of the way and samples back; strength 1 is sampling from nothing.
 
     Raises:
-      ValueError: examples of another shape, or a strength outside of (0, 1].
+      ValueError: examples of another shape, a strength outside of (0, 1], or one too little for a step of the sampler.
     """
     _check_shape(model, x)
     if not 0.0 < strength <= 1.0:
@@ -34,6 +34,11 @@ def image_to_image(
     noise_key, step_key = jax.random.split(key)
     condition = model.sampling_condition(state, len(x), condition.pop("label", None), condition)
     start = round((1.0 - strength) * sampler.num_steps)
+    if start == sampler.num_steps:
+        raise ValueError(
+            f"strength={strength} is less than half a step of the sampler's {start}, which leaves examples as they are; give more "
+            "strength or steps"
+        )
     _, alpha, sigma = sampler.grid(process)
     z = alpha[start] * x + sigma[start] * jax.random.normal(noise_key, x.shape)
     denoise = model.denoiser(state.eval_params, condition)

@@ -44,6 +44,28 @@ class Guidance:
     stop: float = 1.0
     rescale: float = 0.0
 
+    @property
+    def is_used(self) -> bool:
+        """Whether it changes anything; a traced scale may."""
+        return isinstance(self.scale, jax.core.Tracer) or self.scale != 0.0
+
+    def check(self, condition_on: tuple[str, ...], condition_dropout: float) -> None:
+        """Refuses classifier-free guidance of a model that it does nothing for, or nothing good.
+
+        Raises:
+          ValueError: the model has no condition, or was never trained without it.
+        """
+        if self.is_used and not condition_on:
+            raise ValueError(
+                "guidance.scale leads away from the model without its condition, and this one has none; give guidance.scale=0, or "
+                "sample with a weaker model (experiments.sample --weak_step)"
+            )
+        if self.is_used and not condition_dropout:
+            raise ValueError(
+                "guidance.scale leads away from the model without its condition, which condition_dropout=0 never trains; train "
+                "with condition_dropout=0.1, or give guidance.scale=0"
+            )
+
     def combine(self, conditional: Array, unconditional: Array, t: Array, t_max: float) -> Array:
         """The guided estimate of x0 from the two (or from the model's and the weaker one's), all [B, ...], at a time."""
         inside = (t >= self.start * t_max) & (t <= self.stop * t_max)
@@ -71,8 +93,9 @@ def with_classifier(
     def guided(z: Array, t: Array, x0_before: Array) -> Estimate:
         estimate = denoise(z, t, x0_before)
         gradient = jax.grad(lambda a: log_likelihood(a, t).sum())(z)
-        # A pure-noise start has no x0 that the gradient could move.
-        alpha = jnp.maximum(process.alpha(t), 1e-4)
-        return estimate._replace(x0=estimate.x0 + scale * process.sigma(t) ** 2 / alpha * gradient)
+        # Pure noise tells no class: what a trained classifier has for a gradient there is error, which the factor would blow up.
+        alpha = process.alpha(t)
+        factor = jnp.where(alpha > 1e-4, scale * process.sigma(t) ** 2 / jnp.maximum(alpha, 1e-4), 0.0)
+        return estimate._replace(x0=estimate.x0 + factor * gradient)
 
     return guided

@@ -62,6 +62,7 @@ class Reflow(FlowMatching):
         Raises:
           ValueError: it is missing, no rectified flow, or its network would be read as another function than it learned.
         """
+        super().check_start(source)
         if source is None:
             if self.untrained_teacher:
                 return

@@ -35,7 +35,7 @@ class Estimate(NamedTuple):
 
     Attributes:
       x0: E[x | z_t], shape of z.
-      variance_fraction: where between log-beta-tilde (0) and log-beta (1) the learned log-variance lies, shape of z, or None.
+      variance_fraction: where between log-beta-tilde (0) and log-beta (1) the model's log-variance lies, shape of z; None is 0.
     """
 
     x0: Array
@@ -154,17 +154,20 @@ class Ancestral(Sampler):
 
     Attributes:
       variance: small, the posterior's v (beta-tilde); large, that of q(z_t | z_s) (beta); learned, between them by the network
-        (Nichol & Dhariwal 2021, eq. 15).
+        (Nichol & Dhariwal 2021, eq. 15); model, that of the model's bound, and small where it has none.
     """
 
     num_steps: int = 1000
-    variance: Literal["small", "large", "learned"] = "small"
+    variance: Literal["model", "small", "large", "learned"] = "model"
 
     def step(self, denoise, process, carry, now, then, key):
         estimate = denoise(carry.z, now.t, carry.x0)
         a, b, small = posterior_from(now.alpha, now.sigma, then.alpha, then.sigma)
         large = jnp.maximum(now.sigma**2 - (now.alpha / then.alpha) ** 2 * then.sigma**2, 0.0)
-        match self.variance:
+        variance = self.variance
+        if variance == "model":
+            variance = "small" if estimate.variance_fraction is None else "learned"
+        match variance:
             case "small":
                 scale = jnp.sqrt(small)
             case "large":

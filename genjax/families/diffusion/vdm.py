@@ -22,9 +22,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from genjax.families.diffusion.diffusion import Diffusion
+from genjax.families.diffusion.levels import check_levels, only_of_levels
 from genjax.families.diffusion.networks import Condition
-from genjax.families.diffusion.processes import GaussianProcess, expand
+from genjax.families.diffusion.processes import Discrete, GaussianProcess, expand
 from genjax.families.diffusion.samplers import Ancestral, Sampler
+from genjax.families.diffusion.times import UniformTime
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys
 
 
@@ -139,6 +141,12 @@ class VDM(Diffusion):
             raise ValueError(f"target={self.target}: a VDM predicts epsilon")
         if self.self_conditioning or self.likelihood_steps:
             raise ValueError("a VDM has no self_conditioning, and its likelihood is the bound (likelihood_steps=0)")
+        ignored = {"process": Discrete(), "times": UniformTime(), "weighting": "target"}
+        given = [name for name, value in ignored.items() if getattr(self, name) != value]
+        if given:
+            raise ValueError(
+                f"a VDM learns its process, draws times uniformly and has the bound for its loss; leave out {', '.join(given)}"
+            )
         if not self.gamma_min < self.gamma_max:
             raise ValueError(f"gamma_min={self.gamma_min} must be less than gamma_max={self.gamma_max}")
 
@@ -211,7 +219,7 @@ class VDM(Diffusion):
             logits = -0.5 * jnp.square((seen[..., None] - levels) * jnp.exp(-log_scale))
             own = -0.5 * jnp.square(noise)
             log_prob = own - jax.nn.logsumexp(logits, axis=-1)
-        reconstruction = -log_prob.sum(axes)
+        reconstruction = -only_of_levels(log_prob.sum(axes), x, self.levels_of(batch))
         total = prior + diffusion + reconstruction
         return {"prior": prior, "diffusion": diffusion, "reconstruction": reconstruction, "total": total}
 
@@ -224,6 +232,10 @@ class VDM(Diffusion):
         total = terms.pop("total")
         bits = total / (math.prod(batch["x"].shape[1:]) * math.log(2.0))
         return bits, {"nll_bound": total, **terms}
+
+    def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
+        super().diagnose(state, batch, key)
+        check_levels(batch["x"], self.levels_of(batch))
 
     #: The method's likelihood is its bound.
     log_prob = None
