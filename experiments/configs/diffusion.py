@@ -294,7 +294,7 @@ _MNIST_OPTIMIZER = Adam(learning_rate=1e-3, schedule=Cosine(warmup_steps=200), c
 @register(
     "ddpm_mnist",
     source=f"{_DDPM}; Nichol & Dhariwal 2021, arXiv:2102.09672",
-    expected="bound of 1.706 bits/dim on 8-bit pixels",
+    expected="bound of 1.455 bits/dim on 8-bit pixels",
     shrunk={**_SHRUNK_IMAGES, "model.bound_terms": 2},
 )
 def ddpm_mnist() -> Experiment:
