@@ -24,9 +24,9 @@ import jax.numpy as jnp
 
 from genjax.families.gan.objectives import (
     Objective,
+    centred_penalty,
     discriminator_objective,
     generator_objective,
-    squared_gradient_norm,
 )
 from genjax.families.gan.turns import Turns
 from genjax.families.gan.vae_gan import check_data_shape, normal_latents
@@ -118,9 +118,7 @@ class CodeMatching:
         draws = self.prior.draw(key, batch, codes.shape[-1])
         prior_score, code_score = self.score(params, draws), self.score(params, codes)
         loss = discriminator_objective(self.objective, prior_score, code_score).mean()
-        if self.penalty_weight:
-            norms = [squared_gradient_norm(lambda y: self.score(params, y), points).mean() for points in (draws, codes)]
-            loss += 0.5 * self.penalty_weight * sum(norms)
+        loss += centred_penalty(self.penalty_weight, lambda y: self.score(params, y), draws, codes)
         return loss, {"prior_score": prior_score.mean(), "code_score": code_score.mean()}
 
     def encoder_loss(self, params: PyTree, codes: Array, batch: Batch, key: Array) -> Array:

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from genjax.families.gan.objectives import squared_gradient_norm
+from genjax.families.gan.objectives import centred_penalty
 from genjax.families.gan.turns import Turns
 from genjax.families.gan.vae_gan import FeatureDiscriminator, check_data_shape, normal_latents
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, batch_size, example_keys
@@ -179,10 +179,8 @@ class InfoGAN:
             fake_score, parameters = self.discriminate(params, fake)
             information_loss, information = self.information_loss(parameters, codes)
             loss = jax.nn.softplus(-real_score).mean() + jax.nn.softplus(fake_score).mean()
+            loss += centred_penalty(self.penalty_weight, lambda y: self.discriminate(params, y)[0], batch["x"])
             metrics = {"real_score": real_score.mean(), "fake_score": fake_score.mean()}
-            if self.penalty_weight:
-                norm = squared_gradient_norm(lambda y: self.discriminate(params, y)[0], batch["x"])
-                loss += 0.5 * self.penalty_weight * norm.mean()
             return loss + information_loss, {**metrics, "information_bound": information}
 
         def generator_loss(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:

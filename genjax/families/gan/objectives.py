@@ -93,6 +93,19 @@ def generator_objective(name: Objective, fake: Array, real: Array | None = None)
     raise ValueError(f"unknown objective {name!r}; choose one of {', '.join(Objective.__args__)}")
 
 
+def score_boundary(name: Objective, real: Array, fake: Array) -> Array:
+    """The score above which the discriminator takes an example for data, a scalar, given scores [B] of data and samples.
+
+    Objectives that only look at differences have none; theirs is halfway between the mean scores.
+    """
+    match name:
+        case "minimax" | "non_saturating" | "hinge":
+            return jnp.zeros(())
+        case "least_squares":
+            return jnp.full((), 0.5)
+    return 0.5 * cross_device_mean(real.mean() + fake.mean())
+
+
 def class_cross_entropy(logits: Array, condition: Array) -> Array:
     """Cross entropy in nats of class logits [B, K] and classes as one-hot vectors [B, K], shape [B]."""
     return -jnp.sum(jax.nn.log_softmax(logits) * condition, axis=-1)
@@ -102,6 +115,13 @@ def squared_gradient_norm(score: Callable[[Array], Array], x: Array) -> Array:
     """|grad D(x)|^2 of each example, for `score` of [B, ...] to [B] that treats examples separately, shape [B]."""
     gradient = jax.grad(lambda y: score(y).sum())(x)
     return (gradient.astype(jnp.float32) ** 2).reshape(x.shape[0], -1).sum(-1)
+
+
+def centred_penalty(weight: float, score: Callable[[Array], Array], *sets: Array) -> Array:
+    """weight / 2 E |grad D|^2 of each of some sets of examples [B, ...], summed: R1 of data, R2 of samples; a scalar."""
+    if not weight:
+        return jnp.zeros(())
+    return 0.5 * weight * sum(squared_gradient_norm(score, x).mean() for x in sets)
 
 
 def gradient_penalty(name: Penalty, score: Callable[[Array], Array], x: Array, fake: Array, mixture: Array) -> Array:
@@ -117,17 +137,19 @@ def gradient_penalty(name: Penalty, score: Callable[[Array], Array], x: Array, f
     Returns:
       Scalar.
     """
-    penalty = jnp.zeros(())
-    if name == "wgan_gp":
-        e = mixture.reshape(-1, *[1] * (x.ndim - 1))
-        # The gradient of a norm is not finite at 0.
-        norm = jnp.sqrt(squared_gradient_norm(score, e * x + (1.0 - e) * fake) + 1e-12)
-        penalty = jnp.mean((norm - 1.0) ** 2)
-    if name in ("r1", "r1_r2"):
-        penalty += 0.5 * squared_gradient_norm(score, x).mean()
-    if name in ("r2", "r1_r2"):
-        penalty += 0.5 * squared_gradient_norm(score, fake).mean()
-    return penalty
+    match name:
+        case "r1":
+            return centred_penalty(1.0, score, x)
+        case "r2":
+            return centred_penalty(1.0, score, fake)
+        case "r1_r2":
+            return centred_penalty(1.0, score, x, fake)
+        case "wgan_gp":
+            e = mixture.reshape(-1, *[1] * (x.ndim - 1))
+            # The gradient of a norm is not finite at 0.
+            norm = jnp.sqrt(squared_gradient_norm(score, e * x + (1.0 - e) * fake) + 1e-12)
+            return jnp.mean((norm - 1.0) ** 2)
+    return jnp.zeros(())
 
 
 def lazily(penalty: Callable[[], Array], every: int, step: Array) -> Array:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from genjax.families.gan.objectives import squared_gradient_norm
+from genjax.families.gan.objectives import centred_penalty
 from genjax.families.gan.turns import Turns
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, batch_size, example_keys
 from genjax.nn.distributions import DiagonalGaussian
@@ -177,9 +177,7 @@ class VAEGAN:
             drawn = samples(turns.params["decoder"], batch)
             real, *fake = (self.discriminate(params, x)[1] for x in (batch["x"], again, drawn))
             loss = jax.nn.softplus(-real).mean() + sum(jax.nn.softplus(s).mean() for s in fake)
-            if self.penalty_weight:
-                norm = squared_gradient_norm(lambda y: self.discriminate(params, y)[1], batch["x"])
-                loss += 0.5 * self.penalty_weight * norm.mean()
+            loss += centred_penalty(self.penalty_weight, lambda y: self.discriminate(params, y)[1], batch["x"])
             return loss, {}
 
         turns.update("encoder", encoder_loss, batch, key)
