@@ -11,6 +11,7 @@ from genjax.families.gan.objectives import (
     Objective,
     discriminator_objective,
     generator_objective,
+    score_boundary,
     squared_gradient_norm,
 )
 from genjax.nn.encoder_decoder import MLPNetwork
@@ -192,6 +193,20 @@ def test_objectives_are_their_formulas():
         expected = formula(real, fake)
         np.testing.assert_allclose(discriminator_objective(name, real, fake), expected[0], rtol=1e-5, err_msg=name)
         np.testing.assert_allclose(generator_objective(name, fake, real), expected[1], rtol=1e-5, err_msg=name)
+
+
+def test_the_boundary_between_data_and_samples_is_that_of_the_best_discriminator():
+    density, other = np.array([0.9, 0.3, 0.2], np.float32), np.array([0.1, 0.3, 0.8], np.float32)
+    best = {
+        "minimax": np.log(density / other),
+        "non_saturating": np.log(density / other),
+        "hinge": np.sign(density - other),
+        "least_squares": density / (density + other),
+    }
+    for name in Objective.__args__:
+        scores = best.get(name, np.log(density / other) + 5.0)
+        boundary = score_boundary(name, scores[:1], -scores[:1] + (0.0 if name in best else 10.0))
+        np.testing.assert_allclose(np.sign(scores - boundary), np.sign(density - other), err_msg=name)
 
 
 def test_a_step_keeps_clipped_weights_and_samples_have_the_data_shape():

@@ -259,9 +259,13 @@ def test_each_conditioning_trains_and_samples_the_classes_asked_for():
     ):
         augmentation = ADA(groups=("color",), target=-1.5, images_to_one=60)
         model = tiny(conditioning=conditioning, network=network, augmentation=augmentation, **options)
-        state = jax.jit(model.init)(jax.random.key(1), BATCH)
-        state, metrics = jax.jit(model.train_step)(state, BATCH, jax.random.key(2))
+        start = jax.jit(model.init)(jax.random.key(1), BATCH)
+        state, metrics = jax.jit(model.train_step)(start, BATCH, jax.random.key(2))
         assert all(np.isfinite(float(value)) for value in metrics.values()), metrics
+        if conditioning == "auxiliary":  # An objective of differences, whose scores may lie anywhere.
+            real = model.score(start.params["discriminator"], PICTURES, model.condition(LABELS))
+            middle = (metrics["real_score"] + metrics["fake_score"]) / 2
+            np.testing.assert_allclose(metrics["real_score_sign"], np.sign(real - middle).mean(), atol=1e-6)
         assert ("class_accuracy" in metrics) == (conditioning == "auxiliary")
         # Above its target, the mean sign raises the probability by 6 pictures of 60.
         np.testing.assert_allclose(metrics["augmentation_probability"], 0.1, rtol=1e-5)

@@ -9,9 +9,11 @@ DiffAugment (Zhao et al. 2020, arXiv:2006.10738) always applies, each with its o
     cutout       a square of half the size set to zero
 
 ADA (Karras et al. 2020, arXiv:2006.06676) applies each of its transforms with a probability p that follows how far the
-discriminator overfits, r = E sign(D(x)) over data:
+discriminator overfits, r = E sign(D(x) - b) over data:
 
     p <- clip(p + sign(r - target) B / images_to_one, 0, 1)
+
+where b is the score between data and samples: 0 for the paper's objective; see `score_boundary` in objectives.py for the others.
 
 Its transforms are those of the paper's appendix B, but that the resampling is bilinear instead of by an orthogonal wavelet.
 The group filter splits frequencies into four bands [0, pi/8], [pi/8, pi/4], [pi/4, pi/2] and [pi/2, pi].  With a halfband
@@ -198,7 +200,7 @@ class ADA(Augmentation):
       groups: blit (mirroring, quarter turns, whole shifts), geometry (scaling, turning, stretching, fractional shifts),
         color (brightness, contrast, inversion of brightness, and of colours hue and saturation), filter (gains of
         frequency bands) and corruption (noise, a square of half the size set to zero) of pictures with values in [-1, 1].
-      target: the mean sign of the scores of data that is aimed at.
+      target: the share of data that the discriminator takes for data less the rest, which is aimed at.
       images_to_one: number of pictures after which the probability has gone from 0 to 1 at most.
       initial_probability: probability at the first step.
     """

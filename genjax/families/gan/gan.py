@@ -31,6 +31,7 @@ from genjax.families.gan.objectives import (
     generator_objective,
     gradient_penalty,
     lazily,
+    score_boundary,
 )
 from genjax.families.gan.turns import shares_of, with_skipped
 from genjax.families.gan.views import UNCHANGED, View, view_of
@@ -317,7 +318,8 @@ class GAN:
                     consistency += jnp.mean((outputs[:, 0] - scores) ** 2)
                 value, metrics["consistency"] = value + self.consistency_weight * consistency, consistency
             if "augmentation_probability" in state.extra:
-                metrics["real_score_sign"] = jnp.sign(real).mean()
+                boundary = score_boundary(self.objective, real, generated)
+                metrics["real_score_sign"] = jnp.sign(real - boundary).mean()
             return value, (metrics, variables)
 
         discriminator, opt_state, metrics, variables = gradient_update(
