@@ -12,8 +12,9 @@ from genjax.families.gan.dcgan import DCGANNetwork
 from genjax.families.gan.gan import GAN
 from genjax.families.gan.layers import BatchNorm, Convolution, largest_singular_value
 from genjax.families.gan.maxout import MaxoutNetwork
-from genjax.families.gan.networks import PlainNetwork, times_halved
+from genjax.families.gan.networks import Head, PlainNetwork, times_halved
 from genjax.families.gan.sngan import SNGANNetwork
+from genjax.families.gan.style_layers import EqualDense
 from genjax.families.gan.turns import shares_of
 from genjax.nn.convolution import downsample
 from genjax.nn.encoder_decoder import MLPNetwork
@@ -285,8 +286,13 @@ def test_projection_adds_the_product_of_features_and_the_class_vector():
     features = features.reshape(6, -1)
     head = params["Head_0"]
     expected = (features @ head["score"]["kernel"])[:, 0] + head["score"]["bias"]
-    expected += jnp.sum(features * (one_hot @ head["projection"]["kernel"]), axis=-1)
+    expected += jnp.sum(features * (one_hot @ head["projection"]["kernel"].T), axis=-1)
     np.testing.assert_allclose(model.score(params, PICTURES, one_hot), expected, rtol=1e-4, atol=1e-5)
+    # Of equalised layers both parts have variance 1, however many classes there are.
+    features, one_hot = jax.random.normal(jax.random.key(0), (400, 256)), jax.nn.one_hot(jnp.arange(400) % 4, 4)
+    equalised = Head("projection", EqualDense)
+    scores, _ = equalised.init_with_output(jax.random.key(1), features, one_hot)
+    assert 0.7 < float(scores.std()) / 2**0.5 < 1.4
 
 
 def test_lazy_penalty_counts_for_the_steps_without_it():

@@ -99,8 +99,9 @@ class Head(nn.Module):
         if condition is None:
             return score
         if self.conditioning == "projection":
-            vectors = self.layer(features.shape[-1], use_bias=False, name="projection")(condition)
-            return score + jnp.sum(vectors * features, axis=-1, keepdims=True)
+            # A layer of features, as one of classes would give its vectors the spread of so few inputs where that is equalised.
+            products = self.layer(condition.shape[-1], use_bias=False, name="projection")(features)
+            return score + jnp.sum(products * condition, axis=-1, keepdims=True)
         if self.conditioning == "auxiliary":
             return jnp.concatenate([score, self.layer(condition.shape[-1], name="classes")(features)], axis=-1)
         return score
