@@ -67,6 +67,7 @@ def stylegan2_ffhq() -> Experiment:
     Days on eight GPUs; --training.mesh=data:4,fsdp:2 shares the parameters too.  At 256 x 256 (arXiv:2006.06676):
 
         ... --data.image_size=256,256 --data.batch_size=64 --model.network.channel_base=16384 --model.penalty_weight=1
+            --model.network.group_size=8
     """
     model = StyleGAN(
         network=StyleGAN2Network(channel_base=32768),
@@ -94,7 +95,7 @@ def stylegan2_celeba_hq() -> Experiment:
     Days on eight GPUs.
     """
     model = StyleGAN(
-        network=StyleGAN2Network(channel_base=16384),
+        network=StyleGAN2Network(channel_base=16384, group_size=8),
         penalty_weight=1.0,
         augmentation=ADA(),
         compute_dtype="bfloat16",
