@@ -169,6 +169,8 @@ def test_the_encoder_of_an_adversarial_autoencoder_takes_two_updates_in_turn():
     encoder = descended(nets["encoder"], deceived, 0.2)
     assert_alike(new.params["autoencoder"], {"encoder": encoder, "decoder": nets["decoder"]})
     assert set(new.params) == set(state.params) and model.sample(new, jax.random.key(3), 4).shape == (4, 3)
+    with pytest.raises(ValueError, match="reconstruction_optimizer.ema_decay"):
+        dataclasses.replace(model, encoder_optimizer=SGD(ema_decay=0.9))
 
 
 def test_gradient_penalties_of_codes_and_pictures_are_those_of_each_example():

@@ -153,6 +153,13 @@ class AdversarialAutoencoder:
     encoder_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
     discriminator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
 
+    def __post_init__(self) -> None:
+        if self.encoder_optimizer.ema_decay is not None:
+            raise ValueError(
+                "model.encoder_optimizer.ema_decay averages nothing, as the encoder has two learning rules; "
+                "model.reconstruction_optimizer.ema_decay averages encoder and decoder after both"
+            )
+
     def _encoder(self) -> Any:
         return self.network.encoder(self.latent_dim, jnp.dtype(self.compute_dtype))
 
