@@ -251,6 +251,14 @@ def test_statistics_of_the_averaged_generator_are_those_of_its_own_pass():
     _, expected = jax.jit(model._fake)(before.ema_params["generator"], start, BATCH, key)
     for a, b in zip(jax.tree.leaves(state.extra["averaged_generator"]), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    # Samples are those of the averages.
+    latents, generate = jax.random.normal(jax.random.key(3), (2, model.latent_dim)), jax.jit(model.generate)
+    averaged = generate(state.ema_params["generator"], latents, None, state.extra["averaged_generator"])
+    np.testing.assert_allclose(
+        jax.jit(model.sample, static_argnums=2)(state, jax.random.key(3), 2), averaged, atol=1e-6
+    )
+    own = generate(state.params["generator"], latents, None, state.extra["generator"])
+    assert np.abs(np.asarray(averaged - own)).max() > 1e-4
 
 
 def test_each_conditioning_trains_and_samples_the_classes_asked_for():

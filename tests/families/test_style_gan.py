@@ -163,6 +163,22 @@ def test_styles_are_truncated_and_mixed(style_gan_2):
     np.testing.assert_allclose(jax.jit(model.decode)(state, latents), pictures, atol=1e-5)
 
 
+def test_pictures_get_a_second_style_behind_a_random_place_in_training(style_gan_2):
+    model, state, _ = style_gan_2
+    variables = {"params": state.params["generator"], **state.extra["generator"]}
+    latents, keys = jax.random.normal(jax.random.key(3), (600, 5)), jax.random.split(jax.random.key(4), 600)
+    styles = np.asarray(
+        jax.jit(lambda z: model.generator().apply(variables, z, None, True, keys, method="styles"))(latents)
+    )
+    np.testing.assert_allclose(styles[:, 0], jax.jit(model.styles)(state, latents)[:, 0], atol=1e-6)
+    other = np.abs(styles - styles[:, :1]).max(2) > 0.0
+    assert (np.diff(other.astype(int), axis=1) >= 0).all(), "once begun, it stays"
+    np.testing.assert_array_equal(np.where(other[:, 1:-1, None], styles[:, 1:-1] - styles[:, -1:], 0.0), 0.0)
+    # Nine of ten, at each of the three places as often.
+    shares = np.bincount(np.where(other.any(1), other.argmax(1), 4), minlength=5) / 600
+    np.testing.assert_allclose(shares, [0.0, 0.3, 0.3, 0.3, 0.1], atol=0.06)
+
+
 def test_projection_finds_a_picture_of_the_generator_again(style_gan_2):
     model, state, _ = style_gan_2
     key = jax.random.key(9)
