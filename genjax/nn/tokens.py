@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -12,6 +13,10 @@ import optax
 Array = jax.Array
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
+
+#: The `dot_general` of an output map: logits are float32, whatever type the network computes in.  Rounded to bfloat16, the
+#: two likeliest tokens are equal at one place in eighty.
+logits_product = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 
 
 def token_weights(batch: Batch) -> Array:

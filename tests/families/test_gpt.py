@@ -205,6 +205,17 @@ def test_bad_input_is_one_clear_sentence(state, batch):
         MODEL.sample(state, jax.random.key(0), 1, prompt=jnp.array([-1]))
 
 
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_logits_are_float32_whatever_the_network_computes_in(tie_embeddings, batch):
+    model = dataclasses.replace(MODEL, tie_embeddings=tie_embeddings, compute_dtype="bfloat16")
+    params = jax.jit(model.init)(jax.random.key(0), batch).params
+    logits, out = jax.jit(lambda p: model.module().apply({"params": p}, batch["tokens"]))(params)
+    map_ = params["embedding"]["token"]["embedding"].T if tie_embeddings else params["head"]["kernel"]
+    exact = out.x.astype(jnp.float32) @ map_.astype(jnp.bfloat16).astype(jnp.float32)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, exact, rtol=1e-5, atol=1e-5)
+
+
 def test_padding_does_not_balance_experts(batch):
     experts = MixtureOfExperts(num_experts=4, balance_weight=1.0)
     model = dataclasses.replace(MODEL, network=dataclasses.replace(TINY, num_layers=1, experts=experts))

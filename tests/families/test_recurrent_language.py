@@ -45,6 +45,18 @@ def test_the_contract_and_decoding_equals_teacher_forcing(cell, batch):
     np.testing.assert_array_equal(model.logits(state, text)[:, 1:-1].argmax(-1), out.tokens)
 
 
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_logits_are_float32_whatever_the_network_computes_in(tie_embeddings, batch):
+    network = Recurrent(cell="rnn", hidden_dim=5)
+    model = dataclasses.replace(MODEL, network=network, tie_embeddings=tie_embeddings, compute_dtype="bfloat16")
+    params = jax.jit(model.init)(jax.random.key(0), batch).params
+    logits, _, hidden = jax.jit(lambda p: model.module().apply({"params": p}, batch["tokens"]))(params)
+    map_ = params["embedding"]["embedding"].T if tie_embeddings else params["output"]["kernel"]
+    exact = hidden.astype(jnp.float32) @ map_.astype(jnp.bfloat16).astype(jnp.float32)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, exact, rtol=1e-5, atol=1e-5)
+
+
 def test_carried_states_make_two_windows_one(batch):
     model = dataclasses.replace(MODEL, carry_state=True, optimizer=SGD(learning_rate=0.0))
     long = jax.random.randint(jax.random.key(5), (4, 13), 0, 7)

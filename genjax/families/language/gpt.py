@@ -31,7 +31,7 @@ from genjax.model import (
     example_keys,
 )
 from genjax.nn.adaptation import LoRA
-from genjax.nn.tokens import token_nll, token_weights
+from genjax.nn.tokens import logits_product, token_nll, token_weights
 from genjax.nn.transformer import Cache, TokenEmbedding, Transformer, TransformerStack, unrolled
 from genjax.optimizers import AdamW, Optimizer
 
@@ -72,7 +72,8 @@ class LanguageModel(nn.Module):
         if not self.tie_embeddings:
             std = self.config.init_std
             init = nn.initializers.lecun_normal() if std is None else nn.initializers.normal(std)
-            self.head = nn.Dense(self.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=init)
+            options = {"use_bias": False, "dtype": self.dtype, "kernel_init": init}
+            self.head = nn.Dense(self.vocab_size, dot_general=logits_product, **options)
 
     def __call__(
         self,
@@ -97,7 +98,7 @@ class LanguageModel(nn.Module):
             dropout_keys=dropout_keys,
             return_weights=return_weights,
         )
-        logits = self.embedding.logits(out.x) if self.tie_embeddings else self.head(out.x).astype(jnp.float32)
+        logits = self.embedding.logits(out.x) if self.tie_embeddings else self.head(out.x)
         return logits, out
 
 

@@ -22,7 +22,7 @@ from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys
 from genjax.nn.attention import MASKED
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.recurrent import Recurrent, RecurrentStack
-from genjax.nn.tokens import sequence_metrics, summarize, token_nll, token_weights
+from genjax.nn.tokens import logits_product, sequence_metrics, summarize, token_nll, token_weights
 from genjax.optimizers import Adam, Optimizer
 
 
@@ -84,7 +84,7 @@ class AttentionNetwork(nn.Module):
             in_axes=(1, nn.broadcast, nn.broadcast, nn.broadcast),
             out_axes=1,
         )(self.hidden_dim, self.score, self.dtype)
-        self.head = nn.Dense(self.vocab_size, dtype=self.dtype)
+        self.head = nn.Dense(self.vocab_size, dtype=self.dtype, dot_general=logits_product)
 
     def encode(self, source: Array, mask: Array, dropout_keys: Array | None = None) -> dict[str, Array]:
         """What the decoder starts from; every array has the batch first."""
@@ -108,7 +108,7 @@ class AttentionNetwork(nn.Module):
         carry = (memory["state"], memory["fed"])
         (state, fed), (features, weights) = self.cell(carry, y, memory["memory"], memory["keys"], memory["mask"])
         features = dropout(features, self.dropout_rate, fold_in(dropout_keys, 102))
-        return self.head(features).astype(jnp.float32), {**memory, "state": state, "fed": fed}, weights
+        return self.head(features), {**memory, "state": state, "fed": fed}, weights
 
     def __call__(self, source: Array, mask: Array, tokens: Array, dropout_keys: Array | None = None):
         logits, _, weights = self.decode(self.encode(source, mask, dropout_keys), tokens, dropout_keys)

@@ -30,7 +30,7 @@ from genjax.model import (
 )
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.recurrent import Recurrent, RecurrentStack
-from genjax.nn.tokens import token_nll, token_weights
+from genjax.nn.tokens import logits_product, token_nll, token_weights
 from genjax.optimizers import Adam, Optimizer
 
 
@@ -64,12 +64,14 @@ class RecurrentNetwork(nn.Module):
             if h.shape[-1] != self.embedding_dim:
                 h = nn.Dense(self.embedding_dim, dtype=self.dtype, name="projection")(h)
             bias = self.param("output_bias", nn.initializers.zeros, (self.vocab_size,))
-            logits = embedding.attend(h) + bias.astype(self.dtype).reshape(1, 1, -1)
+            table = embedding.embedding.astype(self.dtype)
+            logits = jnp.einsum("bth,vh->btv", h, table, preferred_element_type=jnp.float32) + bias.reshape(1, 1, -1)
         else:
             # As one matrix of rows: otherwise XLA lays the gradient of the logits out anew, time first.
             rows = h.reshape(-1, h.shape[-1])
-            logits = nn.Dense(self.vocab_size, dtype=self.dtype, name="output")(rows).reshape(*h.shape[:-1], -1)
-        return logits.astype(jnp.float32), carry, hidden
+            output = nn.Dense(self.vocab_size, dtype=self.dtype, dot_general=logits_product, name="output")
+            logits = output(rows).reshape(*h.shape[:-1], -1)
+        return logits, carry, hidden
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
