@@ -16,7 +16,7 @@ import numpy as np
 
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split, split_indices
 from genjax.data.tokenization import Tokenizer, read_tokenizer, train_tokenizer
-from genjax.data.tokenized import TOKENIZER_FILE
+from genjax.data.tokenized import TOKENIZER_FILE, write_whole
 
 _CORES = (
     "c1ccc({})cc1{}",
@@ -123,7 +123,7 @@ class Molecules(Data):
         """Writes the tokenizer beside the run; an existing one must be the same."""
         path, content = Path(workdir) / TOKENIZER_FILE, self.make_tokenizer().to_json()
         if not path.is_file():
-            path.write_text(content, encoding="utf-8")
+            write_whole(path, content)
         elif path.read_text(encoding="utf-8") != content:
             raise DataError(f"{path} is another tokenizer than that of these molecules; use another --workdir")
 

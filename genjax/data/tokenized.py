@@ -86,10 +86,7 @@ class TokenizedData(Data):
         """
         path, content = Path(workdir) / TOKENIZER_FILE, self.make_tokenizer().to_json()
         if not path.is_file():
-            # Whole or not at all, also where the run is killed.
-            temporary = path.with_suffix(".new")
-            temporary.write_text(content, encoding="utf-8")
-            temporary.replace(path)
+            write_whole(path, content)
         elif path.read_text(encoding="utf-8") != content:
             raise DataError(
                 f"{path} is another tokenizer than that of this text and these flags, so it does not belong to the "
@@ -144,6 +141,13 @@ class TokenizedData(Data):
         """What the tokenizer is, for the line above evaluations."""
         tokenizer = self.make_tokenizer()
         return f"{tokenizer.kind} of {tokenizer.vocab_size} tokens"
+
+
+def write_whole(path: Path, content: str) -> None:
+    """Writes a file whole or not at all, also where the run is killed and while other processes look for it."""
+    temporary = path.with_suffix(".new")
+    temporary.write_text(content, encoding="utf-8")
+    temporary.replace(path)
 
 
 def _check_size(file: Path) -> None:
