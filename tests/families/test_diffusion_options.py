@@ -10,6 +10,8 @@ import pytest
 from genjax.families.diffusion import samplers, targets
 from genjax.families.diffusion.consistency import ConsistencyModel
 from genjax.families.diffusion.ddpm import DDPM
+from genjax.families.diffusion.diffusion import Diffusion
+from genjax.families.diffusion.discrete import D3PM
 from genjax.families.diffusion.editing import image_to_image
 from genjax.families.diffusion.edm import EDM
 from genjax.families.diffusion.grids import times
@@ -19,6 +21,7 @@ from genjax.families.diffusion.processes import Discrete, Straight, Trigonometri
 from genjax.families.diffusion.samplers import Estimate
 from genjax.families.diffusion.times import LogitNormalTime, UniformTime
 from genjax.families.diffusion.vdm import VDM
+from genjax.model import TrainState
 
 MLP = ResidualMLP(hidden_dim=4, num_blocks=1)
 CHAIN = Discrete(num_timesteps=4, beta_min=0.1, beta_max=0.5)
@@ -99,6 +102,30 @@ def test_guidance_needs_a_condition_and_training_without_it():
     dataclasses.replace(kept, condition_dropout=0.1).check_start(None)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counting(Diffusion):
+    """A model whose estimate is the last one plus 1."""
+
+    def apply(self, params, z, t, condition, x0_before=None, dropout_keys=None, process=None):
+        return jnp.ones_like(z) + (0.0 if x0_before is None else x0_before)
+
+
+def test_a_self_conditioned_model_sees_its_last_estimate_in_half_of_training_and_in_all_steps_but_the_first():
+    model = Counting(
+        data_shape=(1,), network=MLP, target="x0", self_conditioning=True, sampler=samplers.DDIM(num_steps=3)
+    )
+    losses = lambda training: model.example_losses({}, {"x": jnp.zeros((400, 1))}, jax.random.key(0), training)[0]  # noqa: E731
+    # (0 + 1)^2, or (1 + 1)^2 where it is told its first estimate.
+    trained = np.asarray(losses(True))
+    assert set(trained) == {1.0, 4.0} and abs(float((trained == 4.0).mean()) - 0.5) < 0.1
+    np.testing.assert_array_equal(losses(False), 1.0)
+    for sampler in (samplers.DDIM, samplers.Ancestral, samplers.DPMSolver):
+        drawn = dataclasses.replace(model, sampler=sampler(num_steps=3)).sample(
+            TrainState.create({}), jax.random.key(1), 2
+        )
+        np.testing.assert_allclose(drawn, 3.0, rtol=1e-4)
+
+
 def test_a_chain_that_ends_in_pure_noise_has_a_velocity_there():
     process, t = Discrete(zero_terminal_snr=True), jnp.array([1.0, 0.9995, 0.999])
     x, epsilon = jnp.array([[0.3], [-0.7], [0.9]]), jnp.array([[1.0], [-2.0], [0.5]])
@@ -147,6 +174,7 @@ def test_what_would_be_ignored_or_do_nothing_is_refused():
     refused = [
         (DDPM(process=Discrete(num_timesteps=1)), "needs at least 2 steps"),
         (VDM(process=CHAIN, weighting="x0"), "leave out process, weighting"),
+        (D3PM(vocab_size=3, sequence_length=2, num_steps_sampling=10), "leave num_steps_sampling out"),
         (ConsistencyModel(num_steps=2, target="v", times=LogitNormalTime()), "leave out target, times"),
     ]
     for model, message in refused:

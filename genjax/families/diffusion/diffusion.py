@@ -284,8 +284,11 @@ class Diffusion:
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the examples have another shape than `data_shape`, or lack a condition.
+          ValueError: the examples have another shape than `data_shape`, or lack a condition, or the density that
+            likelihood_steps asks for.
         """
+        if self.likelihood_steps:
+            self._check_density(batch)
         # What stands for no vector, context or image while sampling; the batch alone knows their shapes.
         names = [name for name in self.condition_on if name != "label" and name in batch]
         empty = {name: jnp.zeros(batch[name].shape[1:]) for name in names}
@@ -450,13 +453,16 @@ class Diffusion:
         x0 = self.denoise(state, x, noise_level, **condition)
         return targets.score_of(self.process_of(state.eval_params), noise_level, x, x0)
 
-    def _log_prob(self, state: TrainState, batch: Batch, key: Array) -> Array:
+    def _check_density(self, batch: Batch) -> None:
         levels = self.levels_of(batch)
         if levels is not None:
             raise ValueError(
                 f"the ODE's likelihood is a density, which x with {levels} levels does not have; dequantise it with "
                 "data.preprocessing=dequantize_signed"
             )
+
+    def _log_prob(self, state: TrainState, batch: Batch, key: Array) -> Array:
+        self._check_density(batch)
         params = state.eval_params
         denoise = self.denoiser(params, self.condition(batch), Guidance())
         # Signs of each example from its own key.

@@ -223,7 +223,7 @@ class D3PM(MaskedDiffusion):
 
     Attributes:
       noise: absorbing, or uniform over the symbols.
-      num_timesteps: T.
+      num_timesteps: T, also the steps of `sample`, in place of `num_steps_sampling`.
       cross_entropy_weight: weight of the auxiliary -log p(x | z_t), per token.
     """
 
@@ -235,6 +235,10 @@ class D3PM(MaskedDiffusion):
         super().check()
         if self.num_timesteps < 1:
             raise ValueError(f"num_timesteps={self.num_timesteps} must be at least 1")
+        if self.num_steps_sampling != MaskedDiffusion.num_steps_sampling:
+            raise ValueError(
+                f"D3PM samples by the {self.num_timesteps} steps of its chain (num_timesteps); leave num_steps_sampling out"
+            )
 
     def keep_probability(self, t: Array) -> Array:
         """alpha(t): the probability that a token is as it was; 0 at the end."""
