@@ -65,7 +65,10 @@ def test_the_bound_is_that_of_the_chain_which_is_sampled():
     assert np.all(bound(dataclasses.replace(far, clip_x0=False), x) > bound(far, x) + 0.1)
     # Levels from 0 to 1 have bins of half the width, of which this bound knows nothing.
     with jax.debug_nans(False):
-        np.testing.assert_array_equal(np.isnan(bound(far, jnp.array([[1.0, -1.0], [0.5, 1.0]]))), [False, True])
+        between = jnp.array([[1.0, -1.0], [0.5, 1.0]])
+        np.testing.assert_array_equal(np.isnan(bound(far, between)), [False, True])
+        output, t = jnp.zeros((2, 2)), jnp.full((2,), 0.75)
+        np.testing.assert_array_equal(np.isnan(far._drawn_term({"x": between}, between, t, output)), [False, True])
 
 
 def test_losses_that_are_nan_for_what_the_data_are_say_so():

@@ -170,9 +170,10 @@ class DDPM(Diffusion):
         x = batch["x"]
         estimate = self._estimate_of(output, self.process, z, t)
         divergence = self._step_divergence(estimate, x, t)
-        first = self._reconstruction_log_prob(estimate, x, self.levels_of(batch))
-        first = -only_of_levels(first, x, self.levels_of(batch))
+        first = -self._reconstruction_log_prob(estimate, x, self.levels_of(batch))
         term = jnp.where(t * self.process.num_timesteps < 1.5, first, divergence)
+        # At every step, as the first is seldom drawn.
+        term = only_of_levels(term, x, self.levels_of(batch))
         inverse = 1.0 / batch["step_probability"] if "step_probability" in batch else self.process.num_timesteps
         return inverse * term / math.prod(x.shape[1:])
 
