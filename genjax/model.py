@@ -16,7 +16,7 @@ continuous and image models, `tokens` of token models; `label`, `mask` and other
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -30,6 +30,8 @@ Array = jax.Array
 PyTree = Any
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
+#: Types that a network can compute in; parameters, losses and likelihoods are float32 whatever it is.
+ComputeDtype = Literal["float32", "bfloat16", "float16"]
 
 #: Name of the device axis in the `pmap` mode of the engine.
 DEVICE_AXIS = "device"

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from genjax.model import (
     Array,
     Batch,
+    ComputeDtype,
     Metrics,
     PyTree,
     TrainState,
@@ -55,7 +56,7 @@ class Autoencoder:
     code_activation: Activation = "identity"
     output: OutputDistribution = Bernoulli()
     code_decay: float = 0.99
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = Adam()
 
     def encoder(self) -> Any:

@@ -23,7 +23,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, check_label_range, example_keys, gradient_step
+from genjax.model import (
+    Array,
+    Batch,
+    ComputeDtype,
+    Metrics,
+    PyTree,
+    TrainState,
+    check_label_range,
+    example_keys,
+    gradient_step,
+)
 from genjax.nn.distributions import Bernoulli, Categorical, Lattice
 from genjax.optimizers import Adam, Optimizer
 
@@ -45,7 +55,7 @@ class AutoregressiveModel(abc.ABC):
     class_conditional: bool = False
     num_classes: int | None = None
     temperature: float = 1.0
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = Adam()
 
     def __post_init__(self) -> None:

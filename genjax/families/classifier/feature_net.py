@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
 from genjax.nn.convolution import Convolution, Downsample
 from genjax.nn.dropout import dropout
 from genjax.nn.encoder_decoder import check_picture_shape
@@ -89,7 +89,7 @@ class FeatureNet:
     largest_shift: int = 2
     num_ascent_steps: int = 40
     ascent_decay: float = 0.01
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = Adam(learning_rate=2e-3, schedule=Cosine())
 
     def network(self) -> FeatureNetwork:

@@ -32,6 +32,7 @@ from genjax.families.diffusion.unet import UNet
 from genjax.model import (
     Array,
     Batch,
+    ComputeDtype,
     Metrics,
     PyTree,
     TrainState,
@@ -92,7 +93,7 @@ class Diffusion:
     guidance: Guidance = Guidance()
     likelihood_steps: int = 0
     likelihood_trace: Literal["exact", "hutchinson"] = "hutchinson"
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = Adam(learning_rate=2e-4, ema_decay=0.9999)
 
     #: Whether `estimate` gives the end of the ODE's path through z, as that of a consistency model, and not E[x | z].

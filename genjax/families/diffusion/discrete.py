@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from genjax.families.diffusion.networks import sinusoidal_embedding
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
 from genjax.nn.attention import Attention
 from genjax.nn.dropout import dropout, fold_in
 from genjax.optimizers import Adam, Optimizer
@@ -100,7 +100,7 @@ class MaskedDiffusion:
     num_steps_sampling: int = 64
     temperature: float = 1.0
     num_bound_samples: int = 8
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = Adam(learning_rate=1e-3, ema_decay=0.999)
 
     def check(self) -> None:

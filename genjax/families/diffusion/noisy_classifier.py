@@ -27,7 +27,17 @@ from genjax.families.diffusion.processes import Karras, Process, expand
 from genjax.families.diffusion.samplers import Estimate, Heun, Sampler
 from genjax.families.diffusion.times import LogNormalNoise, TimeDistribution
 from genjax.families.diffusion.unet import UNet
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, check_label_range, example_keys, gradient_step
+from genjax.model import (
+    Array,
+    Batch,
+    ComputeDtype,
+    Metrics,
+    PyTree,
+    TrainState,
+    check_label_range,
+    example_keys,
+    gradient_step,
+)
 from genjax.optimizers import Adam, Optimizer
 
 
@@ -56,7 +66,7 @@ class NoisyClassifier:
     network: DenoisingNetwork = UNet()
     scale: float = 1.0
     sampler: Sampler = Heun(num_steps=18)
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = Adam(learning_rate=1e-3)
 
     def module(self) -> Any:

@@ -26,7 +26,17 @@ from genjax.families.flow.base import Base, StandardNormal
 from genjax.families.flow.bijections import Bijection, Chain, Logit
 from genjax.families.flow.bijections.linear import check_range
 from genjax.families.flow.dequantization import Dequantization
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, check_label_range, example_keys, gradient_step
+from genjax.model import (
+    Array,
+    Batch,
+    ComputeDtype,
+    Metrics,
+    PyTree,
+    TrainState,
+    check_label_range,
+    example_keys,
+    gradient_step,
+)
 from genjax.optimizers import Adam, Optimizer
 
 
@@ -58,7 +68,7 @@ class Flow(abc.ABC):
     logit_alpha: float | None = None
     temperature: float = 1.0
     recompute: bool = False
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = Adam(learning_rate=1e-3, clip_norm=50.0)
 
     @abc.abstractmethod

@@ -30,7 +30,7 @@ from genjax.families.gan.objectives import (
 )
 from genjax.families.gan.turns import Turns
 from genjax.families.gan.vae_gan import check_data_shape, normal_latents
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, batch_size, example_keys
+from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, batch_size, example_keys
 from genjax.nn.distributions import Bernoulli, OutputDistribution
 from genjax.nn.encoder_decoder import MLPNetwork, Network, OutputDecoder
 from genjax.nn.mlp import MLP, Activation
@@ -148,7 +148,7 @@ class AdversarialAutoencoder:
     network: Network = MLPNetwork()
     output: OutputDistribution = Bernoulli()
     matching: CodeMatching = CodeMatching()
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     reconstruction_optimizer: Optimizer = Adam(learning_rate=1e-3)
     encoder_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
     discriminator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)

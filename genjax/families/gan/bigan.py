@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from genjax.families.gan.turns import Turns
 from genjax.families.gan.vae_gan import FeatureDiscriminator, check_data_shape, normal_latents
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, batch_size
+from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, batch_size
 from genjax.nn.distributions import DiagonalGaussian
 from genjax.nn.encoder_decoder import MLPNetwork, Network
 from genjax.nn.mlp import Activation, activation_function
@@ -50,7 +50,7 @@ class BiGAN:
     num_features: int = 256
     stochastic_encoder: bool = False
     output_activation: Activation = "identity"
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     generator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
     discriminator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
 

@@ -38,6 +38,7 @@ from genjax.families.gan.views import UNCHANGED, View, view_of
 from genjax.model import (
     Array,
     Batch,
+    ComputeDtype,
     Metrics,
     PyTree,
     TrainState,
@@ -96,7 +97,7 @@ class GAN:
     clip_weights: float | None = None
     num_discriminator_steps: int = 1
     fresh_examples: bool = False
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     generator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
     discriminator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from genjax.families.gan.objectives import centred_penalty
 from genjax.families.gan.turns import Turns
 from genjax.families.gan.vae_gan import FeatureDiscriminator, check_data_shape, normal_latents
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, batch_size, example_keys
+from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, batch_size, example_keys
 from genjax.nn.distributions import gaussian_log_prob
 from genjax.nn.encoder_decoder import MLPNetwork, Network
 from genjax.nn.mlp import Activation, activation_function
@@ -63,7 +63,7 @@ class InfoGAN:
     continuous_weight: float = 0.1
     penalty_weight: float = 0.0
     output_activation: Activation = "identity"
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     generator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
     discriminator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
 

@@ -24,7 +24,7 @@ from genjax.families.gan.translation import (
     mean_over_pixels,
 )
 from genjax.families.gan.turns import Turns
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys
+from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys
 from genjax.optimizers import Adam, Optimizer
 
 _NUM_KEPT = 16
@@ -52,7 +52,7 @@ class Pix2Pix:
     discriminator_channels: tuple[int, ...] = (64, 128, 256)
     objective: Objective = "non_saturating"
     l1_weight: float = 100.0
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     generator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
     discriminator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
 

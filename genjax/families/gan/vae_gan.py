@@ -25,7 +25,7 @@ from flax import linen as nn
 
 from genjax.families.gan.objectives import centred_penalty
 from genjax.families.gan.turns import Turns
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, batch_size, example_keys
+from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, batch_size, example_keys
 from genjax.nn.distributions import DiagonalGaussian
 from genjax.nn.encoder_decoder import MLPNetwork, Network
 from genjax.nn.mlp import Activation, activation_function
@@ -94,7 +94,7 @@ class VAEGAN:
     feature_weight: float = 1.0
     penalty_weight: float = 0.0
     output_activation: Activation = "identity"
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     encoder_optimizer: Optimizer = Adam(learning_rate=3e-4)
     decoder_optimizer: Optimizer = Adam(learning_rate=3e-4, b1=0.5)
     discriminator_optimizer: Optimizer = Adam(learning_rate=3e-4, b1=0.5)

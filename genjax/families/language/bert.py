@@ -30,7 +30,7 @@ from genjax.families.language.encoder_tasks import (
     token_mask,
 )
 from genjax.families.language.pretrained import FromPretrained
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
 from genjax.nn.dropout import fold_in
 from genjax.nn.mixture_of_experts import refuse_experts
 from genjax.nn.tokens import summarize
@@ -143,7 +143,7 @@ class BERT(FromPretrained):
     skip_padding: bool = False
     pooler: bool = False
     num_sampling_rounds: int = 8
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     pretrained: str | None = None
     optimizer: Optimizer = AdamW(
         learning_rate=1e-4, weight_decay=0.01, clip_norm=1.0, schedule=Linear(warmup_steps=100)

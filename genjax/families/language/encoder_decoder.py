@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from genjax import decoding
 from genjax.families.language.denoising import Objective, Pairs, SpecialTokens
 from genjax.families.language.pretrained import FromPretrained
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
 from genjax.nn.dropout import fold_in
 from genjax.nn.tokens import sequence_metrics, summarize, token_nll, token_weights
 from genjax.nn.transformer import Cache, TokenEmbedding, Transformer, TransformerStack, unrolled
@@ -171,7 +171,7 @@ class EncoderDecoder(FromPretrained):
     num_beams: int = 4
     length_penalty: float = 0.6
     sampling: decoding.Sampling = decoding.Sampling()
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     pretrained: str | None = None
     optimizer: Optimizer = Adam(learning_rate=7e-4, b2=0.98, eps=1e-9, schedule=InverseSquareRoot(warmup_steps=4000))
 

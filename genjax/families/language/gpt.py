@@ -22,14 +22,7 @@ import jax.numpy as jnp
 from genjax import decoding
 from genjax.families.language.fine_tuning import FineTuned
 from genjax.families.language.pretrained import FromPretrained
-from genjax.model import (
-    Array,
-    Batch,
-    Metrics,
-    PyTree,
-    TrainState,
-    example_keys,
-)
+from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys
 from genjax.nn.adaptation import LoRA
 from genjax.nn.tokens import logits_product, token_nll, token_weights
 from genjax.nn.transformer import Cache, TokenEmbedding, Transformer, TransformerStack, unrolled
@@ -135,7 +128,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
     sampling: decoding.Sampling = decoding.Sampling()
     lora: LoRA | None = None
     frozen: tuple[str, ...] = ()
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     pretrained: str | None = None
     optimizer: Optimizer = AdamW(learning_rate=1e-3, b2=0.99, weight_decay=0.1, clip_norm=1.0)
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from genjax.families.language.encoder_tasks import Classification, Heads, Outputs, Task, Vocabulary, token_mask
 from genjax.families.language.fine_tuning import FineTuned
 from genjax.families.language.pretrained import FromPretrained
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys
+from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys
 from genjax.nn.adaptation import LoRA
 from genjax.nn.tokens import summarize
 from genjax.nn.transformer import TokenEmbedding, Transformer, TransformerStack
@@ -77,7 +77,7 @@ class GPTForTask(FromPretrained, FineTuned):
     task: Task = Classification()
     lora: LoRA | None = None
     frozen: tuple[str, ...] = ()
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     pretrained: str | None = None
     optimizer: Optimizer = AdamW(learning_rate=3e-4, weight_decay=0.01, clip_norm=1.0, schedule=Linear(warmup_steps=50))
 

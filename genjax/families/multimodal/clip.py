@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, gradient_step
+from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, gradient_step
 from genjax.nn.mixture_of_experts import refuse_experts
 from genjax.nn.transformer import TokenEmbedding, Transformer, TransformerStack
 from genjax.nn.vision_transformer import VisionTransformer
@@ -101,7 +101,7 @@ class CLIP:
     patch_size: int = 32
     embedding_dim: int = 512
     logit_scale: float = 2.6592
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = AdamW(
         learning_rate=5e-4, b2=0.98, eps=1e-6, weight_decay=0.2, schedule=Cosine(warmup_steps=2000)
     )

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax import decoding
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
 from genjax.nn.attention import MASKED
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.recurrent import Recurrent, RecurrentStack
@@ -141,7 +141,7 @@ class AttentionSequenceModel:
     hidden_dim: int = 128
     score: Literal["additive", "multiplicative"] = "additive"
     dropout: float = 0.0
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = Adam(learning_rate=2e-3, clip_norm=1.0)
 
     def module(self) -> AttentionNetwork:

@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.recurrent import Recurrent, RecurrentStack
 from genjax.nn.tokens import token_nll
@@ -125,7 +125,7 @@ class SequenceLabeller:
     network: Recurrent = Recurrent(cell="lstm", hidden_dim=64, bidirectional=True)
     output: Literal["independent", "chain"] = "chain"
     dropout: float = 0.1
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = Adam(learning_rate=3e-3, clip_norm=1.0)
 
     def module(self) -> LabellingNetwork:

@@ -21,6 +21,7 @@ from genjax import decoding
 from genjax.model import (
     Array,
     Batch,
+    ComputeDtype,
     Metrics,
     PyTree,
     TrainState,
@@ -104,7 +105,7 @@ class RecurrentLanguageModel(decoding.TokenModel):
     output_dropout: float = 0.0
     carry_state: bool = False
     sampling: decoding.Sampling = decoding.Sampling()
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = Adam(learning_rate=1e-3, clip_norm=1.0)
 
     def __post_init__(self) -> None:

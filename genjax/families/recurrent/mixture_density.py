@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.families.recurrent.framewise import FramewiseModel
-from genjax.model import Array, Batch, PyTree, TrainState
+from genjax.model import Array, Batch, ComputeDtype, PyTree, TrainState
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.recurrent import Recurrent, RecurrentStack
 from genjax.optimizers import Adam, Optimizer
@@ -135,7 +135,7 @@ class MixtureDensityModel(FramewiseModel):
     correlated: bool = False
     output_dropout: float = 0.0
     temperature: float = 1.0
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = Adam(learning_rate=3e-3, clip_norm=1.0)
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.families.recurrent.framewise import FramewiseModel
-from genjax.model import Array, Batch, PyTree, TrainState
+from genjax.model import Array, Batch, ComputeDtype, PyTree, TrainState
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.recurrent import Recurrent, RecurrentStack
 from genjax.optimizers import Adam, Optimizer
@@ -117,7 +117,7 @@ class RollModel(abc.ABC):
     network: Recurrent = Recurrent(cell="lstm", hidden_dim=200)
     input_dropout: float = 0.0
     output_dropout: float = 0.0
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = Adam(learning_rate=1e-3, clip_norm=1.0)
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from genjax.model import (
     Array,
     Batch,
+    ComputeDtype,
     Metrics,
     PyTree,
     TrainState,
@@ -67,7 +68,7 @@ class VAE:
     num_importance_samples: int = 0
     importance_chunk_size: int = 50
     sample_output: Literal["mean", "draw"] = "mean"
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = Adam()
 
     # Networks.

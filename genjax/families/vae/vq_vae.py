@@ -29,6 +29,7 @@ from flax import linen as nn
 from genjax.model import (
     Array,
     Batch,
+    ComputeDtype,
     Metrics,
     PyTree,
     TrainState,
@@ -124,7 +125,7 @@ class VQVAE:
     codebook_decay: float = 0.99
     restart_below: float = 0.01
     output: OutputDistribution = Gaussian(scale=0.1)
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = Adam()
 
     def __post_init__(self) -> None:
