@@ -293,6 +293,18 @@ def cross_device_gather(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda a: jax.lax.all_gather(a, DEVICE_AXIS, tiled=True), tree)
 
 
+def own_part(tree: PyTree, count: int) -> PyTree:
+    """Of arrays over the global batch the rows of this device's `count` examples in the `pmap` mode; elsewhere the identity.
+
+    What a device draws in the shape of the global batch, and takes its part of, is what one device would draw.
+    """
+    try:
+        device = jax.lax.axis_index(DEVICE_AXIS)
+    except NameError:
+        return tree
+    return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, device * count, count), tree)
+
+
 def value_and_gradient(
     loss: Callable[..., tuple[Array, Metrics]],
     params: PyTree,

@@ -12,6 +12,7 @@ import pytest
 import genjax
 from genjax import config
 from genjax.config.trees import leaves
+from genjax.model import TrainState
 from genjax.training import Experiment, resolve, train
 from genjax.training.checkpoints import flatten
 from genjax.training.engine import Engine
@@ -52,6 +53,15 @@ def test_names_are_documented():
     for entry in ENTRIES.values():
         assert entry.source and entry.expected, entry.name
         assert f"--experiment={entry.name}" in (entry.build.__doc__ or ""), f"{entry.name} does not state its command"
+
+
+def test_a_type_to_compute_in_that_is_none_is_refused_by_every_model_that_has_the_choice():
+    paths = {(name, path) for name, entry in ENTRIES.items() for path, _, _ in leaves(entry.build().model)}
+    paths = {(name, path) for name, path in paths if path.endswith("compute_dtype")}
+    assert len(paths) > 100
+    for name, path in paths:
+        with pytest.raises(config.ConfigError, match=f"{path}: 'bf16' is not one of float32, bfloat16, float16"):
+            config.override(ENTRIES[name].build().model, path, "bf16")
 
 
 def program(name: str) -> tuple:
@@ -110,19 +120,32 @@ def batch_of(engine: Engine) -> dict:
     return jax.eval_shape(engine.experiment.data.transform, engine.pipeline.batch(0), KEY)
 
 
-#: One experiment for each training step that somebody wrote: what sharding can change is the step.
-ONE_OF_EACH_STEP = {type(entry.build().model).train_step: name for name, entry in reversed(ENTRIES.items())}.values()
+#: One experiment for each training step that somebody wrote: what sharding can change is the step.  Points compile soonest.
+ONE_OF_EACH_STEP = {
+    type(ENTRIES[name].build().model).train_step: name
+    for name in [*reversed(ENTRIES), "ddpm_moons", "edm_points", "real_nvp_two_moons"]
+}.values()
+
+
+def two_steps(engine: Engine, state: TrainState) -> tuple[TrainState, np.ndarray]:
+    """The state after two steps on the devices of `engine`, and their losses."""
+    losses = []
+    for inputs in engine.inputs([(0, 1), (1, 2)]):
+        state, metrics = engine.advance(state, inputs)
+        losses.append(engine.fetch(metrics)["loss"])
+    return state, np.concatenate(losses)
 
 
 @pytest.mark.parametrize("name", sorted(ONE_OF_EACH_STEP))
-def test_eight_devices_give_what_one_gives(name):
-    results = []
-    for mesh in ("data:1", "data:8"):
-        engine = Engine(resolve(shrunk(name, training__mesh=mesh)))
-        state = engine.init()
-        losses = []
-        for inputs in engine.inputs([(0, 1), (1, 2)]):
-            state, metrics = engine.advance(state, inputs)
-            losses.append(engine.fetch(metrics)["loss"])
-        results.append(np.concatenate(losses))
-    np.testing.assert_allclose(results[0], results[1], rtol=2e-5, atol=1e-6)
+def test_many_devices_give_what_one_gives(name):
+    one, eight = (Engine(resolve(shrunk(name, training__mesh=mesh))) for mesh in ("data:1", "data:8"))
+    two = Engine(resolve(shrunk(name, training__mesh="data:2", training__parallelism="pmap")))
+    start = one.init()
+    copies = two.distribute(start)
+    _, expected = two_steps(one, start)
+    np.testing.assert_allclose(two_steps(eight, eight.init())[1], expected, rtol=2e-5, atol=1e-6)
+    copies, losses = two_steps(two, copies)
+    np.testing.assert_allclose(losses, expected, rtol=2e-5, atol=1e-6)
+    for path, leaf in flatten(copies).items():
+        first, second = np.asarray(leaf)
+        assert first.tobytes() == second.tobytes(), f"{path} differs between the devices of pmap"

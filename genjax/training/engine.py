@@ -186,7 +186,8 @@ class Engine:
         if not self.pmap:
             return state
         count, devices = self.mesh.local_mesh.size, self.mesh.devices.flatten().tolist()
-        copy = jax.pmap(lambda state, _: state, in_axes=(None, 0), devices=devices)
+        # On the axis of the step, as its program is compiled anew for a state on another.
+        copy = jax.pmap(lambda state, _: state, DEVICE_AXIS, in_axes=(None, 0), devices=devices)
         return copy(jax.device_get(state), np.arange(count))
 
     def collect(self, state: TrainState) -> TrainState:

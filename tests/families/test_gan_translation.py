@@ -243,6 +243,8 @@ def test_wrong_pictures_are_named(batch):
         model.init(jax.random.key(0), {"x": batch["x"], "source": batch["x"][:, :4]})
     with pytest.raises(ValueError, match="scores patches"):
         Pix2Pix(objective="relativistic")
+    with pytest.raises(ValueError, match="dropout_rate=0.5 would never be drawn"):
+        CycleGAN(network=UNetTranslator())
     with pytest.raises(ValueError, match="data.paired=false has none"):
         Pix2Pix(paired=False)
 

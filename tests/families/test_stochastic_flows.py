@@ -7,6 +7,7 @@ import pytest
 
 from genjax.families.flow.ffjord import FFJORD, Continuous, Dynamics
 from genjax.families.flow.residual import ContractiveMLP, Residual, ResidualFlow, limit_spectral_norm
+from genjax.model import DEVICE_AXIS
 
 DIM = 3
 
@@ -135,6 +136,15 @@ def test_density_integrates_to_one(model):
     total = float(jnp.exp(jax.jit(model.log_prob)(state, {"x": grid})).sum()) * (edges[1] - edges[0]) ** 2
     assert abs(total - 1.0) < 1e-3
     assert jax.jit(lambda k: model.sample(state, k, 3))(jax.random.key(0)).shape == (3, 2)
+
+
+@needs_diffrax
+def test_a_continuous_flow_can_be_trained_under_pmap():
+    model, batch = FFJORD(hidden_dims=(4,), data_shape=(2,)), {"x": jnp.zeros((2, 4, 2))}
+    state = jax.jit(model.init)(jax.random.key(0), {"x": batch["x"][0]})
+    step = jax.pmap(model.train_step, DEVICE_AXIS, in_axes=(None, 0, None), devices=jax.devices()[:2])
+    # Traced, not compiled, which would take long.
+    step.lower(state, batch, jax.random.key(1))
 
 
 def test_metrics_say_where_the_density_is_an_estimate():

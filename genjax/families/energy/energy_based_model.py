@@ -16,7 +16,19 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, batch_size, gradient_step
+from genjax.model import (
+    Array,
+    Batch,
+    ComputeDtype,
+    Metrics,
+    PyTree,
+    TrainState,
+    batch_size,
+    cross_device_gather,
+    cross_device_sum,
+    gradient_step,
+    own_part,
+)
 from genjax.nn.convolution import Convolution, Downsample
 from genjax.optimizers import Adam, Optimizer
 
@@ -79,7 +91,7 @@ class EnergyBasedModel:
     low: float = -1.0
     high: float = 1.0
     data_shape: tuple[int, ...] | None = None
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = Adam(learning_rate=1e-4, b1=0.0, clip_norm=0.1)
 
     def __post_init__(self) -> None:
@@ -106,9 +118,11 @@ class EnergyBasedModel:
     def langevin(self, params: PyTree, key: Array, x: Array, num_steps: int) -> Array:
         """Langevin dynamics from x [B, ...]."""
         gradient = jax.grad(lambda x: self.energy(params, x).sum())
+        everywhere = (cross_device_sum(len(x)), *x.shape[1:])
 
         def step(x: Array, key: Array) -> tuple[Array, None]:
-            x = jnp.clip(x + self.noise_scale * jax.random.normal(key, x.shape), self.low, self.high)
+            noise = own_part(jax.random.normal(key, everywhere), len(x))
+            x = jnp.clip(x + self.noise_scale * noise, self.low, self.high)
             move = jnp.clip(gradient(x), -self.gradient_clip, self.gradient_clip)
             return jnp.clip(x - self.step_size * move, self.low, self.high), None
 
@@ -116,21 +130,23 @@ class EnergyBasedModel:
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One step.  `loss` is L; `energy_gap` the mean energy of samples less that of data, in units of E."""
-        buffer, count, shape = state.extra["buffer"], batch_size(batch), batch["x"].shape[1:]
-        keys = jax.random.split(key, 5)
+        buffer, own_count, shape = state.extra["buffer"], batch_size(batch), batch["x"].shape[1:]
+        keys, count = jax.random.split(key, 5), cross_device_sum(own_count)
         places = jax.random.permutation(keys[0], len(buffer))[:count]
         fresh = jax.random.bernoulli(keys[1], self.restart_rate, (count, *[1] * len(shape)))
         start = jnp.where(fresh, self._noise(keys[2], count, shape), buffer[places])
-        samples = self.langevin(state.params, keys[3], start, self.num_langevin_steps)
+        samples = self.langevin(state.params, keys[3], own_part(start, own_count), self.num_langevin_steps)
+        noise = own_part(jax.random.normal(keys[4], (count, *shape)), own_count)
+        x = jnp.clip(batch["x"] + self.data_noise * noise, self.low, self.high)
 
         def loss(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-            x = batch["x"] + self.data_noise * jax.random.normal(key, batch["x"].shape)
-            real, fake = self.energy(params, jnp.clip(x, self.low, self.high)), self.energy(params, samples)
+            real, fake = self.energy(params, batch["x"]), self.energy(params, samples)
             penalty = self.energy_penalty * ((real**2).mean() + (fake**2).mean())
             return real.mean() - fake.mean() + penalty, {"energy": real.mean(), "energy_gap": fake.mean() - real.mean()}
 
-        state, metrics = gradient_step(loss, self.optimizer)(state, batch, keys[4])
-        return state.replace(extra={**state.extra, "buffer": buffer.at[places].set(samples)}), metrics
+        state, metrics = gradient_step(loss, self.optimizer)(state, {**batch, "x": x}, keys[4])
+        buffer = buffer.at[places].set(cross_device_gather(samples))
+        return state.replace(extra={**state.extra, "buffer": buffer}), metrics
 
     def score(self, state: TrainState, x: Array) -> Array:
         """Gradient of -E by x, its shape."""

@@ -99,7 +99,9 @@ class Continuous(Bijection):
             )
             return solution.ys[0][0], solution.ys[1][0]
 
-        return jax.vmap(one)(x, condition, keys)
+        # Under pmap, equinox takes arrays inside of a loop and outside of it for arrays of different meshes.
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+            return jax.vmap(one)(x, condition, keys)
 
     def forward(
         self, params: Params, x: Array, condition: Array | None = None, keys: Array | None = None

@@ -21,18 +21,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from genjax.families.gan.layers import own_part
 from genjax.families.gan.objectives import Objective, discriminator_objective, generator_objective
 from genjax.families.gan.translation import (
     PatchDiscriminator,
     ResNetTranslator,
     Translator,
+    UNetTranslator,
     check_domains,
     chosen_sources,
     mean_over_pixels,
 )
 from genjax.families.gan.turns import Turns
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_gather
+from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, cross_device_gather, own_part
 from genjax.optimizers import Adam, Optimizer
 
 _NUM_KEPT = 16
@@ -85,7 +85,7 @@ class CycleGAN:
     Attributes:
       data_shape: shape (H, W, C) of a picture x; None takes the data set's.
       source_shape: shape (H, W, C') of a source; None takes the data set's.
-      network: both generators.
+      network: both generators; a U-Net needs dropout_rate 0.
       discriminator_channels: maps of both discriminators after each halving.
       objective: what generators and discriminators minimise.
       cycle_weight: weight c of the error of there and back.
@@ -104,7 +104,7 @@ class CycleGAN:
     cycle_weight: float = 5.0
     identity_weight: float = 0.5
     pool_size: int = 50
-    compute_dtype: str = "float32"
+    compute_dtype: ComputeDtype = "float32"
     generator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
     discriminator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
 
@@ -112,6 +112,11 @@ class CycleGAN:
         if self.objective.startswith("relativistic"):
             raise ValueError(
                 f"model.objective={self.objective} needs pairs of a picture and a sample, and has none here"
+            )
+        if isinstance(self.network, UNetTranslator) and self.network.dropout_rate:
+            raise ValueError(
+                f"model.network.dropout_rate={self.network.dropout_rate} would never be drawn, as CycleGAN's translations have "
+                "no noise; give 0"
             )
         if self.pool_size < 0:
             raise ValueError(f"model.pool_size={self.pool_size} must not be negative")

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from genjax.model import DEVICE_AXIS, Array, cross_device_mean
+from genjax.model import Array, cross_device_mean
 from genjax.nn.convolution import convolve, downsample, upsample
 from genjax.nn.products import prefers_matrix_products
 
@@ -33,15 +33,6 @@ Normalization = Literal["batch", "layer", "spectral", "none"]
 def scales_near_one(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
     """Initial scales of norms from N(1, .02^2)."""
     return 1.0 + 0.02 * jax.random.normal(key, shape, dtype)
-
-
-def own_part(x: Array, count: int) -> Array:
-    """Of an array over the global batch what belongs to the `count` examples of this device of the `pmap` mode; elsewhere x."""
-    try:
-        device = jax.lax.axis_index(DEVICE_AXIS)
-    except NameError:
-        return x
-    return jax.lax.dynamic_slice_in_dim(x, device * count, count)
 
 
 def _unit(vector: Array) -> Array:

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.families.vae.vae import VAE
-from genjax.model import DEVICE_AXIS, Array, Batch, Metrics, PyTree
+from genjax.model import Array, Batch, Metrics, PyTree, cross_device_gather, own_part
 from genjax.nn.distributions import DiagonalGaussian, gaussian_log_prob, standard_normal_log_prob
 
 
@@ -111,15 +111,10 @@ class BetaTCVAE(VAE):
 
     def kl_parts(self, posterior: DiagonalGaussian, latents: Array) -> dict[str, Array]:
         """Estimates of the three parts of the KL for latents [B, D], one of each posterior, each of shape [B] in nats."""
-        size = latents.shape[0]
-        components, own_index = posterior, jnp.arange(size)
-        try:
-            # Under pmap the batch lies on several devices.
-            own_index += jax.lax.axis_index(DEVICE_AXIS) * size
-            components = DiagonalGaussian(*jax.lax.all_gather(tuple(posterior), DEVICE_AXIS, tiled=True))
-        except NameError:
-            pass
-        num_examples = self.num_examples or components.mean.shape[0]
+        components = cross_device_gather(posterior)
+        size = components.mean.shape[0]
+        own_index = own_part(jnp.arange(size), latents.shape[0])
+        num_examples = self.num_examples or size
         joint, product = aggregated_posterior_log_probs(latents, components, own_index, num_examples)
         return {
             "mutual_information": posterior.log_prob(latents) - joint,
