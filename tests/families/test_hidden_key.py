@@ -93,3 +93,7 @@ def test_learning_with_hidden_keys_raises_the_likelihood_whatever_the_key(traine
     assert MODEL.sample(state, jax.random.key(0), 4).shape == (4, T, D)
     with pytest.raises(ValueError, match="hidden keys"):
         HiddenKeyModel(algorithm="gibbs")
+    # So are the states.
+    paths, shifted_paths = whole.decode_states(other, batch), whole.decode_states(other, shifted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), paths, shifted_paths)
+    assert (paths[1] <= whole.log_prob(other, batch)).all()

@@ -12,6 +12,7 @@ import pytest
 from genjax.families.markov import inference
 from genjax.families.markov.emissions import Bernoulli, Categorical, Gaussian, Mixture
 from genjax.families.markov.hidden_markov_model import HiddenMarkovModel
+from genjax.optimizers import SGD
 
 B, T, K, D = 3, 5, 3, 2
 
@@ -52,6 +53,22 @@ def test_viterbi_finds_the_best_of_all_paths(chain, paths, parallel):
     best, log_prob = inference.viterbi(*chain, parallel, 2)
     np.testing.assert_array_equal(best, every[joint.argmax(1)])
     np.testing.assert_allclose(log_prob, joint.max(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_the_best_path_of_a_padded_sequence_is_that_of_the_sequence_alone(chain, parallel):
+    initial, transition, likelihood = chain
+    # The state that is likely to stay would win by the transitions behind the end.
+    transition = jnp.log(jnp.full((K, K), 0.33).at[1].set(jnp.array([0.01, 0.98, 0.01])))
+    mask = np.arange(T)[None] < np.array([1, 3, T])[:, None]
+    hidden = inference.masked_likelihood(0.1 * likelihood, jnp.asarray(mask))
+    viterbi = jax.jit(inference.viterbi, static_argnums=(3, 4))
+    paths, log_prob = viterbi(initial, transition, hidden, parallel, 2, jnp.asarray(mask))
+    for i, length in enumerate(mask.sum(1)):
+        alone, best = viterbi(initial, transition, hidden[i : i + 1, :length], False, 2)
+        np.testing.assert_array_equal(paths[i, :length], alone[0])
+        np.testing.assert_array_equal(paths[i, length:], alone[0, -1])
+        np.testing.assert_allclose(log_prob[i], best[0], rtol=1e-5)
 
 
 def test_parallel_scans_equal_sequential_ones_on_long_sequences(chain):
@@ -299,6 +316,33 @@ def test_other_algorithms_learn_too(algorithm):
         first = metrics["loss"] if first is None else first
     assert metrics["loss"] < first - 0.3
     assert int(state.step) == 60
+
+
+def test_microbatches_of_ragged_sequences_give_the_gradient_of_the_batch():
+    batch, states = batch_of("tokens"), []
+    for count in (1, 2):
+        optimizer = SGD(learning_rate=1.0, accumulation_steps=count)
+        model = HiddenMarkovModel(
+            num_states=2, emission=EMISSIONS["categorical"][0], algorithm="gradient", optimizer=optimizer
+        )
+        start = lambda key, m=model: m.train_step(m.init(key, batch), batch, key)  # noqa: E731
+        states.append(jax.jit(start)(jax.random.key(0)))
+    (one, first), (other, second) = states
+    np.testing.assert_allclose(first["loss"], second["loss"], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one.params, other.params)
+
+
+def test_an_empty_state_leaves_what_all_states_share():
+    emission = Mixture(component=Gaussian(covariance="tied"))
+    model, batch = HiddenMarkovModel(num_states=2, emission=emission), batch_of("x")
+    one = jax.jit(lambda key: jax.tree.map(lambda a: a[0], model.init(key, batch).params))(jax.random.key(0))
+    counts = jax.jit(lambda params: model._statistics(params, batch)[0])(one)
+    counts = {**counts, "occupancy": jnp.array([0.0, counts["occupancy"].sum()])}
+    expected = emission.maximize(counts["emission"], one["emission"])
+    new, empty = model._maximize(counts, one, batch, jax.random.key(1))
+    assert empty == 1
+    np.testing.assert_array_equal(new["emission"]["parts"]["scale"], expected["parts"]["scale"])
+    assert (new["emission"]["parts"]["mean"][:2] != expected["parts"]["mean"][:2]).any()
 
 
 def test_an_empty_state_is_seeded_anew_and_counted():

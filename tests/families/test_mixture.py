@@ -1,5 +1,7 @@
 """Claims about mixtures, against scikit-learn and closed forms."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -190,3 +192,52 @@ def test_a_singular_covariance_and_a_lost_component_stay_finite():
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, metrics)))
         if covariance != "diagonal":
             assert any("singular but for the ridge" in text for text in model.warnings(metrics))
+
+
+def test_a_component_without_examples_begins_again_as_wide_as_all(points):
+    model = MixtureModel(num_components=2, component=Gaussian(covariance="diagonal"))
+    state = model.init(jax.random.key(0), points)
+    far = {**state.params["parts"], "mean": state.params["parts"]["mean"].at[0].set(1e4)}
+    step = jax.jit(model.train_step)
+    state, metrics = step(state.replace(params={**state.params, "parts": far}), points, jax.random.key(1))
+    assert metrics["empty_components"] == 1
+    np.testing.assert_allclose(state.params["parts"]["scale"][0], points["x"].std(0), rtol=1e-3)
+    for i in range(4):
+        state, metrics = step(state, points, jax.random.key(i))
+    # No component of a single example.
+    assert np.exp(state.params["log_weights"]).min() > 0.05
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_a_number_far_from_all_others_costs_no_digits(points, covariance):
+    x = jnp.concatenate([points["x"], jnp.full((1, D), 1e3)])
+    parts = {"mean": jnp.concatenate([x[:K], x[-1:]]), "scale": jnp.ones((K + 1, D))}
+    if covariance == "full":
+        parts["scale"] = jnp.tile(jnp.eye(D), (K + 1, 1, 1))
+    model = MixtureModel(num_components=K + 1, component=Gaussian(covariance=covariance))
+    state = model.init(jax.random.key(0), {"x": x})
+    state = state.replace(params={**state.params, "parts": parts})
+    peer = GaussianMixture(
+        K + 1, covariance_type={"diagonal": "diag"}.get(covariance, covariance), max_iter=5, tol=0, weights_init=np.full(K + 1, 1 / (K + 1)),
+        means_init=np.float64(parts["mean"]), precisions_init=np.float64(parts["scale"]),
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peer.fit(np.float64(x))
+    step = jax.jit(model.train_step)
+    for i in range(5):
+        state, _ = step(state, {"x": x}, jax.random.key(i))
+    log_prob = model.log_prob(state, {"x": x[:-1]})
+    np.testing.assert_allclose(log_prob.mean(), peer.score_samples(np.float64(x[:-1])).mean(), atol=1e-3)
+    np.testing.assert_allclose(state.params["parts"]["mean"], peer.means_, atol=5e-3)
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_averaged_counts_give_the_covariance_although_the_means_move(points, covariance):
+    model = MixtureModel(num_components=1, component=Gaussian(covariance=covariance), averaging=0.6)
+    state = model.init(jax.random.key(0), points)
+    state = state.replace(params={**state.params, "parts": {**state.params["parts"], "mean": jnp.full((1, D), 50.0)}})
+    for i in range(2):
+        state, _ = model.train_step(state, points, jax.random.key(i))
+    found, expected = model.component.covariances(state.params["parts"])[0], np.cov(points["x"].T, bias=True)
+    np.testing.assert_allclose(found, expected if covariance == "full" else np.diag(np.diag(expected)), atol=1e-2)

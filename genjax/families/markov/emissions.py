@@ -43,6 +43,11 @@ class Emission(abc.ABC):
         """Whether frames are pairs (frame, frame before it) [..., 2 D]; `sample` then takes the frame before, too."""
         return False
 
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Names of the parameters that all states have together."""
+        return ()
+
     @abc.abstractmethod
     def init(self, key: Array, x: Array, weights: Array, num_states: int) -> PyTree: ...
 
@@ -51,6 +56,11 @@ class Emission(abc.ABC):
 
     @abc.abstractmethod
     def statistics(self, params: PyTree, x: Array, weights: Array) -> PyTree: ...
+
+    def aligned(self, statistics: PyTree, params: PyTree) -> PyTree:
+        """Statistics of earlier parameters as these would have summed them, so that the two may be averaged."""
+        del params
+        return statistics
 
     @abc.abstractmethod
     def maximize(self, statistics: PyTree, params: PyTree) -> PyTree: ...
@@ -237,6 +247,10 @@ class Gaussian(Emission):
         if self.ridge < 0:
             raise ValueError(f"ridge={self.ridge} of a covariance must not be negative")
 
+    @property
+    def shared(self) -> tuple[str, ...]:
+        return ("scale",) if self.covariance == "tied" else ()
+
     def init(self, key: Array, x: Array, weights: Array, num_states: int) -> PyTree:
         centred = x - jnp.average(x, axis=0, weights=weights)[None]
         covariance = (centred * weights[:, None]).T @ centred / jnp.maximum(weights.sum(), 1.0)
@@ -263,18 +277,28 @@ class Gaussian(Emission):
         variance = jnp.trace(covariance, axis1=-2, axis2=-1)[..., None, None] / dim
         factor = jnp.linalg.cholesky(covariance + self.ridge * eye)
         safe = jnp.linalg.cholesky(covariance + (self.ridge + _ROUNDING * variance + _SMALLEST_VARIANCE) * eye)
-        return jnp.where(jnp.isfinite(factor).all((-2, -1), keepdims=True), factor, safe)
+        # What rounding has made no covariance at all keeps its variances.
+        variances = jnp.maximum(jnp.diagonal(covariance, axis1=-2, axis2=-1), 0.0) + self.ridge + _SMALLEST_VARIANCE
+        sound = lambda a: jnp.isfinite(a).all((-2, -1), keepdims=True)  # noqa: E731
+        safe = jnp.where(sound(safe), safe, jnp.sqrt(variances)[..., None] * eye)
+        return jnp.where(sound(factor), factor, safe)
 
     def _deviation(self, variance: Array) -> Array:
         if self.covariance == "spherical":
             variance = variance.mean(-1, keepdims=True)
         return jnp.sqrt(jnp.maximum(jnp.maximum(variance, 0.0) + self.ridge, _SMALLEST_VARIANCE))
 
+    @staticmethod
+    def _centre(params: PyTree) -> Array:
+        """The middle of the means [D], which numbers are taken from against cancellation; few far ones do not move it."""
+        return jax.lax.stop_gradient(jnp.median(params["mean"], axis=0))
+
     def singular(self, params: PyTree) -> Array:
         scale = params["scale"] if self.covariance != "tied" else params["scale"][None]
-        floor = 2 * (self.ridge + _SMALLEST_VARIANCE)
+        # Of two numbers that are the same, twice what was added is left; and there is rounding.
+        floor = 3 * (self.ridge + _SMALLEST_VARIANCE)
         if self.covariance in ("tied", "full"):
-            floor = floor + 2 * _ROUNDING * (scale**2).sum(-1).mean(-1)
+            floor = floor + 3 * _ROUNDING * (scale**2).sum(-1).mean(-1)
             scale = jnp.diagonal(scale, axis1=-2, axis2=-1)
         return (scale**2).min(-1) <= floor
 
@@ -287,20 +311,15 @@ class Gaussian(Emission):
         return jnp.broadcast_to(covariance, (len(mean), *covariance.shape[-2:]))
 
     def log_prob(self, params: PyTree, x: Array) -> Array:
-        mean, scale = params["mean"], params["scale"]
-        dim = x.shape[-1]
-        flat = x.reshape(-1, dim)
+        scale, dim = params["scale"], x.shape[-1]
+        # Squares of differences, and no differences of squares, which lose all digits far from a narrow component.
+        flat, mean = x.reshape(-1, dim) - self._centre(params)[None], params["mean"] - self._centre(params)[None]
         if self.covariance in ("spherical", "diagonal"):
-            precision = jnp.broadcast_to(scale**-2, mean.shape)
-            # Around the middle of the means, as the expanded square loses digits far from 0.
-            centre = mean.mean(0)
-            flat, mean = flat - centre[None], mean - centre[None]
-            square = flat**2 @ precision.T - 2 * flat @ (mean * precision).T + (mean**2 * precision).sum(-1)[None]
+            square = (((flat[:, None] - mean[None]) / scale[None]) ** 2).sum(-1)
             log_det = jnp.broadcast_to(jnp.log(jnp.abs(scale)), mean.shape).sum(-1)
         elif self.covariance == "tied":
             inverse = jax.scipy.linalg.solve_triangular(scale, jnp.eye(dim), lower=True)
-            white, centres = (flat - mean.mean(0)[None]) @ inverse.T, (mean - mean.mean(0)[None]) @ inverse.T
-            square = (white**2).sum(-1)[:, None] - 2 * white @ centres.T + (centres**2).sum(-1)[None]
+            square = (((flat @ inverse.T)[:, None] - (mean @ inverse.T)[None]) ** 2).sum(-1)
             log_det = jnp.broadcast_to(jnp.log(jnp.abs(jnp.diagonal(scale))).sum(), mean.shape[:1])
         else:
             eye = jnp.broadcast_to(jnp.eye(dim), scale.shape)
@@ -314,11 +333,10 @@ class Gaussian(Emission):
         return out.reshape(*x.shape[:-1], -1)
 
     def statistics(self, params: PyTree, x: Array, weights: Array) -> PyTree:
-        # Around the present means' middle, against cancellation.
-        centre = params["mean"].mean(0)
+        centre = self._centre(params)
         x = x - centre[None]
         count = weights.sum(0)
-        out = {"count": count, "sum": weights.T @ x + count[:, None] * centre[None]}
+        out = {"count": count, "sum": weights.T @ x}
         if self.covariance in ("spherical", "diagonal"):
             out["square"] = weights.T @ x**2
         else:
@@ -328,11 +346,31 @@ class Gaussian(Emission):
         out["centre"] = centre * count.sum()
         return out
 
+    def aligned(self, statistics: PyTree, params: PyTree) -> PyTree:
+        centre, count, total = self._centre(params), statistics["count"], statistics["sum"]
+        move = (self._centre_of(statistics) - centre)[None]
+        out = {**statistics, "sum": total + count[:, None] * move, "centre": centre * count.sum()}
+        if "square" in statistics:
+            out["square"] = statistics["square"] + 2 * move * total + count[:, None] * move**2
+        else:
+            both = total[:, :, None] * move[:, None, :]
+            square = count[:, None, None] * move[:, :, None] * move[:, None, :]
+            out["outer"] = statistics["outer"] + both + both.swapaxes(-1, -2) + square
+        return out
+
+    @staticmethod
+    def _centre_of(statistics: PyTree) -> Array:
+        """What the sums are about, [D]."""
+        return statistics["centre"] / jnp.maximum(statistics["count"].sum(), 1e-10)
+
+    def sums(self, statistics: PyTree) -> Array:
+        """Sums of the frames themselves, [K, D]."""
+        return statistics["sum"] + statistics["count"][:, None] * self._centre_of(statistics)[None]
+
     def maximize(self, statistics: PyTree, params: PyTree) -> PyTree:
         count = jnp.maximum(statistics["count"], 1e-10)
-        centre = statistics["centre"] / jnp.maximum(statistics["count"].sum(), 1e-10)
-        mean = statistics["sum"] / count[:, None]
-        shifted = mean - centre[None]
+        shifted = statistics["sum"] / count[:, None]
+        mean = shifted + self._centre_of(statistics)[None]
         if self.covariance in ("spherical", "diagonal"):
             scale = self._deviation(statistics["square"] / count[:, None] - shifted**2)
         else:
@@ -373,6 +411,10 @@ class Mixture(Emission):
     def autoregressive(self) -> bool:
         return self.component.autoregressive
 
+    @property
+    def shared(self) -> tuple[str, ...]:
+        return self.component.shared
+
     def init(self, key: Array, x: Array, weights: Array, num_states: int) -> PyTree:
         parts = self.component.init(key, x, weights, num_states * self.num_components)
         return {
@@ -395,6 +437,9 @@ class Mixture(Emission):
             "weights": inner.sum(0),
             "parts": self.component.statistics(params["parts"], x, inner.reshape(len(inner), -1)),
         }
+
+    def aligned(self, statistics: PyTree, params: PyTree) -> PyTree:
+        return {**statistics, "parts": self.component.aligned(statistics["parts"], params["parts"])}
 
     def maximize(self, statistics: PyTree, params: PyTree) -> PyTree:
         counts = statistics["weights"] + self.pseudo_count

@@ -72,6 +72,21 @@ class HiddenKeyModel(HiddenMarkovModel):
         counts = jax.lax.scan(add, zeros, inputs)[0]
         return counts, jax.nn.logsumexp(log_probs, 0) - math.log(self.num_keys)
 
+    def _in_key(self, params: PyTree, batch: Batch) -> Batch:
+        """The batch with each piece in its likeliest key."""
+        shift = self._shifts[self._key_log_prob(params, batch).argmax(0)]
+        return {**batch, "x": jax.vmap(lambda x, s: jnp.roll(x, s, -1))(batch["x"], shift)}
+
+    def posterior(self, state: TrainState, batch: Batch) -> inference.Posterior:
+        """As the base class, given the likeliest key of each piece, which log_prob is then a term of."""
+        posterior = super().posterior(state, self._in_key(self.best(state), batch))
+        return posterior._replace(log_prob=posterior.log_prob - math.log(self.num_keys))
+
+    def decode_states(self, state: TrainState, batch: Batch) -> tuple[Array, Array]:
+        """Viterbi paths [B, T] in the likeliest key of each piece, and their joint log-probabilities with it [B]."""
+        paths, log_prob = super().decode_states(state, self._in_key(self.best(state), batch))
+        return paths, log_prob - math.log(self.num_keys)
+
     def frame_log_prob(self, state: TrainState, batch: Batch) -> Array:
         """log p(x_t | x_1..t-1) of each restart in nats, [R, B, T]; hidden frames cost nothing."""
 

@@ -156,15 +156,13 @@ class HiddenMarkovModel:
         seeds = self.emission.init(key, x, jnp.where(weights.sum() > 0, weights, 1.0), self.num_states)
 
         def reseed(new: Array, seed: Array) -> Array:
-            rows = new.shape[0]
-            if rows % self.num_states:  # shared by all states
-                return new
-            return jnp.where(jnp.repeat(empty, rows // self.num_states).reshape(-1, *[1] * (new.ndim - 1)), seed, new)
+            own = jnp.repeat(empty, new.shape[0] // self.num_states)
+            return jnp.where(own.reshape(-1, *[1] * (new.ndim - 1)), seed, new)
 
-        if getattr(self.emission, "covariance", "") == "tied":
-            emission = {**new["emission"], "mean": reseed(new["emission"]["mean"], seeds["mean"])}
-        else:
-            emission = jax.tree.map(reseed, new["emission"], seeds)
+        shared = self.emission.shared
+        emission = jax.tree_util.tree_map_with_path(
+            lambda path, new, seed: new if path[-1].key in shared else reseed(new, seed), new["emission"], seeds
+        )
         return {**new, "emission": emission}, empty.sum().astype(jnp.float32)
 
     def _gibbs(self, params: PyTree, batch: Batch, key: Array) -> tuple[PyTree, Array]:
@@ -199,11 +197,11 @@ class HiddenMarkovModel:
         extra, empty = dict(state.extra), jnp.zeros(self.num_restarts)
         keys = jax.random.split(key, self.num_restarts)
         if self.algorithm == "gradient":
+            # Of the whole batch, so that microbatches and devices weigh by their frames.
+            frames = num_frames / cross_device_sum(jnp.asarray(float(len(x))))
 
             def loss(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-                frames = batch.get("mask", jnp.ones(x.shape[:2], bool)).sum() / x.shape[0]
-                log_prob = jax.vmap(self._log_prob, in_axes=(0, None))(params, batch).mean(1)
-                scores = log_prob / jnp.maximum(frames, 1.0)
+                scores = jax.vmap(self._log_prob, in_axes=(0, None))(params, batch).mean(1) / frames
                 return -scores.sum(), {"scores": scores}
 
             new, metrics = gradient_step(loss, self.optimizer)(state, batch, key)
@@ -219,7 +217,9 @@ class HiddenMarkovModel:
             if self.algorithm == "stochastic_em":
                 rate = (state.step.astype(jnp.float32) + 2.0) ** -self.step_exponent
                 rate = jnp.where(state.step == 0, 1.0, rate)
-                counts = jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, statistics, counts)
+                aligned = jax.vmap(self.emission.aligned)(statistics["emission"], state.params["emission"])
+                before = {**statistics, "emission": aligned}
+                counts = jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, before, counts)
                 statistics = counts
             params, empty = jax.vmap(self._maximize, in_axes=(0, 0, None, 0))(counts, state.params, batch, keys)
             # A batch of which nothing was observed teaches nothing.
@@ -305,8 +305,8 @@ class HiddenMarkovModel:
         )
 
     def decode_states(self, state: TrainState, batch: Batch) -> tuple[Array, Array]:
-        """Viterbi paths [B, T] and their joint log-probabilities [B]."""
-        return inference.viterbi(*self._inputs(self.best(state), batch), self.parallel)
+        """Viterbi paths [B, T], which stay where they are after the last frame, and their joint log-probabilities [B]."""
+        return inference.viterbi(*self._inputs(self.best(state), batch), self.parallel, mask=batch.get("mask"))
 
     def sample(self, state: TrainState, key: Array, num_samples: int, num_frames: int | None = None) -> Array:
         """Draws sequences of `num_frames` frames: [num_samples, T, D], or tokens [num_samples, T]."""

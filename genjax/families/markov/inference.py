@@ -331,29 +331,50 @@ def _count_by_terms(source: Array, log_transition: Array, target: Array, weights
 
 
 def viterbi(
-    log_initial: Array, log_transition: Array, log_likelihood: Array, parallel: bool = False, chunk_size: int = 16
+    log_initial: Array,
+    log_transition: Array,
+    log_likelihood: Array,
+    parallel: bool = False,
+    chunk_size: int = 16,
+    mask: Array | None = None,
 ) -> tuple[Array, Array]:
     """The most likely state paths [B, T] and their joint log-probabilities with x [B].
 
     The parallel form takes the best state of each frame by max-marginals: the same path, unless two are equally likely.
+
+    Args:
+      log_initial, log_transition, log_likelihood, parallel, chunk_size: those of `forward`.
+      mask: observed frames [B, T]; a path ends at the last of them, and stays there.  None is all.
     """
 
     def vector(alpha: Array, matrix: Array) -> Array:
         return (alpha[:, :, None] + matrix[None]).max(1)
 
+    batch, length = log_likelihood.shape[:2]
+    times, rows = jnp.arange(length)[:, None], jnp.arange(batch)
+    end = jnp.full(batch, length - 1) if mask is None else jnp.where(mask.T, times, 0).max(0)
+    inside = times <= end[None]  # [T, B]
     if parallel:
         alpha, scale = _filter(log_initial, log_transition, log_likelihood, max_matmul, True, chunk_size)
-        beta, _ = _smooth(log_transition, log_likelihood, max_matmul, True, chunk_size)
-        return (alpha + beta).argmax(-1).swapaxes(0, 1), alpha[-1].max(-1) + scale.sum(0)
-    alpha, scale = _filter(log_initial, log_transition, log_likelihood, vector, False, chunk_size)
+        # Moved so that all end together, since transitions beyond the end would favour some last states.
+        behind = (jnp.arange(length)[None] + 1 + end[:, None]) % length
+        moved = jnp.take_along_axis(log_likelihood, behind[:, :, None], axis=1)
+        beta, _ = _smooth(log_transition, moved, max_matmul, True, chunk_size)
+        beta = beta[jnp.minimum(times + length - 1 - end[None], length - 1), rows[None]]
+        states = (alpha + beta).argmax(-1)
+        states = jnp.where(inside, states, states[end, rows][None])
+    else:
+        alpha, scale = _filter(log_initial, log_transition, log_likelihood, vector, False, chunk_size)
 
-    def step(state: Array, delta: Array) -> tuple[Array, Array]:
-        state = (delta + log_transition.T[state]).argmax(-1)
-        return state, state
+        def step(state: Array, frame: tuple[Array, Array]) -> tuple[Array, Array]:
+            delta, before_end = frame
+            state = jnp.where(before_end, (delta + log_transition.T[state]).argmax(-1), state)
+            return state, state
 
-    last = alpha[-1].argmax(-1)
-    rest = jax.lax.scan(step, last, alpha[:-1], reverse=True)[1]
-    return jnp.concatenate([rest, last[None]]).swapaxes(0, 1), alpha[-1].max(-1) + scale.sum(0)
+        last = alpha[end, rows].argmax(-1)
+        rest = jax.lax.scan(step, last, (alpha[:-1], inside[1:]), reverse=True)[1]
+        states = jnp.concatenate([rest, last[None]])
+    return states.swapaxes(0, 1), alpha[end, rows].max(-1) + jnp.where(inside, scale, 0.0).sum(0)
 
 
 def sample_states(

@@ -111,19 +111,19 @@ class DirichletProcessMixture(MixtureModel):
         full, dim = self.component.covariance == "full", counts["sum"].shape[1]
         count = counts["count"]
         safe = jnp.maximum(count, 1e-10)[:, None]
-        centre = (counts["centre"] / jnp.maximum(count.sum(), 1e-10))[None]
-        mean = counts["sum"] / safe
+        sums = self.component.sums(counts)
+        mean = sums / safe
         beta, size = self.mean_precision + count, dim if full else 1
         nu_0 = float(size) if self.degrees_of_freedom is None else self.degrees_of_freedom
         if nu_0 <= size - 1:
             raise ValueError(f"degrees_of_freedom={nu_0} must be above {size - 1}, one less than the dimensions")
         nu = nu_0 + count
-        m = (self.mean_precision * prior["mean"][None] + counts["sum"]) / beta[:, None]
+        m = (self.mean_precision * prior["mean"][None] + sums) / beta[:, None]
         outer = (lambda a: a[:, :, None] * a[:, None, :]) if full else jnp.square
         wide = (-1, *[1] * (2 if full else 1))
         shrink = (self.mean_precision * count / beta).reshape(wide)
         start = nu_0 * self.prior_scale * prior["covariance"][None]
-        within = counts["outer" if full else "square"] - count.reshape(wide) * outer(mean - centre)
+        within = counts["outer" if full else "square"] - count.reshape(wide) * outer(counts["sum"] / safe)
         away = jnp.where(count[:, None] > 1e-6, mean - prior["mean"][None], 0.0)
         scatter = start + within + shrink * outer(away)
         scatter = jnp.where(count.reshape(wide) > 1e-6, scatter, start)

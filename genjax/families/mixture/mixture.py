@@ -12,7 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from genjax.families.markov.emissions import Emission, Gaussian, Mixture, random_frames, singular_warnings
+from genjax.families.markov.emissions import Emission, Gaussian, Mixture, singular_warnings
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_gather, cross_device_sum
 
 
@@ -79,11 +79,12 @@ class MixtureModel:
         loss = -cross_device_sum(log_prob.sum()) / total
         counts, extra = self._average(counts, state)
         parts = self.component.maximize(counts["parts"], state.params["parts"])
-        # A component that lost all its examples starts again at one of them, with little weight.
+        # A component that lost all its examples starts again at one of them, as wide as all, with little weight.
         empty = counts["weights"] < 1e-6
         every = cross_device_gather(x)
-        fresh = _move(parts, random_frames(key, every, jnp.ones(len(every)), self.num_components), every)
-        parts = {k: a if fresh[k] is a else jnp.where(empty[:, None], fresh[k], a) for k, a in parts.items()}
+        fresh = self.component.init(key, every, jnp.ones(len(every)), self.num_components)
+        again = lambda new, old: jnp.where(empty.reshape(-1, *[1] * (old.ndim - 1)), new, old)  # noqa: E731
+        parts = {k: a if k in self.component.shared else again(fresh[k], a) for k, a in parts.items()}
         weights = jnp.maximum(counts["weights"], 1.0 * empty)
         params = {"log_weights": jnp.log(jnp.maximum(weights / weights.sum(), 1e-30)), "parts": parts}
         metrics = {"loss": loss, "empty_components": empty.sum().astype(jnp.float32), **self._activity(counts, parts)}
@@ -95,7 +96,9 @@ class MixtureModel:
             return counts, dict(state.extra)
         rate = (state.step.astype(jnp.float32) + 2.0) ** -self.averaging
         rate = jnp.where(state.step == 0, 1.0, rate)
-        counts = jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, state.extra["statistics"], counts)
+        before = state.extra["statistics"]
+        before = {**before, "parts": self.component.aligned(before["parts"], state.params["parts"])}
+        counts = jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, before, counts)
         return counts, {**state.extra, "statistics": counts}
 
     def _activity(self, counts: PyTree, parts: PyTree) -> Metrics:
