@@ -9,6 +9,7 @@ import pytest
 
 from genjax.families.energy.boltzmann_machine import RestrictedBoltzmannMachine
 from genjax.families.energy.energy_based_model import EnergyBasedModel
+from genjax.model import DEVICE_AXIS
 from genjax.optimizers import SGD, Adam
 
 D, H = 6, 3
@@ -101,3 +102,44 @@ def test_langevin_samples_of_a_learned_energy_lie_where_the_data_do():
     assert EnergyBasedModel(hidden_dims=(2, 2, 2)).energy(picture.params, jnp.zeros((2, 7, 5, 1))).shape == (2,)
     with pytest.raises(ValueError, match="low < high"):
         EnergyBasedModel(low=1.0, high=0.0)
+
+
+SMALL_ENERGY = EnergyBasedModel(
+    hidden_dims=(4,), buffer_size=16, restart_rate=0.5, num_langevin_steps=2, step_size=0.1, gradient_clip=1.0,
+    noise_scale=0.1, data_noise=0.1, optimizer=SGD(learning_rate=0.1),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [SMALL_ENERGY, RestrictedBoltzmannMachine(num_hidden=H, num_chains=0)])
+def test_chains_on_two_devices_are_those_of_one(model):
+    x = np.random.default_rng(0).integers(0, 2, (8, D)).astype(np.float32)
+    batch, key = {"x": jnp.asarray(x), "example_index": jnp.arange(8)}, jax.random.key(1)
+    state = model.init(jax.random.key(0), batch)
+    whole, metrics = jax.jit(model.train_step)(state, batch, key)
+    split = jax.tree.map(lambda a: a.reshape(2, 4, *a.shape[1:]), batch)
+    step = jax.pmap(model.train_step, axis_name=DEVICE_AXIS, in_axes=(None, 0, None), devices=jax.devices()[:2])
+    parts, part_metrics = step(state, split, key)
+    close = lambda a, b: np.testing.assert_allclose(a, b[0], rtol=1e-4, atol=1e-5)  # noqa: E731
+    jax.tree.map(close, (whole.params, whole.extra, metrics["loss"]), (parts.params, parts.extra, part_metrics["loss"]))
+    jax.tree.map(lambda a: np.testing.assert_array_equal(a[0], a[1]), parts.extra)
+
+
+def test_values_out_of_range_and_bits_that_are_none_are_not_scored(machine):
+    batch = {"x": jnp.full((4, 2), 0.5).at[1, 0].set(3.0)}
+    state = SMALL_ENERGY.init(jax.random.key(0), batch)
+    with jax.debug_nans(False):
+        assert np.isnan(SMALL_ENERGY.train_step(state, batch, jax.random.key(1))[1]["loss"])
+    with pytest.raises(ValueError, match="from 0.5 to 3, but chains stay from model.low=-1"):
+        SMALL_ENERGY.diagnose(state, batch, jax.random.key(0))
+    model, state = machine
+    grey = {"x": jnp.asarray(EVERY[:4]).at[2, 1].set(0.25)}
+    with jax.debug_nans(False):
+        nll = jax.jit(model.evaluate)(state, grey, jax.random.key(1))["nll_ais"]
+    np.testing.assert_array_equal(np.isnan(nll), np.arange(4) == 2)
+
+
+def test_energies_are_told_apart_in_float32_where_the_network_computes_in_bfloat16():
+    model = EnergyBasedModel(hidden_dims=(8,), compute_dtype="bfloat16")
+    x = jax.random.normal(jax.random.key(0), (64, 2))
+    energy = model.energy(model.init(jax.random.key(1), {"x": x}).params, x)
+    assert (energy != energy.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.9

@@ -16,7 +16,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, gradient_step
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_gather, gradient_step
+from genjax.nn.distributions import Lattice
 from genjax.optimizers import SGD, Optimizer
 
 
@@ -88,7 +89,8 @@ class RestrictedBoltzmannMachine:
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One step.  `loss` is mean F of the data less mean F of the chains in nats, whose gradient that of the NLL is."""
-        start = state.extra["chains"] if self.num_chains else self._flat(batch)
+        # Chains from all of the data under pmap too, where each device would draw the same noise for its own.
+        start = state.extra["chains"] if self.num_chains else cross_device_gather(self._flat(batch))
         chains = self.gibbs(state.params, key, start, self.num_gibbs_steps)
 
         def loss(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
@@ -139,12 +141,16 @@ class RestrictedBoltzmannMachine:
         return mean + jax.nn.softplus(base_bias).sum() + self.num_hidden * math.log(2.0), error
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """`nll_ais`, free energy and the annealed estimate of log Z (too low on average, so that nll_ais is), in nats."""
-        params = state.eval_params
+        """`nll_ais`, free energy and the annealed estimate of log Z (too low on average, so that nll_ais is), in nats.
+
+        `nll_ais` is NaN for examples that are not binary, which have no probability.
+        """
+        params, x = state.eval_params, self._flat(batch)
+        binary = Lattice(num_levels=2).contains(x).all(-1)
         log_partition, error = self.estimate_log_partition(params, state.extra["base_bias"], key)
-        free_energy = self.free_energy(params, self._flat(batch))
+        free_energy = self.free_energy(params, x)
         return {
-            "nll_ais": free_energy + log_partition,
+            "nll_ais": jnp.where(binary, free_energy + log_partition, jnp.nan),
             "free_energy": free_energy,
             "log_partition": jnp.full_like(free_energy, log_partition),
             "log_partition_error": jnp.full_like(free_energy, error),

@@ -30,6 +30,7 @@ from genjax.model import (
     own_part,
 )
 from genjax.nn.convolution import Convolution, Downsample
+from genjax.nn.tokens import logits_product
 from genjax.optimizers import Adam, Optimizer
 
 
@@ -54,7 +55,8 @@ class EnergyNetwork(nn.Module):
                 x = nn.Dense(width, dtype=self.dtype)(x)
             x = nn.swish(x)
         x = x.reshape(x.shape[0], -1)
-        return nn.Dense(1, dtype=self.dtype)(x)[:, 0].astype(jnp.float32)
+        # In float32, as gaps of energies are far smaller than what bfloat16 can tell apart.
+        return nn.Dense(1, dtype=self.dtype, dot_general=logits_product)(x)[:, 0].astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,6 +140,8 @@ class EnergyBasedModel:
         samples = self.langevin(state.params, keys[3], own_part(start, own_count), self.num_langevin_steps)
         noise = own_part(jax.random.normal(keys[4], (count, *shape)), own_count)
         x = jnp.clip(batch["x"] + self.data_noise * noise, self.low, self.high)
+        # Values out of range would be cut off unseen; NaN stops the run, as an error cannot be raised under jit.
+        x = jnp.where((batch["x"] >= self.low) & (batch["x"] <= self.high), x, jnp.nan)
 
         def loss(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
             real, fake = self.energy(params, batch["x"]), self.energy(params, samples)
@@ -147,6 +151,19 @@ class EnergyBasedModel:
         state, metrics = gradient_step(loss, self.optimizer)(state, {**batch, "x": x}, keys[4])
         buffer = buffer.at[places].set(cross_device_gather(samples))
         return state.replace(extra={**state.extra, "buffer": buffer}), metrics
+
+    def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
+        """Looks for values out of range, outside of `jit`.
+
+        Raises:
+          ValueError: naming the range.
+        """
+        low, high = float(batch["x"].min()), float(batch["x"].max())
+        if low < self.low or high > self.high:
+            raise ValueError(
+                f"examples have values from {low:g} to {high:g}, but chains stay from model.low={self.low:g} to "
+                f"model.high={self.high:g}; give these, or change data.preprocessing"
+            )
 
     def score(self, state: TrainState, x: Array) -> Array:
         """Gradient of -E by x, its shape."""
