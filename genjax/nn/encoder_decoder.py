@@ -119,7 +119,7 @@ class ConvolutionalDecoder(nn.Module):
       num_outputs: channels of the result.
       num_residual_blocks: residual blocks before each doubling.
       activation: after every layer but the last.
-      dtype: type to compute in.
+      dtype: type to compute in; the last layer, whose outputs two levels of 256 must be told apart by, is in float32.
     """
 
     channels: tuple[int, ...]
@@ -133,7 +133,7 @@ class ConvolutionalDecoder(nn.Module):
         activation = activation_function(self.activation)
         for channels in self.channels[-2::-1]:
             x = activation(Upsample(channels, self.dtype)(self._residual(x)))
-        return Upsample(self.num_outputs, self.dtype)(self._residual(x))
+        return Upsample(self.num_outputs)(self._residual(x))
 
     def _residual(self, x: Array) -> Array:
         for _ in range(self.num_residual_blocks):

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.nn.tokens import logits_product
+
 Array = jax.Array
 
 #: Names of activations, as configurations and flags spell them.
@@ -34,7 +36,7 @@ class MLP(nn.Module):
     Attributes:
       features: widths of the layers; the last is the output, which has no activation.
       activation: applied after every layer but the last.
-      dtype: type to compute in; parameters stay float32.
+      dtype: type to compute in; parameters and outputs stay float32.
     """
 
     features: tuple[int, ...]
@@ -46,4 +48,4 @@ class MLP(nn.Module):
         activation = activation_function(self.activation)
         for width in self.features[:-1]:
             x = activation(nn.Dense(width, dtype=self.dtype)(x))
-        return nn.Dense(self.features[-1], dtype=self.dtype)(x)
+        return nn.Dense(self.features[-1], dtype=self.dtype, dot_general=logits_product)(x)

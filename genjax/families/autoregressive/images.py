@@ -28,10 +28,11 @@ from genjax.model import Array, PyTree
 from genjax.nn.causal_conv import Mode
 from genjax.nn.distributions import Bernoulli, Categorical
 from genjax.nn.logistic_mixture import DiscretizedLogisticMixture
+from genjax.nn.tokens import logits_product
 
 
 class OutputHead(nn.Module):
-    """Features [..., F] and pixels [..., C] -> parameters, [..., C, P], or [..., P] of a mixture of logistics.
+    """Features [..., F] and pixels [..., C] -> float32 parameters, [..., C, P], or [..., P] of a mixture of logistics.
 
     Attributes:
       output: distribution of the pixels.
@@ -46,14 +47,16 @@ class OutputHead(nn.Module):
     @nn.compact
     def __call__(self, features: Array, x: Array) -> Array:
         features = nn.relu(features)
+        # In float32: two levels of 256 are closer than what bfloat16 can tell apart.
+        dense = lambda width, name: nn.Dense(width, dtype=self.dtype, dot_general=logits_product, name=name)  # noqa: E731
         if isinstance(self.output, DiscretizedLogisticMixture):
-            return nn.Dense(self.output.num_parameters(self.channels), dtype=self.dtype, name="output")(features)
+            return dense(self.output.num_parameters(self.channels), "output")(features)
         width = self.output.num_parameters
-        parts = [nn.Dense(width, dtype=self.dtype, name="output_0")(features)]
+        parts = [dense(width, "output_0")(features)]
         for c in range(1, self.channels):
             hidden = nn.Dense(features.shape[-1], dtype=self.dtype, name=f"hidden_{c}")(features)
             hidden = hidden + nn.Dense(features.shape[-1], dtype=self.dtype, name=f"channels_{c}")(x[..., :c])
-            parts.append(nn.Dense(width, dtype=self.dtype, name=f"output_{c}")(nn.relu(hidden)))
+            parts.append(dense(width, f"output_{c}")(nn.relu(hidden)))
         return jnp.stack(parts, -2)
 
 
@@ -135,7 +138,7 @@ class ImageModel(AutoregressiveModel):
         if isinstance(self.output, DiscretizedLogisticMixture):
             return self.output.sample(apply(x), key, channels, temperature)
         for c in range(channels):
-            draw = self.output.sample(apply(x)[:, c].astype(jnp.float32) / temperature, jax.random.fold_in(key, c))
+            draw = self.output.sample(apply(x)[:, c] / temperature, jax.random.fold_in(key, c))
             x = x.at[:, c].set(draw)
         return x
 
