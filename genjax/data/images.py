@@ -63,7 +63,7 @@ class Images(Data):
 
     @property
     def levels(self) -> int:
-        """Number of levels of a pixel, L in genjax/data/transforms.py."""
+        """Number of levels of a stored pixel, L in genjax/data/transforms.py."""
         if self.preprocessing == "binarize_static":
             return 2
         return self.num_levels or self._stored_levels
@@ -133,13 +133,13 @@ class Images(Data):
         return np.pad(x, [(0, 0), *((m // 2, m - m // 2) for m in margins), (0, 0)])
 
     def spec(self) -> dict[str, Any]:
-        """data_shape (H, W, C) or (D,), num_levels, and num_classes of a labelled set."""
+        """data_shape (H, W, C) or (D,), num_levels of what models see, and num_classes of a labelled set."""
         examples = self.load("train")
         example = examples.gather(np.zeros(1, np.int64))
         shape = example["x"].shape[1:]
         spec: dict[str, Any] = {
             "data_shape": (int(np.prod(shape)),) if self.flatten else tuple(shape),
-            "num_levels": self.levels,
+            "num_levels": 2 if self.preprocessing.startswith("binarize") else self.levels,
         }
         if "label" in example:
             spec["num_classes"] = self._num_classes(examples)

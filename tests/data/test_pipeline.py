@@ -1,5 +1,7 @@
 """Batches are a function of (seed, step), and every example is seen once an epoch."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -60,6 +62,14 @@ def test_padding_and_quantising_change_the_levels_as_they_say():
     assert x.shape[1:] == (12, 11, 1) and x.max() == 3
     np.testing.assert_array_equal(x[:, 2:10, 1:9], plain.astype(int) * 4 // 17)
     assert data.spec() == {"data_shape": (12, 11, 1), "num_levels": 4, "num_classes": 10}
+
+
+@pytest.mark.parametrize("preprocessing", ["binarize_static", "binarize_dynamic", "binarize_threshold"])
+def test_binary_pictures_have_two_levels_whatever_they_were_made_of(preprocessing):
+    data = Images(name="digits", preprocessing=preprocessing)
+    assert data.spec()["num_levels"] == 2
+    batch = {"x": jnp.asarray(data.load("train").arrays()["x"][:8])}
+    assert set(np.unique(data.transform(batch, jax.random.key(0))["x"])) == {0.0, 1.0}
 
 
 def test_a_table_is_read_standardised_and_written_back(tmp_path):
