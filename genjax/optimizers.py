@@ -124,9 +124,9 @@ class Piecewise(Schedule):
         return optax.piecewise_constant_schedule(1.0, dict.fromkeys(steps, self.scale))
 
 
-#: Names of parameters that weight decay leaves alone: biases, scales of norms, and the rates of s4d layers, which it would
-#: pull to those of no frequency.
-_NOT_DECAYED = ("bias", "scale", "log_real", "imaginary")
+#: Names of parameters that weight decay leaves alone: biases, scales and shifts of norms (which layers that are repeated
+#: stack to matrices), and the rates of s4d layers, which it would pull to those of no frequency.
+_NOT_DECAYED = ("bias", "scale", "shift", "log_scale", "log_diagonal", "log_real", "imaginary")
 
 
 def decays_weight(path: tuple[Any, ...], leaf: jax.Array) -> bool:

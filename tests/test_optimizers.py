@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from genjax import optimizers
+from genjax.families.flow.bijections import ActNorm, Chain, InvertibleLinear, Repeat
 from genjax.nn.recurrent import Recurrent, RecurrentStack
 
 
@@ -75,6 +76,16 @@ def test_weight_decay_leaves_norms_and_biases_alone():
     assert not np.any(updates["Dense_0"]["bias"])
     assert not np.any(updates["layers"]["LayerNorm_0"]["scale"])
     assert not np.any(updates["layers"]["LayerNorm_0"]["bias"])
+
+
+def test_weight_decay_leaves_the_norms_of_repeated_layers_alone():
+    step = Chain(layers=(ActNorm(), InvertibleLinear()))
+    params = Repeat(bijection=step, count=2).init(jax.random.key(0), jnp.zeros((4, 3)))
+    decays = jax.tree_util.tree_map_with_path(optimizers.decays_weight, params)
+    assert decays == {
+        "00_actnorm": {"shift": False, "log_scale": False},
+        "01_invertiblelinear": {"lower": True, "upper": True, "log_diagonal": False},
+    }
 
 
 def test_weight_decay_leaves_the_rates_of_s4d_layers_alone():
