@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 
@@ -72,6 +73,15 @@ class OutputDistribution:
         """Number of learned parameters that all values share; they follow the network's outputs in `parameters`."""
         return 0
 
+    @property
+    def continuous(self) -> bool:
+        """Whether `log_prob` is a density, so that a bijection of the data changes it by its log-determinant."""
+        return False
+
+    def supports(self, x: Array) -> Array:
+        """Whether `log_prob` means something at each value; x of numpy or of JAX, [...]."""
+        return jnp.ones(x.shape, bool)
+
     def log_prob(self, parameters: Array, x: Array) -> Array:
         """Log-density or log-probability of each value in nats, the shape of x."""
         raise NotImplementedError
@@ -91,6 +101,10 @@ class Bernoulli(OutputDistribution):
 
     Values between count as expectations of them: `log_prob` is then the negative cross-entropy, which is no log-density.
     """
+
+    def supports(self, x: Array) -> Array:
+        # Beyond, the cross-entropy has no lower bound.
+        return (x >= 0.0) & (x <= 1.0)
 
     def log_prob(self, parameters: Array, x: Array) -> Array:
         logits = parameters[..., 0].astype(jnp.float32)
@@ -145,6 +159,10 @@ class Gaussian(_LocationScale):
       learned_scale: "fixed"; "shared", one learned number for all values; or "per_value", a network output of each value.
       min_scale: learned scales are larger than this.
     """
+
+    @property
+    def continuous(self) -> bool:
+        return True
 
     def log_prob(self, parameters: Array, x: Array) -> Array:
         return gaussian_log_prob(x, *self.location_and_log_scale(parameters))
@@ -220,6 +238,39 @@ class Lattice:
         nearest = place.round()
         return (abs(place - nearest) < 0.01) & (nearest >= 0) & (nearest < self.levels)
 
+    def supports(self, x: Array) -> Array:
+        """Whether each value has a probability."""
+        return self.contains(x)
+
+    def check(self, x: Array, name: str, remedy: str) -> None:
+        """Refuses examples x [B, ...] with other values; traced ones pass.
+
+        Args:
+          x: the examples.
+          name: what declares the lattice, for the message.
+          remedy: what would be right, for the message.
+
+        Raises:
+          ValueError: naming the range or the value found.
+        """
+        if isinstance(x, (jax.core.Tracer, jax.ShapeDtypeStruct)):
+            return
+        # By numpy, as inside of `jit` even an operation on constants gives a tracer.
+        x = np.asarray(x)
+        wrong = x[~self.contains(x)]
+        if not wrong.size:
+            return
+        smallest, largest = float(x.min()), float(x.max())
+        if smallest < self.low - 1e-6 or largest > self.high + 1e-6:
+            raise ValueError(
+                f"examples have values from {smallest:g} to {largest:g}, but {name} declares {self.low:g} to {self.high:g}; "
+                f"change {remedy}"
+            )
+        raise ValueError(
+            f"examples have values such as {float(wrong[0]):g}, which is none of the {self.levels} levels that {name} has "
+            f"from {self.low:g} to {self.high:g}; change {remedy}"
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscretizedLogistic(Lattice, _LocationScale):
@@ -276,3 +327,40 @@ class Categorical(Lattice, OutputDistribution):
 
     def sample(self, parameters: Array, key: Array) -> Array:
         return self.value(jax.random.categorical(key, parameters.astype(jnp.float32)).astype(jnp.float32))
+
+
+def only_of_support(output: OutputDistribution, log_likelihood: Array, x: Array) -> Array:
+    """Log-likelihoods [..., B] of examples x [B, ...], NaN for those with values that have none under `output`."""
+    # NaN stops the run, as an error cannot be raised under jit.
+    valid = output.supports(x).reshape(x.shape[0], -1).all(-1)
+    return jnp.where(valid.reshape((1,) * (log_likelihood.ndim - 1) + valid.shape), log_likelihood, jnp.nan)
+
+
+def check_support(output: OutputDistribution, x: Array) -> None:
+    """Refuses examples x [B, ...] with values that have no likelihood under `output`, outside of `jit`.
+
+    Raises:
+      ValueError: naming the range or the value found.
+    """
+    if isinstance(output, Lattice):
+        output.check(x, type(output).__name__, "model.output, its low, high or num_levels, or data.preprocessing")
+        return
+    x = np.asarray(x)
+    if not output.supports(x).all():
+        raise ValueError(
+            f"examples have values from {x.min():g} to {x.max():g}, but {type(output).__name__} gives a likelihood to those "
+            "from 0 to 1 alone; change data.preprocessing or model.output"
+        )
+
+
+def check_density(output: OutputDistribution, dequantized: bool) -> None:
+    """Refuses to take the probability of levels, or a cross-entropy, for a density of dequantised data.
+
+    Raises:
+      ValueError: `output` has no density, and the data are dequantised.
+    """
+    if dequantized and not output.continuous:
+        raise ValueError(
+            f"data.preprocessing dequantises the data, whose density {type(output).__name__} does not have; choose "
+            "model.output=gaussian, or data.preprocessing=unit for levels"
+        )

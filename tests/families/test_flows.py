@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import command_line, latent_tables
+from experiments import command_line, latent_tables, latents
 from genjax.families.diffusion.edm import EDM
 from genjax.families.flow.base import GaussianMixture, StandardLogistic, StandardNormal
 from genjax.families.flow.dequantization import Uniform, Variational
@@ -229,6 +229,29 @@ def test_the_bound_of_many_draws_is_the_log_of_their_mean_and_tighter_than_one()
     assert (many > each.mean(0)).all()
 
 
+def test_levels_are_dequantised_once_and_no_others():
+    model, batch, key = IMAGE_MODELS["nice"], image_batch(), jax.random.key(0)
+    state = model.init(key, batch)
+    again = {**batch, "log_abs_det": jnp.zeros(len(batch["x"]))}
+    for call in (lambda: model.init(key, again), lambda: model.evaluate(state, again, key)):
+        with pytest.raises(ValueError, match="the data are dequantised already"):
+            call()
+    between = {**batch, "x": batch["x"].at[1, 0, 0, 0].set(0.5)}
+    with pytest.raises(ValueError, match="none of the 4 levels that dequantization has"):
+        model.diagnose(state, between, key)
+    with jax.debug_nans(False):
+        nll = jax.jit(model.evaluate)(state, between, key)["nll"]
+    np.testing.assert_array_equal(np.isnan(nll), np.arange(len(nll)) == 1)
+
+
+def test_novelty_is_that_of_the_data_before_their_transform():
+    model = RealNVP(num_couplings=2, hidden_dims=(4,), **POINTS)
+    batch = {"x": point_batch()["x"], "log_abs_det": jnp.arange(len(point_batch()["x"]), dtype=jnp.float32)}
+    state = model.init(jax.random.key(0), batch)
+    score = latents.novelty(model, state, batch, jax.random.key(0))
+    np.testing.assert_allclose(score, -model.log_prob(state, batch) - batch["log_abs_det"], rtol=1e-6)
+
+
 @pytest.mark.parametrize("base", [StandardNormal(), StandardLogistic(), GaussianMixture(num_components=3)])
 def test_base_samples_follow_the_base_density(base):
     params = base.init(jax.random.key(0), 1)
@@ -257,6 +280,8 @@ def test_bad_input_is_one_clear_error():
         RealNVP(data_shape=(2,), dequantization=Uniform(num_levels=4)).init(key, batch)
     with pytest.raises(ValueError, match="num_levels is None"):
         RealNVP(data_shape=(4, 4, 1), dequantization=Uniform()).init(key, image_batch())
+    with pytest.raises(ValueError, match="PlanarFlow computes in float32 alone, not in bfloat16"):
+        PlanarFlow(data_shape=(2,), compute_dtype="bfloat16").init(key, batch)
     with pytest.raises(ValueError, match="needs labels"):
         RealNVP(data_shape=(2,), num_classes=3, class_conditional=True).init(key, {"x": batch["x"]})
     with pytest.raises(ValueError, match="condition_dim=3, but the batch's condition has 2 numbers"):

@@ -1,10 +1,13 @@
 """Claims about residual and continuous flows, whose log-determinants are exact or estimated without bias."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genjax.families.flow.dequantization import Uniform
 from genjax.families.flow.ffjord import FFJORD, Continuous, Dynamics
 from genjax.families.flow.residual import ContractiveMLP, Residual, ResidualFlow, limit_spectral_norm
 from genjax.model import DEVICE_AXIS
@@ -100,6 +103,16 @@ def test_the_gradient_of_the_estimate_has_that_of_the_exact_log_determinant_as_i
     exact, estimated = gradient(1, None), gradient(20000, jax.random.split(jax.random.key(3), 20000))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-3), exact, estimated)
     assert all(jnp.abs(g).max() > 0.02 for g in (exact[0]["kernel_0"], exact[1]))
+
+
+def test_the_bound_of_many_draws_takes_no_exponentials_of_estimated_determinants():
+    model = ResidualFlow(
+        num_blocks=1, hidden_dims=(8,), data_shape=(DIM,), dequantization=Uniform(num_levels=4), exact_dim=0
+    )
+    batch = {"x": jnp.tile(jnp.float32([[0.0, 1 / 3, 1.0]]), (8, 1))}
+    state = model.init(jax.random.key(0), batch)
+    bound = lambda model: model.log_prob_bound(state, batch, jax.random.key(1), 4)  # noqa: E731
+    np.testing.assert_allclose(bound(model), bound(dataclasses.replace(model, exact_dim=DIM)), atol=1e-5)
 
 
 def test_kernels_are_limited_exactly_and_small_ones_left_alone():

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from genjax.families.vae.vae import VAE
 from genjax.nn.distributions import Bernoulli, Categorical, DiagonalGaussian, DiscretizedLogistic, Gaussian
-from genjax.nn.encoder_decoder import MLPNetwork
+from genjax.nn.encoder_decoder import ConvNetwork, MLPNetwork
 from genjax.optimizers import Adam, Cosine
 
 DIM, LATENT = 5, 2
@@ -197,11 +197,48 @@ def test_a_few_steps_raise_the_bound_and_samples_have_the_shape_of_data(digits):
 def test_every_output_distribution_evaluates_and_samples(output, digits):
     model = dataclasses.replace(SMALL, output=output, num_importance_samples=2, sample_output="draw")
     state = model.init(jax.random.key(0), digits)
-    metrics = jax.jit(model.evaluate)(state, {**digits, "log_abs_det": jnp.full(24, 2.0)}, jax.random.key(1))
+    shift = 2.0 if output.continuous else 0.0
+    batch = {**digits, "log_abs_det": jnp.full(24, shift)} if output.continuous else digits
+    metrics = jax.jit(model.evaluate)(state, batch, jax.random.key(1))
     assert set(metrics) == {"elbo", "nll_bound", "kl", "reconstruction", "nll"}
     assert all(value.shape == (24,) for value in metrics.values())
-    np.testing.assert_allclose(metrics["nll_bound"], -metrics["elbo"] - 2.0, rtol=1e-5)
+    np.testing.assert_allclose(metrics["nll_bound"], -metrics["elbo"] - shift, rtol=1e-5)
     assert model.sample(state, jax.random.key(0), 3).shape == (3, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (Bernoulli(), "Bernoulli gives a likelihood to those from 0 to 1 alone"),
+        (DiscretizedLogistic(num_levels=17), "DiscretizedLogistic declares 0 to 1"),
+        (Categorical(num_levels=17), "Categorical declares 0 to 1"),
+    ],
+    ids=lambda a: type(a).__name__,
+)
+def test_values_that_an_output_gives_no_likelihood_are_not_scored(output, message, digits):
+    model = dataclasses.replace(SMALL, output=output)
+    state = model.init(jax.random.key(0), digits)
+    # As data.preprocessing=signed would give them.
+    signed = {"x": digits["x"].at[1].set(2.0 * digits["x"][1] - 1.0)}
+    with jax.debug_nans(False):
+        terms = model.elbo_terms(state.params, signed, jax.random.key(1))[0]
+        np.testing.assert_array_equal(np.isnan(terms), np.arange(24) == 1)
+    model.diagnose(state, digits, jax.random.key(0))
+    with pytest.raises(ValueError, match=message):
+        model.diagnose(state, signed, jax.random.key(0))
+    # The log-determinant of a dequantisation belongs to a density.
+    with pytest.raises(ValueError, match="choose model.output=gaussian"):
+        model.init(jax.random.key(0), {**digits, "log_abs_det": jnp.zeros(24)})
+    with pytest.raises(ValueError, match="choose model.output=gaussian"):
+        model.evaluate(state, {**digits, "log_abs_det": jnp.zeros(24)}, jax.random.key(0))
+
+
+@pytest.mark.parametrize("network", [SMALL.network, ConvNetwork(channels=(4,), hidden_dims=(8,))])
+def test_parameters_of_the_output_are_float32_where_the_networks_compute_in_bfloat16(network, digits):
+    model = dataclasses.replace(SMALL, network=network, compute_dtype="bfloat16")
+    state = model.init(jax.random.key(0), digits)
+    parameters = model.output_parameters(state.params, jax.random.normal(jax.random.key(1), (4, 3)))
+    assert (parameters != parameters.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.9
 
 
 def test_a_missing_data_shape_is_an_error_that_names_it(digits):

@@ -10,7 +10,7 @@ from scipy.spatial.distance import cdist
 from sklearn.datasets import load_digits
 
 from genjax.families.vae.vq_vae import VQVAE, nearest_codes, perplexity
-from genjax.nn.distributions import Bernoulli
+from genjax.nn.distributions import Bernoulli, Categorical
 from genjax.optimizers import SGD, Adam
 
 SMALL = VQVAE(
@@ -136,8 +136,12 @@ def test_accumulation_and_pmap_give_the_step_of_the_whole_batch(codebook, digits
 def test_the_bound_is_reconstruction_and_length_of_the_code(digits, started):
     model = dataclasses.replace(SMALL, output=Bernoulli())
     state = model.init(jax.random.key(0), digits)
-    metrics = jax.jit(model.evaluate)(state, {**digits, "log_abs_det": jnp.full(12, 3.0)}, jax.random.key(0))
-    np.testing.assert_allclose(metrics["nll_bound"], metrics["reconstruction"] + 16 * np.log(6) - 3.0, rtol=1e-5)
+    metrics = jax.jit(model.evaluate)(state, digits, jax.random.key(0))
+    np.testing.assert_allclose(metrics["nll_bound"], metrics["reconstruction"] + 16 * np.log(6), rtol=1e-5)
+    # The density of dequantised pictures is that of the levels after the log-determinant.
+    of_density = SMALL.evaluate(started, {**digits, "log_abs_det": jnp.full(12, 3.0)}, jax.random.key(0))
+    expected = of_density["reconstruction"] + 16 * np.log(6) - 3.0
+    np.testing.assert_allclose(of_density["nll_bound"], expected, rtol=1e-5)
     mean = np.asarray(model.reconstruct(state, digits, jax.random.key(0)), np.float64)
     x = np.asarray(digits["x"])
     np.testing.assert_allclose(metrics["mean_squared_error"], ((mean - x) ** 2).mean((1, 2, 3)), rtol=1e-4)
@@ -172,6 +176,14 @@ def test_it_learns_to_reconstruct(digits):
         state, metrics = step(state, digits, jax.random.key(i))
     after = model.evaluate(state, digits, jax.random.key(0))["mean_squared_error"].mean()
     assert after < 0.3 * before and metrics["perplexity"] > 5
+
+
+def test_levels_other_than_those_of_the_output_are_not_scored(digits, started):
+    model = dataclasses.replace(SMALL, output=Categorical(num_levels=17))
+    with pytest.raises(ValueError, match="choose model.output=gaussian"):
+        model.init(jax.random.key(0), {**digits, "log_abs_det": jnp.zeros(len(digits["x"]))})
+    with pytest.raises(ValueError, match="declares 0 to 1"):
+        model.diagnose(None, {"x": 2.0 * digits["x"] - 1.0}, jax.random.key(0))
 
 
 def test_impossible_settings_are_errors(digits):

@@ -29,7 +29,7 @@ from genjax.model import (
     example_keys,
     gradient_step,
 )
-from genjax.nn.distributions import Bernoulli, OutputDistribution
+from genjax.nn.distributions import Bernoulli, OutputDistribution, check_support, only_of_support
 from genjax.nn.encoder_decoder import MLPNetwork, Network, OutputDecoder
 from genjax.nn.mlp import Activation, activation_function
 from genjax.optimizers import Adam, Optimizer
@@ -97,9 +97,9 @@ class Autoencoder:
         return self.decoder().apply({"params": params["decoder"]}, codes)
 
     def reconstruction_error(self, params: PyTree, codes: Array, x: Array) -> Array:
-        """-log p(x | h) in nats, shape [B]."""
+        """-log p(x | h) in nats, shape [B]; NaN for values of x that have no likelihood."""
         log_prob = self.output.log_prob(self.output_parameters(params, codes), x)
-        return -log_prob.reshape(x.shape[0], -1).sum(-1)
+        return -only_of_support(self.output, log_prob.reshape(x.shape[0], -1).sum(-1), x)
 
     # What subclasses vary.
 
@@ -141,6 +141,14 @@ class Autoencoder:
             "reconstruction": self.reconstruction_error(params, codes, x),
             "squared_error": squared.reshape(x.shape[0], -1).sum(-1),
         }
+
+    def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
+        """Looks for values that have no likelihood under `output`, outside of `jit`.
+
+        Raises:
+          ValueError: naming them.
+        """
+        check_support(self.output, batch["x"])
 
     def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:
         """Decodes draws of a Gaussian fitted to the codes, shape [num_samples, *data_shape]."""

@@ -133,24 +133,8 @@ class AutoregressiveModel(abc.ABC):
         Raises:
           ValueError: naming the range or the value found.
         """
-        if isinstance(x, (jax.core.Tracer, jax.ShapeDtypeStruct)):
-            return
-        # By numpy, as inside of `jit` even an operation on constants gives a tracer.
-        x, lattice, name = np.asarray(x), lattice_of(self.output), type(self.output).__name__
-        wrong = x[~lattice.contains(x)]
-        if not wrong.size:
-            return
-        smallest, largest = float(x.min()), float(x.max())
-        if smallest < lattice.low - 1e-6 or largest > lattice.high + 1e-6:
-            raise ValueError(
-                f"examples have values from {smallest:g} to {largest:g}, but {name} declares {lattice.low:g} to "
-                f"{lattice.high:g}; change model.output or data.preprocessing"
-            )
-        raise ValueError(
-            f"examples have values such as {float(wrong[0]):g}, which is none of the {lattice.levels} levels that {name} "
-            f"has from {lattice.low:g} to {lattice.high:g}; change data.preprocessing (binarize_dynamic for a Bernoulli), "
-            "model.output or its num_levels"
-        )
+        remedy = "data.preprocessing (binarize_dynamic for a Bernoulli), model.output or its num_levels"
+        lattice_of(self.output).check(x, type(self.output).__name__, remedy)
 
     def only_of_values(self, log_likelihood: Array, x: Array) -> Array:
         """Log-likelihoods [B], NaN for examples x [B, *data_shape] with values that the output gives no probability."""

@@ -26,6 +26,7 @@ from genjax.families.flow.bijections import Bijection, Chain, Coupling, Permute
 from genjax.families.flow.bijections.base import sum_rest
 from genjax.families.flow.bijections.linear import check_range
 from genjax.families.flow.networks import MLP
+from genjax.nn.distributions import Lattice
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -69,17 +70,22 @@ class Dequantization(abc.ABC):
           keys: one key for each example, [B].
 
         Returns:
-          y in [0, 1], of x's shape, and -D log L - log q(u | k), [B].
+          y in [0, 1], of x's shape, NaN where x is none of the levels, and -D log L - log q(u | k), [B].
+
+        Raises:
+          ValueError: values outside of `jit` are none of the levels.
         """
         check_range(x, self.minimum, self.maximum)
+        lattice = Lattice(low=self.minimum, high=self.maximum, num_levels=self.levels)
+        lattice.check(x, "dequantization", "data.preprocessing to unit, or dequantization.num_levels")
         unit = (x - self.minimum) / (self.maximum - self.minimum)
         k = jnp.round(unit * (self.levels - 1))
         u, log_q = self._noise(params, unit, keys)
         dim = math.prod(x.shape[1:])
         # The largest u can round k + u up to L, where a logit would be infinite.
         y = jnp.minimum((k + u) / self.levels, 1.0 - jnp.finfo(x.dtype).epsneg)
-        # Levels out of range have probability 0; NaN stops the run, as an error cannot be raised under jit.
-        y = jnp.where((k < 0) | (k >= self.levels), jnp.nan, y)
+        # Other values have probability 0; NaN stops the run, as an error cannot be raised under jit.
+        y = jnp.where(lattice.contains(x), y, jnp.nan)
         return y, -dim * math.log(self.levels) - log_q
 
     def quantize(self, y: Array) -> Array:

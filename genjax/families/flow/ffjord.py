@@ -146,6 +146,7 @@ class FFJORD(Flow):
         return self.dim > self.exact_dim
 
     def layers(self) -> tuple[Bijection, ...]:
+        self.check_float32()
         if not (math.isfinite(self.tolerance) and self.tolerance > 0.0):
             raise ValueError(f"tolerance={self.tolerance} must be positive, e.g. 1e-5")
         flow = Continuous(

@@ -80,6 +80,15 @@ class Flow(abc.ABC):
         """`compute_dtype` as the networks take it."""
         return None if self.compute_dtype == "float32" else jnp.dtype(self.compute_dtype)
 
+    def check_float32(self) -> None:
+        """For flows whose networks compute in float32 alone.
+
+        Raises:
+          ValueError: another `compute_dtype` is asked for.
+        """
+        if self.compute_dtype != "float32":
+            raise ValueError(f"{type(self).__name__} computes in float32 alone, not in {self.compute_dtype}")
+
     @property
     def shape(self) -> tuple[int, ...]:
         """`data_shape`, checked.
@@ -135,7 +144,20 @@ class Flow(abc.ABC):
             raise ValueError("the flow is not conditional on classes; train it with class_conditional=true")
         check_label_range(label, self.num_classes)
 
+    def _check_levels(self, batch: Batch) -> None:
+        if self.dequantization is not None and "log_abs_det" in batch:
+            raise ValueError(
+                "the data are dequantised already, so the flow would do it twice; give data.preprocessing=unit, or "
+                "model.dequantization=none"
+            )
+
     def init(self, key: Array, batch: Batch) -> TrainState:
+        """Returns the state before the first step; layers that normalise start from `batch`.
+
+        Raises:
+          ValueError: the examples are not those that the flow is made for.
+        """
+        self._check_levels(batch)
         x = batch["x"]
         if x.shape[1:] != self.shape:
             raise ValueError(f"the model is for examples of shape {self.shape}, but the batch has {x.shape[1:]}")
@@ -158,15 +180,18 @@ class Flow(abc.ABC):
         z, log_det = self.bijection().forward(params["bijection"], x, condition, keys)
         return self.base.log_prob(params.get("base", {}), z) + log_det
 
-    def _log_prob(self, params: PyTree, batch: Batch, key: Array | None) -> tuple[Array, Array | None]:
-        """log p of x as the batch holds it [B], and that of the levels [B] or None."""
+    def _log_prob(
+        self, params: PyTree, batch: Batch, key: Array | None, exact: bool = False
+    ) -> tuple[Array, Array | None]:
+        """log p of x as the batch holds it [B], and that of the levels [B] or None; `exact` estimates no determinant."""
+        self._check_levels(batch)
         x, condition = batch["x"], self._condition(batch)
         keys = None if key is None else example_keys(key, batch)
         if self.dequantization is None:
             log_prob = self._density(params, x, condition, keys)
             return log_prob, log_prob + batch["log_abs_det"] if "log_abs_det" in batch else None
         y, correction = self.dequantization(params.get("dequantization", {}), x, keys)
-        log_prob = self._density(params, y, condition, keys) + correction
+        log_prob = self._density(params, y, condition, None if exact else keys) + correction
         return log_prob, log_prob
 
     def _metrics(self, log_prob: Array, levels: Array | None) -> Metrics:
@@ -199,8 +224,11 @@ class Flow(abc.ABC):
         return self._log_prob(state.eval_params, batch, None)[0]
 
     def log_prob_bound(self, state: TrainState, batch: Batch, key: Array, num_samples: int = 1) -> Array:
-        """Importance-weighted lower bound on log p of x in nats, [B]: a mean over draws of the dequantisation noise."""
-        draw = lambda k: self._log_prob(state.eval_params, batch, k)[0]  # noqa: E731
+        """Importance-weighted lower bound on log p of x in nats, [B]: a mean over draws of the dequantisation noise.
+
+        Log-determinants are exact: the mean of exponentials of estimates would lie above the likelihood.
+        """
+        draw = lambda k: self._log_prob(state.eval_params, batch, k, exact=True)[0]  # noqa: E731
         draws = jax.lax.map(draw, jax.random.split(key, num_samples))
         return jax.nn.logsumexp(draws, axis=0) - math.log(num_samples)
 

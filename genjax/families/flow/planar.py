@@ -26,5 +26,6 @@ class PlanarFlow(Flow):
     num_layers: int = 32
 
     def layers(self) -> tuple[Bijection, ...]:
+        self.check_float32()
         layer = Planar() if self.kind == "planar" else Radial()
         return (Flatten(shape=self.shape), ActNorm(), *(layer,) * self.num_layers)

@@ -185,6 +185,7 @@ class ResidualFlow(Flow):
         return self.dim > self.exact_dim
 
     def layers(self) -> tuple[Bijection, ...]:
+        self.check_float32()
         if not 0.0 < self.lipschitz < 1.0:
             raise ValueError(f"lipschitz={self.lipschitz} must lie between 0 and 1, or blocks have no inverse")
         network = ContractiveMLP(hidden_dims=self.hidden_dims, lipschitz=self.lipschitz)

@@ -36,7 +36,15 @@ from genjax.model import (
     example_keys,
     gradient_step,
 )
-from genjax.nn.distributions import Bernoulli, DiagonalGaussian, OutputDistribution, standard_normal_log_prob
+from genjax.nn.distributions import (
+    Bernoulli,
+    DiagonalGaussian,
+    OutputDistribution,
+    check_density,
+    check_support,
+    only_of_support,
+    standard_normal_log_prob,
+)
 from genjax.nn.encoder_decoder import MLPNetwork, Network, OutputDecoder
 from genjax.optimizers import Adam, Optimizer
 
@@ -91,8 +99,9 @@ class VAE:
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the examples have another shape than `data_shape`.
+          ValueError: the examples have another shape than `data_shape`, or are dequantised and `output` has no density.
         """
+        check_density(self.output, "log_abs_det" in batch)
         if self.data_shape is not None and batch["x"].shape[1:] != tuple(self.data_shape):
             raise ValueError(
                 f"examples have the shape {batch['x'].shape[1:]}, but model.data_shape is {self.data_shape}"
@@ -123,7 +132,7 @@ class VAE:
         return jax.vmap(draw, out_axes=1)(example_keys(key, batch))
 
     def log_likelihood_given(self, params: PyTree, batch: Batch, latents: Array) -> Array:
-        """log p(x | z) in nats for latents [S, B, latent_dim], shape [S, B]."""
+        """log p(x | z) in nats for latents [S, B, latent_dim], shape [S, B]; NaN for values of x that have no likelihood."""
         num_samples, size = latents.shape[:2]
         condition = self.condition(batch)
         if condition is not None:
@@ -131,7 +140,8 @@ class VAE:
         parameters = self.output_parameters(params, latents.reshape(num_samples * size, -1), condition)
         # One axis of values, because XLA on CPU sums slowly over a last axis of length 1 (grey pictures).
         parameters = parameters.reshape(num_samples, size, -1, parameters.shape[-1])
-        return self.output.log_prob(parameters, batch["x"].reshape(1, size, -1)).sum(-1)
+        log_likelihood = self.output.log_prob(parameters, batch["x"].reshape(1, size, -1)).sum(-1)
+        return only_of_support(self.output, log_likelihood, batch["x"])
 
     def elbo_terms(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Array]:
         """One-sample estimate of E_q[log p(x | z)], shape [B], and the exact KL, shape [B, latent_dim], in nats."""
@@ -179,6 +189,7 @@ class VAE:
         data before its transform where the batch has `log_abs_det`; and the importance-weighted `nll` with
         `num_importance_samples`.
         """
+        check_density(self.output, "log_abs_det" in batch)
         log_likelihood, kl = self.elbo_terms(state.eval_params, batch, key)
         kl = kl.sum(-1)
         elbo = log_likelihood - kl
@@ -187,6 +198,14 @@ class VAE:
         if self.num_importance_samples:
             metrics["nll"] = -self.log_likelihood(state, batch, key, self.num_importance_samples) - log_abs_det
         return metrics
+
+    def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
+        """Looks for values that have no likelihood under `output`, outside of `jit`.
+
+        Raises:
+          ValueError: naming them.
+        """
+        check_support(self.output, batch["x"])
 
     def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:
         """Decodes draws from the prior, shape [num_samples, *data_shape]; see `sample_output`."""

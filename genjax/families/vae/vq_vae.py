@@ -38,7 +38,7 @@ from genjax.model import (
     gradient_step,
 )
 from genjax.nn.convolution import Convolution
-from genjax.nn.distributions import Gaussian, OutputDistribution
+from genjax.nn.distributions import Gaussian, OutputDistribution, check_density, check_support, only_of_support
 from genjax.nn.encoder_decoder import ConvolutionalDecoder, ConvolutionalEncoder, check_picture_shape
 from genjax.nn.mlp import Activation
 from genjax.optimizers import Adam, Optimizer
@@ -146,8 +146,10 @@ class VQVAE:
         """Returns the state before the first step; codes start at vectors of the batch.
 
         Raises:
-          ValueError: the pictures have another shape than `data_shape`, or cannot be halved often enough.
+          ValueError: the pictures have another shape than `data_shape`, cannot be halved often enough, or are dequantised
+            and `output` has no density.
         """
+        check_density(self.output, "log_abs_det" in batch)
         if self.data_shape is None:
             raise ValueError("VQVAE.data_shape is None; give it, or resolve the experiment")
         if batch["x"].shape[1:] != tuple(self.data_shape):
@@ -186,9 +188,10 @@ class VQVAE:
         return _Encoder(self).apply({"params": params["encoder"]}, x)
 
     def log_likelihood_given(self, params: PyTree, x: Array, codes: Array) -> Array:
-        """log p(x | z_q) in nats for vectors z_q [B, h, w, D], shape [B]."""
+        """log p(x | z_q) in nats for vectors z_q [B, h, w, D], shape [B]; NaN for values of x that have no likelihood."""
         parameters = _Decoder(self).apply({"params": params["decoder"]}, codes)
-        return self.output.log_prob(parameters, x).reshape(x.shape[0], -1).sum(-1)
+        log_likelihood = self.output.log_prob(parameters, x).reshape(x.shape[0], -1).sum(-1)
+        return only_of_support(self.output, log_likelihood, x)
 
     # Learning.
 
@@ -277,6 +280,7 @@ class VQVAE:
         transform where the batch has `log_abs_det`; `mean_squared_error` of the decoder's mean.
         """
         del key
+        check_density(self.output, "log_abs_det" in batch)
         x, params = batch["x"], state.eval_params
         codes = self.codes_of(params, state.extra)[self.encode_codes(state, batch)]
         reconstruction = -self.log_likelihood_given(params, x, codes)
@@ -284,6 +288,14 @@ class VQVAE:
         code_length = math.prod(self.code_shape) * math.log(self.num_codes)
         bound = reconstruction + code_length - batch.get("log_abs_det", 0.0)
         return {"nll_bound": bound, "reconstruction": reconstruction, "mean_squared_error": error}
+
+    def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
+        """Looks for values that have no likelihood under `output`, outside of `jit`.
+
+        Raises:
+          ValueError: naming them.
+        """
+        check_support(self.output, batch["x"])
 
     def encode_codes(self, state: TrainState, batch: Batch) -> Array:
         """Indices of the codes of pictures, int32 [B, h, w]; what a prior over codes learns."""
