@@ -27,6 +27,7 @@ from genjax.nn.logistic_mixture import DiscretizedLogisticMixture
 from genjax.nn.mixture_of_experts import MixtureOfExperts
 from genjax.nn.transformer import Transformer
 from genjax.nn.vision_transformer import VisionTransformer
+from genjax.optimizers import AdamW
 from genjax.training.checkpoints import Checkpoints, warm_start
 
 GREY = {"data_shape": (4, 4, 1), "output_dim": 5}
@@ -197,6 +198,13 @@ def test_completion_keeps_the_upper_half():
     assert np.any(np.abs(again[:, 2:] - batch["x"][:, 2:]) > 0.1)
 
 
+def test_parameters_of_the_output_are_float32_where_the_network_computes_in_bfloat16():
+    model, state, batch = prepared("gated_colour")
+    low = dataclasses.replace(model, compute_dtype="bfloat16")
+    parameters = jax.jit(low.parameters)(state.params, batch["x"], batch["label"])
+    assert (parameters != parameters.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.5
+
+
 def test_class_changes_the_density():
     model, state, batch = prepared("gated_colour")
     x = jnp.broadcast_to(batch["x"][:1], batch["x"].shape)
@@ -251,6 +259,13 @@ def test_a_prior_over_codes_learns_alone_and_adds_its_bits(tmp_path):
         for n, p in new.params.items()
     }
     assert same == {"encoder": True, "decoder": True, "codebook": True, "prior": False}
+    # Nor does weight decay reach the average of what does not learn.
+    prior = dataclasses.replace(model.prior, optimizer=AdamW(weight_decay=1.0, ema_decay=0.5))
+    averaging = dataclasses.replace(model, prior=prior)
+    averaged, _ = jax.jit(averaging.train_step)(
+        TrainState.create(params, averaging.prior.optimizer), batch, jax.random.key(1)
+    )
+    np.testing.assert_array_equal(averaged.eval_params["codebook"], params["codebook"])
     metrics = jax.jit(model.evaluate)(new, batch, jax.random.key(0))
     np.testing.assert_allclose(metrics["nll_bound"], metrics["code_nll"] + metrics["reconstruction"], rtol=1e-6)
     assert np.all(metrics["code_nll"] < 3 * 16 * np.log(5))

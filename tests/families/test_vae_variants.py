@@ -205,6 +205,7 @@ def test_importance_weights_repeat_the_condition_for_every_sample(conditional):
         (lambda: IWAE(num_samples=0), "at least 1"),
         (lambda: IWAE(free_bits=0.1), "must be 0"),
         (lambda: BetaTCVAE(num_examples=1), "at least 2"),
+        (lambda: CapacityVAE(kl_warmup_steps=5), "must be 0"),
     ],
 )
 def test_impossible_settings_are_errors(make, message):

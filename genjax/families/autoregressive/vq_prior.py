@@ -107,8 +107,9 @@ class VQPrior:
         new, metrics = gradient_step(functools.partial(self.loss, step=state.step), self.prior.optimizer)(
             state, batch, key
         )
-        # Weight decay must not reach what does not learn.
-        return new.replace(params={**state.params, "prior": new.params["prior"]}), metrics
+        # Weight decay must not reach what does not learn, nor its moving average.
+        average = state.ema_params and {**state.ema_params, "prior": new.ema_params["prior"]}
+        return new.replace(params={**state.params, "prior": new.params["prior"]}, ema_params=average), metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example in nats: `code_nll` = -log p(z), `reconstruction` = -log p(x | z), and `nll_bound`, their sum.

@@ -46,7 +46,7 @@ class BetaVAE(VAE):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CapacityVAE(VAE):
-    """VAE whose KL is held at a capacity that rises linearly from 0; `free_bits` and `kl_warmup_steps` are not used.
+    """VAE whose KL is held at a capacity that rises linearly from 0, so `free_bits` and `kl_warmup_steps` must stay 0.
 
     Attributes:
       gamma: weight of the distance between KL and capacity.
@@ -57,6 +57,12 @@ class CapacityVAE(VAE):
     gamma: float = 100.0
     max_capacity: float = 25.0
     capacity_steps: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.free_bits or self.kl_warmup_steps:
+            raise ValueError(
+                "model.free_bits and model.kl_warmup_steps must be 0: the capacity says what the KL may be"
+            )
 
     def capacity(self, step: Array) -> Array:
         """Capacity at a step, in nats."""
