@@ -16,7 +16,7 @@ from genjax.families.language.encoder_tasks import (
     TokenClassification,
     Vocabulary,
 )
-from genjax.model import GenerativeModel
+from genjax.model import DEVICE_AXIS, GenerativeModel
 from genjax.optimizers import Adam
 
 MASK, SPECIAL = 11, (8, 9, 10, 11)
@@ -158,6 +158,30 @@ def test_contrast_pulls_partners_together(batch):
     similar = unit(first) @ unit(second).T / 0.05
     expected = np.mean(np.log(np.exp(similar).sum(1)) - np.diagonal(similar))
     np.testing.assert_allclose(jax.jit(plain.loss)(state.params, texts, jax.random.key(0))[0], expected, rtol=1e-4)
+
+
+def test_partners_are_told_from_the_texts_of_all_devices(batch):
+    model = dataclasses.replace(MODEL, task=SentenceEmbedding())
+    pairs = {**batch, "tokens_pair": batch["tokens"][:, ::-1]}
+    params = jax.jit(model.init)(jax.random.key(0), pairs).params
+    loss = jax.jit(model.loss)(params, pairs, jax.random.key(1))[0]
+    parts = jax.tree.map(lambda a: a.reshape(2, 2, *a.shape[1:]), pairs)
+    apart = jax.pmap(
+        lambda params, part: model.loss(params, part, jax.random.key(1))[0],
+        DEVICE_AXIS,
+        in_axes=(None, 0),
+        devices=jax.devices()[:2],
+    )(params, parts)
+    np.testing.assert_allclose(apart, loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("task", [Classification(num_classes=3), SpanExtraction()])
+def test_logits_of_heads_are_not_rounded(task, batch):
+    model = dataclasses.replace(MODEL, task=task, compute_dtype="bfloat16")
+    state = jax.jit(model.init)(jax.random.key(0), batch)
+    (logits,) = jax.jit(model.predict)(state, batch).values()
+    assert logits.dtype == jnp.float32
+    assert (logits != logits.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.8
 
 
 def test_bad_settings_are_one_clear_sentence(batch):

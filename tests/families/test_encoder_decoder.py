@@ -10,10 +10,11 @@ import optax
 import pytest
 
 from genjax.families.language.bart import BART, bart_network
-from genjax.families.language.denoising import Denoising, SpanCorruption, SpecialTokens, span_counts
+from genjax.families.language.denoising import Denoising, Pairs, SpanCorruption, SpecialTokens, span_counts
 from genjax.families.language.encoder_decoder import EncoderDecoder, translation_network
 from genjax.families.language.t5 import T5, t5_network
 from genjax.model import GenerativeModel
+from genjax.nn.mixture_of_experts import MixtureOfExperts
 from genjax.optimizers import Adam, InverseSquareRoot
 
 START, END, PADDING, MASK = 20, 21, 22, 23
@@ -208,3 +209,19 @@ def test_bad_settings_are_one_clear_sentence():
         dataclasses.replace(MODELS["bart"], mask_token=None).init(
             jax.random.key(0), {"tokens": jnp.zeros((1, 8), jnp.int32)}
         )
+
+
+def test_experts_of_both_stacks_are_balanced_and_padding_balances_none():
+    experts = MixtureOfExperts(num_experts=4, balance_weight=1.0)
+    stack = dataclasses.replace(T5_STACK, experts=experts)
+    tokens = jax.random.randint(jax.random.key(0), (2, 7), 0, 20)
+    mask = jnp.broadcast_to(jnp.arange(7) < 5, (2, 7))
+    batch = {"source": tokens[:, ::-1], "tokens": tokens, "mask": mask}
+    model = dataclasses.replace(MODELS["t5"], encoder=stack, decoder=stack, objective=Pairs())
+    params = jax.jit(model.init)(jax.random.key(1), batch).params
+    loss = jax.jit(jax.value_and_grad(lambda p, b: model.loss(p, b, jax.random.key(2))[0]))
+    # Without targets, there is nothing to learn but the balance.
+    _, gradient = loss(params, {**batch, "mask": jnp.zeros_like(mask)})
+    assert np.abs(gradient["encoder"]["layer_0"]["experts"]["router"]).max() > 0
+    filled = {**batch, "tokens": jnp.where(mask, tokens, PADDING)}
+    np.testing.assert_allclose(loss(params, batch)[0], loss(params, filled)[0], rtol=1e-6)

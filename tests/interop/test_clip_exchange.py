@@ -33,7 +33,7 @@ def test_embeddings_logits_loss_gradients_and_round_trip(end, tmp_path):
     @jax.jit
     def ours(params):
         state = pretrained.state.replace(params=params)
-        value, gradients = jax.value_and_grad(lambda p: model.loss(p, batch, None)[0])(params)
+        value, gradients = jax.value_and_grad(lambda p: model.loss(p, batch, jax.random.key(0))[0])(params)
         embedded = model.encode_text(state, batch["tokens"]), model.encode_image(state, batch["x"])
         return model.logits(state, batch), value, gradients, embedded
 

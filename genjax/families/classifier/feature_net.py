@@ -23,6 +23,7 @@ from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState
 from genjax.nn.convolution import Convolution, Downsample
 from genjax.nn.dropout import dropout
 from genjax.nn.encoder_decoder import check_picture_shape
+from genjax.nn.tokens import logits_product
 from genjax.optimizers import Adam, Cosine, Optimizer
 
 
@@ -50,8 +51,9 @@ class FeatureNetwork(nn.Module):
             x = nn.relu(Downsample(channels, self.dtype)(x))
             x = nn.relu(Convolution(channels, self.dtype)(x))
         features = nn.relu(nn.Dense(self.num_features, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
-        logits = nn.Dense(self.num_classes, dtype=self.dtype)(dropout(features, self.dropout_rate, dropout_keys))
-        return features.astype(jnp.float32), logits.astype(jnp.float32)
+        output = nn.Dense(self.num_classes, dtype=self.dtype, dot_general=logits_product)
+        logits = output(dropout(features, self.dropout_rate, dropout_keys))
+        return features.astype(jnp.float32), logits
 
 
 def shift_pictures(x: Array, offsets: Array, largest: int) -> Array:

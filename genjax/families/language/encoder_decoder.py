@@ -24,8 +24,8 @@ from genjax.families.language.denoising import Objective, Pairs, SpecialTokens
 from genjax.families.language.pretrained import FromPretrained
 from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
 from genjax.nn.dropout import fold_in
-from genjax.nn.tokens import sequence_metrics, summarize, token_nll, token_weights
-from genjax.nn.transformer import Cache, TokenEmbedding, Transformer, TransformerStack, unrolled
+from genjax.nn.tokens import logits_product, sequence_metrics, summarize, token_nll, token_weights
+from genjax.nn.transformer import Cache, StackOutput, TokenEmbedding, Transformer, TransformerStack, unrolled
 from genjax.optimizers import Adam, InverseSquareRoot, Optimizer
 
 
@@ -75,14 +75,18 @@ class EncoderDecoderNetwork(nn.Module):
         self.encoder = TransformerStack(self.encoder_config, self.dtype)
         self.decoder = TransformerStack(self.decoder_config, self.dtype)
         if not self.tie_embeddings:
-            self.head = nn.Dense(self.vocab_size, use_bias=False, dtype=self.dtype, kernel_init=init)
+            options = {"use_bias": False, "dtype": self.dtype, "kernel_init": init}
+            self.head = nn.Dense(self.vocab_size, dot_general=logits_product, **options)
         if self.logit_bias:
             self.bias = self.param("logit_bias", nn.initializers.zeros, (self.vocab_size,))
 
     def encode(self, source: Array, mask: Array | None = None, dropout_keys: Array | None = None) -> Array:
         """source [B, S] -> features [B, S, C]."""
+        return self._encode(source, mask, dropout_keys).x
+
+    def _encode(self, source: Array, mask: Array | None, dropout_keys: Array | None) -> StackOutput:
         x = self.encoder_embedding(source)
-        return self.encoder(x, key_mask=mask, dropout_keys=fold_in(dropout_keys, 10)).x
+        return self.encoder(x, key_mask=mask, dropout_keys=fold_in(dropout_keys, 10))
 
     def decode(
         self,
@@ -92,11 +96,13 @@ class EncoderDecoderNetwork(nn.Module):
         cache: Cache | None = None,
         dropout_keys: Array | None = None,
         return_weights: bool = False,
-    ) -> tuple[Array, Any]:
+        mask: Array | None = None,
+    ) -> tuple[Array, StackOutput]:
         """tokens [B, T] and the encoder's features [B, S, C] -> float32 logits [B, T, V] and the stack's output."""
         x = self.decoder_embedding(tokens, start=None if cache is None else cache.length)
         out = self.decoder(
             x,
+            key_mask=mask,
             context=context,
             context_mask=context_mask,
             cache=cache,
@@ -105,7 +111,6 @@ class EncoderDecoderNetwork(nn.Module):
         )
         features = out.x if self.logit_scale == 1.0 else out.x * self.logit_scale
         logits = self.decoder_embedding.logits(features) if self.tie_embeddings else self.head(features)
-        logits = logits.astype(jnp.float32)
         return (logits + self.bias[None, None] if self.logit_bias else logits), out
 
     def __call__(
@@ -115,9 +120,12 @@ class EncoderDecoderNetwork(nn.Module):
         tokens: Array,
         dropout_keys: Array | None = None,
         return_weights: bool = False,
-    ) -> tuple[Array, Any]:
-        context = self.encode(source, mask, dropout_keys)
-        return self.decode(tokens, context, mask, None, dropout_keys, return_weights)
+        target_mask: Array | None = None,
+    ) -> tuple[Array, StackOutput]:
+        """Logits of the targets and the decoder's output, whose auxiliary loss is that of both stacks."""
+        encoded = self._encode(source, mask, dropout_keys)
+        logits, out = self.decode(tokens, encoded.x, mask, None, dropout_keys, return_weights, target_mask)
+        return logits, out._replace(auxiliary=encoded.auxiliary + out.auxiliary)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,9 +253,11 @@ class EncoderDecoder(FromPretrained):
 
     def _forward(
         self, params: PyTree, batch: Batch, dropout_keys: Array | None = None, return_weights: bool = False
-    ) -> tuple[Array, Any]:
+    ) -> tuple[Array, StackOutput]:
         inputs = (batch["source"], batch.get("source_mask"), batch["tokens"][:, :-1], dropout_keys, return_weights)
-        return self.module().apply({"params": params}, *inputs)
+        # Padding stands at the end, where no token sees it; but experts would be balanced by it.
+        counted = batch["mask"][:, :-1] if self.decoder.experts is not None and "mask" in batch else None
+        return self.module().apply({"params": params}, *inputs, counted)
 
     def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         """Mean over examples of the targets' smoothed nats over T, and metrics."""

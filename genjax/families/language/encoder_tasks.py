@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from genjax.model import Array, Batch, Metrics
+from genjax.model import Array, Batch, Metrics, cross_device_gather
 from genjax.nn.dropout import dropout, fold_in
-from genjax.nn.tokens import token_nll
+from genjax.nn.tokens import logits_product, token_nll
 from genjax.nn.transformer import ACTIVATIONS, TokenEmbedding, Transformer
 
 Outputs = dict[str, Array]
@@ -44,10 +44,10 @@ class Vocabulary(NamedTuple):
     special_tokens: tuple[int, ...]
 
 
-def dense(features: int, config: Transformer, dtype: Any, name: str | None = None) -> nn.Dense:
-    """A linear map of a head, with the encoder's initialisation."""
+def dense(features: int, config: Transformer, dtype: Any, name: str | None = None, **options: Any) -> nn.Dense:
+    """A linear map of a head, with the encoder's initialisation; `options` are those of the module."""
     std = 0.02 if config.init_std is None else config.init_std
-    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(std), name=name)
+    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(std), name=name, **options)
 
 
 class MaskedHead(nn.Module):
@@ -74,7 +74,8 @@ class Heads(nn.Module):
     dtype: Any
 
     def setup(self) -> None:
-        self.maps = {name: dense(size, self.config, self.dtype, name) for name, size in self.linear}
+        options = {"dot_general": logits_product}
+        self.maps = {name: dense(size, self.config, self.dtype, name, **options) for name, size in self.linear}
         if self.masked:
             self.masked_tokens = MaskedHead(self.config, self.dtype)
 
@@ -401,8 +402,8 @@ class SentenceEmbedding(Task):
 
     Two texts that belong together stand in one example: `tokens` and `mask`, and `tokens_pair` and `mask_pair` (or, of sets
     of pairs, `source` and `source_mask`).  Without the pair, a text is its own partner and dropout makes the difference, so
-    `network.dropout` must then not be 0.  The other examples of the batch are the negatives, so that the loss depends on
-    the batch (and on its part, under accumulation and `pmap`).
+    `network.dropout` must then not be 0.  The other examples of the batch are the negatives, on all devices, so that the
+    loss depends on the batch (under accumulation, on the microbatch).
 
     Attributes:
       temperature: of the cosine similarities.
@@ -432,7 +433,7 @@ class SentenceEmbedding(Task):
 
     @staticmethod
     def _similarities(outputs: Outputs) -> Array:
-        first, second = jnp.split(outputs["embedding"].astype(jnp.float32), 2)
+        first, second = cross_device_gather(tuple(jnp.split(outputs["embedding"], 2)))
         return first @ second.T
 
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
@@ -453,8 +454,8 @@ class SentenceEmbedding(Task):
 
 
 def mean_pool(hidden: Array, mask: Array) -> Array:
-    """Mean over tokens that are no padding, [B, T, C], [B, T] -> [B, C]."""
-    weights = mask.astype(hidden.dtype)[:, :, None]
+    """Mean over tokens that are no padding, [B, T, C], [B, T] -> float32 [B, C]."""
+    weights = mask.astype(jnp.float32)[:, :, None]
     return (hidden * weights).sum(1) / jnp.maximum(weights.sum(1), 1.0)
 
 

@@ -3,13 +3,14 @@
     u = normalize(W_x picture(x)),  v = normalize(W_t text(t)),   logits = exp(s) u v^T
     loss = (cross-entropy of the rows + cross-entropy of the columns) / 2,   the partner being the right answer
 
-A batch has `x` [B, H, W, C] and `tokens` [B, T] (with `mask`); the other examples of the batch are the negatives.  The
-network is a part of other models (retrieval, guidance, captions), and draws nothing itself.
+A batch has `x` [B, H, W, C] and `tokens` [B, T] (with `mask`); the other examples of the batch are the negatives, on all
+devices, but under accumulation those of the microbatch alone.  exp(s) is kept at 100 or below (section 2.5).  The network is a part of other models (retrieval, guidance, captions), and draws nothing itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -17,8 +18,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, gradient_step
+from genjax.model import (
+    Array,
+    Batch,
+    ComputeDtype,
+    Metrics,
+    PyTree,
+    TrainState,
+    cross_device_gather,
+    example_keys,
+    gradient_step,
+)
+from genjax.nn.dropout import fold_in
 from genjax.nn.mixture_of_experts import refuse_experts
+from genjax.nn.tokens import logits_product
 from genjax.nn.transformer import TokenEmbedding, Transformer, TransformerStack
 from genjax.nn.vision_transformer import VisionTransformer
 from genjax.optimizers import AdamW, Cosine, Optimizer
@@ -49,8 +62,8 @@ class CLIPNetwork(nn.Module):
 
     def setup(self) -> None:
         def projection(config: Transformer) -> nn.Dense:
-            init = nn.initializers.normal(config.width**-0.5)
-            return nn.Dense(self.embedding_dim, use_bias=False, dtype=self.dtype, kernel_init=init)
+            options = {"kernel_init": nn.initializers.normal(config.width**-0.5), "dot_general": logits_product}
+            return nn.Dense(self.embedding_dim, use_bias=False, dtype=self.dtype, **options)
 
         self.text_embedding = TokenEmbedding(self.vocab_size, self.text, dtype=self.dtype)
         refuse_experts(self.text.experts)
@@ -60,20 +73,23 @@ class CLIPNetwork(nn.Module):
         self.vision_projection = projection(self.vision)
         self.scale = self.param("logit_scale", nn.initializers.constant(self.logit_scale), ())
 
-    def encode_text(self, tokens: Array, mask: Array | None = None) -> Array:
+    def encode_text(self, tokens: Array, mask: Array | None = None, dropout_keys: Array | None = None) -> Array:
         """tokens [B, T] -> [B, D] of length 1, from the features at the end token."""
-        hidden = self.text_stack(self.text_embedding(tokens), key_mask=mask).x
+        hidden = self.text_stack(self.text_embedding(tokens), key_mask=mask, dropout_keys=dropout_keys).x
         place = (tokens if self.end_token is None else tokens == self.end_token).argmax(1)
         pooled = jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]
         return _normalized(self.text_projection(pooled))
 
-    def encode_image(self, x: Array) -> Array:
+    def encode_image(self, x: Array, dropout_keys: Array | None = None) -> Array:
         """Pictures [B, H, W, C] -> [B, D] of length 1."""
-        return _normalized(self.vision_projection(self.vision_encoder(x)[:, 0]))
+        return _normalized(self.vision_projection(self.vision_encoder(x, dropout_keys)[:, 0]))
 
-    def __call__(self, x: Array, tokens: Array, mask: Array | None = None) -> Array:
-        """Logits of each picture's texts, float32 [B, B']."""
-        return jnp.exp(self.scale) * self.encode_image(x) @ self.encode_text(tokens, mask).T
+    def __call__(
+        self, x: Array, tokens: Array, mask: Array | None = None, dropout_keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Embeddings of the pictures times the factor, and of the texts, float32 [B, D] each."""
+        image = self.encode_image(x, fold_in(dropout_keys, 0))
+        return jnp.exp(self.scale) * image, self.encode_text(tokens, mask, fold_in(dropout_keys, 1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,8 +147,10 @@ class CLIP:
         """Similarities of pictures and texts times the learned factor, float32 [B, B']."""
         return self._logits(state.eval_params, batch)
 
-    def _logits(self, params: PyTree, batch: Batch) -> Array:
-        return self.module().apply({"params": params}, batch["x"], batch["tokens"], batch.get("mask"))
+    def _logits(self, params: PyTree, batch: Batch, dropout_keys: Array | None = None) -> Array:
+        pair = self.module().apply({"params": params}, batch["x"], batch["tokens"], batch.get("mask"), dropout_keys)
+        image, text = cross_device_gather(pair)
+        return image @ text.T
 
     def encode_text(self, state: TrainState, tokens: Array, mask: Array | None = None) -> Array:
         """Embeddings of texts, [B, T] -> [B, D] of length 1."""
@@ -150,14 +168,15 @@ class CLIP:
 
     def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         """Contrast of the batch's pairs, and the share of pictures whose text is found."""
-        del key
-        logits = self._logits(params, batch)
+        logits = self._logits(params, batch, example_keys(key, batch))
         found = (logits.argmax(1) == jnp.arange(logits.shape[0])).mean()
         return self._nll(logits).mean(), {"retrieval_accuracy": found}
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics: loss, retrieval_accuracy."""
-        return gradient_step(self.loss, self.optimizer)(state, batch, key)
+        state, metrics = gradient_step(self.loss, self.optimizer)(state, batch, key)
+        scale = jnp.minimum(state.params["logit_scale"], math.log(100.0))
+        return state.replace(params={**state.params, "logit_scale": scale}), metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example, among the batch: `nll` in nats of the partner, `retrieval_accuracy` of the text."""
