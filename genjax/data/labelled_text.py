@@ -11,8 +11,10 @@ In the made sentiment a negation turns the adjective around, so that no bag of w
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,10 @@ from genjax.data import text_tasks
 from genjax.data.base import ArrayExamples, DataError, Examples, check_split
 from genjax.data.documents import read_utf8
 from genjax.data.text_to_text import read_table_of_texts
-from genjax.data.tokenized import SPLIT_NAMES, DelimitedText, find_file
+from genjax.data.tokenized import SPLIT_NAMES, DelimitedText, find_file, write_whole
+
+#: What the numbers of a run's classes stand for.
+CLASSES_FILE = "classes.json"
 
 _MADE_SIZES = {"train": 6000, "validation": 500, "test": 1000}
 
@@ -84,7 +89,83 @@ def made_examples(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelledText(LabelledData):
+class ClassifiedData(LabelledData):
+    """What sets share whose targets have names.  A run keeps the names that its numbers stand for, whatever it is shown later.
+
+    Attributes:
+      class_names: names of the classes in the order of their numbers; None takes those of the training split in order, or
+        those of the run that is looked at.
+    """
+
+    class_names: tuple[str, ...] | None = None
+
+    @abc.abstractmethod
+    def names(self, split: str) -> set[str]:
+        """Names that a split has."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes in the order of their numbers."""
+        return sorted(self.names("train")) if self.class_names is None else list(self.class_names)
+
+    def numbers(self, split: str) -> dict[str, int]:
+        """Number of each class.
+
+        Raises:
+          DataError: the split has a class that is none of them.
+        """
+        number = {name: i for i, name in enumerate(self.classes)}
+        unknown = sorted(self.names(split) - set(number))
+        if unknown:
+            learned = f"is none of {', '.join(map(repr, number))}" if self.class_names else "the training split has not"
+            raise DataError(f"the split {split} has the class {unknown[0]!r}, which {learned}")
+        return number
+
+    def spec(self) -> dict[str, Any]:
+        """vocab_size, special tokens, sequence_length T, num_classes."""
+        return {**super().spec(), "num_classes": len(self.classes)}
+
+    def save(self, workdir: Path) -> None:
+        """Writes tokenizer and classes beside the run, where they are not there.
+
+        Raises:
+          DataError: the run has others.
+        """
+        super().save(workdir)
+        path = Path(workdir) / CLASSES_FILE
+        if path.is_file():
+            self._check_classes(path)
+        else:
+            write_whole(path, json.dumps(self.classes, indent=1, ensure_ascii=False) + "\n")
+
+    def beside(self, workdir: Path) -> ClassifiedData:
+        """The same data with tokenizer and classes of a run, where it has them.
+
+        Raises:
+          DataError: `class_names` are others.
+        """
+        data, path = super().beside(workdir), Path(workdir) / CLASSES_FILE
+        if not path.is_file():
+            return data
+        if self.class_names is not None:
+            self._check_classes(path)
+        return dataclasses.replace(data, class_names=tuple(json.loads(read_utf8(path))))
+
+    def going_on(self, workdir: Path) -> ClassifiedData:
+        # Its classes are those of the data, for `save` to compare.
+        return dataclasses.replace(super().going_on(workdir), class_names=self.class_names)
+
+    def _check_classes(self, path: Path) -> None:
+        learned = json.loads(read_utf8(path))
+        if self.classes != learned:
+            raise DataError(
+                f"the run has learned the classes {', '.join(map(repr, learned[:10]))} ({path}), and the data have "
+                f"{', '.join(map(repr, self.classes[:10]))}; take data of the same classes, or another --workdir"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledText(ClassifiedData):
     """Texts or pairs of texts with a class: `tokens` [B, T], `mask`, `types` and `label` [B].
 
     Attributes:
@@ -102,23 +183,13 @@ class LabelledText(LabelledData):
     def documents(self, split: str) -> list[str]:
         return [text for row in self.rows(split) for text in row[:-1]]
 
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes, those of the training split in order."""
-        return sorted({row[-1] for row in self.rows("train")})
+    def names(self, split: str) -> set[str]:
+        return {row[-1] for row in self.rows(split)}
 
     def load_split(self, split: str) -> Examples:
-        rows, tokenizer = self.rows(split), self.make_tokenizer()
-        number = {name: i for i, name in enumerate(self.classes)}
-        unknown = sorted({row[-1] for row in rows} - set(number))
-        if unknown:
-            raise DataError(f"the split {split} has the class {unknown[0]!r}, which the training split has not")
+        rows, tokenizer, number = self.rows(split), self.make_tokenizer(), self.numbers(split)
         arrays = self.joined([[tokenizer.encode(text) for text in row[:-1]] for row in rows])
         return ArrayExamples({**arrays, "label": np.array([number[row[-1]] for row in rows], np.int32)})
-
-    def spec(self) -> dict[str, Any]:
-        """vocab_size, special tokens, sequence_length T, num_classes."""
-        return {**super().spec(), "num_classes": len(self.classes)}
 
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
         """Writes texts, or the names of drawn classes, one a line."""
@@ -155,7 +226,7 @@ def _review(rng: np.random.Generator) -> tuple[str, str]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelledTokens(LabelledData):
+class LabelledTokens(ClassifiedData):
     """Sentences with a tag for each word: `tokens` [B, T], `mask`, and `token_labels` [B, T], -1 but at words' first tokens.
 
     Attributes:
@@ -171,17 +242,11 @@ class LabelledTokens(LabelledData):
     def documents(self, split: str) -> list[str]:
         return [" ".join(word for word, _ in sentence) for sentence in self.sentences(split)]
 
-    @property
-    def classes(self) -> list[str]:
-        """The tags of the training split in order."""
-        return sorted({tag for sentence in self.sentences("train") for _, tag in sentence})
+    def names(self, split: str) -> set[str]:
+        return {tag for sentence in self.sentences(split) for _, tag in sentence}
 
     def load_split(self, split: str) -> Examples:
-        sentences, tokenizer = self.sentences(split), self.make_tokenizer()
-        number = {name: i for i, name in enumerate(self.classes)}
-        unknown = sorted({tag for s in sentences for _, tag in s} - set(number))
-        if unknown:
-            raise DataError(f"the split {split} has the tag {unknown[0]!r}, which the training split has not")
+        sentences, tokenizer, number = self.sentences(split), self.make_tokenizer(), self.numbers(split)
         labels = np.full((len(sentences), self.sequence_length), -1, np.int32)
         texts = []
         for row, sentence in zip(labels, sentences):
@@ -197,10 +262,6 @@ class LabelledTokens(LabelledData):
         """Tags of each sentence from numbers [N, T], read where `labels` [N, T] has one."""
         names = np.array(self.classes)
         return [names[row[own >= 0]].tolist() for row, own in zip(np.asarray(predicted), np.asarray(labels))]
-
-    def spec(self) -> dict[str, Any]:
-        """vocab_size, special tokens, sequence_length T, num_classes."""
-        return {**super().spec(), "num_classes": len(self.classes)}
 
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
         """Writes drawn tags, one sentence a line."""

@@ -134,6 +134,23 @@ def test_labelled_texts(tmp_path):
     assert short["tokens"][0, -1] == data.separator_token
 
 
+def test_classes_are_those_that_the_run_learned(tmp_path):
+    workdir, tables = tmp_path / "run", [tmp_path / name for name in ("a", "b", "c")]
+    for folder, labels in zip((workdir, *tables), ("", "xyz", "zy", "xw")):
+        folder.mkdir()
+        for split in ("train", "dev", "test"):
+            (folder / f"{split}.tsv").write_text("".join(f"text\t{label}\n" for label in labels))
+    first, fewer, other = (LabelledText(name="table", dir=str(folder)) for folder in tables)
+    first.save(workdir)
+    assert all_of(fewer, "test")["label"].tolist() == [1, 0]
+    assert all_of(fewer.beside(workdir), "test")["label"].tolist() == [2, 1], "the numbers of z and y in the run"
+    with pytest.raises(DataError, match="the split test has the class 'w', which is none of 'x', 'y', 'z'"):
+        other.beside(workdir).load("test")
+    with pytest.raises(DataError, match="learned the classes 'x', 'y', 'z' .* and the data have 'y', 'z'"):
+        fewer.going_on(workdir).save(workdir)
+    first.going_on(workdir).save(workdir)
+
+
 @pytest.mark.parametrize("tokenizer", ["characters", "bpe"])
 def test_tags_stand_at_the_first_token_of_a_word(tmp_path, tokenizer):
     if tokenizer == "bpe":
