@@ -22,8 +22,14 @@ Array = jax.Array
 
 
 def sequential_degrees(dim: int, hidden_dims: Sequence[int]) -> list[np.ndarray]:
-    """Degrees 1..D-1 repeated in turn, for each hidden layer: every degree occurs about equally often."""
-    return [np.arange(width) % max(1, dim - 1) + 1 for width in hidden_dims]
+    """Degrees 1..D-1 repeated in turn, for each hidden layer: every degree occurs about equally often.
+
+    Layers of fewer units have some of them, evenly spaced up to D-1, as no unit sees inputs beyond the largest degree.
+    """
+    largest = max(1, dim - 1)
+    turns = [np.arange(width) % largest + 1 for width in hidden_dims]
+    spaced = [(np.arange(width) + 1) * largest // width for width in hidden_dims]
+    return [s if width < largest else t for width, s, t in zip(hidden_dims, spaced, turns)]
 
 
 def random_degrees(key: Array, dim: int, hidden_dims: Sequence[int]) -> list[Array]:

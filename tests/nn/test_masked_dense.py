@@ -71,6 +71,14 @@ def test_degrees_are_spread_and_masks_have_the_shapes_of_the_layers():
     assert [m.shape for m in made_masks(natural_order(DIM), degrees)] == [(DIM, 8), (8, 6), (6, DIM)]
 
 
+def test_every_input_but_the_last_is_seen_by_layers_of_few_units():
+    degrees = sequential_degrees(9, (3, 20, 5))
+    np.testing.assert_array_equal(degrees[0], [2, 5, 8])
+    assert degrees[1].max() == degrees[2].max() == 8 and min(map(min, degrees)) >= 1
+    seen = dependencies(MADE(dim=9, hidden_dims=(3, 5), activation=jnp.tanh), dim=9)
+    assert seen[:, :-1].any(0).all() and not np.triu(seen).any()
+
+
 def test_computing_in_bfloat16_keeps_float32_parameters():
     network = MADE(dim=DIM, hidden_dims=(8,), dtype=jnp.bfloat16)
     params = network.init(jax.random.key(0), jnp.ones((2, DIM)))

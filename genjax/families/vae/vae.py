@@ -133,6 +133,7 @@ class VAE:
 
     def log_likelihood_given(self, params: PyTree, batch: Batch, latents: Array) -> Array:
         """log p(x | z) in nats for latents [S, B, latent_dim], shape [S, B]; NaN for values of x that have no likelihood."""
+        check_density(self.output, "log_abs_det" in batch)
         num_samples, size = latents.shape[:2]
         condition = self.condition(batch)
         if condition is not None:
@@ -189,7 +190,6 @@ class VAE:
         data before its transform where the batch has `log_abs_det`; and the importance-weighted `nll` with
         `num_importance_samples`.
         """
-        check_density(self.output, "log_abs_det" in batch)
         log_likelihood, kl = self.elbo_terms(state.eval_params, batch, key)
         kl = kl.sum(-1)
         elbo = log_likelihood - kl
