@@ -35,6 +35,7 @@ import numpy as np
 from absl import flags
 
 from experiments import command_line, latent_tables
+from experiments.likelihood_sets import log_likelihoods
 from genjax.config import ConfigError
 from genjax.data import Images, write_grid
 from genjax.evaluation import disentanglement, latents, likelihood
@@ -170,18 +171,6 @@ def arithmetic(run: Any) -> None:
     draw(run, decode(run, points, label), len(strength), f"arithmetic_{source}_to_{target}")
 
 
-def likelihood_of(model: Any) -> str:
-    """Name of the method of a model that gives a likelihood or its bound."""
-    return "log_prob" if command_line.has_exact_log_prob(model) else "log_prob_bound"
-
-
-def novelty(model: Any, state: Any, batch: Any, key: jax.Array) -> jax.Array:
-    """Negative log-likelihood, or its bound, of the data before their transform in nats, [B]."""
-    exact = likelihood_of(model) == "log_prob"
-    log_prob = model.log_prob(state, batch) if exact else model.log_prob_bound(state, batch, key)
-    return -log_prob - batch.get("log_abs_det", 0.0)
-
-
 def anomaly(run: Any) -> None:
     held_out = flags.FLAGS.held_out
     if held_out is None:
@@ -191,9 +180,10 @@ def anomaly(run: Any) -> None:
     if held_out in seen or not seen:
         rest = ",".join(str(c) for c in range(10) if c != held_out)
         raise ConfigError(f"the run has seen the class {held_out}; train one without it: --data.classes={rest}")
-    bound = likelihood_of(run.model)
+    bound = "log_prob" if command_line.has_exact_log_prob(run.model) else "log_prob_bound"
     needs(run, bound)
-    score = lambda state, batch, key: novelty(run.model, state, batch, key)  # noqa: E731
+    # Of the data before their transform, as in experiments.likelihood.
+    score = lambda state, batch, key: -log_likelihoods(run.model, state, batch, key)[1]  # noqa: E731
     everything = dataclasses.replace(data, classes=())
     scores, examples = run.engine.map(score, run.state, run.experiment.evaluation.split, everything)
     known = np.isin(examples["label"], seen)

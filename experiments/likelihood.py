@@ -11,6 +11,7 @@ channels of the run's.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from experiments import command_line
-from experiments.likelihood_sets import altered, has_density, other_set
+from experiments.likelihood_sets import altered, has_density, other_set, scores_of_examples
 from genjax import config
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
@@ -50,12 +51,7 @@ def main(arguments: list[str]) -> int:
     exact = command_line.has_exact_log_prob(model)
     key = jax.random.key(run.experiment.evaluation.seed)
 
-    @jax.jit
-    def score(batch: dict, state) -> tuple[jax.Array, jax.Array, jax.Array]:
-        batch = data.transform(batch, key)
-        log_prob = model.log_prob(state, batch) if exact else model.log_prob_bound(state, batch, key)
-        raw = log_prob + batch["log_abs_det"] if "log_abs_det" in batch else log_prob
-        return log_prob, raw, batch["x"]
+    score = jax.jit(functools.partial(scores_of_examples, model, data))
 
     def scores(examples: dict[str, np.ndarray]) -> list[np.ndarray]:
         size, parts = data.eval_batch_size, []
@@ -63,7 +59,7 @@ def main(arguments: list[str]) -> int:
         for start in range(0, count, size):
             index = np.minimum(np.arange(start, start + size), count - 1)
             batch = {name: a[index] for name, a in examples.items()}
-            part = score({**batch, "example_index": index.astype(np.int32)}, run.state)
+            part = score(run.state, {**batch, "example_index": index.astype(np.int32)}, key)
             parts.append([np.asarray(p)[: count - start] for p in part])
         return [np.concatenate(p) for p in zip(*parts, strict=True)]
 

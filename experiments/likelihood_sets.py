@@ -1,4 +1,4 @@
-"""What `experiments.likelihood` holds the likelihood of a run against: altered pictures, other sets, a normal distribution."""
+"""Likelihoods of raw examples, and what `experiments.likelihood` holds them against: altered pictures, other sets, a normal."""
 
 from __future__ import annotations
 
@@ -8,9 +8,26 @@ import jax
 import numpy as np
 from PIL import Image
 
+from experiments import command_line
 from genjax.config import ConfigError
 from genjax.data import Images, Latents, Points, TimeSeries
 from genjax.data.base import Data
+from genjax.model import Array, Batch, GenerativeModel, TrainState
+
+
+def log_likelihoods(model: GenerativeModel, state: TrainState, batch: Batch, key: Array) -> tuple[Array, Array]:
+    """Exact log-likelihoods, or bounds, of x and of the data before their transform, in nats, [B] each."""
+    exact = command_line.has_exact_log_prob(model)
+    log_prob = model.log_prob(state, batch) if exact else model.log_prob_bound(state, batch, key)
+    return log_prob, log_prob + batch["log_abs_det"] if "log_abs_det" in batch else log_prob
+
+
+def scores_of_examples(
+    model: GenerativeModel, data: Data, state: TrainState, batch: Batch, key: Array
+) -> tuple[Array, Array, Array]:
+    """What `log_likelihoods` gives of raw examples, and x.  The noise of a bound is not that of the data's transform."""
+    batch = data.transform(batch, key)
+    return *log_likelihoods(model, state, batch, jax.random.fold_in(key, 2)), batch["x"]
 
 
 def altered(kind: str, x: np.ndarray, num_levels: int) -> np.ndarray:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import command_line, latent_tables, latents
+from experiments import command_line, latent_tables
+from experiments.likelihood_sets import log_likelihoods, scores_of_examples
 from genjax.families.diffusion.edm import EDM
 from genjax.families.flow.base import GaussianMixture, StandardLogistic, StandardNormal
 from genjax.families.flow.dequantization import Uniform, Variational
@@ -244,12 +245,18 @@ def test_levels_are_dequantised_once_and_no_others():
     np.testing.assert_array_equal(np.isnan(nll), np.arange(len(nll)) == 1)
 
 
-def test_novelty_is_that_of_the_data_before_their_transform():
+def test_likelihoods_are_of_the_data_before_their_transform_too_and_bounds_have_noise_of_their_own():
     model = RealNVP(num_couplings=2, hidden_dims=(4,), **POINTS)
     batch = {"x": point_batch()["x"], "log_abs_det": jnp.arange(len(point_batch()["x"]), dtype=jnp.float32)}
     state = model.init(jax.random.key(0), batch)
-    score = latents.novelty(model, state, batch, jax.random.key(0))
-    np.testing.assert_allclose(score, -model.log_prob(state, batch) - batch["log_abs_det"], rtol=1e-6)
+    log_prob, raw = log_likelihoods(model, state, batch, jax.random.key(0))
+    np.testing.assert_allclose(raw, model.log_prob(state, batch) + batch["log_abs_det"], rtol=1e-6)
+    np.testing.assert_allclose(log_prob, model.log_prob(state, batch), rtol=1e-6)
+    draw = lambda batch, key: jax.vmap(jax.random.uniform)(example_keys(key, batch))  # noqa: E731
+    data = types.SimpleNamespace(transform=lambda batch, key: {**batch, "x": draw(batch, key)})
+    bounded = types.SimpleNamespace(log_prob_bound=lambda state, batch, key: draw(batch, key))
+    noise, _, x = scores_of_examples(bounded, data, None, {"x": jnp.zeros(8)}, jax.random.key(0))
+    assert (noise != x).all()
 
 
 @pytest.mark.parametrize("base", [StandardNormal(), StandardLogistic(), GaussianMixture(num_components=3)])
