@@ -236,6 +236,11 @@ def batch_size(batch: Batch) -> int:
     return jax.tree.leaves(dict(batch))[0].shape[0]
 
 
+def example_places(batch: Batch) -> Array:
+    """The place of each example in the whole batch, of which this may be a part, [B]."""
+    return batch["example_index"] if "example_index" in batch else jnp.arange(batch_size(batch))
+
+
 def example_keys(key: Array, batch: Batch) -> Array:
     """One random key per example, shape [B].
 
@@ -246,8 +251,7 @@ def example_keys(key: Array, batch: Batch) -> Array:
 
     The engine puts `example_index` into the batch wherever the batch at hand is a part of a larger one.
     """
-    index = batch["example_index"] if "example_index" in batch else jnp.arange(batch_size(batch))
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, example_places(batch))
 
 
 def check_label_range(label: Array, num_classes: int | None) -> None:

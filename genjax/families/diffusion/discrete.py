@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from genjax.families.diffusion.networks import sinusoidal_embedding
+from genjax.families.diffusion.times import spread_uniforms
 from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
 from genjax.nn.attention import Attention
 from genjax.nn.dropout import dropout, fold_in
@@ -161,10 +162,10 @@ class MaskedDiffusion:
 
     def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         """The bound in nats a token."""
-        keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, batch))
-        t = jnp.maximum(jax.vmap(jax.random.uniform)(keys[:, 0]), 1e-4)
+        keys = jax.vmap(jax.random.split)(example_keys(key, batch))
+        t = jnp.maximum(spread_uniforms(key, batch), 1e-4)
         weights = self._weights(batch)
-        bound = self._bound(params, batch["tokens"], weights, t, keys[:, 1], keys[:, 2])
+        bound = self._bound(params, batch["tokens"], weights, t, keys[:, 0], keys[:, 1])
         loss = (bound / jnp.maximum(weights.sum(-1), 1.0)).mean()
         return loss, {"nll_bound_per_token": loss}
 

@@ -8,7 +8,7 @@ with gamma = -log snr a learned rising function.  In continuous time the bound i
 
 and depends on gamma through its ends alone; what is between them changes the variance of the estimate only.  So the ends follow
 the gradient of the bound, and the inside that of the squared diffusion term, whose mean is its variance but for a constant
-(appendix I.2).  p(x | z_0) gives each level the mass that N(z_0 / alpha_0, sigma_0^2 / alpha_0^2) has at it, normalised over all
+(appendix I.2).  Times are spread evenly over a batch (I.1).  p(x | z_0) gives each level the mass that N(z_0 / alpha_0, sigma_0^2 / alpha_0^2) has at it, normalised over all
 levels (eq. 8 and appendix E); of other data it is that Gaussian's density.
 """
 
@@ -26,7 +26,7 @@ from genjax.families.diffusion.levels import check_levels, only_of_levels
 from genjax.families.diffusion.networks import Condition
 from genjax.families.diffusion.processes import Discrete, GaussianProcess, expand
 from genjax.families.diffusion.samplers import Ancestral, Sampler
-from genjax.families.diffusion.times import UniformTime
+from genjax.families.diffusion.times import UniformTime, spread_uniforms
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys
 
 
@@ -185,8 +185,8 @@ class VDM(Diffusion):
         """
         x, process = batch["x"], self.process_of(params)
         axes = tuple(range(1, x.ndim))
-        keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, batch))
-        t = jax.vmap(jax.random.uniform)(keys[:, 0])
+        keys = jax.vmap(jax.random.split)(example_keys(key, batch))
+        t = spread_uniforms(key, batch)
         normal = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:]))
 
         ends = {name: params["schedule"][name] for name in ("low", "width")}
@@ -198,7 +198,7 @@ class VDM(Diffusion):
         )
         gamma, slope = by_ends + by_inside - stop(by_inside)
         drawn = DrawnProcess(gamma)
-        epsilon = normal(keys[:, 1])
+        epsilon = normal(keys[:, 0])
         z = expand(drawn.alpha(t), x) * x + expand(drawn.sigma(t), x) * epsilon
         output = self.apply(params, z, t, condition, None, dropout_keys, process=drawn)
         diffusion = 0.5 * slope * jnp.square(epsilon - output).sum(axes)
@@ -210,7 +210,7 @@ class VDM(Diffusion):
 
         # z_0 / alpha_0 = x + sigma_0 / alpha_0 epsilon
         log_scale = 0.5 * process.gamma(0.0)
-        noise = normal(keys[:, 2])
+        noise = normal(keys[:, 1])
         if self.levels_of(batch) is None:
             log_prob = -0.5 * (jnp.square(noise) + math.log(2.0 * math.pi)) - log_scale
         else:
