@@ -8,8 +8,9 @@ with gamma = -log snr a learned rising function.  In continuous time the bound i
 
 and depends on gamma through its ends alone; what is between them changes the variance of the estimate only.  So the ends follow
 the gradient of the bound, and the inside that of the squared diffusion term, whose mean is its variance but for a constant
-(appendix I.2).  Times are spread evenly over a batch (I.1).  p(x | z_0) gives each level the mass that N(z_0 / alpha_0, sigma_0^2 / alpha_0^2) has at it, normalised over all
-levels (eq. 8 and appendix E); of other data it is that Gaussian's density.
+(appendix I.2).  Times are spread evenly over a batch (appendix I.1).  p(x | z_0) gives each level the mass that
+N(z_0 / alpha_0, sigma_0^2 / alpha_0^2) has at it, normalised over all levels (eq. 8 and appendix E); of other data it is that
+Gaussian's density.
 """
 
 from __future__ import annotations
