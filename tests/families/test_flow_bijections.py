@@ -194,6 +194,15 @@ def test_memory_of_a_picture_flow_does_not_grow_with_its_steps_either():
     assert temporary_bytes(6) < 1.1 * temporary_bytes(2)
 
 
+def test_products_of_an_invertible_matrix_are_not_rounded_where_others_are():
+    layer, x = InvertibleLinear(), jnp.ones((2, 3))
+    params = layer.init(jax.random.key(0), x)
+    for call in (layer.forward, layer.inverse):
+        operations = jax.make_jaxpr(call)(params, x).eqns
+        products = [eqn.params["precision"] for eqn in operations if eqn.primitive.name == "dot_general"]
+        assert products == [(jax.lax.Precision.HIGHEST,) * 2] * (3 if call == layer.forward else 1)
+
+
 def test_rotations_of_repeated_steps_differ_at_the_start():
     x = jnp.ones((2, 4))
     repeat = Repeat(bijection=InvertibleLinear(seed=1), count=2)

@@ -80,6 +80,11 @@ def _permutation_and_signs(dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]
     return permutation, np.sign(np.diag(upper))
 
 
+#: Matrix product of true float32.  GPUs round its inputs to ten bits by default, but not those of the triangular inverse: with
+#: such rounding, gradients of 24 steps of Glow that are recomputed through the inverse are a hundredth off.
+_product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InvertibleLinear(Bijection):
     """A learned matrix on the channels of each pixel (on the whole of a vector): a 1x1 convolution in LU form.
@@ -115,14 +120,14 @@ class InvertibleLinear(Bijection):
     ) -> tuple[Array, Array]:
         permutation, lower, upper = self._factors(params, x.shape[-1])
         log_det = params["log_diagonal"].sum() * math.prod(x.shape[1:-1])
-        return x @ (permutation @ lower @ upper).T, no_change(x) + log_det
+        return _product(x, _product(permutation, _product(lower, upper)).T), no_change(x) + log_det
 
     def inverse(
         self, params: Params, z: Array, condition: Array | None = None, keys: Array | None = None
     ) -> tuple[Array, Array]:
         permutation, lower, upper = self._factors(params, z.shape[-1])
         log_det = params["log_diagonal"].sum() * math.prod(z.shape[1:-1])
-        columns = permutation.T @ z.reshape(-1, z.shape[-1]).T
+        columns = _product(permutation.T, z.reshape(-1, z.shape[-1]).T)
         columns = jax.scipy.linalg.solve_triangular(lower, columns, lower=True, unit_diagonal=True)
         columns = jax.scipy.linalg.solve_triangular(upper, columns)
         return columns.T.reshape(z.shape), no_change(z) - log_det
