@@ -29,7 +29,7 @@ class Images(Data):
       logit_alpha: margin of the preprocessing logit.
       num_levels: quantise the levels to so many; by default all that the set has.
       image_size: height and width that pictures of a folder are cropped and scaled to, and emoji are scaled to.
-      channels: channels of the pictures of a folder and of emoji: 1 grey, 3 colour, 4 with transparency.
+      channels: channels of the pictures of a folder and of emoji: 1 grey, 3 colour, 4 with transparency, which is white without.
       pad_to: height and width that pictures are padded to with zeros, centrally, as 32,32 for MNIST.
       classes: keep only examples of these classes; empty for all.
       horizontal_flip: mirror training pictures at random.

@@ -208,17 +208,26 @@ def read_image(path: Path, size: tuple[int, int] | None, channels: int) -> np.nd
     Args:
       path: the file.
       size: height and width to crop (centrally, to the same proportions) and scale to, or None to leave it.
-      channels: 1, 3 or 4.
+      channels: 1, 3 or 4; without the fourth, what is transparent is white.
 
     Returns:
-      uint8 [H, W, C].
+      uint8 [H, W, C]; of 16 bits the upper 8.
 
     Raises:
-      DataError: it is not a readable picture.
+      DataError: it is not a readable picture, or has no known range of brightness.
     """
     try:
         with Image.open(path) as picture:
-            picture = ImageOps.exif_transpose(picture).convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+            picture = ImageOps.exif_transpose(picture)
+            if picture.mode.startswith("I;16"):
+                # Pillow would cut off all above 255.
+                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+            if picture.mode in ("I", "F"):
+                raise ValueError("its pixels have 32 bits; save it with 8 or 16")
+            if channels < 4 and (picture.mode.endswith("A") or "transparency" in picture.info):
+                white = Image.new("RGBA", picture.size, "white")
+                picture = Image.alpha_composite(white, picture.convert("RGBA"))
+            picture = picture.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
             if size is not None:
                 picture = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.LANCZOS)
             array = np.asarray(picture, np.uint8)
@@ -265,7 +274,7 @@ def folder_classes(directory: str | None) -> list[str]:
     """Names of the classes of a folder of pictures: its subfolders, or none where the pictures lie in it directly."""
     root = _folder(directory)
     base = root / "train" if (root / "train").is_dir() else root
-    return sorted(p.name for p in base.iterdir() if p.is_dir())
+    return sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def _folder(directory: str | None) -> Path:
@@ -278,12 +287,13 @@ def _folder(directory: str | None) -> Path:
 
 
 def picture_files(base: Path) -> list[Path]:
-    """The pictures under a folder, in the order of their paths.
+    """The pictures under a folder, in the order of their paths; hidden files and folders are left out.
 
     Raises:
       DataError: there are none.
     """
-    paths = sorted(p for p in base.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    visible = lambda p: not any(part.startswith(".") for part in p.relative_to(base).parts)  # noqa: E731
+    paths = sorted(p for p in base.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and visible(p))
     if not paths:
         raise DataError(f"{base} holds no pictures ({' '.join(IMAGE_SUFFIXES)})")
     return paths
@@ -329,7 +339,7 @@ def read_table(path: str | None) -> tuple[np.ndarray, list[str]]:
       Values float32 [N, D] and the names of the columns.
 
     Raises:
-      DataError: there is no such file, or a value is not a finite number.
+      DataError: there is no such file, a value is not a finite number, or rows or names differ in length.
     """
     if not path:
         raise DataError("--data.name=table needs the file of the table: --data.dir=FILE.csv or FILE.npy")
@@ -347,14 +357,14 @@ def read_table(path: str | None) -> tuple[np.ndarray, list[str]]:
             raise DataError(f"{file} has the shape {values.shape}; a table has two axes, rows and columns")
     else:
         rows: list[list[float]] = []
-        for number, line in enumerate(file.read_text().splitlines(), 1):
+        for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
             if not line.strip():
                 continue
             cells = [c.strip() for c in line.split(",")]
             try:
                 rows.append([float(c) for c in cells])
             except ValueError:
-                if rows or names:
+                if rows or names or any(map(_is_number, cells)):
                     raise DataError(f"line {number} of {file} has a cell that is not a number: {line[:60]!r}") from None
                 names = cells
                 continue
@@ -362,8 +372,18 @@ def read_table(path: str | None) -> tuple[np.ndarray, list[str]]:
                 raise DataError(f"line {number} of {file} has {len(rows[-1])} cells, the first row has {len(rows[0])}")
         if not rows:
             raise DataError(f"{file} has no rows")
+        if names and len(names) != len(rows[0]):
+            raise DataError(f"{file} names {len(names)} columns, and its rows have {len(rows[0])} cells")
         values = np.array(rows, np.float32)
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         raise DataError(f"row {bad[0][0] + 1}, column {bad[0][1] + 1} of {file} is not a finite number")
     return values, names or [f"column_{i}" for i in range(values.shape[1])]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

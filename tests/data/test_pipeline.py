@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from genjax.data import DataError, Images, Pipeline, Points, evaluation_batches
+from genjax.data.sources import read_image, read_table
 
 DATA = Images(name="digits", batch_size=100)
 
@@ -95,12 +96,39 @@ def test_a_table_is_read_standardised_and_written_back(tmp_path):
         ("1,2\n3\n", "line 2 of .* has 1 cells, the first row has 2"),
         ("1,2\n3,nan\n", "row 2, column 2 of .* is not a finite number"),
         ("", "has no rows"),
+        # A first row that lacks a value is not the line of names.
+        ("1,,3\n4,5,6\n", "line 1 of .* is not a number"),
+        ("a,b\n1,2,3\n", "names 2 columns, and its rows have 3 cells"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_an_error_that_names_the_place(content, message, tmp_path):
     (tmp_path / "t.csv").write_text(content)
     with pytest.raises(DataError, match=message):
         Points(name="table", dir=str(tmp_path / "t.csv")).load("train")
+
+
+def test_a_byte_order_mark_does_not_make_names_of_the_first_row(tmp_path):
+    (tmp_path / "t.csv").write_text("\ufeff1,5\n2,6\n", encoding="utf-8")
+    values, names = read_table(str(tmp_path / "t.csv"))
+    assert values.tolist() == [[1, 5], [2, 6]] and names == ["column_0", "column_1"]
+
+
+def test_pictures_of_16_bits_and_transparent_ones_are_what_a_viewer_shows(tmp_path):
+    from PIL import Image
+
+    levels = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(levels * 1000).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "deep.png", None, 3), (levels * 1000 // 256)[..., None].repeat(3, -1)
+    )
+    half = np.zeros((2, 2, 4), np.uint8)
+    half[0] = (200, 0, 0, 255)
+    Image.fromarray(half).save(tmp_path / "half.png")
+    assert read_image(tmp_path / "half.png", None, 3)[:, 0].tolist() == [[200, 0, 0], [255, 255, 255]]
+    assert read_image(tmp_path / "half.png", None, 4)[:, 0].tolist() == [[200, 0, 0, 255], [0, 0, 0, 0]]
+    Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(DataError, match="its pixels have 32 bits"):
+        read_image(tmp_path / "float.tiff", None, 1)
 
 
 @pytest.mark.parametrize("divided", [False, True])
@@ -113,6 +141,9 @@ def test_a_folder_gives_pictures_and_classes(divided, tmp_path):
             folder.mkdir(parents=True)
             for i in range(10):
                 Image.fromarray(np.full((6, 5, 3), 100 * label + i, np.uint8)).save(folder / f"{i}.png")
+        # What systems and editors leave behind is no class and no picture.
+        (tmp_path / split / ".checkpoints").mkdir()
+        (tmp_path / split / "cat" / "._0.png").write_bytes(b"no picture")
     data = Images(name="folder", dir=str(tmp_path), batch_size=4)
     arrays = data.load("train").arrays()
     assert data.spec() == {"data_shape": (6, 5, 3), "num_levels": 256, "num_classes": 2}
