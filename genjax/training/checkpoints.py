@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -88,7 +89,7 @@ class Checkpoints:
 
         Args:
           workdir: the run's directory.
-          keep: number of latest checkpoints that are kept.
+          keep: number of latest checkpoints that are kept, two at least.
           best_metric: metric whose best checkpoint is kept too, or None.
           best_mode: "min" or "max".
           writable: whether this process saves.  Checkpoints that are damaged are then moved out of the way.
@@ -102,12 +103,19 @@ class Checkpoints:
         if not writable:
             return
         policies = ocp.training.preservation_policies
-        policy = policies.LatestN(keep)
+        # A new one is complete only once its digests are written, which is after the policy was followed.
+        policy = policies.LatestN(max(keep, 2))
         if best_metric is not None:
             worst = float("inf") if best_mode == "min" else float("-inf")
+
+            def rate(metrics: Mapping[str, float]) -> float:
+                # NaN has no place in an order.
+                value = float(metrics.get(best_metric, worst))
+                return value if math.isfinite(value) else worst
+
             # Policies keep the end of the sorted list.
             best = policies.BestN(
-                get_metric_fn=lambda metrics: float(metrics.get(best_metric, worst)),
+                get_metric_fn=rate,
                 reverse=best_mode == "min",
                 n=1,
                 keep_checkpoints_without_metrics=False,

@@ -32,8 +32,8 @@ class Training:
       num_samples: number of samples on a sheet.
       pictures: what `experiments.train` draws beside each sheet: curves of the metrics; a walk between latents, as a GIF;
         classes, a row of samples for each.
-      keep_checkpoints: number of latest checkpoints that are kept.
-      best_metric: evaluation metric whose best checkpoint is kept too, or none.
+      keep_checkpoints: number of latest checkpoints that are kept; two at least, as a kill may spoil the last.
+      best_metric: evaluation metric whose best checkpoint is kept too, or none; each evaluation then makes a checkpoint.
       best_mode: whether the best value is the smallest or the largest.
       init_from: working directory of another run whose parameters to start from.
       init_prefix: only parameters whose path starts with one of these, as in encoder or decoder/Dense_0; empty for all.

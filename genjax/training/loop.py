@@ -43,7 +43,7 @@ Draw = Callable[[Run, Path], Mapping[str, Path]]
 
 
 class NonFiniteError(ValueError):
-    """A loss that is not a finite number; the message says where, and where to go back to."""
+    """A loss or a gradient that is not finite; the message says where, and where to go back to."""
 
 
 class Interrupted(Exception):
@@ -122,7 +122,7 @@ def train(
     Raises:
       ConfigError: the experiment cannot run, or the directory holds another one.
       CheckpointError: a checkpoint cannot be written, or none of those that are there can be read.
-      NonFiniteError: the loss is not finite.
+      NonFiniteError: the loss or its gradient is not finite.
       Interrupted: a signal asked the run to stop; its state is saved.
     """
     host.initialize(experiment.training)
@@ -243,7 +243,7 @@ class _Run:
             busy = self._due(last, stopping)
             if busy:
                 if pending is not None:
-                    # A state is written only after its loss was seen to be finite.
+                    # A state is written only after its loss and its gradient were seen to be finite.
                     window.append(self._fetch(*pending))
                     pending = None
                 began = time.monotonic()
@@ -292,7 +292,8 @@ class _Run:
                     f"training.best_metric={training.best_metric} is not among the metrics of an evaluation, "
                     f"which are {', '.join(metrics)}"
                 )
-        if stopping or last or step % training.checkpoint_every == 0:
+        rated = metrics is not None and training.best_metric is not None
+        if stopping or last or rated or step % training.checkpoint_every == 0:
             self.checkpoints.save(step, plain, metrics)
         if not stopping and (last or (training.sample_every is not None and step % training.sample_every == 0)):
             self._draw(plain, step)
@@ -322,9 +323,15 @@ class _Run:
                 self.records.picture(step, name, path)
 
     def _fetch(self, first: int, metrics: Any) -> dict[str, np.ndarray]:
-        """Metrics of a dispatch on the host; looks at every step's loss."""
+        """Metrics of a dispatch on the host; looks at every step's loss and gradient.
+
+        A loss is finite still when its gradient has just spoilt the parameters, which must not become a checkpoint.
+        """
         values = self.engine.fetch(metrics)
-        finite = np.isfinite(values["loss"])
+        watched = {
+            name: np.isfinite(v) for name, v in values.items() if name == "loss" or name.endswith("gradient_norm")
+        }
+        finite = np.logical_and.reduce(list(watched.values()))
         good = len(finite) if finite.all() else int(np.argmin(finite))
         if good:
             self.last_finite = {name: float(v[good - 1]) for name, v in values.items()}
@@ -337,8 +344,9 @@ class _Run:
                 if step is not None
                 else ("no checkpoint was written before")
             )
+            name = min((name for name, sound in watched.items() if not sound[good]), key=len)
             raise NonFiniteError(
-                f"the loss became {values['loss'][good]} at step {first + good + 1}; the last finite metrics, of step "
+                f"the {name} became {values[name][good]} at step {first + good + 1}; the last finite metrics, of step "
                 f"{self.last_finite_step}, were {format_metrics(self.last_finite) or 'none'}; "
                 f"{self._diagnosis(first + good)}{back}; lower the learning "
                 "rate, clip the gradient (optimizer.clip_norm), or skip such updates (optimizer.skip_nonfinite)"

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_runs import TINY, command, environment, flags, tiny
@@ -155,8 +156,8 @@ def test_a_checkpoint_of_another_model_is_refused(copy):
 def test_the_last_and_the_best_checkpoints_are_kept(tmp_path):
     experiment = tiny(
         training__mesh="data:1",
-        training__checkpoint_every=10,
-        training__evaluate_every=10,
+        training__checkpoint_every=20,
+        training__evaluate_every=5,
         training__keep_checkpoints=2,
         # The KL falls at first and rises then, so that the best is neither the last nor the first.
         training__best_metric="kl",
@@ -168,7 +169,16 @@ def test_the_last_and_the_best_checkpoints_are_kept(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     values = {row["step"]: row["kl"] for row in rows if row["kind"] == "validation"}
     best = min(values, key=values.get)
-    assert Checkpoints(tmp_path, writable=False).steps() == sorted({best, 40, 50})
+    assert best not in (20, 40)
+    assert Checkpoints(tmp_path, writable=False).steps() == sorted({best, 45, 50})
+
+
+def test_a_metric_that_is_nan_is_not_the_best_and_the_one_before_the_last_is_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, best_metric="nll")
+    for step, nll in enumerate([3.0, 1.0, float("nan"), 2.0, 2.5, 2.5]):
+        checkpoints.save(step, {"a": np.ones(3)}, {"nll": nll})
+    checkpoints.close()
+    assert checkpoints.steps() == [1, 4, 5]
 
 
 def test_parameters_of_another_run_are_taken_whole_or_by_prefix(finished, tmp_path):
@@ -210,6 +220,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_way_back(tmp_path
             _train_from_broken(exploding, tmp_path)
     finally:
         jax.config.update("jax_debug_nans", True)
+
+
+class Spoilt(VAE):
+    def loss(self, params, batch, key, step):
+        value, metrics = super().loss(params, batch, key, step)
+        nothing = 0.0 * jax.tree.leaves(params)[0].sum()
+        # 0 with a gradient that is NaN, at step 20.
+        return value + jnp.sqrt(jnp.where(step == 19, nothing**2, 1.0)) - 1.0, metrics
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path):
+    experiment = tiny(training__mesh="data:1", training__num_steps=20, training__checkpoint_every=10)
+    fields = {f.name: getattr(experiment.model, f.name) for f in dataclasses.fields(experiment.model)}
+    match = r"the gradient_norm became nan at step 20; .*the checkpoint of step 10 in .* is sound"
+    with jax.debug_nans(False), pytest.raises(NonFiniteError, match=match):
+        train(dataclasses.replace(experiment, model=Spoilt(**fields)), tmp_path, quiet=True)
+    assert Checkpoints(tmp_path, writable=False).steps() == [10]
 
 
 def test_a_model_that_can_diagnose_names_the_layer(tmp_path):
