@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from genjax.config import ConfigError
 from genjax.nn.tokens import with_more_tokens
@@ -274,15 +275,13 @@ class Checkpoints:
 
         What a family keeps beside its parameters, such as a codebook of moving averages, is found by its path below `extra`.
         """
+        # On one device of each process, as all of them read.
+        devices = [next(d for d in jax.devices() if d.process_index == i) for i in range(jax.process_count())]
+        everywhere = NamedSharding(Mesh(devices, ("process",)), PartitionSpec())
         with ocp.training.Checkpointer(self.directory) as reader:
             saved = dict(reader.metadata(step).metadata)
-            like = {
-                name: jax.ShapeDtypeStruct(
-                    leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
-                )
-                for name, leaf in saved.items()
-            }
-            leaves = reader.load(step, like)
+            like = {n: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere) for n, leaf in saved.items()}
+            leaves = {name: np.asarray(leaf.addressable_data(0)) for name, leaf in reader.load(step, like).items()}
         below = lambda root: {n.removeprefix(root): v for n, v in leaves.items() if n.startswith(root)}  # noqa: E731
         return {**below("extra/"), **below("params/"), **below("ema_params/")}
 

@@ -84,6 +84,8 @@ def _by_slurm(index: int, port: int) -> tuple[dict[str, str], list[str]]:
 @pytest.mark.parametrize("launch", [_by_hand, _by_slurm])
 def test_two_processes_give_the_losses_of_one(launch, tmp_path):
     overrides = {**TINY, "training.num_steps": 50}
+    source = str(tmp_path / "source")
+    train(tiny(training__mesh="data:1", training__num_steps=5, training__seed=1), source, quiet=True)
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -93,6 +95,7 @@ def test_two_processes_give_the_losses_of_one(launch, tmp_path):
                 "train",
                 "--experiment=vae_digits",
                 f"--workdir={tmp_path / 'two'}",
+                f"--training.init_from={source}",
                 *flags(overrides),
                 *launch(i, port)[1],
             ),
@@ -105,7 +108,7 @@ def test_two_processes_give_the_losses_of_one(launch, tmp_path):
     ]
     outputs = [p.communicate(timeout=240)[0] for p in processes]
     assert [p.returncode for p in processes] == [0, 0], outputs
-    train(tiny(training__mesh="data:1"), tmp_path / "one", quiet=True)
+    train(tiny(training__mesh="data:1", training__init_from=source), tmp_path / "one", quiet=True)
     np.testing.assert_allclose(logged_losses(tmp_path / "two"), logged_losses(tmp_path / "one"), rtol=1e-5)
 
 
