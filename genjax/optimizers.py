@@ -124,15 +124,15 @@ class Piecewise(Schedule):
         return optax.piecewise_constant_schedule(1.0, dict.fromkeys(steps, self.scale))
 
 
-#: Names of parameters that weight decay leaves alone: biases, scales and shifts of norms (which layers that are repeated
-#: stack to matrices), and the rates of s4d layers, which it would pull to those of no frequency.
-_NOT_DECAYED = ("bias", "scale", "shift", "log_scale", "log_diagonal", "log_real", "imaginary")
+#: Parameters that weight decay leaves alone, by how their names end: biases, scales and shifts (to which layers that are
+#: repeated, and classes, give a second axis), and the rates of s4d layers, which it would pull to those of no frequency.
+_NOT_DECAYED = ("bias", "scale", "shift", "log_diagonal", "log_real", "imaginary")
 
 
 def decays_weight(path: tuple[Any, ...], leaf: jax.Array) -> bool:
     """Whether weight decay applies to a parameter: not to biases, scales of norms, rates and other vectors."""
     name = str(getattr(path[-1], "key", path[-1])) if path else ""
-    return leaf.ndim >= 2 and name not in _NOT_DECAYED
+    return leaf.ndim >= 2 and not name.endswith(_NOT_DECAYED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,11 @@ def test_weight_decay_leaves_the_norms_of_repeated_layers_alone():
     }
 
 
+@pytest.mark.parametrize("name", ["class_scale", "class_bias", "output_bias"])
+def test_weight_decay_leaves_scales_and_offsets_alone_that_have_two_axes(name):
+    assert not optimizers.decays_weight((jax.tree_util.DictKey(name),), jnp.ones((3, 2)))
+
+
 def test_weight_decay_leaves_the_rates_of_s4d_layers_alone():
     stack = RecurrentStack(Recurrent(cell="s4d", hidden_dim=3, state_dim=2))
     params = jax.eval_shape(stack.init, jax.random.key(0), jnp.zeros((1, 1, 3)))["params"]["layer_0_forward"]
