@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.data.base import ArrayExamples, Data, DataError, check_split, split_indices
+from genjax.data.base import ArrayExamples, Data, DataError, check_split, files_below, split_indices
 from genjax.data.images import write_grid
 from genjax.data.sources import archive
 
@@ -71,6 +71,7 @@ class Waveforms(Data):
 
     def _folder(self, split: str) -> ArrayExamples:
         files = wav_files(self.dir)
+        common_sample_rate(files)
         rows = split_indices(len(files), split, "folder")
         if not len(rows):
             raise DataError(f"{self.dir} has {len(files)} WAV files, too few for a split {split}: at least 10")
@@ -85,10 +86,7 @@ class Waveforms(Data):
         """
         if self.name != "folder":
             return _SAMPLE_RATE
-        rates = {read_wav(path)[1] for path in wav_files(self.dir)}
-        if len(rates) > 1:
-            raise DataError(f"the WAV files in {self.dir} have different sample rates: {sorted(rates)}")
-        return rates.pop()
+        return common_sample_rate(wav_files(self.dir))
 
     def spec(self) -> dict[str, Any]:
         """data_shape (L, 1), and num_classes of a labelled set."""
@@ -149,10 +147,22 @@ def wav_files(directory: str | None) -> list[Path]:
     """
     if directory is None:
         raise DataError("data.name=folder needs --data.dir, a folder of WAV files")
-    files = sorted(p for p in Path(directory).expanduser().rglob("*") if p.suffix.lower() == ".wav")
+    files = files_below(Path(directory).expanduser(), (".wav",))
     if not files:
         raise DataError(f"there is no WAV file below {directory}")
     return files
+
+
+def common_sample_rate(files: list[Path]) -> int:
+    """The sample rate of WAV files.
+
+    Raises:
+      DataError: they differ, or one cannot be read.
+    """
+    rates = {read_wav(path)[1] for path in files}
+    if len(rates) > 1:
+        raise DataError(f"the WAV files beside {files[0]} have different sample rates: {sorted(rates)}")
+    return rates.pop()
 
 
 def read_wav(path: Path) -> tuple[np.ndarray, int]:

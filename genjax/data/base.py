@@ -181,6 +181,15 @@ def split_indices(count: int, split: str, name: str) -> np.ndarray:
     return np.sort(parts[split])
 
 
+def files_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files of these suffixes under a folder, in the order of their paths; hidden ones, and those in hidden folders, are left out.
+
+    Systems and editors leave copies there, which would be in several splits at once.
+    """
+    paths = (p for p in root.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    return sorted(p for p in paths if not any(part.startswith(".") for part in p.relative_to(root).parts))
+
+
 def check_split(split: str, known: Any, name: str) -> None:
     """Raises DataError if a set has no such split."""
     if split not in known:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from genjax.data import sources
-from genjax.data.base import DataError, check_split
+from genjax.data.base import DataError, check_split, files_below
 
 SUFFIXES = (".txt", ".md", ".rst", ".py", ".csv", ".json", ".html", ".tex")
 _PARTS = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
@@ -141,7 +141,7 @@ def _text_files(path: str | None) -> list[Path]:
     if not path:
         raise DataError("--data.name=file needs a text file or a folder of them: --data.dir=PATH")
     root = Path(path).expanduser()
-    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+    files = [root] if root.is_file() else files_below(root, SUFFIXES)
     if not files:
         raise DataError(f"--data.dir={path} is neither a text file nor a folder of them ({' '.join(SUFFIXES)})")
     return files

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split, split_indices
+from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split, files_below, split_indices
 from genjax.data.images import write_grid
 from genjax.data.midi import NUM_NOTES, midi, read_midi, synthesize, wav
 from genjax.model import example_keys
@@ -70,7 +70,7 @@ class PianoRolls(Data):
 
     def _read_folder(self, split: str) -> list[np.ndarray]:
         root = Path(self.dir or ".").expanduser()
-        files = sorted(p for p in root.rglob("*") if p.suffix.lower() in (".mid", ".midi"))
+        files = files_below(root, (".mid", ".midi"))
         if not files:
             raise DataError(f"--data.dir={self.dir} is no folder with MIDI files (.mid, .midi)")
         chosen = (files[i] for i in split_indices(len(files), split, f"of MIDI files {self.dir}"))

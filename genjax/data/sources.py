@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from genjax.data.base import ArrayExamples, DataError, Examples, check_split, split_indices
+from genjax.data.base import ArrayExamples, DataError, Examples, check_split, files_below, split_indices
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 #: Pictures up to this size are decoded once into memory.
@@ -287,13 +287,12 @@ def _folder(directory: str | None) -> Path:
 
 
 def picture_files(base: Path) -> list[Path]:
-    """The pictures under a folder, in the order of their paths; hidden files and folders are left out.
+    """The pictures under a folder, in the order of their paths.
 
     Raises:
       DataError: there are none.
     """
-    visible = lambda p: not any(part.startswith(".") for part in p.relative_to(base).parts)  # noqa: E731
-    paths = sorted(p for p in base.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and visible(p))
+    paths = files_below(base, IMAGE_SUFFIXES)
     if not paths:
         raise DataError(f"{base} holds no pictures ({' '.join(IMAGE_SUFFIXES)})")
     return paths

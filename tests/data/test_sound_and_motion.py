@@ -87,6 +87,11 @@ def test_sounds_are_written_and_read_again(tmp_path):
     own = Waveforms(name="folder", dir=str(folder), num_samples=600)
     assert own.sample_rate == 16000 and len(own.load("train")) == 10 and own.spec() == {"data_shape": (600, 1)}
     assert not own.load("test").arrays()["x"][:, 512:].any()
+    # Before it is trained on, not when its samples are written.
+    audio.write_wav(x[0, :, 0], folder / "slow.wav", 8000)
+    with pytest.raises(DataError, match="different sample rates: .8000, 16000"):
+        Waveforms(name="folder", dir=str(folder), num_samples=602).load("train")
+    (folder / "slow.wav").unlink()
     (folder / "broken.wav").write_bytes(b"no sound")
     with pytest.raises(DataError, match="cannot be read as a WAV"):
         Waveforms(name="folder", dir=str(folder), num_samples=601).load("train")
