@@ -36,7 +36,8 @@ def t5_mixture() -> Experiment:
         --data.tasks=table,sum,table,reverse,table,date,table,slots,table,summary --workdir=runs/t5_tables
 
     Half of the second run's examples are tables, the last task to be learned.  26 and 13 minutes of one CPU core.
-    --model.objective=span_corruption with --data=encoder_text pre-trains the same network.
+    --model.objective=span_corruption with --data=encoder_text pre-trains the same network; both runs then need
+    --model.extra_tokens=20, as sentinels.
     """
     # Cross attention finds its place by sinusoidal positions: with T5's biases by distance it copies far later (17.5 % of
     # answers right after 3000 steps, beside 57.8 %).

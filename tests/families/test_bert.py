@@ -187,6 +187,8 @@ def test_logits_of_heads_are_not_rounded(task, batch):
 def test_bad_settings_are_one_clear_sentence(batch):
     with pytest.raises(ValueError, match="mask_rate=0.0 must lie"):
         MaskedLanguageModel(mask_rate=0.0)
+    with pytest.raises(ValueError, match="causal=true hides what follows from an encoder"):
+        dataclasses.replace(MODEL, network=dataclasses.replace(NETWORK, causal=True))
     with pytest.raises(ValueError, match="mask_token is None"):
         dataclasses.replace(MODEL, mask_token=None).loss({}, batch, jax.random.key(0))
     with pytest.raises(ValueError, match="longest text"):

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from genjax.families.language.bart import BART, bart_network
-from genjax.families.language.denoising import Denoising, Pairs, SpanCorruption, SpecialTokens, span_counts
+from genjax.families.language.denoising import Denoising, Pairs, SpanCorruption, SpecialTokens, infill, span_counts
 from genjax.families.language.encoder_decoder import EncoderDecoder, translation_network
 from genjax.families.language.t5 import T5, t5_network
 from genjax.model import GenerativeModel
@@ -107,6 +107,22 @@ def test_infilling_masks_the_share_and_restores_the_rest(texts):
         assert all(token in rest for token in kept)  # in the order of the text
         lengths.append((len(text) - len(kept)) / max(source.count(MASK), 1))
     assert 2.0 < np.mean(lengths) < 3.5
+
+
+@pytest.mark.parametrize("rate, mean_span, length", [(0.3, 3.0, 3), (0.15, 1.0, 24), (0.5, 0.5, 24), (0.9, 3.0, 24)])
+def test_spans_without_a_place_are_joined(rate, mean_span, length):
+    text = jnp.where(jnp.arange(24) < length, jnp.arange(24), PADDING + 100)
+    draw = lambda key: infill(key, text, jnp.asarray(length), rate, mean_span, 99, PADDING)  # noqa: E731
+    sources, masks = map(np.asarray, jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 500)))
+    hidden = []
+    for source, mask in zip(sources, masks):
+        row = source[mask]
+        kept = np.flatnonzero(row != 99)
+        assert row[0] == 0 and row[-1] == length - 1
+        gaps = (np.diff(row[kept]) > 1) & (np.diff(kept) == 1)
+        assert not gaps.any(), "tokens are missing without a mask"
+        hidden.append(length - len(kept))
+    assert max(hidden) == round(rate * length) and np.mean(hidden) > 0.95 * round(rate * length)
 
 
 def test_sentences_and_documents_are_reordered_and_nothing_is_lost(texts):
@@ -209,6 +225,19 @@ def test_bad_settings_are_one_clear_sentence():
         dataclasses.replace(MODELS["bart"], mask_token=None).init(
             jax.random.key(0), {"tokens": jnp.zeros((1, 8), jnp.int32)}
         )
+    # Without sentinels of their own, spans would be told by padding, ends and letters.
+    with pytest.raises(ValueError, match="up to 2 spans and the model has 0 sentinels for them: give .*extra_tokens=2"):
+        dataclasses.replace(MODELS["t5"], extra_tokens=0).init(
+            jax.random.key(0), {"tokens": jnp.zeros((1, 40), jnp.int32)}
+        )
+
+
+def test_nothing_is_learned_of_a_text_of_one_token():
+    tokens = jnp.array([[START, 3, END, PADDING], [START, 3, 4, END]])
+    batch = {"tokens": tokens, "mask": tokens != PADDING}
+    prepare = jax.jit(lambda keys: SpanCorruption().prepare(batch, keys, SPECIAL))
+    out = prepare(jax.random.split(jax.random.key(0), 2))
+    assert not out["mask"][0, 1:].any() and out["mask"][1, 1:].any()
 
 
 def test_experts_of_both_stacks_are_balanced_and_padding_balances_none():

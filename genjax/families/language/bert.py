@@ -149,6 +149,12 @@ class BERT(FromPretrained):
         learning_rate=1e-4, weight_decay=0.01, clip_norm=1.0, schedule=Linear(warmup_steps=100)
     )
 
+    def __post_init__(self) -> None:
+        if self.network.causal:
+            raise ValueError(
+                "model.network.causal=true hides what follows from an encoder; GPT and GPTForTask read one way"
+            )
+
     def module(self) -> EncoderNetwork:
         """The Linen module."""
         return self._network(EncoderNetwork)

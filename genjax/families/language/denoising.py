@@ -22,13 +22,17 @@ from genjax.model import Array, Batch
 
 
 class SpecialTokens(NamedTuple):
-    """Tokens that corruption needs: what targets begin with, what texts end with, padding, mask, and the first sentinel."""
+    """Tokens that corruption needs: what targets begin with, what texts end with, padding, mask, and the first sentinel.
+
+    `num_sentinels` is how many there are from the first one down, where that is known.
+    """
 
     start: int
     end: int
     padding: int
     mask: int | None
     first_sentinel: int
+    num_sentinels: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,11 @@ def span_counts(length: Array | int, density: float, mean_span: float):
     return noise, spans
 
 
+def most_spans(size: int, density: float, mean_span: float) -> int:
+    """Number of spans, at most, in a text of up to `size` tokens."""
+    return max(int(span_counts(n, density, mean_span)[1]) for n in range(2, max(size, 2) + 1))
+
+
 def random_parts(key: Array, total: Array, count: Array, size: int, most: int) -> Array:
     """Divides `total` <= size into `count` <= most parts of at least 1, all divisions equally likely; int32 [most]."""
     places = jnp.arange(size)
@@ -81,7 +90,7 @@ def noise_spans(key: Array, length: Array, size: int, density: float, mean_span:
       a text begins with a span that stays.
     """
     noise, spans = span_counts(length, density, mean_span)
-    most = max(int(span_counts(n, density, mean_span)[1]) for n in range(2, max(size, 2) + 1))
+    most = most_spans(size, density, mean_span)
     noise_key, rest_key = jax.random.split(key)
     lengths = jnp.stack(
         [
@@ -132,11 +141,18 @@ class SpanCorruption(Objective):
     def prepare(self, batch: Batch, keys: Array, special: SpecialTokens) -> Batch:
         tokens = batch["tokens"]
         size = tokens.shape[1]
+        most = most_spans(size, self.noise_density, self.mean_span_length)
+        if special.num_sentinels is not None and most > special.num_sentinels:
+            raise ValueError(
+                f"texts of {size} tokens have up to {most} spans and the model has {special.num_sentinels} sentinels for them: "
+                f"give at least --model.extra_tokens={most}, or shorter texts"
+            )
         source_size, target_size = self.sizes(size)
         mask = batch["mask"].astype(bool) if "mask" in batch else jnp.ones(tokens.shape, bool)
 
         def corrupt(key: Array, row: Array, real: Array) -> tuple[Array, ...]:
             row, real = _content(row, real, special)
+            enough = real.sum() > 1  # One token alone, or none, cannot be restored: nothing is learned of it.
             length = jnp.maximum(real.sum(), 2)
             noise, number = noise_spans(key, length, size, self.noise_density, self.mean_span_length)
             inside = jnp.arange(size) < length
@@ -149,7 +165,7 @@ class SpanCorruption(Objective):
             target = compact(
                 jnp.where(noise, row, sentinel), inside & (noise | first), target_size, special.padding, special.end
             )
-            return *source, *target
+            return *source, target[0], target[1] & enough
 
         source, source_mask, target, target_mask = jax.vmap(corrupt)(keys, tokens, mask)
         others = _others(batch)
@@ -235,21 +251,24 @@ def infill(
 ) -> tuple[Array, Array]:
     """Replaces spans of the text [T] by one mask token each; a span of length 0 is a mask token that is put in.
 
-    Of the tokens, round(rate length) are in spans, whose places are distinct and otherwise uniform.
+    Of the tokens, round(rate length) are in spans, whose places are distinct and otherwise uniform.  Spans for which there is
+    no place are joined.
     """
     size = row.shape[0]
-    most = max(1, round(rate * size))
+    most = max(1, round(rate * size * max(1.0, 2.0 / mean_span)))
     length_key, place_key = jax.random.split(key)
     lengths = jax.random.poisson(length_key, mean_span, (most,))
     total = jnp.minimum(jnp.round(rate * length).astype(jnp.int32), jnp.maximum(length - 2, 0))
     before = jnp.cumsum(lengths) - lengths
     used = before < total  # so many spans that the tokens suffice; the last one is cut
-    kept = length - jnp.minimum(jnp.where(used, lengths, 0).sum(), total)
     lengths = jnp.where(used, jnp.minimum(lengths, total - before), 0)
+    kept = length - lengths.sum()
+    count = jnp.minimum(used.sum(), jnp.minimum(kept - 1, size - kept))
+    lengths = jnp.zeros_like(lengths).at[jnp.minimum(jnp.arange(most), count - 1)].add(lengths)
     # Span i stands in the gap before the kept token of rank gap_i, after the first and before the last.
     gaps = jnp.arange(size)
     free = (gaps > 0) & (gaps < kept)
-    chosen = jnp.argsort(jnp.argsort(jnp.where(free, jax.random.uniform(place_key, (size,)), 2.0))) < used.sum()
+    chosen = jnp.argsort(jnp.argsort(jnp.where(free, jax.random.uniform(place_key, (size,)), 2.0))) < count
     chosen = chosen & free
     order = jnp.cumsum(chosen) - chosen  # of the span in a chosen gap
     in_gap = jnp.where(chosen, lengths[jnp.clip(order, 0, most - 1)], 0)

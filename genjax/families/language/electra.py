@@ -156,6 +156,9 @@ class ELECTRA(BERT):
     task: Task = ReplacedTokenDetection()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.generator.causal:
+            raise ValueError("model.generator.causal=true hides what follows from a generator that fills masked tokens")
         if not isinstance(self.task, ReplacedTokenDetection):
             raise ValueError("model.task of ELECTRA is replaced_token_detection; the model BERT has the other tasks")
 

@@ -138,7 +138,7 @@ class EncoderDecoder(FromPretrained):
       start_token, end_token: what targets begin and end with; None takes the data set's.
       padding_token: what fills rows; None takes the data set's.
       mask_token: what stands for a hidden span; None takes the data set's.
-      extra_tokens: tokens above those of the data, of which the last are sentinels.
+      extra_tokens: tokens above those of the data, which are sentinels.
       first_sentinel: the first sentinel, the others lie below it; None for the last token.
       encoder: the encoder's stack.
       decoder: the decoder's stack, with the encoder's width; it is made causal and attends to the encoder.
@@ -218,10 +218,11 @@ class EncoderDecoder(FromPretrained):
     def special_tokens(self) -> SpecialTokens:
         """The tokens that corruption needs."""
         start, end = self.start_token or 0, 1 if self.end_token is None else self.end_token
+        padding = end if self.padding_token is None else self.padding_token
         sentinel = self.num_tokens - 1 if self.first_sentinel is None else self.first_sentinel
-        return SpecialTokens(
-            start, end, end if self.padding_token is None else self.padding_token, self.mask_token, sentinel
-        )
+        # The vocabulary of a checkpoint may have sentinels of its own.
+        known = self.first_sentinel is None and self.pretrained is None
+        return SpecialTokens(start, end, padding, self.mask_token, sentinel, self.extra_tokens if known else None)
 
     def _prepared(self, batch: Batch, key: Array) -> tuple[Batch, Array]:
         keys = example_keys(key, batch)
