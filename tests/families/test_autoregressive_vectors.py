@@ -26,7 +26,7 @@ MODELS = {
     "fvsbn_conditional": FVSBN(**SHAPE, **CLASSES, **TERNARY),
     "nade": NADE(hidden_dim=5, **SHAPE),
     "nade_conditional": NADE(hidden_dim=5, **SHAPE, **CLASSES, **TERNARY),
-    "made": MADE(hidden_dims=(16,), direct=True, **SHAPE),
+    "made": MADE(hidden_dims=(3,), direct=True, **SHAPE),
     "made_deep": MADE(hidden_dims=(16, 13), **SHAPE),
     "made_conditional": MADE(hidden_dims=(16, 13), direct=True, **SHAPE, **CLASSES, **TERNARY),
     "made_agnostic": MADE(
@@ -91,6 +91,13 @@ def test_fast_sampler_draws_what_the_slow_one_draws(name):
     np.testing.assert_array_equal(fast, slow)
     np.testing.assert_array_equal(fast[known], batch["x"][known])
     assert np.any(fast != batch["x"])
+
+
+def test_a_made_without_hidden_layers_samples_too():
+    model = MADE(hidden_dims=(), **SHAPE)
+    state = model.init(jax.random.key(0), prepared("made")[2])
+    fast, slow = (model.sample(state, jax.random.key(1), 3, cached=cached) for cached in (True, False))
+    np.testing.assert_array_equal(fast, slow)
 
 
 def test_samples_have_the_frequencies_of_the_model():

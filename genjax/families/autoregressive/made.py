@@ -160,7 +160,8 @@ class MADE(VectorModel):
             if not layers or self.direct:
                 name = "direct" if layers else "output"
                 out = out + value[:, None] * params[f"{name}_kernel"][d][None]
-            sums[0] = sums[0] + value[:, None] * params["hidden_0_kernel"][d][None]
+            if layers:
+                sums[0] = sums[0] + value[:, None] * params["hidden_0_kernel"][d][None]
             for i in range(layers):
                 units = groups[i][places[d] - 1]  # those of this place's degree, padded with an index beyond the last
                 final = nn.relu(jnp.take(sums[i], units, axis=1, mode="fill", fill_value=0.0))
