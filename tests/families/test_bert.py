@@ -173,6 +173,11 @@ def test_partners_are_told_from_the_texts_of_all_devices(batch):
         devices=jax.devices()[:2],
     )(params, parts)
     np.testing.assert_allclose(apart, loss, rtol=1e-5)
+    # What fills up the last batch of an evaluation is no text.
+    state, evaluate = jax.jit(model.init)(jax.random.key(0), pairs), jax.jit(model.evaluate)
+    alone = evaluate(state, jax.tree.map(lambda a: a[:2], pairs), jax.random.key(0))
+    filled = evaluate(state, jax.tree.map(lambda a: a[jnp.array([0, 1, 1, 1])], pairs), jax.random.key(0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[:2], rtol=1e-5), alone, filled)
 
 
 @pytest.mark.parametrize("task", [Classification(num_classes=3), SpanExtraction()])

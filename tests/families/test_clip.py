@@ -51,3 +51,10 @@ def test_dropout_drops_and_the_factor_stays_below_a_hundred(batch, state):
     far = {**state.params, "logit_scale": jnp.asarray(4.7)}
     after, _ = jax.jit(MODEL.train_step)(state.replace(params=far), batch, jax.random.key(0))
     assert after.params["logit_scale"] <= math.log(100.0) + 1e-6
+
+
+def test_copies_that_fill_up_a_batch_are_no_negatives(batch, state):
+    evaluate = jax.jit(MODEL.evaluate)
+    alone = evaluate(state, jax.tree.map(lambda a: a[:3], batch), jax.random.key(0))
+    filled = evaluate(state, jax.tree.map(lambda a: a[jnp.minimum(jnp.arange(8), 2)], batch), jax.random.key(0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[:3], rtol=1e-5), alone, filled)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from genjax.model import Array, Batch, Metrics, cross_device_gather
+from genjax.nn.contrast import partner_scores, repeats
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.tokens import logits_product, token_nll
 from genjax.nn.transformer import ACTIVATIONS, TokenEmbedding, Transformer
@@ -437,20 +438,15 @@ class SentenceEmbedding(Task):
         return first @ second.T
 
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
-        similar = self._similarities(outputs)
-        own = jnp.arange(similar.shape[0])
-        nll = optax.softmax_cross_entropy_with_integer_labels(similar / self.temperature, own)
-        return nll.mean(), {"retrieval_accuracy": (similar.argmax(1) == own).mean()}
+        nll, found = partner_scores(self._similarities(outputs) / self.temperature)
+        return nll.mean(), {"retrieval_accuracy": found.mean()}
 
     def measures(self, outputs: Outputs, batch: Batch) -> Metrics:
         """`nll` in nats of the partner, `retrieval_accuracy`, both among the batch; `similarity` of the partners."""
         similar = self._similarities(outputs)
-        own = jnp.arange(similar.shape[0])
-        return {
-            "nll": optax.softmax_cross_entropy_with_integer_labels(similar / self.temperature, own),
-            "retrieval_accuracy": (similar.argmax(1) == own).astype(jnp.float32),
-            "similarity": jnp.diagonal(similar),
-        }
+        absent = repeats(*jnp.split(batch["tokens"], 2), *jnp.split(token_mask(batch), 2))
+        nll, found = partner_scores(similar / self.temperature, absent)
+        return {"nll": nll, "retrieval_accuracy": found, "similarity": jnp.diagonal(similar)}
 
 
 def mean_pool(hidden: Array, mask: Array) -> Array:

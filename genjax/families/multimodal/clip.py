@@ -16,7 +16,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from genjax.model import (
     Array,
@@ -29,6 +28,7 @@ from genjax.model import (
     example_keys,
     gradient_step,
 )
+from genjax.nn.contrast import partner_scores, repeats
 from genjax.nn.dropout import fold_in
 from genjax.nn.mixture_of_experts import refuse_experts
 from genjax.nn.tokens import logits_product
@@ -161,16 +161,15 @@ class CLIP:
         return self.module().apply({"params": state.eval_params}, x, method="encode_image")
 
     @staticmethod
-    def _nll(logits: Array) -> Array:
-        own = jnp.arange(logits.shape[0])
-        rows = optax.softmax_cross_entropy_with_integer_labels(logits, own)
-        return 0.5 * (rows + optax.softmax_cross_entropy_with_integer_labels(logits.T, own))
+    def _scores(logits: Array, absent: Array | None = None) -> tuple[Array, Array]:
+        """Nats of the partners of pictures and of texts, their mean, and whether pictures find their text, [B] each."""
+        (text, found), (image, _) = partner_scores(logits, absent), partner_scores(logits.T, absent)
+        return 0.5 * (text + image), found
 
     def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         """Contrast of the batch's pairs, and the share of pictures whose text is found."""
-        logits = self._logits(params, batch, example_keys(key, batch))
-        found = (logits.argmax(1) == jnp.arange(logits.shape[0])).mean()
-        return self._nll(logits).mean(), {"retrieval_accuracy": found}
+        nll, found = self._scores(self._logits(params, batch, example_keys(key, batch)))
+        return nll.mean(), {"retrieval_accuracy": found.mean()}
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics: loss, retrieval_accuracy."""
@@ -181,6 +180,5 @@ class CLIP:
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example, among the batch: `nll` in nats of the partner, `retrieval_accuracy` of the text."""
         del key
-        logits = self.logits(state, batch)
-        found = logits.argmax(1) == jnp.arange(logits.shape[0])
-        return {"nll": self._nll(logits), "retrieval_accuracy": found.astype(jnp.float32)}
+        nll, found = self._scores(self.logits(state, batch), repeats(batch["x"], batch["tokens"]))
+        return {"nll": nll, "retrieval_accuracy": found}
