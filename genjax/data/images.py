@@ -13,6 +13,7 @@ from PIL import Image
 
 from genjax.data import procedural, sources, transforms
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, split_indices
+from genjax.data.class_names import read_classes, save_classes
 from genjax.model import example_keys
 
 _LEVELS = {"digits": 17, "binarized_mnist": 2}
@@ -34,6 +35,8 @@ class Images(Data):
       classes: keep only examples of these classes; empty for all.
       horizontal_flip: mirror training pictures at random.
       flatten: give the model vectors [B, D] instead of pictures [B, H, W, C].
+      class_names: names of the subfolders of a folder in the order of their numbers; None takes all of them in order, or
+        those of the run that is looked at.
     """
 
     name: str = "digits"
@@ -46,6 +49,7 @@ class Images(Data):
     classes: tuple[int, ...] = ()
     horizontal_flip: bool = False
     flatten: bool = False
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +79,7 @@ class Images(Data):
             case "sprites" | "shapes":
                 examples = self._procedural(split)
             case "folder":
-                examples = sources.folder_images(self.dir, split, self.image_size, self.channels)
+                examples = sources.folder_images(self.dir, split, self.image_size, self.channels, self.class_names)
             case "emoji":
                 examples = sources.emoji(self.dir, split, self.image_size, self.channels)
             case _:
@@ -154,11 +158,32 @@ class Images(Data):
             case "shapes":
                 return len(procedural.SHAPE_CLASSES)
             case "folder":
-                return len(sources.folder_classes(self.dir))
+                return len(self._folder_classes())
             case "emoji":
                 return int(examples.arrays()["label"].max()) + 1
         builder = sources.open_tfds(self.name, self.dir)
         return builder.info.features[sources.tfds_image_features(builder)[1]].num_classes
+
+    def _folder_classes(self) -> tuple[str, ...]:
+        return tuple(sources.folder_classes(self.dir)) if self.class_names is None else self.class_names
+
+    def save(self, workdir: Path) -> None:
+        """Writes the classes of a folder beside the run, where they are not there.
+
+        Raises:
+          DataError: the run has others.
+        """
+        if self.name == "folder" and "label" in self.load("train").gather(np.zeros(1, np.int64)):
+            save_classes(workdir, self._folder_classes())
+
+    def beside(self, workdir: Path) -> Images:
+        """The same data with the classes of a run, where it has them."""
+        learned = read_classes(workdir)
+        return self if learned is None else dataclasses.replace(self, class_names=learned)
+
+    def going_on(self, workdir: Path) -> Images:
+        # Its classes are those of the data, for `save` to compare.
+        return self
 
     # ------------------------------------------------------------------------------------------------------------------
     # On the device

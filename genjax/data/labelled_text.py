@@ -14,7 +14,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,10 @@ import numpy as np
 
 from genjax.data import text_tasks
 from genjax.data.base import ArrayExamples, DataError, Examples, check_split
+from genjax.data.class_names import check_classes, read_classes, save_classes
 from genjax.data.documents import read_utf8
 from genjax.data.text_to_text import read_table_of_texts
-from genjax.data.tokenized import SPLIT_NAMES, DelimitedText, find_file, write_whole
-
-#: What the numbers of a run's classes stand for.
-CLASSES_FILE = "classes.json"
+from genjax.data.tokenized import SPLIT_NAMES, DelimitedText, find_file
 
 _MADE_SIZES = {"train": 6000, "validation": 500, "test": 1000}
 
@@ -132,11 +129,7 @@ class ClassifiedData(LabelledData):
           DataError: the run has others.
         """
         super().save(workdir)
-        path = Path(workdir) / CLASSES_FILE
-        if path.is_file():
-            self._check_classes(path)
-        else:
-            write_whole(path, json.dumps(self.classes, indent=1, ensure_ascii=False) + "\n")
+        save_classes(workdir, self.classes)
 
     def beside(self, workdir: Path) -> ClassifiedData:
         """The same data with tokenizer and classes of a run, where it has them.
@@ -144,24 +137,14 @@ class ClassifiedData(LabelledData):
         Raises:
           DataError: `class_names` are others.
         """
-        data, path = super().beside(workdir), Path(workdir) / CLASSES_FILE
-        if not path.is_file():
-            return data
+        data, learned = super().beside(workdir), read_classes(workdir)
         if self.class_names is not None:
-            self._check_classes(path)
-        return dataclasses.replace(data, class_names=tuple(json.loads(read_utf8(path))))
+            check_classes(workdir, self.class_names)
+        return data if learned is None else dataclasses.replace(data, class_names=learned)
 
     def going_on(self, workdir: Path) -> ClassifiedData:
         # Its classes are those of the data, for `save` to compare.
         return dataclasses.replace(super().going_on(workdir), class_names=self.class_names)
-
-    def _check_classes(self, path: Path) -> None:
-        learned = json.loads(read_utf8(path))
-        if self.classes != learned:
-            raise DataError(
-                f"the run has learned the classes {', '.join(map(repr, learned[:10]))} ({path}), and the data have "
-                f"{', '.join(map(repr, self.classes[:10]))}; take data of the same classes, or another --workdir"
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

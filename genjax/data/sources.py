@@ -298,14 +298,20 @@ def picture_files(base: Path) -> list[Path]:
     return paths
 
 
-def folder_images(directory: str | None, split: str, size: tuple[int, int] | None, channels: int) -> Examples:
+def folder_images(
+    directory: str | None,
+    split: str,
+    size: tuple[int, int] | None,
+    channels: int,
+    class_names: tuple[str, ...] | None = None,
+) -> Examples:
     """Pictures under a folder.
 
     Subfolders train, validation, test are the splits where there is a subfolder train; else the split is random and
-    fixed.  Subfolders of that are the classes, in the order of their names.
+    fixed.  Subfolders of that are the classes, in the order of `class_names`, or of their names.
 
     Raises:
-      DataError: there are no pictures, one of them cannot be read, or they differ in size.
+      DataError: there are no pictures, one of them cannot be read or is of none of `class_names`, or they differ in size.
     """
     root = _folder(directory)
     divided = (root / "train").is_dir()
@@ -313,10 +319,13 @@ def folder_images(directory: str | None, split: str, size: tuple[int, int] | Non
         check_split(split, sorted(p.name for p in root.iterdir() if p.is_dir()), f"folder {root}")
     base = root / split if divided else root
     paths = picture_files(base)
-    classes = {name: i for i, name in enumerate(folder_classes(directory))}
-    labels = None
-    if classes and all(p.relative_to(base).parts[0] in classes for p in paths):
-        labels = np.array([classes[p.relative_to(base).parts[0]] for p in paths], np.int32)
+    found = folder_classes(directory)
+    labels, folders = None, [p.relative_to(base).parts[0] for p in paths]
+    if found and all(folder in found for folder in folders):
+        number = {name: i for i, name in enumerate(found if class_names is None else class_names)}
+        if unknown := sorted(set(folders) - set(number)):
+            raise DataError(f"{base} has the class {unknown[0]!r}, which is none of {', '.join(map(repr, number))}")
+        labels = np.array([number[folder] for folder in folders], np.int32)
     if not divided:
         rows = split_indices(len(paths), split, f"folder {root}")
         paths = [paths[i] for i in rows]

@@ -1,0 +1,41 @@
+"""Names of the classes of a run, beside it: what the numbers of its labels stand for, whatever data it is shown later."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from genjax.data.base import DataError
+from genjax.data.documents import read_utf8
+from genjax.data.tokenized import write_whole
+
+CLASSES_FILE = "classes.json"
+
+
+def read_classes(workdir: Path) -> tuple[str, ...] | None:
+    """The names that a run has learned, in the order of their numbers, or None where it has none."""
+    path = Path(workdir) / CLASSES_FILE
+    return tuple(json.loads(read_utf8(path))) if path.is_file() else None
+
+
+def check_classes(workdir: Path, classes: Sequence[str]) -> None:
+    """Raises DataError if a run has learned other classes than these."""
+    learned = read_classes(workdir)
+    if learned is not None and tuple(classes) != learned:
+        raise DataError(
+            f"the run has learned the classes {', '.join(map(repr, learned[:10]))} ({Path(workdir) / CLASSES_FILE}), and the "
+            f"data have {', '.join(map(repr, classes[:10]))}; take data of the same classes, or another --workdir"
+        )
+
+
+def save_classes(workdir: Path, classes: Sequence[str]) -> None:
+    """Writes the names beside a run, where they are not there.
+
+    Raises:
+      DataError: the run has others.
+    """
+    check_classes(workdir, classes)
+    path = Path(workdir) / CLASSES_FILE
+    if not path.is_file():
+        write_whole(path, json.dumps(list(classes), indent=1, ensure_ascii=False) + "\n")
