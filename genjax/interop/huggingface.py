@@ -26,6 +26,7 @@ from genjax.interop.architectures import ARCHITECTURES
 from genjax.interop.architectures.base import Architecture, UnsupportedError
 from genjax.interop.safetensors import CheckpointFileError, Tensor
 from genjax.model import TrainState
+from genjax.nn.transformer import Transformer
 from genjax.optimizers import SGD
 
 PyTree = Any
@@ -146,6 +147,45 @@ def _whole(model: Any, params: PyTree) -> PyTree:
     return model.network_params(params) if hasattr(model, "network_params") else params
 
 
+#: Fields of a stack that decide what it computes, and of a model above it.
+_STACK_FIELDS = (
+    "num_layers", "width", "num_heads", "activation", "gated", "norm", "norm_placement", "norm_epsilon", "qk_norm",
+    "use_bias", "positions", "window", "experts",
+)  # fmt: skip
+_MODEL_FIELDS = (
+    "num_types", "position_offset", "skip_padding", "embedding_norm", "tie_embeddings", "scale_logits", "logit_bias",
+    "patch_size",
+)  # fmt: skip
+
+
+def _computation(model: Any) -> dict[str, Any]:
+    """What a model computes from its parameters, by the names of its fields, as far as other libraries may not know it."""
+    found = {name: getattr(model, name) for name in _MODEL_FIELDS if hasattr(model, name)}
+    for part in ("network", "encoder", "decoder", "text", "vision"):
+        if not isinstance(stack := getattr(model, part, None), Transformer):
+            continue
+        found |= {f"{part}.{name}": getattr(stack, name) for name in _STACK_FIELDS}
+        found[f"{part}.attention_scale"] = stack.attention_scale or stack.size_of_head**-0.5
+        if stack.positions == "t5":
+            found[f"{part}.relative_buckets"] = stack.relative_buckets
+    if hasattr(model, "embedding_scale"):
+        scale = model.embedding_scale
+        found["embedding_scale"] = model.encoder.width**0.5 if scale is None else scale
+    # Positions of patches are the vision encoder's own table.
+    found.pop("vision.positions", None)
+    return found
+
+
+def _check_counterpart(architecture: Architecture, model: Any, config: dict[str, Any], names: list[str]) -> None:
+    """Raises UnsupportedError if a written configuration does not say all that the model computes."""
+    theirs = _computation(architecture.read(config, names))
+    for name, value in _computation(model).items():
+        if theirs[name] != value:
+            raise UnsupportedError(
+                f"the library transformers has no {architecture.model_type} with {name}={value!r} (it has {theirs[name]!r})"
+            )
+
+
 def load_params(
     model: Any, folder: str | Path, abstract: PyTree, fine_tune: bool = False, replace: bool = False
 ) -> PyTree:
@@ -228,11 +268,12 @@ def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str =
     folder = Path(folder).expanduser()
     architecture = architecture_for(model)
     config = {**architecture.write(model), "dtype": dtype, "torch_dtype": dtype}
-    folder.mkdir(parents=True, exist_ok=True)
     kind, params = jnp.dtype(dtype), _whole(model, params)
     rows = [
         (name, shape, kind, make) for name, shape, make in binding.tensors_of(params, _written(architecture, model))
     ]
+    _check_counterpart(architecture, model, config, [name for name, *_ in rows])
+    folder.mkdir(parents=True, exist_ok=True)
     safetensors.write(folder / safetensors.WEIGHTS, rows)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in TOKENIZER_FILES:

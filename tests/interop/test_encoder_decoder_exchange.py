@@ -121,3 +121,12 @@ def test_t5_with_an_output_map_of_its_own(tmp_path):
         )
     logits = jax.jit(model.logits)(again.state, jnp.asarray(source[:, :4]), jnp.asarray(source), jnp.asarray(mask))
     close(logits, out.logits)
+    # What their configuration cannot say would be computed otherwise there.
+    sinusoidal = {n: dataclasses.replace(getattr(model, n), positions="sinusoidal") for n in ("encoder", "decoder")}
+    for changes, named in (
+        ({"embedding_scale": None}, "embedding_scale=2.8"),
+        (sinusoidal, "encoder.positions='sinus"),
+    ):
+        with pytest.raises(ValueError, match=f"transformers has no t5 with {named}"):
+            save_pretrained(tmp_path / "none", dataclasses.replace(model, **changes), params)
+    assert not (tmp_path / "none").exists()
