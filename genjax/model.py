@@ -126,6 +126,17 @@ class HasPretrained(Protocol):
 
 
 @runtime_checkable
+class HasLearnedExtra(Protocol):
+    """A model that learns arrays of `state.extra` with its parameters, so that a run which starts from all of these takes both.
+
+    Attributes:
+      learned_extra: their names, those among them that a configuration does not have included.
+    """
+
+    learned_extra: tuple[str, ...]
+
+
+@runtime_checkable
 class ChecksStart(Protocol):
     """A model that cannot start from any parameters, as one that is distilled from a teacher."""
 

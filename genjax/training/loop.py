@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from genjax.config import ConfigError
-from genjax.model import CanDiagnose, ChecksStart, HasPretrained, HasWarnings, TrainState
+from genjax.model import CanDiagnose, ChecksStart, HasLearnedExtra, HasPretrained, HasWarnings, TrainState
 from genjax.training import host
 from genjax.training.checkpoints import Checkpoints, warm_start
 from genjax.training.engine import Engine
@@ -179,6 +179,10 @@ class _Run:
         if source is not None:
             plain = self.engine.collect(state)
             taken = warm_start(plain.params, source, self.training.init_prefix, model)
+            if isinstance(model, HasLearnedExtra) and not self.training.init_prefix:
+                learned = {name: plain.extra[name] for name in model.learned_extra if name in plain.extra}
+                learned = warm_start(learned, source, (), model) if learned else {}
+                plain = plain.replace(extra={**plain.extra, **learned})
             state = self._started(plain, taken)
         return state
 

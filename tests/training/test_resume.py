@@ -208,6 +208,28 @@ def test_parameters_of_another_run_are_taken_whole_or_by_prefix(finished, tmp_pa
         train(wrong, tmp_path / "wrong", quiet=True)
 
 
+def test_what_is_learned_beside_the_parameters_is_taken_with_them(tmp_path):
+    from genjax.training import loop, resolve
+    from genjax.training.engine import Engine
+
+    entry = config.find_experiment("vq_vae_digits")
+    changes = {**entry.shrunk, "training.mesh": "data:1", "training.tensorboard": False}
+    experiment = resolve(config.apply_overrides(entry.build(), changes))
+    engine = Engine(experiment)
+    earlier = engine.init()
+    earlier = earlier.replace(extra={**earlier.extra, "codebook": earlier.extra["codebook"] + 1.0})
+    checkpoints = Checkpoints(tmp_path / "earlier")
+    checkpoints.save(0, earlier)
+    checkpoints.close()
+    later = config.override(experiment, "training.init_from", str(tmp_path / "earlier"))
+    (tmp_path / "later").mkdir()
+    run = loop._Run(Engine(later), later, tmp_path / "later", "later", True, None)
+    state = run._first_state()
+    run.checkpoints.close()
+    for name, leaf in earlier.extra.items():
+        np.testing.assert_array_equal(state.extra[name], leaf)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_way_back(tmp_path):
     jax.config.update("jax_debug_nans", False)
     try:

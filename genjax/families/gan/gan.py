@@ -101,6 +101,9 @@ class GAN:
     generator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
     discriminator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
 
+    # Statistics of batch norm, directions of power iteration, mean styles.
+    learned_extra = ("generator", "discriminator")
+
     def __post_init__(self) -> None:
         for name in ("num_discriminator_steps", "penalty_every"):
             if getattr(self, name) < 1:

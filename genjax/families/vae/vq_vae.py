@@ -128,6 +128,8 @@ class VQVAE:
     compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = Adam()
 
+    learned_extra = ("codebook", "sums", "place_counts")
+
     def __post_init__(self) -> None:
         if self.num_codes < 2:
             raise ValueError(f"model.num_codes={self.num_codes} must be at least 2")
