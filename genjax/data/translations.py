@@ -89,7 +89,8 @@ class Translations(Images):
                 f"data.source_dir is the second of two folders, but x is {self.name}; "
                 "give the first as --data.name=folder --data.dir=FOLDER"
             )
-        source = self._arrays(dataclasses.replace(self, dir=self.source_dir), split)["x"]
+        # Its subfolders are no classes.
+        source = self._arrays(dataclasses.replace(self, dir=self.source_dir, class_names=None), split)["x"]
         if self.paired:
             self._check_pairs()
             return ArrayExamples({**arrays, "source": source})

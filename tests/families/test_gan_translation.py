@@ -66,6 +66,11 @@ def test_two_folders_are_two_domains(tmp_path):
     assert unpaired.spec()["paired"] is False and "unpaired with the pictures of" in unpaired.protocol()
     with pytest.raises(DataError, match="but 020 is not once in each"):
         two(source_dir=str(tmp_path / "few")).load("train")
+    # Classes that a run knows are those of x.
+    (tmp_path / "few").rename(tmp_path / "all")
+    (tmp_path / "few").mkdir()
+    (tmp_path / "all").rename(tmp_path / "few" / "all")
+    assert len(two(source_dir=str(tmp_path / "few"), paired=False, class_names=("cat",)).load("test")) == 3
     with pytest.raises(DataError, match="give the first as --data.name=folder"):
         Translations(name="digits", source_dir=str(tmp_path / "x")).load("train")
     (path,) = paired.write_answers(
