@@ -230,6 +230,20 @@ class AutoregressiveBernoulli(Emission):
         return jax.random.bernoulli(key, jax.nn.sigmoid(jnp.where(before > 0, go_on, start))).astype(jnp.float32)
 
 
+def _square_distances(x: Array, means: Array, factors: Array) -> Array:
+    """sum_d (factors_kd (x_nd - means_kd))^2 of x [N, D] and means [K, D], shape [N, K].
+
+    A difference of squares, which a matrix product would give, loses all digits far from a narrow component.
+    """
+
+    def add(total: Array, column: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        x, mean, factor = column
+        return total + ((x[:, None] - mean[None]) * factor[None]) ** 2, None
+
+    # Column by column: XLA on CPU sums along short last axes slowly.
+    return jax.lax.scan(add, jnp.zeros((len(x), len(means)), x.dtype), (x.T, means.T, factors.T))[0]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gaussian(Emission):
     """Normal vectors.
@@ -312,14 +326,13 @@ class Gaussian(Emission):
 
     def log_prob(self, params: PyTree, x: Array) -> Array:
         scale, dim = params["scale"], x.shape[-1]
-        # Squares of differences, and no differences of squares, which lose all digits far from a narrow component.
         flat, mean = x.reshape(-1, dim) - self._centre(params)[None], params["mean"] - self._centre(params)[None]
         if self.covariance in ("spherical", "diagonal"):
-            square = (((flat[:, None] - mean[None]) / scale[None]) ** 2).sum(-1)
+            square = _square_distances(flat, mean, jnp.broadcast_to(1.0 / scale, mean.shape))
             log_det = jnp.broadcast_to(jnp.log(jnp.abs(scale)), mean.shape).sum(-1)
         elif self.covariance == "tied":
             inverse = jax.scipy.linalg.solve_triangular(scale, jnp.eye(dim), lower=True)
-            square = (((flat @ inverse.T)[:, None] - (mean @ inverse.T)[None]) ** 2).sum(-1)
+            square = _square_distances(flat @ inverse.T, mean @ inverse.T, jnp.ones_like(mean))
             log_det = jnp.broadcast_to(jnp.log(jnp.abs(jnp.diagonal(scale))).sum(), mean.shape[:1])
         else:
             eye = jnp.broadcast_to(jnp.eye(dim), scale.shape)
