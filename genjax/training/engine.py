@@ -105,14 +105,15 @@ class Engine:
         self._replicated = NamedSharding(self.mesh, PartitionSpec())
         self._batched = NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
         self._stacked = NamedSharding(self.mesh, PartitionSpec(None, ("data", "fsdp")))
+        self._part, self._num_parts = self._own_part()
         self.pipeline = None
         if batch_spec is None:
             self.pipeline = Pipeline(
                 experiment.data,
                 "train",
                 training.seed,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
+                process_index=self._part,
+                process_count=self._num_parts,
             )
             batch_spec = self._raw_batch_spec()
         self.batch_spec = batch_spec
@@ -127,6 +128,23 @@ class Engine:
                 f"{name}={size} cannot be divided among {self.num_batch_devices} devices; give a multiple of "
                 f"{self.num_batch_devices}, or fewer devices with --training.mesh=data:N"
             )
+
+    def _own_part(self) -> tuple[int, int]:
+        """Which part of every batch the devices of this process hold, and how many parts there are.
+
+        Processes that share an axis tensor hold the same part.
+        """
+        if len({device.process_index for device in self.mesh.devices.flat}) < jax.process_count():
+            raise ConfigError(f"training.mesh={self.experiment.training.mesh} leaves a process without a device")
+        size = self.num_batch_devices
+        rows = self._batched.addressable_devices_indices_map((size,)).values()
+        held = sorted({row.start or 0 for (row,) in rows})
+        if held != list(range(held[0], held[0] + len(held))) or held[0] % len(held) or size % len(held):
+            raise ConfigError(
+                f"training.mesh={self.experiment.training.mesh} leaves process {jax.process_index()} without an equal part "
+                "of the batch in one piece"
+            )
+        return held[0] // len(held), size // len(held)
 
     def _raw_batch_spec(self) -> dict[str, Any]:
         example = self.pipeline.batch(0)
@@ -260,7 +278,7 @@ class Engine:
             return {name: self._place(a, self._stacked) for name, a in rows.items()}
         count = self.mesh.local_mesh.size
         steps, size = next(iter(rows.values())).shape[:2]
-        start = jax.process_index() * size
+        start = self._part * size
         rows = {**rows, "example_index": np.tile(np.arange(start, start + size, dtype=np.int32), (steps, 1))}
         return {name: a.reshape(steps, count, size // count, *a.shape[2:]) for name, a in rows.items()}
 
@@ -281,8 +299,8 @@ class Engine:
 
     def _local_indices(self, step: int) -> np.ndarray:
         indices = self.pipeline.indices(step).astype(np.int32)
-        size = len(indices) // jax.process_count()
-        return indices[jax.process_index() * size :][:size]
+        size = len(indices) // self._num_parts
+        return indices[self._part * size :][:size]
 
     def advance(self, state: TrainState, inputs: dict[str, Any]) -> tuple[TrainState, Metrics]:
         """Runs one dispatch; the old state is donated.  Metrics have one row per step (per device first, under pmap)."""
@@ -356,7 +374,7 @@ class Engine:
         if jax.process_count() == 1:
             return jax.device_put(array, self._batched)
         return multihost_utils.host_local_array_to_global_array(
-            np.split(array, jax.process_count())[jax.process_index()], self.mesh, self._batched.spec
+            np.split(array, self._num_parts)[self._part], self.mesh, self._batched.spec
         )
 
     def map(

@@ -81,8 +81,9 @@ def _by_slurm(index: int, port: int) -> tuple[dict[str, str], list[str]]:
     return {name: str(value) for name, value in {**job, **place}.items()}, ["--training.distributed"]
 
 
-@pytest.mark.parametrize("launch", [_by_hand, _by_slurm])
-def test_two_processes_give_the_losses_of_one(launch, tmp_path):
+# Along the axis tensor, both processes hold the same examples.
+@pytest.mark.parametrize(("launch", "mesh"), [(_by_hand, "data:4"), (_by_slurm, "tensor:4")])
+def test_two_processes_give_the_losses_of_one(launch, mesh, tmp_path):
     overrides = {**TINY, "training.num_steps": 50}
     source = str(tmp_path / "source")
     train(tiny(training__mesh="data:1", training__num_steps=5, training__seed=1), source, quiet=True)
@@ -96,6 +97,7 @@ def test_two_processes_give_the_losses_of_one(launch, tmp_path):
                 "--experiment=vae_digits",
                 f"--workdir={tmp_path / 'two'}",
                 f"--training.init_from={source}",
+                f"--training.mesh={mesh}",
                 *flags(overrides),
                 *launch(i, port)[1],
             ),
