@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from genjax.data.base import RESIDENT_BYTES, Data, DataError
+from genjax.data.base import RESIDENT_BYTES, Data, DataError, Examples
 
 
 @functools.lru_cache(maxsize=4)
@@ -40,9 +40,7 @@ class Pipeline:
         if data.batch_size % process_count:
             raise DataError(f"data.batch_size={data.batch_size} cannot be divided among {process_count} processes")
         self.data, self.seed = data, seed
-        self.examples = data.load(split)
-        if not len(self.examples):
-            raise DataError(f"the split {split} of the data set {data.name} has no examples")
+        self.examples = check_not_empty(data, split)
         size = data.batch_size // process_count
         self._slice = slice(process_index * size, (process_index + 1) * size)
 
@@ -86,6 +84,18 @@ class Pipeline:
         return iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.data.num_workers)))
 
 
+def check_not_empty(data: Data, split: str) -> Examples:
+    """The examples of a split.
+
+    Raises:
+      DataError: there is no such split, or it has none.
+    """
+    examples = data.load(split)
+    if not len(examples):
+        raise DataError(f"the split {split} of the data set {data.name} has no examples")
+    return examples
+
+
 def evaluation_batches(data: Data, split: str, size: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Yields every example of a split once, in order.
 
@@ -98,10 +108,8 @@ def evaluation_batches(data: Data, split: str, size: int) -> Iterator[tuple[dict
       A batch with leading axis `size` and `example_index` [size], and a mask [size] that is 0 where the last batch is
       padded with copies of the last example.
     """
-    examples = data.load(split)
+    examples = check_not_empty(data, split)
     count = len(examples)
-    if not count:
-        raise DataError(f"the split {split} of the data set {data.name} has no examples")
     for start in range(0, count, size):
         index = np.arange(start, start + size)
         batch = examples.gather(np.minimum(index, count - 1))

@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from genjax.config import ConfigError
+from genjax.data import check_not_empty
 from genjax.model import CanDiagnose, ChecksStart, HasLearnedExtra, HasPretrained, HasWarnings, TrainState
 from genjax.training import host
 from genjax.training.checkpoints import Checkpoints, warm_start
@@ -145,6 +146,9 @@ class _Run:
         self.engine, self.workdir, self.name = engine, workdir, name
         self.draw = draw if jax.process_count() == 1 else None
         self.experiment, self.training = engine.experiment, engine.experiment.training
+        if self.training.evaluate_every is not None or hasattr(self.experiment.model, "reconstruct"):
+            # Else a run would come as far as its first evaluation, and end there.
+            check_not_empty(self.experiment.data, self.experiment.evaluation.validation_split)
         self.primary = jax.process_index() == 0
         if self.primary:
             save_config(workdir, name, described, engine.batch_spec)
@@ -291,14 +295,14 @@ class _Run:
             self.progress.line(f"step {step}: {self.experiment.evaluation.validation_split}  {format_metrics(metrics)}")
             if self.records is not None:
                 self.records.write(step, self.experiment.evaluation.validation_split, metrics)
-            if training.best_metric is not None and training.best_metric not in metrics:
-                raise ConfigError(
-                    f"training.best_metric={training.best_metric} is not among the metrics of an evaluation, "
-                    f"which are {', '.join(metrics)}"
-                )
         rated = metrics is not None and training.best_metric is not None
         if stopping or last or rated or step % training.checkpoint_every == 0:
             self.checkpoints.save(step, plain, metrics)
+        if rated and training.best_metric not in metrics:
+            raise ConfigError(
+                f"training.best_metric={training.best_metric} is not among the metrics of an evaluation, "
+                f"which are {', '.join(metrics)}"
+            )
         if not stopping and (last or (training.sample_every is not None and step % training.sample_every == 0)):
             self._draw(plain, step)
 

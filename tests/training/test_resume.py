@@ -19,6 +19,7 @@ from tiny_runs import TINY, command, environment, flags, tiny
 import genjax
 from genjax import config
 from genjax.config import ConfigError
+from genjax.data import DataError
 from genjax.families.vae.vae import VAE
 from genjax.training import CheckpointError, NonFiniteError, train
 from genjax.training.checkpoints import Checkpoints, flatten
@@ -228,6 +229,16 @@ def test_what_is_learned_beside_the_parameters_is_taken_with_them(tmp_path):
     run.checkpoints.close()
     for name, leaf in earlier.extra.items():
         np.testing.assert_array_equal(state.extra[name], leaf)
+
+
+def test_an_evaluation_that_cannot_be_is_told_before_the_first_step_or_after_its_checkpoint(tmp_path):
+    evaluated = {"training__mesh": "data:1", "training__num_steps": 10, "training__evaluate_every": 5}
+    with pytest.raises(DataError, match="no split 'dev'"):
+        train(tiny(**evaluated, evaluation__validation_split="dev"), tmp_path / "split", quiet=True)
+    assert not (tmp_path / "split" / "metrics.jsonl").exists()
+    with pytest.raises(ConfigError, match="best_metric=elb is not among"):
+        train(tiny(**evaluated, training__best_metric="elb"), tmp_path / "metric", quiet=True)
+    assert Checkpoints(tmp_path / "metric", writable=False).steps() == [5]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_way_back(tmp_path):
