@@ -377,11 +377,12 @@ class _Run:
         return ""
 
     def _log(self, step: int, window: list[dict[str, np.ndarray]], rate: float) -> None:
-        """Means over the steps since the last line."""
+        """Means over the steps since the last line whose update was not skipped; NaN where all were."""
         rows = {name: np.concatenate([w[name] for w in window]) for name in window[0]}
-        if "skipped" in rows and not rows["skipped"].all():
+        if "skipped" in rows:
             taken = rows["skipped"] == 0
-            rows = {name: v if name == "skipped" else v[taken] for name, v in rows.items()}
+            kept = lambda v: v[taken] if taken.any() else np.array([np.nan])  # noqa: E731
+            rows = {name: v if name == "skipped" else kept(v) for name, v in rows.items()}
         metrics = {name: float(np.mean(v, dtype=np.float64)) for name, v in rows.items()}
         metrics["steps_per_second"] = rate
         if self.records is not None:

@@ -1,6 +1,7 @@
 """A run that is stopped, killed or damaged goes on from a sound checkpoint, and ends as one that was not."""
 
 import dataclasses
+import json
 import os
 import random
 import re
@@ -165,8 +166,6 @@ def test_the_last_and_the_best_checkpoints_are_kept(tmp_path):
         training__best_mode="min",
     )
     train(experiment, tmp_path, quiet=True)
-    import json
-
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     values = {row["step"]: row["kl"] for row in rows if row["kind"] == "validation"}
     best = min(values, key=values.get)
@@ -270,6 +269,18 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path
     with jax.debug_nans(False), pytest.raises(NonFiniteError, match=match):
         train(dataclasses.replace(experiment, model=Spoilt(**fields)), tmp_path, quiet=True)
     assert Checkpoints(tmp_path, writable=False).steps() == [10]
+
+
+def test_a_line_of_skipped_updates_alone_has_no_loss(tmp_path):
+    experiment = tiny(
+        training__mesh="data:1", training__num_steps=20, training__log_every=1, model__optimizer__skip_nonfinite=True
+    )
+    fields = {f.name: getattr(experiment.model, f.name) for f in dataclasses.fields(experiment.model)}
+    with jax.debug_nans(False):
+        train(dataclasses.replace(experiment, model=Spoilt(**fields)), tmp_path, quiet=True)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines] == [0.0] * 19 + [1.0]
+    assert [np.isfinite(line["loss"]) for line in lines] == [True] * 19 + [False]
 
 
 def test_a_model_that_can_diagnose_names_the_layer(tmp_path):
