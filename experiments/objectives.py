@@ -5,7 +5,8 @@
     python -m experiments.objectives --data=mnist --data_dir=DIRECTORY --features=runs/feature_net_mnist \\
         --num_steps=4000 --workdir=runs/objectives
 
-The mixtures take the perceptrons of the experiment wgan_gp_eight_gaussians, the same for all methods; the pictures DCGAN
+The mixtures take the perceptrons of the experiment wgan_gp_eight_gaussians, the same for all methods, on the grid with R1 for
+those that have no penalty of their own and do not clip; the pictures DCGAN
 with spectral norm in the discriminator, but batch norm in the clipped critic, layer norm in the one with a gradient penalty,
 and two updates of these a step, where those of mixtures have five.  --num_steps is for the method that costs least; another
 takes as many steps as need the same number of floating-point operations, counted by XLA in one update of each network.
