@@ -5,11 +5,11 @@
     python -m experiments.objectives --data=mnist --data_dir=DIRECTORY --features=runs/feature_net_mnist \\
         --num_steps=4000 --workdir=runs/objectives
 
-The mixtures take the perceptrons of the experiment wgan_gp_eight_gaussians, the same for all methods, on the grid with R1 for
-those that have no penalty of their own and do not clip; the pictures DCGAN
-with spectral norm in the discriminator, but batch norm in the clipped critic, layer norm in the one with a gradient penalty,
-and two updates of these a step, where those of mixtures have five.  --num_steps is for the method that costs least; another
-takes as many steps as need the same number of floating-point operations, counted by XLA in one update of each network.
+The mixtures take the perceptrons of the experiment wgan_gp_eight_gaussians, the same for all methods, and on the grid R1 where
+a method has no penalty of its own and does not clip.  The pictures take DCGAN with spectral norm in the discriminator, but
+batch norm in the clipped critic, layer norm in the one with a gradient penalty, and two updates of these a step, where those of
+mixtures have five.  --num_steps is for non_saturating; another method takes as many steps as need the same number of
+floating-point operations, counted by XLA in one update of each network.
 Rates fall to 0 over a method's steps, and samples are drawn from the generator's moving average.  Of a mixture the table has
 the modes covered and the share of samples within three standard deviations of one; of pictures the Frechet distance to the
 test split in the features of --features, recall, the number of classes among the samples and the share of the largest: mean
@@ -49,7 +49,7 @@ flags.DEFINE_enum("data", "eight_gaussians", tuple(SETTINGS), "mixture or pictur
 flags.DEFINE_string("data_dir", None, "where the pictures lie, as data.dir of an experiment")
 flags.DEFINE_string("features", None, "of pictures: pixels, or the directory of a run of a classifier")
 flags.DEFINE_list("methods", list(METHODS), f"which of {', '.join(METHODS)}")
-flags.DEFINE_integer("num_steps", 10000, "steps of the cheapest method", lower_bound=1)
+flags.DEFINE_integer("num_steps", 10000, "steps of non_saturating", lower_bound=1)
 flags.DEFINE_float("learning_rate", None, "of both networks; by default one that suits the data")
 flags.DEFINE_integer("num_seeds", 5, "runs of each method, with the seeds 0, 1, ...", lower_bound=1)
 flags.DEFINE_integer("num_samples", 10000, "samples of each run", lower_bound=100)
@@ -104,9 +104,9 @@ def main(arguments: list[str]) -> int:
     folder = Path(values.workdir).expanduser() / values.data
     folder.mkdir(parents=True, exist_ok=True)
     given = (values.data, values.learning_rate, values.data_dir)
-    cheapest = experiment_of("non_saturating", *given)
-    budget = values.num_steps * operations(cheapest, first_states(cheapest, 1))
-    measure = measures_of(cheapest, values.data, values.features)
+    reference = experiment_of("non_saturating", *given)
+    budget = values.num_steps * operations(reference, first_states(reference, 1))
+    measure = measures_of(reference, values.data, values.features)
     rows = {}
     for method in values.methods:
         experiment = experiment_of(method, *given)
