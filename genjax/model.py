@@ -248,8 +248,17 @@ def batch_size(batch: Batch) -> int:
 
 
 def example_places(batch: Batch) -> Array:
-    """The place of each example in the whole batch, of which this may be a part, [B]."""
-    return batch["example_index"] if "example_index" in batch else jnp.arange(batch_size(batch))
+    """The place of each example in the whole batch, of which this may be a part, [B].
+
+    Without `example_index` the devices of the `pmap` mode hold equal parts, one after the other.
+    """
+    if "example_index" in batch:
+        return batch["example_index"]
+    places = jnp.arange(batch_size(batch))
+    try:
+        return places + jax.lax.axis_index(DEVICE_AXIS) * len(places)
+    except NameError:
+        return places
 
 
 def example_keys(key: Array, batch: Batch) -> Array:

@@ -13,6 +13,7 @@ from genjax.decoding.base import Decoder, Generation, check_lengths, num_bytes, 
 from genjax.decoding.constraint import Automaton
 from genjax.decoding.sampling import FORBIDDEN, PLAIN, Sampling
 from genjax.decoding.watermark import Watermark
+from genjax.model import example_keys
 
 Array = jax.Array
 PyTree = Any
@@ -109,9 +110,9 @@ class Choice(NamedTuple):
         return token, log_prob, ChoiceState(seen, state, token, left, ended)
 
 
-def row_keys(key: Array, rows: int) -> Array:
-    """One key for each row, which does not depend on their number."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))
+def row_keys(key: Array, prompts: Array, example_index: Array | None = None) -> Array:
+    """One key for each row of prompts [B, P] by `example_keys`, so that draws do not depend on how rows are divided."""
+    return example_keys(key, {"tokens": prompts} | ({} if example_index is None else {"example_index": example_index}))
 
 
 def _keys_of_step(keys: Array, step: Array | int) -> Array:
@@ -129,6 +130,7 @@ def generate(
     end_token: int | None = None,
     constraint: Automaton | None = None,
     watermark: Watermark | None = None,
+    example_index: Array | None = None,
 ) -> Generation:
     """Continues prompts in one compiled program: a loop, or a few with memories of growing size one after the other.
 
@@ -144,6 +146,7 @@ def generate(
       end_token: after it a row is over; the loop stops when all are.
       constraint: automaton that accepts what is written; without an end token a row is over where it has no way on.
       watermark: green-list watermark to put in.
+      example_index: place of each row in the whole batch where these are a part of it, [B]; see `example_keys`.
 
     Raises:
       ValueError: the prompt does not fit, no new token was asked for, or too few for the constraint, or that is one of
@@ -154,7 +157,7 @@ def generate(
         check_lengths(lengths, *prompts.shape)
     prompts = prompts.astype(jnp.int32)
     choice = Choice(sampling, end_token, constraint, watermark)
-    rows = (row_keys(key, prompts.shape[0]), prompts, lengths)
+    rows = (row_keys(key, prompts, example_index), prompts, lengths)
     parts = _num_parts(decoder, prompts, max_new_tokens, lengths is not None)
     if parts == 1:
         return _generate(decoder, choice, max_new_tokens, *rows)
@@ -302,7 +305,7 @@ def stream(
     logits, memory, _ = jax.jit(lambda p: prefill(decoder, p, None, p.shape[1] + max_new_tokens - 1))(prompts)
     choice = Choice(sampling, end_token, constraint, watermark)
     past = choice.init(prompts, None, logits.shape[-1], max_new_tokens)
-    keys, ended, step = row_keys(key, 1), bool(past.ended[0]), 0
+    keys, ended, step = row_keys(key, prompts), bool(past.ended[0]), 0
     while not ended and step < max_new_tokens:
         token, memory, past = _stream_step(
             decoder.extend,

@@ -37,6 +37,7 @@ def speculative(
     lengths: Array | None = None,
     sampling: Sampling = PLAIN,
     end_token: int | None = None,
+    example_index: Array | None = None,
 ) -> tuple[Generation, Array]:
     """Continues prompts [B, P] as `generate` with `target` would, in fewer of its passes.
 
@@ -50,6 +51,7 @@ def speculative(
       lengths: number of tokens of each prompt, [B], or None.
       sampling: filters and temperature, of both models (without a repetition penalty).
       end_token: after it a row is over.
+      example_index: place of each row in the whole batch where these are a part of it, [B]; see `example_keys`.
 
     Returns:
       The generation (its `log_probs` are 0, as they were not drawn by one distribution), and the number of passes of
@@ -79,7 +81,7 @@ def speculative(
         raise ValueError(f"the draft has {sizes[1]} tokens and the target {sizes[0]}; they must have one vocabulary")
     last = jnp.take_along_axis(prompts, place[:, None] - 1, axis=1)[:, 0]
     probabilities = lambda logits: jax.nn.softmax(sampling.filter(logits), axis=-1)  # noqa: E731
-    keys = row_keys(key, batch)
+    keys = row_keys(key, prompts, example_index)
     width = num_proposals + 1
     slots = max_new_tokens + width
 

@@ -19,6 +19,10 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
+#: Splits of the vocabulary that a detection makes at a time.
+SPLITS_AT_ONCE = 64
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Watermark:
     """Settings of the watermark.
@@ -56,12 +60,12 @@ class Watermark:
     def green(self, previous: Array, vocab_size: int) -> Array:
         """Which tokens are green after each of `previous` [B], bool [B, V]."""
         count = self.num_green(vocab_size)
+        return jax.vmap(lambda token: self._split(token, count, vocab_size))(previous)
 
-        def split(token: Array) -> Array:
-            scores = jax.random.uniform(jax.random.fold_in(jax.random.key(self.seed), token), (vocab_size,))
-            return scores.argsort().argsort() < count
-
-        return jax.vmap(split)(previous)
+    def _split(self, token: Array, count: int, vocab_size: int) -> Array:
+        """The `count` green tokens after one token, bool [V]."""
+        scores = jax.random.uniform(jax.random.fold_in(jax.random.key(self.seed), token), (vocab_size,))
+        return scores.argsort().argsort() < count
 
     def shift(self, logits: Array, previous: Array) -> Array:
         """Raises the green logits, [B, V]."""
@@ -78,13 +82,19 @@ class Watermark:
           mask: True where tokens are no padding, [B, T].
         """
         previous, current = tokens[:, :-1], tokens[:, 1:]
-        shape = current.shape
-        green = self.green(previous.reshape(-1), vocab_size)
-        hits = jnp.take_along_axis(green, current.reshape(-1, 1), axis=1).reshape(shape)
-        counted = jnp.ones(shape, bool) if mask is None else mask[:, 1:].astype(bool)
+        count = self.num_green(vocab_size)
+        is_green = lambda pair: self._split(pair[0], count, vocab_size)[pair[1]]  # noqa: E731
+        # A few splits at a time: all of them together are an array [B, T, V].
+        hits = jax.lax.map(is_green, (previous.ravel(), current.ravel()), batch_size=SPLITS_AT_ONCE)
+        hits = hits.reshape(current.shape)
+        if mask is None:
+            counted = jnp.ones(current.shape, bool)
+        else:
+            # A split that padding decides says nothing, as nobody put it in.
+            counted = (mask[:, :-1] & mask[:, 1:]).astype(bool)
         counted = counted & jax.vmap(_first_of_equals)(previous, current, counted)
         total = counted.sum(1)
-        gamma = self.num_green(vocab_size) / vocab_size
+        gamma = count / vocab_size
         return ((hits & counted).sum(1) - gamma * total) / jnp.sqrt(jnp.maximum(total, 1) * gamma * (1.0 - gamma))
 
 

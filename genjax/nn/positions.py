@@ -67,10 +67,15 @@ class LinearScaling(RotaryScaling):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NTKScaling(RotaryScaling):
-    """A larger base, base * factor^(d / (d - 2)): fast angles stay, the slowest is divided by `factor`."""
+    """A larger base, base * factor^(d / (d - 2)): fast angles stay, the slowest is divided by `factor`.
+
+    The one angle of two features is the fastest, base^0 whatever the base, and stays.
+    """
 
     def frequencies(self, frequencies: np.ndarray, base: float) -> np.ndarray:
         dim = 2 * len(frequencies)
+        if dim == 2:
+            return frequencies
         base = base * self.factor ** (dim / (dim - 2))
         return base ** (-np.arange(0, dim, 2) / dim)
 

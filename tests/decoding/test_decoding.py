@@ -12,6 +12,8 @@ from scipy import stats
 
 from genjax import decoding
 from genjax.decoding import Decoder, Sampling, Step, Watermark
+from genjax.decoding.generate import row_keys
+from genjax.model import DEVICE_AXIS
 
 V = 5
 
@@ -220,6 +222,18 @@ def test_each_device_takes_its_own_rows_in_parts(monkeypatch):
     assert not any(name in program.as_text() for name in ("all-gather", "all-to-all", "collective-permute"))
 
 
+def test_devices_of_pmap_draw_what_one_device_draws():
+    prompts = jnp.tile(PROMPT, (4, 1))
+    run = lambda prompts: decoding.generate(TARGET, jax.random.key(7), prompts, 3).tokens  # noqa: E731
+    whole = jax.jit(run)(prompts)
+    parts = jax.pmap(run, axis_name=DEVICE_AXIS, devices=jax.devices()[:2])(prompts.reshape(2, 2, 2))
+    np.testing.assert_array_equal(parts.reshape(4, 3), whole)
+    assert len(np.unique(whole, axis=0)) > 2
+    # As do microbatches, whose rows know their places.
+    keys, index = row_keys(jax.random.key(7), prompts), jnp.array([3, 1])
+    assert (row_keys(jax.random.key(7), prompts[:2], index) == keys[index]).all()
+
+
 def test_rows_are_divided_where_a_part_and_the_parameters_fit_a_cache():
     module = importlib.import_module("genjax.decoding.generate")
     size = module.PROCESSOR_CACHE * jax.device_count()
@@ -358,6 +372,10 @@ def test_the_watermark_is_found_where_it_is_and_not_elsewhere():
     for bad in ({"green_fraction": 0.0}, {"green_fraction": 1.0}, {"green_fraction": 1.5}, {"delta": np.inf}):
         with pytest.raises(ValueError, match="the watermark's"):
             Watermark(**bad)
+    # Padding in front decides no split that anybody put in.
+    padded = jnp.concatenate([jnp.full((40, 5), 9), marked], axis=1)
+    found = mark.z_score(padded, vocab, jnp.arange(padded.shape[1])[None] >= jnp.full((40, 1), 5))
+    np.testing.assert_allclose(found, z(marked), rtol=1e-6)
     with pytest.raises(ValueError, match="green_fraction=0.01 of 20 tokens is 0 of them"):
         Watermark(green_fraction=0.01).z_score(jnp.zeros((1, 4), jnp.int32), 20)
 

@@ -233,6 +233,15 @@ def test_rotary_scalings_equal_those_of_transformers(scaling, theirs):
     assert scaling.attention_factor == pytest.approx(factor)
 
 
+@pytest.mark.parametrize("dim", [2, 4, 8])
+def test_a_larger_base_keeps_the_fastest_angle_and_divides_the_slowest(dim):
+    frequencies = 10000.0 ** (-np.arange(0, dim, 2) / dim)
+    scaled = P.NTKScaling(factor=4.0).frequencies(frequencies, 10000.0)
+    # Of two features the only angle is the fastest one.
+    np.testing.assert_allclose(scaled[0], 1.0)
+    np.testing.assert_allclose(scaled[1:][-1:], frequencies[1:][-1:] / 4.0)
+
+
 def test_dropout_belongs_to_the_example_and_keeps_the_mean():
     keys = jax.random.split(jax.random.key(0), 4)
     x = jnp.ones((4, 50, 40))

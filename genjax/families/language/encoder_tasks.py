@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from genjax.model import Array, Batch, Metrics, cross_device_gather
+from genjax.model import Array, Batch, Metrics, cross_device_gather, example_keys
 from genjax.nn.contrast import partner_scores, repeats
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.tokens import logits_product, token_nll
@@ -129,7 +129,7 @@ class Task(abc.ABC):
     def draw(self, key: Array, outputs: Outputs) -> Array:
         """Draws from what the heads predict, one draw an example."""
         (logits,) = outputs.values()
-        return jax.random.categorical(key, logits)
+        return jax.vmap(jax.random.categorical)(example_keys(key, outputs), logits)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
