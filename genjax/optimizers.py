@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -120,19 +121,33 @@ class Piecewise(Schedule):
     def after_warmup(self) -> optax.Schedule:
         if self.num_steps is None:
             raise ValueError("Piecewise.num_steps is None; give it, or resolve the experiment")
-        steps = [int(b * self.num_steps) - self.warmup_steps for b in self.boundaries]
-        return optax.piecewise_constant_schedule(1.0, dict.fromkeys(steps, self.scale))
+        scales: dict[int, float] = {}
+        for boundary in self.boundaries:
+            # Several boundaries of a short run may fall into one step.
+            step = int(boundary * self.num_steps) - self.warmup_steps
+            scales[step] = scales.get(step, 1.0) * self.scale
+        return optax.piecewise_constant_schedule(1.0, scales)
 
 
-#: Parameters that weight decay leaves alone, by how their names end: biases, scales and shifts (to which layers that are
-#: repeated, and classes, give a second axis), and the rates of s4d layers, which it would pull to those of no frequency.
-_NOT_DECAYED = ("bias", "scale", "shift", "log_diagonal", "log_real", "imaginary")
+#: Parameters that weight decay leaves alone, by how their names end: biases, scales and shifts, to which classes give a second
+#: axis; the gates' vectors of weights from the cell of an LSTM, which are one array; and the rates of s4d layers, which decay
+#: would pull to frequency 0.
+_NOT_DECAYED = ("bias", "scale", "shift", "log_diagonal", "peepholes", "log_real", "imaginary")
+
+
+def _key_names(path: tuple[Any, ...]) -> list[str]:
+    return [str(getattr(key, "key", key)) for key in path]
+
+
+def is_stacked(path: tuple[Any, ...]) -> bool:
+    """Whether the first axis of a parameter counts layers: those of a scanned transformer, or copies of a flow's `Repeat`."""
+    return any(name == "layers" or name.endswith("_repeat") for name in _key_names(path))
 
 
 def decays_weight(path: tuple[Any, ...], leaf: jax.Array) -> bool:
-    """Whether weight decay applies to a parameter: not to biases, scales of norms, rates and other vectors."""
-    name = str(getattr(path[-1], "key", path[-1])) if path else ""
-    return leaf.ndim >= 2 and not name.endswith(_NOT_DECAYED)
+    """Whether weight decay applies to a parameter: not to biases, scales of norms, rates and other vectors of a layer."""
+    name = _key_names(path)[-1] if path else ""
+    return leaf.ndim - is_stacked(path) >= 2 and not name.endswith(_NOT_DECAYED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,30 +219,60 @@ class SGD(Optimizer):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RMSProp(Optimizer):
-    """RMSProp (Tieleman & Hinton 2012), with optional momentum."""
+    """RMSProp (Tieleman & Hinton 2012), g / (sqrt(E g^2) + eps), with optional momentum."""
 
     decay: float = 0.9
     eps: float = 1e-8
     momentum: float = 0.0
 
     def scaling(self) -> optax.GradientTransformation:
-        rms = optax.scale_by_rms(self.decay, self.eps)
+        rms = optax.scale_by_rms(self.decay, self.eps, eps_in_sqrt=False)
         return optax.chain(rms, optax.trace(self.momentum)) if self.momentum else rms
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adafactor(Optimizer):
-    """Adafactor with factored second moments and update clipping (Shazeer & Stern 2018), without relative step sizes."""
+    """Adafactor with factored second moments and update clipping (Shazeer & Stern 2018), without relative step sizes.
+
+    Layers that are stacked in one array are matrices of their own, as they are where they are not stacked.
+    """
 
     min_dim_size_to_factor: int = 128
     decay_rate: float = 0.8
     clipping_threshold: float = 1.0
 
     def scaling(self) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.scale_by_factored_rms(min_dim_size_to_factor=self.min_dim_size_to_factor, decay_rate=self.decay_rate),
-            optax.clip_by_block_rms(self.clipping_threshold),
+        moments = optax.scale_by_factored_rms(
+            min_dim_size_to_factor=self.min_dim_size_to_factor, decay_rate=self.decay_rate
         )
+        clip = optax.clip_by_block_rms(self.clipping_threshold)
+
+        def by_layer(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+            """Applies a function to each parameter with what belongs to it, to each layer of stacked ones by itself."""
+
+            def apply(path: tuple[Any, ...], *leaves: jax.Array) -> Any:
+                return (jax.vmap(function) if is_stacked(path) else function)(*leaves)
+
+            return jax.tree_util.tree_map_with_path(apply, tree, *rest)
+
+        def of_parts(count: jax.Array, parts: Any, like: Any) -> tuple[Any, optax.FactoredState]:
+            whole = jax.tree.transpose(jax.tree.structure(like), jax.tree.structure((0, 0, 0, 0)), parts)
+            return whole[0], optax.FactoredState(count, *whole[1:])
+
+        def init(params: Any) -> optax.FactoredState:
+            parts = by_layer(lambda p: (p, *moments.init(p)[1:]), params)
+            return of_parts(jnp.zeros((), jnp.int32), parts, params)[1]
+
+        def update(updates: Any, state: optax.FactoredState, params: Any) -> tuple[Any, optax.FactoredState]:
+            def one(g: jax.Array, row: jax.Array, column: jax.Array, whole: jax.Array, p: jax.Array) -> tuple[Any, ...]:
+                new, own = moments.update(g, optax.FactoredState(state.count, row, column, whole), p)
+                return new, *own[1:]
+
+            parts = by_layer(one, updates, *state[1:], params)
+            return of_parts(optax.safe_increment(state.count), parts, updates)
+
+        clipped = optax.stateless(lambda updates, _: by_layer(lambda u: clip.update(u, clip.init(u))[0], updates))
+        return optax.chain(optax.GradientTransformation(init, update), clipped)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,11 @@ def test_piecewise_drops_at_fractions_of_the_run():
     np.testing.assert_allclose(got, [2, 2, 0.2, 0.02], rtol=1e-5)
 
 
+def test_piecewise_drops_once_for_each_of_its_boundaries_that_fall_into_one_step():
+    got = values(optimizers.Piecewise(num_steps=2, boundaries=(0.5, 0.75), scale=0.1), [0, 1])
+    np.testing.assert_allclose(got, [2, 0.02], rtol=1e-5)
+
+
 @pytest.mark.parametrize("schedule", [optimizers.Cosine(), optimizers.Linear(), optimizers.Piecewise()])
 def test_a_length_that_nobody_gave_is_an_error(schedule):
     with pytest.raises(ValueError, match="num_steps is None"):
@@ -88,9 +93,53 @@ def test_weight_decay_leaves_the_norms_of_repeated_layers_alone():
     }
 
 
-@pytest.mark.parametrize("name", ["class_scale", "class_bias", "output_bias"])
+@pytest.mark.parametrize("name", ["class_scale", "class_bias", "output_bias", "peepholes"])
 def test_weight_decay_leaves_scales_and_offsets_alone_that_have_two_axes(name):
     assert not optimizers.decays_weight((jax.tree_util.DictKey(name),), jnp.ones((3, 2)))
+
+
+@pytest.mark.parametrize("stack", ["layers", "00_repeat"])
+def test_weight_decay_leaves_vectors_of_stacked_layers_alone(stack):
+    path = tuple(jax.tree_util.DictKey(name) for name in ("decoder", stack, "attention", "direction"))
+    assert not optimizers.decays_weight(path, jnp.ones((3, 2)))
+    assert optimizers.decays_weight(path, jnp.ones((3, 2, 2)))
+
+
+def five_steps(optimizer, gradient):
+    """Where an optimizer takes parameters from 0 in five steps of one gradient."""
+    rule, start = optimizer.build(), jax.tree.map(jnp.zeros_like, gradient)
+
+    def step(_, carry):
+        params, state = carry
+        updates, state = rule.update(gradient, state, params)
+        return jax.tree.map(jnp.add, params, updates), state
+
+    return jax.jit(lambda: jax.lax.fori_loop(0, 5, step, (start, rule.init(start)))[0])()
+
+
+def test_rmsprop_takes_steps_of_the_learning_rate_however_small_the_gradient_is():
+    gradient = np.array([1e-5, 1e-7], np.float32)
+    means = [1.0 - 0.9**t for t in range(1, 6)]  # of squares, as multiples of the gradient's
+    expected = -0.01 * sum(gradient / (np.sqrt(mean) * gradient + 1e-8) for mean in means)
+    np.testing.assert_allclose(expected, [-0.1062, -0.0869], atol=1e-4)  # torch.optim.RMSprop
+    got = five_steps(optimizers.RMSProp(learning_rate=0.01, decay=0.9), jnp.asarray(gradient))
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_adafactor_takes_each_stacked_layer_for_a_matrix_of_its_own():
+    # Three layers: more than a kernel has rows, so that the layers would be one of the two factored axes.
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (3, 2, 4), "bias": (3, 4)}
+    layers = {name: (rng.normal(size=s) ** 3).astype(np.float32) for name, s in shapes.items()}
+    layers = {
+        name: a * np.array([1.0, 1e-3, 10.0], np.float32).reshape(3, *[1] * (a.ndim - 1)) for name, a in layers.items()
+    }
+    apart = {f"layer_{i}": {name: a[i] for name, a in layers.items()} for i in range(3)}
+    optimizer = optimizers.Adafactor(learning_rate=1.0, min_dim_size_to_factor=2, clipping_threshold=0.5)
+    got = five_steps(optimizer, {"layers": layers, **apart})
+    for i in range(3):
+        for name in layers:
+            np.testing.assert_allclose(got["layers"][name][i], got[f"layer_{i}"][name], rtol=1e-5)
 
 
 def test_weight_decay_leaves_the_rates_of_s4d_layers_alone():
