@@ -67,25 +67,42 @@ class DiscretizedLogisticMixture(Lattice):
         total = jax.nn.log_softmax(logits)
         for c in range(channels):
             mean = self._coupled(means, coefficients, x, c)
-            total = total + discretized_logistic_log_prob(
-                x[..., c, None], mean, log_scales[..., c], -1.0, 1.0, self.levels
-            )
+            total = total + self._bin(x[..., c, None], mean, log_scales[..., c])
         return jax.nn.logsumexp(total, axis=-1)
 
-    def sample(self, parameters: Array, key: Array, channels: int, temperature: Array | float = 1.0) -> Array:
-        """One draw of each pixel, [..., C]; the temperature divides logits and multiplies scales."""
-        logits, means, log_scales, coefficients = self._split(parameters, channels)
-        component_key, value_key = jax.random.split(key)
-        component = jax.random.categorical(component_key, logits / temperature)[..., None, None]
-        means, log_scales, coefficients = (
-            jnp.take_along_axis(a, component, axis=-2) for a in (means, log_scales, coefficients)
-        )  # [..., 1, C]
-        noise = temperature * jax.random.logistic(value_key, means[..., 0, :].shape)
-        x = jnp.zeros(noise.shape)
-        steps = self.levels - 1
-        for c in range(channels):
-            mean = self._coupled(means, coefficients, x, c)[..., 0]
-            draw = mean + jnp.exp(log_scales[..., 0, c]) * noise[..., c]
-            level = jnp.clip(jnp.round((draw + 1.0) / 2.0 * steps), 0, steps)
-            x = x.at[..., c].set(2.0 * level / steps - 1.0)
-        return self.low + (x + 1.0) / 2.0 * (self.high - self.low)
+    def _bin(self, x: Array, mean: Array, log_scale: Array) -> Array:
+        """log-probability of signed x under logistics, shapes that broadcast."""
+        return discretized_logistic_log_prob(x, mean, log_scale, -1.0, 1.0, self.levels)
+
+    def sample(
+        self, parameters: Array, key: Array, given: Array, known: Array, temperature: Array | float = 1.0
+    ) -> Array:
+        """One draw of each pixel, [..., C].
+
+        Channel after channel, of all levels by their probability p(x_c | x_<c)^(1 / temperature), where component k
+        weighs its posterior given the channels before: pi_k p_k(x_<c).
+
+        Args:
+          parameters: [..., P].
+          key: random key.
+          given: values [..., C], read where they are known.
+          known: boolean [..., C]; known channels keep their value, and those after them are drawn given it.
+          temperature: T.
+        """
+        log_weights, means, log_scales, coefficients = self._split(parameters, given.shape[-1])
+        lattice = jnp.linspace(-1.0, 1.0, self.levels)
+        x, values = jnp.zeros(given.shape), []
+
+        def log_probability(value: Array, mean: Array, log_scale: Array, log_weights: Array) -> Array:
+            return jax.nn.logsumexp(log_weights + self._bin(value, mean, log_scale), axis=-1)
+
+        of_levels = jax.vmap(log_probability, (0, None, None, None), -1)
+        for c in range(given.shape[-1]):
+            mean, log_scale = self._coupled(means, coefficients, x, c), log_scales[..., c]  # [..., K]
+
+            logits = of_levels(lattice, mean, log_scale, log_weights)  # [..., L]
+            level = jax.random.categorical(jax.random.fold_in(key, c), logits / temperature)
+            values.append(jnp.where(known[..., c], given[..., c], self.value(level)))
+            x = x.at[..., c].set(self._signed(values[-1]))
+            log_weights = log_weights + self._bin(x[..., c, None], mean, log_scale)
+        return jnp.stack(values, axis=-1)

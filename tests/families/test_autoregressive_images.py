@@ -191,6 +191,65 @@ def test_probabilities_of_all_pictures_sum_to_one(name):
     assert np.ptp(log_prob) > 1.0  # far from uniform, for which no network is needed
 
 
+def completions(joint, given, known, temperature):
+    """Probabilities of all x by the chain rule from their joint [L, ..., L], where known values [D] are `given`."""
+    total = 1.0
+    for d in range(joint.ndim):
+        before = joint.sum(tuple(range(d + 1, joint.ndim)))
+        if known[d]:
+            conditional = np.eye(joint.shape[d])[given[d]]
+        else:
+            conditional = (before / before.sum(-1, keepdims=True)) ** (1.0 / temperature)
+            conditional = conditional / conditional.sum(-1, keepdims=True)
+        total = total * np.broadcast_to(conditional, before.shape).reshape(*before.shape, *[1] * (joint.ndim - d - 1))
+    return total
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "output", "known", "temperature"),
+    [
+        ("pixel_cnn_colour", (1, 2, 2), Categorical(num_levels=3), (True, False, False, True), 1.0),
+        ("pixel_cnn_colour", (1, 1, 3), Bernoulli(), (False, True, False), 0.6),
+        ("gated_colour", (1, 1, 3), dataclasses.replace(TERNARY, low=-1.0), (True, False, False), 1.0),
+        ("gated_colour", (1, 1, 3), TERNARY, (False, True, False), 0.5),
+        ("gated_colour", (1, 1, 3), TERNARY, (False, False, False), 2.0),
+    ],
+)
+def test_completions_have_the_frequencies_of_the_enumerated_joint(name, shape, output, known, temperature):
+    features = 5 if len(known) == 4 else 8
+    model = dataclasses.replace(
+        MODELS[name], data_shape=shape, output=output, output_dim=features, class_conditional=False
+    )
+    values, size, draws = lattice(output), len(known), 4000
+    pictures = jnp.asarray(np.array(list(itertools.product(values, repeat=size))), jnp.float32).reshape(-1, *shape)
+    params = jax.eval_shape(model.init, jax.random.key(0), {"x": pictures}).params
+    state = TrainState.create(randomised(params, 1.0))
+    joint = np.exp(jax.jit(model.log_prob)(state, {"x": pictures})).reshape(*[len(values)] * size)
+    given = [0, 1, 0, 1][:size]
+    expected = completions(joint.astype(np.float64), given, known, temperature)
+    x = jnp.broadcast_to(values[np.array(given)].reshape(1, *shape), (draws, *shape)).astype(jnp.float32)
+    got = jax.jit(model.complete)(state, jax.random.key(1), x, jnp.array(known).reshape(shape), None, temperature)
+    level = np.abs(np.asarray(got).reshape(draws, size, 1) - values).argmin(-1)
+    frequency = np.zeros_like(expected)
+    np.add.at(frequency, tuple(level.T), 1.0 / draws)
+    np.testing.assert_array_less(np.abs(frequency - expected), 4.5 * np.sqrt(expected / draws) + 1e-9)
+
+
+def test_the_unit_of_the_values_does_not_matter():
+    output = Categorical(num_levels=256)
+    unit = dataclasses.replace(MODELS["pixel_cnn_colour"], data_shape=(1, 2, 3), output=output, class_conditional=False)
+    byte = dataclasses.replace(unit, output=Categorical(high=255.0, num_levels=256))
+    levels = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 1, 2, 3)), jnp.float32)
+    params = jax.eval_shape(unit.init, jax.random.key(0), {"x": levels / 255.0}).params
+    state = TrainState.create(randomised(params))
+    in_unit, in_bytes = (
+        jax.jit(lambda s, x, m=m: (m.log_prob(s, {"x": x}), m.sample(s, jax.random.key(1), 3)))(state, x)
+        for m, x in ((unit, levels / 255.0), (byte, levels))
+    )
+    np.testing.assert_allclose(in_bytes[0], in_unit[0], rtol=1e-5)
+    np.testing.assert_allclose(in_bytes[1] / 255.0, in_unit[1], atol=1e-5)
+
+
 def test_completion_keeps_the_upper_half():
     model, state, batch = prepared("gated_colour")
     again = jax.jit(model.reconstruct)(state, batch, jax.random.key(0))

@@ -117,9 +117,14 @@ class ImageModel(AutoregressiveModel):
         context = None if row is None else row.apply({"params": params["row"]}, encoded, condition, None, *noise)
         return pixel.apply({"params": params["pixel"]}, encoded, context, condition, None, *noise)
 
+    def head_parameters(self, params: PyTree, features: Array, x: Array) -> Array:
+        """What the head makes of features [..., F] and pixels x [..., C]."""
+        # Moved to [0, 1], so that the unit of x does not matter.
+        return self.head().apply({"params": params["head"]}, features, lattice_of(self.output).unit(x))
+
     def parameters(self, params: PyTree, x: Array, label: Array | None, keys: Array | None = None) -> Array:
         """Parameters of all pixels of x [B, H, W, C]: [B, H, W, C, P], or [B, H, W, P] of a mixture of logistics."""
-        return self.head().apply({"params": params["head"]}, self.features(params, x, label, keys), x)
+        return self.head_parameters(params, self.features(params, x, label, keys), x)
 
     def training_log_likelihood(self, params: PyTree, x: Array, label: Array | None, keys: Array, step: Array) -> Array:
         return self.log_likelihood(params, x, label, keys if self.dropout_rate() else None)
@@ -130,16 +135,20 @@ class ImageModel(AutoregressiveModel):
 
     # Sampling.
 
-    def draw_pixel(self, params: PyTree, features: Array, key: Array, temperature: Any) -> Array:
-        """Draws a pixel [B, C] from its features [B, F], channel after channel."""
-        channels = self.shape()[-1]
-        x = jnp.zeros((features.shape[0], channels))
-        apply = lambda x: self.head().apply({"params": params["head"]}, features, x)  # noqa: E731
+    def draw_pixel(
+        self, params: PyTree, features: Array, key: Array, given: Array, known: Array, temperature: Any
+    ) -> Array:
+        """Draws a pixel [B, C] from its features [B, F], channel after channel.
+
+        Known channels have their values from `given`, both [B, C]; the channels after them are drawn given these.
+        """
+        x = jnp.zeros_like(given)
         if isinstance(self.output, DiscretizedLogisticMixture):
-            return self.output.sample(apply(x), key, channels, temperature)
-        for c in range(channels):
-            draw = self.output.sample(apply(x)[:, c] / temperature, jax.random.fold_in(key, c))
-            x = x.at[:, c].set(draw)
+            return self.output.sample(self.head_parameters(params, features, x), key, given, known, temperature)
+        for c in range(given.shape[-1]):
+            parameters = self.head_parameters(params, features, x)[:, c]
+            draw = self.output.sample(parameters / temperature, jax.random.fold_in(key, c))
+            x = x.at[:, c].set(jnp.where(known[:, c], given[:, c], draw))
         return x
 
     def generate(self, params, key, x, known, label, temperature=1.0, cached=True) -> Array:
@@ -176,8 +185,8 @@ class ImageModel(AutoregressiveModel):
             column = lambda a: jax.lax.dynamic_slice_in_dim(a, j // (width // a.shape[2]), 1, axis=2)  # noqa: E731
             here = jax.tree.map(column, context)
             features, cache = run(pixel, "pixel", cache, previous, here, condition, (i, j))
-            draw = self.draw_pixel(params, features[:, 0, 0], jax.random.fold_in(key, i * width + j), temperature)
-            value = jnp.where(is_known, given, draw)
+            pixel_key = jax.random.fold_in(key, i * width + j)
+            value = self.draw_pixel(params, features[:, 0, 0], pixel_key, given, is_known, temperature)
             return (cache, self.encoded(value)[:, None, None], context, i), value
 
         def one_row(carry, inputs):
@@ -203,7 +212,7 @@ class ImageModel(AutoregressiveModel):
             i, j = t // width, t % width
             at = lambda a: jax.lax.dynamic_slice(a, (0, i, j, 0), (a.shape[0], 1, 1, a.shape[-1]))[:, 0, 0]  # noqa: E731
             features = at(self.features(params, canvas, label))
-            draw = self.draw_pixel(params, features, jax.random.fold_in(key, t), temperature)
-            return canvas.at[:, i, j].set(jnp.where(at(known), at(x), draw))
+            pixel_key = jax.random.fold_in(key, t)
+            return canvas.at[:, i, j].set(self.draw_pixel(params, features, pixel_key, at(x), at(known), temperature))
 
         return jax.lax.fori_loop(0, height * width, body, jnp.zeros_like(x))
