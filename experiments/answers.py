@@ -8,11 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from genjax.data import random_order
 from genjax.training import Run
 
 
 def examples_to_answer(run: Run, num_samples: int, key: Any) -> dict[str, Any] | None:
-    """The first examples of the evaluation split, as the model sees them; None if its samples answer no `source`.
+    """Examples of the evaluation split, as the model sees them; None if its samples answer no `source`.
+
+    The first in `random_order` are taken, and all from the first on again where more are asked for.
 
     Of text they have `source`, `source_mask` and `tokens`; of pictures that are translated, `source` and `x`.
     """
@@ -29,7 +32,10 @@ def answers_sources(model: Any) -> bool:
 
 
 def examples_in_order(run: Run, rows: np.ndarray, key: Any) -> dict[str, Any]:
-    """Examples of the evaluation split, from the first on again where there are fewer, as the model sees them."""
+    """Examples of the evaluation split at places in `random_order`, from the first on again where there are fewer.
+
+    They are as the model sees them.
+    """
     data = run.experiment.data
     examples = data.load(run.experiment.evaluation.split)
-    return data.transform(examples.gather(rows % len(examples)), key)
+    return data.transform(examples.gather(random_order(len(examples))[rows % len(examples)]), key)

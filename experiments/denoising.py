@@ -26,7 +26,7 @@ from absl import flags
 from experiments import command_line
 from experiments.features import classifier_features
 from genjax.config import ConfigError
-from genjax.data import Images, write_grid
+from genjax.data import Images, random_order, write_grid
 from genjax.data.videos import write_gif
 from genjax.evaluation.neighbors import precision_recall
 from genjax.families.diffusion import editing
@@ -80,12 +80,12 @@ def pictures(run: Any) -> Images:
 
 
 def examples(run: Any, count: int) -> dict[str, jax.Array]:
-    """The first examples of the evaluation split as the model sees them."""
+    """The first examples of the evaluation split, in `random_order`, as the model sees them."""
     data = pictures(run)
     available = len(data.load(run.experiment.evaluation.split))
     if count > available:
         raise ConfigError(f"--num_samples={count} is more than the {available} examples of the split")
-    rows = np.arange(count)
+    rows = random_order(available)[:count]
     raw = data.load(run.experiment.evaluation.split).gather(rows)
     return data.transform({**raw, "example_index": rows.astype(np.int32)}, jax.random.key(0))
 

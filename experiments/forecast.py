@@ -29,6 +29,7 @@ def main(arguments: list[str]) -> int:
     import jax
     import numpy as np
 
+    from genjax.data import first_examples
     from genjax.evaluation.forecasts import forecast_metrics
 
     values, model, data = flags.FLAGS, run.model, run.experiment.data
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
         raise config.ConfigError(f"--levels={','.join(values.levels)} is not a list of numbers") from None
     split = run.experiment.evaluation.split
     examples = data.load(split)
-    x = examples.gather(np.arange(min(values.num_series, len(examples))))["x"].astype(np.float32)
+    x = examples.gather(first_examples(len(examples), values.num_series))["x"].astype(np.float32)
     if values.horizon >= x.shape[1]:
         raise config.ConfigError(
             f"--horizon={values.horizon} leaves nothing of series of {x.shape[1]} time steps to go on from"

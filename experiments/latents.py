@@ -37,7 +37,7 @@ from absl import flags
 from experiments import command_line, latent_tables
 from experiments.likelihood_sets import log_likelihoods
 from genjax.config import ConfigError
-from genjax.data import Images, write_grid
+from genjax.data import Images, random_order, write_grid
 from genjax.evaluation import disentanglement, latents, likelihood
 from genjax.model import ChecksLabels
 
@@ -119,6 +119,8 @@ def interpolate(run: Any) -> None:
     rows, columns = flags.FLAGS.num_rows, flags.FLAGS.num_values
     if len(codes) < 2 * rows:
         raise ConfigError(f"--num_rows={rows} needs {2 * rows} examples; the split has {len(codes)}")
+    order = random_order(len(codes))
+    codes, examples = codes[order], {name: a[order] for name, a in examples.items()}
     label, ends = labels(run, examples), np.arange(rows, 2 * rows)
     if label is not None:
         # Codes of different classes have no path between them that one class decodes.

@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> int:
         return 0
     import jax
 
+    from genjax.data import first_examples
     from genjax.evaluation import likelihood
     from genjax.model import HasLogProb, HasLogProbBound
 
@@ -72,7 +73,7 @@ def main(arguments: list[str]) -> int:
     rows = {type(model).__name__: log_prob.mean()}
     if getattr(model, "dequantization", None) is None and has_density(data, test, key):
         train = data.load("train")
-        examples = train.gather(np.arange(min(len(train), 60000)))
+        examples = train.gather(first_examples(len(train), 60000))
         name = "normal without condition" if "condition" in test else "full-covariance normal"
         rows[name] = scores_of_normal(data, examples, key, x).mean()
     for name, value in rows.items():
@@ -91,12 +92,13 @@ def main(arguments: list[str]) -> int:
         record["integral"] = integral
         print(f"  the density integrates to {integral:.5f} over the square of the picture\n{path}")
 
+    own = first_examples(len(raw), values.num_examples)
     for name in values.against:
         if name in ("uniform", "constant", "black", "inverted", "shuffled"):
             if not hasattr(data, "levels"):
                 raise config.ConfigError(f"--against={name} is made from pictures, but {data.name} has none")
             examples = {**test, "x": altered(name, test["x"], data.levels)}
-            examples = {k: a[: values.num_examples] for k, a in examples.items()}
+            examples = {k: a[own] for k, a in examples.items()}
         else:
             if command_line.takes_labels(model):
                 raise config.ConfigError(f"the run is conditional on classes, which --against={name} does not share")
@@ -104,7 +106,7 @@ def main(arguments: list[str]) -> int:
             name = name.partition("=")[0]
         theirs = scores(examples)[1]
         # Values that underflow to a likelihood of 0 are simply the least likely.
-        area = likelihood.roc_auc(np.nan_to_num(theirs, nan=-np.inf), raw[: values.num_examples])
+        area = likelihood.roc_auc(np.nan_to_num(theirs, nan=-np.inf), raw[own])
         record.setdefault("roc_auc", {})[name] = area
         print(
             f"  against {name:<16} ROC-AUC {area:.4f}   their mean {-theirs.mean() / (dim * math.log(2.0)):8.4f} bits/dim"

@@ -10,7 +10,7 @@ from PIL import Image
 
 from experiments import command_line
 from genjax.config import ConfigError
-from genjax.data import Images, Latents, Points, TimeSeries
+from genjax.data import Images, Latents, Points, TimeSeries, first_examples
 from genjax.data.base import Data
 from genjax.model import Array, Batch, GenerativeModel, TrainState
 
@@ -66,7 +66,7 @@ def fitted(x: np.ndarray, shape: tuple[int, ...], num_levels: int, to_num_levels
 
 
 def other_set(data: Data, against: str, split: str, shape: tuple[int, ...], count: int) -> dict[str, np.ndarray]:
-    """The first examples of the set NAME or NAME=DIR, as the run's data give them before their transform.
+    """The first examples, in `random_order`, of the set NAME or NAME=DIR, as the run's data give them before their transform.
 
     Args:
       data: those of the run.
@@ -82,7 +82,7 @@ def other_set(data: Data, against: str, split: str, shape: tuple[int, ...], coun
     changes = {"name": name, "dir": folder or data.dir, **({"classes": ()} if isinstance(data, Images) else {})}
     other = dataclasses.replace(data, **changes)
     loaded = other.load(split)
-    examples = loaded.gather(np.arange(min(len(loaded), count)))
+    examples = loaded.gather(first_examples(len(loaded), count))
     if isinstance(data, Images):
         return {**examples, "x": fitted(examples["x"], shape, other.levels, data.levels)}
     if examples["x"].shape[1:] != shape:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.features import Extract
-from experiments.quality_measures import pictures_of, training_order
+from experiments.quality_measures import pictures_of
 from genjax import config
-from genjax.data import Pipeline, procedural
+from genjax.data import Pipeline, procedural, random_order
 from genjax.evaluation import quality
 from genjax.evaluation.quality import FeatureStatistics
 from genjax.model import PyTree
@@ -162,9 +162,8 @@ class PictureMeasures:
 
     def __init__(self, experiment: Experiment, extract: Extract):
         self._data, self._extract = experiment.data, extract
-        order = np.arange(len(self._data.load("test")))
         self._reference = FeatureStatistics(_NUM_KEPT)
-        for pictures in pictures_of(self._data, "test", order):
+        for pictures in pictures_of(self._data, "test", random_order(len(self._data.load("test")))):
             self._reference.add(*extract(pictures))
 
     def __call__(self, pictures: Iterable[np.ndarray]) -> dict[str, float]:
@@ -195,11 +194,11 @@ class PictureMeasures:
         sizes = {"samples": num_samples, "test pictures": count, "pictures in one of their halves": count // 2}
         line = (
             f"{num_samples} samples, or as many training pictures, against {count} test pictures, by {num_features} features; "
-            f"floor: {count // 2} against {count - count // 2} test pictures; recall among the first {_NUM_KEPT} of each set"
+            f"floor: {count // 2} against {count - count // 2} test pictures; recall among at most {_NUM_KEPT} of each set"
         )
         return [line, *(f"note: {text}" for text in quality.warnings(sizes, num_features))]
 
     def of_training_pictures(self, count: int) -> dict[str, float]:
         """Figures of so many training pictures, which no model can be expected to beat."""
-        order = training_order(self._data)[:count]
+        order = random_order(len(self._data.load("train")))[:count]
         return self(pictures_of(self._data, "train", order))

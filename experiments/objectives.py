@@ -41,6 +41,7 @@ from experiments.objective_runs import (
 )
 from genjax import config
 from genjax.config import ConfigError
+from genjax.data import first_examples
 from genjax.evaluation.modes import mode_coverage
 from genjax.training import Experiment, Training, host
 
@@ -61,7 +62,8 @@ def measures_of(experiment: Experiment, name: str, features: str | None) -> Call
     if name in MIXTURES:
         means, scale = MIXTURES[name]
         measure = lambda samples: mode_coverage(samples, means(), scale)  # noqa: E731
-        points = experiment.data.load("test").arrays()["x"][:num_samples]
+        points = experiment.data.load("test").arrays()["x"]
+        points = points[first_examples(len(points), num_samples)]
         print(f"figures of {num_samples} samples beside those of {len(points)} points of the test split")
         print(f"  {'test points':<22} {line([measure(points)])}")
         return measure

@@ -27,7 +27,7 @@ from experiments import command_line
 from experiments import generator_pictures as generator
 from experiments.features import feature_function
 from genjax.config import ConfigError
-from genjax.data import Images, write_grid
+from genjax.data import Images, random_order, write_grid
 from genjax.families.gan import equivariance as equivariances
 from genjax.families.gan import style_tools
 from genjax.families.gan.style_gan import StyleGAN
@@ -145,7 +145,8 @@ def project(run: Any) -> None:
     values = flags.FLAGS
     needs(run, isinstance(run.model, StyleGAN), "a StyleGAN")
     data, count = run.experiment.data, values.num_columns
-    raw = data.load(run.experiment.evaluation.split).gather(np.arange(count))
+    examples = data.load(run.experiment.evaluation.split)
+    raw = examples.gather(random_order(len(examples))[:count])
     x = data.transform({name: jnp.asarray(a) for name, a in raw.items()}, jax.random.key(0))["x"]
     key = jax.random.key(values.seed)
     description, features = distance_features(run)

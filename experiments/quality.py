@@ -9,9 +9,11 @@ without running what it may hold, .safetensors or .npz), with which frechet_dist
 Metrics (--metrics, by default all): frechet, kernel, classes (with logits: class_score, by the Inception network the
 Inception score, and the shares of the classes), precision_recall, density_coverage, memorization.  Each is given for the
 samples, for as many training pictures, and for one half of the split against the other (the floor).  Moments are of all
-pictures; neighbours are looked for among the first --num_kept.  memorization also draws the samples that lie nearest to a
-training picture beside those pictures.  Samples of a translator are translations of the split's sources, each once; those of a model
-conditional on classes have the classes of the training pictures that they stand beside.
+pictures; neighbours, and blocks of the kernel distance, are taken from a random sample of --num_kept.  memorization also draws
+the samples that lie nearest to a training picture (or to its mirror image where data.horizontal_flip was on) beside those
+pictures.  Samples of a translator are translations of the split's sources, each once; samples of a model conditional on classes
+have the classes of the training pictures that they stand beside.  Where a set is not taken whole, the first in one fixed random
+order are taken.
 
 --weak_step names an earlier checkpoint of a diffusion model that guides its samples by being worse (autoguidance), by the
 weight --model.guidance.scale.
@@ -43,8 +45,13 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_list("metrics", list(METRICS), f"which of {', '.join(METRICS)}")
 flags.DEFINE_integer("num_samples", 10000, "number of samples", lower_bound=2)
-flags.DEFINE_integer("num_data", None, "at most so many pictures of the split; by default all", lower_bound=4)
-flags.DEFINE_integer("num_kept", 10000, "so many features are kept, of each set, to look for neighbours", lower_bound=8)
+flags.DEFINE_integer("num_data", None, "at most this many pictures of the split; by default all", lower_bound=4)
+flags.DEFINE_integer(
+    "num_kept",
+    10000,
+    "features of each set that are kept at random, for neighbours and the kernel distance",
+    lower_bound=8,
+)
 flags.DEFINE_integer("num_queries", 1000, "samples, and pictures of the split, compared with all the training set")
 flags.DEFINE_integer("seed", 0, "seed of the samples")
 

@@ -14,7 +14,7 @@ import numpy as np
 from experiments.answers import answers_sources, examples_in_order
 from experiments.features import Extract
 from genjax.config import ConfigError
-from genjax.data import Images, write_grid
+from genjax.data import Images, random_order, write_grid
 from genjax.evaluation import quality
 from genjax.evaluation.neighbors import NearestNeighbors, memorization
 from genjax.evaluation.quality import FeatureStatistics
@@ -33,11 +33,6 @@ def pictures_of(data: Images, split: str, order: np.ndarray) -> Iterator[np.ndar
         yield data.to_unit(transform(batch, jax.random.key(0))["x"])[: len(order) - start]
 
 
-def training_order(data: Images) -> np.ndarray:
-    """An order of the training pictures other than the set's, so that the first ones are a fair part of it."""
-    return np.random.default_rng(0).permutation(len(data.load("train")))
-
-
 def takes_classes(model: Any) -> bool:
     """Whether a model is conditional on classes."""
     if not isinstance(model, ChecksLabels):
@@ -52,12 +47,12 @@ def takes_classes(model: Any) -> bool:
 def samples_of(run: Any, seed: int, count: int) -> Iterator[np.ndarray]:
     """Samples as pictures in [0, 1], batch after batch.
 
-    Those of a translator are of the sources of the split, in turn.  Those of a model conditional on classes have the classes of
-    the training pictures in `training_order`, so that these are as frequent as in the data.
+    Samples of a translator are of the sources of the split, in turn.  Samples of a model conditional on classes have the
+    classes of the training pictures in `random_order`, so that each class is as frequent as in the data.
     """
     data = run.experiment.data
     size = min(data.eval_batch_size, count)
-    order = training_order(data) if takes_classes(run.model) else None
+    order = random_order(len(data.load("train"))) if takes_classes(run.model) else None
     for i in range(math.ceil(count / size)):
         key, condition = jax.random.fold_in(jax.random.key(seed), i), {}
         if answers_sources(run.model):
@@ -94,11 +89,23 @@ class Queries:
         self.features.append(features[:left])
 
 
-def draw_neighbors(run: Any, queries: Queries, distances: np.ndarray, rows: np.ndarray, path: Path) -> None:
-    """Writes the ten samples nearest to a training picture, each followed by its nearest training pictures."""
+def draw_neighbors(
+    run: Any, queries: Queries, distances: np.ndarray, rows: np.ndarray, mirrored: np.ndarray, path: Path
+) -> None:
+    """Writes the ten samples nearest to a training picture, each followed by its nearest training pictures.
+
+    Args:
+      run: the run.
+      queries: the samples.
+      distances: from each sample to its nearest training pictures, ascending [Q, K].
+      rows: which training pictures these are [Q, K].
+      mirrored: whether each of them is the mirrored picture, bool [Q, K].
+      path: the file.
+    """
     data = run.experiment.data
     nearest = np.argsort(distances[:, 0])[:10]
     shown = np.concatenate(list(pictures_of(data, "train", rows[nearest].reshape(-1))))
+    shown = np.where(mirrored[nearest].reshape(-1, 1, 1, 1), shown[:, :, ::-1], shown)
     shown = shown.reshape(len(nearest), -1, *shown.shape[1:])
     samples = np.concatenate(queries.pictures)[nearest][:, None]
     write_grid(np.concatenate([samples, shown], 1).reshape(-1, *shown.shape[2:]), path, 1 + rows.shape[1])
@@ -113,7 +120,7 @@ def measure(run: Any, extract: Extract, metrics: Sequence[str], values: Counts) 
         values = dataclasses.replace(values, num_samples=min(values.num_samples, len(data.load(split))))
     held_out, queries = Queries(values.num_queries), Queries(values.num_queries)
     reference = FeatureStatistics(values.num_kept)
-    for pictures in pictures_of(data, split, np.arange(len(data.load(split)))[: values.num_data]):
+    for pictures in pictures_of(data, split, random_order(len(data.load(split)))[: values.num_data]):
         features, logits = extract(pictures)
         reference.add(features, logits)
         held_out.add(pictures, features)
@@ -125,7 +132,7 @@ def measure(run: Any, extract: Extract, metrics: Sequence[str], values: Counts) 
         samples.add(features, logits)
         queries.add(pictures, features)
     train = FeatureStatistics(values.num_kept, reference)
-    order = training_order(data)
+    order = random_order(len(data.load("train")))
     order = order if needs_train else order[: values.num_samples]
     near_samples = NearestNeighbors(np.concatenate(queries.features), min(5, len(order)))
     near_held_out = NearestNeighbors(np.concatenate(held_out.features))
@@ -135,6 +142,12 @@ def measure(run: Any, extract: Extract, metrics: Sequence[str], values: Counts) 
         if wanted:
             train.add(features[:wanted], None if logits is None else logits[:wanted])
         if needs_train:
+            near_samples.add(features)
+            near_held_out.add(features)
+    if needs_train and data.horizontal_flip:
+        # A model that saw mirrored pictures can copy these as well.
+        for pictures in pictures_of(data, "train", order):
+            features = extract(pictures[:, :, ::-1])[0]
             near_samples.add(features)
             near_held_out.add(features)
     num_features = len(reference.moments.mean)
@@ -158,7 +171,7 @@ def measure(run: Any, extract: Extract, metrics: Sequence[str], values: Counts) 
             result["notes"].append("the split is the training set itself, so memorization says nothing")
         result["memorization"] = memorization(distances[:, 0], near_held_out.result()[0][:, 0])
         path = Path(run.workdir) / "neighbors.png"
-        draw_neighbors(run, queries, distances, order[indices], path)
+        draw_neighbors(run, queries, distances, order[indices % len(order)], indices >= len(order), path)
         result["notes"].append(
             f"{path}: samples, the ones nearest to a training picture first, each with its {indices.shape[1]} nearest "
             f"training pictures; memorization compares {len(distances)} samples with {len(order)} training pictures"

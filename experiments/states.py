@@ -21,6 +21,7 @@ from absl import flags
 from experiments import command_line
 from experiments.drawing import draw_ellipses, draw_paths, draw_transitions
 from genjax.config import ConfigError
+from genjax.data import first_examples
 from genjax.families.markov.emissions import Gaussian
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
@@ -50,11 +51,10 @@ def components_of(run: Any) -> list[Path]:
     if not isinstance(run.model.component, Gaussian) or parts["mean"].shape[1] != 2:
         raise ConfigError("ellipses are drawn of Gaussian components in two dimensions; this mixture has others")
     x = run.experiment.data.load(run.experiment.evaluation.split).arrays()["x"]
+    x = x[first_examples(len(x), 5000)]
     path = Path(run.workdir) / "ellipses.png"
     weights = np.exp(np.asarray(run.state.params["log_weights"]))
-    draw_ellipses(
-        x[:5000], np.asarray(parts["mean"]), np.asarray(run.model.component.covariances(parts)), weights, path
-    )
+    draw_ellipses(x, np.asarray(parts["mean"]), np.asarray(run.model.component.covariances(parts)), weights, path)
     return [path]
 
 

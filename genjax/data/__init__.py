@@ -9,7 +9,7 @@ from genjax.data.labelled_text import LabelledText, LabelledTokens
 from genjax.data.latents import Latents
 from genjax.data.molecules import Molecules
 from genjax.data.music import NoteEvents, PianoRolls
-from genjax.data.pipeline import Pipeline, check_not_empty, evaluation_batches
+from genjax.data.pipeline import Pipeline, check_not_empty, evaluation_batches, first_examples, random_order
 from genjax.data.points import Points
 from genjax.data.python_source import PythonSource
 from genjax.data.questions import QuestionAnswering
@@ -46,5 +46,7 @@ __all__ = [
     "Waveforms",
     "check_not_empty",
     "evaluation_batches",
+    "first_examples",
+    "random_order",
     "write_grid",
 ]

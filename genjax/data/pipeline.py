@@ -96,21 +96,38 @@ def check_not_empty(data: Data, split: str) -> Examples:
     return examples
 
 
-def evaluation_batches(data: Data, split: str, size: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """Yields every example of a split once, in order.
+def random_order(count: int) -> np.ndarray:
+    """The one fixed order in which "the first examples" of a split are taken, a permutation [count].
+
+    Many sets lie class after class, so the first examples in the set's own order are no fair part of it.
+    """
+    return np.random.default_rng(0).permutation(count)
+
+
+def first_examples(count: int, limit: int | None = None) -> np.ndarray:
+    """Indices of the first `limit` examples in `random_order`; without a limit below `count` all, in the set's order."""
+    return np.arange(count) if limit is None or limit >= count else random_order(count)[:limit]
+
+
+def evaluation_batches(
+    data: Data, split: str, size: int, limit: int | None = None
+) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    """Yields the examples of a split once each, in the order of `first_examples`.
 
     Args:
       data: the data set.
       split: which split.
       size: examples of a batch.
+      limit: largest number of examples, or None for all.
 
     Yields:
-      A batch with leading axis `size` and `example_index` [size], and a mask [size] that is 0 where the last batch is
-      padded with copies of the last example.
+      A batch with leading axis `size` and `example_index` [size], the place in this order, and a mask [size] that is 0
+      where the last batch is padded with copies of the last example.
     """
     examples = check_not_empty(data, split)
-    count = len(examples)
+    order = first_examples(len(examples), limit)
+    count = len(order)
     for start in range(0, count, size):
         index = np.arange(start, start + size)
-        batch = examples.gather(np.minimum(index, count - 1))
+        batch = examples.gather(order[np.minimum(index, count - 1)])
         yield {**batch, "example_index": index.astype(np.int32)}, (index < count).astype(np.float32)

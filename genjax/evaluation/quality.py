@@ -1,7 +1,8 @@
 """Quality of samples in a feature space: one figure after the other for samples, and for data against data, the floor.
 
-`FeatureStatistics` takes features in batch after batch.  It keeps moments of all of them, and the first `num_kept` as they
-are, which is what neighbours are looked for among; so memory does not grow with the number of pictures.
+`FeatureStatistics` takes features in batch after batch.  It keeps moments of all of them, and a random sample of `num_kept`
+feature vectors, used for nearest-neighbour metrics and the kernel distance; so memory does not grow with the number of
+pictures, and sets may lie class after class.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from genjax.evaluation.neighbors import density_coverage, precision_recall
-from genjax.evaluation.samples import ClassProbabilities, KernelBlocks, Moments, frechet_distance
+from genjax.evaluation.samples import ClassProbabilities, KernelBlocks, Moments, Reservoir, frechet_distance
 
 #: Metrics that compare two sets, in the order of a report.
 METRICS = ("frechet", "kernel", "classes", "precision_recall", "density_coverage")
@@ -21,23 +22,21 @@ class FeatureStatistics:
     """What is kept of the features of a set of pictures.
 
     Args:
-      num_kept: so many of the first vectors are kept as they are.
+      num_kept: number of vectors that are kept as they are, a random sample.
       reference: complete statistics of the data, for a set that is held against them by the kernel distance.
       block_size: vectors of a block of the kernel distance.
     """
 
     def __init__(self, num_kept: int = 10000, reference: FeatureStatistics | None = None, block_size: int = 1000):
         self._num_kept, self._block_size = num_kept, block_size
-        self._kept: list[np.ndarray] = []
+        self._kept = Reservoir(num_kept)
         self._halves = (Moments(), Moments())
         self.classes: ClassProbabilities | None = None
-        self.kernel = None if reference is None else KernelBlocks(reference.kept, block_size)
+        self.kernel = None if reference is None else KernelBlocks(reference.kept, block_size, num_kept)
 
     def add(self, features: np.ndarray, logits: np.ndarray | None = None) -> FeatureStatistics:
         """Takes features [B, D], and logits [B, K] where there are any, in."""
-        left = self._num_kept - sum(map(len, self._kept))
-        if left > 0:
-            self._kept.append(np.asarray(features[:left], np.float32))
+        self._kept.add(np.asarray(features, np.float32))
         parity = (self.count + np.arange(len(features))) % 2
         for which, half in enumerate(self._halves):
             if (parity == which).any():
@@ -61,16 +60,16 @@ class FeatureStatistics:
 
     @property
     def kept(self) -> np.ndarray:
-        """The first features, [at most num_kept, D]."""
-        return np.concatenate(self._kept)
+        """A random sample of the features in a random order, [at most num_kept, D]."""
+        return self._kept.sample
 
     def half(self, which: int, reference: FeatureStatistics | None = None) -> FeatureStatistics:
-        """Statistics of every second picture, from picture `which` of 0 and 1 on, without the classes."""
-        result = FeatureStatistics(self._num_kept, reference, self._block_size)
+        """Statistics of one half of the pictures, half 0 or 1, without the classes."""
+        result, kept = FeatureStatistics(self._num_kept, reference, self._block_size), self.kept[which::2]
         result._halves = (self._halves[which], Moments())
-        result._kept = [self.kept[which::2]]
+        result._kept.add(kept)
         if result.kernel is not None:
-            result.kernel.add(result._kept[0])
+            result.kernel.add(kept)
         return result
 
 

@@ -5,8 +5,8 @@
     class_score        exp E_x KL(p(c | x) | E_x p(c | x))                             (Salimans et al. 2016, arXiv:1606.03498)
 
 The trace of the square root is the sum of the square roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric.
-`Moments`, `KernelBlocks` and `ClassProbabilities` take one batch after the other; none keeps what it has seen, but for a
-block of vectors.  With p of the Inception network the class score is the Inception score.
+`Moments`, `KernelBlocks` and `ClassProbabilities` take one batch after the other.  None keeps all that it has seen:
+`KernelBlocks` keeps a random sample of fixed size.  With p of the Inception network the class score is the Inception score.
 """
 
 from __future__ import annotations
@@ -105,36 +105,69 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
     return float(within(x) + within(y) - 2.0 * kernel(x, y).mean())
 
 
+class Reservoir:
+    """A uniform random sample of vectors that come in batches (Vitter 1985, algorithm R); memory is that of the sample.
+
+    The sample does not depend on how the stream is cut into batches.
+
+    Args:
+      capacity: size of the sample; all vectors where there are fewer.
+      seed: decides the sample and its order; two samples that are compared need different ones, else blocks of both have
+        the same places of their streams, and so the same classes where both streams are ordered by class.
+    """
+
+    def __init__(self, capacity: int, seed: int = 0):
+        self._capacity, self._seed, self._seen = capacity, seed, 0
+        self._rng = np.random.default_rng([seed, 0])
+        self._parts: list[np.ndarray] = []
+
+    def add(self, x: np.ndarray) -> Reservoir:
+        """Takes a batch [B, D] in."""
+        x = np.asarray(x)
+        place = np.arange(self._seen, self._seen + len(x))
+        # Vector t takes the place of one of the kept with probability capacity / (t + 1).
+        place = np.where(place < self._capacity, place, np.floor(self._rng.random(len(x)) * (place + 1)).astype(int))
+        room = max(self._capacity - self._seen, 0)
+        if room:
+            self._parts.append(x[:room].copy())
+        if len(x) > room:
+            self._parts = [np.concatenate(self._parts)]
+            kept = np.flatnonzero(place[room:] < self._capacity) + room
+            self._parts[0][place[kept]] = x[kept]
+        self._seen += len(x)
+        return self
+
+    @property
+    def sample(self) -> np.ndarray:
+        """The sample in a random order, [at most capacity, D]."""
+        rows = np.concatenate(self._parts)
+        return rows[np.random.default_rng([self._seed, 1]).permutation(len(rows))]
+
+
 class KernelBlocks:
     """Kernel distance of a stream of vectors to a reference, as the mean over blocks of `block_size` of each.
 
-    Every block's estimate is unbiased, and so is their mean.  The blocks of the stream are disjoint; those of the
-    reference are taken in turn, so that their spread is that of the mean where the stream is no longer than the reference.
+    Blocks are drawn at random from both sets, which may lie in any order.  Every block's estimate is unbiased, and so is
+    their mean.  The blocks of the stream are disjoint; those of the reference are taken in turn, so that their spread is that
+    of the mean where the stream is no longer than the reference.
 
     Args:
       reference: features [M, D]; at least `block_size` of them are used, else all.
       block_size: vectors of a block.
+      num_kept: largest number of vectors of the stream that are kept, a random sample of them.
     """
 
-    def __init__(self, reference: np.ndarray, block_size: int = 1000):
+    def __init__(self, reference: np.ndarray, block_size: int = 1000, num_kept: int = 10000):
         reference = _features(reference)
+        reference = Reservoir(len(reference), seed=1).add(reference).sample
         self._size = min(block_size, len(reference))
         count = len(reference) // self._size
         self._reference = [reference[i * self._size : (i + 1) * self._size] for i in range(count)]
-        self._pending: list[np.ndarray] = []
-        self._estimates: list[float] = []
+        self._stream = Reservoir(max(num_kept, self._size))
 
     def add(self, x: np.ndarray) -> KernelBlocks:
         """Takes a batch [B, D] in."""
-        self._pending.append(np.asarray(x))
-        waiting = sum(map(len, self._pending))
-        if waiting >= self._size:
-            rows = np.concatenate(self._pending)
-            whole = waiting - waiting % self._size
-            for start in range(0, whole, self._size):
-                against = self._reference[len(self._estimates) % len(self._reference)]
-                self._estimates.append(kernel_distance(rows[start : start + self._size], against))
-            self._pending = [rows[whole:]]
+        self._stream.add(x)
         return self
 
     def result(self) -> dict[str, float]:
@@ -145,7 +178,11 @@ class KernelBlocks:
         Raises:
           ValueError: the stream has fewer than two vectors.
         """
-        estimates = np.array(self._estimates or [kernel_distance(np.concatenate(self._pending), self._reference[0])])
+        rows = _features(self._stream.sample)
+        count = max(len(rows) // self._size, 1)
+        blocks = [rows[i * self._size : (i + 1) * self._size] for i in range(count)]
+        references = (self._reference[i % len(self._reference)] for i in range(count))
+        estimates = np.array([kernel_distance(x, y) for x, y in zip(blocks, references)])
         spread = float(estimates.std(ddof=1)) if len(estimates) > 1 else float("nan")
         return {
             "kernel_distance": float(estimates.mean()),

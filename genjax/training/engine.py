@@ -352,12 +352,7 @@ class Engine:
         totals: dict[str, float] = {}
         count = 0
         pending: list[Metrics] = []
-        for batch, mask in evaluation_batches(data, split, size):
-            mask = np.asarray(mask)
-            if settings.num_examples is not None:
-                mask = mask * (np.arange(count, count + size) < settings.num_examples)
-            if not mask.any():
-                break
+        for batch, mask in evaluation_batches(data, split, size, settings.num_examples):
             count += int(mask.sum())
             batch = {name: self._place_global(a) for name, a in batch.items()}
             pending.append(self._compiled_evaluate(state, batch, self._place_global(mask), key))
@@ -406,12 +401,8 @@ class Engine:
 
         compiled = jax.jit(compute, out_shardings=self._replicated)
         results, examples = [], []
-        left = settings.num_examples if settings.num_examples is not None else math.inf
-        for batch, mask in evaluation_batches(data, split, size):
-            count = int(min(mask.sum(), left))
-            if count < 1:
-                break
-            left -= count
+        for batch, mask in evaluation_batches(data, split, size, settings.num_examples):
+            count = int(mask.sum())
             placed = {name: self._place_global(a) for name, a in batch.items()}
             values = jax.tree.map(lambda v: np.asarray(v.addressable_data(0)), compiled(state, placed, key))
             results.append(jax.tree.map(lambda v, n=count: v[:n], values))
@@ -433,13 +424,13 @@ class Engine:
         return np.asarray(self._compiled_sample(state, key, num_samples, condition).addressable_data(0))
 
     def reconstruct(self, state: TrainState, num_examples: int, split: str | None = None) -> np.ndarray:
-        """First examples of a split and their reconstructions in turn, shape [2 * num_examples // 2, ...].
+        """First examples of a split, in `random_order`, and their reconstructions in turn, [2 * num_examples // 2, ...].
 
         For models with a method `reconstruct(state, batch, key)`.
         """
         split = split or self.experiment.evaluation.validation_split
         count = max(num_examples // 2, 1)
-        batch, mask = next(iter(evaluation_batches(self.experiment.data, split, count)))
+        batch, mask = next(iter(evaluation_batches(self.experiment.data, split, count, count)))
         count = int(np.asarray(mask).sum())
 
         def pairs(state: TrainState, batch: Batch, key: jax.Array) -> jax.Array:

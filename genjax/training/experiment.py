@@ -95,7 +95,7 @@ class Evaluation:
     Attributes:
       split: split of `experiments.evaluate`, the one to report.
       validation_split: split that is looked at while training.
-      num_examples: only the first so many examples, or none for all.
+      num_examples: at most this many examples of the split, the first in one fixed random order; or none for all.
       seed: decides the noise of estimators.
     """
 
@@ -103,6 +103,10 @@ class Evaluation:
     validation_split: str = "validation"
     num_examples: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_examples is not None and self.num_examples < 1:
+            raise ConfigError(f"evaluation.num_examples={self.num_examples} must be at least 1, or none")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -46,6 +46,18 @@ def test_an_evaluation_reads_every_example_once_and_masks_its_padding():
     np.testing.assert_array_equal(seen, DATA.load("test").arrays()["x"])
 
 
+def test_a_part_of_an_evaluation_is_a_fair_part_of_the_split():
+    def first(limit):
+        batches = evaluation_batches(Images(name="sprites"), "test", 50, limit)
+        return np.concatenate([b["label"][mask > 0] for b, mask in batches])
+
+    # Of 614 sprites that lie class after class, the first 120 in their own order are all squares.
+    assert len(first(120)) == 120 and np.bincount(first(120)).min() > 25
+    np.testing.assert_array_equal(first(70), first(120)[:70])
+    np.testing.assert_array_equal(first(None), Images(name="sprites").load("test").arrays()["label"])
+    np.testing.assert_array_equal(first(10000), first(None))
+
+
 def test_splits_of_a_set_do_not_overlap():
     sizes = [len(DATA.load(split)) for split in ("train", "validation", "test")]
     assert sum(sizes) == 1797 and sizes[1] == sizes[2] == 179

@@ -1,5 +1,6 @@
 """The report of experiments.quality on a run, in a classifier's features and in pixels."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 import genjax
@@ -16,7 +18,7 @@ from experiments.features import feature_extractor
 from experiments.quality_measures import METRICS, Counts, measure, samples_of
 from genjax import config
 from genjax.config import ConfigError
-from genjax.data import Images, Translations
+from genjax.data import ArrayExamples, Images, Translations, random_order
 from genjax.families.classifier.feature_net import shift_pictures
 from genjax.families.gan.gan import GAN
 from genjax.training import Evaluation, train
@@ -83,10 +85,10 @@ def test_samples_of_a_translator_are_those_of_the_split_each_once(tmp_path):
         workdir=tmp_path,
     )
     test = data.load("test").arrays()
-    copies = np.concatenate(list(samples_of(run, 0, 120)))
-    np.testing.assert_allclose(copies, test["source"][:120] / 16, atol=1e-6)
+    copies, order = np.concatenate(list(samples_of(run, 0, 120))), random_order(len(test["x"]))
+    np.testing.assert_allclose(copies, test["source"][order[:120]] / 16, atol=1e-6)
     shown = examples_to_answer(run, 200, jax.random.key(0))
-    first_again = test["source"][np.arange(200) % len(test["x"])]
+    first_again = test["source"][order[np.arange(200) % len(order)]]
     np.testing.assert_allclose(data.to_unit(shown["source"]), first_again / 16, atol=1e-6)
     _, extract = feature_extractor("pixels", "tensorflow")
     assert measure(run, extract, ("frechet",), Counts())["counts"]["samples"] == len(test["x"])
@@ -105,6 +107,41 @@ def test_samples_of_a_conditional_model_have_the_classes_of_the_data():
     np.testing.assert_array_equal(np.bincount(drawn.round().astype(int)), np.bincount(label))
     run.model, run.sample = GAN(), lambda key, num_samples: np.zeros((num_samples, 8, 8, 1))
     assert len(np.concatenate(list(samples_of(run, 0, 10)))) == 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _DarkThenLight(Images):
+    """2 x 2 pictures of two classes, one after the other, as folders have them."""
+
+    def load_split(self, split):
+        noise = np.random.default_rng(sum(split.encode())).normal(size=(800, 2, 2, 1))
+        x = np.round(64 + 128 * np.repeat([0, 1], 400)[:, None, None, None] + 20 * noise)
+        return ArrayExamples({"x": np.clip(x, 0, 255).astype(np.uint8)})
+
+
+def test_sets_that_lie_class_after_class_are_judged_by_fair_parts_of_them(tmp_path):
+    data = _DarkThenLight(name="two", horizontal_flip=True)
+    # A perfect model of both classes, but for six samples that are mirrored training pictures.
+    drawn = data.load("validation").arrays()["x"][random_order(800)] / 255.0
+    drawn[:6] = data.load("train").arrays()["x"][:6, :, ::-1] / 255.0
+    samples = iter(np.split(drawn, [500]))
+    run = types.SimpleNamespace(
+        experiment=types.SimpleNamespace(data=data, evaluation=Evaluation()),
+        model=GAN(),
+        sample=lambda key, num_samples: next(samples),
+        workdir=tmp_path,
+    )
+    _, extract = feature_extractor("pixels", "tensorflow")
+    result = measure(run, extract, METRICS, Counts(num_samples=800, num_data=400, num_kept=300, num_queries=400))
+    for name in ("samples", "train", "floor"):
+        # By the first half of the split, which is dark, these were 1.0, 0.4, 0.4 and 0.5.
+        figures = result[name]
+        assert figures["frechet_distance"] < 0.02 and abs(figures["kernel_distance"]) < 0.02
+        assert figures["precision"] > 0.85 and figures["density"] == pytest.approx(1.0, abs=0.2)
+    assert result["memorization"]["memorization_auc"] == pytest.approx(0.5, abs=0.06)
+    assert result["memorization"]["sample_distance_q01"] < 1e-3
+    with PIL.Image.open(tmp_path / "neighbors.png") as sheet:
+        assert sheet.size[0] > sheet.size[1] / 2
 
 
 def test_the_command_prints_its_protocol_and_names_what_is_wrong(runs):

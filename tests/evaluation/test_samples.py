@@ -8,6 +8,7 @@ from genjax.evaluation.samples import (
     ClassProbabilities,
     KernelBlocks,
     Moments,
+    Reservoir,
     frechet_distance,
     kernel_distance,
 )
@@ -43,11 +44,30 @@ def test_kernel_distance_matches_its_sums():
     np.testing.assert_allclose(kernel_distance(X, Y), expected, rtol=1e-9)
 
 
+def test_a_reservoir_keeps_a_uniform_sample_however_the_stream_is_cut():
+    stream = np.arange(1000)[:, None]
+    kept = Reservoir(100).add(stream).sample
+    cut = Reservoir(100)
+    for part in np.split(stream, [1, 99, 100, 101, 640]):
+        cut.add(part)
+    np.testing.assert_array_equal(cut.sample, kept)
+    assert len(np.unique(kept)) == 100
+    # Of 2000 draws from each tenth of the stream a tenth is kept: 200 with a deviation of 13.
+    counts = sum(
+        np.bincount(Reservoir(10, seed).add(stream[:100]).sample[:, 0] // 10, minlength=10) for seed in range(200)
+    )
+    assert np.abs(counts - 200).max() < 4 * 13.4
+    whole = Reservoir(2000).add(stream).sample[:, 0]
+    np.testing.assert_array_equal(np.sort(whole), stream[:, 0])
+    assert abs(np.corrcoef(whole, stream[:, 0])[0, 1]) < 0.1
+
+
 def test_kernel_distance_of_a_stream_is_the_mean_of_its_blocks():
     stream = KernelBlocks(Y, block_size=20)
     for part in np.split(X, [5, 33]):
         stream.add(part)
-    blocks = [kernel_distance(X[:20], Y[:20]), kernel_distance(X[20:40], Y[20:40]), kernel_distance(X[40:], Y[:20])]
+    x, y = Reservoir(60).add(X).sample, Reservoir(50, seed=1).add(Y).sample
+    blocks = [kernel_distance(x[:20], y[:20]), kernel_distance(x[20:40], y[20:40]), kernel_distance(x[40:], y[:20])]
     result = stream.result()
     assert result["kernel_distance"] == pytest.approx(np.mean(blocks))
     assert result["kernel_distance_standard_error"] == pytest.approx(np.std(blocks, ddof=1) / 3**0.5)
@@ -56,6 +76,20 @@ def test_kernel_distance_of_a_stream_is_the_mean_of_its_blocks():
         short["kernel_distance"] == pytest.approx(kernel_distance(X[:30], Y))
         and short["kernel_distance_num_blocks"] == 1
     )
+
+
+def test_kernel_distance_of_sets_that_lie_class_after_class_is_unbiased():
+    # Two classes at -1 and 1: blocks of single classes give 13 where the distributions are equal.
+    sets = np.random.default_rng(2).normal(size=(2, 800, 4)) * 0.3 + np.repeat([-1.0, 1.0], 400)[:, None]
+    result = KernelBlocks(sets[0], block_size=100).add(sets[1]).result()
+    assert abs(result["kernel_distance"]) < 4 * result["kernel_distance_standard_error"]
+    assert result["kernel_distance_standard_error"] < 0.1
+    data = FeatureStatistics(num_kept=400, block_size=100).add(sets[0])
+    other = FeatureStatistics(400, data, block_size=100).add(sets[1])
+    found, halves = figures(data, other), floor(data)
+    assert abs(found["kernel_distance"]) < 0.3 and abs(halves["kernel_distance"]) < 0.3
+    # Kept at random, vectors are of both classes.
+    assert found["precision"] > 0.9 and found["recall"] > 0.9 and found["density"] == pytest.approx(1.0, abs=0.15)
 
 
 def test_kernel_distance_is_unbiased_where_the_frechet_distance_is_not():
