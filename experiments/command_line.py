@@ -36,8 +36,13 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     stdlib_logging.getLogger("genjax").setLevel(stdlib_logging.WARNING)
     try:
         status = main(sys.argv)
+        sys.stdout.flush()
     except (flags.Error, config.ConfigError) as error:
         _fail(error)
+    except BrokenPipeError:
+        # The reader, as `head`, has seen enough; what is left in the buffer goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -69,25 +74,50 @@ def _fail(error: Exception) -> None:
 
 
 def first_flags(arguments: list[str], names: dict[str, bool]) -> dict[str, str]:
-    """Reads flags that decide which other flags exist, before absl parses; `names` tells which take a value."""
+    """Reads flags that decide which other flags exist, before absl parses.
+
+    Args:
+      arguments: the command line.
+      names: flags to look for, and whether a value may also be the argument after; else it stands behind an equals sign.
+
+    Returns:
+      The values of those found, "" where there is none.
+    """
     found = {}
-    for i, argument in enumerate(arguments):
+    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=True):
         name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and name in names:
-            if names[name]:
-                found[name] = value if equals else (arguments[i + 1] if i + 1 < len(arguments) else "")
-            else:
-                found[name] = "true"
+            follows = names[name] and not following.startswith("-")
+            found[name] = value if equals else following if follows else ""
     return found
 
 
-def print_help(usage: str) -> None:
-    """Prints the flags that are defined, without absl's own."""
-    print(usage)
+def named_first(arguments: list[str], flag: str) -> list[str]:
+    """The command line with a first argument that is no flag written as `--flag=argument`."""
+    if len(arguments) > 1 and not arguments[1].startswith("-"):
+        return [arguments[0], f"--{flag}={arguments[1]}", *arguments[2:]]
+    return arguments
+
+
+def print_help(usage: str, experiment: Any = None, section: str = "") -> None:
+    """Prints what a command does, its flags, and the fields of an experiment; those at the path `section` alone if given.
+
+    Raises:
+      ConfigError: there is no field at `section`.
+    """
+    if section:
+        if experiment is None:
+            raise config.ConfigError(f"--help={section} shows fields of an experiment; name the experiment or run too")
+        print(config.help_text(experiment, section))
+        return
+    print(inspect.cleandoc(usage))
+    print("\nthe command")
     for name, module_flags in flags.FLAGS.flags_by_module_dict().items():
-        if name.startswith(("genjax", "experiments")) or name == sys.argv[0]:
+        if name.startswith("experiments") or name == sys.argv[0]:
             for flag in sorted(module_flags, key=lambda f: f.name):
                 print(f"  --{flag.name}: {flag.help}")
+    if experiment is not None:
+        print(f"\n{config.help_text(experiment)}")
 
 
 def parse_app_flags() -> None:
@@ -97,7 +127,7 @@ def parse_app_flags() -> None:
 
 
 def restore_from_flags(arguments: list[str], usage: str) -> Run | None:
-    """Parses a command line that names a run by --workdir, and restores it with the fields that flags change.
+    """Parses a command line that names a run by --workdir or its first argument, and restores it with the fields that flags change.
 
     Returns:
       The run, or None where only help was asked for.
@@ -107,19 +137,19 @@ def restore_from_flags(arguments: list[str], usage: str) -> Run | None:
     """
     from genjax.training import run as runs
 
+    arguments = named_first(arguments, "workdir")
     first = first_flags(arguments, {"workdir": True, "help": False, "h": False})
-    asks_help = "help" in first or "h" in first
+    help_section = first.get("help", first.get("h"))
     if "workdir" not in first:
-        if asks_help:
-            print_help(usage)
+        if help_section is not None:
+            print_help(usage, section=help_section)
             return None
         raise config.ConfigError("--workdir is missing; it is the directory of a run of experiments.train")
     workdir = Path(first["workdir"]).expanduser()
     name, experiment, batch = runs.load_config(workdir)
     experiment = runs.on_this_machine(experiment)
-    if asks_help:
-        config.define_flags(experiment)
-        print_help(usage)
+    if help_section is not None:
+        print_help(usage, config.with_choices(experiment, arguments), help_section)
         return None
     experiment = config.flag_overrides(experiment, arguments)
     return runs.open_run(workdir, name, experiment, batch, flags.FLAGS.step)

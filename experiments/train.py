@@ -2,11 +2,17 @@
 
     python -m experiments.train --experiment=vae_digits --workdir=runs/vae --model.latent_dim=16
 
-Every field of the experiment is a flag; `--experiment=NAME --help` lists them, `--list` lists the experiments.  The same
-command again goes on from the last checkpoint.
+The first argument may be the name alone (`experiments.train vae_digits`).  Every field of the experiment is a flag:
+`--experiment=NAME --help` prints them, `--help=model.optimizer` those of one part.  `--list` prints the experiments,
+`--list=gan` all about those of a family, of a data set, or with a name of that part.  The same command again goes on from
+the last checkpoint.
 """
 
 from __future__ import annotations
+
+import inspect
+import textwrap
+from typing import Any
 
 from absl import flags
 
@@ -15,24 +21,34 @@ from genjax import config
 
 flags.DEFINE_string("experiment", None, "name of a registered experiment, or path/to/file.py:function")
 flags.DEFINE_string("workdir", None, "directory of checkpoints, metrics and samples; runs/<experiment> unless given")
-flags.DEFINE_boolean("list", False, "print every experiment with its family, data, source and expected result")
+flags.DEFINE_string(
+    "list",
+    None,
+    "print the experiments, a line each; --list=gan prints all of a family, a data set or a part of a name",
+)
+
+_FIELDS_ARE_FLAGS = """
+Every field of the experiment is a flag, --name=value; --help=model.optimizer prints the fields of one part alone.
+"""
 
 
 def main(arguments: list[str]) -> int:
-    first = command_line.first_flags(arguments, {"experiment": True, "list": False, "help": False, "h": False})
+    arguments = command_line.named_first(arguments, "experiment")
+    first = command_line.first_flags(arguments, {"experiment": True, "list": True, "help": False, "h": False})
     if "list" in first:
-        print_list()
+        print(listing(first["list"]))
         return 0
+    help_section = first.get("help", first.get("h"))
     if "experiment" not in first:
-        if "help" in first or "h" in first:
-            command_line.print_help(__doc__)
+        if help_section is not None:
+            command_line.print_help(__doc__, section=help_section)
             return 0
         raise config.ConfigError("--experiment is missing; --list prints the names, e.g. --experiment=vae_digits")
     entry = config.find_experiment(first["experiment"])
     experiment = entry.build()
-    if "help" in first or "h" in first:
-        config.define_flags(experiment)
-        command_line.print_help(f"{__doc__}\n{entry.name}: {(entry.build.__doc__ or '').strip()}\n")
+    if help_section is not None:
+        usage = f"{entry.name}: {inspect.cleandoc(entry.build.__doc__ or '')}\n{_FIELDS_ARE_FLAGS}"
+        command_line.print_help(usage, config.with_choices(experiment, arguments), help_section)
         return 0
     experiment = config.flag_overrides(experiment, arguments)
     from genjax import training
@@ -50,16 +66,42 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def print_list() -> None:
-    """Prints the registered experiments."""
-    for name, entry in config.import_experiments().items():
+def listing(word: str = "") -> str:
+    """The registered experiments by family, a line each; with a word, all about those of that family, data set or name.
+
+    Raises:
+      ConfigError: no experiment has the word.
+    """
+    families: dict[str, list[tuple[config.Entry, Any]]] = {}
+    known = set()
+    for entry in config.import_experiments().values():
         experiment = entry.build()
-        family = type(experiment.model).__module__.split(".")[2:3]
-        print(f"{name}")
-        print(f"    family   {'.'.join(family)} ({type(experiment.model).__name__})")
-        print(f"    data     {experiment.data.name}")
-        print(f"    source   {entry.source}")
-        print(f"    expected {entry.expected}")
+        family = type(experiment.model).__module__.split(".")[2]
+        known |= {family, experiment.data.name, entry.name}
+        if not word or word in (family, experiment.data.name) or word in entry.name:
+            families.setdefault(family, []).append((entry, experiment))
+    if not families:
+        suggestion = config.suggestion(word, sorted(known))
+        raise config.ConfigError(f"no experiment, family or data set is called {word!r}{suggestion}")
+    describe = _described if word else _line
+    return "\n".join(
+        line for family in sorted(families) for line in (family, *(describe(*row) for row in families[family]), "")
+    )
+
+
+def _line(entry: config.Entry, experiment: Any) -> str:
+    columns = f"  {entry.name:<32} {experiment.data.name:<18} "
+    return columns + textwrap.shorten(entry.expected, max(120 - len(columns), 20), placeholder=" ...")
+
+
+def _described(entry: config.Entry, experiment: Any) -> str:
+    return (
+        f"  {entry.name}\n"
+        f"    model    {type(experiment.model).__name__}\n"
+        f"    data     {experiment.data.name}\n"
+        f"    source   {entry.source}\n"
+        f"    expected {entry.expected}"
+    )
 
 
 if __name__ == "__main__":

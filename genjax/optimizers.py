@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,11 @@ def clip_by_tree_norm(max_norm: float) -> optax.GradientTransformation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule(abc.ABC):
-    """Factor on the learning rate: linear warm-up from 0 to 1 over `warmup_steps`, then what a subclass says."""
+    """Factor on the learning rate: linear warm-up from 0 to 1 over `warmup_steps`, then what a subclass says.
+
+    Attributes:
+      warmup_steps: steps over which the factor rises from 0 to 1; 0 for no warm-up.
+    """
 
     warmup_steps: int = 0
 
@@ -67,6 +71,13 @@ class Constant(Schedule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Decay(Schedule):
+    """A schedule that ends.
+
+    Attributes:
+      num_steps: step at which the schedule ends, warm-up included; None takes the run's length.
+      final_scale: factor from there on.
+    """
+
     num_steps: int | None = None
     final_scale: float = 0.0
 
@@ -89,7 +100,11 @@ class Cosine(_Decay):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Linear(_Decay):
-    """A line from 1 to `final_scale` at `num_steps`, which begins after the share `constant_share` of the steps."""
+    """A line from 1 to `final_scale` at `num_steps`, which begins after the share `constant_share` of the steps.
+
+    Attributes:
+      constant_share: share of the steps after the warm-up, in [0, 1), at which the factor stays 1.
+    """
 
     constant_share: float = 0.0
 
@@ -112,7 +127,13 @@ class InverseSquareRoot(Schedule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Piecewise(Schedule):
-    """Multiplies by `scale` at each of `boundaries`, given as fractions of `num_steps`."""
+    """Multiplies by `scale` at each of `boundaries`, given as fractions of `num_steps`.
+
+    Attributes:
+      num_steps: length that the boundaries are fractions of, warm-up included; None takes the run's.
+      boundaries: fractions of `num_steps` at which the factor changes.
+      scale: what the factor is multiplied by at each of them.
+    """
 
     num_steps: int | None = None
     boundaries: tuple[float, ...] = (0.5, 0.75)
@@ -189,7 +210,13 @@ class Optimizer(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adam(Optimizer):
-    """Adam (Kingma & Ba 2015)."""
+    """Adam (Kingma & Ba 2015).
+
+    Attributes:
+      b1: decay of the average of gradients.
+      b2: decay of the average of squared gradients.
+      eps: added to the square root of the latter.
+    """
 
     b1: float = 0.9
     b2: float = 0.999
@@ -203,12 +230,19 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
 
+    flag_name: ClassVar[str] = "adamw"
+
     weight_decay: float = 1e-2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SGD(Optimizer):
-    """Stochastic gradient descent, with momentum where it is not 0."""
+    """Stochastic gradient descent, with momentum where it is not 0.
+
+    Attributes:
+      momentum: decay of the sum of gradients that updates follow; 0 follows the gradient itself.
+      nesterov: look ahead by one step of the momentum (Nesterov 1983).
+    """
 
     momentum: float = 0.0
     nesterov: bool = False
@@ -219,7 +253,15 @@ class SGD(Optimizer):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RMSProp(Optimizer):
-    """RMSProp (Tieleman & Hinton 2012), g / (sqrt(E g^2) + eps), with optional momentum."""
+    """RMSProp (Tieleman & Hinton 2012), g / (sqrt(E g^2) + eps), with optional momentum.
+
+    Attributes:
+      decay: decay of the average of squared gradients.
+      eps: added to the root of that average.
+      momentum: decay of the sum of scaled gradients that updates follow; 0 for none.
+    """
+
+    flag_name: ClassVar[str] = "rmsprop"
 
     decay: float = 0.9
     eps: float = 1e-8
@@ -235,6 +277,11 @@ class Adafactor(Optimizer):
     """Adafactor with factored second moments and update clipping (Shazeer & Stern 2018), without relative step sizes.
 
     Layers that are stacked in one array are matrices of their own, as they are where they are not stacked.
+
+    Attributes:
+      min_dim_size_to_factor: second moments are factored where both axes of a matrix have at least this size.
+      decay_rate: exponent c of the decay 1 - t^-c of the average of squared gradients at step t.
+      clipping_threshold: largest root mean square of the update of a matrix.
     """
 
     min_dim_size_to_factor: int = 128
@@ -277,7 +324,12 @@ class Adafactor(Optimizer):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lion(Optimizer):
-    """Lion, the sign of an interpolated momentum (Chen et al. 2023)."""
+    """Lion, the sign of an interpolated momentum (Chen et al. 2023).
+
+    Attributes:
+      b1: weight of the momentum in the interpolation with the gradient whose sign is followed.
+      b2: decay of the momentum.
+    """
 
     b1: float = 0.9
     b2: float = 0.99

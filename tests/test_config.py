@@ -2,7 +2,8 @@
 
 import dataclasses
 import enum
-from typing import Literal
+import re
+from typing import ClassVar, Literal
 
 import pytest
 from absl import flags
@@ -36,8 +37,19 @@ class Convolutional:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
+    """A model.
+
+    Attributes:
+      latent_dim, beta: two numbers: one of dimensions,
+        one a weight.
+      name: free.
+    """
+
+    renamed: ClassVar[dict[str, str]] = {"old_beta": "beta"}
+
     latent_dim: int = 3
     beta: float = 1.0
+    parts: tuple[Literal["top", "bottom"], ...] = ()
     window: tuple[int, float] = (3, 0.5)
     limit: float | None = None
     activation: Literal["relu", "tanh"] = "relu"
@@ -72,6 +84,7 @@ def from_command_line(*arguments):
         ("--model.centered", "centered", True),
         ("--nomodel.centered", "centered", False),
         ("--model.centered=true", "centered", True),
+        ("--model.parts=bottom,top", "parts", ("bottom", "top")),
         ("--model.name=a=b", "name", "a=b"),
         ("--model.network=convolutional", "network", Convolutional(hidden_dims=(4, 4))),
         ("--model.prior=encoder", "prior", Encoder()),
@@ -101,16 +114,22 @@ def test_flags_reach_the_fields_of_what_was_chosen_in_any_order():
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--model.latnt_dim=3", "Did you mean: model.latent_dim"),
-        ("--model.latent_dim=3.5", "--model.latent_dim=3.5: '3.5' is not int"),
-        ("--model.beta=high", "'high' is not float"),
-        ("--model.window=5", "'5' is not 2 comma-separated values"),
-        ("--model.window=5,0.5,1", "is not 2 comma-separated values"),
+        ("--model.latnt_dim=3", "no flag --model.latnt_dim; did you mean model.latent_dim"),
+        ("--model.latent_dim=3.5", "--model.latent_dim=3.5: '3.5' is not an integer"),
+        ("--model.beta=high", "'high' is not a number"),
+        ("--model.window=5", "'5' is not 2 values separated by commas: an integer, a number"),
+        ("--model.window=5,0.5,1", "is not 2 values separated by commas"),
         ("--model.activation=sine", "one of relu, tanh"),
         ("--model.color=green", "one of red, blue"),
-        ("--model.network.hidden_dims=4,a", "comma-separated int values"),
+        ("--model.network.hidden_dims=4,a", "is not integers separated by commas"),
         ("--model.optimizer=adma", "did you mean adam"),
         ("--model.optimizer.schedule.num_steps=3", "model.optimizer.schedule.num_steps"),
+        ("--model.lr=1", "no flag --model.lr; did you mean model.optimizer.learning_rate"),
+        ("--learning_rate=1", "did you mean model.optimizer.learning_rate"),
+        ("--dims=3", "did you mean model.network.hidden_dims"),
+        ("--model=gan", "--model takes no value: it is Model here, and --model.NAME=VALUE sets its fields"),
+        ("--model.old_beta=1", "--model.old_beta is called --model.beta now"),
+        ("--model.parts=middle", "'middle' is not any of top, bottom, separated by commas"),
         ("stray", "unexpected argument 'stray'"),
     ],
 )
@@ -121,7 +140,7 @@ def test_a_wrong_flag_is_an_error_that_names_field_value_and_type(argument, mess
 
 def test_overrides_from_python_check_types_too():
     assert config.override(Whole(), "model.latent_dim", 5).model.latent_dim == 5
-    with pytest.raises(ConfigError, match="model.latent_dim: 0.5 is not int"):
+    with pytest.raises(ConfigError, match="model.latent_dim: 0.5 is not an integer"):
         config.override(Whole(), "model.latent_dim", 0.5)
     with pytest.raises(ConfigError, match="no field 'latent_dims'.*did you mean latent_dim"):
         config.override(Whole(), "model.latent_dims", 5)
@@ -172,6 +191,14 @@ def test_json_round_trip_and_differences():
     assert not config.differences(changed, changed)
 
 
+def test_saved_configurations_may_have_the_earlier_name_of_a_field():
+    saved = config.to_json(Whole(model=Model(beta=4.0)))
+    saved["model"]["old_beta"] = saved["model"].pop("beta")
+    assert config.from_json(saved).model.beta == 4.0
+    with pytest.raises(ConfigError, match="Model has no field 'old_beta'.*it is called beta now"):
+        config.override(Whole(), "model.old_beta", 4.0)
+
+
 def test_saved_configurations_of_classes_that_are_gone_are_refused():
     saved = config.to_json(Whole())
     with pytest.raises(ConfigError, match="does not exist here"):
@@ -192,7 +219,24 @@ def test_none_is_filled_by_name_at_any_depth():
 def test_help_carries_the_docstring_of_the_field():
     values = flags.FlagValues()
     config.define_flags(Whole(), values)
-    assert values["model.network.hidden_dims"].help.startswith("widths of the hidden layers.")
+    assert (
+        values["model.network.hidden_dims"].help
+        == "widths of the hidden layers (integers separated by commas; here 4,4)"
+    )
+    # A line of the docstring may name two fields, and a text may have a colon.
+    for name, kind in (("latent_dim", "an integer; here 3"), ("beta", "a number; here 1.0")):
+        assert values[f"model.{name}"].help == f"two numbers: one of dimensions, one a weight ({kind})"
+    assert values["model.name"].help == "free (text; here x)"
+
+
+def test_the_help_of_one_part_has_the_fields_below_it_alone():
+    shown = config.help_text(config.override(Whole(), "model.optimizer", "lion"), "model.optimizer")
+    paths = re.findall(r"^  --([\w.]+): ", shown, re.MULTILINE)
+    assert {"model.optimizer", "model.optimizer.b1", "model.optimizer.learning_rate"} <= set(paths)
+    assert all(path.startswith("model.optimizer") for path in paths) and "here lion" in shown
+    assert config.help_text(Whole()).startswith("model (Model)\n  --model.latent_dim: two numbers")
+    with pytest.raises(ConfigError, match=r"no field 'model.netwrk'; did you mean model.network\?"):
+        config.help_text(Whole(), "model.netwrk")
 
 
 def test_an_experiment_in_a_file_of_its_own_is_found(tmp_path):

@@ -121,7 +121,7 @@ def bert_base() -> Experiment:
             network=bert_network(scan_layers=True, remat=True), compute_dtype="bfloat16", optimizer=_adam(1e-4, 10_000)
         ),
         data=EncoderText(
-            name="file", tokenizer="bpe", vocabulary=30_000, sequence_length=512, sentence_pairs=True, batch_size=256
+            name="file", tokenizer="bpe", vocab_size=30_000, sequence_length=512, sentence_pairs=True, batch_size=256
         ),
         training=Training(num_steps=1_000_000, evaluate_every=10_000, num_samples=4),
     )

@@ -166,7 +166,7 @@ def gpt2_124m() -> Experiment:
                 schedule=Cosine(warmup_steps=2000, final_scale=0.1),
             ),
         ),
-        data=Text(name="file", tokenizer="bpe", vocabulary=50256, sequence_length=1024, batch_size=480),
+        data=Text(name="file", tokenizer="bpe", vocab_size=50256, sequence_length=1024, batch_size=480),
         training=Training(num_steps=600_000, evaluate_every=1000, num_samples=8),
     )
 
@@ -199,7 +199,7 @@ def llama_7b() -> Experiment:
     )
     return Experiment(
         model=GPT(network=network, tie_embeddings=False, compute_dtype="bfloat16", optimizer=optimizer),
-        data=Text(name="file", tokenizer="bpe", vocabulary=32_000, sequence_length=2048, batch_size=2048),
+        data=Text(name="file", tokenizer="bpe", vocab_size=32_000, sequence_length=2048, batch_size=2048),
         training=Training(num_steps=250_000, evaluate_every=1000, num_samples=8),
     )
 
@@ -247,7 +247,7 @@ def gpt_sentiment() -> Experiment:
     python -m experiments.train --experiment=gpt_sentiment --workdir=runs/gpt_sentiment
 
     Under a minute on one CPU core.  From a GPT that was trained on text, with the same tokenizer and network:
-    --training.init_from=RUN --training.init_prefix=embedding,stack, with --model.lora=lo_ra for low-rank updates alone.
+    --training.init_from=RUN --training.init_prefix=embedding,stack, with --model.lora=lora for low-rank updates alone.
     """
     optimizer = AdamW(learning_rate=1e-3, weight_decay=0.01, clip_norm=1.0, schedule=Linear(warmup_steps=50))
     return Experiment(

@@ -133,17 +133,17 @@ def transformer_multi30k() -> Experiment:
             optimizer=Adam(learning_rate=2e-3, b2=0.98, eps=1e-9, clip_norm=1.0, schedule=InverseSquareRoot(warmup_steps=800)),
         ),
         data=TextToText(
-            name="files", tokenizer="bpe", vocabulary=4000, lowercase=True, source_length=40, target_length=40, batch_size=128
+            name="files", tokenizer="bpe", vocab_size=4000, lowercase=True, source_length=40, target_length=40, batch_size=128
         ),
         training=Training(num_steps=2270, evaluate_every=227, best_metric="nll_per_token", num_samples=8),
     )  # fmt: skip
 
 
-def _published(model: T5 | BART, vocabulary: int, sequence_length: int) -> Experiment:
+def _published(model: T5 | BART, vocab_size: int, sequence_length: int) -> Experiment:
     return Experiment(
         model=model,
         data=EncoderText(
-            name="file", tokenizer="unigram" if isinstance(model, T5) else "bpe", vocabulary=vocabulary,
+            name="file", tokenizer="unigram" if isinstance(model, T5) else "bpe", vocab_size=vocab_size,
             sequence_length=sequence_length, batch_size=128,
         ),
         training=Training(num_steps=500_000, evaluate_every=10_000, num_samples=4),

@@ -5,8 +5,8 @@ dataclasses, or a choice between dataclasses (a union of them, or a base class w
 alone this package makes one absl flag per field, replaces fields by path (`model.latent_dim`), and writes and reads JSON.
 """
 
-from genjax.config.annotations import ConfigError
-from genjax.config.command_line import define_flags, flag_overrides
+from genjax.config.annotations import ConfigError, suggestion
+from genjax.config.command_line import define_flags, flag_overrides, help_text, with_choices
 from genjax.config.registry import Entry, find_experiment, import_experiments, register
 from genjax.config.trees import apply_overrides, differences, fill_none, from_json, override, to_json
 
@@ -20,8 +20,11 @@ __all__ = [
     "find_experiment",
     "flag_overrides",
     "from_json",
+    "help_text",
     "import_experiments",
     "override",
     "register",
+    "suggestion",
     "to_json",
+    "with_choices",
 ]

@@ -20,8 +20,33 @@ class ConfigError(ValueError):
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """What to append to an error about an unknown word: the closest known ones, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    return _did_you_mean(difflib.get_close_matches(word, list(known), n=3, cutoff=0.5))
+
+
+def path_suggestion(path: str, known: Iterable[str]) -> str:
+    """The same for a path of names: known ones that share its last name, are close, or have it as initials or as a word.
+
+    model.lr -> model.optimizer.learning_rate; steps -> training.num_steps.
+    """
+    known = list(known)
+    name = path.rpartition(".")[2]
+    words = {other: other.rpartition(".")[2].split("_") for other in known}
+    guesses = (
+        lambda: [other for other in known if "_".join(words[other]) == name],
+        lambda: difflib.get_close_matches(path, known, n=3, cutoff=0.9),
+        lambda: [other for other in known if "".join(word[:1] for word in words[other]) == name],
+        lambda: [other for other in known if name in words[other]],
+        lambda: difflib.get_close_matches(path, known, n=3, cutoff=0.6),
+    )
+    found = next(filter(None, (guess() for guess in guesses)), [])
+    # Those of the same part of the experiment come first, and then the shortest.
+    part = path.partition(".")[0]
+    found.sort(key=lambda other: (other.partition(".")[0] != part, other.count("."), len(words[other])))
+    return _did_you_mean(found[:3])
+
+
+def _did_you_mean(words: list[str]) -> str:
+    return f"; did you mean {' or '.join(words)}?" if words else ""
 
 
 @functools.cache
@@ -50,6 +75,11 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
+def choice_name(cls: type) -> str:
+    """What a flag takes for a dataclass: its `flag_name` where the class itself has one (LoRA is lora), or snake case."""
+    return vars(cls).get("flag_name") or snake_case(cls.__name__)
+
+
 def choices(hint: Any) -> dict[str, type]:
     """The dataclasses that a field may hold, by the name that its flag takes."""
     found = {}
@@ -57,14 +87,18 @@ def choices(hint: Any) -> dict[str, type]:
         if is_dataclass_type(member):
             for cls in _subclasses(member):
                 if not (cls.__name__.startswith("_") or inspect.isabstract(cls)):
-                    found[snake_case(cls.__name__)] = cls
+                    found[choice_name(cls)] = cls
     return found
+
+
+_PLAIN_TYPES = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+_PLURALS = {int: "integers", float: "numbers", str: "words"}
 
 
 def type_name(hint: Any) -> str:
     """A type as a user reads it."""
     if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+        return "one of " + _options(hint)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return "one of " + ", ".join(m.name.lower() for m in hint)
     if options := choices(hint):
@@ -73,11 +107,35 @@ def type_name(hint: Any) -> str:
     if len(members) > 1:
         return " or ".join("none" if m is type(None) else type_name(m) for m in members)
     if typing.get_origin(hint) is tuple:
-        args = typing.get_args(hint)
-        if args[-1] is Ellipsis:
-            return f"comma-separated {type_name(args[0])} values"
-        return f"{len(args)} comma-separated values ({', '.join(map(type_name, args))})"
-    return getattr(hint, "__name__", str(hint))
+        return _tuple_name(typing.get_args(hint))
+    return _PLAIN_TYPES.get(hint) or getattr(hint, "__name__", str(hint))
+
+
+def _options(hint: Any) -> str:
+    return ", ".join(map(str, typing.get_args(hint)))
+
+
+def _tuple_name(args: tuple[Any, ...]) -> str:
+    first, *rest = args
+    if rest == [Ellipsis] and typing.get_origin(first) is Literal:
+        return f"any of {_options(first)}, separated by commas"
+    if first in _PLURALS and set(rest) <= {first, Ellipsis}:
+        count = "" if rest == [Ellipsis] else f"{len(args)} "
+        return f"{count}{_PLURALS[first]} separated by commas"
+    return f"{len(args)} values separated by commas: {', '.join(map(type_name, args))}"
+
+
+def format_value(value: Any) -> str:
+    """A value as a flag takes it."""
+    if dataclasses.is_dataclass(value):
+        return choice_name(type(value))
+    if isinstance(value, enum.Enum):
+        return value.name.lower()
+    if isinstance(value, tuple):
+        return ",".join(map(format_value, value)) or "()"
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return str(value) or "''"
 
 
 def parse(hint: Any, text: str) -> Any:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import re
+import textwrap
 from typing import Any
 
 from absl import flags
 
-from genjax.config.annotations import ConfigError, choices, parse, snake_case, type_name
-from genjax.config.trees import apply_overrides, leaves, override
+from genjax.config.annotations import (
+    ConfigError,
+    choices,
+    format_value,
+    parse,
+    path_suggestion,
+    type_hints,
+    type_name,
+)
+from genjax.config.trees import apply_overrides, leaves, override, renamed_fields
 
 
 class _Parser(flags.ArgumentParser):
@@ -29,13 +39,54 @@ class _Parser(flags.ArgumentParser):
         return type_name(self._hint)
 
 
-def _field_help(config: Any, name: str) -> str:
-    """What the class docstring says of a field under `Attributes:`, here or in a base class."""
-    for cls in type(config).__mro__:
-        match = re.search(rf"^\s*{name}: (.*?)(?=^\s*\w+: |\Z)", cls.__doc__ or "", re.MULTILINE | re.DOTALL)
-        if match:
-            return " ".join(match.group(1).split())
-    return ""
+@functools.cache
+def _attributes(cls: type) -> dict[str, str]:
+    """The texts of a class docstring under `Attributes:` by field; a line may name several, as `low, high: text`."""
+    block = re.search(r"^Attributes:.*\n((?:  .*\n|\n)*)", inspect.cleandoc(cls.__doc__ or "") + "\n", re.MULTILINE)
+    texts: dict[str, str] = {}
+    names: list[str] = []
+    for line in block.group(1).splitlines() if block else ():
+        entry = re.match(r"  (\w+(?:, \w+)*): (.*)", line)
+        names = entry.group(1).split(", ") if entry else names
+        for name in names:
+            texts[name] = f"{texts.get(name, '')} {entry.group(2) if entry else line}"
+    return {name: " ".join(text.split()) for name, text in texts.items()}
+
+
+def field_help(cls: type, name: str) -> str:
+    """What the docstring of a dataclass, or of one of its bases, says of a field; empty if nothing."""
+    return next((_attributes(c)[name] for c in cls.__mro__ if name in _attributes(c)), "")
+
+
+def _flag_help(config: Any, path: str, hint: Any, value: Any) -> str:
+    *parents, name = path.split(".")
+    text = field_help(type(functools.reduce(getattr, parents, config)), name)
+    return f"{text.removesuffix('.')} ({type_name(hint)}; here {format_value(value)})"
+
+
+def help_text(config: Any, section: str = "") -> str:
+    """The fields of a configuration as flags with their texts, in groups by the first part of their paths.
+
+    Args:
+      config: the configuration.
+      section: a path; only the field there and those below it are shown.
+
+    Raises:
+      ConfigError: there is no field at `section`.
+    """
+    rows = list(leaves(config))
+    chosen = [row for row in rows if not section or f"{row[0]}.".startswith(f"{section}.")]
+    if not chosen:
+        parts = {path.rsplit(".", depth)[0] for path, *_ in rows for depth in range(path.count(".") + 1)}
+        raise ConfigError(f"there is no field {section!r}{path_suggestion(section, sorted(parts))}")
+    lines, group = [], None
+    for path, hint, value in chosen:
+        if path.partition(".")[0] != group:
+            group = path.partition(".")[0]
+            lines += ["", f"{group} ({type(getattr(config, group)).__name__})"]
+        text = f"--{path}: {_flag_help(config, path, hint, value)}"
+        lines += textwrap.wrap(text, 118, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
+    return "\n".join(lines[1:])
 
 
 def define_flags(config: Any, flag_values: flags.FlagValues = flags.FLAGS) -> None:
@@ -43,14 +94,34 @@ def define_flags(config: Any, flag_values: flags.FlagValues = flags.FLAGS) -> No
     for path, hint, value in leaves(config):
         if path in flag_values:
             continue
-        *parents, name = path.split(".")
-        owner = functools.reduce(getattr, parents, config)
-        shown = snake_case(type(value).__name__) if dataclasses.is_dataclass(value) else value
-        text = f"{_field_help(owner, name)} ({type_name(hint)}; here {shown})"
+        text = _flag_help(config, path, hint, value)
         if hint is bool:
             flags.DEFINE_boolean(path, None, text, flag_values=flag_values)
         else:
             flags.DEFINE(_Parser(hint), path, None, text, flag_values=flag_values, serializer=None)
+
+
+def with_choices(config: Any, arguments: list[str]) -> Any:
+    """The configuration with the dataclasses that a command line chooses, outermost first: other fields depend on them.
+
+    Raises:
+      ConfigError: a choice that does not exist.
+    """
+    given = {}
+    for i, argument in enumerate(arguments[1:], start=1):
+        match = re.fullmatch(r"--?([\w.]+)(?:=(.*))?", argument, re.DOTALL)
+        if match:
+            following = arguments[i + 1] if i + 1 < len(arguments) else ""
+            given[match.group(1)] = match.group(2) if match.group(2) is not None else following
+    for _ in range(8):
+        chosen = config
+        for path, hint, value in leaves(config):
+            if path in given and choices(hint) and given[path] != format_value(value):
+                chosen = override(chosen, path, given[path], text=True)
+        if chosen == config:
+            break
+        config = chosen
+    return config
 
 
 def flag_overrides(config: Any, arguments: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> Any:
@@ -65,29 +136,15 @@ def flag_overrides(config: Any, arguments: list[str], flag_values: flags.FlagVal
       The configuration with the command line's values.
 
     Raises:
-      absl.flags.Error: an unknown flag or a value of the wrong type.
-      ConfigError: a choice that does not exist.
+      absl.flags.Error: a value of the wrong type.
+      ConfigError: an unknown flag, or a choice that does not exist.
     """
-    # Choices first, outermost first: which flags exist depends on them.
-    given = {}
-    for i, argument in enumerate(arguments[1:], start=1):
-        match = re.fullmatch(r"--?([\w.]+)(?:=(.*))?", argument, re.DOTALL)
-        if match:
-            following = arguments[i + 1] if i + 1 < len(arguments) else ""
-            given[match.group(1)] = match.group(2) if match.group(2) is not None else following
-    for _ in range(8):
-        chosen = config
-        for path, hint, value in leaves(config):
-            if path in given and choices(hint):
-                current = snake_case(type(value).__name__) if value is not None else "none"
-                if given[path] != current:
-                    chosen = override(chosen, path, given[path], text=True)
-        if chosen == config:
-            break
-        config = chosen
+    config = with_choices(config, arguments)
     define_flags(config, flag_values)
-    # Unknown flags are an error here; absl suggests the closest names.
-    remaining = flag_values(arguments)
+    try:
+        remaining = flag_values(arguments)
+    except flags.UnrecognizedFlagError as error:
+        raise ConfigError(_unknown_flag(config, error.flagname, list(flag_values))) from None
     if len(remaining) > 1:
         raise ConfigError(f"unexpected argument {remaining[1]!r}; flags are written --name=value")
     present = {
@@ -96,3 +153,23 @@ def flag_overrides(config: Any, arguments: list[str], flag_values: flags.FlagVal
         if path in flag_values and flag_values[path].present and not choices(hint)
     }
     return apply_overrides(config, present)
+
+
+def _unknown_flag(config: Any, name: str, known: list[str]) -> str:
+    """The error about a flag that does not exist."""
+    *parents, last = name.split(".")
+    owner = config
+    for parent in parents:
+        owner = getattr(owner, parent, None)
+    if not dataclasses.is_dataclass(owner):
+        return f"there is no flag --{name}{path_suggestion(name, known)}"
+    if last in renamed_fields(type(owner)):
+        return f"--{name} is called --{'.'.join((*parents, renamed_fields(type(owner))[last]))} now"
+    group = getattr(owner, last, None)
+    if not dataclasses.is_dataclass(group):
+        return f"there is no flag --{name}{path_suggestion(name, known)}"
+    other = "" if choices(type_hints(type(owner))[last]) else f"; another experiment has another {last}"
+    return (
+        f"--{name} takes no value: it is {type(group).__name__} here, and --{name}.NAME=VALUE sets its fields, "
+        f"which --help={name} prints{other}"
+    )

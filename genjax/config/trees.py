@@ -16,6 +16,7 @@ from genjax.config.annotations import (
     check,
     choices,
     parse,
+    path_suggestion,
     suggestion,
     type_hints,
     type_name,
@@ -34,6 +35,11 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
             yield path, hint, value
         if dataclasses.is_dataclass(value):
             yield from leaves(value, path + ".")
+
+
+def renamed_fields(cls: type) -> dict[str, str]:
+    """New names of fields by the names that older saved configurations have, from `renamed` of a class and its bases."""
+    return {old: new for base in cls.__mro__ for old, new in vars(base).get("renamed", {}).items()}
 
 
 def override(config: Any, path: str, value: Any, *, text: bool = False) -> Any:
@@ -74,7 +80,7 @@ def _apply(config: Any, overrides: Mapping[str, Any], prefix: str, text: bool) -
         if name not in names:
             raise ConfigError(
                 f"{type(config).__name__} has no field {name!r} (in {'.'.join(filter(None, (path, next(iter(below)))))})"
-                f"{suggestion(name, names)}; its fields are {', '.join(names)}"
+                f"{_remedy(config, name)}; its fields are {', '.join(names)}"
             )
         new = getattr(config, name)
         if "" in below:
@@ -83,6 +89,12 @@ def _apply(config: Any, overrides: Mapping[str, Any], prefix: str, text: bool) -
             raise ConfigError(f"{path}.{next(iter(below))}: {name} is {new!r} and has no fields")
         changes[name] = _apply(new, below, path + ".", text) if below else new
     return dataclasses.replace(config, **changes) if changes else config
+
+
+def _remedy(config: Any, name: str) -> str:
+    if name in renamed_fields(type(config)):
+        return f"; it is called {renamed_fields(type(config))[name]} now"
+    return path_suggestion(name, [path for path, *_ in leaves(config)])
 
 
 def _value(hint: Any, current: Any, path: str, value: Any, text: bool) -> Any:
@@ -180,11 +192,12 @@ def from_json(value: Any, hint: Any = Any) -> Any:
             cls = functools.reduce(getattr, name.split("."), module)
         except (ImportError, AttributeError):
             raise ConfigError(f"the saved configuration names {value['class']}, which does not exist here") from None
-        hints = type_hints(cls)
-        unknown = set(value) - set(hints) - {"class"}
+        hints, renamed = type_hints(cls), renamed_fields(cls)
+        fields = {renamed.get(k, k): v for k, v in value.items() if k != "class"}
+        unknown = set(fields) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise ConfigError(f"the saved configuration has fields that {name} does not know: {', '.join(unknown)}")
-        return cls(**{k: from_json(v, hints[k]) for k, v in value.items() if k != "class"})
+        return cls(**{k: from_json(v, hints[k]) for k, v in fields.items()})
     if isinstance(value, list):
         for member in union_members(hint):
             if typing.get_origin(member) is tuple:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -94,14 +94,16 @@ class Text(TokenizedData):
       sequence_length: tokens T that are predicted of each window.
       stride: tokens between the beginnings of training windows; by default sequence_length.
       order: shuffled; or contiguous, where each row of a batch goes on from the one before, for carried states.
-      separate_documents: tokens do not see documents other than their own (`segment_ids`).
+      pack_separately: tokens do not see documents other than their own (`segment_ids`).
     """
+
+    renamed: ClassVar[dict[str, str]] = {"separate_documents": "pack_separately"}
 
     name: str = "python_topics"
     sequence_length: int = 128
     stride: int | None = None
     order: Literal["shuffled", "contiguous"] = "shuffled"
-    separate_documents: bool = False
+    pack_separately: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,8 +137,8 @@ class Text(TokenizedData):
     def load_split(self, split: str) -> Examples:
         tokenizer, end = self.make_tokenizer(), self._end_token()
         # Documents that do not see each other need a start of their own.
-        ids, starts = token_row(tokenizer, self.corpus(split), end, separate=self.separate_documents)
-        documents = starts if self.separate_documents and end is not None else None
+        ids, starts = token_row(tokenizer, self.corpus(split), end, separate=self.pack_separately)
+        documents = starts if self.pack_separately and end is not None else None
         if len(ids) < self.sequence_length + 1:
             raise DataError(
                 f"the split {split} of {self.name} has {len(ids)} tokens, which is less than one context of "

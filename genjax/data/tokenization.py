@@ -206,7 +206,7 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokeniz
         symbols = {s for text in texts for s in (_SMILES.findall(text) if kind == "smiles" else set(text))}
         return Tokenizer(kind, [s.encode() for s in sorted(symbols)])
     if vocab_size <= 256:
-        raise DataError(f"data.vocabulary={vocab_size} must exceed 256, the number of bytes")
+        raise DataError(f"data.vocab_size={vocab_size} must exceed 256, the number of bytes")
     library = _tokenizers()
     alphabet = library.pre_tokenizers.ByteLevel.alphabet()
     if kind == "bpe":

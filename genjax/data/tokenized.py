@@ -17,7 +17,7 @@ import functools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -43,15 +43,17 @@ class TokenizedData(Data):
 
     Attributes:
       tokenizer: characters, bytes, or byte-level bpe or unigram pieces trained on the training split.
-      vocabulary: number of pieces of bpe and unigram.
+      vocab_size: number of pieces of bpe and unigram.
       tokenizer_sample: characters of the training split that they are trained on at most, spread over all of it.
       tokenizer_file: a tokenizer to use instead, as a run saves it or a checkpoint has it; None takes that of the checkpoint
         that the model starts from, if it does.
       added_tokens: words of the training split that are added to that tokenizer, at most so many; see vocabulary.py.
     """
 
+    renamed: ClassVar[dict[str, str]] = {"vocabulary": "vocab_size"}
+
     tokenizer: Literal["characters", "bytes", "bpe", "unigram"] = "characters"
-    vocabulary: int = 1024
+    vocab_size: int = 1024
     tokenizer_sample: int = 100_000_000
     tokenizer_file: str | None = None
     added_tokens: int = 0
@@ -204,13 +206,13 @@ def _tokenizer(data: TokenizedData) -> Tokenizer:
         whole = (text for corpus in corpora for text in corpus)
         texts = whole if symbols else sampled(corpora, data.tokenizer_sample, f"the tokenizer of {data.name}")
         if earlier is None:
-            return train_tokenizer(kind, texts, data.vocabulary)
+            return train_tokenizer(kind, texts, data.vocab_size)
         return extended(earlier.make_tokenizer(), list(texts), data.added_tokens, earlier.special_ids())
 
     if symbols and sum(corpus.num_bytes for corpus in corpora) <= MEMORY_BYTES:
         return make()
     before = "" if earlier is None else f"{earlier.make_tokenizer().to_json()} {earlier.special_ids()}"
-    settings = [kind, str(data.vocabulary), str(data.tokenizer_sample), str(data.added_tokens), before]
+    settings = [kind, str(data.vocab_size), str(data.tokenizer_sample), str(data.added_tokens), before]
     return made_once(make, corpora, settings)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,8 @@ class LoRA:
       alpha: factor over the rank.
       targets: names of the linear maps that get one, the last-but-one part of a parameter's path.
     """
+
+    flag_name: ClassVar[str] = "lora"
 
     rank: int = 8
     alpha: float = 16.0

@@ -13,6 +13,7 @@ where the lowest bin reaches to -inf and the highest to +inf (Salimans et al. 20
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from typing import Literal, NamedTuple
@@ -60,7 +61,7 @@ def standard_normal_log_prob(z: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class OutputDistribution:
+class OutputDistribution(abc.ABC):
     """What output distributions share; see the module's docstring."""
 
     @property
@@ -82,17 +83,17 @@ class OutputDistribution:
         """Whether `log_prob` means something at each value; x of numpy or of JAX, [...]."""
         return jnp.ones(x.shape, bool)
 
+    @abc.abstractmethod
     def log_prob(self, parameters: Array, x: Array) -> Array:
         """Log-density or log-probability of each value in nats, the shape of x."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def mean(self, parameters: Array) -> Array:
         """Mean of each value, shape [...]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def sample(self, parameters: Array, key: Array) -> Array:
         """One draw of each value, shape [...]."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

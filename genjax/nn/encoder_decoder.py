@@ -8,6 +8,7 @@ A `Network` is a frozen dataclass that builds two Linen modules:
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from typing import Any
@@ -24,16 +25,16 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
+class Network(abc.ABC):
     """An encoder and its mirror image, the decoder."""
 
+    @abc.abstractmethod
     def encoder(self, num_outputs: int, dtype: Any = jnp.float32) -> nn.Module:
         """Returns the module that maps (x, condition) to [B, num_outputs]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def decoder(self, output_shape: tuple[int, ...], dtype: Any = jnp.float32) -> nn.Module:
         """Returns the module that maps (z, condition) to [B, *output_shape]."""
-        raise NotImplementedError
 
 
 def append_condition(vectors: Array, condition: Array | None) -> Array:

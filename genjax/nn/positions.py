@@ -9,6 +9,7 @@ T5                    logits get a learned bias by head and bucket of j - i (Raf
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 
@@ -42,14 +43,18 @@ def segment_positions(segment_ids: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RotaryScaling:
-    """A change of the rotary frequencies, so that a model reads further than it was trained."""
+class RotaryScaling(abc.ABC):
+    """A change of the rotary frequencies, so that a model reads further than it was trained.
+
+    Attributes:
+      factor: how many times as far it reads.
+    """
 
     factor: float = 1.0
 
+    @abc.abstractmethod
     def frequencies(self, frequencies: np.ndarray, base: float) -> np.ndarray:
         """Returns the changed angles per position, shape [rotary_dim / 2]."""
-        raise NotImplementedError
 
     @property
     def attention_factor(self) -> float:

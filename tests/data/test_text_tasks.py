@@ -158,7 +158,7 @@ def test_tags_stand_at_the_first_token_of_a_word(tmp_path, tokenizer):
     for split in ("train", "dev", "test"):
         content = "-DOCSTART- O\n\nAnn NNP B-PER\nStone NNP I-PER\nsings V O\n\nOslo NNP B-LOC\n"
         (tmp_path / f"{split}.conll").write_text(content)
-    data = LabelledTokens(name="columns", dir=str(tmp_path), sequence_length=24, tokenizer=tokenizer, vocabulary=300)
+    data = LabelledTokens(name="columns", dir=str(tmp_path), sequence_length=24, tokenizer=tokenizer, vocab_size=300)
     assert data.sentences("validation")[1] == [("Oslo", "B-LOC")]
     batch = all_of(data, "test")
     labels = batch["token_labels"]

@@ -101,7 +101,7 @@ def test_contiguous_batches_go_on_from_each_other_at_any_step():
 def test_a_folder_of_documents_ends_each_and_may_keep_them_apart(tmp_path):
     for i in range(20):
         (tmp_path / f"{i:02d}.txt").write_text(f"document number {i} " * 3)
-    data = Text(name="file", dir=str(tmp_path), sequence_length=20, separate_documents=True)
+    data = Text(name="file", dir=str(tmp_path), sequence_length=20, pack_separately=True)
     spec = data.spec()
     assert spec["start_token"] == spec["end_token"] == spec["vocab_size"] - 1
     examples = data.load("train")
@@ -123,7 +123,7 @@ def test_large_text_is_encoded_once_into_a_file_and_gives_the_same_windows(kind,
     folder.mkdir()
     for i in range(20):
         (folder / f"{i:02d}.txt").write_text(f"document number {i} {SENTENCE} " * (1 + i % 3))
-    options = {"tokenizer": kind, "vocabulary": 300, "sequence_length": 20, "separate_documents": separate}
+    options = {"tokenizer": kind, "vocab_size": 300, "sequence_length": 20, "pack_separately": separate}
     data = Text(name="file", dir=str(folder), **options)
     all_of = lambda examples: examples.gather(np.arange(len(examples)))  # noqa: E731
     direct = all_of(data.load_split("train"))
@@ -198,7 +198,7 @@ def test_text_that_cannot_be_used_is_one_sentence(tmp_path):
     with pytest.raises(DataError, match="not UTF-8"):
         Text(name="file", dir=str(tmp_path / "bad.txt")).load("train")
     with pytest.raises(DataError, match="must exceed 256"):
-        Text(tokenizer="bpe", vocabulary=100).spec()
+        Text(tokenizer="bpe", vocab_size=100).spec()
 
 
 def test_the_tokenizer_lies_beside_the_run_and_must_fit(tmp_path):

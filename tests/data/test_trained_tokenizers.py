@@ -26,7 +26,7 @@ text, own, other, result = map(Path, sys.argv[1:])
 own.touch()
 while not other.exists():
     time.sleep(0.01)
-result.write_text(Text(name="file", dir=str(text), tokenizer="unigram", vocabulary=300).make_tokenizer().to_json())
+result.write_text(Text(name="file", dir=str(text), tokenizer="unigram", vocab_size=300).make_tokenizer().to_json())
 """
 
 

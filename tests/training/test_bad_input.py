@@ -26,7 +26,7 @@ def fails(*arguments: str, module: str = "train", num_devices: int = 1) -> str:
     [
         (["--experiment=vae_digit"], "did you mean vae_digits"),
         (["--experiment=nowhere.py:mine"], "there is no file"),
-        ([VAE, "--model.latent_dims=3"], "Did you mean: model.latent_dim"),
+        ([VAE, "--model.latent_dims=3"], "did you mean model.latent_dim"),
         ([VAE, "--model.latent_dim=many"], "model.latent_dim"),
         ([VAE, "--model.network.hidden_dims=8,x"], "model.network.hidden_dims"),
         ([VAE, "--data.image_size=8"], "data.image_size"),

@@ -35,7 +35,7 @@ def text(tmp_path, monkeypatch) -> Path:
 def experiment(text: Path, **changes: object) -> Experiment:
     built = Experiment(
         model=GPT(network=Transformer(num_layers=1, width=8, num_heads=2, max_length=16)),
-        data=Text(name="file", dir=str(text), tokenizer="bpe", vocabulary=260, sequence_length=8, batch_size=8),
+        data=Text(name="file", dir=str(text), tokenizer="bpe", vocab_size=260, sequence_length=8, batch_size=8),
         training=Training(num_steps=4, **OPTIONS),
         evaluation=Evaluation(num_examples=8),
     )
@@ -72,8 +72,8 @@ def test_a_run_goes_on_with_its_own_tokenizer(text, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"the data have 261 tokens, and the model knows 260; .* have an end token"):
         genjax.restore(workdir, overrides={"data.dir": str(tmp_path)}).evaluate()
 
-    with pytest.raises(ConfigError, match=r"differs in data.vocabulary \(260, now 270\)"):
-        train(experiment(text, data__vocabulary=270), workdir, quiet=True)
+    with pytest.raises(ConfigError, match=r"differs in data.vocab_size \(260, now 270\)"):
+        train(experiment(text, data__vocab_size=270), workdir, quiet=True)
     other = tmp_path / "other.json"
     other.write_text(train_tokenizer("bpe", ["wholly other words. "], 260).to_json())
     with pytest.raises(DataError, match="so it does not belong to the checkpoint"):

@@ -12,6 +12,7 @@ which approaches the score of p itself as sigma goes to 0.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 
 import jax
@@ -22,12 +23,12 @@ from genjax.model import Array, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class Corruption:
+class Corruption(abc.ABC):
     """A way to corrupt examples."""
 
+    @abc.abstractmethod
     def __call__(self, x: Array, key: Array) -> Array:
         """One example x, of any shape, corrupted."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

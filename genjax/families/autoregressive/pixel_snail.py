@@ -113,7 +113,7 @@ class PixelSNAIL(ImageModel):
     """Gated residual convolutions and causal attention.
 
     Attributes:
-      hidden_dim: features.
+      hidden_dim: features of every layer.
       num_blocks: number of blocks, each with one attention.
       num_residual: residual layers in each block.
       first_size: height and width of the first convolution.

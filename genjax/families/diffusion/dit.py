@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +32,15 @@ class DiT(DenoisingNetwork):
 
     Attributes:
       patch_size: length of a patch along each axis; of one frame, of videos.
-      hidden_dim: width.
+      hidden_dim: width of the residual stream.
       num_layers: number of blocks.
       num_heads: heads of attention.
       mlp_ratio: width of the inner MLP as a multiple of hidden_dim.
       dropout_rate: dropout in the MLPs.
       remat: compute blocks again in the backward pass to save memory.
     """
+
+    flag_name: ClassVar[str] = "dit"
 
     patch_size: int = 2
     hidden_dim: int = 384

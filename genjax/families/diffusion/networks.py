@@ -102,7 +102,7 @@ class ResidualMLP(DenoisingNetwork):
     """Residual layers with adaptive norm, for vectors such as two-dimensional points.
 
     Attributes:
-      hidden_dim: width.
+      hidden_dim: width of the residual stream.
       num_blocks: number of residual blocks.
       dropout_rate: dropout inside the blocks.
     """

@@ -56,8 +56,8 @@ class LogNormalNoise(TimeDistribution):
     """log(sigma / alpha) ~ N(mean, scale^2): that of EDM (Karras et al. 2022, table 1).
 
     Attributes:
-      mean: P_mean.
-      scale: P_std.
+      mean: mean P_mean of the logarithm.
+      scale: standard deviation P_std of the logarithm.
     """
 
     mean: float = -1.2

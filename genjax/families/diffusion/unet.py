@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,8 @@ class UNet(DenoisingNetwork):
       patch_size: length, height and width of the patches that are one place each; 1 takes every pixel by itself.
       remat: compute blocks again in the backward pass to save memory.
     """
+
+    flag_name: ClassVar[str] = "unet"
 
     channels: int = 64
     channel_multipliers: tuple[int, ...] = (1, 2, 2)

@@ -67,9 +67,9 @@ class EnergyBasedModel:
       hidden_dims: channels of the convolutions, or widths of the layers for vectors.
       buffer_size: number of earlier samples that the state keeps.
       restart_rate: share of chains that start from noise.
-      num_langevin_steps: K.
-      step_size: lambda.
-      noise_scale: sigma.
+      num_langevin_steps: number K of Langevin steps of a chain in a training step.
+      step_size: factor lambda on the energy's gradient in a Langevin step.
+      noise_scale: standard deviation sigma of the noise of a Langevin step.
       gradient_clip: largest change of the energy by a coordinate that a step follows.
       energy_penalty: alpha, which keeps energies near 0.
       data_noise: standard deviation of noise added to the data, which smooths what is discrete.

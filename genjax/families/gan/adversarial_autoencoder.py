@@ -16,6 +16,7 @@ nothing of where they should go (Mescheder et al. 2018, arXiv:1801.04406).
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -38,12 +39,12 @@ from genjax.optimizers import Adam, Optimizer
 
 
 @dataclasses.dataclass(frozen=True)
-class CodePrior:
+class CodePrior(abc.ABC):
     """What codes shall follow."""
 
+    @abc.abstractmethod
     def draw(self, key: Array, batch: Batch, dim: int) -> Array:
         """One draw for each example of a batch, [B, dim]."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

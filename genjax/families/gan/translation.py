@@ -11,8 +11,9 @@ convolutions are 4 x 4 everywhere, and borders are zeros.  Weights start from N(
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -80,12 +81,12 @@ class _ResNet(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Translator:
+class Translator(abc.ABC):
     """A network from pictures [B, H, W, C] and keys [B] of its noise (or None) to pictures [B, H, W, num_outputs] in [-1, 1]."""
 
+    @abc.abstractmethod
     def build(self, num_outputs: int, dtype: Any = jnp.float32) -> nn.Module:
         """Returns the Linen module."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,8 @@ class UNetTranslator(Translator):
       channels: of the maps, each of half the height and width of the one before.
       dropout_rate: share of the units that are dropped.
     """
+
+    flag_name: ClassVar[str] = "unet_translator"
 
     channels: tuple[int, ...] = (64, 128, 256, 512)
     dropout_rate: float = 0.5
@@ -113,6 +116,8 @@ class ResNetTranslator(Translator):
       num_residual_blocks: blocks of two convolutions of the smallest maps.
       outer_kernel_size: of the first and the last convolution, odd.
     """
+
+    flag_name: ClassVar[str] = "resnet_translator"
 
     num_channels: int = 64
     num_residual_blocks: int = 6

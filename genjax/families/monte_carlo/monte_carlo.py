@@ -186,8 +186,8 @@ class StochasticGradientLangevin(Chains):
 
     Attributes:
       num_examples: number N of examples of the training set; None takes each batch for all of it.
-      step_size: a, at the start.
-      decay_steps: b.
+      step_size: step size a at the start.
+      decay_steps: number b of steps after which the step size is 2^-gamma times a.
       decay_exponent: gamma, in (1/2, 1] for convergence; 0 keeps the step size.
     """
 
