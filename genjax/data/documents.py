@@ -73,15 +73,36 @@ def read_documents(name: str, directory: str | None, split: str) -> list[str]:
 
 
 def read_utf8(file: Path) -> str:
-    """The text of a file.
+    """The text of a file without its byte order mark, lines ended by LF.
 
     Raises:
-      DataError: it is not UTF-8.
+      DataError: it cannot be read, or is not UTF-8.
     """
+    return _decoded(file).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a file without its byte order mark; they end at LF or CR LF, and a CR elsewhere is a blank.
+
+    Raises:
+      DataError: it cannot be read, or is not UTF-8.
+    """
+    return lines_of(_decoded(file))
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines of a text, which end at LF or CR LF and nowhere else; a CR elsewhere is a blank."""
+    lines = text.replace("\r\n", "\n").replace("\r", " ").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def _decoded(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8 text (byte {error.start}); convert or remove it") from None
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}") from None
 
 
 def _joined(parts: list[Documents]) -> Documents:

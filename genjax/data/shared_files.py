@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+#: Version of how texts are read and encoded, raised where the same files would now give another content.
+_VERSION = 2
 #: Where files lie if there is no writing beside the data.
 USER_FOLDER = Path("~/.cache/genjax/tokens")
+
+
+def name_of(*parts: str) -> str:
+    """The name of a file: a digest of what decides its content."""
+    return hashlib.sha256("\n".join([f"version {_VERSION}", *parts]).encode()).hexdigest()[:32]
 
 
 def find_place(folder: Path | None, name: str, is_complete: Callable[[Path], bool]) -> Path | None:

@@ -7,7 +7,6 @@ tokenizer, and the marks between documents.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from genjax.data.base import DataError
 from genjax.data.documents import Documents
-from genjax.data.shared_files import find_place, only_writer
+from genjax.data.shared_files import find_place, name_of, only_writer
 from genjax.data.tokenization import Tokenizer
 
 #: Texts up to this size are encoded at every start.
@@ -61,8 +60,8 @@ def token_row(
     size = max(tokenizer.vocab_size, -1 if end is None else end + 1)
     dtype = np.dtype(np.uint16 if size <= 2**16 else np.uint32)
     if documents.num_bytes > MEMORY_BYTES:
-        content = "\n".join([documents.identity, tokenizer.to_json(), f"{end} {separate}"])
-        path = find_place(documents.folder, hashlib.sha256(content.encode()).hexdigest()[:32], _complete)
+        name = name_of(documents.identity, tokenizer.to_json(), f"{end} {separate}")
+        path = find_place(documents.folder, name, _complete)
         if path is not None:
             return _stored(path, dtype, tokenizer, documents, end, separate)
     rows = [row.astype(dtype) for row in _rows(tokenizer, documents, end, separate)]

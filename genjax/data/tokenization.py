@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from genjax.data.base import DataError
+from genjax.data.documents import read_utf8
 
 #: Symbols of SMILES: bracket atoms, two-letter elements, ring numbers above 9, and single characters (Schwaller et al. 2018).
 _SMILES = re.compile(r"\[[^\]]+\]|Br|Cl|%\d\d|.", re.DOTALL)
@@ -57,7 +58,7 @@ class Tokenizer:
         self.special: dict[str, int] = dict(special or {})
         self._library: Any = None
         if library is not None:
-            self._library = _tokenizers().Tokenizer.from_str(library)
+            self._library = _opened(library)
             if kind == "file":
                 self.special = {role: self._library.token_to_id(n) for role, names in _SPECIAL.items()
                                 for n in reversed(names) if self._library.token_to_id(n) is not None}  # fmt: skip
@@ -90,10 +91,13 @@ class Tokenizer:
 
         Raises:
           UnknownSymbolError: a character is not in the vocabulary.
+          DataError: the text has half of a surrogate pair.
         """
         if self.kind == "bytes":
+            check_unicode(text)
             return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
         if self._library is not None:
+            check_unicode(text)
             return np.array(self._library.encode(text, add_special_tokens=False).ids, np.int32)
         symbols = _SMILES.findall(text) if self.kind == "smiles" else text
         try:
@@ -109,11 +113,14 @@ class Tokenizer:
             yield from map(self.encode, texts)
             return
         for part in _parts(texts, 4_000_000):
+            for text in part:
+                check_unicode(text)
             for encoding in self._library.encode_batch_fast(part, add_special_tokens=False):
                 yield np.array(encoding.ids, np.int32)
 
     def spans(self, text: str) -> np.ndarray:
         """First character of each id's text in the text, and the one after its last, int [N, 2]."""
+        check_unicode(text)
         if self._library is not None:
             return np.array(self._library.encode(text, add_special_tokens=False).offsets, int).reshape(-1, 2)
         byte_ends = np.cumsum([len(character.encode()) for character in text] or [0])
@@ -159,24 +166,35 @@ class Tokenizer:
             content = json.loads(text)
             if "added_tokens" in content and "model" in content:
                 return cls.of_library("file", text)
-            kind, pieces, library = content["kind"], content["pieces"], content["library"]
-            special = content.get("special")
-        except (ValueError, KeyError, TypeError):
-            raise DataError("the tokenizer file is damaged; it is not what a run of this project wrote") from None
-        if library is not None:
-            return cls.of_library(kind, library, special)
-        return cls(kind, [p.encode("latin-1") for p in pieces], special=special)
+            kind, library, special = content["kind"], content["library"], content.get("special")
+            pieces = None if library is not None else [p.encode("latin-1") for p in content["pieces"]]
+        except DataError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DataError("it is damaged; it is not what a run of this project wrote") from None
+        return cls(kind, pieces, special=special) if pieces is not None else cls.of_library(kind, library, special)
 
     @classmethod
     def of_library(cls, kind: str, library: str, special: Mapping[str, int] | None = None) -> Tokenizer:
         """A tokenizer that the library tokenizers runs, from the content of its tokenizer.json."""
         content = json.loads(library) if kind == "file" else None
-        return cls(kind, _library_pieces(_tokenizers().Tokenizer.from_str(library), content), library, special)
+        return cls(kind, _library_pieces(_opened(library), content), library, special)
 
     def normalize(self, text: str) -> str:
         """The text as the pieces see it, in lower case where a checkpoint's tokenizer makes it so."""
         normalizer = None if self._library is None else self._library.normalizer
         return text if normalizer is None else normalizer.normalize_str(text)
+
+
+def check_unicode(text: str, name: str = "the text") -> None:
+    """Raises DataError if a text has half of a surrogate pair: Python's sign for a byte that is not UTF-8, or half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{name} has at {text[max(error.start - 20, 0) : error.end]!r} a byte that is not UTF-8, or half of a character; "
+            "convert or remove it"
+        ) from None
 
 
 def _parts(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
@@ -223,6 +241,27 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokeniz
     lines = (text[i : i + 10_000] for text in texts for i in range(0, len(text), 10_000))
     tokenizer.train_from_iterator(lines, trainer)
     return Tokenizer(kind, _library_pieces(tokenizer), tokenizer.to_str())
+
+
+def _opened(library: str) -> Any:
+    """A tokenizer of the library from its tokenizer.json, which encodes every text whole and always the same.
+
+    Raises:
+      DataError: it is no such file.
+    """
+    tokenizers = _tokenizers()
+    try:
+        opened = tokenizers.Tokenizer.from_str(library)
+    except Exception as error:  # the library raises nothing narrower
+        raise DataError(
+            f"it is no tokenizer.json of the library tokenizers {tokenizers.__version__}: {error}"
+        ) from None
+    # The file keeps how it was called last: cut to a length, filled up to one, with merges left out at random.
+    opened.no_truncation()
+    opened.no_padding()
+    if getattr(opened.model, "dropout", None) is not None:
+        opened.model.dropout = None
+    return opened
 
 
 def _tokenizers() -> Any:
@@ -272,4 +311,8 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
     file = Path(path).expanduser()
     if not file.is_file():
         raise DataError(f"there is no tokenizer file {file}")
-    return Tokenizer.from_json(file.read_text(encoding="utf-8"))
+    text = read_utf8(file)
+    try:
+        return Tokenizer.from_json(text)
+    except DataError as error:
+        raise DataError(f"the tokenizer file {file} cannot be used: {error}") from None

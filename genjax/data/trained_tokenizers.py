@@ -23,7 +23,7 @@ from pathlib import Path
 
 from genjax.data.base import DataError
 from genjax.data.documents import Documents
-from genjax.data.shared_files import find_place, only_writer
+from genjax.data.shared_files import find_place, name_of, only_writer
 from genjax.data.tokenization import Tokenizer, read_tokenizer
 
 #: Characters of a block of text.
@@ -78,8 +78,7 @@ def made_once(make: Callable[[], Tokenizer], corpora: Sequence[Documents], setti
     Raises:
       DataError: the file cannot be written or read.
     """
-    content = "\n".join(["tokenizer", *(corpus.identity for corpus in corpora), *settings, _library_version()])
-    name = hashlib.sha256(content.encode()).hexdigest()[:32]
+    name = name_of("tokenizer", *(corpus.identity for corpus in corpora), *settings, _library_version())
     # No suffix of a text, for which a folder of texts is searched.
     file_of = lambda path: path.with_suffix(".tokenizer")  # noqa: E731
     path = find_place(corpora[0].folder, name, lambda path: file_of(path).is_file())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from genjax.data import EncoderText, Text
+from genjax.data import DataError, EncoderText, Text
 from genjax.data.tokenization import read_tokenizer
 
 library = pytest.importorskip("tokenizers")
@@ -51,6 +51,41 @@ def test_ids_are_the_librarys_without_marks_of_the_text(make, tmp_path):
         spec = EncoderText(tokenizer_file=str(path), sequence_length=32).spec()
         assert spec["mask_token"] == 4 and spec["special_tokens"] == (2, 3, 0)
         assert spec["vocab_size"] == theirs.get_vocab_size()
+
+
+@pytest.mark.parametrize("make", [word_piece, byte_level])
+def test_texts_are_encoded_whole_whatever_the_last_call_of_the_library_was(make, tmp_path):
+    theirs = make()
+    text = "words " * 1000
+    right = theirs.encode(text, add_special_tokens=False).ids
+    frame = theirs.encode("words").ids
+    theirs.enable_truncation(128)
+    theirs.enable_padding(length=128)
+    if make is byte_level:
+        theirs.model.dropout = 0.9
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    ours = read_tokenizer(tmp_path / "tokenizer.json")
+    for tokenizer in (ours, read_tokenizer_again(ours, tmp_path)):
+        assert tokenizer.encode(text).tolist() == next(tokenizer.encode_all([text])).tolist() == right
+        assert [*tokenizer.frame[0], *tokenizer.encode("words"), *tokenizer.frame[1]] == frame
+        assert len(tokenizer.spans(text)) == len(right)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x81",
+        b'{"kind": "bytes", "pie',
+        b"[]",
+        b'{"added_tokens": [], "model": {"type": "BPE"}}',
+        b'{"kind": "bpe", "pieces": null, "library": null}',
+        b'{"kind": "bpe", "pieces": null, "library": 5}',
+    ],
+)
+def test_a_file_that_is_no_tokenizer_is_one_sentence(content, tmp_path):
+    (tmp_path / "half.json").write_bytes(content)
+    with pytest.raises(DataError, match="half.json (is not UTF-8|cannot be used: it is)"):
+        read_tokenizer(tmp_path / "half.json")
 
 
 def read_tokenizer_again(tokenizer, folder):
