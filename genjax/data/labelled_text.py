@@ -14,6 +14,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,14 @@ import numpy as np
 from genjax.data import text_tasks
 from genjax.data.base import ArrayExamples, DataError, Examples, check_split
 from genjax.data.class_names import check_classes, read_classes, save_classes
-from genjax.data.documents import read_utf8
-from genjax.data.text_to_text import read_table_of_texts
+from genjax.data.documents import read_lines
+from genjax.data.text_to_text import check_columns, read_table_of_texts
 from genjax.data.tokenized import SPLIT_NAMES, DelimitedText, find_file
 
+_logger = logging.getLogger(__name__)
+
+#: Rows of a table from which on texts that are fewer than labels are taken for a mistake.
+_FEW_ROWS = 20
 _MADE_SIZES = {"train": 6000, "validation": 500, "test": 1000}
 
 
@@ -50,17 +55,28 @@ class LabelledData(DelimitedText):
         return {**super().spec(), "sequence_length": self.sequence_length}
 
     def joined(self, texts: list[list[np.ndarray]]) -> dict[str, np.ndarray]:
-        """Rows of one or two encoded texts as `tokens`, `mask` and `types`; the last text of a row is cut if it must be."""
-        rows = []
-        for parts in texts:
-            row = [self.start_token, *(i for part in parts for i in (*part, self.separator_token))]
-            rows.append(
-                [*row[: self.sequence_length - 1], self.separator_token] if len(row) > self.sequence_length else row
-            )
+        """Rows of one or two encoded texts as `tokens`, `mask` and `types`; of texts that do not fit the longer one is cut."""
+        whole, texts = texts, [self._fitting(parts) for parts in texts]
+        num_cut = sum(sum(map(len, old)) > sum(map(len, new)) for old, new in zip(whole, texts))
+        if num_cut:
+            _logger.warning(
+                "%d of %d rows of %s are longer than data.sequence_length=%d tokens and are cut",
+                num_cut, len(texts), self.name, self.sequence_length,
+            )  # fmt: skip
+        rows = [[self.start_token, *(i for part in parts for i in (*part, self.separator_token))] for parts in texts]
         tokens, mask = self.pad(rows, self.sequence_length)
         second = np.array([len(parts[0]) + 2 if len(parts) > 1 else self.sequence_length for parts in texts])
         types = (np.arange(self.sequence_length)[None] >= second[:, None]) & mask
         return {"tokens": tokens, "mask": mask, "types": types.astype(np.int32)}
+
+    def _fitting(self, parts: list[np.ndarray]) -> list[np.ndarray]:
+        """One or two texts that fit into a row with its marks; of two the longer one is cut first, then both in turns."""
+        room = self.sequence_length - 1 - len(parts)
+        if len(parts) == 1:
+            return [parts[0][:room]]
+        first, second = parts
+        size = max(room - len(second), min(len(first), room - room // 2))
+        return [first[:size], second[: room - min(size, len(first))]]
 
     def protocol(self) -> str:
         return f"tokenizer {self.tokenizer_name}, texts cut at {self.sequence_length} tokens"
@@ -154,10 +170,21 @@ class LabelledText(ClassifiedData):
     Attributes:
       name: sentiment, made reviews; or table, tab-separated files at data.dir.
       text_pairs: the table has two texts a line.
+      columns: columns of the table with text, second text and label, by the names in its heading or by their numbers from 1;
+        empty for a table of these columns alone.
     """
 
     name: str = "sentiment"
     text_pairs: bool = False
+    columns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_columns(self.columns, len(self._wanted), " and ".join(self._wanted))
+
+    @property
+    def _wanted(self) -> tuple[str, ...]:
+        return ("text", "second text", "label") if self.text_pairs else ("text", "label")
 
     def rows(self, split: str) -> list[tuple[str, ...]]:
         """Texts and label of each example."""
@@ -184,7 +211,14 @@ class LabelledText(ClassifiedData):
 @functools.lru_cache(maxsize=8)
 def _labelled_rows(data: LabelledText, split: str) -> list[tuple[str, ...]]:
     if data.name == "table":
-        return read_table_of_texts(data.dir, 3 if data.text_pairs else 2, split)
+        rows = read_table_of_texts(data.dir, data._wanted, split, data.columns)
+        texts, labels = ({row[place] for row in rows} for place in (0, -1))
+        if not data.columns and len(rows) >= _FEW_ROWS and len(labels) > len(texts):
+            raise DataError(
+                f"the last column of {data.dir} has {len(labels)} different values and the first one {len(texts)}, so the "
+                f"label does not seem to stand last; say where text and label stand: --data.columns=2,1"
+            )
+        return rows
     if data.name != "sentiment":
         raise DataError(f"data.name={data.name} is not a set of labelled texts: sentiment, table")
     return made_examples(split, data.name, _review, lambda row: row[0])
@@ -235,8 +269,9 @@ class LabelledTokens(ClassifiedData):
         for row, sentence in zip(labels, sentences):
             words = [tokenizer.encode(" " * (i > 0) + word) for i, (word, _) in enumerate(sentence)]
             places = 1 + np.cumsum([0, *map(len, words)])
-            for place, (_, tag) in zip(places, sentence):
-                if place < self.sequence_length - 1:
+            for place, ids, (_, tag) in zip(places, words, sentence):
+                # A word may leave no token, such as one of control characters alone: its place is that of the next one.
+                if len(ids) and place < self.sequence_length - 1:
                     row[place] = number[tag]
             texts.append([np.concatenate(words)])
         return ArrayExamples({**self.joined(texts), "token_labels": labels})
@@ -280,24 +315,47 @@ def _tagged_sentence(rng: np.random.Generator) -> list[tuple[str, str]]:
 
 
 def read_columns(file: Path) -> list[list[tuple[str, str]]]:
-    """Words and tags of the sentences of a file in columns.
+    """Words and tags of the sentences of a file in columns, with tabs between them where a line has tabs, else blanks.
+
+    A line that begins a sentence with # and a blank is a comment if its last column is no tag of other lines.
 
     Raises:
-      DataError: a line has one column alone, or the file has no sentence.
+      DataError: a line has one column alone, the file has no sentence, or it is one of CoNLL-U or CoNLL-2012.
     """
+    lines = [_cells(line) for line in read_lines(file)]
+    tags = {cells[-1] for cells in lines if cells and not cells[0].startswith("#")}
     sentences: list[list[tuple[str, str]]] = [[]]
-    for number, line in enumerate(read_utf8(file).split("\n"), 1):
-        cells = line.split()
+    for number, cells in enumerate(lines, 1):
         if not cells:
             sentences.append([])
+        elif cells[:2] == ["#begin", "document"]:
+            raise DataError(f"{file} is in the columns of CoNLL-2012; give a file with the word first and the tag last")
+        elif not sentences[-1] and cells[0].split(" ")[0] == "#" and (len(cells) < 2 or cells[-1] not in tags):
+            continue
         elif cells[0] != "-DOCSTART-":
             if len(cells) < 2:
-                raise DataError(f"line {number} of {file} has no tag: {line[:60]!r}; word first, tag last")
+                raise DataError(f"line {number} of {file} has no tag: {cells[0][:60]!r}; word first, tag last")
             sentences[-1].append((cells[0], cells[-1]))
     sentences = [s for s in sentences if s]
     if not sentences:
         raise DataError(f"{file} has no sentences")
+    numbers = [[word for word, _ in sentence if word.isdecimal()] for sentence in sentences]
+    counted = all(row == [str(i + 1) for i in range(len(row))] for row in numbers)
+    if counted and 2 * sum(map(len, numbers)) > sum(map(len, sentences)):
+        raise DataError(
+            f"{file} numbers its words in the first column, as CoNLL-U does; give a file with the word first and the tag last"
+        )
     return sentences
+
+
+def _cells(line: str) -> list[str]:
+    """The columns of a line; other blanks than these, such as one that breaks no line, are parts of words."""
+    if "\t" not in line:
+        return [cell for cell in line.split(" ") if cell]
+    cells = [cell.strip(" ") for cell in line.split("\t")]
+    while cells and not cells[-1]:
+        cells.pop()
+    return cells
 
 
 def write_lines(stem: Path, lines: list[str]) -> list[Path]:

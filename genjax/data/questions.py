@@ -22,6 +22,7 @@ from genjax.data import text_tasks
 from genjax.data.base import ArrayExamples, DataError, Examples
 from genjax.data.documents import read_utf8
 from genjax.data.labelled_text import LabelledData, made_examples, write_lines
+from genjax.data.tokenization import check_unicode
 from genjax.data.tokenized import SPLIT_NAMES, find_file
 
 
@@ -132,11 +133,11 @@ class QuestionAnswering(LabelledData):
         for number in range(int(question[-1]) + 1 if len(question) else 0):
             own = np.flatnonzero(question == number)
             best = own[scores[own].argmax()]
-            if self.has_unanswerable and none[own].min() > scores[best]:
-                found.append("")
-                continue
             context = asked[number].context
             characters = tokenizer.spans(context)
+            if not len(characters) or (self.has_unanswerable and none[own].min() > scores[best]):
+                found.append("")
+                continue
             first, last = spans[best] + shift[best]
             found.append(context[characters[first, 0] : characters[last, 1]].strip())
         return found
@@ -183,15 +184,20 @@ def read_squad(file: Path) -> list[Question]:
         for article in json.loads(read_utf8(file))["data"]:
             for paragraph in article["paragraphs"]:
                 context = paragraph["context"]
+                check_unicode(context, f"a text of {file}")
+                if not context.strip():
+                    raise DataError(f"{file} has an empty text (context), so that nothing in it can answer")
                 for entry in paragraph["qas"]:
-                    answers = tuple((a["text"], a["answer_start"]) for a in entry["answers"])
+                    check_unicode(entry["question"], f"a question of {file}")
+                    # Some files write that there is no answer as an empty one.
+                    answers = tuple((a["text"], a["answer_start"]) for a in entry["answers"] if a["text"])
                     for answer, place in answers:
                         if context[place : place + len(answer)] != answer:
                             raise DataError(
                                 f"{file}: the answer {answer[:40]!r} does not stand at character {place} of its text"
                             )
                     questions.append(Question(entry["question"].strip(), context, answers))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file} is not a SQuAD file ({type(error).__name__}: {error})") from None
     if not questions:
         raise DataError(f"{file} has no questions")

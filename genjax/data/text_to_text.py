@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 
 from genjax.data import text_tasks
 from genjax.data.base import ArrayExamples, DataError, Examples, check_split, split_indices
-from genjax.data.documents import read_utf8
+from genjax.data.documents import read_lines
 from genjax.data.tokenized import SPLIT_NAMES, DelimitedText, find_file
+
+_logger = logging.getLogger(__name__)
 
 _HELD_OUT_SIZES = {"validation": 1200, "test": 3000}
 
@@ -31,6 +34,8 @@ class TextToText(DelimitedText):
       target_length: longest target T, its end counted.
       source_language: ending of the files of sources.
       target_language: ending of the files of targets.
+      columns: columns of the table with source and target, by the names in its heading or by their numbers from 1; empty for
+        a table of two columns.
       prefix: what each source begins with, to tell a text-to-text model its task.
       lowercase: turn all texts into lower case.
       tasks: tasks of the mixture; one that is named more often has a larger share of the training examples, and of these alone.
@@ -42,6 +47,7 @@ class TextToText(DelimitedText):
     target_length: int = 32
     source_language: str = "de"
     target_language: str = "en"
+    columns: tuple[str, ...] = ()
     prefix: str = ""
     lowercase: bool = False
     tasks: tuple[str, ...] = text_tasks.TASKS
@@ -52,6 +58,7 @@ class TextToText(DelimitedText):
         for field in ("source_length", "target_length", "num_made"):
             if getattr(self, field) < 2:
                 raise DataError(f"data.{field}={getattr(self, field)} must be at least 2")
+        check_columns(self.columns, 2, "source and target")
         unknown = [task for task in self.tasks if task not in text_tasks.TASKS]
         if unknown or not self.tasks:
             raise DataError(f"data.tasks={','.join(self.tasks)} must be some of {', '.join(text_tasks.TASKS)}")
@@ -129,43 +136,104 @@ def _pairs(data: TextToText, split: str) -> list[tuple[str, str]]:
         names = SPLIT_NAMES.get(split, (split,))
         file = find_file(data.dir, [f"{name}.{data.source_language}" for name in names], "data.name=files")
         other = find_file(data.dir, [f"{file.stem}.{data.target_language}"], "data.name=files")
-        first, second = (read_utf8(f).rstrip("\n").split("\n") for f in (file, other))
+        first, second = (read_lines(f) for f in (file, other))
         if len(first) != len(second):
             raise DataError(
                 f"{file} has {len(first)} lines and {other} has {len(second)}; line n must translate line n"
             )
+        if not any(line.strip() for line in first + second):
+            raise DataError(f"{file} and {other} have no texts")
         pairs = list(zip(first, second))
     elif data.name == "table":
-        pairs = read_table_of_texts(data.dir, 2, split)
+        pairs = read_table_of_texts(data.dir, ("source", "target"), split, data.columns)
     else:
         raise DataError(f"data.name={data.name} is not a set of text pairs: mixture, files, table")
     fold = data._folded
     return [(fold(data.prefix + source.strip()), fold(target.strip())) for source, target in pairs]
 
 
-def read_table_of_texts(path: str | None, num_columns: int, split: str) -> list[tuple[str, ...]]:
+#: Names of columns by which the first line of a table is known to be its heading, in lower case without _ and digits.
+_TEXT_NAMES = {"text", "texts", "sentence", "source", "target", "premise", "hypothesis", "question", "answer", "review"}
+_LABEL_NAMES = {"label", "labels", "class", "category", "sentiment"}
+
+
+def check_columns(columns: tuple[str, ...], count: int, what: str) -> None:
+    """Raises DataError unless `columns` are none, or as many different ones as `what` needs."""
+    if columns and not len(columns) == len(set(columns)) == count:
+        raise DataError(f"data.columns={','.join(columns)} must name {count} different columns, of {what}")
+    if "0" in columns:
+        raise DataError(f"data.columns={','.join(columns)}: columns are counted from 1")
+
+
+def read_table_of_texts(
+    path: str | None, wanted: tuple[str, ...], split: str, columns: tuple[str, ...] = ()
+) -> list[tuple[str, ...]]:
     """Rows of a file with tabs between the columns, or of SPLIT.tsv in a folder; one file is divided at random, 80/10/10.
 
+    A first line that holds only names which are usual in headings is one, and so is any where `columns` are names.
+
+    Args:
+      path: file or folder.
+      wanted: what the columns are, such as text and label.
+      split: train, validation, test, or the name of another file.
+      columns: names or numbers (from 1) of the columns, in the order of `wanted`; none where the table has these alone.
+
     Raises:
-      DataError: there is no such file, a line has another number of columns, or a cell is empty.
+      DataError: there is no such file, a line has another number of columns, a cell is empty, or the columns are others.
     """
     if path and Path(path).expanduser().is_file():
         file = Path(path).expanduser()
     else:
         names = SPLIT_NAMES.get(split, (split,))
         file = find_file(path, [f"{name}.tsv" for name in names], "a table of texts")
+    lines = [(number, line) for number, line in enumerate(read_lines(file), 1) if line.strip()]
+    heading = [cell.strip() for cell in lines[0][1].split("\t")] if lines else []
+    numbered = all(name.isdecimal() for name in columns)
+    if columns and not numbered:
+        missing = [name for name in columns if name not in heading]
+        if missing:
+            raise DataError(f"the first line of {file} names the columns {', '.join(heading)}, and not {missing[0]}")
+        places = [heading.index(name) for name in columns]
+    else:
+        places = [int(name) - 1 for name in columns] or list(range(len(wanted)))
+    if not numbered:
+        lines = lines[1:]
+    elif _is_heading(heading):
+        _logger.warning("the first line of %s is taken for its heading: %s", file, ", ".join(heading))
+        if not columns:
+            _check_order(heading, wanted, file)
+        lines = lines[1:]
     rows = []
-    for number, line in enumerate(read_utf8(file).split("\n"), 1):
-        if not line.strip():
-            continue
-        cells = tuple(cell.strip() for cell in line.split("\t"))
-        if len(cells) != num_columns or not all(cells):
+    for number, line in lines:
+        cells = [cell.strip() for cell in line.split("\t")]
+        while len(cells) > len(places) and not cells[-1]:
+            cells.pop()
+        if len(cells) <= max(places) or (not columns and len(cells) != len(places)):
             raise DataError(
-                f"line {number} of {file} has {sum(map(bool, cells))} texts and not {num_columns} with tabs between them"
+                f"line {number} of {file} has {len(cells)} columns with tabs between them, and {' and '.join(wanted)} are "
+                f"looked for{' in ' * bool(columns) + ' and '.join(columns)}; say in which columns: --data.columns=2,1"
             )
-        rows.append(cells)
+        row = tuple(cells[place] for place in places)
+        if not all(row):
+            raise DataError(f"line {number} of {file} has no {wanted[row.index('')]}")
+        rows.append(row)
     if not rows:
-        raise DataError(f"{file} has no lines")
+        raise DataError(f"{file} has no lines with texts")
     if file == Path(path).expanduser():
         return [rows[i] for i in split_indices(len(rows), split, str(file))]
     return rows
+
+
+def _is_heading(cells: list[str]) -> bool:
+    names = [cell.lower().replace("_", "").rstrip("0123456789") for cell in cells if cell]
+    return len(names) > 1 and all(name in _TEXT_NAMES | _LABEL_NAMES | {"id", "idx", "index"} for name in names)
+
+
+def _check_order(heading: list[str], wanted: tuple[str, ...], file: Path) -> None:
+    """Raises DataError if a heading names a label, but not in the last column, where labels are looked for."""
+    labels = [cell for cell in heading if cell.lower() in _LABEL_NAMES]
+    if "label" in wanted and labels and heading[-1] not in labels:
+        raise DataError(
+            f"{file} has its labels in the column {labels[0]} and not in the last one; name the columns of {', '.join(wanted)} "
+            "in this order: --data.columns=..."
+        )

@@ -112,6 +112,17 @@ def test_the_likeliest_span_lies_in_the_context_and_is_not_too_long():
     np.testing.assert_array_equal(best, np.where((np.asarray(scores) >= np.asarray(none))[:, None], spans, 0))
 
 
+def test_an_empty_answer_is_none(tmp_path):
+    asked = [{"question": "Who?", "answers": [{"text": "", "answer_start": -1}]}]
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.json").write_text(
+            json.dumps({"data": [{"paragraphs": [{"context": "\x00", "qas": asked}]}]})
+        )
+    data = QuestionAnswering(name="squad", dir=str(tmp_path), tokenizer="bytes")
+    assert data.has_unanswerable and data.references("test") == [()]
+    assert all_of(data, "test")["span"].tolist() == [[0, 0]] and labelled(data, "test") == [""]
+
+
 def test_files_that_are_no_squad_are_one_sentence(tmp_path):
     squad(tmp_path)
     read = lambda length: QuestionAnswering(name="squad", dir=str(tmp_path), sequence_length=length).questions("test")  # noqa: E731
@@ -123,5 +134,17 @@ def test_files_that_are_no_squad_are_one_sentence(tmp_path):
     (tmp_path / "test.json").write_text("{")
     with pytest.raises(DataError, match="is not a SQuAD file"):
         read(42)
+    wrong = [
+        ({"context": " ", "qas": []}, "has an empty text"),
+        (
+            {"context": "a \ud83d", "qas": []},
+            r"a text of .*test.json has at 'a .ud83d' a byte that is not UTF-8, or half of",
+        ),
+        ({"context": "a", "qas": [{"question": "\ude42?", "answers": []}]}, "a question of .* half of a character"),
+    ]
+    for length, (paragraph, message) in enumerate(wrong, 43):
+        (tmp_path / "test.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+        with pytest.raises(DataError, match=message):
+            read(length)
     with pytest.raises(DataError, match="data.stride=0 must be at least 1"):
         QuestionAnswering(stride=0)

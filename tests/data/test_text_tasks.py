@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from genjax.data import DataError, EncoderText, LabelledText, LabelledTokens, QuestionAnswering, TextToText, text_tasks
+from genjax.data import (
+    DataError,
+    EncoderText,
+    LabelledText,
+    LabelledTokens,
+    QuestionAnswering,
+    TextToText,
+    labelled_text,
+    text_tasks,
+)
 
 
 def all_of(data, split):
@@ -63,6 +72,15 @@ def test_translation_files(tmp_path):
     (tmp_path / "val.en").write_text("dog\ncat\n")
     with pytest.raises(DataError, match="has 1 lines and .* has 2"):
         TextToText(name="files", dir=str(tmp_path)).pairs("validation")
+    # A line ends at LF or CR LF alone, and the last target may be empty.
+    (tmp_path / "train.de").write_bytes("\ufeffa\rb\nc\r\nd\u2028e\n".encode())
+    (tmp_path / "train.en").write_bytes(b"A\nC\n\n")
+    again = TextToText(name="files", dir=str(tmp_path), source_length=25)
+    assert again.pairs("train") == [("a b", "A"), ("c", "C"), ("d\u2028e", "")]
+    for language in ("de", "en"):
+        (tmp_path / f"train.{language}").write_text("\n")
+    with pytest.raises(DataError, match=r"train.de and .*train.en have no texts"):
+        TextToText(name="files", dir=str(tmp_path), source_length=26).pairs("train")
     with pytest.raises(DataError, match="no file other.de"):
         data.pairs("other")
     with pytest.raises(DataError, match="is not a folder"):
@@ -78,8 +96,40 @@ def test_a_table_is_divided_at_random(tmp_path):
     parts = [data.pairs(split) for split in ("train", "validation", "test")]
     assert [len(p) for p in parts] == [16, 2, 2] and len({pair for p in parts for pair in p}) == 20
     path.write_text("no tab\n")
-    with pytest.raises(DataError, match="line 1 of .* has 1 texts and not 2"):
+    with pytest.raises(DataError, match="line 1 of .* has 1 columns with tabs between them, and source and target are"):
         TextToText(name="table", dir=str(path), source_length=20).pairs("train")
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "right"),
+    [
+        (b"sentence\tlabel\na b\tx\nc\ty\n", (), [("a b", "x"), ("c", "y")]),
+        (b"\xef\xbb\xbfa b\tx\t\r\nc\rd\ty\r\n\n", (), [("a b", "x"), ("c d", "y")]),
+        ("a\u2028b\tx\n\u0085c\x0cd\ty\n".encode(), (), [("a\u2028b", "x"), ("c\x0cd", "y")]),
+        (b"x\ta b\ny\tc\n", ("2", "1"), [("a b", "x"), ("c", "y")]),
+        (b"nr\tkind\ttext\n1\tx\ta b\n2\ty\tc\n", ("text", "kind"), [("a b", "x"), ("c", "y")]),
+        (b"label\ttext\nx\ta\n", (), "its labels in the column label and not in the last one"),
+        (b"idx\tsentence\tlabel\n1\ta\tx\n", (), "line 2 .* has 3 columns .* text and label are looked for; say"),
+        (b"kind\ttext\nx\ta\n", ("text", "label"), "names the columns kind, text, and not label"),
+        (b"a\tx\n\ty\n", (), "line 2 .* has no text"),
+        (b"".join(b"%d\ta %d\n" % (i % 2, i) for i in range(20)), (), "20 different values and the first one 2, so"),
+        (b"sentence\tlabel\n", (), "has no lines with texts"),
+    ],
+)
+def test_tables_are_read_by_their_headings_or_refused(content, columns, right, tmp_path):
+    (tmp_path / "train.tsv").write_bytes(content)
+    data = LabelledText(name="table", dir=str(tmp_path), columns=columns)
+    if isinstance(right, list):
+        assert data.rows("train") == right
+    else:
+        with pytest.raises(DataError, match=right):
+            data.rows("train")
+
+
+def test_columns_must_be_as_many_as_are_read():
+    for columns in (("1",), ("1", "1"), ("0", "1")):
+        with pytest.raises(DataError, match=f"data.columns={','.join(columns)}"):
+            TextToText(name="table", columns=columns)
 
 
 def test_windows_of_encoders_hold_every_token_once():
@@ -134,6 +184,22 @@ def test_labelled_texts(tmp_path):
     assert short["tokens"][0, -1] == data.separator_token
 
 
+@pytest.mark.parametrize(("first", "second"), [(30, 3), (3, 30), (30, 30), (7, 7), (6, 7), (30, 0)])
+def test_the_longer_text_of_a_pair_is_cut_and_told(first, second, tmp_path, caplog):
+    data = LabelledText(sequence_length=16, tokenizer="bytes", text_pairs=True)
+    a, b = np.full(first, 65), np.full(second, 66)
+    batch = data.joined([[a, b]])
+    # Longest first: tokens leave the longer text one by one, of equal ones the second.
+    left = [first, second]
+    while sum(left) > 13:
+        left[left[0] <= left[1]] -= 1
+    row = batch["tokens"][0][batch["mask"][0]].tolist()
+    start, separator = data.start_token, data.separator_token
+    assert row == [start, *[65] * left[0], separator, *[66] * left[1], separator]
+    assert batch["types"][0].tolist() == [0] * (left[0] + 2) + [1] * (left[1] + 1) + [0] * (13 - sum(left))
+    assert ("1 of 1 rows of sentiment are longer" in caplog.text) == (first + second > 13)
+
+
 def test_classes_are_those_that_the_run_learned(tmp_path):
     workdir, tables = tmp_path / "run", [tmp_path / name for name in ("a", "b", "c")]
     for folder, labels in zip((workdir, *tables), ("", "xyz", "zy", "xw")):
@@ -169,6 +235,43 @@ def test_tags_stand_at_the_first_token_of_a_word(tmp_path, tokenizer):
         LabelledTokens(name="columns", dir=str(tmp_path)).load("test")
     made = LabelledTokens()
     assert made.classes == ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
+
+
+@pytest.mark.parametrize(
+    ("content", "right"),
+    [
+        (b"\xef\xbb\xbfLos Angeles\tB-LOC\nis\tO\t\n\n", [[("Los Angeles", "B-LOC"), ("is", "O")]]),
+        ("New\xa0York  B-LOC\nis O\n".encode(), [[("New\xa0York", "B-LOC"), ("is", "O")]]),
+        (b"# id x domain=train\na _ _ O\n# _ _ O\n\n# _ _ O\n", [[("a", "O"), ("#", "O")], [("#", "O")]]),
+        (b"#\turl [2009]\n#\tO\na\tO\n\n#\n# text = a b\n#tag\tO\n", [[("#", "O"), ("a", "O")], [("#tag", "O")]]),
+        (b"# text = Ann O\n1\tAnn\t_\tO\n2\tsang\t_\tO\n2.1\tit\t_\tO\n3\t.\t_\tO\n", "numbers its words in the first"),
+        (b"#begin document (bc); part 000\nbc 0 0 In IN\n", "in the columns of CoNLL-2012"),
+        (b"Ann\n", "line 1 of .* has no tag: 'Ann'"),
+        (b"# a comment\n\n", "has no sentences"),
+    ],
+)
+def test_columns_are_divided_by_tabs_or_else_by_blanks(content, right, tmp_path):
+    file = tmp_path / "train.conll"
+    file.write_bytes(content)
+    if isinstance(right, list):
+        assert labelled_text.read_columns(file) == right
+    else:
+        with pytest.raises(DataError, match=right):
+            labelled_text.read_columns(file)
+
+
+def test_a_word_that_leaves_no_token_has_no_label(tmp_path):
+    library = pytest.importorskip("tokenizers")
+    theirs = library.Tokenizer(library.models.WordLevel({"[CLS]": 0, "[SEP]": 1, "[PAD]": 2, "a": 3}, unk_token="a"))
+    theirs.normalizer = library.normalizers.BertNormalizer()
+    theirs.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.conll").write_text("Ann B-PER\n\u200b O\nOslo B-LOC\n\x00 O\n")
+    file = str(tmp_path / "tokenizer.json")
+    data = LabelledTokens(name="columns", dir=str(tmp_path), sequence_length=8, tokenizer_file=file)
+    labels = all_of(data, "test")["token_labels"]
+    assert data.tags(labels, labels) == [["B-PER", "B-LOC"]]
 
 
 def test_a_tokenizer_goes_with_a_checkpoint_to_another_task(tmp_path):
