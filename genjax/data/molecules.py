@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
 import gzip
+import io
 import itertools
+import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split, split_indices
+from genjax.data.documents import lines_of
 from genjax.data.tokenization import Tokenizer, read_tokenizer, train_tokenizer
 from genjax.data.tokenized import TOKENIZER_FILE, write_whole
 
@@ -45,7 +50,7 @@ class Molecules(Data):
     Attributes:
       name: combinations, which is embedded; moses for the files of the benchmark at data.dir, where 10000 of the training
         molecules, always the same, are for validation; or file for the user's file at data.dir, with one SMILES a line
-        (or as the first column of a CSV).
+        or in a column of a table, see `read_smiles`.
       tokenizer: characters, or smiles with one token for each bracket atom, Cl, Br and ring number.
       tokenizer_file: a tokenizer to use instead, as a run saves it.
       max_symbols: longer molecules are left out; None keeps all.
@@ -191,10 +196,13 @@ def _longest(data: Molecules) -> int:
 
 @functools.lru_cache(maxsize=4)
 def read_smiles(path: str | None) -> list[str]:
-    """Reads strings from a text or CSV file, plain or gzipped; a first line SMILES is a heading.
+    """Reads strings from a text or CSV file, plain or gzipped: one a line, what follows after a blank left out.
+
+    Columns are divided by tabs, commas, semicolons or blanks.  The strings are the column whose name in a heading has the word
+    smiles in it, and without a heading the first one.
 
     Raises:
-      DataError: there is no such file, or no molecule in it.
+      DataError: there is no such file, no molecule in it, or a line has something else where a SMILES should stand.
     """
     if not path:
         raise DataError("--data.name=file needs a file of SMILES: --data.dir=FILE")
@@ -203,12 +211,54 @@ def read_smiles(path: str | None) -> list[str]:
         raise DataError(f"there is no file {file}; MOSES is train.csv.gz and test.csv.gz at data.dir")
     content = file.read_bytes()
     try:
-        text = (gzip.decompress(content) if file.suffix == ".gz" else content).decode()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        text = (gzip.decompress(content) if file.suffix == ".gz" else content).decode("utf-8-sig")
+        rows = list(_rows(text))
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file} is no readable file of SMILES ({error})") from None
-    strings = [line.split(",")[0].strip() for line in text.splitlines() if line.strip()]
-    if strings and strings[0].lower() == "smiles":
-        strings = strings[1:]
+    names = [cell.strip().lower() for cell in rows[0][1]] if rows else []
+    # Of several such columns, as canonical and isomeric ones, the plain one and else the first.
+    named = [name for name in ("smiles", *names) if "smiles" in name and name in names]
+    column = names.index(named[0]) if named else 0
+    strings = []
+    for number, cells in rows[bool(named) :]:
+        words = cells[column].split() if column < len(cells) else []
+        # The first line may be a heading or a name: C1 is no molecule.  Later ones may be wrong, as generated strings are.
+        if not words or not (_SYMBOLS.fullmatch if strings else is_smiles)(words[0]):
+            found = repr(words[0][:40]) if words else "nothing"
+            raise DataError(
+                f"line {number} of {file} has {found} where a SMILES should stand; they stand "
+                "first in a line, or in the column that the first line calls smiles"
+            )
+        strings.append(words[0])
     if not strings:
         raise DataError(f"{file} holds no molecules")
     return strings
+
+
+def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Number and cells of the lines of a text that are not empty, in the columns that its first line has."""
+    first = text.lstrip().partition("\n")[0]
+    delimiter = next((mark for mark in "\t,;" if mark in first), None)
+    if delimiter is None and not first.startswith('"'):
+        yield from ((i, line.split()) for i, line in enumerate(lines_of(text), 1) if line.strip())
+        return
+    # A cell between quotation marks may hold the end of a line, as in ZINC.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter or ",", strict=True)
+    yield from ((reader.line_num, cells) for cells in reader if "".join(cells).strip())
+
+
+#: Atoms, bonds, branches and rings as OpenSMILES has them, with the arrows of reactions; groups of atoms stand in brackets.
+_SYMBOLS = re.compile(
+    r"(?:\[[^\[\]\s]+\]|[BCNOPSFIbcnops*])"
+    r"(?:[BCNOPSFIbcnops*().\-=#$:~/\\>0-9]+|\[[^\[\]\s]+\]|(?<=C)l|(?<=B)r|%\d\d|%\(\d+\))*"
+)
+_DIGIT = re.compile(r"\d")
+_NO_RING = re.compile(r"\[[^\]]*\]|%\d\d|%\(\d+\)")
+
+
+def is_smiles(string: str) -> bool:
+    """Whether a string is written as a SMILES: known symbols, closed branches and rings; its chemistry is not looked at."""
+    if not _SYMBOLS.fullmatch(string) or string.count("(") != string.count(")"):
+        return False
+    plain = _NO_RING.sub("", string) if "[" in string or "%" in string else string
+    return not any(plain.count(digit) % 2 for digit in set(_DIGIT.findall(plain)))

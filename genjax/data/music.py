@@ -6,6 +6,8 @@ Samples are written as MIDI and WAV files, and as one picture.  `NoteEvents` are
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from genjax.data.images import write_grid
 from genjax.data.midi import NUM_NOTES, midi, read_midi, synthesize, wav
 from genjax.model import example_keys
 
+_logger = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PianoRolls(Data):
@@ -30,12 +34,14 @@ class PianoRolls(Data):
       max_frames: longer pieces are cut into parts of this length; None pads all to the longest.
       transpose: shift training pieces by up to so many semitones up or down at random; 0 for none.
       frames_per_quarter: frames of a quarter note of MIDI files.
+      skip_unreadable: leave out MIDI files that cannot be read or have no notes, and count and name them in the log.
     """
 
     name: str = "chords"
     max_frames: int | None = None
     transpose: int = 0
     frames_per_quarter: int = 1
+    skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +57,7 @@ class PianoRolls(Data):
         if self.name == "chords":
             return _chords(split)
         if self.name == "midi":
-            return self._read_folder(split)
+            return list(_read_folder(self.dir, split, self.frames_per_quarter, self.skip_unreadable))
         if self.name != "jsb_chorales":
             raise DataError(f"data.name={self.name} is not a set of piano rolls: chords, jsb_chorales, midi")
         path = Path(self.dir or ".").expanduser()
@@ -67,14 +73,6 @@ class PianoRolls(Data):
         if roll.shape[1] != NUM_NOTES or not np.isin(roll, (0, 1)).all():
             raise DataError(f"{path} does not hold rolls of {NUM_NOTES} notes of zeros and ones")
         return np.split(roll, np.cumsum(lengths)[:-1])
-
-    def _read_folder(self, split: str) -> list[np.ndarray]:
-        root = Path(self.dir or ".").expanduser()
-        files = files_below(root, (".mid", ".midi"))
-        if not files:
-            raise DataError(f"--data.dir={self.dir} is no folder with MIDI files (.mid, .midi)")
-        chosen = (files[i] for i in split_indices(len(files), split, f"of MIDI files {self.dir}"))
-        return [read_midi(file.read_bytes(), str(file), self.frames_per_quarter) for file in chosen]
 
     @property
     def _num_frames(self) -> int:
@@ -133,7 +131,7 @@ class NoteEvents(PianoRolls):
     roll at least p, so nats per frame are comparable with those of rolls, and on the safe side.
 
     Attributes:
-      name, max_frames, transpose, frames_per_quarter: see `PianoRolls`.
+      name, max_frames, transpose, frames_per_quarter, skip_unreadable: see `PianoRolls`.
       crop: training examples are parts of so many tokens, at random places; None for whole pieces.
     """
 
@@ -230,6 +228,44 @@ def write_rolls(rolls: np.ndarray, stem: Path) -> list[Path]:
             paths.append(Path(f"{stem}_{i}{suffix}"))
             paths[-1].write_bytes(content)
     return paths
+
+
+@functools.lru_cache(maxsize=8)
+def _read_folder(
+    directory: str | None, split: str, frames_per_quarter: int, skip_unreadable: bool
+) -> tuple[np.ndarray, ...]:
+    """Rolls of the MIDI files of a split."""
+    files = files_below(Path(directory or ".").expanduser(), (".mid", ".midi"))
+    if not files:
+        raise DataError(f"--data.dir={directory} is no folder with MIDI files (.mid, .midi)")
+    # The split comes first: a file that is left out leads no other one to another split.
+    chosen = [files[i] for i in split_indices(len(files), split, f"of MIDI files {directory}")]
+    rolls, skipped = [], []
+    for file in chosen:
+        try:
+            rolls.append(_read_file(file, frames_per_quarter))
+        except DataError as error:
+            if not skip_unreadable:
+                raise DataError(f"{error}; --data.skip_unreadable leaves such files out") from None
+            skipped.append(str(error))
+    if skipped:
+        _logger.warning(
+            "%d of %d MIDI files of the split %s are left out: %s", len(skipped), len(chosen), split, "; ".join(skipped)
+        )
+    if chosen and not rolls:
+        raise DataError(f"none of the {len(chosen)} MIDI files of the split {split} can be used, for one: {skipped[0]}")
+    return tuple(rolls)
+
+
+def _read_file(file: Path, frames_per_quarter: int) -> np.ndarray:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}") from None
+    roll = read_midi(content, str(file), frames_per_quarter)
+    if not len(roll):
+        raise DataError(f"{file} has no notes but those of drums, if any, which have no pitch")
+    return roll
 
 
 def _chords(split: str) -> list[np.ndarray]:

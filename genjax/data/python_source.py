@@ -75,7 +75,7 @@ def _source(module: str) -> str:
 
 def lexical_classes(source: str) -> tuple[np.ndarray, np.ndarray]:
     """ASCII codes of a source (others are 127) and the class of each character, int32 [N] both."""
-    lines = source.splitlines(keepends=True)
+    lines = list(io.StringIO(source))  # as the tokenizer divides them, which does not end a line at a form feed
     starts = np.concatenate([[0], np.cumsum([len(line) for line in lines])])
     labels = np.zeros(len(source), np.int32)
     kinds = {tokenize.NUMBER: "number", tokenize.STRING: "string", tokenize.COMMENT: "comment", tokenize.OP: "operator"}

@@ -24,7 +24,7 @@ from genjax.data import (
     token_files,
 )
 from genjax.data.midi import LOWEST_NOTE, midi, read_midi, synthesize, wav
-from genjax.data.molecules import embedded_smiles
+from genjax.data.molecules import embedded_smiles, is_smiles, read_smiles
 from genjax.data.music import FRAME, START, events, roll_of_events
 from genjax.data.tokenization import Tokenizer, train_tokenizer
 
@@ -57,6 +57,16 @@ def test_smiles_symbols():
         tokenizer.decode([99])
     with pytest.raises(DataError, match="damaged"):
         Tokenizer.from_json(json.dumps({"kind": "bytes"}))
+
+
+@pytest.mark.parametrize("kind", ["characters", "bytes", "bpe"])
+def test_text_that_is_no_unicode_is_one_sentence(kind):
+    if kind == "bpe":
+        pytest.importorskip("tokenizers")
+    tokenizer = train_tokenizer(kind, ["ab"], 300)
+    for call in (tokenizer.encode, tokenizer.spans, lambda text: list(tokenizer.encode_all([text]))):
+        with pytest.raises(DataError, match=r"(a byte that is not UTF-8|has '\\udcff', which is not among)"):
+            call("ab\udcff")  # what an argument ab\xff of the command line is
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
@@ -197,6 +207,9 @@ def test_text_that_cannot_be_used_is_one_sentence(tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff" * 99)
     with pytest.raises(DataError, match="not UTF-8"):
         Text(name="file", dir=str(tmp_path / "bad.txt")).load("train")
+    # A byte order mark is no part of a text.
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbfa\r\nb")
+    assert documents.read_utf8(tmp_path / "marked.txt") == "a\nb"
     with pytest.raises(DataError, match="must exceed 256"):
         Text(tokenizer="bpe", vocab_size=100).spec()
 
@@ -250,7 +263,7 @@ def test_rolls_are_padded_shifted_within_the_keyboard_and_written_as_midi(tmp_pa
     assert len(list(itertools.chain(*data.rolls("train")))) > 64
 
 
-def test_midi_files_are_read_as_they_were_written_and_refused_where_they_cannot_be(tmp_path):
+def test_midi_files_are_read_as_they_were_written_and_refused_where_they_cannot_be(tmp_path, caplog):
     rolls = PianoRolls().rolls("validation")
     for i, roll in enumerate(rolls[:12]):
         np.testing.assert_array_equal(read_midi(midi(roll), "roll"), roll)
@@ -273,6 +286,19 @@ def test_midi_files_are_read_as_they_were_written_and_refused_where_they_cannot_
     ]:
         with pytest.raises(DataError, match=message):
             read_midi(content, "odd.mid")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "drums.mid").write_bytes(whole(b"\x00\x99\x10\x50\x60\x89\x10\x00"))
+    with pytest.raises(DataError, match="drums.mid has no notes but .* --data.skip_unreadable leaves such files out"):
+        PianoRolls(name="midi", dir=str(tmp_path / "a")).spec()
+    with pytest.raises(
+        DataError, match="none of the 1 MIDI files of the split train can be used, for one: .*drums.mid"
+    ):
+        PianoRolls(name="midi", dir=str(tmp_path / "a"), skip_unreadable=True).spec()
+    for i in range(11):
+        (tmp_path / "a" / f"{i}.mid").write_bytes(b"RIFF" if i == 3 else midi(rolls[i]))
+    some = PianoRolls(name="midi", dir=str(tmp_path / "a"), skip_unreadable=True, frames_per_quarter=2)
+    assert sum(len(some.rolls(split)) for split in ("train", "validation", "test")) == 10
+    assert "MIDI files of the split" in caplog.text and "3.mid is no MIDI file" in caplog.text
     with pytest.raises(DataError, match="no folder with MIDI files"):
         PianoRolls(name="midi", dir=str(tmp_path / "none")).load("train")
 
@@ -324,6 +350,54 @@ def test_note_events_hold_the_rolls_and_crops_are_parts_of_them(tmp_path):
 def test_settings_that_leave_nothing_are_refused(make, field):
     with pytest.raises(DataError, match=f"data.{field} must"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("content", "right"),
+    [
+        (b'smiles,logP\n"CCO\n",1.0\n"CC(=O)O\n",2\n', ["CCO", "CC(=O)O"]),
+        (b"\xef\xbb\xbfCCO eth, ane\r\n\r\nC#N |$;;R$|\r\n", ["CCO", "C#N"]),
+        (b"id\tCanonical_SMILES\tname\n1\tCCO\tan alcohol\n", ["CCO"]),
+        (b"isomeric_smiles;SMILES\nOCC;CCO\n", ["CCO"]),
+        (b"name smiles\na C1CC1\n", ["C1CC1"]),
+        (b'"[Na+].[Cl-]","a"\n"BrC%12CC%12","b"\n', ["[Na+].[Cl-]", "BrC%12CC%12"]),
+        (b"Molecule,logP\nCCO,1\n", "line 1 of .* has 'Molecule' where a SMILES should stand"),
+        (b"CHEMBL1,CCO\nCHEMBL2,CC\n", "line 1 of .* 'CHEMBL1'"),
+        (b"P53\nP54\n", "line 1 of .* 'P53'"),
+        (b"CCO\nC(C\nwater\n", "line 3 of .* 'water'"),
+        (b"CCO,1\n,2\n", "line 2 of .* has nothing where"),
+        (b'CCO,"a\nCC,b\n', "no readable file of SMILES"),
+        (b"smiles,logP\n", "holds no molecules"),
+    ],
+)
+def test_molecules_of_tables_are_found_or_refused(content, right, tmp_path):
+    file = tmp_path / "molecules.csv"
+    file.write_bytes(content)
+    if isinstance(right, list):
+        assert read_smiles(str(file)) == right
+    else:
+        with pytest.raises(DataError, match=right):
+            read_smiles(str(file))
+
+
+def test_symbols_of_smiles_are_those_that_rdkit_reads():
+    chem = pytest.importorskip("rdkit.Chem")
+    for string in [
+        "F/C=C\\F",
+        "[13CH4]",
+        "C1=CC=CN=C1",
+        "c1cc[nH]c1",
+        "C%(12)CC%12",
+        "Br",
+        "ClBr",
+        "C0CC0",
+        "N#N",
+        "*C",
+        "CC.O",
+    ]:
+        assert is_smiles(string) and chem.MolFromSmiles(string) is not None
+    for string in ["", "Nr", "(C)C", "C1CC", "C(C", "Cx", "1.0", "ethanol", "CID", "[Na", "H2O", "InChI=1S/CH4/h1H4"]:
+        assert not is_smiles(string), string
 
 
 def test_files_of_molecules_and_chorales_that_are_damaged_are_one_sentence(tmp_path):

@@ -77,6 +77,8 @@ def test_sources_are_labelled_by_lexical_class(tmp_path):
     names = [CLASSES[label] for label in labels]
     assert names[0] == "name" and names[2] == "operator" and names[6:9] == ["string"] * 3 and names[11] == "comment"
     assert names[17:19] == ["keyword"] * 2 and names[20:22] == ["number"] * 2 and codes[7] == 127
+    # A form feed ends no line.
+    np.testing.assert_array_equal(lexical_classes("a\n\x0c\nif b:\n  1\n")[1][4:], lexical_classes("if b:\n  1\n")[1])
     data = PythonSource(sequence_length=64)
     batch = data.load("test").gather(np.arange(8))
     assert batch["tokens"].shape == batch["token_labels"].shape == (8, 64) and data.spec()["num_classes"] == 7
