@@ -110,13 +110,15 @@ def detect(run: Run, tokenizer: Tokenizer, path: str) -> None:
     """Prints the z-score of a text file, and how often text without the watermark has one as large."""
     import jax.numpy as jnp
 
+    from genjax.data.documents import read_utf8
+
     mark = watermark_from_flags()
     if mark is None:
         raise config.ConfigError("--detect needs the secret of the watermark: --watermark_seed=NUMBER")
     file = Path(path).expanduser()
     if not file.is_file():
         raise config.ConfigError(f"--detect={path} is not a file")
-    tokens = tokenizer.encode(file.read_text(encoding="utf-8"))
+    tokens = tokenizer.encode(read_utf8(file))
     if len(tokens) < 2:
         raise config.ConfigError(f"{path} has {len(tokens)} tokens, and the watermark needs at least two")
     z = float(mark.z_score(jnp.asarray(tokens)[None], run.model.vocab_size)[0])

@@ -76,7 +76,8 @@ def main(arguments: list[str]) -> int:
         report("diversity_of_answers", measures.diversity(answers))
         report("diversity_of_references", measures.diversity(data.references(split)[: len(answers)]))
         path = Path(run.workdir) / f"answers_{split}.txt"
-        path.write_text("".join(answer + "\n" for answer in answers), encoding="utf-8")
+        # A line for each, whatever an answer has in it.
+        path.write_text("".join(" ".join(answer.splitlines()) + "\n" for answer in answers), encoding="utf-8")
         print(path)
     elif isinstance(data, LabelledTokens):
         report("entities", measures.entity_scores(run, split))

@@ -162,12 +162,18 @@ def _codes(texts: list[str]) -> list[np.ndarray]:
 
 
 def memorized(run: Run, texts: list[str]) -> dict[str, float]:
-    """Longest parts, in characters, of the samples that stand in the training text, beside those of unseen text."""
+    """Longest parts, in characters, of the samples that stand in the training text, beside those of unseen text.
+
+    Samples that are all empty have no parts: their number is then all that is said.
+    """
     data = run.experiment.data
     if not isinstance(data, TokenizedData):
         raise ConfigError(f"{data.name} has no training text to compare samples with")
+    num_empty = sum(not t for t in texts)
+    if num_empty == len(texts):
+        return {"num_samples": len(texts), "num_empty_samples": num_empty}
     corpus = _codes(["\n".join(data.documents("train"))])[0]
-    length = round(float(np.mean([len(t) for t in texts])))
+    length = max(round(float(np.mean([len(t) for t in texts]))), 1)
     unseen = "\n".join(data.documents("test"))
     held_out = [unseen[i : i + length] for i in range(0, len(unseen) - length, length)][: len(texts)]
     scores = _memorization_of(texts, corpus)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from genjax.data.documents import read_lines
+
 
 @dataclasses.dataclass(frozen=True)
 class SentencePair:
@@ -28,16 +30,16 @@ def read_pairs(path: str | Path) -> list[SentencePair]:
     """Reads a list of pairs; lines that are empty or begin with # are left out.
 
     Raises:
-      ValueError: there is no such file, it has no pair, or a line has not two or three columns.
+      ValueError: there is no such file, it is not UTF-8, it has no pair, or a line has not two or three columns.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise ValueError(f"there is no list of sentence pairs {file}")
     pairs = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(file), 1):
         if not line.strip() or line.startswith("#"):
             continue
-        cells = [cell.strip() for cell in line.split("\t")]
+        cells = [cell.strip() for cell in line.rstrip().split("\t")]
         if len(cells) not in (2, 3) or not all(cells):
             raise ValueError(
                 f"line {number} of {file} is not two sentences, and if wanted a kind, with tabs between them"

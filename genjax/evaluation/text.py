@@ -15,6 +15,7 @@ import collections
 import importlib
 import re
 import string
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,6 +43,53 @@ def _all(references: str | Sequence[str]) -> tuple[str, ...]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Words of any script
+
+#: Scripts that put no blanks between words, as names of characters begin: each character counts as a word.
+_WITHOUT_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+
+
+def _is_a_word(character: str) -> bool:
+    """Whether a character is a word by itself: a letter of a script without blanks."""
+    return not character.isascii() and unicodedata.name(character, "").startswith(_WITHOUT_BLANKS)
+
+
+def words(text: str) -> list[str]:
+    """Parts of a text between blanks, where scripts without blanks have their characters, with marks, for words."""
+    if text.isascii():
+        return text.split()
+    parts, last_alone = [], False
+    for character in text:
+        if unicodedata.category(character)[0] != "M":
+            alone = _is_a_word(character)
+            parts += [" "] * (alone or last_alone)
+            last_alone = alone
+        parts.append(character)
+    return "".join(parts).split()
+
+
+class UnicodeWords:
+    """Words of letters, marks and numbers of any script in lower case, in the form that rouge-score asks tokenizers for."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """The words of a text."""
+        return words("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text.lower()))
+
+
+def _has_other_script(text: str) -> bool:
+    """Whether a text has letters that are not Latin."""
+    return not text.isascii() and any(c.isalpha() and not unicodedata.name(c, "").startswith("LATIN") for c in text)
+
+
+def _bleu_tokenizer(texts: Sequence[str]) -> str | None:
+    """Name of sacrebleu's tokenizer: None for its default, or where most texts have letters of a script without blanks another."""
+    found = [{unicodedata.name(c).partition(" ")[0] for c in text if _is_a_word(c)} for text in texts]
+    if 2 * sum(map(bool, found)) <= len(texts):
+        return None
+    return "zh" if set().union(*found) == {"CJK"} else "char"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # Against references
 
 
@@ -49,6 +97,9 @@ def translation_scores(
     hypotheses: Sequence[str], references: Sequence[str | Sequence[str]], lowercase: bool = False
 ) -> dict[str, float | str]:
     """Corpus BLEU and chrF from 0 to 100, with the signatures that say how they were computed.
+
+    Where most references are in a script without blanks, BLEU counts characters as words: of Chinese the Han ones (sacrebleu's
+    `zh`), else all (`char`).
 
     Args:
       hypotheses: N texts.
@@ -68,7 +119,9 @@ def translation_scores(
         raise ValueError("every hypothesis needs the same number of references")
     streams = [list(column) for column in zip(*rows, strict=True)]
     results: dict[str, float | str] = {}
-    for name, metric in {"bleu": metrics.BLEU(lowercase=lowercase), "chrf": metrics.CHRF(lowercase=lowercase)}.items():
+    tokenize = _bleu_tokenizer([reference for row in rows for reference in row])
+    bleu = metrics.BLEU(lowercase=lowercase, tokenize=tokenize)
+    for name, metric in {"bleu": bleu, "chrf": metrics.CHRF(lowercase=lowercase)}.items():
         results[name] = float(metric.corpus_score(list(hypotheses), streams).score)
         results[f"{name}_signature"] = str(metric.get_signature())
     return results
@@ -79,14 +132,21 @@ def rouge_scores(
 ) -> dict[str, float]:
     """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L from 0 to 100; of several references the best counts.
 
+    The words are rouge-score's, runs of a to z and digits, which are few of another script or none: an example whose references
+    have letters that are not Latin is compared by `UnicodeWords`.
+
     Raises:
       ValueError: the numbers do not fit, or rouge-score is not installed.
     """
     scorer_of = _library("rouge_score.rouge_scorer")
     _check_pairs(hypotheses, references)
     kinds = ("rouge1", "rouge2", "rougeL")
-    scorer = scorer_of.RougeScorer(list(kinds), use_stemmer=stemming)
-    scores = [scorer.score_multi(list(_all(r)), h) for h, r in zip(hypotheses, references)]
+    latin = scorer_of.RougeScorer(list(kinds), use_stemmer=stemming)
+    others = scorer_of.RougeScorer(list(kinds), tokenizer=UnicodeWords())
+    scores = []
+    for hypothesis, reference in zip(hypotheses, map(_all, references)):
+        scorer = others if any(map(_has_other_script, reference)) else latin
+        scores.append(scorer.score_multi(list(reference), hypothesis))
     return {kind: 100.0 * float(np.mean([score[kind].fmeasure for score in scores])) for kind in kinds}
 
 
@@ -199,13 +259,13 @@ def _ngrams(tokens: Sequence[Any], n: int) -> list[tuple[Any, ...]]:
     return list(zip(*(tokens[i:] for i in range(n))))
 
 
-def distinct(texts: Sequence[str], n: int, tokenize: Callable[[str], Sequence[Any]] = str.split) -> float:
+def distinct(texts: Sequence[str], n: int, tokenize: Callable[[str], Sequence[Any]] = words) -> float:
     """Share of different ones among all n-grams of all texts; 0 where there is none."""
     grams = [gram for text in texts for gram in _ngrams(tokenize(text), n)]
     return len(set(grams)) / max(len(grams), 1)
 
 
-def repetition(texts: Sequence[str], n: int, tokenize: Callable[[str], Sequence[Any]] = str.split) -> float:
+def repetition(texts: Sequence[str], n: int, tokenize: Callable[[str], Sequence[Any]] = words) -> float:
     """Mean over texts of the share of n-grams that stood in the text before; texts without n-grams are left out."""
     rows = [_ngrams(tokenize(text), n) for text in texts]
     shares = [1.0 - len(set(grams)) / len(grams) for grams in rows if grams]
@@ -226,7 +286,7 @@ def self_bleu(texts: Sequence[str], max_texts: int = 200) -> float:
     texts = [t for t in texts if t.strip()][:max_texts]
     if len(texts) < 2:
         raise ValueError("self-BLEU needs at least two texts that are not empty")
-    bleu = metrics.BLEU(effective_order=True)
+    bleu = metrics.BLEU(effective_order=True, tokenize=_bleu_tokenizer(texts))
     return float(np.mean([bleu.sentence_score(t, texts[:i] + texts[i + 1 :]).score for i, t in enumerate(texts)]))
 
 

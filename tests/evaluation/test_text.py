@@ -30,6 +30,26 @@ def test_rouge_by_hand():
     assert scores["rouge2"] == pytest.approx(100 * 2 * 2 / 7)
 
 
+@pytest.mark.parametrize("alphabet", ["вяжшыэ", "कखगघङच", "天地人日月水", "あいうえおか", "กขคงจฉ"])
+def test_rouge_bleu_and_diversity_of_other_scripts_are_those_of_as_many_latin_words(alphabet):
+    pytest.importorskip("rouge_score")
+    pytest.importorskip("sacrebleu")
+    latin = [["one two three four five", "one two four five six"], ["two one one", "two one three"]]
+    names = ["one", "two", "three", "four", "five", "six"]
+    # Scripts without blanks have a character for a word, others three.
+    joined = alphabet[0] in "天あก"
+    word = dict(zip(names, alphabet if joined else [c * 3 for c in alphabet]))
+    theirs = [[("" if joined else " ").join(word[w] for w in t.split()) for t in pair] for pair in latin]
+    # The library's own of Latin words.
+    assert text.rouge_scores(*zip(*theirs)) == pytest.approx(text.rouge_scores(*zip(*latin)))
+    ours, right = (text.translation_scores(*zip(*pairs)) for pairs in (theirs, latin))
+    assert ours["bleu"] == pytest.approx(right["bleu"]) and right["bleu"] > 0
+    assert ("tok:13a" not in ours["bleu_signature"]) == joined
+    ours, right = (text.diversity_scores([t for pair in pairs for t in pair]) for pairs in (theirs, latin))
+    assert ours == pytest.approx(right)
+    assert text.words("naïve\u00a0words, and x你好y") == ["naïve", "words,", "and", "x", "你", "好", "y"]
+
+
 def test_answers_are_normalised_as_in_squad():
     assert text.normalize_answer("The  U.S.A., an answer!") == "usa answer"
     scores = text.answer_scores(["the Eiffel Tower", "in Paris", ""], [["Eiffel tower."], ["Rome", "Paris"], []])
@@ -119,6 +139,11 @@ def test_bias_list_and_preferences(tmp_path):
     scores = bias.preference_scores([-1.0, -3.0], [-2.0, -2.0], [p.kind for p in pairs])
     assert scores["prefers_first"] == 50.0 and scores["difference"] == 0.0
     assert scores["prefers_first_gender"] == 100.0 and scores["prefers_first_age"] == 0.0
+    path.write_bytes("\ufeffA\u2028b\tB\t\r\n".encode())
+    assert [(p.first, p.second) for p in bias.read_pairs(path)] == [("A\u2028b", "B")]
+    path.write_bytes(b"A\xe9\tB\n")
+    with pytest.raises(ValueError, match="pairs.tsv is not UTF-8"):
+        bias.read_pairs(path)
     path.write_text("one sentence alone\n")
     with pytest.raises(ValueError, match="line 1 of .* is not two sentences"):
         bias.read_pairs(path)

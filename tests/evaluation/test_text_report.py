@@ -120,6 +120,8 @@ def test_samples_are_compared_with_the_training_text(tmp_path):
     scores = text_measures.memorized(run, texts)
     # Python's help is like itself more than like random characters.
     assert scores["longest_match_mean"] < scores["longest_match_mean_of_unseen_text"]
+    assert text_measures.memorized(run, ["", ""]) == {"num_samples": 2, "num_empty_samples": 2}
+    assert text_measures.memorized(run, ["", "", "q"])["longest_match_mean"] == pytest.approx(1 / 3)
     assert text_measures.extraction(run, 5)["extracted"] == 0.0
     # A window has a token more than the context, the last target.
     assert (tmp_path / "run" / "pictures" / "attention_self.png") in text_measures.pictures(run, "test")

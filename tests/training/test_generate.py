@@ -12,7 +12,7 @@ from tiny_runs import call
 
 import genjax
 from genjax.config import ConfigError
-from genjax.data import Text
+from genjax.data import DataError, Text
 from genjax.data.tokenization import train_tokenizer
 from genjax.families.language.gpt import GPT
 from genjax.nn.transformer import Transformer
@@ -80,6 +80,11 @@ def test_a_finite_pattern_ends_without_an_end_token_and_a_watermark_is_found(wri
     assert float(score[1]) > 3
     with pytest.raises(ConfigError, match="needs the secret"):
         write(f"--detect={path}")
+    path.write_bytes(b"caf\xe9 caf\xe9")
+    with pytest.raises(DataError, match=f"{path.name} is not UTF-8 text"):
+        write(*mark, f"--detect={path}")
+    with pytest.raises(DataError, match="is not among the"):
+        write("--prompt=a\udcff")
 
 
 def test_a_prompt_with_a_token_outside_the_vocabulary_is_refused(workdir):
