@@ -453,6 +453,9 @@ def test_bad_requests_are_refused(conditional):
         model.sample(state, jax.random.key(0), 2, label=jnp.array([0, 5]))
     with pytest.raises(ValueError, match="has 3 rows"):
         model.sample(state, jax.random.key(0), 2, label=jnp.array([0, 1, 1]))
+    for count, label in ((3, 1), (2, jnp.array([0, 1]))):
+        given = model.sampling_condition(state, count, label, {})["label"]
+        np.testing.assert_array_equal(given, np.broadcast_to(label, count))
     with pytest.raises(ValueError, match="not conditional on image"):
         model.sample(state, jax.random.key(0), 2, image=jnp.ones((2, 2)))
     # What entry points ask before they compile, as traced labels have no values.

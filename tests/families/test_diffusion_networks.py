@@ -15,7 +15,7 @@ from genjax.families.diffusion.networks import ResidualMLP
 from genjax.families.diffusion.noisy_classifier import NoisyClassifier
 from genjax.families.diffusion.processes import Karras
 from genjax.families.diffusion.samplers import Estimate, Heun
-from genjax.families.diffusion.unet import UNet, _ResidualBlock
+from genjax.families.diffusion.unet import UNet, _ResidualBlock, _resized
 from genjax.families.diffusion.vq_diffusion import VQDiffusion
 from genjax.families.vae.vq_vae import VQVAE
 from genjax.optimizers import Adam
@@ -88,7 +88,9 @@ def test_blocks_that_resample_and_heads_of_a_width():
     # Both resample inside of a residual block, which sees the time.
     assert y.shape == (1, 5, 4, 2) and all("adapt" in variables["params"][name] for name in ("halve_0", "double_1"))
     # New blocks add nothing yet: what is left is the resampling itself.
-    half = x.reshape(1, 5, 2, 2, 8).mean(3)[:, :4].reshape(1, 2, 2, 2, 8).mean(2)
+    columns = x.reshape(1, 5, 2, 2, 8).mean(3)
+    # The last of five rows is alone.
+    half = jnp.concatenate([columns[:, :4].reshape(1, 2, 2, 2, 8).mean(2), columns[:, 4:]], axis=1)
     for places, expected in (
         ((3, 2), half),
         ((10, 8), x.repeat(2, 1).repeat(2, 2)),
@@ -98,6 +100,7 @@ def test_blocks_that_resample_and_heads_of_a_width():
         y, _ = jax.jit(block.init_with_output)(jax.random.key(1), x, jnp.ones((1, 16)), None)
         assert y.shape[1:3] == places
         np.testing.assert_allclose(y[:, : expected.shape[1]], expected, atol=1e-6)
+    np.testing.assert_allclose(_resized(jnp.ones((1, 7, 7, 1)), (4, 4)), 1.0)
     with pytest.raises(ValueError, match="head_channels=3 does not divide the width 4"):
         init = dataclasses.replace(TINY, head_channels=3).build(2, None, jnp.float32).init
         jax.eval_shape(init, jax.random.key(0), x, jnp.ones(1), {})

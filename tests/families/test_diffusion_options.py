@@ -71,6 +71,28 @@ def test_the_bound_is_that_of_the_chain_which_is_sampled():
         np.testing.assert_array_equal(np.isnan(far._drawn_term({"x": between}, between, t, output)), [False, True])
 
 
+def test_a_self_conditioned_model_has_no_likelihood():
+    fed_back = {"data_shape": (2,), "network": MLP, "self_conditioning": True}
+    x = {"x": jnp.zeros((1, 2))}
+    for model in (
+        DDPM(**fed_back),
+        DDPM(**fed_back, bound_terms=0, objective="bound"),
+        EDM(**fed_back, likelihood_steps=2),
+    ):
+        with pytest.raises(
+            ValueError, match="with self_conditioning a sample depends on the estimates of all steps before"
+        ):
+            model.check()
+    allowed = DDPM(**fed_back, bound_terms=0)
+    allowed.check()
+    for call in (
+        lambda: allowed.log_prob_bound(None, x, jax.random.key(0)),
+        lambda: EDM(**fed_back).log_prob(None, x),
+    ):
+        with pytest.raises(ValueError, match="with self_conditioning"):
+            call()
+
+
 def test_losses_that_are_nan_for_what_the_data_are_say_so():
     batch = {"x": jnp.array([[0.0, 1.0], [0.5, 0.0]]), "label": jnp.array([0, 3])}
     trained_by_levels = (

@@ -170,6 +170,15 @@ def test_adaptive_solver_reaches_its_tolerance(float64):
     np.testing.assert_allclose(sampler.run(gaussian_denoiser(SMOOTH), SMOOTH, z, jax.random.key(0)), exact, atol=1e-6)
 
 
+@pytest.mark.parametrize("sampler", [samplers.DDIM(), samplers.Euler(), samplers.RungeKutta4(), samplers.DPMSolver()])
+def test_samplers_of_edms_process_take_its_spacing_by_default(sampler):
+    process = Karras()
+    z = MEAN + jnp.hypot(process.t_max, SCALE) * jnp.array([[1.0], [-1.0]])
+    end = sampler.run(gaussian_denoiser(process), process, z, jax.random.key(0))[:, 0]
+    # The map is affine, so that two points say its deviation; uniform steps end at .15 and .96.
+    assert abs(float(end[0] - end[1]) / 2 - SCALE) < 0.03
+
+
 STOCHASTIC = [
     (samplers.Ancestral(num_steps=400, spacing="log_snr"), SMOOTH),
     (samplers.Ancestral(num_steps=1000), Discrete()),

@@ -107,6 +107,8 @@ def test_a_vdm_drops_its_conditions_while_training_and_refuses_what_it_does_not_
     for model in (VDM(self_conditioning=True), ConsistencyModel(self_conditioning=True), VDM(likelihood_steps=2)):
         with pytest.raises(ValueError, match="self_conditioning"):
             model.check()
+    with pytest.raises(ValueError, match="clip_x0 would change a VDM's samples and not its bound"):
+        VDM(clip_x0=True).check()
 
 
 @pytest.mark.parametrize("hidden_dim", [0, 8])

@@ -19,7 +19,17 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.model import (
+    Array,
+    Batch,
+    ComputeDtype,
+    Metrics,
+    PyTree,
+    TrainState,
+    check_label_range,
+    example_keys,
+    gradient_step,
+)
 from genjax.nn.convolution import Convolution, Downsample
 from genjax.nn.dropout import dropout
 from genjax.nn.encoder_decoder import check_picture_shape
@@ -143,14 +153,29 @@ class FeatureNet:
         """Features [B, num_features] and logits [B, num_classes] of pictures [B, *data_shape] in [0, 1]."""
         return self.network().apply({"params": state.eval_params}, x)
 
+    def check_labels(self, label: Array) -> None:
+        """Refuses labels outside of the classes; inside of compiled functions their values are not known.
+
+        Raises:
+          ValueError: there is no such class.
+        """
+        check_label_range(label, self.num_classes)
+
     def sample(self, state: TrainState, key: Array, num_samples: int, label: Array | None = None) -> Array:
-        """Pictures that the classifier takes for classes `label` [num_samples], all in turn by default; not a distribution.
+        """Pictures that the classifier takes for classes `label` [num_samples], or for one; all in turn by default.
+
+        They are no draws from a distribution.
 
         Returns:
           [num_samples, *data_shape] in [0, 1].
+
+        Raises:
+          ValueError: a label is none of the classes.
         """
         if label is None:
             label = jnp.arange(num_samples) % self.num_classes
+        self.check_labels(label)
+        label = jnp.broadcast_to(jnp.asarray(label), (num_samples,))
         start = 0.1 * jax.random.uniform(key, (num_samples, *self.data_shape))
 
         def negative(x: Array) -> Array:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from genjax.families.diffusion import targets
 from genjax.families.diffusion.diffusion import Diffusion, copies_of_start
-from genjax.families.diffusion.grids import Node, Spacing, times
+from genjax.families.diffusion.grids import Node, times
 from genjax.families.diffusion.networks import Condition, as_function
 from genjax.families.diffusion.processes import GaussianProcess, Karras, expand
 from genjax.families.diffusion.samplers import Carry, Estimate, Sampler
@@ -41,7 +41,6 @@ class ConsistencySampler(Sampler):
     """
 
     num_steps: int = 1
-    spacing: Spacing = "karras"
 
     needs_path_ends: ClassVar[bool] = True
 

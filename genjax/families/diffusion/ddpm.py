@@ -82,6 +82,8 @@ class DDPM(Diffusion):
             raise ValueError(
                 f"step_sampling=importance weighs the terms of the bound; it takes objective=bound and not {self.objective}"
             )
+        if self.bound_terms or self.objective == "bound":
+            self._check_has_likelihood("bound_terms=0 and objective=simple")
         if self.bound_terms < 0:
             raise ValueError(f"bound_terms={self.bound_terms} must be at least 0")
 
@@ -254,7 +256,12 @@ class DDPM(Diffusion):
     log_prob = None
 
     def log_prob_bound(self, state: TrainState, batch: Batch, key: Array) -> Array:
-        """An estimate of the lower bound on log p(x) in nats, shape [B]."""
+        """An estimate of the lower bound on log p(x) in nats, shape [B].
+
+        Raises:
+          ValueError: the model has self_conditioning, and so no bound.
+        """
+        self._check_has_likelihood("another model")
         return -self.bound_terms_of(state.eval_params, batch, key)["total"]
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:

@@ -117,6 +117,8 @@ class Diffusion:
                 f"{type(self.sampler).__name__} takes the mean that {type(self).__name__} gives for a sample and would blur; "
                 "choose another sampler, or a consistency model"
             )
+        if self.likelihood_steps:
+            self._check_has_likelihood("likelihood_steps=0")
         self.sampler.check(self.process)
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -377,7 +379,7 @@ class Diffusion:
           state: trained state; with parameters of a weaker model in `extra["weak_params"]` these guide, by guidance.scale.
           key: random key.
           num_samples: how many.
-          label: classes [num_samples] of a model conditional on them; by default each class in turn.
+          label: classes [num_samples], or one for all, of a model conditional on them; by default each class in turn.
           trajectory: return all steps, [num_steps + 1, num_samples, *data_shape].
           **condition: vector, context, context_mask or image, with leading axis num_samples; what the model knows and is not
             given is as it is for a dropped condition.
@@ -423,8 +425,8 @@ class Diffusion:
         if label is not None:
             self.check_labels(label)
         if "label" in self.condition_on:
-            label = jnp.arange(num_samples) % self.num_classes if label is None else label
-            condition["label"] = jnp.asarray(label, jnp.int32)
+            label = jnp.arange(num_samples) % self.num_classes if label is None else jnp.asarray(label, jnp.int32)
+            condition["label"] = jnp.broadcast_to(label, (num_samples,)) if label.ndim == 0 else label
         for name, shape in self.condition_shapes(state).items():
             value = condition.setdefault(name, jnp.zeros((num_samples, *shape)))
             # Contexts of any length are attended to.
@@ -454,6 +456,13 @@ class Diffusion:
         x0 = self.denoise(state, x, noise_level, **condition)
         return targets.score_of(self.process_of(state.eval_params), noise_level, x, x0)
 
+    def _check_has_likelihood(self, remedy: str) -> None:
+        if self.self_conditioning:
+            raise ValueError(
+                "with self_conditioning a sample depends on the estimates of all steps before, so that the likelihood of single "
+                f"steps is not that of samples; give {remedy}, or self_conditioning=false"
+            )
+
     def _check_density(self, batch: Batch) -> None:
         levels = self.levels_of(batch)
         if levels is not None:
@@ -463,6 +472,7 @@ class Diffusion:
             )
 
     def _log_prob(self, state: TrainState, batch: Batch, key: Array) -> Array:
+        self._check_has_likelihood("another model")
         self._check_density(batch)
         params = state.eval_params
         denoise = self.denoiser(params, self.condition(batch), Guidance())
@@ -478,7 +488,7 @@ class Diffusion:
         """Log-density of x in nats along the probability-flow ODE, by likelihood_trace, shape [B].
 
         Raises:
-          ValueError: x has levels, and so no density.
+          ValueError: x has levels, and so no density; or the model has self_conditioning, and so no likelihood.
         """
         return self._log_prob(state, batch, jax.random.key(0))
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.families.diffusion.diffusion import Diffusion
-from genjax.families.diffusion.grids import Node, Spacing, times
-from genjax.families.diffusion.processes import posterior_from
+from genjax.families.diffusion.grids import Node, times
+from genjax.families.diffusion.processes import Spacing, posterior_from
 from genjax.model import Array, TrainState
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from genjax.families.diffusion.processes import GaussianProcess
+from genjax.families.diffusion.processes import GaussianProcess, Spacing
 
 Array = jax.Array
-Spacing = Literal["uniform", "quadratic", "karras", "log_snr"]
 
 
 class Node(NamedTuple):
@@ -24,7 +23,7 @@ class Node(NamedTuple):
 
 def times(
     process: GaussianProcess,
-    spacing: Spacing,
+    spacing: Spacing | None,
     num_steps: int,
     rho: float = 7.0,
     to_data: bool = True,
@@ -35,7 +34,7 @@ def times(
     With `to_data`, the last node is the data themselves (alpha 1, sigma 0), and where the process has t_min > 0 the one before
     it is t_min; otherwise the last node is t_min.
 
-    Spacings: uniform in t; quadratic, t ~ u^2; karras, sigma / alpha between its extremes with power 1 / rho (Karras et al.
+    Spacings: None, the process's; uniform in t; quadratic, t ~ u^2; karras, sigma / alpha between its extremes with power 1 / rho (Karras et al.
     2022, eq. 5); log_snr, uniform in log(alpha / sigma).  On processes that start from N(0, I), these two begin at
     `min_log_ratio` where log(alpha / sigma) is less at t_max, and the first step goes from t_max beyond that: as far as alpha is next
     to nothing no step moves anything (lambda_min_clipped of diffusers).
@@ -49,6 +48,7 @@ def times(
     count = num_steps + 1 if exact or not to_data else num_steps
     u = jnp.linspace(0.0, 1.0, count) if count > 1 else jnp.zeros((1,))
     t_min, t_max = process.t_min, process.t_max
+    spacing = process.spacing if spacing is None else spacing
     match spacing:
         case "uniform":
             t = t_max + u * (t_min - t_max)

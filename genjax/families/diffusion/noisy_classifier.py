@@ -149,9 +149,18 @@ class NoisyClassifier:
         check_label_range(label, self.num_classes)
 
     def sample(self, state: TrainState, key: Array, num_samples: int, label: Array | None = None) -> Array:
-        """What the classifier takes for classes `label` [num_samples], all in turn by default, [num_samples, *data_shape]."""
+        """What the classifier takes for classes `label` [num_samples], or for one; all in turn by default.
+
+        Returns:
+          [num_samples, *data_shape].
+
+        Raises:
+          ValueError: a label is none of the classes.
+        """
         if label is None:
             label = jnp.arange(num_samples) % self.num_classes
+        self.check_labels(label)
+        label = jnp.broadcast_to(jnp.asarray(label), (num_samples,))
 
         def normal(z: Array, t: Array, x0_before: Array) -> Estimate:
             alpha, sigma = self.process.alpha(t), self.process.sigma(t)

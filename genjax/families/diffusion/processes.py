@@ -19,7 +19,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ import numpy as np
 
 Array = jax.Array
 BetaSchedule = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
+Spacing = Literal["uniform", "quadratic", "karras", "log_snr"]
 
 
 class GaussianProcess(abc.ABC):
@@ -34,6 +35,8 @@ class GaussianProcess(abc.ABC):
 
     t_min: float = 0.0
     t_max: float = 1.0
+    #: How samplers place their times that have no spacing of their own.
+    spacing: ClassVar[Spacing] = "uniform"
 
     @abc.abstractmethod
     def alpha(self, t: Array) -> Array:
@@ -263,6 +266,8 @@ class VarianceExploding(Process):
 class Karras(Process):
     """EDM's process (Karras et al. 2022, arXiv:2206.00364): alpha = 1, and the time is sigma itself.
 
+    Samplers place their times by EDM's spacing: even steps in sigma from t_max would be wider than the data.
+
     Attributes:
       t_min: smallest noise level of sampling.
       t_max: largest noise level of sampling.
@@ -270,6 +275,7 @@ class Karras(Process):
 
     t_min: float = 0.002
     t_max: float = 80.0
+    spacing: ClassVar[Spacing] = "karras"
 
     def alpha(self, t: Array) -> Array:
         return jnp.ones_like(t)

@@ -23,8 +23,8 @@ from typing import ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from genjax.families.diffusion.grids import Node, Spacing, times
-from genjax.families.diffusion.processes import GaussianProcess, posterior_from
+from genjax.families.diffusion.grids import Node, times
+from genjax.families.diffusion.processes import GaussianProcess, Spacing, posterior_from
 from genjax.families.diffusion.targets import epsilon_of
 
 Array = jax.Array
@@ -66,14 +66,15 @@ class Sampler(abc.ABC):
 
     Attributes:
       num_steps: number of steps between noise and data.
-      spacing: how times are placed: uniform, quadratic, karras (in sigma / alpha) or log_snr.
+      spacing: how times are placed: uniform, quadratic, karras (in sigma / alpha) or log_snr; None takes the process's own, which
+        is karras for EDM's and uniform for the others.
       rho: power of the karras spacing.
       to_data: end at the data; otherwise at the process's t_min.
       min_log_ratio: where the karras and log_snr spacings of processes that start from N(0, I) begin in log(alpha / sigma).
     """
 
     num_steps: int = 50
-    spacing: Spacing = "uniform"
+    spacing: Spacing | None = None
     rho: float = 7.0
     to_data: bool = True
     min_log_ratio: float | None = -5.1
@@ -295,7 +296,7 @@ class Heun(Euler):
     """Second-order steps of the ODE (EDM, algorithm 2 with churn, 1 without); two evaluations a step but in the last."""
 
     num_steps: int = 18
-    spacing: Spacing = "karras"
+    spacing: Spacing | None = "karras"
 
     second_order: ClassVar[bool] = True
 
@@ -335,7 +336,7 @@ class DPMSolver(Sampler):
     """
 
     num_steps: int = 20
-    spacing: Spacing = "log_snr"
+    spacing: Spacing | None = "log_snr"
     method: Literal["first", "multistep", "singlestep"] = "multistep"
     stochastic: bool = False
 

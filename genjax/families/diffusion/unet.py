@@ -190,7 +190,7 @@ def _resized(x: Array, places: tuple[int, ...]) -> Array:
     if old == places:
         return x
     if math.prod(places) < math.prod(old):
-        return nn.avg_pool(x, (2,) * rank, strides=(2,) * rank, padding="SAME")
+        return nn.avg_pool(x, (2,) * rank, strides=(2,) * rank, padding="SAME", count_include_pad=False)
     for axis in range(1, rank + 1):
         x = jnp.repeat(x, 2, axis=axis)
     # What an odd size has too much is cut.

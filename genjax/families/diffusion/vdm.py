@@ -142,6 +142,8 @@ class VDM(Diffusion):
             raise ValueError(f"target={self.target}: a VDM predicts epsilon")
         if self.self_conditioning or self.likelihood_steps:
             raise ValueError("a VDM has no self_conditioning, and its likelihood is the bound (likelihood_steps=0)")
+        if self.clip_x0:
+            raise ValueError("clip_x0 would change a VDM's samples and not its bound; leave it out")
         ignored = {"process": Discrete(), "times": UniformTime(), "weighting": "target"}
         given = [name for name, value in ignored.items() if getattr(self, name) != value]
         if given:
