@@ -20,6 +20,7 @@ import numpy as np
 
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split, split_indices
 from genjax.data.documents import lines_of
+from genjax.data.text_tasks import split_of
 from genjax.data.tokenization import Tokenizer, read_tokenizer, train_tokenizer
 from genjax.data.tokenized import TOKENIZER_FILE, write_whole
 
@@ -87,7 +88,9 @@ class Molecules(Data):
                     strings = self._moses(split)
             case "file":
                 strings = read_smiles(self.dir)
-                strings = [strings[i] for i in split_indices(len(strings), split, f"file {self.dir}")]
+                check_split(split, ("train", "validation", "test"), f"file {self.dir}")
+                # By a hash, so that a molecule keeps its split whatever others come and go, and is in one split alone.
+                strings = [string for string in strings if split_of(string) == split]
             case _:
                 raise DataError(f"data.name={self.name} is not a set of molecules: combinations, moses, file")
         return strings[: self.max_molecules]

@@ -120,17 +120,18 @@ class QuestionAnswering(LabelledData):
 
         Args:
           split: of the questions.
-          question: number of each window's question, [N]; questions follow each other.
+          question: number of each window's question, [N], in any order.
           shift: of each window, [N].
           spans: its likeliest answer, [N, 2].
           scores: of that answer, [N].
           none: score of there being no answer, [N].
 
         Returns:
-          An answer for each question; empty where none is likelier in every window, in sets that have such questions.
+          An answer for each question that has a window here, in the order of their numbers; empty where none is likelier in
+          every window, in sets that have such questions.
         """
         asked, tokenizer, found = self.questions(split), self.make_tokenizer(), []
-        for number in range(int(question[-1]) + 1 if len(question) else 0):
+        for number in np.unique(question):
             own = np.flatnonzero(question == number)
             best = own[scores[own].argmax()]
             context = asked[number].context

@@ -51,6 +51,10 @@ class Windows:
         self._last = targets if stride == length else targets - length
         # The last window of overlapping ones ends with the row.
         self._count = max(-(-targets // length) if stride == length else -(-self._last // stride) + 1, 1)
+        if self._count >= 2**31:
+            raise DataError(
+                f"{self._count} windows are more than numbers of 32 bits tell apart; give a longer data.stride"
+            )
         size = self._count * (length + 1) * 5
         self._arrays = self.gather(np.arange(self._count)) if size <= RESIDENT_BYTES else None
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from genjax.data import text_tasks
-from genjax.data.base import ArrayExamples, DataError, Examples, check_split, split_indices
+from genjax.data.base import ArrayExamples, DataError, Examples, check_split
 from genjax.data.documents import read_lines
 from genjax.data.tokenized import SPLIT_NAMES, DelimitedText, find_file
 
@@ -96,6 +96,11 @@ class TextToText(DelimitedText):
                     f"no training pair of {self.name} fits into data.source_length={self.source_length} and "
                     f"data.target_length={self.target_length}; give larger ones"
                 )
+            if len(index) < len(encoded):
+                _logger.warning(
+                    "%d of %d training pairs of %s do not fit into data.source_length=%d and data.target_length=%d and are left "
+                    "out", len(encoded) - len(index), len(encoded), self.name, self.source_length, self.target_length,
+                )  # fmt: skip
         sources = [self.framed(encoded[i][0], self.source_length) for i in index]
         targets = [[self.start_token, *self.framed(encoded[i][1], self.target_length)] for i in index]
         source, source_mask = self.pad(sources, self.source_length)
@@ -168,7 +173,10 @@ def check_columns(columns: tuple[str, ...], count: int, what: str) -> None:
 def read_table_of_texts(
     path: str | None, wanted: tuple[str, ...], split: str, columns: tuple[str, ...] = ()
 ) -> list[tuple[str, ...]]:
-    """Rows of a file with tabs between the columns, or of SPLIT.tsv in a folder; one file is divided at random, 80/10/10.
+    """Rows of a file with tabs between the columns, or of SPLIT.tsv in a folder.
+
+    One file is divided by a hash of each row's texts, without the target or label, a tenth each for validation and test: a row
+    keeps its split whatever rows come and go, and equal texts are in one split.
 
     A first line that holds only names which are usual in headings is one, and so is any where `columns` are names.
 
@@ -220,7 +228,13 @@ def read_table_of_texts(
     if not rows:
         raise DataError(f"{file} has no lines with texts")
     if file == Path(path).expanduser():
-        return [rows[i] for i in split_indices(len(rows), split, str(file))]
+        check_split(split, ("train", "validation", "test"), str(file))
+        own = [row for row in rows if text_tasks.split_of("\t".join(row[:-1])) == split]
+        if not own:
+            raise DataError(
+                f"none of the {len(rows)} rows of {file} falls into the split {split}, a tenth of them; add rows"
+            )
+        return own
     return rows
 
 

@@ -89,12 +89,18 @@ def test_translation_files(tmp_path):
         TextToText(tasks=("sing",))
 
 
-def test_a_table_is_divided_at_random(tmp_path):
-    path = tmp_path / "pairs.tsv"
-    path.write_text("".join(f"source {i}\ttarget {i}\n" for i in range(20)))
-    data = TextToText(name="table", dir=str(path))
-    parts = [data.pairs(split) for split in ("train", "validation", "test")]
-    assert [len(p) for p in parts] == [16, 2, 2] and len({pair for p in parts for pair in p}) == 20
+def test_a_row_of_a_table_keeps_its_split_and_equal_texts_share_one(tmp_path):
+    path, splits = tmp_path / "pairs.tsv", ("train", "validation", "test")
+    rows = [f"source {i}\ttarget {i}\n" for i in range(200)]
+    path.write_text("".join(rows + ["source 7\tanother target\n"]))
+    parts = [TextToText(name="table", dir=str(path)).pairs(split) for split in splits]
+    assert len({pair for p in parts for pair in p}) == 201 and min(map(len, parts)) > 10 and len(parts[0]) > 140
+    sources = [{source for source, _ in p} for p in parts]
+    assert not (sources[0] & sources[1] or sources[0] & sources[2] or sources[1] & sources[2])
+    # The first row removed and one added: no other row moves.
+    path.write_text("".join([*rows[1:], "new\ttarget\n"]))
+    later = [TextToText(name="table", dir=str(path), num_made=3).pairs(split) for split in splits]
+    assert all({s for s, _ in new} <= old | {"new"} for new, old in zip(later, sources))
     path.write_text("no tab\n")
     with pytest.raises(DataError, match="line 1 of .* has 1 columns with tabs between them, and source and target are"):
         TextToText(name="table", dir=str(path), source_length=20).pairs("train")

@@ -26,6 +26,7 @@ from genjax.data import (
 from genjax.data.midi import LOWEST_NOTE, midi, read_midi, synthesize, wav
 from genjax.data.molecules import embedded_smiles, is_smiles, read_smiles
 from genjax.data.music import FRAME, START, events, roll_of_events
+from genjax.data.text import Windows
 from genjax.data.tokenization import Tokenizer, train_tokenizer
 
 SENTENCE = "Ünïcode, naïve 日本 and plain text; text again.\n\tTabs  and spaces 🙂"
@@ -91,6 +92,8 @@ def test_strides_overlap_and_reach_the_end():
     np.testing.assert_array_equal(last[0], text[:65])
     np.testing.assert_array_equal(last[1], text[10:75])
     np.testing.assert_array_equal(last[2], text[-65:])
+    with pytest.raises(DataError, match="windows are more than numbers of 32 bits"):
+        Windows(range(2**32), None, np.zeros(1, np.int32), 1, 1, "")
     with pytest.raises(DataError, match="tokens are lost"):
         Text(sequence_length=64, stride=65)
 

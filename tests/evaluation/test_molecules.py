@@ -47,8 +47,8 @@ def test_molecules_of_the_training_set_are_not_new_however_it_writes_them(tmp_pa
     assert molecule_metrics(train, known, ["CCO"])["novelty"] == 0.0 and len(known) > 1000
     assert molecule_metrics(["OCCOCCOCC", *train[:2]], known, ["CCO"])["novelty"] == 1 / 3
     path = tmp_path / "mine.csv"
-    path.write_text("SMILES\n" + "OCC\n" * 20 + "C(\n" * 20)
-    assert set(known_molecules(Molecules(name="file", dir=str(path)))) == {"CCO"}
+    path.write_text("SMILES\n" + "OCCC\n" * 20 + "C(\n" * 20)
+    assert set(known_molecules(Molecules(name="file", dir=str(path)))) == {"CCCO"}
 
 
 def test_validation_molecules_of_moses_are_held_out_of_its_training_file(tmp_path):
