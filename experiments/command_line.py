@@ -115,7 +115,7 @@ def print_help(usage: str, experiment: Any = None, section: str = "") -> None:
     for name, module_flags in flags.FLAGS.flags_by_module_dict().items():
         if name.startswith("experiments") or name == sys.argv[0]:
             for flag in sorted(module_flags, key=lambda f: f.name):
-                print(f"  --{flag.name}: {flag.help}")
+                print(config.flag_line(flag.name, flag.help))
     if experiment is not None:
         print(f"\n{config.help_text(experiment)}")
 

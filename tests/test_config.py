@@ -123,7 +123,12 @@ def test_flags_reach_the_fields_of_what_was_chosen_in_any_order():
         ("--model.color=green", "one of red, blue"),
         ("--model.network.hidden_dims=4,a", "is not integers separated by commas"),
         ("--model.optimizer=adma", "did you mean adam"),
-        ("--model.optimizer.schedule.num_steps=3", "model.optimizer.schedule.num_steps"),
+        (
+            "--model.optimizer.schedule.num_steps=3",
+            "schedule.num_steps needs --model.optimizer.schedule=cosine or linear or piecewise, which is constant here",
+        ),
+        ("--model.prior.hidden_dims=3", "--model.prior.hidden_dims needs --model.prior=encoder, which is none here"),
+        ("--model.prior.dims=3", "no flag --model.prior.dims; did you mean model.network.hidden_dims"),
         ("--model.lr=1", "no flag --model.lr; did you mean model.optimizer.learning_rate"),
         ("--learning_rate=1", "did you mean model.optimizer.learning_rate"),
         ("--dims=3", "did you mean model.network.hidden_dims"),

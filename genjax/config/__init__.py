@@ -6,7 +6,7 @@ alone this package makes one absl flag per field, replaces fields by path (`mode
 """
 
 from genjax.config.annotations import ConfigError, suggestion
-from genjax.config.command_line import define_flags, flag_overrides, help_text, with_choices
+from genjax.config.command_line import define_flags, flag_line, flag_overrides, help_text, with_choices
 from genjax.config.registry import Entry, find_experiment, import_experiments, register
 from genjax.config.trees import apply_overrides, differences, fill_none, from_json, override, to_json
 
@@ -18,6 +18,7 @@ __all__ = [
     "differences",
     "fill_none",
     "find_experiment",
+    "flag_line",
     "flag_overrides",
     "from_json",
     "help_text",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import itertools
 import re
 import textwrap
 from typing import Any
@@ -64,6 +65,12 @@ def _flag_help(config: Any, path: str, hint: Any, value: Any) -> str:
     return f"{text.removesuffix('.')} ({type_name(hint)}; here {format_value(value)})"
 
 
+def flag_line(name: str, text: str) -> str:
+    """A flag with its help, wrapped and indented."""
+    style = {"initial_indent": "  ", "subsequent_indent": "      ", "break_on_hyphens": False}
+    return textwrap.fill(f"--{name}: {text}", 118, **style)
+
+
 def help_text(config: Any, section: str = "") -> str:
     """The fields of a configuration as flags with their texts, in groups by the first part of their paths.
 
@@ -84,8 +91,7 @@ def help_text(config: Any, section: str = "") -> str:
         if path.partition(".")[0] != group:
             group = path.partition(".")[0]
             lines += ["", f"{group} ({type(getattr(config, group)).__name__})"]
-        text = f"--{path}: {_flag_help(config, path, hint, value)}"
-        lines += textwrap.wrap(text, 118, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
+        lines.append(flag_line(path, _flag_help(config, path, hint, value)))
     return "\n".join(lines[1:])
 
 
@@ -158,18 +164,22 @@ def flag_overrides(config: Any, arguments: list[str], flag_values: flags.FlagVal
 def _unknown_flag(config: Any, name: str, known: list[str]) -> str:
     """The error about a flag that does not exist."""
     *parents, last = name.split(".")
-    owner = config
-    for parent in parents:
-        owner = getattr(owner, parent, None)
-    if not dataclasses.is_dataclass(owner):
-        return f"there is no flag --{name}{path_suggestion(name, known)}"
-    if last in renamed_fields(type(owner)):
-        return f"--{name} is called --{'.'.join((*parents, renamed_fields(type(owner))[last]))} now"
-    group = getattr(owner, last, None)
-    if not dataclasses.is_dataclass(group):
-        return f"there is no flag --{name}{path_suggestion(name, known)}"
-    other = "" if choices(type_hints(type(owner))[last]) else f"; another experiment has another {last}"
-    return (
-        f"--{name} takes no value: it is {type(group).__name__} here, and --{name}.NAME=VALUE sets its fields, "
-        f"which --help={name} prints{other}"
-    )
+    owners = list(itertools.accumulate(parents, lambda owner, part: getattr(owner, part, None), initial=config))
+    if dataclasses.is_dataclass(owners[-1]):
+        renamed = renamed_fields(type(owners[-1]))
+        if last in renamed:
+            return f"--{name} is called --{'.'.join((*parents, renamed[last]))} now"
+        group = getattr(owners[-1], last, None)
+        if dataclasses.is_dataclass(group):
+            other = "" if choices(type_hints(type(owners[-1]))[last]) else f"; another experiment has another {last}"
+            return (
+                f"--{name} takes no value: it is {type(group).__name__} here, and --{name}.NAME=VALUE sets its fields, "
+                f"which --help={name} prints{other}"
+            )
+    if parents and dataclasses.is_dataclass(owners[-2]):
+        options = choices(type_hints(type(owners[-2])).get(parents[-1]))
+        having = [option for option, cls in options.items() if last in {f.name for f in dataclasses.fields(cls)}]
+        if having:
+            here = format_value(owners[-1])
+            return f"--{name} needs --{'.'.join(parents)}={' or '.join(having)}, which is {here} here"
+    return f"there is no flag --{name}{path_suggestion(name, known)}"
