@@ -30,6 +30,7 @@ class Documents:
       identity: what they are, by names, sizes and times of files, without reading them.
       folder: where they lie, or None where that is not on disk.
       read: reads them one after the other.
+      is_part: it is one part of a text, to which the parts of other splits can be joined.
     """
 
     count: int
@@ -37,6 +38,7 @@ class Documents:
     identity: str
     folder: Path | None
     read: Callable[[], Iterator[str]]
+    is_part: bool = False
 
     def __len__(self) -> int:
         return self.count
@@ -111,13 +113,14 @@ def _joined(parts: list[Documents]) -> Documents:
         # Neighbouring parts of one text are one text.
         return iter(["".join(texts)]) if one else texts
 
-    one = all(len(part) == 1 for part in parts)
+    one = all(part.is_part for part in parts)
     return Documents(
         count=1 if one else sum(map(len, parts)),
         num_bytes=sum(part.num_bytes for part in parts),
         identity=" + ".join(part.identity for part in parts),
         folder=parts[0].folder,
         read=read,
+        is_part=one,
     )
 
 
@@ -129,7 +132,7 @@ def _part_of_text(read: Callable[[], str], num_bytes: int, split: str, name: str
         text = read()
         yield text[round(begin * len(text)) : round(end * len(text))]
 
-    return Documents(1, round((end - begin) * num_bytes), f"{split} of {name}", folder, part)
+    return Documents(1, round((end - begin) * num_bytes), f"{split} of {name}", folder, part, is_part=True)
 
 
 def _user_documents(path: str | None, split: str) -> Documents:

@@ -230,20 +230,33 @@ class DelimitedText(TokenizedData):
         special = self.special_ids()
         return next((special[role] for role in roles if role in special), -1)
 
+    def _mark(self, *roles: str) -> int:
+        """The id of the first role that there is.
+
+        Raises:
+          DataError: the tokenizer has special tokens, but none of these.
+        """
+        token = self._special(*roles)
+        if token < 0:
+            raise DataError(
+                f"{self.tokenizer_file} has no token that begins or ends a text, as [CLS] and [SEP] or <s> and </s> do"
+            )
+        return token
+
     @property
     def start_token(self) -> int:
         """What every row begins with ([CLS], <s>)."""
-        return self._special("start", "padding", "separator")
+        return self._mark("start", "padding", "separator")
 
     @property
     def separator_token(self) -> int:
         """What ends every text ([SEP], </s>)."""
-        return self._special("separator", "start")
+        return self._mark("separator", "start")
 
     @property
     def padding_token(self) -> int:
         """What fills a row."""
-        return self._special("padding", "separator", "start")
+        return self._mark("padding", "separator", "start")
 
     @property
     def mask_token(self) -> int:

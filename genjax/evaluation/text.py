@@ -157,8 +157,8 @@ def normalize_answer(text: str) -> str:
 
 
 def answer_f1(answer: str, reference: str) -> float:
-    """Harmonic mean of the precision and recall of words; 1 where both are empty, 0 where one is."""
-    found, wanted = normalize_answer(answer).split(), normalize_answer(reference).split()
+    """Harmonic mean of the precision and recall of `words`; 1 where both are empty, 0 where one is."""
+    found, wanted = words(normalize_answer(answer)), words(normalize_answer(reference))
     if not found or not wanted:
         return float(found == wanted)
     common = sum((collections.Counter(found) & collections.Counter(wanted)).values())

@@ -53,6 +53,12 @@ def test_ids_are_the_librarys_without_marks_of_the_text(make, tmp_path):
         assert spec["vocab_size"] == theirs.get_vocab_size()
 
 
+def test_a_tokenizer_whose_texts_have_no_end_is_refused(tmp_path):
+    library.Tokenizer(library.models.WordLevel({"[PAD]": 0, "a": 1}, unk_token="a")).save(str(tmp_path / "words.json"))
+    with pytest.raises(DataError, match="words.json has no token that begins or ends a text"):
+        EncoderText(tokenizer_file=str(tmp_path / "words.json"), sequence_length=32).spec()
+
+
 @pytest.mark.parametrize("make", [word_piece, byte_level])
 def test_texts_are_encoded_whole_whatever_the_last_call_of_the_library_was(make, tmp_path):
     theirs = make()

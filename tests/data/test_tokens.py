@@ -123,6 +123,11 @@ def test_a_folder_of_documents_ends_each_and_may_keep_them_apart(tmp_path):
     ends = np.flatnonzero(tokens == spec["end_token"])
     assert len(ends) >= 16 and tokens[0] == spec["end_token"]
     assert (np.diff(segments)[ends[1:30:2]] == 1).all() and (tokens[ends[1:30:2] + 1] == spec["end_token"]).all()
+    # Single documents of two splits are not one text, as parts of a text are.
+    for i in range(11, 20):
+        (tmp_path / f"{i:02d}.txt").unlink()
+    held_out = data.documents("validation+test")
+    assert held_out == ["document number 9 " * 3, "document number 10 " * 3]
     path = data.write_samples(np.array([[spec["end_token"], *data.make_tokenizer().encode("doc"), spec["end_token"], 1]]),
                               tmp_path / "out")  # fmt: skip
     assert path[0].read_text() == "doc\n"

@@ -56,6 +56,8 @@ def test_answers_are_normalised_as_in_squad():
     assert scores["exact_match"] == pytest.approx(200 / 3)
     assert scores["f1"] == pytest.approx(100 * (1 + 2 / 3 + 1) / 3)
     assert text.answer_f1("", "word") == 0.0
+    # Two of three characters, two of two, as mixed segmentation counts them (MLQA, CMRC).
+    assert text.answer_f1("巴黎市", "巴黎。") == pytest.approx(2 * 2 / 6) and text.answer_f1("巴黎市", "巴黎") == 0.8
     assert text.literal_match(["a", "The b"], ["a", "b"]) == 0.5
 
 
