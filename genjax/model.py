@@ -432,6 +432,19 @@ def gradient_update(
     return new_params, new_opt_state, metrics, new_extra
 
 
+def unless_skipped(metrics: Metrics, new: PyTree, old: PyTree, name: str = "skipped") -> PyTree:
+    """`new`, or `old` where an update was skipped; for state that a family renews beside an update.
+
+    Args:
+      metrics: of the update, where `name` is 1 if it was skipped (see `Optimizer.skip_nonfinite`).
+      new, old: the state after the step and before it.
+      name: which metric says so.
+    """
+    if name not in metrics:
+        return new
+    return jax.tree.map(lambda n, o: jnp.where(metrics[name] == 1.0, o, n), new, old)
+
+
 def ema_update(ema_params: PyTree, params: PyTree, decay: float, step: Array) -> PyTree:
     """Moving average of parameters; `step` counts from 0 and warms the decay up, so that early averages are not stale."""
     step = step.astype(jnp.float32)
@@ -457,7 +470,7 @@ def gradient_step(
         )
         ema = state.ema_params
         if optimizer.ema_decay is not None:
-            ema = ema_update(ema, params, optimizer.ema_decay, state.step)
+            ema = unless_skipped(metrics, ema_update(ema, params, optimizer.ema_decay, state.step), ema)
         state = state.replace(
             step=state.step + 1,
             params=params,

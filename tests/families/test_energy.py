@@ -138,6 +138,16 @@ def test_values_out_of_range_and_bits_that_are_none_are_not_scored(machine):
     np.testing.assert_array_equal(np.isnan(nll), np.arange(4) == 2)
 
 
+def test_the_energy_of_noise_does_not_depend_on_how_the_examples_are_divided():
+    batch = {"x": jnp.zeros((6, 2)), "example_index": jnp.arange(6)}
+    state = SMALL_ENERGY.init(jax.random.key(0), batch)
+    whole = SMALL_ENERGY.evaluate(state, batch, jax.random.key(1))["noise_energy"]
+    parts = [jax.tree.map(lambda a, r=rows: a[r], batch) for rows in (slice(0, 4), slice(4, 6))]
+    divided = [SMALL_ENERGY.evaluate(state, part, jax.random.key(1))["noise_energy"] for part in parts]
+    np.testing.assert_allclose(jnp.concatenate(divided), whole, rtol=1e-6)
+    assert len(np.unique(whole)) == 6
+
+
 def test_energies_are_told_apart_in_float32_where_the_network_computes_in_bfloat16():
     model = EnergyBasedModel(hidden_dims=(8,), compute_dtype="bfloat16")
     x = jax.random.normal(jax.random.key(0), (64, 2))

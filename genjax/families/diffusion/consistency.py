@@ -30,7 +30,7 @@ from genjax.families.diffusion.networks import Condition, as_function
 from genjax.families.diffusion.processes import GaussianProcess, Karras, expand
 from genjax.families.diffusion.samplers import Carry, Estimate, Sampler
 from genjax.families.diffusion.times import UniformTime
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step, unless_skipped
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -280,7 +280,8 @@ class ConsistencyDistillation(ConsistencyModel):
         new, metrics = gradient_step(loss, self.optimizer)(state, batch, key)
         if behind is not None:
             mu = self.target_decay
-            copies["target"] = jax.tree.map(lambda c, p: mu * c + (1.0 - mu) * p, behind, new.params)
+            target = jax.tree.map(lambda c, p: mu * c + (1.0 - mu) * p, behind, new.params)
+            copies["target"] = unless_skipped(metrics, target, behind)
         return new.replace(extra={**new.extra, **copies}), metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:

@@ -16,7 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_gather, gradient_step
+from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_gather, gradient_step, unless_skipped
 from genjax.nn.distributions import Lattice
 from genjax.optimizers import SGD, Optimizer
 
@@ -101,6 +101,7 @@ class RestrictedBoltzmannMachine:
 
         state, metrics = gradient_step(loss, self.optimizer)(state, batch, key)
         if self.num_chains:
+            chains = unless_skipped(metrics, chains, start)
             state = state.replace(extra={**state.extra, "chains": chains})
         return state, metrics
 

@@ -26,8 +26,10 @@ from genjax.model import (
     batch_size,
     cross_device_gather,
     cross_device_sum,
+    example_keys,
     gradient_step,
     own_part,
+    unless_skipped,
 )
 from genjax.nn.convolution import Convolution, Downsample
 from genjax.nn.tokens import logits_product
@@ -149,7 +151,7 @@ class EnergyBasedModel:
             return real.mean() - fake.mean() + penalty, {"energy": real.mean(), "energy_gap": fake.mean() - real.mean()}
 
         state, metrics = gradient_step(loss, self.optimizer)(state, {**batch, "x": x}, keys[4])
-        buffer = buffer.at[places].set(cross_device_gather(samples))
+        buffer = unless_skipped(metrics, buffer.at[places].set(cross_device_gather(samples)), buffer)
         return state.replace(extra={**state.extra, "buffer": buffer}), metrics
 
     def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
@@ -170,9 +172,9 @@ class EnergyBasedModel:
         return -jax.grad(lambda x: self.energy(state.eval_params, x).sum())(x)
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """`energy` of the examples up to a constant, and that of uniform noise, as many; in nats after division by t."""
+        """`energy` of the examples up to a constant, and of uniform noise, one for each; in nats after division by t."""
         params, x = state.eval_params, batch["x"]
-        noise = self._noise(key, batch_size(batch), x.shape[1:])
+        noise = jax.vmap(lambda k: self._noise(k, 1, x.shape[1:])[0])(example_keys(key, batch))
         return {"energy": self.energy(params, x), "noise_energy": self.energy(params, noise)}
 
     def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:

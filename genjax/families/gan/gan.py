@@ -48,6 +48,7 @@ from genjax.model import (
     ema_update,
     example_keys,
     gradient_update,
+    unless_skipped,
 )
 from genjax.nn.encoder_decoder import ConvNetwork, MLPNetwork
 from genjax.optimizers import Adam, Optimizer
@@ -340,9 +341,9 @@ class GAN:
             extra["discriminator"] = variables
         if "augmentation_probability" in extra:
             count = cross_device_sum(jnp.float32(batch_size(batch)))
-            probability = self.augmentation.adapted(
-                extra["augmentation_probability"], metrics["real_score_sign"], count
-            )
+            before = extra["augmentation_probability"]
+            adapted = self.augmentation.adapted(before, metrics["real_score_sign"], count)
+            probability = unless_skipped(metrics, adapted, before)
             metrics["augmentation_probability"] = extra["augmentation_probability"] = probability
         for own in {"loss", "gradient_norm", "skipped"} & set(metrics):
             metrics[f"discriminator_{own}"] = metrics.pop(own)
@@ -430,15 +431,20 @@ class GAN:
             critic_metrics = {name: m.mean() if "skipped" in name else m[-1] for name, m in critic_metrics.items()}
             share = jax.tree.map(lambda a: a[0], shares)
         state, metrics = self.generator_update(state, share, jax.random.fold_in(key, 0))
+        metrics = {**critic_metrics, **metrics}
         ema = state.ema_params
         if ema is not None:
             rules = {"generator": self.generator_optimizer, "discriminator": self.discriminator_optimizer}
-            ema = {name: ema_update(ema[name], state.params[name], rules[name].ema_decay, state.step) for name in ema}
+            averaged = {
+                name: ema_update(ema[name], state.params[name], rules[name].ema_decay, state.step) for name in ema
+            }
+            ema = {name: unless_skipped(metrics, averaged[name], ema[name], f"{name}_skipped") for name in averaged}
         state = state.replace(ema_params=ema)
         if "averaged_generator" in state.extra:
             variables = self.averaged_variables(state, share, jax.random.fold_in(key, self.num_discriminator_steps + 1))
+            variables = unless_skipped(metrics, variables, state.extra["averaged_generator"], "generator_skipped")
             state = state.replace(extra={**state.extra, "averaged_generator": variables})
-        return state.replace(step=state.step + 1), with_skipped({**critic_metrics, **metrics})
+        return state.replace(step=state.step + 1), with_skipped(metrics)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Use

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from genjax.model import Array, Batch, Metrics, TrainState, batch_size, ema_update, gradient_update
+from genjax.model import Array, Batch, Metrics, TrainState, batch_size, ema_update, gradient_update, unless_skipped
 
 
 def shares_of(batch: Batch, count: int, fresh: bool) -> Batch:
@@ -78,18 +78,25 @@ class Turns:
         self.metrics |= metrics
 
     def finish(self, loss: str, extra: dict[str, Any] | None = None) -> tuple[TrainState, Metrics]:
-        """The state after the step and its metrics, where `loss` is that of the named network."""
+        """The state after the step and its metrics, where `loss` is the named network's.
+
+        `extra` replaces the state's, unless an update was skipped.
+        """
         state, ema = self._state, self._state.ema_params
         if ema is not None:
-            ema = {
+            averaged = {
                 name: ema_update(ema[name], self.params[name], self._optimizers[name].ema_decay, state.step)
                 for name in ema
             }
+            ema = {
+                name: unless_skipped(self.metrics, averaged[name], ema[name], f"{name}_skipped") for name in averaged
+            }
+        metrics = with_skipped({**self.metrics, "loss": self.metrics[f"{loss}_loss"]})
         state = state.replace(
             step=state.step + 1,
             params=self.params,
             opt_state=self._opt_state,
             ema_params=ema,
-            extra=state.extra if extra is None else extra,
+            extra=state.extra if extra is None else unless_skipped(metrics, extra, state.extra),
         )
-        return state, with_skipped({**self.metrics, "loss": self.metrics[f"{loss}_loss"]})
+        return state, metrics

@@ -11,7 +11,17 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, ema_update, gradient_step, gradient_update
+from genjax.model import (
+    Array,
+    Batch,
+    Metrics,
+    PyTree,
+    TrainState,
+    ema_update,
+    gradient_step,
+    gradient_update,
+    unless_skipped,
+)
 from genjax.nn import adaptation
 
 
@@ -69,7 +79,7 @@ class FineTuned:
         params = adaptation.join(trained, rest)
         ema = state.ema_params
         if self.optimizer.ema_decay is not None:
-            ema = ema_update(ema, params, self.optimizer.ema_decay, state.step)
+            ema = unless_skipped(metrics, ema_update(ema, params, self.optimizer.ema_decay, state.step), ema)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema), metrics
 
 

@@ -30,6 +30,7 @@ from genjax.model import (
     cross_device_sum,
     example_keys,
     gradient_step,
+    unless_skipped,
 )
 from genjax.optimizers import Adam, Optimizer
 
@@ -194,7 +195,7 @@ class HiddenMarkovModel:
         mask = batch.get("mask", jnp.ones(x.shape[:2], bool))
         observed = cross_device_sum(mask.sum().astype(jnp.float32))
         num_frames = jnp.maximum(observed, 1.0)
-        extra, empty = dict(state.extra), jnp.zeros(self.num_restarts)
+        extra, empty, skipped = dict(state.extra), jnp.zeros(self.num_restarts), {}
         keys = jax.random.split(key, self.num_restarts)
         if self.algorithm == "gradient":
             # Of the whole batch, so that microbatches and devices weigh by their frames.
@@ -204,9 +205,9 @@ class HiddenMarkovModel:
                 scores = jax.vmap(self._log_prob, in_axes=(0, None))(params, batch).mean(1) / frames
                 return -scores.sum(), {"scores": scores}
 
-            new, metrics = gradient_step(loss, self.optimizer)(state, batch, key)
-            params, score = new.params, metrics.pop("scores")
-            state = new
+            state, update = gradient_step(loss, self.optimizer)(state, batch, key)
+            params, score = state.params, unless_skipped(update, update["scores"], extra["score"])
+            skipped = {name: value for name, value in update.items() if name == "skipped"}
         elif self.algorithm == "gibbs":
             params, log_prob = jax.vmap(self._gibbs, in_axes=(0, None, 0))(state.params, batch, keys)
             score = cross_device_sum(log_prob.sum(1)) / num_frames
@@ -235,7 +236,7 @@ class HiddenMarkovModel:
             metrics["singular_covariances"] = singular.sum().astype(jnp.float32)
         if self.algorithm != "gradient":
             state = state.replace(step=state.step + 1)
-        return state.replace(params=params, extra=extra), metrics
+        return state.replace(params=params, extra=extra), {**metrics, **skipped}
 
     def best(self, state: TrainState) -> PyTree:
         """Parameters of the restart of highest log-probability."""

@@ -36,6 +36,7 @@ from genjax.model import (
     batch_size,
     cross_device_sum,
     gradient_step,
+    unless_skipped,
 )
 from genjax.nn.convolution import Convolution
 from genjax.nn.distributions import Gaussian, OutputDistribution, check_density, check_support, only_of_support
@@ -271,6 +272,8 @@ class VQVAE:
             extra["codebook"] = codes
         else:
             params = {**params, "codebook": codes}
+        # Of a skipped update nothing was counted, so that codes would fade and restart at zero.
+        params, extra = unless_skipped(metrics, (params, extra), (state.params, state.extra))
         return new.replace(params=params, extra=extra), metrics
 
     # Evaluation and samples.
