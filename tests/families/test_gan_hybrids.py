@@ -14,6 +14,7 @@ from genjax.families.gan.adversarial_autoencoder import AdversarialAutoencoder, 
 from genjax.families.gan.bigan import BiGAN
 from genjax.families.gan.info_gan import InfoGAN
 from genjax.families.gan.vae_gan import VAEGAN, normal_latents
+from genjax.nn.distributions import Bernoulli, DiscretizedLogistic
 from genjax.nn.encoder_decoder import MLPNetwork
 from genjax.optimizers import SGD, Adam
 
@@ -171,6 +172,29 @@ def test_the_encoder_of_an_adversarial_autoencoder_takes_two_updates_in_turn():
     assert set(new.params) == set(state.params) and model.sample(new, jax.random.key(3), 4).shape == (4, 3)
     with pytest.raises(ValueError, match="reconstruction_optimizer.ema_decay"):
         dataclasses.replace(model, encoder_optimizer=SGD(ema_decay=0.9))
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (Bernoulli(), "Bernoulli gives a likelihood to those from 0 to 1 alone"),
+        (DiscretizedLogistic(num_levels=3), "DiscretizedLogistic declares 0 to 1"),
+    ],
+)
+def test_an_adversarial_autoencoder_does_not_score_values_without_a_likelihood(output, message):
+    model = AdversarialAutoencoder(data_shape=(3,), latent_dim=2, network=NETWORK, output=output)
+    batch = {"x": jnp.array([[0.0, 0.5, 1.0], [-1.0, 0.0, 1.0]])}
+    state = model.init(jax.random.key(1), batch)
+    with jax.debug_nans(False):
+        scores = model.evaluate(state, batch, jax.random.key(2))["reconstruction"]
+    np.testing.assert_array_equal(np.isnan(scores), [False, True])
+    model.diagnose(state, {"x": batch["x"][:1]}, jax.random.key(0))
+    with pytest.raises(ValueError, match=message):
+        model.diagnose(state, batch, jax.random.key(0))
+    # The log-determinant of a dequantisation belongs to a density.
+    for use in (lambda b: model.init(jax.random.key(1), b), lambda b: model.evaluate(state, b, jax.random.key(2))):
+        with pytest.raises(ValueError, match="choose model.output=gaussian"):
+            use({**batch, "log_abs_det": jnp.zeros(2)})
 
 
 def test_gradient_penalties_of_codes_and_pictures_are_those_of_each_example():

@@ -28,8 +28,9 @@ from genjax.model import (
     cross_device_mean,
     example_keys,
     gradient_step,
+    unless_skipped,
 )
-from genjax.nn.distributions import Bernoulli, OutputDistribution, check_support, only_of_support
+from genjax.nn.distributions import Bernoulli, OutputDistribution, check_density, check_support, only_of_support
 from genjax.nn.encoder_decoder import MLPNetwork, Network, OutputDecoder
 from genjax.nn.mlp import Activation, activation_function
 from genjax.optimizers import Adam, Optimizer
@@ -73,8 +74,9 @@ class Autoencoder:
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the examples have another shape than `data_shape`.
+          ValueError: the examples have another shape than `data_shape`, or are dequantised and `output` has no density.
         """
+        check_density(self.output, "log_abs_det" in batch)
         if self.data_shape is not None and batch["x"].shape[1:] != tuple(self.data_shape):
             raise ValueError(
                 f"examples have the shape {batch['x'].shape[1:]}, but model.data_shape is {self.data_shape}"
@@ -115,25 +117,32 @@ class Autoencoder:
 
     # The contract.
 
-    def loss(self, params: PyTree, batch: Batch, key: Array, extra: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
-        """Mean over examples of the reconstruction error in nats with the regulariser; renews the codes' moments."""
-        seen = self.corrupt(batch["x"], example_keys(key, batch))
+    def loss(self, params: PyTree, batch: Batch, key: Array, sums: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
+        """Mean over examples of the reconstruction error in nats with the regulariser; adds to sums of the codes' moments."""
+        x = batch["x"]
+        seen = self.corrupt(x, example_keys(key, batch))
         codes = self.code(params, seen)
-        reconstruction = self.reconstruction_error(params, codes, batch["x"]).mean()
+        reconstruction = self.reconstruction_error(params, codes, x).mean()
         penalty, metrics = self.regulariser(params, seen, codes)
-        fixed = jax.lax.stop_gradient(codes)
-        now = {"code_mean": fixed.mean(0), "code_second_moment": fixed.T @ fixed / fixed.shape[0]}
-        extra = jax.tree.map(
-            lambda old, new: self.code_decay * old + (1.0 - self.code_decay) * new, extra, cross_device_mean(now)
-        )
-        return reconstruction + penalty, ({"reconstruction": reconstruction, **metrics}, extra)
+        # Of the data, as `encode` gives them, not of what is corrupted.
+        clean = jax.lax.stop_gradient(codes if seen is x else self.code(params, x))
+        here = {"code_mean": clean.sum(0), "code_second_moment": clean.T @ clean}
+        sums = jax.tree.map(jnp.add, sums, here)
+        return reconstruction + penalty, ({"reconstruction": reconstruction, **metrics}, sums)
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics: loss, reconstruction = -log p(x | h) in nats an example, and those of the regulariser."""
-        return gradient_step(self.loss, self.optimizer, with_extra=True)(state, batch, key)
+        zeros = jax.tree.map(jnp.zeros_like, state.extra)
+        new, metrics = gradient_step(self.loss, self.optimizer, with_extra=True)(state.replace(extra=zeros), batch, key)
+        means = jax.tree.map(lambda total: cross_device_mean(total) / batch_size(batch), new.extra)
+        moments = jax.tree.map(
+            lambda old, mean: self.code_decay * old + (1.0 - self.code_decay) * mean, state.extra, means
+        )
+        return new.replace(extra=unless_skipped(metrics, moments, state.extra)), metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example, shape [B]: `reconstruction` = -log p(x | h) in nats, and `squared_error`, summed, of the mean."""
+        check_density(self.output, "log_abs_det" in batch)
         x, params = batch["x"], state.eval_params
         codes = self.code(params, x)
         squared = jnp.square(x - self.output.mean(self.output_parameters(params, codes)))

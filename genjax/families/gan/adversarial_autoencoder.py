@@ -32,7 +32,7 @@ from genjax.families.gan.objectives import (
 from genjax.families.gan.turns import Turns
 from genjax.families.gan.vae_gan import check_data_shape, normal_latents
 from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, batch_size, example_keys
-from genjax.nn.distributions import Bernoulli, OutputDistribution
+from genjax.nn.distributions import Bernoulli, OutputDistribution, check_density, check_support, only_of_support
 from genjax.nn.encoder_decoder import MLPNetwork, Network, OutputDecoder
 from genjax.nn.mlp import MLP, Activation
 from genjax.optimizers import Adam, Optimizer
@@ -171,8 +171,9 @@ class AdversarialAutoencoder:
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the examples have another shape than `data_shape`.
+          ValueError: the examples have another shape than `data_shape`, or are dequantised and `output` has no density.
         """
+        check_density(self.output, "log_abs_det" in batch)
         check_data_shape(self, batch)
         encoder_key, decoder_key, discriminator_key = jax.random.split(key, 3)
         codes = jnp.zeros((batch_size(batch), self.latent_dim))
@@ -194,9 +195,10 @@ class AdversarialAutoencoder:
         return self._encoder().apply({"params": params}, x).astype(jnp.float32)
 
     def reconstruction_error(self, params: PyTree, codes: Array, x: Array) -> Array:
-        """-log p(x | h) in nats with the decoder's parameters, [B]."""
+        """-log p(x | h) in nats with the decoder's parameters, [B]; NaN for values of x that have no likelihood."""
         parameters = self._decoder().apply({"params": params}, codes)
-        return -self.output.log_prob(parameters, x).reshape(x.shape[0], -1).sum(-1)
+        log_prob = self.output.log_prob(parameters, x).reshape(x.shape[0], -1).sum(-1)
+        return -only_of_support(self.output, log_prob, x)
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """The three updates.
@@ -232,6 +234,7 @@ class AdversarialAutoencoder:
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example [B]: `reconstruction` = -log p(x | h) in nats, and the scores `code_score` and `prior_score`."""
+        check_density(self.output, "log_abs_det" in batch)
         params = state.eval_params
         codes = self.codes(params["autoencoder"]["encoder"], batch["x"])
         prior = self.matching.prior.draw(key, batch, self.latent_dim)
@@ -240,6 +243,14 @@ class AdversarialAutoencoder:
             "code_score": self.matching.score(params["discriminator"], codes),
             "prior_score": self.matching.score(params["discriminator"], prior),
         }
+
+    def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
+        """Looks for values that have no likelihood under `output`, outside of `jit`.
+
+        Raises:
+          ValueError: naming them.
+        """
+        check_support(self.output, batch["x"])
 
     def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:
         """Decodes draws from the prior, shape [num_samples, *data_shape]."""
