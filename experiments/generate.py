@@ -204,11 +204,7 @@ def continuation(run: Run, tokenizer: Tokenizer, decoder: Any, prompt: Any) -> I
     if values.regex is not None or values.watermark_seed is not None:
         raise config.ConfigError("--regex and --watermark_seed go with --search=sample")
     if values.search == "beam":
-        options = {
-            "num_beams": values.num_beams,
-            "alpha": values.length_penalty,
-            "end_token": -1 if end is None else end,
-        }
+        options = {"num_beams": values.num_beams, "alpha": values.length_penalty, "end_token": end}
         beams = jax.jit(lambda rows: decoding.beam_search(decoder, rows, size, **options))(rows)
         return beams.tokens[0, 0, : int(beams.lengths[0, 0])].tolist()
     if values.search == "contrastive":
@@ -231,6 +227,8 @@ def continuation(run: Run, tokenizer: Tokenizer, decoder: Any, prompt: Any) -> I
 
 
 def main(arguments: list[str]) -> int:
+    from genjax.decoding import end_tokens
+
     run = command_line.restore_from_flags(arguments, __doc__)
     if run is None:
         return 0
@@ -242,7 +240,8 @@ def main(arguments: list[str]) -> int:
         print(*fill_masks(run, tokenizer, values.prompt), sep="\n")
         return 0
     tokens = continuation(run, tokenizer, *start_of(run, tokenizer, values.prompt))
-    for text in pieces_as_text(tokens, pieces_of(tokenizer)):
+    ends = end_tokens(run.model.end_token)
+    for text in pieces_as_text((token for token in tokens if token not in ends), pieces_of(tokenizer)):
         sys.stdout.write(text)
         sys.stdout.flush()
     print()

@@ -1,6 +1,6 @@
 """Generation of tokens, for every token model: one compiled loop of fixed shapes around a model's `Decoder`."""
 
-from genjax.decoding.base import Decoder, Generation, Step, num_bytes, prefill, repeat_rows, take_rows
+from genjax.decoding.base import Decoder, Generation, Step, end_tokens, num_bytes, prefill, repeat_rows, take_rows
 from genjax.decoding.beam import Beams, beam_search, length_penalty
 from genjax.decoding.constraint import Automaton, from_regular_expression
 from genjax.decoding.contrastive import contrastive_search
@@ -22,6 +22,7 @@ __all__ = [
     "beam_search",
     "check_tokens",
     "contrastive_search",
+    "end_tokens",
     "from_regular_expression",
     "generate",
     "length_penalty",

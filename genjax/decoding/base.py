@@ -6,7 +6,7 @@ batch as first axis when `ragged`, so that rows can be chosen, repeated and stan
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -50,7 +50,7 @@ class Generation(NamedTuple):
     """What was generated.
 
     Attributes:
-      tokens: new tokens, [B, N]; after the end token it is repeated, or 0 is where there is none.
+      tokens: new tokens, [B, N]; what follows the end is filled with the first end token, or 0 where there is none.
       lengths: number of new tokens with the end token, [B].
       log_probs: log-probability of each in the distribution it was drawn from, [B, N], 0 after the end.
     """
@@ -121,6 +121,18 @@ def _prefill_by_token(decoder: Decoder, prompts: Array, lengths: Array, memory: 
     start = (jnp.zeros(shape.shape, shape.dtype), memory)
     (logits, memory), _ = jax.lax.scan(read, start, (jnp.arange(prompts.shape[1]), prompts.T))
     return logits, memory, None
+
+
+def end_tokens(end_token: int | Collection[int] | None) -> tuple[int, ...]:
+    """The tokens that end a row: none, one, or any of several."""
+    if end_token is None:
+        return ()
+    return tuple(end_token) if isinstance(end_token, Collection) else (end_token,)
+
+
+def is_end(tokens: Array, ends: tuple[int, ...]) -> Array:
+    """Which tokens end a row, bool of the shape of `tokens`."""
+    return jnp.isin(tokens, jnp.asarray(ends, tokens.dtype))
 
 
 def num_bytes(tree: PyTree) -> int:

@@ -2,19 +2,20 @@
 
     score(y) = sum_t log p(y_t | y_<t) / penalty(|y|),    penalty(n) = ((5 + n) / 6)^alpha     (Wu et al. 2016, eq. 14)
 
-Of the K hypotheses of each row the 2K likeliest continuations are looked at; those that end, and are among the K
-likeliest, are finished hypotheses; the K best others go on.  The search stops when no open hypothesis can beat the worst
+Of the K hypotheses of each row the 2K likeliest continuations (K more for each further end token) are looked at; those
+that end, and are among the K likeliest, are finished hypotheses; the K best others go on.  The search stops when no open hypothesis can beat the worst
 finished one any more.  With alpha 0 this is the search of the library transformers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from genjax.decoding.base import Decoder, prefill, repeat_rows, take_rows
+from genjax.decoding.base import Decoder, end_tokens, is_end, prefill, repeat_rows, take_rows
 
 Array = jax.Array
 
@@ -22,7 +23,7 @@ _WORST = -1e30
 
 
 class Beams(NamedTuple):
-    """The best hypotheses of each row, best first: tokens [B, K, N] with ends repeated, lengths [B, K], scores [B, K]."""
+    """The best hypotheses of each row, best first: tokens [B, K, N] filled after their ends, lengths [B, K], scores [B, K]."""
 
     tokens: Array
     lengths: Array
@@ -40,7 +41,7 @@ def beam_search(
     max_new_tokens: int,
     *,
     num_beams: int,
-    end_token: int,
+    end_token: int | Collection[int] | None,
     lengths: Array | None = None,
     alpha: float = 0.0,
 ) -> Beams:
@@ -51,7 +52,7 @@ def beam_search(
       prompts: filled up on the right where they differ in length.
       max_new_tokens: number N of new tokens at most, the end token among them; what has not ended then counts as it is.
       num_beams: number K of hypotheses.
-      end_token: what ends a hypothesis.
+      end_token: what ends a hypothesis, any of several, or None.
       lengths: number of tokens of each prompt, [B], or None.
       alpha: strength of the length penalty; larger favours longer ones.
 
@@ -63,13 +64,13 @@ def beam_search(
     batch, size = prompts.shape
     logits, memory, _ = prefill(decoder, prompts, lengths, size + max_new_tokens - 1, ragged=True)
     vocab = logits.shape[-1]
-    k = num_beams
+    k, ends = num_beams, end_tokens(end_token)
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     log_probs = jnp.repeat(log_probs, k, axis=0).reshape(batch, k, vocab)
     memory = repeat_rows(memory, k)
     # Only the first of K equal hypotheses counts at the start.
     totals = jnp.full((batch, k), _WORST).at[:, 0].set(0.0)
-    tokens = jnp.full((batch, k, max_new_tokens), end_token, jnp.int32)
+    tokens = jnp.full((batch, k, max_new_tokens), ends[0] if ends else 0, jnp.int32)
     done_tokens, done_scores = tokens, jnp.full((batch, k), _WORST)
     done_lengths = jnp.zeros((batch, k), jnp.int32)
 
@@ -90,18 +91,18 @@ def beam_search(
     def body(carry):
         step, memory, log_probs, totals, tokens, done = carry
         scores = totals[:, :, None] + log_probs
-        best, index = jax.lax.top_k(scores.reshape(batch, k * vocab), min(2 * k, k * vocab))
+        best, index = jax.lax.top_k(scores.reshape(batch, k * vocab), min((1 + max(len(ends), 1)) * k, k * vocab))
         parent, token = index // vocab, (index % vocab).astype(jnp.int32)
         rows = jax.vmap(lambda a, i: a[i])(tokens, parent).at[:, :, step].set(token)  # [B, 2K, N]
-        ends = token == end_token
+        at_end = is_end(token, ends)
         last = step + 1 == max_new_tokens
-        # The other K are there so that enough hypotheses can go on.
+        # The others are there so that enough hypotheses can go on.
         among_best = (jnp.arange(best.shape[1]) < k)[None]
-        finished = jnp.where((ends | last) & among_best, best / length_penalty(step + 1, alpha), _WORST)
+        finished = jnp.where((at_end | last) & among_best, best / length_penalty(step + 1, alpha), _WORST)
         finished = jnp.maximum(finished, _WORST)
         new_lengths = jnp.broadcast_to(step + 1, token.shape).astype(jnp.int32)
         done = insert(done, rows, finished, new_lengths)
-        totals, chosen = jax.lax.top_k(jnp.where(ends, _WORST, best), min(k, best.shape[1]))
+        totals, chosen = jax.lax.top_k(jnp.where(at_end, _WORST, best), min(k, best.shape[1]))
         pick = lambda a: jax.vmap(lambda row, i: row[i])(a, chosen)  # noqa: E731
         tokens, parent, token = pick(rows), pick(parent), pick(token)
         flat = (parent + k * jnp.arange(batch)[:, None]).reshape(-1)

@@ -10,13 +10,14 @@ so that what is written is a whole match, and never one that there was no place 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.decoding.base import end_tokens
 from genjax.decoding.regular_expression import compile_pattern
 
 Array = jax.Array
@@ -74,15 +75,15 @@ class Automaton(flax.struct.PyTreeNode):
                 f"max_new_tokens={max_new_tokens} is too few for the constraint, whose shortest text has {least} tokens"
             )
 
-    def allowed(self, state: Array, end_token: int | None, left: Array | None = None) -> Array:
+    def allowed(self, state: Array, end_token: int | Collection[int] | None, left: Array | None = None) -> Array:
         """Tokens that may follow states [B], bool [B, V].
 
-        The end token is allowed in accepting states, and only there; and where nothing else is, so that a row with no
+        End tokens are allowed in accepting states, and only there; and where nothing else is, so that a row with no
         way on ends.
 
         Args:
           state: states [B].
-          end_token: what ends a row, or None.
+          end_token: what ends a row, any of several, or None.
           left: number of tokens that may still be written, this one among them, [B]; None for any number.
         """
         after = self.table[state]
@@ -90,11 +91,11 @@ class Automaton(flax.struct.PyTreeNode):
         if left is not None:
             needed = jnp.where(self.accepting, 0, self.shortest)[after]
             mask &= needed < left[:, None]
-        if end_token is None:
+        if not (ends := end_tokens(end_token)):
             return mask
-        mask = mask.at[:, end_token].set(False)
+        mask = mask.at[:, jnp.array(ends)].set(False)
         may_end = self.accepting[state] | ~mask.any(1)
-        return mask.at[:, end_token].set(may_end)
+        return mask.at[:, jnp.array(ends)].set(may_end[:, None])
 
     def may_go_on(self, state: Array, left: Array) -> Array:
         """Whether any token but the end token may follow states [B] with so many tokens left [B], bool [B]."""

@@ -5,10 +5,12 @@ x_t = argmax over the k likeliest v of  (1 - alpha) p(v | x_<t) - alpha max_{j<t
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import jax
 import jax.numpy as jnp
 
-from genjax.decoding.base import Decoder, Generation, prefill, repeat_rows, take_rows
+from genjax.decoding.base import Decoder, Generation, end_tokens, is_end, prefill, repeat_rows, take_rows
 from genjax.decoding.generate import finished
 
 Array = jax.Array
@@ -21,7 +23,7 @@ def contrastive_search(
     *,
     alpha: float = 0.6,
     top_k: int = 4,
-    end_token: int | None = None,
+    end_token: int | Collection[int] | None = None,
 ) -> Generation:
     """Continues prompts [B, P] of one length, deterministically.
 
@@ -31,7 +33,7 @@ def contrastive_search(
       max_new_tokens: number N of new tokens.
       alpha: weight of the likeness penalty; 0 is greedy.
       top_k: number of candidates; all tokens where there are fewer.
-      end_token: after it a row is over.
+      end_token: after it, or any of several, a row is over.
 
     Raises:
       ValueError: the model gives no hidden features, or a setting is out of range.
@@ -41,6 +43,7 @@ def contrastive_search(
     if top_k < 1 or max_new_tokens < 1:
         raise ValueError(f"top_k={top_k} and max_new_tokens={max_new_tokens} must be at least 1")
     batch, size = prompts.shape
+    ends = end_tokens(end_token)
     logits, memory, hidden = prefill(decoder, prompts, None, size + max_new_tokens, ragged=True)
     if hidden is None:
         raise ValueError("contrastive search needs a decoder that returns hidden features")
@@ -64,13 +67,13 @@ def contrastive_search(
         log_prob = jnp.take_along_axis(log_p, best[:, None], axis=1)[:, 0]
         flat = best + top_k * jnp.arange(batch)
         history = history.at[:, size + step].set(jax.vmap(lambda a, i: a[i])(h, best))
-        if end_token is not None:
-            token, log_prob = jnp.where(ended, end_token, token), jnp.where(ended, 0.0, log_prob)
-            ended = ended | (token == end_token)
+        if ends:
+            token, log_prob = jnp.where(ended, ends[0], token), jnp.where(ended, 0.0, log_prob)
+            ended = ended | is_end(token, ends)
         logits = jnp.take(out.logits[:, 0], flat, axis=0)
         memory = take_rows(out.memory, flat)
         return logits, memory, history, tokens.at[step].set(token), log_probs.at[step].set(log_prob), ended
 
     carry = (logits, memory, history, tokens, jnp.zeros((max_new_tokens, batch)), ended)
     *_, tokens, log_probs, _ = jax.lax.fori_loop(0, max_new_tokens, body, carry)
-    return finished(tokens.T, log_probs.T, end_token)
+    return finished(tokens.T, log_probs.T, ends)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Collection, Iterator, MutableMapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from genjax.decoding.base import Decoder, Generation, check_lengths, num_bytes, prefill
+from genjax.decoding.base import Decoder, Generation, Step, check_lengths, end_tokens, is_end, num_bytes, prefill
 from genjax.decoding.constraint import Automaton
 from genjax.decoding.sampling import FORBIDDEN, PLAIN, Sampling
 from genjax.decoding.watermark import Watermark
@@ -48,7 +49,7 @@ class Choice(NamedTuple):
     """How a token is chosen, from its settings."""
 
     sampling: Sampling
-    end_token: int | None
+    ends: tuple[int, ...]
     constraint: Automaton | None
     watermark: Watermark | None
 
@@ -74,11 +75,11 @@ class Choice(NamedTuple):
     @property
     def fill(self) -> int:
         """What stands after the end of a row."""
-        return 0 if self.end_token is None else self.end_token
+        return self.ends[0] if self.ends else 0
 
     def _over(self, state: Array | None, left: Array) -> Array:
         """Rows that no token can follow, and no end token either."""
-        if self.constraint is None or self.end_token is not None:
+        if self.constraint is None or self.ends:
             return jnp.zeros(left.shape, bool)
         return ~self.constraint.may_go_on(state, left)
 
@@ -89,7 +90,7 @@ class Choice(NamedTuple):
         """
         logits = logits.astype(jnp.float32)
         if self.constraint is not None:
-            logits = jnp.where(self.constraint.allowed(past.state, self.end_token, past.left), logits, FORBIDDEN)
+            logits = jnp.where(self.constraint.allowed(past.state, self.ends, past.left), logits, FORBIDDEN)
         if self.watermark is not None:
             logits = self.watermark.shift(logits, past.previous)
         filtered = self.sampling.filter(logits, past.seen)
@@ -97,11 +98,11 @@ class Choice(NamedTuple):
         log_prob = jnp.take_along_axis(jax.nn.log_softmax(filtered, axis=-1), token[:, None], axis=1)[:, 0]
         seen, state, ended = past.seen, past.state, past.ended
         left = past.left - ~ended
-        if self.end_token is not None or self.constraint is not None:
+        if self.ends or self.constraint is not None:
             token = jnp.where(ended, self.fill, token)
             log_prob = jnp.where(ended, 0.0, log_prob)
-        if self.end_token is not None:
-            ended = ended | (token == self.end_token)
+        if self.ends:
+            ended = ended | is_end(token, self.ends)
         if seen is not None:
             seen = jax.vmap(lambda row, index: row.at[index].set(True))(seen, token)
         if state is not None:
@@ -127,7 +128,7 @@ def generate(
     *,
     lengths: Array | None = None,
     sampling: Sampling = PLAIN,
-    end_token: int | None = None,
+    end_token: int | Collection[int] | None = None,
     constraint: Automaton | None = None,
     watermark: Watermark | None = None,
     example_index: Array | None = None,
@@ -143,7 +144,7 @@ def generate(
       max_new_tokens: number N of new tokens at most.
       lengths: number of tokens of each prompt, [B]; None where all have P.
       sampling: filters and temperature.
-      end_token: after it a row is over; the loop stops when all are.
+      end_token: after it, or any of several, a row is over; the loop stops when all are.
       constraint: automaton that accepts what is written; without an end token a row is over where it has no way on.
       watermark: green-list watermark to put in.
       example_index: place of each row in the whole batch where these are a part of it, [B]; see `example_keys`.
@@ -156,7 +157,7 @@ def generate(
     if lengths is not None:
         check_lengths(lengths, *prompts.shape)
     prompts = prompts.astype(jnp.int32)
-    choice = Choice(sampling, end_token, constraint, watermark)
+    choice = Choice(sampling, end_tokens(end_token), constraint, watermark)
     rows = (row_keys(key, prompts, example_index), prompts, lengths)
     parts = _num_parts(decoder, prompts, max_new_tokens, lengths is not None)
     if parts == 1:
@@ -263,25 +264,35 @@ def _stages(decoder: Decoder, batch: int, size: int, max_new_tokens: int, ragged
     return tuple(size + -(-(max_new_tokens - 1) * i // NUM_STAGES) for i in range(1, NUM_STAGES + 1))
 
 
-def finished(tokens: Array, log_probs: Array, end_token: int | None) -> Generation:
+def finished(tokens: Array, log_probs: Array, ends: tuple[int, ...]) -> Generation:
     """Adds the lengths: up to and with the first end token."""
-    size = tokens.shape[1]
-    if end_token is None:
-        return Generation(tokens, jnp.full((tokens.shape[0],), size), log_probs)
-    ends = tokens == end_token
-    lengths = jnp.where(ends.any(1), ends.argmax(1) + 1, size)
+    at_end = is_end(tokens, ends)
+    lengths = jnp.where(at_end.any(1), at_end.argmax(1) + 1, tokens.shape[1])
     return Generation(tokens, lengths, log_probs)
 
 
-@functools.partial(jax.jit, static_argnames=("extend", "sampling", "end_token", "watermark", "first"), donate_argnums=1)
-def _stream_step(extend, memory, logits, keys, step, past, constraint, *, sampling, end_token, watermark, first):
-    if not first:
-        out = extend(memory, past.previous[:, None])
-        logits, memory = out.logits[:, 0], out.memory
-    choice = Choice(sampling, end_token, constraint, watermark)
-    noise = sampling.noise(_keys_of_step(keys, step), logits.shape[-1])
-    token, _, past = choice(noise, logits, past)
-    return token, memory, past
+#: Compiled steps of `stream` by the decoder's `extend`, and forgotten with it: its closure holds the weights of a model.
+_STREAM_STEPS: MutableMapping[Callable[..., Step], Callable[..., Any]] = weakref.WeakKeyDictionary()
+
+
+def _stream_step(extend: Callable[..., Step]) -> Callable[..., tuple[Array, PyTree, ChoiceState]]:
+    """One step of a stream, compiled once for each decoder."""
+    if extend in _STREAM_STEPS:
+        return _STREAM_STEPS[extend]
+    # The compiled function must not keep alive what it is kept by.
+    its_extend = weakref.ref(extend)
+
+    @functools.partial(jax.jit, static_argnames=("sampling", "ends", "watermark", "first"), donate_argnums=0)
+    def step(memory, logits, keys, step, past, constraint, *, sampling, ends, watermark, first):
+        if not first:
+            out = its_extend()(memory, past.previous[:, None])
+            logits, memory = out.logits[:, 0], out.memory
+        choice = Choice(sampling, ends, constraint, watermark)
+        noise = sampling.noise(_keys_of_step(keys, step), logits.shape[-1])
+        token, _, past = choice(noise, logits, past)
+        return token, memory, past
+
+    return _STREAM_STEPS.setdefault(extend, step)
 
 
 def stream(
@@ -291,7 +302,7 @@ def stream(
     max_new_tokens: int,
     *,
     sampling: Sampling = PLAIN,
-    end_token: int | None = None,
+    end_token: int | Collection[int] | None = None,
     constraint: Automaton | None = None,
     watermark: Watermark | None = None,
 ) -> Iterator[int]:
@@ -303,12 +314,12 @@ def stream(
     _check(max_new_tokens, constraint)
     prompts = jnp.asarray(prompt, jnp.int32)[None]
     logits, memory, _ = jax.jit(lambda p: prefill(decoder, p, None, p.shape[1] + max_new_tokens - 1))(prompts)
-    choice = Choice(sampling, end_token, constraint, watermark)
+    choice = Choice(sampling, end_tokens(end_token), constraint, watermark)
+    advance = _stream_step(decoder.extend)
     past = choice.init(prompts, None, logits.shape[-1], max_new_tokens)
     keys, ended, step = row_keys(key, prompts), bool(past.ended[0]), 0
     while not ended and step < max_new_tokens:
-        token, memory, past = _stream_step(
-            decoder.extend,
+        token, memory, past = advance(
             memory,
             logits,
             keys,
@@ -316,7 +327,7 @@ def stream(
             past,
             constraint,
             sampling=sampling,
-            end_token=end_token,
+            ends=choice.ends,
             watermark=watermark,
             first=step == 0,
         )

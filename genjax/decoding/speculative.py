@@ -7,12 +7,13 @@ one more from p.  The result is distributed exactly as samples of p, here p and 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from genjax.decoding.base import Decoder, Generation, prefill
+from genjax.decoding.base import Decoder, Generation, end_tokens, is_end, prefill
 from genjax.decoding.generate import finished, row_keys
 from genjax.decoding.sampling import PLAIN, Sampling
 
@@ -36,7 +37,7 @@ def speculative(
     num_proposals: int = 4,
     lengths: Array | None = None,
     sampling: Sampling = PLAIN,
-    end_token: int | None = None,
+    end_token: int | Collection[int] | None = None,
     example_index: Array | None = None,
 ) -> tuple[Generation, Array]:
     """Continues prompts [B, P] as `generate` with `target` would, in fewer of its passes.
@@ -50,7 +51,7 @@ def speculative(
       num_proposals: number K of tokens that the draft proposes at a time.
       lengths: number of tokens of each prompt, [B], or None.
       sampling: filters and temperature, of both models (without a repetition penalty).
-      end_token: after it a row is over.
+      end_token: after it, or any of several, a row is over.
       example_index: place of each row in the whole batch where these are a part of it, [B]; see `example_keys`.
 
     Returns:
@@ -67,6 +68,7 @@ def speculative(
     if num_proposals < 1 or max_new_tokens < 1:
         raise ValueError(f"num_proposals={num_proposals} and max_new_tokens={max_new_tokens} must be at least 1")
     batch, size = prompts.shape
+    ends = end_tokens(end_token)
     prompts = prompts.astype(jnp.int32)
     # Proposals beyond the last token asked for have no place: memories drop them, and they decide nothing before them.
     room = size + max_new_tokens - 1
@@ -124,25 +126,22 @@ def speculative(
         chunk = jnp.concatenate([proposals, extra[:, None]], axis=1)
         chunk = jnp.where(index == accepted[:, None], extra[:, None], chunk)
         new = accepted + 1
-        if end_token is not None:
-            ends = (chunk == end_token) & (index < new[:, None])
-            new = jnp.where(ends.any(1), ends.argmax(1) + 1, new)
+        at_end = is_end(chunk, ends) & (index < new[:, None])
+        new = jnp.where(at_end.any(1), at_end.argmax(1) + 1, new)
         active = ~ended & (count < max_new_tokens)
         new = jnp.where(active, new, 0)
         where = jnp.where(index < new[:, None], count[:, None] + index, slots)
         tokens = jax.vmap(lambda row, i, values: row.at[i].set(values, mode="drop"))(tokens, where, chunk)
-        if end_token is not None:
-            ended = ended | ((chunk == end_token) & (index < new[:, None])).any(1)
+        ended = ended | (is_end(chunk, ends) & (index < new[:, None])).any(1)
         newest = jnp.take_along_axis(chunk, jnp.maximum(new - 1, 0)[:, None], axis=1)[:, 0]
         last = jnp.where(new > 0, newest, last)
         count = count + new
         memories = (target.rewind(out.memory, start + new), draft.rewind(draft_memory, start + new))
         return passes + 1, memories, last, tokens, count, ended
 
-    fill = 0 if end_token is None else end_token
-    tokens = jnp.full((batch, slots), fill, jnp.int32)
+    tokens = jnp.full((batch, slots), ends[0] if ends else 0, jnp.int32)
     zero = jnp.zeros((batch,), jnp.int32)
     carry = (jnp.asarray(0), tuple(memories), last, tokens, zero, zero > 0)
     passes, _, _, tokens, _, _ = jax.lax.while_loop(going_on, body, carry)
     tokens = tokens[:, :max_new_tokens]
-    return finished(tokens, jnp.zeros(tokens.shape), end_token), passes
+    return finished(tokens, jnp.zeros(tokens.shape), ends), passes

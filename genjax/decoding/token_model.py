@@ -96,7 +96,7 @@ class TokenModel:
     ) -> Array:
         """Draws token sequences [num_samples, T + 1] that begin with the start token, or with `prompt` [P].
 
-        Places after the end token repeat it.
+        Places after an end token are filled with the first of them.
         """
         if self.sequence_length is None:
             raise ValueError(f"{type(self).__name__}.sequence_length is None; give it, or resolve the experiment")

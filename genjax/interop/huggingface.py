@@ -32,7 +32,16 @@ from genjax.optimizers import SGD
 PyTree = Any
 
 CONFIG_FILE = "config.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+GENERATION_FILE = "generation_config.json"
+TOKENIZER_FILE = "tokenizer.json"
+#: What stands beside the weights in a checkpoint and says how texts and pictures become inputs.
+PROCESSING_FILES = (
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
+    "spiece.model", "tokenizer.model", "chat_template.jinja", "chat_template.json", "preprocessor_config.json",
+    "processor_config.json",
+)  # fmt: skip
+#: Settings that the library generates by, and looks up in the file for generation first.
+_GENERATION_SETTINGS = ("bos_token_id", "eos_token_id", "decoder_start_token_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,20 +65,61 @@ class Pretrained:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The configuration of a checkpoint.
+    """The configuration of a checkpoint, with the special tokens of its generation_config.json where it has one.
 
     Raises:
-      CheckpointFileError: there is none, or it is damaged.
+      CheckpointFileError: there is none, it is damaged, or it is one of another library.
     """
-    path = Path(folder).expanduser() / CONFIG_FILE
-    if not path.is_file():
-        raise CheckpointFileError(f"{folder} holds no {CONFIG_FILE}: it is no checkpoint of the library transformers")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["model_type"]
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointFileError(f"{path} is damaged; it must be JSON that says its model_type") from None
+    folder = Path(folder).expanduser()
+    if not (folder / CONFIG_FILE).is_file():
+        raise CheckpointFileError(
+            f"{folder} holds no {CONFIG_FILE}: it is {_kind_of_folder(folder)}no checkpoint of the library transformers"
+        )
+    config = _read_object(folder / CONFIG_FILE)
+    if "model_type" not in config:
+        raise CheckpointFileError(
+            f"{folder / CONFIG_FILE} says no model_type: it is {_kind_of_config(config)}no checkpoint of the library "
+            "transformers"
+        )
+    if (folder / GENERATION_FILE).is_file():
+        generation = _read_object(folder / GENERATION_FILE)
+        config |= {name: generation[name] for name in _GENERATION_SETTINGS if generation.get(name) is not None}
     return config
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      CheckpointFileError: the file holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise CheckpointFileError(f"{path} is damaged: it is not JSON") from None
+    if not isinstance(content, dict):
+        raise CheckpointFileError(f"{path} is damaged: it must be a JSON object")
+    return content
+
+
+def _kind_of_folder(folder: Path) -> str:
+    """What a folder without config.json is, as part of a sentence; nothing where it is not known."""
+    if (folder / "model_index.json").is_file():
+        return "a pipeline of the library diffusers, and "
+    if (folder / "adapter_config.json").is_file():
+        return "an adapter of the library peft (merge it into its base model and save that), and "
+    if (folder / "checkpoints").is_dir():
+        return "a run of genjax (start from it with --training.init_from), and "
+    return ""
+
+
+def _kind_of_config(config: dict[str, Any]) -> str:
+    """What a config.json without model_type is of, as part of a sentence; nothing where it is not known."""
+    if "_diffusers_version" in config or "_class_name" in config:
+        return f"of a {config.get('_class_name', 'model')} of the library diffusers, and "
+    if "architecture" in config:
+        return f"of a {config['architecture']} of the library timm, and "
+    return ""
 
 
 def architecture_of(config: dict[str, Any]) -> Architecture:
@@ -260,7 +310,8 @@ def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str =
       model: BERT, RoBERTa, GPT, T5, BART or CLIP.
       params: its parameters.
       dtype: type of the tensors: float32, bfloat16 or float16.
-      source: folder of a checkpoint or of a run whose tokenizer belongs to the model, to be copied, or None.
+      source: folder of a checkpoint or of a run whose tokenizer belongs to the model, or None; its files for texts, chats
+        and generation are copied.
 
     Raises:
       UnsupportedError: the library has no counterpart of the model.
@@ -276,13 +327,22 @@ def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str =
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.write(folder / safetensors.WEIGHTS, rows)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for name in TOKENIZER_FILES:
-        if source is not None and (Path(source).expanduser() / name).is_file():
-            _copy_tokenizer(Path(source).expanduser() / name, folder / name)
+    if source is not None and Path(source).expanduser().resolve() != folder.resolve():
+        source = Path(source).expanduser()
+        for name in (*PROCESSING_FILES, GENERATION_FILE):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+        if (source / TOKENIZER_FILE).is_file():
+            _copy_tokenizer(source / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+    if (path := folder / GENERATION_FILE).is_file():
+        generation = _read_object(path)
+        # The library believes this file before config.json, so both must say the same.
+        generation |= {name: config[name] for name in _GENERATION_SETTINGS if name in generation and name in config}
+        path.write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies a file of a tokenizer; of one that a run saved, the part that the library tokenizers reads."""
+    """Copies tokenizer.json; of one that a run saved, the part that the library tokenizers reads."""
     content = json.loads(source.read_text(encoding="utf-8"))
     if content.get("library") is not None:
         target.write_text(content["library"], encoding="utf-8")

@@ -1,8 +1,10 @@
 """Decoding against enumeration, on a second-order Markov chain whose probabilities are all known."""
 
+import gc
 import importlib
 import itertools
 import re
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -70,17 +72,17 @@ def filtered(sampling, logits, seen=()):
 
 
 def probabilities(sampling, size, prompt=(1, 2), end=None, table=TABLE):
-    """Probability of every continuation of `size` tokens; with an end token, what follows it repeats it."""
-    result = {}
+    """Probability of every continuation of `size` tokens; what follows one of the ends is the first of them."""
+    result, end = {}, () if end is None else np.ravel(end)
     for text in itertools.product(range(V), repeat=size):
         total, past, over = 1.0, list(prompt), False
         for token in text:
             if over:
-                total *= token == end
+                total *= token == end[0]
                 continue
             total *= filtered(sampling, table[past[-2], past[-1]])[token]
             past.append(token)
-            over = token == end
+            over = token in end
         result[text] = total
     return result
 
@@ -159,15 +161,16 @@ def test_settings_out_of_range_are_refused():
             Sampling(**bad)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, top_p=0.9)])
-def test_samples_have_the_exact_distribution(sampling):
+@pytest.mark.parametrize("sampling, end", [(Sampling(), 4), (Sampling(temperature=0.8, top_p=0.9), (4, 2))])
+def test_samples_have_the_exact_distribution(sampling, end):
     prompts = jnp.tile(PROMPT, (20_000, 1))
-    out = jax.jit(lambda k: decoding.generate(TARGET, k, prompts, 3, sampling=sampling, end_token=4))(jax.random.key(0))
-    expected = probabilities(sampling, 3, end=4)
+    run = lambda key: decoding.generate(TARGET, key, prompts, 3, sampling=sampling, end_token=end)  # noqa: E731
+    out = jax.jit(run)(jax.random.key(0))
+    expected = probabilities(sampling, 3, end=end)
     assert chi_square(out.tokens, expected) > 1e-3
     logs = np.log([expected[tuple(int(t) for t in row)] for row in np.asarray(out.tokens[:50])])
     np.testing.assert_allclose(out.log_probs[:50].sum(1), logs, atol=1e-4)
-    ends = np.asarray(out.tokens[:50]) == 4
+    ends = np.isin(np.asarray(out.tokens[:50]), end)
     np.testing.assert_array_equal(out.lengths[:50], np.where(ends.any(1), ends.argmax(1) + 1, 3))
 
 
@@ -251,18 +254,27 @@ def test_rows_are_divided_where_a_part_and_the_parameters_fit_a_cache():
 
 
 def test_a_stream_yields_what_the_loop_generates():
-    for sampling in (Sampling(), Sampling(repetition_penalty=2.0)):
-        whole = decoding.generate(TARGET, jax.random.key(7), PROMPT, 6, sampling=sampling, end_token=4)
-        stream = decoding.stream(TARGET, jax.random.key(7), PROMPT[0], 6, sampling=sampling, end_token=4)
+    for sampling, end in ((Sampling(), 4), (Sampling(repetition_penalty=2.0), (4, 1))):
+        whole = decoding.generate(TARGET, jax.random.key(7), PROMPT, 6, sampling=sampling, end_token=end)
+        stream = decoding.stream(TARGET, jax.random.key(7), PROMPT[0], 6, sampling=sampling, end_token=end)
         assert list(stream) == whole.tokens[0, : int(whole.lengths[0])].tolist()
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.8])
-def test_wide_beams_find_what_exhaustive_search_finds(alpha):
-    size, end = 4, 4
+def test_a_stream_leaves_nothing_of_its_decoder_behind():
+    decoder, _ = chain(0)
+    holds_weights = weakref.ref(decoder.extend)
+    list(decoding.stream(decoder, jax.random.key(0), PROMPT[0], 2))
+    del decoder
+    gc.collect()
+    assert holds_weights() is None
+
+
+@pytest.mark.parametrize("alpha, end", [(0.0, 4), (0.8, (4, 1))])
+def test_wide_beams_find_what_exhaustive_search_finds(alpha, end):
+    size = 4
     hypotheses = {}
     for text, p in probabilities(Sampling(), size, end=end).items():
-        length = text.index(end) + 1 if end in text else size
+        length = next((i + 1 for i, token in enumerate(text) if token in np.ravel(end)), size)
         if p > 0:
             hypotheses[text] = (np.log(p) / float(decoding.length_penalty(length, alpha)), length)
     best = sorted(hypotheses, key=lambda text: -hypotheses[text][0])
@@ -284,14 +296,14 @@ def test_one_beam_is_greedy_and_rows_do_not_mix():
     np.testing.assert_array_equal(together.tokens[1], alone.tokens[0])
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, top_k=3)])
-def test_speculation_has_exactly_the_distribution_of_the_target(sampling):
+@pytest.mark.parametrize("sampling, end", [(Sampling(), (4, 0)), (Sampling(temperature=0.8, top_k=3), 4)])
+def test_speculation_has_exactly_the_distribution_of_the_target(sampling, end):
     prompts = jnp.tile(PROMPT, (20_000, 1))
     run = jax.jit(
-        lambda k: decoding.speculative(TARGET, DRAFT, k, prompts, 4, num_proposals=2, sampling=sampling, end_token=4)
+        lambda k: decoding.speculative(TARGET, DRAFT, k, prompts, 4, num_proposals=2, sampling=sampling, end_token=end)
     )
     out, passes = run(jax.random.key(1))
-    assert chi_square(out.tokens, probabilities(sampling, 4, end=4)) > 1e-3
+    assert chi_square(out.tokens, probabilities(sampling, 4, end=end)) > 1e-3
     assert passes <= 4
 
 

@@ -70,9 +70,9 @@ def check_round_trip(pretrained, theirs, folder) -> None:
     assert load_pretrained(folder).model == pretrained.model
 
 
-def new_tokens(generated, prompt_length: int, end: int) -> list[list[int]]:
-    """Generated rows after the prompt, up to and with the end."""
+def new_tokens(generated, prompt_length: int, *ends: int) -> list[list[int]]:
+    """Generated rows after the prompt, up to and with the first of the ends."""
     rows = []
     for row in np.asarray(generated)[:, prompt_length:].tolist():
-        rows.append(row[: row.index(end) + 1] if end in row else row)
+        rows.append(row[: next((i + 1 for i, token in enumerate(row) if token in ends), len(row))])
     return rows

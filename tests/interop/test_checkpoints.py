@@ -131,6 +131,51 @@ def test_files_that_cannot_be_read_say_so(folder, tmp_path):
         load_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds no config.json"):
         load_pretrained(tmp_path / "nowhere")
+    diffusers = {"_class_name": "UNet2DModel", "_diffusers_version": "0.35.1"}
+    for content, words in (
+        (json.dumps(diffusers), "says no model_type: it is of a UNet2DModel of the library diffusers"),
+        (json.dumps({"architecture": "vit_tiny"}), "of a vit_tiny of the library timm"),
+        (json.dumps({"hidden_size": 3}), "says no model_type: it is no checkpoint of the library transformers"),
+        ("[1]", "is damaged: it must be a JSON object"),
+        ("{", "is damaged: it is not JSON"),
+    ):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=words):
+            load_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="it is an adapter of the library peft"):
+        load_pretrained(tmp_path)
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match="it is a pipeline of the library diffusers"):
+        load_pretrained(tmp_path)
+
+
+def test_ends_of_texts_are_those_that_the_library_generates_with(params, folder, tmp_path):
+    model = dataclasses.replace(MODEL, start_token=1, end_token=(5, 7))
+    save_pretrained(tmp_path, model, params)
+    assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == [5, 7]
+    assert load_pretrained(tmp_path).model.end_token == (5, 7)
+    # What is written for generation comes before config.json, as in the library.
+    settings = {"eos_token_id": [6, 7, 9], "temperature": 0.6}
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    read = load_pretrained(tmp_path).model
+    assert read.end_token == configured(MODEL, tmp_path).end_token == (6, 7, 9) and read.start_token == 1
+    save_pretrained(tmp_path / "back", read, params, source=tmp_path)
+    assert json.loads((tmp_path / "back/generation_config.json").read_text()) == settings
+    assert (tmp_path / "back/chat_template.jinja").read_text() == "{{ messages }}"
+    assert (tmp_path / "back/preprocessor_config.json").read_text() == "{}"
+    # A model that has learned another end says so in both files.
+    other = dataclasses.replace(model, end_token=3)
+    save_pretrained(tmp_path / "back", other, params, source=tmp_path)
+    assert load_pretrained(tmp_path / "back").model.end_token == 3
+    save_pretrained(tmp_path, other, params, source=tmp_path)
+    assert load_pretrained(tmp_path).model.end_token == 3
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(ValueError, match="generation_config.json is damaged"):
+        load_pretrained(tmp_path)
 
 
 def test_a_checkpoint_is_fine_tuned_with_a_new_head_and_with_low_rank_updates(params, folder, tmp_path):

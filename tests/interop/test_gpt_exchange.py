@@ -88,9 +88,10 @@ def test_logits_loss_gradients_and_round_trip(case, tmp_path):
     check_round_trip(pretrained, theirs, tmp_path / "ours")
 
 
-@pytest.mark.parametrize("case", ["gpt2", "llama"])
-def test_greedy_and_beam_tokens(case, tmp_path):
+@pytest.mark.parametrize("case, ends", [("gpt2", END), ("llama", [2, *range(9, 15)])])
+def test_greedy_and_beam_tokens(case, ends, tmp_path):
     cls, settings = CASES[case]
+    settings = {**settings, "eos_token_id": ends}
     config = getattr(transformers, cls.replace("LMHeadModel", "Config").replace("ForCausalLM", "Config"))(**settings)
     theirs, pretrained = build(cls, config, tmp_path, seed=3)
     model, (left, left_mask), (right, _) = pretrained.model, padded("left"), padded("right")
@@ -105,9 +106,13 @@ def test_greedy_and_beam_tokens(case, tmp_path):
         first = model.generate(
             state, jax.random.key(0), prompts, 6, lengths, sampling=decoding.Sampling(temperature=0.0)
         ).tokens
-        best = decoding.beam_search(model.decoder(state), prompts, 6, num_beams=3, end_token=END, lengths=lengths)
+        best = decoding.beam_search(
+            model.decoder(state), prompts, 6, num_beams=3, end_token=model.end_token, lengths=lengths
+        )
         return first, best.tokens[:, 0]
 
     first, best = ours(pretrained.state, jnp.asarray(right), jnp.asarray(LENGTHS))
-    assert new_tokens(first, 0, END) == new_tokens(greedy, 7, END)
-    assert new_tokens(best, 0, END) == new_tokens(beam, 7, END)
+    assert model.end_token == (END if ends == END else tuple(ends))
+    ends = decoding.end_tokens(model.end_token)
+    assert new_tokens(first, 0, *ends) == new_tokens(greedy, 7, *ends)
+    assert new_tokens(best, 0, *ends) == new_tokens(beam, 7, *ends)

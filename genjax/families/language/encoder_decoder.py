@@ -135,7 +135,8 @@ class EncoderDecoder(FromPretrained):
     Attributes:
       vocab_size: number of tokens, of source and target; None takes the data set's.
       sequence_length: tokens T that are predicted of each example, and longest output; None takes the data set's.
-      start_token, end_token: what targets begin and end with; None takes the data set's.
+      start_token: what targets begin with; None takes the data set's.
+      end_token: what ends targets, or any of several; None takes the data set's.
       padding_token: what fills rows; None takes the data set's.
       mask_token: what stands for a hidden span; None takes the data set's.
       extra_tokens: tokens above those of the data, which are sentinels.
@@ -161,7 +162,7 @@ class EncoderDecoder(FromPretrained):
     vocab_size: int | None = None
     sequence_length: int | None = None
     start_token: int | None = None
-    end_token: int | None = None
+    end_token: int | tuple[int, ...] | None = None
     padding_token: int | None = None
     mask_token: int | None = None
     extra_tokens: int = 0
@@ -215,9 +216,13 @@ class EncoderDecoder(FromPretrained):
             jnp.dtype(self.compute_dtype),
         )
 
+    @property
+    def _ends(self) -> tuple[int, ...]:
+        return decoding.end_tokens(self.end_token) or (1,)
+
     def special_tokens(self) -> SpecialTokens:
         """The tokens that corruption needs."""
-        start, end = self.start_token or 0, 1 if self.end_token is None else self.end_token
+        start, end = self.start_token or 0, self._ends[0]
         padding = end if self.padding_token is None else self.padding_token
         sentinel = self.num_tokens - 1 if self.first_sentinel is None else self.first_sentinel
         # The vocabulary of a checkpoint may have sentinels of its own.
@@ -367,7 +372,7 @@ class EncoderDecoder(FromPretrained):
             self._starts(source.shape[0]),
             self.sequence_length,
             num_beams=num_beams or self.num_beams,
-            end_token=self.special_tokens().end,
+            end_token=self._ends,
             alpha=self.length_penalty if alpha is None else alpha,
         )
         return beams.tokens[:, 0]
@@ -381,7 +386,7 @@ class EncoderDecoder(FromPretrained):
         **options: Any,
     ) -> decoding.Generation:
         """Draws targets of sources [B, S]; `options` are those of `decoding.generate`."""
-        options = {"sampling": self.sampling, "end_token": self.special_tokens().end, **options}
+        options = {"sampling": self.sampling, "end_token": self._ends, **options}
         generator, starts = self.generator(state, source, source_mask), self._starts(source.shape[0])
         return decoding.generate(generator, key, starts, self.sequence_length, **options)
 

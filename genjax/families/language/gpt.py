@@ -103,7 +103,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
       vocab_size: number of tokens; None takes the data set's.
       sequence_length: tokens T that are predicted of each example; None takes the data set's.
       start_token: what an unconditional sample begins with; None takes the data set's.
-      end_token: what ends a sample; None takes the data set's, where documents end.
+      end_token: what ends a sample, or any of several; None takes the data set's, where documents end.
       network: the transformer stack; its `max_length` is the longest context.
       tie_embeddings: logits are products with the token embeddings.
       z_loss: weight of the squared log-normalizer of the logits (PaLM, Chowdhery et al. 2022).
@@ -120,7 +120,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
     vocab_size: int | None = None
     sequence_length: int | None = None
     start_token: int | None = None
-    end_token: int | None = None
+    end_token: int | tuple[int, ...] | None = None
     network: Transformer = Transformer()
     tie_embeddings: bool = True
     z_loss: float = 0.0

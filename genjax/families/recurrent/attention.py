@@ -122,7 +122,8 @@ class AttentionSequenceModel:
     Attributes:
       vocab_size: number of tokens, of source and target; None takes the data set's.
       sequence_length: tokens T that are predicted of each example; None takes the data set's.
-      start_token, end_token: what targets begin and end with; None takes the data set's.
+      start_token: what targets begin with; None takes the data set's.
+      end_token: what ends targets, or any of several; None takes the data set's.
       embedding_dim: features of a token's embedding.
       encoder: the encoder's layers.
       hidden_dim: features of the decoder's state.
@@ -135,7 +136,7 @@ class AttentionSequenceModel:
     vocab_size: int | None = None
     sequence_length: int | None = None
     start_token: int | None = None
-    end_token: int | None = None
+    end_token: int | tuple[int, ...] | None = None
     embedding_dim: int = 64
     encoder: Recurrent = Recurrent(cell="gru", hidden_dim=64, bidirectional=True)
     hidden_dim: int = 128
@@ -233,7 +234,7 @@ class AttentionSequenceModel:
             prompts,
             self.sequence_length,
             num_beams=num_beams,
-            end_token=-1 if self.end_token is None else self.end_token,
+            end_token=self.end_token,
             alpha=alpha,
         )
         return beams.tokens[:, 0]

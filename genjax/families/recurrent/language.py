@@ -83,7 +83,7 @@ class RecurrentLanguageModel(decoding.TokenModel):
       vocab_size: number of tokens; None takes the data set's.
       sequence_length: tokens T that are predicted of each example; None takes the data set's.
       start_token: what an unconditional sample begins with; None takes the data set's.
-      end_token: what ends a sample; None takes the data set's, where documents end.
+      end_token: what ends a sample, or any of several; None takes the data set's, where documents end.
       embedding_dim: features of a token's embedding.
       network: the recurrent layers.
       tie_embeddings: the output map is the embedding, transposed (Press & Wolf 2017).
@@ -97,7 +97,7 @@ class RecurrentLanguageModel(decoding.TokenModel):
     vocab_size: int | None = None
     sequence_length: int | None = None
     start_token: int | None = None
-    end_token: int | None = None
+    end_token: int | tuple[int, ...] | None = None
     embedding_dim: int = 128
     network: Recurrent = Recurrent()
     tie_embeddings: bool = False

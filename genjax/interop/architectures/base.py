@@ -116,8 +116,16 @@ def number(config: Config, *names: str) -> Any:
 
 def token(config: Config, name: str, default: int | None) -> int | None:
     """A special token, the first where there are several."""
+    ends = tokens(config, name, default)
+    return ends[0] if isinstance(ends, tuple) else ends
+
+
+def tokens(config: Config, name: str, default: int | None) -> int | tuple[int, ...] | None:
+    """A special token, or all of them where there are several, as there are of tokens that end a text."""
     value = config.get(name, default)
-    return value[0] if isinstance(value, list) else value
+    if not isinstance(value, (list, tuple)):
+        return value
+    return value[0] if len(value) == 1 else tuple(value) or None
 
 
 def num_labels(config: Config) -> int:

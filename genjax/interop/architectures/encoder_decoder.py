@@ -17,6 +17,7 @@ from genjax.interop.architectures.base import (
     number,
     require,
     token,
+    tokens,
 )
 from genjax.interop.bindings import Binding, Bindings, embedding, linear, merge, norm, same
 from genjax.nn.transformer import Transformer
@@ -59,7 +60,7 @@ def _read_t5(config: Config, names: Collection[str]) -> T5:
         # The published vocabulary has 28 tokens of padding above its sentinels.
         first_sentinel=32099 if vocab == 32128 else None,
         start_token=padding if start is None else start,
-        end_token=token(config, "eos_token_id", 1),
+        end_token=tokens(config, "eos_token_id", 1),
         padding_token=padding,
         encoder=encoder,
         decoder=t5_network(**{**_settings(encoder), "num_layers": layers}),
@@ -158,7 +159,7 @@ def _read_bart(config: Config, names: Collection[str]) -> BART:
     return BART(
         vocab_size=number(config, "vocab_size"),
         start_token=token(config, "decoder_start_token_id", 2),
-        end_token=token(config, "eos_token_id", 2),
+        end_token=tokens(config, "eos_token_id", 2),
         padding_token=token(config, "pad_token_id", 1),
         mask_token=config.get("mask_token_id"),
         encoder=stack("encoder"),

@@ -18,6 +18,7 @@ from genjax.interop.architectures.base import (
     read_rotary,
     require,
     token,
+    tokens,
     write_rotary,
 )
 from genjax.interop.bindings import Binding, Bindings, embedding, linear, merge, norm
@@ -33,7 +34,7 @@ def _read_gpt2(config: Config, names: Collection[str]) -> GPT:
     return GPT(
         vocab_size=number(config, "vocab_size"),
         start_token=token(config, "bos_token_id", 50256),
-        end_token=token(config, "eos_token_id", 50256),
+        end_token=tokens(config, "eos_token_id", 50256),
         tie_embeddings=config.get("tie_word_embeddings", True),
         network=gpt2_network(
             config.get("n_layer", 12),
@@ -161,7 +162,7 @@ def _reader(kind: str, their_base: float = 10000.0):
         return GPT(
             vocab_size=number(config, "vocab_size"),
             start_token=token(config, "bos_token_id", None),
-            end_token=token(config, "eos_token_id", None),
+            end_token=tokens(config, "eos_token_id", None),
             tie_embeddings=config.get("tie_word_embeddings", False),
             network=network,
         )
