@@ -177,7 +177,7 @@ class Optimizer(abc.ABC):
 
     Attributes:
       learning_rate: peak learning rate.
-      schedule: factor on it over the steps.
+      schedule: factor on the learning rate over the steps.
       weight_decay: decoupled decay, multiplied by the learning rate; biases and norms are left alone.
       clip_norm: largest global norm of the gradient, or None.
       ema_decay: decay of the moving average of the parameters, or None to keep none.

@@ -3,6 +3,8 @@
 import dataclasses
 import inspect
 import re
+import subprocess
+import sys
 
 import pytest
 from entry_points import entry_point
@@ -53,8 +55,9 @@ FIELDS = [(cls, field.name, type_hints(cls)[field.name]) for cls in CLASSES for 
 
 
 def test_every_field_has_a_help_text():
-    # A word is no text, as "width" of what, nor is a symbol of the paper.
-    missing = [f"{cls.__name__}.{name}" for cls, name, _ in FIELDS if len(field_help(cls, name).split()) < 2]
+    # A word is no text, as "width" of what, nor is a symbol of the paper, nor a word on where to look.
+    texts = {f"{cls.__name__}.{name}": field_help(cls, name) for cls, name, _ in FIELDS}
+    missing = [name for name, text in texts.items() if len(text.split()) < 2 or re.match(r"see|its |\.\.\.", text)]
     assert len(FIELDS) > 1600 and not missing
 
 
@@ -133,6 +136,13 @@ def test_help_of_an_experiment_begins_with_its_command_and_goes_by_parts(train, 
     paths = [path for path, *_ in leaves(ENTRIES["ddpm_moons"].build())]
     assert flags == ["experiment", "list", "workdir", *paths]
     assert max(map(len, shown.splitlines())) <= 120
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    # `true` reads nothing.
+    command = f"{sys.executable} -m experiments.train --help | true"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert result.stderr == ""
 
 
 def test_help_of_a_part_has_the_choices_of_the_command_line(train, capsys):

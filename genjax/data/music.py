@@ -131,7 +131,6 @@ class NoteEvents(PianoRolls):
     roll at least p, so nats per frame are comparable with those of rolls, and on the safe side.
 
     Attributes:
-      name, max_frames, transpose, frames_per_quarter, skip_unreadable: see `PianoRolls`.
       crop: training examples are parts of so many tokens, at random places; None for whole pieces.
     """
 

@@ -60,7 +60,8 @@ class Transformer:
       rotary_base: slowest angle's base.
       rotary_fraction: share of each head's features that turns.
       rotary_scaling: change of the angles for longer contexts, or None.
-      relative_buckets, relative_max_distance: buckets of T5's positions.
+      relative_buckets: number of buckets of T5's relative positions.
+      relative_max_distance: distance from which on all share the last bucket.
       causal: tokens see only what is at or before them.
       window: tokens see only what is less than this far away, or None.
       cross_attention: blocks attend to a context as well.

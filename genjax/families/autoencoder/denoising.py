@@ -36,7 +36,7 @@ class GaussianNoise(Corruption):
     """Adds normal noise.
 
     Attributes:
-      scale: its standard deviation.
+      scale: standard deviation of the noise.
     """
 
     scale: float = 0.3

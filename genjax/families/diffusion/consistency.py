@@ -64,7 +64,7 @@ class ConsistencyModel(Diffusion):
       max_levels: s_1, number at the end.
       num_steps: length of the run over which the number doubles; None takes the run's.
       level_mean: mean of log sigma in the choice of levels.
-      level_scale: its standard deviation.
+      level_scale: standard deviation of log sigma in the choice of levels.
     """
 
     process: Karras = Karras()

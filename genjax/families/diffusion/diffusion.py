@@ -69,7 +69,7 @@ class Diffusion:
       sampler: how `sample` goes from noise to data.
       guidance: classifier-free guidance of `sample`.
       likelihood_steps: steps of the probability-flow ODE for the `nll` of `evaluate`; 0 leaves it out.
-      likelihood_trace: exact divergence of that, or Hutchinson's estimate of it.
+      likelihood_trace: exact divergence of the probability-flow ODE, or Hutchinson's estimate of it.
       compute_dtype: type that the network computes in; parameters and losses are float32.
       optimizer: learning rule.
     """

@@ -82,9 +82,9 @@ class MaskedDiffusion:
       vocab_size: number of symbols K; None takes the data set's.
       sequence_length: length of a sequence; None takes the data set's.
       hidden_dim: width of the transformer.
-      num_layers: its blocks.
-      num_heads: its heads.
-      dropout_rate: its dropout.
+      num_layers: blocks of the transformer.
+      num_heads: heads of the transformer.
+      dropout_rate: dropout of the transformer.
       num_steps_sampling: steps of `sample`.
       temperature: of the symbols drawn while sampling.
       num_bound_samples: times for the bound of one example in `evaluate`, one from each of equal strata.

@@ -23,7 +23,7 @@ class ImageToImage(EDM):
     Attributes:
       degradation: low_resolution, the mean of blocks of `factor` pixels; hole, the middle `1 / factor` of height and width is
         missing; grey, the mean of the channels.
-      factor: see degradation.
+      factor: size of the blocks of low_resolution; height and width over those of the hole.
     """
 
     degradation: Literal["low_resolution", "hole", "grey"] = "low_resolution"

@@ -31,7 +31,7 @@ class RestrictedBoltzmannMachine:
       num_chains: persistent chains, which the state holds; 0 starts new ones at the data in each step (plain CD-k).
       num_sampling_steps: rounds of Gibbs sampling from random bits for a sample.
       num_temperatures: steps of the annealed importance sampling of an evaluation.
-      num_importance_chains: its number of chains.
+      num_importance_chains: chains of the annealed importance sampling.
       data_shape: shape of an example; None takes the data set's.
       optimizer: learning rule.
     """

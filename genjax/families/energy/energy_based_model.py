@@ -76,7 +76,8 @@ class EnergyBasedModel:
       energy_penalty: alpha, which keeps energies near 0.
       data_noise: standard deviation of noise added to the data, which smooths what is discrete.
       num_sampling_steps: Langevin steps of a sample.
-      low, high: range of the data, in which chains stay.
+      low: smallest value of the data, below which chains do not go.
+      high: largest value of the data, above which chains do not go.
       data_shape: shape of an example; None takes the data set's.
       compute_dtype: type that the network computes in.
       optimizer: learning rule.

@@ -26,7 +26,7 @@ class RealNVP(Flow):
       num_levels: scales of a picture flow; height and width must be divisible by 2^(num_levels - 1).
       couplings_per_mask: couplings on each mask of a level of a picture flow; the last level has one more.
       width: channels of a picture coupling's residual network.
-      num_blocks: its residual blocks.
+      num_blocks: residual blocks of a picture coupling's network.
       bound: largest log-scale of one coupling.
       actnorm: normalise before each coupling.
     """

@@ -66,7 +66,7 @@ class RingPrior(CodePrior):
     """Equal normal distributions around a circle in the first two dimensions (section 2.3); the others are N(0, scale^2).
 
     Attributes:
-      num_modes: how many.
+      num_modes: number of distributions.
       radius: of the circle.
       scale: standard deviation of each.
     """
@@ -90,7 +90,7 @@ class CodeMatching:
     """Makes the codes of an encoder follow a prior.
 
     Attributes:
-      prior: what they shall follow.
+      prior: distribution that the codes shall follow.
       hidden_dims: widths of the discriminator of codes.
       activation: of its hidden layers.
       objective: what discriminator and encoder minimise.

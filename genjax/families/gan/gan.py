@@ -70,12 +70,13 @@ class GAN:
       penalty_weight: weight w of the penalty.
       penalty_every: steps between two penalties.
       consistency: whether scores shall not change with changes of data, or of data and samples (balanced).
-      consistency_weight: weight c of it.
+      consistency_weight: weight c of the consistency.
       consistency_augmentation: the changes T.
       augmentation: changes of everything that the discriminator sees, or None.
       clip_weights: bound on the size of every weight of the discriminator (the first WGAN), or None.
       num_discriminator_steps: updates of the discriminator before each one of the generator, on fresh samples.
-      fresh_examples: give each of them its own share of the batch, which is then as many times as large as that of a network.
+      fresh_examples: give every discriminator update its own examples: the batch then holds num_discriminator_steps times
+        the examples of one update.
       compute_dtype: type that the networks compute in; parameters and losses are float32.
       generator_optimizer: learning rule of the generator.
       discriminator_optimizer: learning rule of the discriminator; its schedule counts steps too, not updates.

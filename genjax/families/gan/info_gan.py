@@ -42,7 +42,7 @@ class InfoGAN:
       noise_dim: number of dimensions of the noise z.
       categories: number of values of each categorical variable of the code.
       num_continuous: number of continuous variables of the code.
-      network: its decoder is the generator, its encoder the discriminator.
+      network: generator (the network's decoder) and discriminator (its encoder).
       num_features: width of the layer that D and Q share last.
       information_weight: weight w of the bound for the categorical variables.
       continuous_weight: weight w of the bound for the continuous variables.

@@ -33,7 +33,7 @@ class MaxoutNetwork(GANNetwork):
       discriminator_dims: numbers of units of the discriminator's hidden layers.
       num_pieces: pieces of each of these units.
       input_dropout: probability with which an input of the discriminator is dropped.
-      dropout: that of a unit's output.
+      dropout: probability with which a unit's output is dropped.
       spectral: divide the discriminator's weights by their largest singular values, which the paper does not.
     """
 

@@ -34,9 +34,9 @@ class StyleNetwork(GANNetwork):
     Attributes:
       style_dim: width of w.
       num_mapping_layers: layers of the mapping network.
-      mapping_learning_rate_factor: factor on their learning rate.
-      channel_base: a feature map of n x n pixels has channel_base / n channels, ...
-      channel_max: ... at most this many.
+      mapping_learning_rate_factor: factor on the learning rate of the mapping network.
+      channel_base: a feature map of n x n pixels has channel_base / n channels, at most channel_max.
+      channel_max: largest number of channels of a feature map.
       mixing: share of the pictures that get two w in training.
     """
 
@@ -120,7 +120,7 @@ class StyleGAN(GAN):
     Attributes:
       network: the networks.
       path_length_weight: weight w of the generator's penalty; 0 for none, as in StyleGAN3.
-      path_length_every: steps between two of them.
+      path_length_every: steps between two penalties of the generator.
       truncation: psi of samples; 1 leaves them as they are.
     """
 

@@ -152,7 +152,7 @@ class EncoderDecoder(FromPretrained):
       logit_bias: a bias on the logits (BART).
       label_smoothing: probability that the loss spreads over all tokens; evaluation is without it.
       num_beams: hypotheses of `translate`.
-      length_penalty: of these, see decoding.beam_search.
+      length_penalty: exponent of the length that a hypothesis of `translate` is divided by; larger prefers longer ones.
       sampling: how `sample` and `generate` choose tokens.
       pretrained: folder of a checkpoint of the library transformers to start from, which then gives the sizes, or None.
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.

@@ -56,7 +56,7 @@ class RecurrentBoltzmannMachine(RollModel, PerFrame):
       num_sampling_steps: rounds of Gibbs sampling from independent notes for a frame of a sample.
       partition: how an evaluation finds Z of a frame: annealed (an estimate) or enumerated (exact, at most 12 hidden bits).
       num_temperatures: steps of the annealed importance sampling.
-      num_importance_chains: its number of chains a frame.
+      num_importance_chains: chains of the annealed importance sampling for each frame.
     """
 
     network: Recurrent = Recurrent(cell="rnn", hidden_dim=100)

@@ -87,7 +87,8 @@ class RecurrentLanguageModel(decoding.TokenModel):
       embedding_dim: features of a token's embedding.
       network: the recurrent layers.
       tie_embeddings: the output map is the embedding, transposed (Press & Wolf 2017).
-      input_dropout, output_dropout: of embeddings and of what enters the output map.
+      input_dropout: dropout of embeddings.
+      output_dropout: dropout of what enters the output map.
       carry_state: rows go on with the state of the batch before; needs data.order=contiguous to have an effect.
       sampling: how `sample` and `generate` choose tokens.
       compute_dtype: type that the network computes in.

@@ -108,7 +108,8 @@ class RollModel(abc.ABC):
     Attributes:
       data_shape: frames and notes (T, D); None takes the data set's.
       network: the recurrent layers.
-      input_dropout, output_dropout: of the frames that are read, and of what enters the output map.
+      input_dropout: dropout of the frames that are read.
+      output_dropout: dropout of what enters the output map.
       compute_dtype: type that the recurrent layers compute in.
       optimizer: learning rule.
     """

@@ -61,7 +61,7 @@ class VAE:
       free_bits: nats that each latent dimension may use on average without cost.
       kl_warmup_steps: number of steps over which the weight of the KL rises from 0 to 1.
       num_importance_samples: samples for the importance-weighted `nll` of `evaluate`; 0 leaves it out.
-      importance_chunk_size: how many of them are decoded at once for each example, which bounds the memory.
+      importance_chunk_size: importance samples decoded at once for each example, which bounds the memory.
       sample_output: whether `sample` returns means of the output distribution, as most pictures in print are, or draws.
       compute_dtype: type that the networks compute in; parameters and likelihoods are float32.
       optimizer: learning rule.
