@@ -80,17 +80,25 @@ class TextToText(DelimitedText):
         return [text for pair in self.pairs(split) for text in pair]
 
     def references(self, split: str) -> list[str]:
-        """The targets of a split as text."""
-        return [target for _, target in self.pairs(split)]
+        """The targets of a split's examples as text, in their order."""
+        targets = [target for _, target in self.pairs(split)]
+        return targets if split != "train" else [targets[i] for i in self._fitting(self._encoded(split))]
+
+    def _encoded(self, split: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        encode = self.make_tokenizer().encode
+        return [(encode(source), encode(target)) for source, target in self.pairs(split)]
+
+    def _fitting(self, encoded: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """Numbers of the pairs that fit into a row without a cut."""
+        marks = len(self.framed(np.zeros(0, np.int32), 8))
+        longest = (self.source_length - marks, self.target_length - marks)
+        return np.flatnonzero([len(s) <= longest[0] and len(t) <= longest[1] for s, t in encoded])
 
     def load_split(self, split: str) -> Examples:
-        tokenizer = self.make_tokenizer()
-        encoded = [(tokenizer.encode(source), tokenizer.encode(target)) for source, target in self.pairs(split)]
+        encoded = self._encoded(split)
         index = np.arange(len(encoded))
         if split == "train":
-            marks = len(self.framed(np.zeros(0, np.int32), 8))
-            fits = [len(s) + marks <= self.source_length and len(t) + marks <= self.target_length for s, t in encoded]
-            index = index[fits]
+            index = self._fitting(encoded)
             if not len(index):
                 raise DataError(
                     f"no training pair of {self.name} fits into data.source_length={self.source_length} and "

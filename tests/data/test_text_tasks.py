@@ -55,7 +55,7 @@ def test_pairs_are_framed_by_special_tokens_and_fit_the_made_mixture():
     assert data.decode([spec["mask_token"], spec["vocab_size"] + 1]) == f"[mask][{spec['vocab_size'] + 1}]"
 
 
-def test_translation_files(tmp_path):
+def test_translation_files(tmp_path, caplog):
     for name, german, english in (("train", "Ein Hund.\nZwei " + "x" * 50, "A Dog.\nTwo"), ("val", "Hund", "dog"),
                                   ("test_2016_flickr", "Ein Hund " + "y" * 30, "z" * 30)):  # fmt: skip
         (tmp_path / f"{name}.de").write_text(german + "\n")
@@ -65,6 +65,7 @@ def test_translation_files(tmp_path):
     )
     assert data.pairs("train")[0] == ("de: ein hund.", "a dog.")
     assert len(data.load("train")) == 1, "the pair that does not fit is left out"
+    assert data.references("train") == ["a dog."] and "1 of 2 training pairs of files do not fit" in caplog.text
     test = all_of(data, "test")
     assert test["source_mask"].all() and data.references("test") == ["z" * 30]
     with pytest.raises(DataError, match="no training pair"):
