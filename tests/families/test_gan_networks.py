@@ -156,6 +156,17 @@ def test_maxout_units_are_their_largest_piece_and_what_is_dropped_belongs_to_the
     noisy = apply(PICTURES, keys)
     np.testing.assert_allclose(apply(PICTURES[3:], keys[3:]), noisy[3:], rtol=1e-4, atol=1e-5)
     assert np.abs(np.asarray(noisy - expected)).min() > 0.0
+    # What is dropped are values of x: a class that comes with them is always seen.
+    seeing = dataclasses.replace(model, conditioning="concatenation", network=dataclasses.replace(network, dropout=0.0))
+    classes, zeros = jnp.eye(3)[jnp.arange(6) % 3], jnp.zeros_like(PICTURES)
+    everything = seeing.discriminator().init_with_output
+    scores = [
+        everything(
+            jax.random.key(1), zeros, classes, True, None if i is None else jax.random.split(jax.random.key(i), 6)
+        )[0]
+        for i in (None, 2)
+    ]
+    np.testing.assert_allclose(*scores)
     # What the discriminator drops belongs to the step's key.
     step = jax.jit(model.discriminator_update)
     losses = [float(step(state, BATCH, jax.random.key(i))[1]["discriminator_loss"]) for i in (5, 5, 6)]
@@ -345,6 +356,14 @@ def test_adaptive_augmentation_does_nothing_at_zero_and_everything_at_one():
     grey = jax.jit(ADA(groups=("color",)).__call__)(jnp.tile(x[:1, :, :, :1], (200, 1, 1, 1)), many, jnp.float32(1.0))
     slopes = np.asarray(grey[:, 0, 1, 0] - grey[:, 0, 0, 0]) / float(x[0, 0, 1, 0] - x[0, 0, 0, 0])
     assert 0.4 < (slopes < 0.0).mean() < 0.6, "brightness is inverted every other time, of grey pictures too"
+    # Pictures from 0 to 1 are changed about their own middle.
+    unit = jax.jit(ADA(groups=("color", "corruption"), low=0.0).__call__)(0.5 + 0.5 * x, keys, jnp.float32(1.0))
+    signed = jax.jit(ADA(groups=("color", "corruption")).__call__)(x, keys, jnp.float32(1.0))
+    np.testing.assert_allclose(unit, 0.5 + 0.5 * signed, atol=1e-5)
+    with pytest.raises(
+        ValueError, match="from -?[0-9.]* to 255, but the augmentation is of pictures with values from model"
+    ):
+        tiny(augmentation=ADA()).diagnose(None, {"x": 255.0 * PICTURES / PICTURES.max()}, keys[0])
     ada = ADA(target=0.6, images_to_one=100)
     assert float(ada.adapted(jnp.float32(0.5), jnp.float32(0.9), 10)) == pytest.approx(0.6)
     assert float(ada.adapted(jnp.float32(0.05), jnp.float32(0.1), 10)) == 0.0

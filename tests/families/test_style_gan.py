@@ -7,15 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 import scipy.signal
 
+from genjax import config
 from genjax.families.gan.equivariance import equivariance, read_filtered, shift_matrix
 from genjax.families.gan.style_gan import StyleGAN
 from genjax.families.gan.style_gan2 import StyleGAN2Network, convolve_and_halve, group_deviation
 from genjax.families.gan.style_gan3 import StyleGAN3Network, signals
 from genjax.families.gan.style_layers import STATISTICS, modulated_convolution, truncate
 from genjax.families.gan.style_tools import correlation_of_neighbours, project, style_deviation
-from genjax.families.gan.upfirdn import binomial, low_pass, upfirdn
+from genjax.families.gan.upfirdn import binomial, blur, low_pass, upfirdn
 from genjax.model import DEVICE_AXIS, TrainState
 from genjax.optimizers import Adam
 
@@ -61,6 +63,41 @@ def test_low_pass_filters_are_those_of_scipy():
     np.testing.assert_allclose(radial.sum(), 1.0, rtol=1e-6)
     np.testing.assert_allclose(radial, np.rot90(radial), atol=1e-9)
     assert low_pass(1, 3.0, 2.0, 16) is None
+
+
+def test_the_first_blur_is_a_gaussian_that_ends():
+    x = jax.random.normal(jax.random.key(0), (2, 12, 9, 3))
+    blurred = jax.jit(lambda r: blur(x, r, 10.0))
+    taps = 2.0 ** -((np.arange(-6, 7) / 2.0) ** 2)
+    expected = np.asarray(x)
+    for axis in (1, 2):
+        expected = scipy.ndimage.convolve1d(expected, taps / taps.sum(), axis=axis, mode="constant")
+    np.testing.assert_allclose(blurred(2.0), expected, atol=1e-5)
+    for radius in (0.3, 0.0):
+        np.testing.assert_allclose(blurred(radius), x, atol=1e-6)
+    model = StyleGAN(network=StyleGAN3Network(**SMALL), blur_radius=4.0, blur_steps=2)
+    for step, expected in ((0, blurred(4.0)), (1, blurred(2.0)), (2, x)):
+        view = model.view(TrainState(step=jnp.int32(step), params={}), {"x": x}, jax.random.key(0))
+        np.testing.assert_allclose(view.augment(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "gamma", "rate", "pictures"),
+    [
+        ("stylegan2_ffhq", 32, 10.0, 0.002, 10_000),  # arXiv:1912.04958, configuration F
+        ("stylegan2_celeba_hq", 64, 1.0, 0.0025, 20_000),  # arXiv:2006.06676, at 256 x 256
+        ("stylegan3_ffhq", 64, 1.0, 0.0025, 20_000),  # the authors' ablations at 256 x 256
+    ],
+)
+def test_style_gans_have_the_papers_rates_as_penalties_have_no_steps_of_their_own(
+    name, batch_size, gamma, rate, pictures
+):
+    experiment = config.import_experiments()[name].build()
+    model = experiment.model
+    assert (experiment.data.batch_size, model.penalty_weight) == (batch_size, gamma)
+    for rule in (model.generator_optimizer, model.discriminator_optimizer):
+        assert (rule.learning_rate, rule.b1, rule.b2) == (rate, 0.0, 0.99)
+    np.testing.assert_allclose(model.generator_optimizer.ema_decay ** (pictures / batch_size), 0.5)
 
 
 def test_modulated_convolution_is_one_convolution_for_each_example():

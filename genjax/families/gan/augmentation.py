@@ -8,6 +8,8 @@ DiffAugment (Zhao et al. 2020, arXiv:2006.10738) always applies, each with its o
     translation  a shift of up to 1/8 of the size each way, zeros coming in
     cutout       a square of half the size set to zero
 
+Numbers are those of pictures with values in [-1, 1], whose middle is 0; others are brought there and back.
+
 ADA (Karras et al. 2020, arXiv:2006.06676) applies each of its transforms with a probability p that follows how far the
 discriminator overfits, r = E sign(D(x) - b) over data:
 
@@ -91,20 +93,46 @@ _OPERATIONS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentation(abc.ABC):
-    """Random changes of pictures [B, H, W, C] that gradients pass through."""
+    """Random changes of pictures [B, H, W, C] that gradients pass through.
+
+    Attributes:
+      low: least value of the data.
+      high: largest value of the data; 0 and 1 where data.preprocessing is unit.
+    """
+
+    low: float = -1.0
+    high: float = 1.0
 
     #: Whether the probability follows the discriminator's scores.
     adaptive = False
 
     @abc.abstractmethod
     def transform(self, x: Array, key: Array, probability: Array) -> Array:
-        """One picture [H, W, C] changed by the random numbers of `key`."""
+        """One picture [H, W, C] with values in [-1, 1] changed by the random numbers of `key`."""
 
     def __call__(self, x: Array, keys: Array, probability: Array) -> Array:
         """Pictures [B, H, W, C] changed, each by its own key [B]; `probability` is a scalar that DiffAugment ignores."""
         if x.ndim != 4:
             raise ValueError(f"augmentation needs pictures [B, H, W, C], not data of the shape {x.shape[1:]}")
-        return jax.vmap(self.transform, (0, 0, None))(x, keys, probability)
+        middle, half = 0.5 * (self.low + self.high), 0.5 * (self.high - self.low)
+        return middle + half * jax.vmap(self.transform, (0, 0, None))((x - middle) / half, keys, probability)
+
+    def only_within(self, x: Array) -> Array:
+        """Data with NaN for values out of range, which stop a run, as an error cannot be raised under jit."""
+        return jnp.where((x >= self.low) & (x <= self.high), x, jnp.nan)
+
+    def check_values(self, x: Array) -> None:
+        """Refuses data out of range.
+
+        Raises:
+          ValueError: naming both ranges.
+        """
+        low, high = float(x.min()), float(x.max())
+        if low < self.low or high > self.high:
+            raise ValueError(
+                f"examples have values from {low:g} to {high:g}, but the augmentation is of pictures with values from "
+                f"model.augmentation.low={self.low:g} to high={self.high:g}; give these, or change data.preprocessing"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,7 +227,7 @@ class ADA(Augmentation):
     Attributes:
       groups: blit (mirroring, quarter turns, whole shifts), geometry (scaling, turning, stretching, fractional shifts),
         color (brightness, contrast, inversion of brightness, and of colours hue and saturation), filter (gains of
-        frequency bands) and corruption (noise, a square of half the size set to zero) of pictures with values in [-1, 1].
+        frequency bands) and corruption (noise, a square of half the size set to zero).
       target: the share of data that the discriminator takes for data less the rest, which is aimed at.
       images_to_one: number of pictures after which the probability has gone from 0 to 1 at most.
       initial_probability: probability at the first step.

@@ -155,8 +155,10 @@ class GAN:
         return jnp.where(known[:, None], jax.nn.one_hot(label, self.num_classes), jnp.nan)
 
     def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
-        """Raises ValueError if labels of the batch are outside the classes."""
+        """Raises ValueError if labels of the batch are outside the classes, or values outside the augmentation's range."""
         self.condition(batch.get("label"))
+        if self.augmentation is not None:
+            self.augmentation.check_values(batch["x"])
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
         """What the user should know: labels outside the classes make updates that are all skipped."""
@@ -284,6 +286,10 @@ class GAN:
 
         return self.penalty_weight * gradient_penalty(self.penalty, score, x, fake, mixture)
 
+    def view(self, state: TrainState, batch: Batch, key: Array) -> View:
+        """How the discriminator sees the examples of a batch in training."""
+        return view_of(self.augmentation, state, batch, key)
+
     def discriminator_update(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update of the discriminator alone; the step does not count on.
 
@@ -295,8 +301,10 @@ class GAN:
         def loss(params, batch, key, variables):
             keys = jax.random.split(key, 5)
             x, condition = batch["x"], self.condition(batch.get("label"))
+            if self.augmentation is not None:
+                x = self.augmentation.only_within(x)
             fake = jax.lax.stop_gradient(self._fake(generator, frozen, batch, keys[0])[0])
-            view_real, view_fake = (view_of(self.augmentation, state, batch, k) for k in (keys[1], keys[2]))
+            view_real, view_fake = (self.view(state, batch, k) for k in (keys[1], keys[2]))
             real_outputs, variables = self._discriminate(params, variables, x, condition, view_real)
             fake_outputs, variables = self._discriminate(params, variables, fake, condition, view_fake)
             real, generated = real_outputs[:, 0], fake_outputs[:, 0]
@@ -366,11 +374,11 @@ class GAN:
             keys = jax.random.split(key, 4)
             condition = self.condition(batch.get("label"))
             fake, new_variables = self._fake(params, variables, batch, keys[0])
-            view_fake = view_of(self.augmentation, state, batch, keys[1])
+            view_fake = self.view(state, batch, keys[1])
             outputs, _ = self._discriminate(discriminator, frozen, fake, condition, view_fake)
             real = None
             if self.objective in RELATIVISTIC:
-                view_real = view_of(self.augmentation, state, batch, keys[2])
+                view_real = self.view(state, batch, keys[2])
                 real = self._discriminate(discriminator, frozen, batch["x"], condition, view_real)[0][:, 0]
             value = generator_objective(self.objective, outputs[:, 0], real).mean()
             if self.conditioning == "auxiliary":

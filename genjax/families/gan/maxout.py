@@ -1,7 +1,7 @@
 """The perceptrons of the first adversarial networks (Goodfellow et al. 2014, arXiv:1406.2661, section 5).
 
     generator      z -> [dense, relu]* -> dense -> sigmoid
-    discriminator  dropout -> [dense to p pieces of every unit, their largest, dropout]* -> dense to the score
+    discriminator  dropout of x -> [dense to p pieces of every unit, their largest, dropout]* -> dense to the score
 
 Maxout (Goodfellow et al. 2013, arXiv:1302.4389): a unit is max_k (W_k x + b_k) over its pieces k.  Dropout (Srivastava et al.
 2014) sets inputs to zero with a probability p in training, and divides the others by 1 - p.
@@ -32,7 +32,7 @@ class MaxoutNetwork(GANNetwork):
       output_activation: of the generator's outputs; sigmoid keeps pictures in [0, 1], tanh in [-1, 1].
       discriminator_dims: numbers of units of the discriminator's hidden layers.
       num_pieces: pieces of each of these units.
-      input_dropout: probability with which an input of the discriminator is dropped.
+      input_dropout: probability with which a value of x is dropped before the discriminator; its class never is.
       dropout: probability with which a unit's output is dropped.
       spectral: divide the discriminator's weights by their largest singular values, which the paper does not.
     """
@@ -74,8 +74,8 @@ class _Discriminator(nn.Module):
         layer = functools.partial(
             Dense, kernel_init=nn.initializers.lecun_normal(), spectral=network.spectral, dtype=self.dtype
         )
-        x = append_condition(x.reshape(x.shape[0], -1), condition if self.conditioning == "concatenation" else None)
-        x = dropout(x, network.input_dropout, fold_in(keys, 0))
+        x = dropout(x.reshape(x.shape[0], -1), network.input_dropout, fold_in(keys, 0))
+        x = append_condition(x, condition if self.conditioning == "concatenation" else None)
         for i, units in enumerate(network.discriminator_dims, start=1):
             x = layer(units * network.num_pieces)(x).reshape(-1, units, network.num_pieces).max(-1)
             x = dropout(x, network.dropout, fold_in(keys, i))

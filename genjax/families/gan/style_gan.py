@@ -6,7 +6,8 @@ discriminator pays R1, and every few steps the generator pays for an uneven Jaco
 
     w E (|J^T y| - a)^2,   J^T y = grad_w <G(w), y>,   y ~ N(0, I) / sqrt(H W),   a: running mean of |J^T y|
 
-Truncation moves w towards its mean over the training: w' = mean + psi (w - mean).
+For StyleGAN3-R everything that the discriminator sees is blurred at first, ever less, so that it does not win by details that the
+generator cannot have yet.  Truncation moves w towards its mean over the training: w' = mean + psi (w - mean).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from flax import linen as nn
 from genjax.families.gan.gan import GAN, Penalty
 from genjax.families.gan.networks import GANNetwork
 from genjax.families.gan.style_layers import NOISE, STATISTICS, Mapping, truncate
+from genjax.families.gan.upfirdn import blur
+from genjax.families.gan.views import View
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_mean, ema_update, example_keys
 from genjax.optimizers import Adam, Optimizer
 
@@ -121,6 +124,8 @@ class StyleGAN(GAN):
       network: the networks.
       path_length_weight: weight w of the generator's penalty; 0 for none, as in StyleGAN3.
       path_length_every: steps between two penalties of the generator.
+      blur_radius: radius of the first step's blur in pixels, at which its filter has half of its height; 0 for none.
+      blur_steps: steps in which the radius falls to 0, in a line.
       truncation: psi of samples; 1 leaves them as they are.
     """
 
@@ -130,6 +135,8 @@ class StyleGAN(GAN):
     penalty_every: int = 16
     path_length_weight: float = 2.0
     path_length_every: int = 4
+    blur_radius: float = 0.0
+    blur_steps: int = 6250
     truncation: float = 1.0
     generator_optimizer: Optimizer = Adam(learning_rate=2e-3, b1=0.0, b2=0.99, ema_decay=0.999)
     discriminator_optimizer: Optimizer = Adam(learning_rate=2e-3, b1=0.0, b2=0.99)
@@ -138,6 +145,22 @@ class StyleGAN(GAN):
         super().__post_init__()
         if self.path_length_every < 1:
             raise ValueError(f"model.path_length_every={self.path_length_every} must be at least 1")
+        if self.blur_radius < 0.0 or self.blur_steps < 1:
+            raise ValueError(
+                f"model.blur_radius={self.blur_radius} must be at least 0, and model.blur_steps={self.blur_steps} at least 1"
+            )
+
+    def view(self, state: TrainState, batch: Batch, key: Array) -> View:
+        view = super().view(state, batch, key)
+        if not self.blur_radius:
+            return view
+        radius = self.blur_radius * jnp.maximum(1.0 - state.step / self.blur_steps, 0.0)
+
+        def blurred(x: Array) -> Array:
+            x = jax.lax.cond(radius > 0.0, lambda y: blur(y, radius, self.blur_radius), lambda y: y, x)
+            return x if view.augment is None else view.augment(x)
+
+        return view._replace(augment=blurred)
 
     def generator_penalty(
         self, params: PyTree, variables: PyTree, batch: Batch, key: Array, step: Array

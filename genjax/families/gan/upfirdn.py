@@ -89,6 +89,26 @@ def binomial(gain: float = 1.0) -> tuple[float, ...]:
     return tuple(gain * t / 8.0 for t in (1.0, 3.0, 3.0, 1.0))
 
 
+def blur(x: Array, radius: Array, largest: float) -> Array:
+    """Pictures [B, H, W, C] under the filter 2^-(i / radius)^2, |i| <= 3 radius, of sum 1, along each axis, with zeros around.
+
+    Args:
+      x: pictures.
+      radius: distance in pixels at which the filter has half of its height, a scalar that may be traced; below 1/3 only the
+        middle is left, and pictures stay as they are.
+      largest: the largest radius.
+    """
+
+    def tap(offset: Array) -> Array:
+        return jnp.where(jnp.abs(offset) <= 3.0 * radius, jnp.exp2(-((offset / jnp.maximum(radius, 1e-3)) ** 2)), 0.0)
+
+    reach = int(3.0 * largest)
+    total = tap(jnp.arange(-reach, reach + 1)).sum()
+    places = (jnp.arange(size) for size in x.shape[1:3])
+    rows, columns = ((tap(p[:, None] - p[None]) / total).astype(x.dtype) for p in places)
+    return jnp.einsum("ph,bhwc,qw->bpqc", rows, x, columns)
+
+
 def kaiser_shape(num_taps: int, width: float) -> float:
     """The parameter of Kaiser's window of so many taps; `width` is that of the transition band in cycles per tap."""
     attenuation = 2.285 * (num_taps - 1) * np.pi * 2.0 * width + 7.95
