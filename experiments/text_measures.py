@@ -127,7 +127,7 @@ def masked_scores(run: Run, split: str, order: int) -> dict[str, float]:
     total, theirs, count, hits = 0.0, 0.0, 0.0, 0.0
     for batch, (places, weights, measures) in _outputs(run, split, predict):
         total += measures["nll"].sum()
-        hits += (measures["masked_accuracy"] * measures["num_tokens"]).sum()
+        hits += measures["masked_accuracy"].numerator.sum()
         count += weights.sum()
         for row, where, weight in zip(batch["tokens"], places, weights):
             theirs -= (ngram.token_log_prob(row)[where] * weight).sum()

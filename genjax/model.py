@@ -24,12 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from genjax.metrics import Ratio
 from genjax.optimizers import tree_norm
 
 Array = jax.Array
 PyTree = Any
 Batch = Mapping[str, Array]
-Metrics = dict[str, Array]
+Metrics = dict[str, Array | Ratio]
 #: Types that a network can compute in; parameters, losses and likelihoods are float32 whatever it is.
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 
@@ -95,11 +96,11 @@ class GenerativeModel(Protocol):
         ...
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """One update.  Metrics are float scalars, and `loss` is among them."""
+        """One update.  Metrics are float scalars or a `Ratio` of two, and `loss` is among them."""
         ...
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Returns one value per example under each name, shape [B]; the engine masks padding and averages."""
+        """Returns one value per example under each name, [B], or a `Ratio` of two; the engine masks padding and averages."""
         ...
 
     def sample(self, state: TrainState, key: Array, num_samples: int, **condition: Any) -> Array:
@@ -340,8 +341,8 @@ def value_and_gradient(
     """Gradient of a mean-over-examples loss, accumulated over microbatches and averaged over devices.
 
     Args:
-      loss: `(params, batch, key) -> (loss, metrics)`, means over the examples of its batch; with
-        `extra`, `(params, batch, key, extra) -> (loss, (metrics, extra))`.
+      loss: `(params, batch, key) -> (loss, metrics)`, means over the examples of its batch, or a `Ratio` of two among
+        the metrics; with `extra`, `(params, batch, key, extra) -> (loss, (metrics, extra))`.
       params: differentiated argument.
       batch: global batch; its size must be a multiple of `accumulation_steps`.
       key: random key, the same for every microbatch (see `example_keys`).
@@ -423,11 +424,12 @@ def gradient_update(
     updates, new_opt_state = optimizer.build().update(gradients, opt_state, params)
     new_params = optax.apply_updates(params, updates)
     if optimizer.skip_nonfinite:
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+        watched = jax.tree.leaves((metrics["loss"], metrics["gradient_norm"]))
+        finite = jnp.isfinite(jnp.stack(watched)).all()
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)  # noqa: E731
         new_params, new_opt_state = keep(new_params, params), keep(new_opt_state, opt_state)
         new_extra = keep(new_extra, extra)
-        metrics = {name: jnp.where(finite, value, 0.0) for name, value in metrics.items()}
+        metrics = jax.tree.map(lambda value: jnp.where(finite, value, 0.0), metrics)
         metrics["skipped"] = 1.0 - finite.astype(jnp.float32)
     return new_params, new_opt_state, metrics, new_extra
 

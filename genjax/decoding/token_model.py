@@ -10,6 +10,7 @@ import numpy as np
 
 from genjax.decoding.base import Decoder, Generation
 from genjax.decoding.generate import generate
+from genjax.metrics import Ratio
 from genjax.model import Batch, Metrics, TrainState
 from genjax.nn.tokens import sequence_metrics, summarize, token_nll, token_weights
 
@@ -42,7 +43,10 @@ class TokenModel:
         raise NotImplementedError
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example: `nll` in nats of its targets, `num_tokens`, `accuracy`; [B] each.  See `summarize`."""
+        """Per example: `nll` in nats of its targets, `num_tokens`; [B] each.  See `summarize`.
+
+        `accuracy` is the share of all targets that are the likeliest tokens.
+        """
         del key
         check_tokens(batch["tokens"], self.vocab_size, "the batch")
         logits = self._target_logits(state.eval_params, batch)
@@ -50,7 +54,7 @@ class TokenModel:
         hits = (logits.argmax(-1) == targets) * weights
         return {
             **sequence_metrics(token_nll(logits, targets), weights, batch),
-            "accuracy": hits.sum(1) / jnp.maximum(weights.sum(1), 1.0),
+            "accuracy": Ratio(hits.sum(1), weights.sum(1)),
         }
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from genjax.metrics import Ratio
+
 Array = jax.Array
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
@@ -47,7 +49,7 @@ def sequence_metrics(nll: Array, weights: Array, batch: Batch) -> Metrics:
 
 def summarize(means: dict[str, float]) -> dict[str, float]:
     """Adds ratios of means: nll_per_token (nats), bits_per_token, perplexity, bits_per_character, nll_per_frame (nats)."""
-    per_token = means["nll"] / max(means["num_tokens"], 1e-9)
+    per_token = Ratio(means["nll"], means["num_tokens"]).value()
     means = {
         **means,
         "nll_per_token": per_token,

@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from genjax.config import ConfigError
 from genjax.data import Data, Pipeline, evaluation_batches
+from genjax.metrics import Ratio, divided
 from genjax.model import DEVICE_AXIS, Batch, Metrics, TrainState
 from genjax.training.experiment import Experiment, check_tokens_known
 
@@ -308,10 +309,10 @@ class Engine:
             return self._compiled_chunk(state, None, inputs, self._step_key)
         return self._compiled_chunk(state, self._resident, inputs, self._step_key)
 
-    def fetch(self, metrics: Metrics) -> dict[str, np.ndarray]:
+    def fetch(self, metrics: Metrics) -> dict[str, np.ndarray | Ratio]:
         """Metrics of a dispatch on the host, one row per step."""
         metrics = jax.device_get(jax.tree.map(lambda m: m.addressable_shards[0].data, metrics))
-        return {name: np.asarray(m[0] if self.pmap else m) for name, m in metrics.items()}
+        return jax.tree.map(lambda m: np.asarray(m[0] if self.pmap else m), metrics)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Evaluation and samples
@@ -324,18 +325,19 @@ class Engine:
             data_key, model_key = jax.random.split(key)
             values = model.evaluate(self._gathered(state), data.transform(batch, data_key), model_key)
             for name, value in values.items():
-                if value.shape != mask.shape:
+                shapes = {leaf.shape for leaf in jax.tree.leaves(value)}
+                if shapes != {mask.shape}:
                     raise ValueError(
-                        f"{type(model).__name__}.evaluate returned {name} of shape {value.shape}; it must give one "
-                        f"value per example, {mask.shape}"
+                        f"{type(model).__name__}.evaluate returned {name} of shape {shapes.pop()}; it must give "
+                        f"one value per example, {mask.shape}"
                     )
             # Padding may hold anything, so it is cut out, not multiplied away.
-            return {name: jnp.sum(jnp.where(mask > 0, value, 0.0)) for name, value in values.items()}
+            return jax.tree.map(lambda value: jnp.sum(jnp.where(mask > 0, value, 0.0)), values)
 
         return jax.jit(evaluate, out_shardings=self._replicated)
 
     def evaluate(self, state: TrainState, split: str) -> dict[str, float]:
-        """Mean of every metric over the examples of a split, and `num_examples`.
+        """Mean of every metric over the examples of a split (of both parts of a `Ratio`), and `num_examples`.
 
         Args:
           state: a state on the mesh (as `collect` returns).
@@ -349,18 +351,16 @@ class Engine:
         key = jax.random.key(settings.seed)
         # A multiple of the devices: padding is masked, so the result does not depend on it.
         size = math.ceil(data.eval_batch_size / self.num_batch_devices) * self.num_batch_devices
-        totals: dict[str, float] = {}
         count = 0
         pending: list[Metrics] = []
         for batch, mask in evaluation_batches(data, split, size, settings.num_examples):
             count += int(mask.sum())
             batch = {name: self._place_global(a) for name, a in batch.items()}
             pending.append(self._compiled_evaluate(state, batch, self._place_global(mask), key))
-        for sums in jax.device_get(pending):
-            for name, value in sums.items():
-                totals[name] = totals.get(name, 0.0) + float(value)
-        means = {name: value / count for name, value in totals.items()}
-        # Ratios of means, such as nats per token of sequences that differ in length.
+        mean = lambda *sums: np.sum(sums, dtype=np.float64) / count  # noqa: E731
+        means = jax.tree.map(mean, *jax.device_get(pending)) if pending else {}
+        means = {name: float(value) for name, value in divided(means).items()}
+        # What follows from means, such as the perplexity of nats a token.
         means = getattr(self.experiment.model, "summarize", lambda m: m)(means)
         return {**means, "num_examples": count}
 

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from genjax.config import ConfigError
 from genjax.data import check_not_empty
+from genjax.metrics import Ratio, divided
 from genjax.model import CanDiagnose, ChecksStart, HasLearnedExtra, HasPretrained, HasWarnings, TrainState
 from genjax.training import host
 from genjax.training.checkpoints import Checkpoints, warm_start
@@ -221,7 +222,7 @@ class _Run:
 
     def _steps(self, state: TrainState, start: int, signals: _StopSignals) -> TrainState:
         training = self.training
-        window: list[dict[str, np.ndarray]] = []
+        window: list[dict[str, np.ndarray | Ratio]] = []
         pending: tuple[int, Any] | None = None
         window_began, window_start = time.monotonic(), start
         boundaries = list(dispatches(start, training))
@@ -330,15 +331,19 @@ class _Run:
             for name, path in self.draw(run, directory).items():
                 self.records.picture(step, name, path)
 
-    def _fetch(self, first: int, metrics: Any) -> dict[str, np.ndarray]:
+    def _fetch(self, first: int, metrics: Any) -> dict[str, np.ndarray | Ratio]:
         """Metrics of a dispatch on the host; looks at every step's loss and gradient.
 
         A loss is finite still when its gradient has just spoilt the parameters, which must not become a checkpoint.
         """
-        values = self.engine.fetch(metrics)
+        fetched = self.engine.fetch(metrics)
         watched = {
-            name: np.isfinite(v) for name, v in values.items() if name == "loss" or name.endswith("gradient_norm")
+            # Of a step without anything to tell the mean of, 0 / 0, both parts are sound.
+            name: np.logical_and.reduce([np.isfinite(part) for part in jax.tree.leaves(v)])
+            for name, v in fetched.items()
+            if name == "loss" or name.endswith("gradient_norm")
         }
+        values = divided(fetched)
         finite = np.logical_and.reduce(list(watched.values()))
         good = len(finite) if finite.all() else int(np.argmin(finite))
         if good:
@@ -359,7 +364,7 @@ class _Run:
                 f"{self._diagnosis(first + good)}{back}; lower the learning "
                 "rate, clip the gradient (optimizer.clip_norm), or skip such updates (optimizer.skip_nonfinite)"
             )
-        return values
+        return fetched
 
     def _diagnosis(self, step: int) -> str:
         """What a model that can diagnose finds at a step, from the state at the start of the dispatch, by replay."""
@@ -376,14 +381,15 @@ class _Run:
             return f"{error}; "
         return ""
 
-    def _log(self, step: int, window: list[dict[str, np.ndarray]], rate: float) -> None:
+    def _log(self, step: int, window: list[dict[str, np.ndarray | Ratio]], rate: float) -> None:
         """Means over the steps since the last line whose update was not skipped; NaN where all were."""
-        rows = {name: np.concatenate([w[name] for w in window]) for name in window[0]}
+        rows = jax.tree.map(lambda *parts: np.concatenate(parts), *window)
         if "skipped" in rows:
             taken = rows["skipped"] == 0
             kept = lambda v: v[taken] if taken.any() else np.array([np.nan])  # noqa: E731
-            rows = {name: v if name == "skipped" else kept(v) for name, v in rows.items()}
-        metrics = {name: float(np.mean(v, dtype=np.float64)) for name, v in rows.items()}
+            rows = {**jax.tree.map(kept, rows), "skipped": rows["skipped"]}
+        means = divided(jax.tree.map(lambda v: np.mean(v, dtype=np.float64), rows))
+        metrics = {name: float(v) for name, v in means.items()}
         metrics["steps_per_second"] = rate
         if self.records is not None:
             self.records.write(step, "train", metrics)

@@ -98,7 +98,7 @@ def test_the_contract_of_each_task(name, batch):
     values, samples = jax.jit(
         lambda state: (model.evaluate(state, batch, jax.random.key(0)), model.sample(state, jax.random.key(1), 3))
     )(new)
-    assert all(value.shape == (4,) for value in values.values())
+    assert all(value.shape == (4,) for value in jax.tree.leaves(values))
     assert samples.shape[0] == 3
     if name == "masked":
         assert samples.shape == (3, 6) and (samples < 8).all()
@@ -198,3 +198,15 @@ def test_bad_settings_are_one_clear_sentence(batch):
         dataclasses.replace(MODEL, mask_token=None).loss({}, batch, jax.random.key(0))
     with pytest.raises(ValueError, match="longest text"):
         MODEL.init(jax.random.key(0), {"tokens": jnp.zeros((1, 20), jnp.int32)})
+
+
+def test_shares_of_tokens_are_of_all_tokens():
+    labels = jnp.array([[0, 1, 0, 1], [1, -1, -1, -1], [-1, -1, -1, -1]])
+    logits = jax.nn.one_hot(jnp.array([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]), 2)
+    batch = {"tokens": jnp.zeros((3, 4), jnp.int32), "token_labels": labels}
+    task, outputs = TokenClassification(num_classes=2), {"token_classes": logits}
+    found = jax.tree.map(jnp.mean, task.measures(outputs, batch)["accuracy"])
+    np.testing.assert_allclose([found.value(), task.loss(outputs, batch)[1]["accuracy"].value()], 0.8, rtol=1e-6)
+    # Of tokens without any label there is nothing to tell.
+    rest = {**batch, "token_labels": jnp.full((3, 4), -1)}
+    assert np.isnan(task.loss(outputs, rest)[1]["accuracy"].value())

@@ -20,6 +20,7 @@ from genjax.families.diffusion.image_to_image import ImageToImage, hole_mask
 from genjax.families.diffusion.networks import ResidualMLP
 from genjax.families.diffusion.processes import Karras, VariancePreserving
 from genjax.families.diffusion.samplers import Estimate
+from genjax.model import value_and_gradient
 from genjax.optimizers import Adam, Cosine
 from genjax.training import Experiment, Training, train
 
@@ -110,6 +111,19 @@ def test_token_models_train_and_sample(model):
     assert np.isfinite(metrics["loss"])
     samples = model.sample(state, jax.random.key(3), 5)
     assert samples.shape == (5, 4) and int(samples.min()) >= 0 and int(samples.max()) < 3
+    # Sequences of other lengths: nats a token are those of all tokens, and microbatches add up to the batch.
+    ragged = {**batch, "mask": jnp.arange(4)[None] < jnp.array([1, 4, 1, 3])[:, None]}
+    update = jax.jit(
+        lambda count: value_and_gradient(model.loss, state.params, ragged, jax.random.key(2), count)[:2],
+        static_argnums=0,
+    )
+    (gradient, whole), (other, parts) = update(1), update(2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, other)
+    means = [m["nll_bound_per_token"].value() for m in (whole, parts)]
+    values = jax.jit(model.evaluate)(state, ragged, jax.random.key(2))
+    np.testing.assert_allclose(means[0], means[1], rtol=1e-5)
+    share = jax.tree.map(jnp.mean, values["nll_bound_per_token"]).value()
+    np.testing.assert_allclose(share, values["nll_bound"].sum() / 9, rtol=1e-5)
 
 
 def test_prompts_stay_and_bad_ones_are_refused():

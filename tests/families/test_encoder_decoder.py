@@ -185,7 +185,7 @@ def test_the_contract_and_cached_equals_full(name, monkeypatch):
 
     loss, values, generated, full, samples = run(state)
     assert loss[-1] < 0.8 * loss[0]
-    assert all(value.shape == (4,) for value in values.values())
+    assert all(value.shape == (4,) for value in jax.tree.leaves(values))
     valid = np.arange(6)[None] < np.asarray(generated.lengths)[:, None]
     np.testing.assert_allclose(np.asarray(generated.log_probs)[valid], np.asarray(full)[valid], atol=1e-4)
     assert samples.shape == (2, 7)

@@ -36,7 +36,7 @@ def test_the_contract(state, batch):
         first = metrics["loss"] if first is None else first
     assert metrics["loss"] < 0.9 * first and state.step == 20
     values = MODEL.evaluate(state, batch, jax.random.key(0))
-    assert all(v.shape == (4,) for v in values.values())
+    assert all(v.shape == (4,) for v in jax.tree.leaves(values))
     np.testing.assert_allclose(values["nll"], -MODEL.log_prob(state, batch), rtol=1e-5)
     samples = jax.jit(MODEL.sample, static_argnums=2)(state, jax.random.key(1), 3)
     assert samples.shape == (3, 10) and (samples[:, 0] == 0).all() and ((samples >= 0) & (samples < 7)).all()
@@ -57,7 +57,7 @@ def test_masked_and_packed_targets_do_not_count(state, batch):
     mask = jnp.array([[1] * 4 + [0] * 6] * 2)
     np.testing.assert_allclose(-MODEL.log_prob(state, {"tokens": tokens, "mask": mask}), parts[0], rtol=1e-5)
     values = MODEL.evaluate(state, {"tokens": tokens, "mask": mask, "num_characters": jnp.array([3, 3])}, None)
-    means = MODEL.summarize({name: float(v.mean()) for name, v in values.items()})
+    means = MODEL.summarize({name: float(values[name].mean()) for name in ("nll", "num_tokens", "num_characters")})
     assert means["num_tokens"] == 3
     np.testing.assert_allclose(means["bits_per_character"] * np.log(2), means["nll_per_token"], rtol=1e-6)
     np.testing.assert_allclose(np.log(means["perplexity"]), means["nll_per_token"], rtol=1e-6)

@@ -28,7 +28,7 @@ def trained():
     step, losses = jax.jit(MODEL.train_step), []
     for i in range(5):
         state, metrics = step(state, batch, jax.random.key(i))
-        losses.append(float(metrics["mean_loss"]))
+        losses.append(metrics["mean_loss"].value())
     return state, batch, losses
 
 

@@ -94,7 +94,7 @@ def test_em_never_lowers_the_likelihood_and_finds_the_dynamics(params):
     step = jax.jit(model.train_step)
     for _ in range(60):
         state, metrics = step(state, batch, jax.random.key(0))
-        losses.append(float(metrics["loss"]))
+        losses.append(metrics["loss"].value())
     assert (np.diff(losses) < 1e-4).all(), losses
     assert losses[-1] < best + 0.02
     found = np.sort_complex(np.linalg.eigvals(state.params["transition"]))

@@ -1,15 +1,22 @@
 """Training is one function of configuration and seed, on any devices and processes."""
 
+import dataclasses
+import json
 import socket
 import subprocess
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_runs import TINY, command, environment, flags, logged_losses, losses, tiny
 
 from genjax.config import ConfigError
-from genjax.training import resolve, train
+from genjax.data import Points, evaluation_batches
+from genjax.metrics import Ratio
+from genjax.model import TrainState, gradient_step
+from genjax.optimizers import SGD
+from genjax.training import Experiment, Training, resolve, train
 from genjax.training.engine import Engine, parse_mesh
 
 
@@ -67,6 +74,53 @@ def test_evaluation_does_not_depend_on_devices_or_batches():
     assert results[0]["num_examples"] == results[1]["num_examples"] == 179
     for name in results[0]:
         np.testing.assert_allclose(results[0][name], results[1][name], rtol=1e-5)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Share:
+    """A model whose metric is a quotient of sums that differ between examples: of x where y is above 1/2."""
+
+    optimizer: SGD = SGD()
+
+    def parts(self, batch):
+        counted = (batch["x"][:, 1] > 0.5).astype(jnp.float32)
+        return batch["x"][:, 0] * counted, counted
+
+    def init(self, key, batch):
+        return TrainState.create(jnp.zeros(()), self.optimizer)
+
+    def train_step(self, state, batch, key):
+        def loss(params, batch, key):
+            values, counted = self.parts(batch)
+            return params * values.mean(), {"share": Ratio(values.sum(), counted.sum())}
+
+        return gradient_step(loss, self.optimizer)(state, batch, key)
+
+    def evaluate(self, state, batch, key):
+        return {"share": Ratio(*self.parts(batch))}
+
+    def sample(self, state, key, num_samples):
+        return jnp.zeros((num_samples, 2))
+
+
+@pytest.mark.parametrize(("accumulation", "parallelism", "mesh"), [(1, "jit", "data:1"), (2, "pmap", "data:2")])
+def test_quotients_are_of_all_that_was_seen(accumulation, parallelism, mesh, tmp_path):
+    experiment = Experiment(
+        model=Share(optimizer=SGD(accumulation_steps=accumulation)),
+        data=Points(name="two_moons", batch_size=8, num_train=64, num_held_out=20, eval_batch_size=6),
+        training=Training(
+            num_steps=4, log_every=4, num_samples=1, parallelism=parallelism, mesh=mesh, tensorboard=False,
+            compilation_cache="",
+        ),
+    )  # fmt: skip
+    state = train(experiment, tmp_path, quiet=True)
+    engine = Engine(resolve(experiment))
+    seen = {"train": [engine.pipeline.batch(step)["x"] for step in range(4)]}
+    seen["test"] = [next(iter(evaluation_batches(engine.experiment.data, "test", 20)))[0]["x"]]
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    for name, share in (("train", line["share"]), ("test", engine.evaluate(state, "test")["share"])):
+        x = np.concatenate(seen[name])
+        np.testing.assert_allclose(share, x[x[:, 1] > 0.5, 0].mean(), rtol=1e-5, err_msg=name)
 
 
 def _by_hand(index: int, port: int) -> tuple[dict[str, str], list[str]]:

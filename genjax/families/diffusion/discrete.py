@@ -28,6 +28,7 @@ from flax import linen as nn
 
 from genjax.families.diffusion.networks import sinusoidal_embedding
 from genjax.families.diffusion.times import spread_uniforms
+from genjax.metrics import Ratio
 from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
 from genjax.nn.attention import Attention
 from genjax.nn.dropout import dropout, fold_in
@@ -161,16 +162,16 @@ class MaskedDiffusion:
         return self._bound(params, batch["tokens"], self._weights(batch), t, keys[:, 1], None)
 
     def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-        """The bound in nats a token."""
+        """Mean over examples of the bound in nats over T, and metrics."""
         keys = jax.vmap(jax.random.split)(example_keys(key, batch))
         t = jnp.maximum(spread_uniforms(key, batch), 1e-4)
         weights = self._weights(batch)
         bound = self._bound(params, batch["tokens"], weights, t, keys[:, 0], keys[:, 1])
-        loss = (bound / jnp.maximum(weights.sum(-1), 1.0)).mean()
-        return loss, {"nll_bound_per_token": loss}
+        # Divided by a number that is the same for all, so that microbatches and devices give the whole batch's gradient.
+        return bound.sum() / weights.size, {"nll_bound_per_token": Ratio(bound.sum(), weights.sum())}
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """One update.  Metrics: loss = nll_bound_per_token, in nats."""
+        """One update.  Metrics: loss, nll_bound_per_token (nats)."""
         return gradient_step(self.loss, self.optimizer)(state, batch, key)
 
     def log_prob_bound(self, state: TrainState, batch: Batch, key: Array) -> Array:
@@ -184,9 +185,9 @@ class MaskedDiffusion:
         return -total / self.num_bound_samples
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example, shape [B]: `nll_bound` in nats of the sequence, and `nll_bound_per_token`, which is also `loss`."""
+        """`nll_bound` in nats of each sequence [B], and `nll_bound_per_token` of all tokens, which is also `loss`."""
         nll = -self.log_prob_bound(state, batch, key)
-        per_token = nll / jnp.maximum(self._weights(batch).sum(-1), 1.0)
+        per_token = Ratio(nll, self._weights(batch).sum(-1))
         return {"loss": per_token, "nll_bound": nll, "nll_bound_per_token": per_token}
 
     def sample(self, state: TrainState, key: Array, num_samples: int, *, prompt: Array | None = None) -> Array:
@@ -308,15 +309,17 @@ class D3PM(MaskedDiffusion):
         return jnp.clip(jnp.ceil(place * self.num_timesteps), 1, self.num_timesteps)
 
     def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-        """The bound in nats a token plus the weighted cross-entropy."""
+        """Mean over examples of the bound plus the weighted cross-entropy, in nats over T, and metrics."""
         keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, batch))
         weights = self._weights(batch)
-        length = jnp.maximum(weights.sum(-1), 1.0)
         step = self._steps(keys[:, 0], 0, 1)
         bound, cross_entropy = self._term(params, batch["tokens"], weights, step, keys[:, 1], keys[:, 2])
-        bound, cross_entropy = (bound / length).mean(), (cross_entropy / length).mean()
-        metrics = {"nll_bound_per_token": bound, "cross_entropy": cross_entropy}
-        return bound + self.cross_entropy_weight * cross_entropy, metrics
+        count = weights.sum()
+        metrics = {
+            "nll_bound_per_token": Ratio(bound.sum(), count),
+            "cross_entropy": Ratio(cross_entropy.sum(), count),
+        }
+        return (bound + self.cross_entropy_weight * cross_entropy).sum() / weights.size, metrics
 
     def _bound_estimate(self, params: PyTree, batch: Batch, key: Array, index: Array, count: int) -> Array:
         base = jax.vmap(jax.random.fold_in, in_axes=(0, None))(example_keys(key, batch), index)

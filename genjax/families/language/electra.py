@@ -28,6 +28,7 @@ from genjax.families.language.encoder_tasks import (
     dense,
     token_mask,
 )
+from genjax.metrics import Ratio
 from genjax.model import Array, Batch, Metrics
 from genjax.nn.dropout import fold_in
 from genjax.nn.mixture_of_experts import refuse_experts
@@ -72,8 +73,8 @@ class ReplacedTokenDetection(MaskedLanguageModel):
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
         loss, metrics = super().loss(outputs, batch)
         nll, hits, real = self._detection(outputs, batch)
-        count = jnp.maximum(real.sum(), 1.0)
-        metrics |= {"detection_nll": nll.sum() / count, "detection_accuracy": hits.sum() / count}
+        metrics["detection_nll"] = Ratio(nll.sum(), real.sum())
+        metrics["detection_accuracy"] = Ratio(hits.sum(), real.sum())
         return loss + self.weight * nll.sum() / real.size, metrics
 
     def measures(self, outputs: Outputs, batch: Batch) -> Metrics:
@@ -83,17 +84,16 @@ class ReplacedTokenDetection(MaskedLanguageModel):
         the share of pairs of a replaced token and another of its text that the logits order rightly.
         """
         nll, hits, real = self._detection(outputs, batch)
-        count = jnp.maximum(real.sum(1), 1.0)
+        count = real.sum(1)
         logits, labels = outputs["replaced"], outputs["labels"]
         pairs = (labels * real)[:, :, None] * ((1.0 - labels) * real)[:, None]  # [B, T, T]
         ordered = 0.5 + 0.5 * jnp.sign(logits[:, :, None] - logits[:, None])
-        auc = (pairs * ordered).sum((1, 2)) / jnp.maximum(pairs.sum((1, 2)), 1.0)
         return {
             **super().measures(outputs, batch),
-            "detection_nll": nll.sum(1) / count,
-            "detection_accuracy": hits.sum(1) / count,
-            "detection_auc": jnp.where(pairs.any((1, 2)), auc, 0.5),
-            "replaced_share": outputs["labels"].sum(1) / count,
+            "detection_nll": Ratio(nll.sum(1), count),
+            "detection_accuracy": Ratio(hits.sum(1), count),
+            "detection_auc": Ratio((pairs * ordered).sum((1, 2)), pairs.sum((1, 2))),
+            "replaced_share": Ratio((labels * real).sum(1), count),
         }
 
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from genjax import decoding
 from genjax.families.language.denoising import Objective, Pairs, SpecialTokens
 from genjax.families.language.pretrained import FromPretrained
+from genjax.metrics import Ratio
 from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
 from genjax.nn.dropout import fold_in
 from genjax.nn.tokens import logits_product, sequence_metrics, summarize, token_nll, token_weights
@@ -276,7 +277,7 @@ class EncoderDecoder(FromPretrained):
             spread = jax.nn.log_softmax(logits).mean(-1)
             objective = (1.0 - self.label_smoothing) * nll - self.label_smoothing * spread
         loss = ((objective * weights).mean(1) + out.auxiliary).mean()
-        return loss, {"nll_per_token": (nll * weights).sum() / jnp.maximum(weights.sum(), 1.0)}
+        return loss, {"nll_per_token": Ratio((nll * weights).sum(), weights.sum())}
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics: loss, nll_per_token (nats)."""
@@ -285,7 +286,7 @@ class EncoderDecoder(FromPretrained):
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example [B], given the source: `nll` in nats, `num_tokens`, and shares in [0, 1] of the likeliest tokens.
 
-        `accuracy` is that of tokens, each after the true ones before it, and `exact_match` says whether all are right.
+        `accuracy` is the share of all tokens, each after the true ones before it; `exact_match` says whether all are right.
         """
         batch, _ = self._prepared(batch, key)
         logits, _ = self._forward(state.eval_params, batch)
@@ -293,7 +294,7 @@ class EncoderDecoder(FromPretrained):
         hits = logits.argmax(-1) == targets
         return {
             **sequence_metrics(token_nll(logits, targets), weights, batch),
-            "accuracy": (hits * weights).sum(1) / jnp.maximum(weights.sum(1), 1.0),
+            "accuracy": Ratio((hits * weights).sum(1), weights.sum(1)),
             "exact_match": (hits | (weights == 0)).all(1).astype(jnp.float32),
         }
 

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from genjax.metrics import Ratio
 from genjax.model import Array, Batch, Metrics, cross_device_gather, example_keys
 from genjax.nn.contrast import partner_scores, repeats
 from genjax.nn.dropout import dropout, fold_in
@@ -124,7 +125,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def measures(self, outputs: Outputs, batch: Batch) -> Metrics:
-        """One value per example under each name, [B]."""
+        """One value per example under each name, [B], or a `Ratio` of two."""
 
     def draw(self, key: Array, outputs: Outputs) -> Array:
         """Draws from what the heads predict, one draw an example."""
@@ -231,20 +232,20 @@ class MaskedLanguageModel(Task):
         nll, weights = token_nll(outputs["logits"], batch["targets"]), batch["weights"]
         # Divided by a number that is the same for all, so that microbatches and devices give the whole batch's gradient.
         loss = (nll * weights).sum() / weights.size
-        metrics = {"nll_per_token": (nll * weights).sum() / jnp.maximum(weights.sum(), 1.0)}
+        metrics = {"nll_per_token": Ratio((nll * weights).sum(), weights.sum())}
         if self.next_sentence:
             pair = optax.softmax_cross_entropy_with_integer_labels(outputs["next_sentence"], batch["label"]).mean()
             loss, metrics = loss + pair, {**metrics, "next_sentence_nll": pair}
         return loss, metrics
 
     def measures(self, outputs: Outputs, batch: Batch) -> Metrics:
-        """`nll` in nats of the chosen tokens, `num_tokens`, `num_characters`, `masked_accuracy`, `next_sentence_accuracy`."""
+        """`nll` in nats of the chosen tokens, `num_tokens`, `num_characters`, `next_sentence_accuracy`; `masked_accuracy`."""
         targets, weights = batch["targets"], batch["weights"]
         hits = (outputs["logits"].argmax(-1) == targets) * weights
         metrics = {
             "nll": (token_nll(outputs["logits"], targets) * weights).sum(1),
             "num_tokens": weights.sum(1),
-            "masked_accuracy": hits.sum(1) / jnp.maximum(weights.sum(1), 1.0),
+            "masked_accuracy": Ratio(hits.sum(1), weights.sum(1)),
         }
         if "num_characters" in batch:
             metrics["num_characters"] = batch["num_characters"]
@@ -324,13 +325,12 @@ class TokenClassification(Task):
 
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
         nll, hits, weights = self._weighted(outputs, batch)
-        return nll.mean(), {"accuracy": hits.sum() / jnp.maximum(weights.sum(), 1.0)}
+        return nll.mean(), {"accuracy": Ratio(hits.sum(), weights.sum())}
 
     def measures(self, outputs: Outputs, batch: Batch) -> Metrics:
-        """`nll` in nats of the labels, `num_tokens` with labels, `accuracy`."""
+        """`nll` in nats of the labels, `num_tokens` with labels, `accuracy` of all tokens with labels."""
         nll, hits, weights = self._weighted(outputs, batch)
-        accuracy = hits.sum(1) / jnp.maximum(weights.sum(1), 1.0)
-        return {"nll": nll.sum(1), "num_tokens": weights.sum(1), "accuracy": accuracy}
+        return {"nll": nll.sum(1), "num_tokens": weights.sum(1), "accuracy": Ratio(hits.sum(1), weights.sum(1))}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from genjax import decoding
 from genjax.families.language.fine_tuning import FineTuned
 from genjax.families.language.pretrained import FromPretrained
+from genjax.metrics import Ratio
 from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys
 from genjax.nn.adaptation import LoRA
 from genjax.nn.tokens import logits_product, token_nll, token_weights
@@ -199,7 +200,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
         if self.z_loss:
             objective = objective + self.z_loss * jax.nn.logsumexp(logits, axis=-1) ** 2
         loss = ((objective * weights).mean(1) + out.auxiliary).mean()
-        metrics = {"nll_per_token": (nll * weights).sum() / jnp.maximum(weights.sum(), 1.0)}
+        metrics = {"nll_per_token": Ratio((nll * weights).sum(), weights.sum())}
         if self.network.experts is not None:
             metrics["auxiliary"] = out.auxiliary.mean()
         return loss, metrics

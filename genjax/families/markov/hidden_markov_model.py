@@ -20,6 +20,7 @@ import numpy as np
 
 from genjax.families.markov import inference
 from genjax.families.markov.emissions import Bernoulli, Emission, log_dirichlet, singular_warnings
+from genjax.metrics import Ratio
 from genjax.model import (
     Array,
     Batch,
@@ -190,7 +191,10 @@ class HiddenMarkovModel:
         return new, inference.log_prob(initial, transition, likelihood, self.parallel, self.chunk_size)
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """One step of the algorithm, for all restarts.  `loss` is nats a frame of the best restart before the step."""
+        """One step of the algorithm, for all restarts.
+
+        `loss` is nats a frame of the best restart before the step, `mean_loss` of all restarts.
+        """
         x = self._frames(batch)
         mask = batch.get("mask", jnp.ones(x.shape[:2], bool))
         observed = cross_device_sum(mask.sum().astype(jnp.float32))
@@ -231,7 +235,12 @@ class HiddenMarkovModel:
         # Batches differ, so restarts are compared by a moving average.
         rate = 1.0 if self.algorithm == "em" else jnp.maximum(0.1, 1.0 / (state.step + 1.0))
         extra["score"] = extra["score"] + jnp.where(observed > 0, rate, 0.0) * (score - extra["score"])
-        metrics = {"loss": -score.max(), "mean_loss": -score.mean(), "empty_states": empty.sum(), "frames": observed}
+        metrics = {
+            "loss": Ratio(-score.max() * num_frames, observed),
+            "mean_loss": Ratio(-score.mean() * num_frames, observed),
+            "empty_states": empty.sum(),
+            "frames": observed,
+        }
         if (singular := jax.vmap(self.emission.singular)(params["emission"])) is not None:
             metrics["singular_covariances"] = singular.sum().astype(jnp.float32)
         if self.algorithm != "gradient":
@@ -262,8 +271,9 @@ class HiddenMarkovModel:
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
         """Adds nll_per_frame (and that of each restart), all frames of the split together."""
-        frames = max(means["num_frames"], 1e-9)
-        per_frame = {name.replace("nll", "nll_per_frame"): v / frames for name, v in means.items() if "nll" in name}
+        nats = {name: value for name, value in means.items() if "nll" in name}
+        frames = means["num_frames"]
+        per_frame = {name.replace("nll", "nll_per_frame"): Ratio(v, frames).value() for name, v in nats.items()}
         return {**{name: v for name, v in means.items() if "_restart_" not in name}, **per_frame}
 
     def warnings(self, metrics: dict[str, float]) -> list[str]:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.families.markov.inference import mask_warnings
+from genjax.metrics import Ratio
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_sum
 
 
@@ -299,7 +300,7 @@ class LinearGaussianModel:
         """One EM step on the batch: give all data as one.  `loss` is nats a frame before the step."""
         counts, log_prob = self._statistics(state.params, batch)
         counts = cross_device_sum(counts)
-        loss = -cross_device_sum(log_prob.sum()) / jnp.maximum(counts["frames"], 1.0)
+        loss = Ratio(-cross_device_sum(log_prob.sum()), counts["frames"])
         metrics = {"loss": loss, "frames": counts["frames"]}
         return state.replace(step=state.step + 1, params=self._maximize(counts, state.params)), metrics
 
@@ -318,7 +319,7 @@ class LinearGaussianModel:
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
         """Adds nll_per_frame, all frames of the split together."""
-        return {**means, "nll_per_frame": means["nll"] / max(means["num_frames"], 1e-9)}
+        return {**means, "nll_per_frame": Ratio(means["nll"], means["num_frames"]).value()}
 
     def modes(self, state: TrainState) -> np.ndarray:
         """Modulus, and period in frames (infinite where it does not turn), of each eigenvalue of F, [N, 2]."""

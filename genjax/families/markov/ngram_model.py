@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.metrics import Ratio
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_gather
 
 #: Key of a free row of a table.
@@ -170,7 +171,7 @@ class NGramModel:
         log_prob = self.token_log_prob(state.params, batch["tokens"])
         tables, lost = self._count(state.params, batch)
         metrics = {
-            "loss": -jnp.where(mask, log_prob, 0.0).sum() / jnp.maximum(mask.sum(), 1),
+            "loss": Ratio(-jnp.where(mask, log_prob, 0.0).sum(), mask.sum().astype(jnp.float32)),
             "num_ngrams": (tables["keys"][-1] != _FREE).sum().astype(jnp.float32),
             "lost_ngrams": lost.astype(jnp.float32),
         }
@@ -189,7 +190,7 @@ class NGramModel:
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
         """Adds nll_per_token, all tokens of the split together."""
-        return {**means, "nll_per_token": means["nll"] / max(means["num_tokens"], 1e-9)}
+        return {**means, "nll_per_token": Ratio(means["nll"], means["num_tokens"]).value()}
 
     def next_token_probs(self, params: PyTree, contexts: Array) -> Array:
         """Probabilities [V] after a context whose last 0, 1, ..., order - 1 tokens have these places [order]."""

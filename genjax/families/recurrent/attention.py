@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax import decoding
+from genjax.metrics import Ratio
 from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
 from genjax.nn.attention import MASKED
 from genjax.nn.dropout import dropout, fold_in
@@ -176,7 +177,7 @@ class AttentionSequenceModel:
         """Mean over examples of the targets' nats over T, and metrics."""
         logits, _ = self._forward(params, batch, example_keys(key, batch))
         nll, weights = token_nll(logits, batch["tokens"][:, 1:]), token_weights(batch)
-        metrics = {"nll_per_token": (nll * weights).sum() / jnp.maximum(weights.sum(), 1.0)}
+        metrics = {"nll_per_token": Ratio((nll * weights).sum(), weights.sum())}
         return (nll * weights).mean(), metrics
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:

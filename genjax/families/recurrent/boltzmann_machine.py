@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from genjax.families.energy.boltzmann_machine import RestrictedBoltzmannMachine
 from genjax.families.recurrent.framewise import PerFrame
 from genjax.families.recurrent.piano_roll import FrameNetwork, RollModel, frames_before
+from genjax.metrics import Ratio
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
 from genjax.nn.dropout import fold_in
 from genjax.nn.recurrent import Recurrent
@@ -125,8 +126,8 @@ class RecurrentBoltzmannMachine(RollModel, PerFrame):
         ends = self.gibbs(jax.lax.stop_gradient(machines), frame_keys, v, self.num_gibbs_steps)
         contrast = self.contrast(machines, v, ends).reshape(mask.shape) * mask
         changed = jnp.abs(v - ends).sum(-1).reshape(mask.shape) * mask
-        frames = jnp.maximum(mask.sum(), 1.0)
-        return contrast.mean(), {"contrast_per_frame": contrast.sum() / frames, "notes_changed": changed.sum() / frames}
+        per_frame = {"contrast_per_frame": contrast, "notes_changed": changed}
+        return contrast.mean(), {name: Ratio(value.sum(), mask.sum()) for name, value in per_frame.items()}
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics: loss, contrast_per_frame (nats), notes_changed by the Gibbs chains, of a frame's."""

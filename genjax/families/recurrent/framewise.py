@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-
+from genjax.metrics import Ratio
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
 
 
@@ -12,8 +11,8 @@ class PerFrame:
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
         """Adds nll_per_frame and the like in nats: all nats over all frames."""
-        frames = max(means["num_frames"], 1e-9)
-        return {**means, **{f"{n}_per_frame": v / frames for n, v in means.items() if n.startswith("nll")}}
+        nats = {name: value for name, value in means.items() if name.startswith("nll")}
+        return {**means, **{f"{name}_per_frame": Ratio(v, means["num_frames"]).value() for name, v in nats.items()}}
 
 
 class FramewiseModel(PerFrame):
@@ -22,7 +21,7 @@ class FramewiseModel(PerFrame):
     def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         """Mean over examples and places of the nats of a sequence, and metrics."""
         nll, mask = self._nll(params, batch, example_keys(key, batch))
-        return nll.mean(), {"nll_per_frame": nll.sum() / jnp.maximum(mask.sum(), 1.0)}
+        return nll.mean(), {"nll_per_frame": Ratio(nll.sum(), mask.sum())}
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics: loss, nll_per_frame (nats)."""

@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.metrics import Ratio
 from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.recurrent import Recurrent, RecurrentStack
@@ -160,24 +161,23 @@ class SequenceLabeller:
     def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         """Mean over examples of the labels' nats over T, and metrics."""
         nll, counted, *_ = self._nll(params, batch, example_keys(key, batch))
-        return nll.mean() / counted.shape[1], {"nll_per_token": nll.sum() / jnp.maximum(counted.sum(), 1)}
+        return nll.mean() / counted.shape[1], {"nll_per_token": Ratio(nll.sum(), counted.sum().astype(jnp.float32))}
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics: loss, nll_per_token (nats)."""
         return gradient_step(self.loss, self.optimizer)(state, batch, key)
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per text: `nll` in nats of its labels, `num_tokens`, `num_correct` of the likeliest labels; see `summarize`."""
+        """Per text: `nll` in nats of its labels, `num_tokens`; `accuracy` of the likeliest labels; see `summarize`."""
         del key
         nll, counted, scores, transitions = self._nll(state.eval_params, batch)
         correct = (self._likeliest(scores, transitions, _mask(batch)) == batch["token_labels"]) & counted
-        numbers = {"num_tokens": counted.sum(1), "num_correct": correct.sum(1)}
-        return {"nll": nll, **{name: value.astype(jnp.float32) for name, value in numbers.items()}}
+        num_tokens = counted.sum(1).astype(jnp.float32)
+        return {"nll": nll, "num_tokens": num_tokens, "accuracy": Ratio(correct.sum(1).astype(jnp.float32), num_tokens)}
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
-        """Adds nll_per_token (nats) and accuracy: sums over all tokens."""
-        count = max(means["num_tokens"], 1e-9)
-        return {**means, "nll_per_token": means["nll"] / count, "accuracy": means["num_correct"] / count}
+        """Adds nll_per_token: all nats over all tokens."""
+        return {**means, "nll_per_token": Ratio(means["nll"], means["num_tokens"]).value()}
 
     def _likeliest(self, scores: Array, transitions: Array, mask: Array) -> Array:
         return viterbi(scores, transitions, mask) if self.output == "chain" else scores.argmax(-1)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax import decoding
+from genjax.metrics import Ratio
 from genjax.model import (
     Array,
     Batch,
@@ -157,7 +158,7 @@ class RecurrentLanguageModel(decoding.TokenModel):
         inputs = (batch["tokens"][:, :-1], carry, example_keys(key, batch), _segments(batch))
         logits, after, _ = self.module().apply({"params": params}, *inputs)
         nll, weights = token_nll(logits, batch["tokens"][:, 1:]), token_weights(batch)
-        metrics = {"nll_per_token": (nll * weights).sum() / jnp.maximum(weights.sum(), 1.0)}
+        metrics = {"nll_per_token": Ratio((nll * weights).sum(), weights.sum())}
         loss = (nll * weights).mean()
         if not extra:
             return loss, metrics
