@@ -118,14 +118,16 @@ def _track_notes(track: bytes) -> list[tuple[int, int, int]]:
 
     while place < len(track):
         tick += number()
-        if track[place] >= 0x80:  # else the status of the event before holds on
-            status, place = track[place], place + 1
-        if status in (0xFF, 0xF0, 0xF7):
-            place += status == 0xFF
+        event = status  # that of the note or control before holds on, also behind a text or tempo
+        if track[place] >= 0x80:
+            event, place = track[place], place + 1
+            status = event if event < 0xF0 else status
+        if event in (0xFF, 0xF0, 0xF7):
+            place += event == 0xFF
             length = number()  # moves `place` itself
             place += length
             continue
-        kind, channel = status >> 4, status & 0xF
+        kind, channel = event >> 4, event & 0xF
         first, second = track[place], 0 if kind in (0xC, 0xD) else track[place + 1]
         place += 1 if kind in (0xC, 0xD) else 2
         if kind not in (0x8, 0x9) or channel == _DRUMS:

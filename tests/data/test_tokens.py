@@ -285,6 +285,9 @@ def test_midi_files_are_read_as_they_were_written_and_refused_where_they_cannot_
     whole = lambda body: head + b"MTrk" + len(body).to_bytes(4, "big") + body  # noqa: E731
     roll = read_midi(whole(track), "odd.mid")
     assert [np.flatnonzero(frame).tolist() for frame in roll] == [[60 - 21, 64 - 21], [64 - 21]]
+    # Running status goes on behind a text between two notes.
+    text = b"\x00\x90\x3c\x50\x00\xff\x01\x01A\x00\x40\x50\x83\x60\x3c\x00\x00\x40\x00"
+    assert [np.flatnonzero(frame).tolist() for frame in read_midi(whole(text), "text.mid")] == [[60 - 21, 64 - 21]]
     for content, message in [
         (whole(b"\x00\x90\x0c\x50\x60\x80\x0c\x00"), "odd.mid has the MIDI note 12, which lies outside"),
         (whole(b"\x00\x90\x6d\x50\x60\x80\x6d\x00"), "note 109"),
