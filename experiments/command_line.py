@@ -8,7 +8,7 @@ import logging as stdlib_logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,25 +188,38 @@ def has_exact_log_prob(model: Any) -> bool:
 
 
 def takes_labels(model: Any) -> bool:
-    """Whether a model is conditional on classes, whatever its family calls that."""
-    names = (*getattr(model, "condition_keys", ()), *getattr(model, "condition_on", ()))
-    return (
-        getattr(model, "class_conditional", False)
-        or "label" in names
-        or getattr(model, "conditioning", "none") != "none"
-    )
+    """Whether samples of a model are conditional on classes: its `check_labels` says so."""
+    from genjax.model import ChecksLabels
+
+    if not isinstance(model, ChecksLabels):
+        return False
+    try:
+        # Before it is resolved a model does not know how many classes there are.
+        config.fill_none(model, {"num_classes": 1}).check_labels(np.zeros(1, np.int32))
+    except ValueError:
+        return False
+    return True
 
 
-def labels_for(model: Any, classes: list[str], count: int) -> np.ndarray:
+def labels_for(model: Any, classes: list[str], count: int, names: Sequence[str] = ()) -> np.ndarray:
     """Classes of the samples, in turn, int32 [count].
 
+    Args:
+      model: the model.
+      classes: names of classes, or numbers.
+      count: number of samples.
+      names: names of the classes of the data in the order of their numbers.  Where all of `classes` are among them they are names.
+
     Raises:
-      ConfigError: they are no numbers, or the model does not take classes.
+      ConfigError: they are neither names nor numbers, or the model does not take classes.
     """
+    number = {name: i for i, name in enumerate(names)}
     try:
-        label = np.resize(np.array([int(c) for c in classes], np.int32), count)
+        chosen = [number[c] for c in classes] if set(classes) <= set(number) else [int(c) for c in classes]
+        label = np.resize(np.array(chosen, np.int32), count)
     except (ValueError, OverflowError):
-        raise config.ConfigError(f"--label={','.join(classes)} is not a list of class numbers") from None
+        known = f" or names out of {', '.join(names)}" if names else ""
+        raise config.ConfigError(f"--label={','.join(classes)} is not a list of class numbers{known}") from None
     if not _takes(model, "label"):
         raise config.ConfigError(f"{type(model).__name__} is not conditional on classes; leave --label out")
     from genjax.model import ChecksLabels

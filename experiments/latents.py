@@ -54,7 +54,9 @@ flags.DEFINE_integer("target", 1, "class that they are changed towards")
 flags.DEFINE_integer("held_out", None, "class that the run has not seen")
 flags.DEFINE_integer("num_samples", 100, "examples drawn of each class", lower_bound=1)
 flags.DEFINE_string("codes", None, "CSV or NPY file with a code in each row")
-flags.DEFINE_list("label", None, "classes of the rows of --codes, in turn, for a model conditional on classes")
+flags.DEFINE_list(
+    "label", None, "classes of the rows of --codes, in turn, by name or number, for a model conditional on classes"
+)
 flags.DEFINE_integer("seed", 0, "seed of what is drawn")
 
 
@@ -182,6 +184,10 @@ def anomaly(run: Any) -> None:
     if held_out in seen or not seen:
         rest = ",".join(str(c) for c in range(10) if c != held_out)
         raise ConfigError(f"the run has seen the class {held_out}; train one without it: --data.classes={rest}")
+    if command_line.takes_labels(run.model):
+        raise ConfigError(
+            f"--tool=anomaly needs a likelihood of all classes together; {type(run.model).__name__} has one given the class"
+        )
     bound = "log_prob" if command_line.has_exact_log_prob(run.model) else "log_prob_bound"
     needs(run, bound)
     # Of the data before their transform, as in experiments.likelihood.
@@ -262,8 +268,11 @@ def show_decoded(run: Any) -> None:
     name = f"decoded_{Path(flags.FLAGS.codes).stem}"
     label = None
     if command_line.takes_labels(run.model):
-        given = flags.FLAGS.label or [str(label) for label in range(run.model.num_classes)]
-        label = command_line.labels_for(run.model, given, len(codes))
+        if flags.FLAGS.label:
+            names = run.experiment.data.label_names()
+            label = command_line.labels_for(run.model, flags.FLAGS.label, len(codes), names)
+        else:
+            label = np.resize(np.arange(run.model.num_classes, dtype=np.int32), len(codes))
     draw(run, latent_tables.decode(run, codes, label), flags.FLAGS.num_values, name)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments import command_line
 from experiments.answers import answers_sources, examples_in_order
 from experiments.features import Extract
 from genjax.config import ConfigError
@@ -18,7 +19,6 @@ from genjax.data import Images, random_order, write_grid
 from genjax.evaluation import quality
 from genjax.evaluation.neighbors import NearestNeighbors, memorization
 from genjax.evaluation.quality import FeatureStatistics
-from genjax.model import ChecksLabels
 
 METRICS = (*quality.METRICS, "memorization")
 
@@ -33,17 +33,6 @@ def pictures_of(data: Images, split: str, order: np.ndarray) -> Iterator[np.ndar
         yield data.to_unit(transform(batch, jax.random.key(0))["x"])[: len(order) - start]
 
 
-def takes_classes(model: Any) -> bool:
-    """Whether a model is conditional on classes."""
-    if not isinstance(model, ChecksLabels):
-        return False
-    try:
-        model.check_labels(np.zeros(1, np.int32))
-    except ValueError:
-        return False
-    return True
-
-
 def samples_of(run: Any, seed: int, count: int) -> Iterator[np.ndarray]:
     """Samples as pictures in [0, 1], batch after batch.
 
@@ -52,7 +41,7 @@ def samples_of(run: Any, seed: int, count: int) -> Iterator[np.ndarray]:
     """
     data = run.experiment.data
     size = min(data.eval_batch_size, count)
-    order = random_order(len(data.load("train"))) if takes_classes(run.model) else None
+    order = random_order(len(data.load("train"))) if command_line.takes_labels(run.model) else None
     for i in range(math.ceil(count / size)):
         key, condition = jax.random.fold_in(jax.random.key(seed), i), {}
         if answers_sources(run.model):

@@ -21,7 +21,9 @@ flags.DEFINE_integer("weak_step", None, "an early checkpoint that guides a diffu
 flags.DEFINE_integer("num_samples", 64, "number of samples", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "seed of the samples")
 flags.DEFINE_string("output", None, "path of the picture without its suffix; <workdir>/samples/... unless given")
-flags.DEFINE_list("label", None, "classes of the samples, in turn, for a model conditional on classes")
+flags.DEFINE_list(
+    "label", None, "classes of the samples, in turn, by name or number, for a model conditional on classes"
+)
 flags.DEFINE_list("condition", None, "a number for each column that the others are modelled given, in the data's units")
 flags.DEFINE_boolean("reconstruct", False, "show examples of the evaluation split beside their reconstructions instead")
 
@@ -38,7 +40,8 @@ def main(arguments: list[str]) -> int:
     values = flags.FLAGS
     condition, batch = {}, None
     if values.label is not None:
-        condition["label"] = command_line.labels_for(run.model, values.label, values.num_samples)
+        names = run.experiment.data.label_names()
+        condition["label"] = command_line.labels_for(run.model, values.label, values.num_samples, names)
     if values.condition is not None:
         data = run.experiment.data
         condition["condition"] = command_line.condition_for(run.model, data, values.condition, values.num_samples)

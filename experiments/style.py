@@ -38,15 +38,13 @@ flags.DEFINE_integer("num_steps", 500, "number of updates", lower_bound=1)
 
 def read_picture(path: str | None, name: str, size: int, shape: tuple[int, ...] | None) -> np.ndarray:
     """A picture [1, H, W, C] in [0, 1]: of the given shape, or coloured with `size` as its longer side."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
+
+    from genjax.data.sources import open_picture
 
     if path is None:
         raise ConfigError(f"--{name} is missing; it is the path of a picture")
-    try:
-        with Image.open(Path(path).expanduser()) as file:
-            picture = file.convert("L" if shape is not None and shape[-1] == 1 else "RGB")
-    except (OSError, UnidentifiedImageError):
-        raise ConfigError(f"--{name}={path} is not a picture that can be read") from None
+    picture = open_picture(Path(path).expanduser(), 1 if shape is not None and shape[-1] == 1 else 3)
     if shape is None:
         scale = size / max(picture.size)
         shape = (*(max(1, round(side * scale)) for side in picture.size[::-1]), 3)

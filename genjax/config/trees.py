@@ -194,6 +194,8 @@ def from_json(value: Any, hint: Any = Any) -> Any:
             raise ConfigError(f"the saved configuration names {value['class']}, which does not exist here") from None
         hints, renamed = type_hints(cls), renamed_fields(cls)
         fields = {renamed.get(k, k): v for k, v in value.items() if k != "class"}
+        # A class may read configurations from before its fields changed their meaning.
+        fields = getattr(cls, "from_saved", lambda fields: fields)(fields)
         unknown = set(fields) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise ConfigError(f"the saved configuration has fields that {name} does not know: {', '.join(unknown)}")

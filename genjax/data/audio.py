@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.data.base import ArrayExamples, Data, DataError, check_split, files_below, split_indices
+from genjax.data.base import ArrayExamples, Data, DataError, check_any_files, check_split, files_below, split_files
 from genjax.data.images import write_grid
 from genjax.data.sources import archive
+from genjax.data.training_files import save_training_files
 
 TONE_CLASSES = ("sine", "square", "sawtooth", "chirp", "plucked")
 _SAMPLE_RATE = 8000
@@ -72,10 +73,23 @@ class Waveforms(Data):
     def _folder(self, split: str) -> ArrayExamples:
         files = wav_files(self.dir)
         common_sample_rate(files)
-        rows = split_indices(len(files), split, "folder")
-        if not len(rows):
-            raise DataError(f"{self.dir} has {len(files)} WAV files, too few for a split {split}: at least 10")
-        return ArrayExamples({"x": self._cut([read_wav(files[i])[0] for i in rows])})
+        root = Path(self.dir).expanduser()
+        chosen = split_files(files, root, split, "folder")
+        check_any_files(chosen, len(files), root, split)
+        return ArrayExamples({"x": self._cut([read_wav(file)[0] for file in chosen])})
+
+    def save(self, workdir: Path) -> None:
+        """Writes which files of a folder are trained on beside the run, where that is not there.
+
+        Raises:
+          DataError: the run was trained on others.
+        """
+        if self.name == "folder":
+            root = Path(self.dir).expanduser()
+            save_training_files(workdir, {root: split_files(wav_files(self.dir), root, "train", "folder")})
+
+    def label_names(self) -> tuple[str, ...]:
+        return {"tones": TONE_CLASSES, "spoken_digits": tuple(map(str, range(10)))}.get(self.name, ())
 
     @property
     def sample_rate(self) -> int:
@@ -90,10 +104,8 @@ class Waveforms(Data):
 
     def spec(self) -> dict[str, Any]:
         """data_shape (L, 1), and num_classes of a labelled set."""
-        classes = {"tones": len(TONE_CLASSES), "spoken_digits": 10}
-        return {"data_shape": (self.num_samples, 1)} | (
-            {"num_classes": classes[self.name]} if self.name in classes else {}
-        )
+        classes = {"num_classes": len(self.label_names())} if self.label_names() else {}
+        return {"data_shape": (self.num_samples, 1), **classes}
 
     def transform(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         del key

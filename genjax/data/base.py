@@ -5,7 +5,10 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Mapping
+import hashlib
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +28,7 @@ class DataError(ValueError):
 class Examples(Protocol):
     """Random access to the examples of a split.
 
-    A method `batch_indices(step, batch_size) -> indices [batch_size] or None` replaces the shuffled order of training.
+    A method `batch_indices(step, batch_size, seed) -> indices [batch_size] or None` replaces the shuffled order of training.
     """
 
     def __len__(self) -> int: ...
@@ -149,6 +152,10 @@ class Data(abc.ABC):
         del folder
         return False
 
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their numbers; empty where there are no classes."""
+        return ()
+
     def protocol(self) -> str:
         """How examples are prepared, in a few words, for the line above every evaluation."""
         return "as stored"
@@ -181,13 +188,72 @@ def split_indices(count: int, split: str, name: str) -> np.ndarray:
     return np.sort(parts[split])
 
 
-def files_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files of these suffixes under a folder, in the order of their paths; hidden ones, and those in hidden folders, are left out.
+def split_of_file(path: Path, root: Path) -> str:
+    """The split of a file in a folder without splits of its own: a tenth each is validation and test.
 
-    Systems and editors leave copies there, which would be in several splits at once.
+    A hash of the path below the folder, without the suffix, decides.  So a file keeps its split whatever files come and go,
+    and files of one name in two folders are in the same split.
     """
-    paths = (p for p in root.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-    return sorted(p for p in paths if not any(part.startswith(".") for part in p.relative_to(root).parts))
+    # Systems write accents in one character or in two.
+    name = unicodedata.normalize("NFC", path.relative_to(root).with_suffix("").as_posix())
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    if place < HELD_OUT_FRACTION:
+        return "test"
+    return "validation" if place < 2 * HELD_OUT_FRACTION else "train"
+
+
+def split_files(paths: Iterable[Path], root: Path, split: str, name: str) -> list[Path]:
+    """The files of a split of a folder without splits of its own, perhaps none; see `split_of_file`.
+
+    Raises:
+      DataError: there is no such split.
+    """
+    check_split(split, ("train", "validation", "test"), name)
+    return [path for path in paths if split_of_file(path, root) == split]
+
+
+def check_any_files(chosen: Sequence[Path], count: int, root: Path, split: str) -> None:
+    """Raises DataError where `split_files` chose none of the `count` files for a split."""
+    if not chosen:
+        raise DataError(
+            f"of the {count} files below {root} none falls into the split {split}: their names decide, a tenth each for "
+            "validation and test; add files"
+        )
+
+
+def walk_files(root: Path, suffixes: tuple[str, ...], above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Yields the files of `files_below` in no order.
+
+    Args:
+      root: the folder.
+      suffixes: suffixes in small letters.
+      above: real paths of the folders that led here; a link to one of them would be followed without end.
+
+    Raises:
+      DataError: a folder cannot be read.
+    """
+    here = os.path.realpath(root)
+    if here in above or not os.path.isdir(root):
+        return
+    try:
+        entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"the folder {root} cannot be read ({error.strerror})") from None
+    for entry in entries:
+        if entry.is_dir():
+            yield from walk_files(Path(entry.path), suffixes, (*above, here))
+        elif os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():
+            yield Path(entry.path)
+
+
+def files_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files of these suffixes under a folder, in the order of their paths; links to files and to folders are followed.
+
+    Hidden files, and those in hidden folders, are left out: systems and editors leave copies there, which would be in
+    several splits at once.
+    """
+    return sorted(walk_files(root, suffixes))
 
 
 def check_split(split: str, known: Any, name: str) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from genjax.data import procedural, sources, transforms
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, split_indices
 from genjax.data.class_names import read_classes, save_classes
+from genjax.data.training_files import save_training_files
 from genjax.model import example_keys
 
 _LEVELS = {"digits": 17, "binarized_mnist": 2}
@@ -29,14 +30,16 @@ class Images(Data):
       preprocessing: how integer levels become what the model sees; see genjax/data/transforms.py.
       logit_alpha: margin of the preprocessing logit.
       num_levels: quantise the levels to so many; by default all that the set has.
-      image_size: height and width that pictures of a folder are cropped and scaled to, and emoji are scaled to.
-      channels: channels of the pictures of a folder and of emoji: 1 grey, 3 colour, 4 with transparency, which is white without.
+      image_size: height and width that pictures are cropped (centrally) and scaled to; emoji are scaled to divisors of 64.
+      channels: 1 grey, 3 colour, 4 with transparency, which is white without; None takes what the set has, and 3 of a folder and
+        of emoji.
       pad_to: height and width that pictures are padded to with zeros, centrally, as 32,32 for MNIST.
-      classes: keep only examples of these classes; empty for all.
+      classes: keep only examples of these classes, which are then numbered from 0 in this order; empty for all.
       horizontal_flip: mirror training pictures at random.
       flatten: give the model vectors [B, D] instead of pictures [B, H, W, C].
-      class_names: names of the subfolders of a folder in the order of their numbers; None takes all of them in order, or
-        those of the run that is looked at.
+      class_names: names of the subfolders of a folder in the order of their numbers; None takes all of them that hold pictures, in
+        natural order (2 before 10), or those of the run that is looked at; empty where the subfolders are no classes.
+      skip_corrupt: leave pictures of a folder out that cannot be read, and say which, instead of refusing the folder.
     """
 
     name: str = "digits"
@@ -44,16 +47,17 @@ class Images(Data):
     logit_alpha: float = 1e-6
     num_levels: int | None = None
     image_size: tuple[int, int] | None = None
-    channels: int = 3
+    channels: int | None = None
     pad_to: tuple[int, int] | None = None
     classes: tuple[int, ...] = ()
     horizontal_flip: bool = False
     flatten: bool = False
     class_names: tuple[str, ...] | None = None
+    skip_corrupt: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.channels not in (1, 3, 4):
+        if self.channels not in (None, 1, 3, 4):
             raise DataError(f"data.channels={self.channels} must be 1, 3 or 4")
         if self.num_levels is not None and not 2 <= self.num_levels <= self._stored_levels:
             raise DataError(f"data.num_levels={self.num_levels} must lie between 2 and {self._stored_levels}")
@@ -72,19 +76,36 @@ class Images(Data):
             return 2
         return self.num_levels or self._stored_levels
 
+    @classmethod
+    def from_saved(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Fields of a saved configuration as this class reads them.
+
+        Before there was skip_corrupt, channels had no effect on other sets than folders and emoji.
+        """
+        if "skip_corrupt" in fields or fields.get("name") in ("folder", "emoji"):
+            return fields
+        return {name: value for name, value in fields.items() if name != "channels"}
+
     def load_split(self, split: str) -> Examples:
+        size, channels = self.image_size, self.channels
         match self.name:
             case "digits":
-                examples = sources.digits(split)
+                examples = self._fitted(sources.digits(split))
             case "sprites" | "shapes":
-                examples = self._procedural(split)
+                examples = self._fitted(self._procedural(split))
             case "folder":
-                examples = sources.folder_images(self.dir, split, self.image_size, self.channels, self.class_names)
+                names, skip = self.class_names, self.skip_corrupt
+                examples = sources.folder_images(self.dir, split, size, channels or 3, names, skip)
             case "emoji":
-                examples = sources.emoji(self.dir, split, self.image_size, self.channels)
+                examples = sources.emoji(self.dir, split, size, channels or 3)
             case _:
-                examples = sources.tfds_images(self.name, self.dir, split)
+                examples = sources.tfds_images(self.name, self.dir, split, size, channels, self._stored_levels - 1)
         return self._prepared(self._of_classes(examples), split)
+
+    def _fitted(self, examples: ArrayExamples) -> ArrayExamples:
+        arrays = examples.arrays()
+        x = sources.fit_pictures(arrays["x"], self.image_size, self.channels, self._stored_levels - 1)
+        return ArrayExamples({**arrays, "x": x})
 
     def _procedural(self, split: str) -> ArrayExamples:
         if self.name == "sprites":
@@ -104,8 +125,14 @@ class Images(Data):
             raise DataError(
                 f"data.classes={self.classes} needs a labelled set that fits into memory; {self.name} is not"
             )
+        count = len(self._all_classes())
+        if unknown := [number for number in self.classes if not 0 <= number < count]:
+            raise DataError(f"data.classes={unknown[0]} is no class of {self.name}, which has 0 to {count - 1}")
         rows = np.isin(arrays["label"], self.classes)
-        return ArrayExamples({key: a[rows] for key, a in arrays.items()})
+        number = np.zeros(count, np.int32)
+        number[list(self.classes)] = np.arange(len(self.classes))
+        kept = {key: a[rows] for key, a in arrays.items()}
+        return ArrayExamples({**kept, "label": number[kept["label"]]})
 
     def _prepared(self, examples: Examples, split: str) -> Examples:
         """Quantises, draws static binary values and pads, once, where the set lies in memory."""
@@ -146,35 +173,49 @@ class Images(Data):
             "num_levels": 2 if self.preprocessing.startswith("binarize") else self.levels,
         }
         if "label" in example:
-            spec["num_classes"] = self._num_classes(examples)
+            spec["num_classes"] = len(self.label_names())
         return spec
 
-    def _num_classes(self, examples: Examples) -> int:
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their numbers, of those in `classes` where some are chosen."""
+        names = self._all_classes()
+        return tuple(names[number] for number in self.classes) if self.classes else names
+
+    def _all_classes(self) -> tuple[str, ...]:
+        """Names of all classes of the set."""
         match self.name:
             case "digits":
-                return 10
+                return tuple(map(str, range(10)))
             case "sprites":
-                return procedural.SPRITE_FACTORS["shape"]
+                return procedural.SPRITE_SHAPES
             case "shapes":
-                return len(procedural.SHAPE_CLASSES)
+                return procedural.SHAPE_CLASSES
             case "folder":
-                return len(self._folder_classes())
+                return self._folder_classes()
             case "emoji":
-                return int(examples.arrays()["label"].max()) + 1
+                return sources.emoji_categories(self.dir)
         builder = sources.open_tfds(self.name, self.dir)
-        return builder.info.features[sources.tfds_image_features(builder)[1]].num_classes
+        label = sources.tfds_image_features(builder)[1]
+        return () if label is None else tuple(builder.info.features[label].names)
 
     def _folder_classes(self) -> tuple[str, ...]:
         return tuple(sources.folder_classes(self.dir)) if self.class_names is None else self.class_names
 
     def save(self, workdir: Path) -> None:
-        """Writes the classes of a folder beside the run, where they are not there.
+        """Writes the classes of a folder, and which files are trained on, beside the run, where they are not there.
 
         Raises:
           DataError: the run has others.
         """
-        if self.name == "folder" and "label" in self.load("train").gather(np.zeros(1, np.int64)):
+        if self.name != "folder":
+            return
+        save_training_files(workdir, self._training_files())
+        if "label" in self.load("train").gather(np.zeros(1, np.int64)):
             save_classes(workdir, self._folder_classes())
+
+    def _training_files(self) -> dict[Path, list[Path]]:
+        """The files of the training split of each folder that is read."""
+        return dict([sources.folder_files(self.dir, "train")])
 
     def beside(self, workdir: Path) -> Images:
         """The same data with the classes of a run, where it has them."""
@@ -182,8 +223,10 @@ class Images(Data):
         return self if learned is None else dataclasses.replace(self, class_names=learned)
 
     def going_on(self, workdir: Path) -> Images:
-        # Its classes are those of the data, for `save` to compare.
-        return self
+        # Its classes are those of the data, for `save` to compare; an earlier run may have them in another order.
+        learned = read_classes(workdir) if self.name == "folder" and self.class_names is None else None
+        same = learned is not None and set(learned) == set(self._folder_classes())
+        return dataclasses.replace(self, class_names=learned) if same else self
 
     # ------------------------------------------------------------------------------------------------------------------
     # On the device

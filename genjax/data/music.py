@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split, files_below, split_indices
+from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split, files_below, split_files
 from genjax.data.images import write_grid
 from genjax.data.midi import NUM_NOTES, midi, read_midi, synthesize, wav
 from genjax.model import example_keys
@@ -234,11 +234,12 @@ def _read_folder(
     directory: str | None, split: str, frames_per_quarter: int, skip_unreadable: bool
 ) -> tuple[np.ndarray, ...]:
     """Rolls of the MIDI files of a split."""
-    files = files_below(Path(directory or ".").expanduser(), (".mid", ".midi"))
+    root = Path(directory or ".").expanduser()
+    files = files_below(root, (".mid", ".midi"))
     if not files:
         raise DataError(f"--data.dir={directory} is no folder with MIDI files (.mid, .midi)")
     # The split comes first: a file that is left out leads no other one to another split.
-    chosen = [files[i] for i in split_indices(len(files), split, f"of MIDI files {directory}")]
+    chosen = split_files(files, root, split, f"of MIDI files {directory}")
     rolls, skipped = [], []
     for file in chosen:
         try:

@@ -15,12 +15,23 @@ import numpy as np
 from genjax.data.base import RESIDENT_BYTES, Data, DataError, Examples
 
 
-@functools.lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order of an epoch, a permutation [count]."""
-    order = np.random.default_rng([seed, epoch]).permutation(count)
+@functools.lru_cache(maxsize=8)
+def epoch_order(seed: int, epoch: int, count: int, stream: int = 0) -> np.ndarray:
+    """The order of an epoch of a stream, a permutation [count]."""
+    order = np.random.default_rng([seed, epoch, stream]).permutation(count)
     order.setflags(write=False)
     return order
+
+
+def shuffled_indices(seed: int, step: int, batch_size: int, count: int, stream: int = 0) -> np.ndarray:
+    """Indices of the batch of a step in one shuffled epoch of `count` examples after the other, [batch_size].
+
+    Streams of other numbers have orders of their own.
+    """
+    epochs, offsets = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), count)
+    return np.concatenate(
+        [epoch_order(seed, int(e), count, stream)[offsets[epochs == e]] for e in range(epochs[0], epochs[-1] + 1)]
+    )
 
 
 class Pipeline:
@@ -60,14 +71,8 @@ class Pipeline:
 
     def indices(self, step: int) -> np.ndarray:
         """Indices of the global batch of a step, shape [batch_size]."""
-        own = getattr(self.examples, "batch_indices", lambda *_: None)(step, self.data.batch_size)
-        if own is not None:
-            return own
-        count = len(self.examples)
-        epochs, offsets = np.divmod(np.arange(step * self.data.batch_size, (step + 1) * self.data.batch_size), count)
-        return np.concatenate(
-            [epoch_order(self.seed, int(e), count)[offsets[epochs == e]] for e in range(epochs[0], epochs[-1] + 1)]
-        )
+        own = getattr(self.examples, "batch_indices", lambda *_: None)(step, self.data.batch_size, self.seed)
+        return shuffled_indices(self.seed, step, self.data.batch_size, len(self.examples)) if own is None else own
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """This process's slice of the batch of a step."""

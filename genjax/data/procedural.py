@@ -92,6 +92,8 @@ DENSITIES = {
 
 #: Number of values of each factor, in the order of the columns of `factors`.
 SPRITE_FACTORS = {"shape": 3, "scale": 4, "orientation": 8, "position_x": 8, "position_y": 8}
+#: Values of the first factor, the class of a sprite.
+SPRITE_SHAPES = ("square", "ellipse", "heart")
 _SPRITE_SIZE = 32
 
 

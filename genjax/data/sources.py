@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
+import logging
 import os
+import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from genjax.data.base import ArrayExamples, DataError, Examples, check_split, files_below, split_indices
+from genjax.data.base import (
+    ArrayExamples,
+    DataError,
+    Examples,
+    check_any_files,
+    check_split,
+    files_below,
+    split_files,
+    split_indices,
+    walk_files,
+)
+from genjax.data.shared_files import find_place, only_writer
+
+_logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 #: Pictures up to this size are decoded once into memory.
@@ -85,17 +105,23 @@ def _tenth(builder: Any) -> int:
 
 
 class TfdsImages:
-    """Pictures of a TFDS set too large for memory, decoded when they are asked for."""
+    """Pictures of a TFDS set, decoded when they are asked for.
 
-    def __init__(self, source: Any, image: str, label: str | None):
-        self._source, self._image, self._label = source, image, label
+    Args:
+      source: the set's data source.
+      image, label: names of the features; label may be None.
+      fit: what a picture [H, W, C] is made into before it is stacked with others.
+    """
+
+    def __init__(self, source: Any, image: str, label: str | None, fit: Callable[[np.ndarray], np.ndarray]):
+        self._source, self._image, self._label, self._fit = source, image, label, fit
 
     def __len__(self) -> int:
         return len(self._source)
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         rows = self._source.__getitems__([int(i) for i in indices])
-        batch = {"x": np.stack([row[self._image] for row in rows])}
+        batch = {"x": np.stack([self._fit(row[self._image]) for row in rows])}
         if self._label is not None:
             batch["label"] = np.array([row[self._label] for row in rows], np.int32)
         return batch
@@ -108,7 +134,7 @@ def tfds_image_features(builder: Any) -> tuple[str, str | None]:
     """Names of the picture and of its class (or None) among the features of a TFDS set.
 
     Raises:
-      DataError: there is no picture, or its size is not fixed.
+      DataError: there is no picture.
     """
     import tensorflow_datasets as tfds
 
@@ -116,25 +142,85 @@ def tfds_image_features(builder: Any) -> tuple[str, str | None]:
     images = [n for n, f in features.items() if isinstance(f, tfds.features.Image)]
     if not images:
         raise DataError(f"the data set {builder.name} has no pictures; its features are {', '.join(features)}")
-    if None in features[images[0]].shape:
-        raise DataError(
-            f"the pictures of {builder.name} differ in size; export them to a folder and use "
-            "--data.name=folder --data.image_size=HEIGHT,WIDTH"
-        )
     labels = [n for n, f in features.items() if isinstance(f, tfds.features.ClassLabel) and f.num_classes]
     return images[0], "label" if "label" in labels else (labels[0] if labels else None)
 
 
-def tfds_images(name: str, directory: str | None, split: str) -> Examples:
-    """Pictures `x` uint8 [N, H, W, C] and classes `label` int32 [N] of a TFDS set."""
+def tfds_images(
+    name: str, directory: str | None, split: str, size: tuple[int, int] | None, channels: int | None, white: int = 255
+) -> Examples:
+    """Pictures `x` uint8 [N, H, W, C] and classes `label` int32 [N] of a TFDS set.
+
+    Args:
+      name: the set's name.
+      directory: where prepared sets lie.
+      split: the split.
+      size, channels: what pictures are made into; see `fit_picture`.
+      white: the largest level of a pixel.
+
+    Raises:
+      DataError: the set cannot be read, or its pictures differ in size and `size` is None.
+    """
     builder = open_tfds(name, directory)
     image, label = tfds_image_features(builder)
+    shape = builder.info.features[image].shape
+    if size is None and None in shape[:2]:
+        raise DataError(
+            f"the pictures of {builder.name} differ in size; bring all to one with --data.image_size=HEIGHT,WIDTH"
+        )
     source = builder.as_data_source(split=tfds_split(builder, split))
-    lazy = TfdsImages(source, image, label)
-    if len(source) * np.prod(builder.info.features[image].shape) > MEMORY_BYTES:
-        return lazy
-    parts = [lazy.gather(np.arange(i, min(i + 4096, len(source)))) for i in range(0, len(source), 4096)]
+    examples = TfdsImages(
+        source, image, label, functools.partial(fit_picture, size=size, channels=channels, white=white)
+    )
+    if len(source) * np.prod((*(size or shape[:2]), channels or shape[2] or 3)) > MEMORY_BYTES:
+        return examples
+    parts = [examples.gather(np.arange(i, min(i + 4096, len(source)))) for i in range(0, len(source), 4096)]
     return ArrayExamples({key: np.concatenate([p[key] for p in parts]) for key in parts[0]} if parts else {})
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Size and channels of pictures that lie in arrays
+
+
+def fit_picture(picture: np.ndarray, size: tuple[int, int] | None, channels: int | None, white: int) -> np.ndarray:
+    """Brings a picture of integer levels to a size and a number of channels, as `read_image` does with files.
+
+    Args:
+      picture: [H, W, C] with C of 1, 3 or 4.
+      size: height and width to crop (centrally, to the same proportions) and scale to, or None to leave it.
+      channels: 1, 3 or 4, or None to leave them; without the fourth, what is transparent is white.
+      white: the largest level.
+
+    Returns:
+      The same type, [size[0], size[1], channels].
+    """
+    have = picture.shape[-1]
+    if size in (None, picture.shape[:2]) and channels in (None, have):
+        return picture
+    x = picture.astype(np.float32)
+    if channels not in (None, have):
+        if have == 4 and channels < 4:
+            cover = x[..., 3:] / white
+            x = x[..., :3] * cover + white * (1.0 - cover)
+        if x.shape[-1] == 1:
+            x = x.repeat(3, -1)
+        if channels == 1:
+            x = x @ np.array([[0.299], [0.587], [0.114]], np.float32)
+        elif channels == 4:
+            x = np.concatenate([x, np.full_like(x[..., :1], white)], -1)
+    if size not in (None, picture.shape[:2]):
+        scaled = (
+            ImageOps.fit(Image.fromarray(part), size[::-1], Image.Resampling.LANCZOS) for part in np.moveaxis(x, -1, 0)
+        )
+        x = np.stack(list(scaled), -1)
+    return np.clip(np.round(x), 0, white).astype(picture.dtype)
+
+
+def fit_pictures(x: np.ndarray, size: tuple[int, int] | None, channels: int | None, white: int) -> np.ndarray:
+    """`fit_picture` of each of the pictures x [N, H, W, C]."""
+    if size in (None, x.shape[1:3]) and channels in (None, x.shape[-1]):
+        return x
+    return np.stack([fit_picture(picture, size, channels, white) for picture in x])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -163,6 +249,14 @@ def archive(directory: str | None, name: str) -> Path:
     if not path.is_file():
         raise DataError(f"there is no file {path}; say with --data.dir where {name} lies")
     return path
+
+
+def emoji_categories(directory: str | None) -> tuple[str, ...]:
+    """Names of the categories of emoji, or their numbers where the file has no names."""
+    with np.load(archive(directory, "emoji64.npz")) as content:
+        if "category_names" in content:
+            return tuple(map(str, content["category_names"]))
+        return tuple(map(str, range(int(content["category"].max()) + 1)))
 
 
 def emoji(directory: str | None, split: str, size: tuple[int, int] | None, channels: int) -> ArrayExamples:
@@ -202,19 +296,22 @@ def emoji(directory: str | None, split: str, size: tuple[int, int] | None, chann
 # A folder of the user's images
 
 
-def read_image(path: Path, size: tuple[int, int] | None, channels: int) -> np.ndarray:
-    """Reads a picture.
+class UnreadablePicture(DataError):
+    """A file that is no picture, or a damaged one."""
+
+
+def open_picture(path: Path, channels: int) -> Image.Image:
+    """Opens a picture as a viewer shows it: turned as its camera says, on white where it is transparent.
 
     Args:
       path: the file.
-      size: height and width to crop (centrally, to the same proportions) and scale to, or None to leave it.
       channels: 1, 3 or 4; without the fourth, what is transparent is white.
 
     Returns:
-      uint8 [H, W, C]; of 16 bits the upper 8.
+      A picture of 8 bits; of 16 bits the upper 8.
 
     Raises:
-      DataError: it is not a readable picture, or has no known range of brightness.
+      UnreadablePicture: it is not a readable picture, or has no known range of brightness.
     """
     try:
         with Image.open(path) as picture:
@@ -224,57 +321,124 @@ def read_image(path: Path, size: tuple[int, int] | None, channels: int) -> np.nd
                 picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
             if picture.mode in ("I", "F"):
                 raise ValueError("its pixels have 32 bits; save it with 8 or 16")
+            if picture.mode == "LAB":
+                raise ValueError("its colours are in the space LAB; save it in RGB or grey")
             if channels < 4 and (picture.mode.endswith("A") or "transparency" in picture.info):
                 white = Image.new("RGBA", picture.size, "white")
                 picture = Image.alpha_composite(white, picture.convert("RGBA"))
-            picture = picture.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
-            if size is not None:
-                picture = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.LANCZOS)
-            array = np.asarray(picture, np.uint8)
+            return picture.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
     except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError, ValueError) as error:
-        raise DataError(f"{path} is not a readable picture ({error}); repair or remove it") from None
+        raise UnreadablePicture(f"{path} is not a readable picture ({error})") from None
+
+
+def read_image(path: Path, size: tuple[int, int] | None, channels: int) -> np.ndarray:
+    """Reads a picture as uint8 [H, W, C].
+
+    Args:
+      path: the file.
+      size: height and width to crop (centrally, to the same proportions) and scale to, or None to leave it.
+      channels: 1, 3 or 4; see `open_picture`.
+
+    Raises:
+      UnreadablePicture: see `open_picture`.
+    """
+    picture = open_picture(path, channels)
+    if size is not None:
+        picture = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.LANCZOS)
+    array = np.asarray(picture, np.uint8)
     return array.reshape(*array.shape[:2], channels)
 
 
 class FolderImages:
-    """Pictures of files, decoded when they are asked for."""
+    """Pictures of files, decoded when they are asked for.
+
+    Args:
+      paths: the files.
+      labels: class of each, int32, or None.
+      size, channels: see `read_image`.
+
+    Raises:
+      UnreadablePicture: none of the files is a readable picture.
+    """
 
     def __init__(self, paths: list[Path], labels: np.ndarray | None, size: tuple[int, int] | None, channels: int):
-        self.paths, self._labels, self._size, self._channels = paths, labels, size, channels
-        self._shape = None if not paths else read_image(paths[0], size, channels).shape
+        self.paths, self.labels, self.size, self._channels = paths, labels, size, channels
+        for self._first in paths:
+            try:
+                self.shape = read_image(self._first, size, channels).shape
+                return
+            except UnreadablePicture as error:
+                last = error
+        raise last
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of every picture."""
-        return self._shape
+    def read(self, path: Path) -> np.ndarray:
+        """One picture, uint8 [H, W, C].
 
-    def _read(self, path: Path) -> np.ndarray:
-        array = read_image(path, self._size, self._channels)
-        if array.shape != self._shape:
+        Raises:
+          UnreadablePicture: it is none.
+          DataError: it has another size than the first.
+        """
+        array = read_image(path, self.size, self._channels)
+        if array.shape != self.shape:
             raise DataError(
-                f"{path} is {array.shape[0]} x {array.shape[1]} pixels, but {self.paths[0]} is {self._shape[0]} x "
-                f"{self._shape[1]}; bring all to one size with --data.image_size={self._shape[0]},{self._shape[1]}"
+                f"{path} is {array.shape[0]} x {array.shape[1]} pixels, but {self._first} is {self.shape[0]} x "
+                f"{self.shape[1]}; bring all to one size with --data.image_size={self.shape[0]},{self.shape[1]}"
             )
         return array
 
+    def without(self, unreadable: Iterable[Path]) -> FolderImages:
+        """The same without some files."""
+        unreadable = set(unreadable)
+        kept = np.array([path not in unreadable for path in self.paths])
+        labels = None if self.labels is None else self.labels[kept]
+        return FolderImages([p for p, keep in zip(self.paths, kept) if keep], labels, self.size, self._channels)
+
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        batch = {"x": np.stack([self._read(self.paths[i]) for i in indices])}
-        if self._labels is not None:
-            batch["label"] = self._labels[indices]
+        batch = {"x": np.stack([self.read(self.paths[i]) for i in indices])}
+        if self.labels is not None:
+            batch["label"] = self.labels[indices]
         return batch
 
     def arrays(self) -> None:
         return None
 
 
+def natural_order(name: str) -> tuple[list[str | int], str]:
+    """A key that sorts names as people do: 2 before 10."""
+    return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", name)], name
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """The subfolders train, validation, test and others of a folder that is divided by the user, by name in small letters.
+
+    Returns:
+      Nothing where there is no subfolder train, in whatever case.
+
+    Raises:
+      DataError: two of them differ in their case alone.
+    """
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    named = {p.name.lower(): p for p in folders}
+    if "train" not in named:
+        return {}
+    if len(named) < len(folders):
+        twice = next(p for p in folders if named[p.name.lower()] != p)
+        raise DataError(f"{root} has the folders {twice.name} and {named[twice.name.lower()].name}; keep one of them")
+    return named
+
+
 def folder_classes(directory: str | None) -> list[str]:
-    """Names of the classes of a folder of pictures: its subfolders, or none where the pictures lie in it directly."""
+    """Names of the classes of a folder of pictures: its subfolders that hold some, in natural order.
+
+    There are none where the pictures lie in it directly.
+    """
     root = _folder(directory)
-    base = root / "train" if (root / "train").is_dir() else root
-    return sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith("."))
+    base = split_folders(root).get("train", root)
+    folders = (p for p in base.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted((p.name for p in folders if any(walk_files(p, IMAGE_SUFFIXES))), key=natural_order)
 
 
 def _folder(directory: str | None) -> Path:
@@ -298,42 +462,131 @@ def picture_files(base: Path) -> list[Path]:
     return paths
 
 
+def folder_files(directory: str | None, split: str) -> tuple[Path, list[Path]]:
+    """The folder that a split's pictures lie under, and the pictures.
+
+    Subfolders train, validation, test are the splits where there is a subfolder train; else `split_files` divides them.
+
+    Raises:
+      DataError: there are no pictures, or no such split.
+    """
+    root = _folder(directory)
+    divided = split_folders(root)
+    if divided:
+        check_split(split.lower(), divided, f"folder {root}")
+        base = divided[split.lower()]
+        return base, picture_files(base)
+    paths = picture_files(root)
+    chosen = split_files(paths, root, split, f"folder {root}")
+    check_any_files(chosen, len(paths), root, split)
+    return root, chosen
+
+
+def labels_of_files(
+    base: Path, paths: list[Path], found: list[str], class_names: tuple[str, ...] | None
+) -> np.ndarray | None:
+    """Classes int32 of pictures in class folders, or None.
+
+    Args:
+      base: the folder of the class folders.
+      paths: the pictures.
+      found: classes of the training pictures; empty where they are in no subfolders.
+      class_names: names in the order of their numbers, None for those found, or empty where subfolders are no classes.
+
+    Raises:
+      DataError: some pictures lie in class folders and others do not, or in a class that is none of the names.
+    """
+    if not found or class_names == ():
+        return None
+    names = found if class_names is None else class_names
+    number = {name: i for i, name in enumerate(names)}
+    loose = [path for path in paths if path.parent == base]
+    if loose:
+        others = f" and {len(loose) - 1} others" if len(loose) > 1 else ""
+        raise DataError(
+            f"{base} has class folders ({', '.join(map(repr, names[:3]))}, ...) and pictures beside them, {loose[0].name}"
+            f"{others}; move these into a class or away, or say with --data.class_names= that the folders are no classes"
+        )
+    folders = [path.relative_to(base).parts[0] for path in paths]
+    if unknown := sorted(set(folders) - set(number)):
+        raise DataError(f"{base} has the class {unknown[0]!r}, which is none of {', '.join(map(repr, number))}")
+    return np.array([number[folder] for folder in folders], np.int32)
+
+
 def folder_images(
     directory: str | None,
     split: str,
     size: tuple[int, int] | None,
     channels: int,
     class_names: tuple[str, ...] | None = None,
+    skip_corrupt: bool = False,
 ) -> Examples:
-    """Pictures under a folder.
+    """Pictures under a folder, with classes where they lie in subfolders; see `folder_files` and `labels_of_files`.
 
-    Subfolders train, validation, test are the splits where there is a subfolder train; else the split is random and
-    fixed.  Subfolders of that are the classes, in the order of `class_names`, or of their names.
+    Every picture is decoded once before the first is given, so that a training run does not end at a damaged one.
 
     Raises:
       DataError: there are no pictures, one of them cannot be read or is of none of `class_names`, or they differ in size.
     """
-    root = _folder(directory)
-    divided = (root / "train").is_dir()
-    if divided:
-        check_split(split, sorted(p.name for p in root.iterdir() if p.is_dir()), f"folder {root}")
-    base = root / split if divided else root
-    paths = picture_files(base)
-    found = folder_classes(directory)
-    labels, folders = None, [p.relative_to(base).parts[0] for p in paths]
-    if found and all(folder in found for folder in folders):
-        number = {name: i for i, name in enumerate(found if class_names is None else class_names)}
-        if unknown := sorted(set(folders) - set(number)):
-            raise DataError(f"{base} has the class {unknown[0]!r}, which is none of {', '.join(map(repr, number))}")
-        labels = np.array([number[folder] for folder in folders], np.int32)
-    if not divided:
-        rows = split_indices(len(paths), split, f"folder {root}")
-        paths = [paths[i] for i in rows]
-        labels = None if labels is None else labels[rows]
-    images = FolderImages(paths, labels, size, channels)
-    if not paths or len(paths) * np.prod(images.shape) > MEMORY_BYTES:
+    base, paths = folder_files(directory, split)
+    images = FolderImages(paths, labels_of_files(base, paths, folder_classes(directory), class_names), size, channels)
+    in_memory = len(paths) * np.prod(images.shape) <= MEMORY_BYTES
+    pictures, unreadable = _decoded(images, keep=True) if in_memory else ([], _known_unreadable(images, base))
+    if unreadable:
+        first = next(iter(unreadable.values()))
+        others = f", and {len(unreadable) - 1} more below {base}" if len(unreadable) > 1 else ""
+        if not skip_corrupt:
+            raise DataError(
+                f"{first}{others}; repair or remove what is damaged, or leave it out with --data.skip_corrupt"
+            )
+        _logger.warning("%d of %d pictures are left out: %s%s", len(unreadable), len(paths), first, others)
+        images = images.without(unreadable)
+    if not in_memory:
         return images
-    return ArrayExamples(images.gather(np.arange(len(paths))))
+    arrays = {"x": np.stack(pictures)}
+    return ArrayExamples(arrays if images.labels is None else {**arrays, "label": images.labels})
+
+
+def _decoded(images: FolderImages, keep: bool) -> tuple[list[np.ndarray], dict[Path, str]]:
+    """The pictures of files (none unless `keep`), and why others cannot be read."""
+
+    def attempt(path: Path) -> tuple[Path, np.ndarray | str | None]:
+        try:
+            picture = images.read(path)
+        except UnreadablePicture as error:
+            return path, str(error)
+        return path, picture if keep else None
+
+    pictures: list[np.ndarray] = []
+    unreadable: dict[Path, str] = {}
+    with ThreadPoolExecutor() as threads:
+        for start in range(0, len(images), 4096):
+            for path, result in threads.map(attempt, images.paths[start : start + 4096]):
+                if isinstance(result, str):
+                    unreadable[path] = result
+                elif keep:
+                    pictures.append(result)
+    return pictures, unreadable
+
+
+def _known_unreadable(images: FolderImages, base: Path) -> dict[Path, str]:
+    """Files that are no readable pictures, and why; looked for once for each state of a folder, as that takes long."""
+    digest = hashlib.sha256(repr((str(base.resolve()), images.size, images.shape)).encode(errors="surrogateescape"))
+    for path in images.paths:
+        stat = path.stat()
+        digest.update(f"{path.relative_to(base)}\0{stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    place = find_place(base, f"pictures-{digest.hexdigest()[:32]}", lambda path: path.with_suffix(".json").is_file())
+    if place is None:
+        return _decoded(images, keep=False)[1]
+    with only_writer(place) as writer:
+        file = place.with_suffix(".json")
+        if not file.is_file():
+            _logger.warning("looking for damaged pictures among the %d below %s, once for all", len(images), base)
+            found = {str(path.relative_to(base)): why for path, why in _decoded(images, keep=False)[1].items()}
+            unfinished = file.with_suffix(f".{writer}.new")
+            unfinished.write_text(json.dumps(found))
+            unfinished.replace(file)
+        return {base / name: why for name, why in json.loads(file.read_text()).items()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -79,8 +79,9 @@ class Windows:
     def arrays(self) -> dict[str, np.ndarray] | None:
         return self._arrays
 
-    def batch_indices(self, step: int, batch_size: int) -> np.ndarray | None:
+    def batch_indices(self, step: int, batch_size: int, seed: int) -> np.ndarray | None:
         """Windows of a training step in contiguous order, where row b of a batch goes on in row b of the next; else None."""
+        del seed
         if self.order != "contiguous":
             return None
         count = len(self)

@@ -13,6 +13,7 @@ import numpy as np
 from genjax.data import sources
 from genjax.data.base import ArrayExamples, DataError, Examples
 from genjax.data.images import Images, write_grid
+from genjax.data.pipeline import shuffled_indices
 
 
 def outlines(pictures: np.ndarray) -> np.ndarray:
@@ -30,13 +31,50 @@ def outlines(pictures: np.ndarray) -> np.ndarray:
     return (around.max(0).astype(int) - around.min(0)).max(-1, keepdims=True).astype(pictures.dtype)
 
 
+class UnpairedExamples:
+    """Pictures x and sources that do not belong together.
+
+    A training batch takes x and sources from shuffled epochs of their own, so that each picture is seen as often as the
+    others of its domain, and pairs are drawn anew.  The example of an index below the length has pictures in fixed orders, from the
+    first on again in the smaller domain; the index length + M i + j stands for x i and source j of M.
+
+    Args:
+      arrays: arrays of the examples x, with `x`.
+      source: sources [M, H, W, C].
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray], source: np.ndarray):
+        self._arrays, self._source = arrays, source
+        self._order = np.random.default_rng(0).permutation(len(source))
+
+    def __len__(self) -> int:
+        return max(len(self._arrays["x"]), len(self._source))
+
+    def batch_indices(self, step: int, batch_size: int, seed: int) -> np.ndarray:
+        """Pairs of a training step, [batch_size]."""
+        rows = shuffled_indices(seed, step, batch_size, len(self._arrays["x"]))
+        sources = shuffled_indices(seed, step, batch_size, len(self._source), stream=1)
+        return len(self) + len(self._source) * rows + sources
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        indices, count = np.asarray(indices, np.int64), len(self._source)
+        pair = indices - len(self)
+        rows = np.where(pair < 0, indices % len(self._arrays["x"]), pair // count)
+        sources = np.where(pair < 0, self._order[indices % count], pair % count)
+        return {**{name: a[rows] for name, a in self._arrays.items()}, "source": self._source[sources]}
+
+    def arrays(self) -> None:
+        return None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Translations(Images):
     """Pictures `x` of a set, and `source` [B, H, W, C'] of another domain: made of the same set, or a folder of its own.
 
     Attributes:
       source_dir: folder of the sources, where data.name=folder and data.dir is that of x.  Paired pictures have one name in
-        both, but for the suffix; of unpaired ones the smaller folder is gone through several times, and no split has pairs.
+        both, but for the suffix; unpaired ones are drawn from both folders at random, each as often as the others of its folder,
+        and no split has pairs.
       domain: without source_dir, what the other domain shows: outline, the edges of the pictures, grey; grey, the mean of
         their channels; negative, the pictures with light and dark exchanged.
       paired: whether a training picture comes with its own source.  If not, sources of a domain that is made are those of
@@ -54,6 +92,8 @@ class Translations(Images):
         super().__post_init__()
         if self.flatten or self.horizontal_flip:
             raise DataError("pictures of two domains are neither flattened nor mirrored")
+        if self.skip_corrupt and self.source_dir is not None and self.paired:
+            raise DataError("data.skip_corrupt would tear pairs of two folders apart; repair or remove damaged pairs")
 
     def load_split(self, split: str) -> Examples:
         arrays = self._arrays(self, split)
@@ -70,9 +110,7 @@ class Translations(Images):
         if self.paired or split.partition("[")[0] != "train":
             return ArrayExamples({**arrays, "source": source})
         half = len(x) // 2
-        order = np.random.default_rng(0).permutation(half)
-        rest = {name: a[half : 2 * half] for name, a in arrays.items()}
-        return ArrayExamples({**rest, "source": source[order]})
+        return UnpairedExamples({name: a[half : 2 * half] for name, a in arrays.items()}, source[:half])
 
     @staticmethod
     def _arrays(data: Images, split: str) -> dict[str, np.ndarray]:
@@ -82,7 +120,7 @@ class Translations(Images):
             raise DataError(f"pictures of two domains must fit into memory; {data.dir or data.name} does not")
         return arrays
 
-    def _with_folder(self, arrays: dict[str, np.ndarray], split: str) -> ArrayExamples:
+    def _with_folder(self, arrays: dict[str, np.ndarray], split: str) -> Examples:
         """Pictures x with those of the folder of sources."""
         if self.name != "folder":
             raise DataError(
@@ -90,15 +128,11 @@ class Translations(Images):
                 "give the first as --data.name=folder --data.dir=FOLDER"
             )
         # Its subfolders are no classes.
-        source = self._arrays(dataclasses.replace(self, dir=self.source_dir, class_names=None), split)["x"]
+        source = self._arrays(dataclasses.replace(self, dir=self.source_dir, class_names=(), classes=()), split)["x"]
         if self.paired:
             self._check_pairs()
             return ArrayExamples({**arrays, "source": source})
-        count = max(len(arrays["x"]), len(source))
-        rows = np.arange(count)
-        order = np.random.default_rng(0).permutation(len(source))
-        arrays = {name: a[rows % len(a)] for name, a in arrays.items()}
-        return ArrayExamples({**arrays, "source": source[order[rows % len(source)]]})
+        return UnpairedExamples(arrays, source)
 
     def _check_pairs(self) -> None:
         """Raises DataError unless the two folders hold pictures of the same names."""
@@ -110,6 +144,13 @@ class Translations(Images):
                 f"paired pictures have one name in {roots[0]} and {roots[1]}, but {(alone or names[0])[0]} is not once in "
                 "each; of pictures without pairs say --data.paired=false"
             )
+
+    def _training_files(self) -> dict[Path, list[Path]]:
+        files = super()._training_files()
+        if self.source_dir is None:
+            return files
+        # A folder may be that of both domains.
+        return {**files, **dict([sources.folder_files(self.source_dir, "train")])}
 
     def spec(self) -> dict[str, Any]:
         """That of the pictures, source_shape (H, W, C'), and paired."""

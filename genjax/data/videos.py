@@ -65,7 +65,10 @@ class Videos(Data):
     def spec(self) -> dict[str, Any]:
         """data_shape (T, H, W, 1), num_levels and num_classes."""
         shape = (self.num_frames, self.frame_size, self.frame_size, 1)
-        return {"data_shape": shape, "num_levels": _LEVELS, "num_classes": 10}
+        return {"data_shape": shape, "num_levels": _LEVELS, "num_classes": len(self.label_names())}
+
+    def label_names(self) -> tuple[str, ...]:
+        return tuple(map(str, range(10)))
 
     def transform(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         x, log_abs_det = transforms.apply(self.preprocessing, batch["x"], example_keys(key, batch), _LEVELS, 1e-6)

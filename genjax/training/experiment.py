@@ -208,6 +208,7 @@ _FREE_FIELDS = (
     "data.eval_batch_size",
     "data.resident",
     "data.num_workers",
+    "data.skip_corrupt",
 )
 
 

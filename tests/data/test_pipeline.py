@@ -1,7 +1,5 @@
 """Batches are a function of (seed, step), and every example is seen once an epoch."""
 
-import shutil
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -143,43 +141,3 @@ def test_pictures_of_16_bits_and_transparent_ones_are_what_a_viewer_shows(tmp_pa
     Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(DataError, match="its pixels have 32 bits"):
         read_image(tmp_path / "float.tiff", None, 1)
-
-
-@pytest.mark.parametrize("divided", [False, True])
-def test_a_folder_gives_pictures_and_classes(divided, tmp_path):
-    from PIL import Image
-
-    root = tmp_path / "pictures"
-    for split in ("train", "validation", "test") if divided else ("",):
-        for label, name in enumerate(("cat", "dog")):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(10):
-                Image.fromarray(np.full((6, 5, 3), 100 * label + i, np.uint8)).save(folder / f"{i}.png")
-        # What systems and editors leave behind is no class and no picture.
-        (root / split / ".checkpoints").mkdir()
-        (root / split / "cat" / "._0.png").write_bytes(b"no picture")
-    data = Images(name="folder", dir=str(root), batch_size=4)
-    arrays = data.load("train").arrays()
-    assert data.spec() == {"data_shape": (6, 5, 3), "num_levels": 256, "num_classes": 2}
-    assert len(arrays["x"]) == (20 if divided else 16)
-    np.testing.assert_array_equal(arrays["x"][:, 0, 0, 0] // 100, arrays["label"])
-
-    # A run knows its classes when it is shown a folder that lacks one.
-    data.save(tmp_path)
-    for split in ("train", "validation", "test") if divided else ("",):
-        shutil.rmtree(root / split / "cat")
-    assert set(Images(name="folder", dir=str(root), batch_size=4).beside(tmp_path).load("train").arrays()["label"]) == {
-        1
-    }
-
-
-def test_pictures_of_different_sizes_name_the_remedy(tmp_path):
-    from PIL import Image
-
-    for i in range(20):
-        Image.new("RGB", (8, 8 + i % 2)).save(tmp_path / f"{i:02d}.png")
-    with pytest.raises(DataError, match="--data.image_size="):
-        Images(name="folder", dir=str(tmp_path)).load("train")
-    data = Images(name="folder", dir=str(tmp_path), image_size=(4, 6), channels=1)
-    assert data.load("train").arrays()["x"].shape == (16, 4, 6, 1)

@@ -1,0 +1,46 @@
+"""Which files a run is trained on, beside it: a run that goes on must go on with the same ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from genjax.data.base import DataError
+from genjax.data.documents import read_utf8
+from genjax.data.tokenized import write_whole
+
+TRAINING_FILES = "training_files.json"
+
+
+def save_training_files(workdir: Path, files: Mapping[Path, Sequence[Path]]) -> None:
+    """Writes number and digest of the training files beside a run, where they are not there.
+
+    The digest is of the paths below their folders and of the sizes, so that folders can be moved.
+
+    Args:
+      workdir: directory of the run.
+      files: the training files of each folder.
+
+    Raises:
+      DataError: the run was trained on others.
+    """
+    digest = hashlib.sha256()
+    for root, paths in files.items():
+        for path in sorted(paths):
+            line = f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\n"
+            digest.update(line.encode(errors="surrogateescape"))
+    content = {"num_files": sum(map(len, files.values())), "digest": digest.hexdigest()}
+    record = Path(workdir) / TRAINING_FILES
+    if not record.is_file():
+        write_whole(record, json.dumps(content, indent=1) + "\n")
+        return
+    earlier = json.loads(read_utf8(record))
+    if earlier != content:
+        raise DataError(
+            f"the run in {workdir} was trained on {earlier['num_files']} files, and these are others now: there are "
+            f"{content['num_files']} below {' and '.join(map(str, files))}; bring back the files of then, take another "
+            f"--workdir (with --training.init_from={workdir} it starts from this run), or remove {record} to go on with the "
+            "files of now"
+        )
