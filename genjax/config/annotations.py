@@ -105,8 +105,9 @@ def type_name(hint: Any) -> str:
         return "one of " + ", ".join(options) + (", none" if type(None) in union_members(hint) else "")
     members = union_members(hint)
     if len(members) > 1:
-        names = " or ".join("none" if m is type(None) else type_name(m) for m in members)
-        return names.replace("true or false or", "true, false or")
+        words = {type(None): ["none"], bool: ["true", "false"]}
+        *names, last = [name for member in members for name in words.get(member, [type_name(member)])]
+        return f"{', '.join(names)} or {last}"
     if typing.get_origin(hint) is tuple:
         return _tuple_name(typing.get_args(hint))
     return _PLAIN_TYPES.get(hint) or getattr(hint, "__name__", str(hint))
