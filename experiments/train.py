@@ -76,7 +76,7 @@ def listing(word: str = "") -> str:
     known = set()
     for entry in config.import_experiments().values():
         experiment = entry.build()
-        family = type(experiment.model).__module__.split(".")[2]
+        family = type(experiment.model).__module__.removeprefix("genjax.families.").partition(".")[0]
         known |= {family, experiment.data.name, entry.name}
         if not word or word in (family, experiment.data.name) or word in entry.name:
             families.setdefault(family, []).append((entry, experiment))

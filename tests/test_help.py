@@ -10,7 +10,15 @@ import pytest
 from entry_points import entry_point
 
 from genjax import config, optimizers
-from genjax.config.annotations import choices, format_value, parse, type_hints, type_name
+from genjax.config.annotations import (
+    choices,
+    format_value,
+    is_dataclass_type,
+    parse,
+    type_hints,
+    type_name,
+    union_members,
+)
 from genjax.config.command_line import field_help
 from genjax.config.trees import leaves
 from genjax.data import Text
@@ -89,6 +97,16 @@ def test_abstract_bases_are_no_choices():
     base = ENTRIES["vae_digits"].build()
     with pytest.raises(config.ConfigError, match="'output_distribution' is not one of bernoulli, gaussian"):
         config.override(base, "model.output", "output_distribution")
+
+
+def test_no_two_choices_of_a_field_have_one_name():
+    def concrete(cls: type) -> set[type]:
+        below = set().union(*map(concrete, cls.__subclasses__()))
+        return below if inspect.isabstract(cls) or cls.__name__.startswith("_") else below | {cls}
+
+    for cls, name, hint in FIELDS:
+        members = [member for member in union_members(hint) if is_dataclass_type(member)]
+        assert set(choices(hint).values()) == set().union(*map(concrete, members)), f"{cls.__name__}.{name}"
 
 
 @pytest.mark.parametrize(
