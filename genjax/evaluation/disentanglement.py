@@ -1,12 +1,28 @@
 """How well single dimensions of a code stand for single factors of the data, where the factors are known.
 
-Both take the codes (means of q(z | x)) and factors of the same examples, best of a set that holds all combinations.
+Both take the codes (means of q(z | x)) and factors of the same examples, best of a set that holds all combinations.  Factors of
+one value have nothing to be told, and are left out.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from sklearn.metrics import mutual_info_score
+
+
+def _checked(codes: np.ndarray, factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes in float64, and the factors [N, K] that have several values.
+
+    Raises:
+      ValueError: a code is not finite, or every factor has one value alone.
+    """
+    codes, factors = np.asarray(codes, np.float64), np.asarray(factors)
+    if not np.isfinite(codes).all():
+        raise ValueError("codes must be finite for their factors to be told apart; the run has diverged")
+    varied = factors[:, (factors != factors[:1]).any(0)]
+    if not varied.shape[1]:
+        raise ValueError("every factor has the same value in all examples, so codes cannot tell them apart")
+    return codes, varied
 
 
 def _discretize(codes: np.ndarray, num_bins: int) -> np.ndarray:
@@ -46,6 +62,7 @@ def mutual_information_gap(codes: np.ndarray, factors: np.ndarray, num_bins: int
     Returns:
       Between 0 and 1; 1 where each factor is told by one dimension alone.
     """
+    codes, factors = _checked(codes, factors)
     if codes.shape[1] < 2:
         raise ValueError("the mutual information gap needs codes of at least two dimensions")
     information = np.sort(mutual_information(codes, factors, num_bins), axis=0)
@@ -64,7 +81,8 @@ def factor_vae_score(
 
     One vote: hold a random factor at a random value, take `examples_per_vote` examples that have it, and find the
     dimension whose variance, relative to its variance over all examples, is least.  A majority vote maps dimensions to
-    factors; the score is its accuracy on as many new votes.  Dimensions that hardly vary at all take no part.
+    factors; the score is its accuracy on as many new votes.  Dimensions that hardly vary at all take no part, nor do values that
+    one example alone has.  Codes that do not vary at all score 1/K.
 
     Args:
       codes: [N, D].
@@ -76,17 +94,23 @@ def factor_vae_score(
     Returns:
       Accuracy between 1/K (chance) and 1.
     """
-    codes = np.asarray(codes, np.float64)
+    codes, factors = _checked(codes, factors)
     variance = codes.var(0)
     active = np.flatnonzero(variance > 1e-3 * max(variance.max(), 1e-12))
+    if not len(active):
+        return 1.0 / factors.shape[1]
     scaled = codes[:, active] / np.sqrt(variance[active])
     with_value = [[np.flatnonzero(column == value) for value in np.unique(column)] for column in factors.T]
+    # One example does not vary in any dimension.
+    with_value = [several for members in with_value if (several := [m for m in members if len(m) > 1])]
+    if not with_value:
+        raise ValueError(f"the {len(codes)} examples have no two of one value of a factor; give more")
 
     def votes() -> np.ndarray:
         """Counts [active dimensions, K]."""
-        counts = np.zeros((len(active), factors.shape[1]), np.int64)
+        counts = np.zeros((len(active), len(with_value)), np.int64)
         for _ in range(num_votes):
-            factor = rng.integers(factors.shape[1])
+            factor = rng.integers(len(with_value))
             members = with_value[factor][rng.integers(len(with_value[factor]))]
             chosen = rng.choice(members, examples_per_vote)
             counts[scaled[chosen].var(0).argmin(), factor] += 1

@@ -50,3 +50,28 @@ def test_a_rotated_code_scores_low():
     turned = factor_vae_score(standardised @ rotation, FACTORS, np.random.default_rng(1), num_votes=200)
     random = factor_vae_score(noise(FACTORS.shape, 1.0), FACTORS, np.random.default_rng(1), num_votes=200)
     assert random < 0.4 and random < turned < 1.0
+
+
+def test_factors_of_one_value_and_codes_that_say_nothing_are_left_out():
+    codes = FACTORS + noise(FACTORS.shape, 1e-3)
+    squares = FACTORS[:, 0] == 0
+    rng = np.random.default_rng(1)
+    gap = mutual_information_gap(codes[squares], FACTORS[squares])
+    assert gap == pytest.approx(mutual_information_gap(codes[squares], FACTORS[squares, 1:])) and gap > 0.97
+    assert factor_vae_score(codes[squares], FACTORS[squares], rng, num_votes=100) == 1.0
+    constant = np.full((len(FACTORS), 3), 2.0)
+    assert mutual_information_gap(constant, FACTORS) == 0.0
+    assert factor_vae_score(constant, FACTORS, rng) == 0.2
+    assert factor_vae_score(constant[squares], FACTORS[squares], rng) == 0.25
+    for measure in (mutual_information_gap, lambda *both: factor_vae_score(*both, rng)):
+        with pytest.raises(ValueError, match="every factor has the same value"):
+            measure(codes[:1].repeat(4, 0), FACTORS[:1].repeat(4, 0))
+        with pytest.raises(ValueError, match="codes must be finite"):
+            measure(codes * np.nan, FACTORS)
+
+
+def test_a_value_of_one_example_gives_no_vote():
+    # Of one example alone every dimension varies by 0, which was a vote for the first dimension.
+    factors = np.stack([np.arange(400) % 2, np.where(np.arange(400) < 200, np.arange(400), 1000)], 1)
+    codes = np.stack([factors[:, 0] + noise(400, 1e-2), np.minimum(factors[:, 1], 300) / 100 + noise(400, 1e-2, 1)], 1)
+    assert factor_vae_score(codes, factors, np.random.default_rng(0), num_votes=200) == 1.0
