@@ -246,6 +246,13 @@ def test_errors_say_what_would_be_right():
         model.sample(state, jax.random.key(0), 2, temperature=0.0)
     with pytest.raises(ValueError, match="no label"):
         model.sample(state, jax.random.key(0), 2, label=jnp.zeros(2, jnp.int32))
+    one = MODELS["nade_conditional"]
+    jax.eval_shape(
+        lambda k: one.sample(
+            one.init(k, {"x": jnp.zeros((1, *one.data_shape)), "label": jnp.zeros(1, int)}), k, 3, label=1
+        ),
+        jax.random.key(0),
+    )
     for label in (-1, 3):
         with pytest.raises(ValueError, match="labels must lie between 0 and 2"):
             MODELS["nade_conditional"].check_labels(np.array([label]))

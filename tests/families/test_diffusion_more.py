@@ -446,4 +446,6 @@ def test_degraded_pictures_are_the_conditions_of_image_to_image_models():
         model.sample(state, jax.random.key(2), 2, image=jnp.ones((2, 4, 4, 1)))
     with pytest.raises(ValueError, match="does not divide"):
         dataclasses.replace(model, factor=3).degrade(x)
+    with pytest.raises(ValueError, match="factor=0 must be at least 1"):
+        dataclasses.replace(model, factor=0).degrade(x)
     assert isinstance(model, EDM)

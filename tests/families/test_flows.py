@@ -305,6 +305,8 @@ def test_labels_and_conditions_are_checked():
     plain, plain_state, _ = trained("real_nvp")
     key = jax.random.key(0)
     conditional.check_labels(np.array([0, 2]))
+    shape = jax.eval_shape(lambda s, k: conditional.sample(s, k, 3, label=1), state, key).shape
+    assert shape[0] == 3, "one class for all"
     for label in (-1, 3):
         with pytest.raises(ValueError, match="labels must lie between 0 and 2"):
             conditional.sample(state, key, 2, label=np.array([0, label]))

@@ -207,7 +207,7 @@ class AutoregressiveModel(abc.ABC):
           state: the trained state.
           key: random key.
           num_samples: how many.
-          label: classes [num_samples] of a class-conditional model; by default all classes in turn.
+          label: classes [num_samples] of a class-conditional model, or one for all; by default all classes in turn.
           temperature: in place of the model's own.
           cached: False samples by whole passes of the network; for comparison.
 
@@ -242,8 +242,8 @@ class AutoregressiveModel(abc.ABC):
         if label is not None:
             self.check_labels(label)
         if self.class_conditional:
-            default = jnp.arange(x.shape[0]) % (self.num_classes or 1)
-            label = self.labels({"label": default if label is None else jnp.asarray(label)})
+            label = jnp.arange(x.shape[0]) % (self.num_classes or 1) if label is None else jnp.asarray(label)
+            label = self.labels({"label": jnp.broadcast_to(label, x.shape[:1])})
         known = jnp.broadcast_to(known if known.ndim == x.ndim else known[None], x.shape)
         return self.generate(state.eval_params, key, jnp.where(known, x, 0.0), known, label, temperature, cached)
 

@@ -38,6 +38,8 @@ class ImageToImage(EDM):
         """
         if x.ndim != 4:
             raise ValueError(f"image-to-image models take pictures [H, W, C], not data of shape {x.shape[1:]}")
+        if self.factor < 1:
+            raise ValueError(f"factor={self.factor} must be at least 1")
         batch, height, width, channels = x.shape
         match self.degradation:
             case "low_resolution":

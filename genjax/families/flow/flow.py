@@ -245,7 +245,7 @@ class Flow(abc.ABC):
     def decode(
         self, state: TrainState, latents: Array, *, label: Array | None = None, condition: Array | None = None
     ) -> Array:
-        """x of each z [B, D], in the form that batches have, given its class [B] or vector [B, K] where the flow takes one.
+        """x of each z [B, D], in the form that batches have, given classes [B] (or one for all) or vectors [B, K].
 
         Raises:
           ValueError: the flow is not conditional on what is given, lacks what it is conditional on, or a label is none of
@@ -253,6 +253,7 @@ class Flow(abc.ABC):
         """
         if label is not None:
             self.check_labels(label)
+            label = jnp.broadcast_to(jnp.asarray(label), latents.shape[:1])
         if condition is not None and not self.condition_dim:
             raise ValueError("the flow is not conditional on vectors; train it with data that have a condition")
         given = {"label": label, "condition": condition}
@@ -275,7 +276,7 @@ class Flow(abc.ABC):
           state: trained state.
           key: random key.
           num_samples: how many.
-          label: classes [num_samples] of a class-conditional flow; without, every class in turn.
+          label: classes [num_samples] of a class-conditional flow, or one for all; without, every class in turn.
           condition: vectors [num_samples, K] of a flow with condition_dim; without, zeros.
           temperature: in place of the model's own.
 
