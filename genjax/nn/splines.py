@@ -72,10 +72,19 @@ def rational_quadratic_spline(x: Array, parameters: Array, bound: float, inverse
         a = h * (s - d0) + rise * curvature
         b = h * d0 - rise * curvature
         c = -s * rise
-        xi = 2.0 * c / (-b - jnp.sqrt(jnp.maximum(b**2 - 4.0 * a * c, 0.0)))
-        value = left_x + xi * w
+        # The small number keeps the gradient finite where rounding leaves nothing.
+        root = jnp.sqrt(jnp.maximum(b**2 - 4.0 * a * c, 1e-30))
+        # Of the two ways to write the solution, the one without a difference of nearly equal numbers.
+        positive = b >= 0.0
+        xi = jnp.where(
+            positive, -2.0 * c / jnp.where(positive, b + root, 1.0), (root - b) / jnp.where(positive, 1.0, 2.0 * a)
+        )
     else:
         xi = (safe - left_x) / w
+    # Rounding may leave the bin, beyond which slopes need not be positive; `clip` would halve gradients on knots.
+    xi = jnp.where(xi < 0.0, 0.0, jnp.where(xi > 1.0, 1.0, xi))
+    if inverse:
+        value = left_x + xi * w
     mix = xi * (1.0 - xi)
     denominator = s + curvature * mix
     if not inverse:

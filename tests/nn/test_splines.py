@@ -38,6 +38,17 @@ def test_the_inverse_is_exact_in_float64(points, parameters):
         np.testing.assert_allclose(forward, -backward, atol=1e-9)
 
 
+def test_steep_and_flat_bins_are_exact_in_float32_too():
+    p = 8.0 * jax.random.normal(jax.random.key(0), (40_000, 23))
+    y = jax.random.uniform(jax.random.key(1), (40_000,), minval=-BOUND, maxval=BOUND)
+    log_derivative = rational_quadratic_spline(y, p, BOUND, inverse=True)[1]
+    with jax.enable_x64(True):
+        y, p = jnp.asarray(np.asarray(y), jnp.float64), jnp.asarray(np.asarray(p), jnp.float64)
+        x, _ = rational_quadratic_spline(y, p, BOUND, inverse=True)
+        expected = -rational_quadratic_spline(x, p, BOUND)[1]
+    assert np.abs(np.asarray(log_derivative) - np.asarray(expected)).max() < 0.05
+
+
 def test_log_derivatives_are_those_of_autodiff(points, parameters):
     for inverse in (False, True):
         value = lambda x, p: rational_quadratic_spline(x, p, BOUND, inverse)[0]  # noqa: E731, B023
