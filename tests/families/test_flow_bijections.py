@@ -121,10 +121,15 @@ def test_log_determinant_is_that_of_the_jacobian_and_the_inverse_undoes(name):
 def test_actnorm_starts_with_normalised_channels_and_survives_constant_ones():
     x = 5.0 + 3.0 * jax.random.normal(jax.random.key(0), (64, 4, 4, 3))
     x = x.at[..., 2].set(1.0)
-    z, log_det = ActNorm().forward(ActNorm().init(jax.random.key(0), x), x)
+    params = ActNorm().init(jax.random.key(0), x)
+    z, log_det = ActNorm().forward(params, x)
     np.testing.assert_allclose(z.mean((0, 1, 2)), np.zeros(3), atol=1e-3)
     np.testing.assert_allclose(z.std((0, 1, 2)), [1.0, 1.0, 0.0], atol=1e-3)
     assert np.isfinite(log_det).all()
+    # What is constant says nothing of the scale, and neither does a single vector.
+    one = ActNorm().init(jax.random.key(0), x[:1, 0, 0])
+    assert params["log_scale"][2] == 0.0 and not one["log_scale"].any()
+    np.testing.assert_array_equal(one["shift"], -x[0, 0, 0])
 
 
 def test_couplings_and_autoregressive_maps_start_as_the_identity():

@@ -26,7 +26,8 @@ class ActNorm(Bijection):
     """Shift and scale of each channel (of each number, for vectors), started from the first batch.
 
     Attributes:
-      minimum_scale: smallest standard deviation that the start divides by; constant channels meet it.
+      minimum_scale: smallest standard deviation that the start divides by.  Channels that are constant in the first
+        batch, as all are in a batch of one vector, start at scale 1.
     """
 
     minimum_scale: float = 1e-3
@@ -34,7 +35,10 @@ class ActNorm(Bijection):
     def init(self, key: Array, x: Array, condition: Array | None = None) -> Params:
         axes = tuple(range(x.ndim - 1))
         mean, deviation = x.mean(axes), x.std(axes)
-        return {"shift": -mean, "log_scale": -jnp.log(jnp.maximum(deviation, self.minimum_scale))}
+        # Up to rounding, as constant inputs of layers before need not be constant to the last bit.
+        constant = deviation <= 1e-6 * jnp.abs(x).max(axes)
+        deviation = jnp.where(constant, 1.0, jnp.maximum(deviation, self.minimum_scale))
+        return {"shift": -mean, "log_scale": -jnp.log(deviation)}
 
     def _broadcast(self, params: Params, x: Array) -> tuple[Array, Array, Array]:
         shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
