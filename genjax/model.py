@@ -154,6 +154,19 @@ class ChecksStart(Protocol):
 
 
 @runtime_checkable
+class ChecksData(Protocol):
+    """A model that some data sets do not suit."""
+
+    def check_data(self, spec: Mapping[str, Any]) -> None:
+        """Called with what a data set says of itself, before anything is computed.
+
+        Raises:
+          ValueError: the model cannot learn from such data.
+        """
+        ...
+
+
+@runtime_checkable
 class ChecksCondition(Protocol):
     """A model whose `sample` takes conditions with values that can be wrong, which it cannot see where it is compiled."""
 

@@ -39,6 +39,10 @@ Preprocessing = Literal[
 ]
 
 
+#: Those of `Preprocessing` whose values fill the gaps between levels, so that they have a density.
+DEQUANTIZED = ("dequantize", "dequantize_signed", "logit")
+
+
 def bernoulli_per_example(keys: jax.Array, probability: jax.Array) -> jax.Array:
     """Draws 0 or 1 with the given probabilities [B, ...], each example from its own key [B]."""
     draw = jax.vmap(lambda key, p: jax.random.bernoulli(key, p))

@@ -63,9 +63,14 @@ class Videos(Data):
         return ArrayExamples({"x": videos[..., None], "label": digits["label"][chosen[:, 0]]})
 
     def spec(self) -> dict[str, Any]:
-        """data_shape (T, H, W, 1), num_levels and num_classes."""
+        """data_shape (T, H, W, 1), num_levels, whether these are dequantized, and num_classes."""
         shape = (self.num_frames, self.frame_size, self.frame_size, 1)
-        return {"data_shape": shape, "num_levels": _LEVELS, "num_classes": len(self.label_names())}
+        return {
+            "data_shape": shape,
+            "num_levels": _LEVELS,
+            "dequantized": self.preprocessing in transforms.DEQUANTIZED,
+            "num_classes": len(self.label_names()),
+        }
 
     def label_names(self) -> tuple[str, ...]:
         return tuple(map(str, range(10)))

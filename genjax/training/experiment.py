@@ -10,7 +10,7 @@ from typing import Any, Literal
 from genjax import config
 from genjax.config import ConfigError
 from genjax.data import Data
-from genjax.model import GenerativeModel, HasPretrained
+from genjax.model import ChecksData, GenerativeModel, HasPretrained
 
 CONFIG_FILE = "config.json"
 
@@ -143,6 +143,8 @@ def resolve(experiment: Experiment) -> Experiment:
         data = data.starting_from(training.init_from)
     spec = data.spec()
     model = config.fill_none(model, {**spec, "num_steps": training.num_steps})
+    if isinstance(model, ChecksData):
+        model.check_data(spec)
     known, used = getattr(model, "vocab_size", None), spec.get("vocab_size")
     if known is not None and used is not None and used > known:
         if pretrained is None or not data.knows_tokens_of(pretrained):

@@ -11,6 +11,8 @@ import pytest
 
 from experiments import command_line, latent_tables
 from experiments.likelihood_sets import log_likelihoods, scores_of_examples
+from genjax.data.images import Images
+from genjax.data.points import Points
 from genjax.families.diffusion.edm import EDM
 from genjax.families.flow.base import GaussianMixture, StandardLogistic, StandardNormal
 from genjax.families.flow.dequantization import Uniform, Variational
@@ -24,6 +26,7 @@ from genjax.families.gan.gan import GAN
 from genjax.families.vae.conditional_vae import ConditionalVAE
 from genjax.model import GenerativeModel, HasLatents, HasLogProb, example_keys
 from genjax.optimizers import Adam
+from genjax.training.experiment import Experiment, resolve
 
 POINTS = {"data_shape": (2,), "optimizer": Adam(learning_rate=5e-3)}
 IMAGES = {"data_shape": (4, 4, 1), "optimizer": Adam(learning_rate=5e-3)}
@@ -243,6 +246,20 @@ def test_levels_are_dequantised_once_and_no_others():
     with jax.debug_nans(False):
         nll = jax.jit(model.evaluate)(state, between, key)["nll"]
     np.testing.assert_array_equal(np.isnan(nll), np.arange(len(nll)) == 1)
+
+
+def test_levels_that_nobody_dequantises_are_refused_before_anything_is_computed():
+    for model, preprocessing in ((Glow(), "unit"), (Glow(), "binarize_static"), (Glow(), "dequantize"),
+                                 (Glow(dequantization=Uniform()), "unit"), (RealNVP(), None)):  # fmt: skip
+        data = Points() if preprocessing is None else Images(name="digits", preprocessing=preprocessing)
+        experiment = Experiment(model=model, data=data)
+        if model.dequantization is None and preprocessing in ("unit", "binarize_static"):
+            with pytest.raises(
+                ValueError, match=r"levels, at which .* without end; give data.preprocessing=dequantize"
+            ):
+                resolve(experiment)
+        else:
+            assert resolve(experiment).model.data_shape
 
 
 def test_likelihoods_are_of_the_data_before_their_transform_too_and_bounds_have_noise_of_their_own():

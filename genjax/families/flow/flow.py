@@ -17,6 +17,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -143,6 +144,18 @@ class Flow(abc.ABC):
         if not self.class_conditional:
             raise ValueError("the flow is not conditional on classes; train it with class_conditional=true")
         check_label_range(label, self.num_classes)
+
+    def check_data(self, spec: Mapping[str, Any]) -> None:
+        """Refuses levels of pictures that nobody dequantises: densities at single values have no upper bound.
+
+        Raises:
+          ValueError: the data are such.
+        """
+        if self.dequantization is None and "num_levels" in spec and not spec.get("dequantized", True):
+            raise ValueError(
+                f"the data are {spec['num_levels']} levels, at which the density of a flow would grow without end; give "
+                "data.preprocessing=dequantize, or model.dequantization=uniform with data.preprocessing=unit"
+            )
 
     def _check_levels(self, batch: Batch) -> None:
         if self.dequantization is not None and "log_abs_det" in batch:
