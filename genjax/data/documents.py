@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from genjax.data import sources
-from genjax.data.base import DataError, check_split, files_below
+from genjax.data.base import DataError, check_any_files, check_split, files_below, split_files
 
 SUFFIXES = (".txt", ".md", ".rst", ".py", ".csv", ".json", ".html", ".tex")
 _PARTS = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
@@ -142,11 +142,10 @@ def _user_documents(path: str | None, split: str) -> Documents:
         stat = files[0].stat()
         part = _part_of_text(lambda: read_utf8(files[0]), stat.st_size, split, name, files[0].parent)
         return dataclasses.replace(part, identity=f"{split} of {files[0].resolve()} {stat.st_size} {stat.st_mtime_ns}")
-    check_split(split, _PARTS, name)
     if len(files) < 10:
         raise DataError(f"{name} has {len(files)} documents; give one, which is divided, or at least ten")
-    begin, end = (round(bound * len(files)) for bound in _PARTS[split])
-    files = files[begin:end]
+    count, files = len(files), split_files(files, root, split, name)
+    check_any_files(files, count, root, split)
     digest, size = hashlib.sha256(), 0
     for file in files:
         stat = file.stat()

@@ -23,6 +23,7 @@ from genjax.data import (
     shared_files,
     token_files,
 )
+from genjax.data.base import split_of_file
 from genjax.data.midi import LOWEST_NOTE, midi, read_midi, synthesize, wav
 from genjax.data.molecules import embedded_smiles, is_smiles, read_smiles
 from genjax.data.music import FRAME, START, events, roll_of_events
@@ -124,10 +125,13 @@ def test_a_folder_of_documents_ends_each_and_may_keep_them_apart(tmp_path):
     assert len(ends) >= 16 and tokens[0] == spec["end_token"]
     assert (np.diff(segments)[ends[1:30:2]] == 1).all() and (tokens[ends[1:30:2] + 1] == spec["end_token"]).all()
     # Single documents of two splits are not one text, as parts of a text are.
-    for i in range(11, 20):
+    files = {split: [] for split in ("train", "validation", "test")}
+    for i in range(20):
+        files[split_of_file(tmp_path / f"{i:02d}.txt", tmp_path)].append(i)
+    for i in files["validation"][1:] + files["test"][1:]:
         (tmp_path / f"{i:02d}.txt").unlink()
     held_out = data.documents("validation+test")
-    assert held_out == ["document number 9 " * 3, "document number 10 " * 3]
+    assert held_out == [f"document number {files[split][0]} " * 3 for split in ("validation", "test")]
     path = data.write_samples(np.array([[spec["end_token"], *data.make_tokenizer().encode("doc"), spec["end_token"], 1]]),
                               tmp_path / "out")  # fmt: skip
     assert path[0].read_text() == "doc\n"
@@ -203,7 +207,14 @@ def test_the_texts_of_a_folder_are_counted_without_reading_them(tmp_path, monkey
         (tmp_path / f"{i:02d}.txt").write_text("words")
     data = Text(name="file", dir=str(tmp_path), tokenizer="bytes")
     monkeypatch.setattr(Path, "read_text", None)
-    assert data.spec()["end_token"] == 256 and len(documents.open_documents("file", str(tmp_path), "test")) == 2
+    parts = {
+        split: len(documents.open_documents("file", str(tmp_path), split)) for split in ("train", "validation", "test")
+    }
+    assert data.spec()["end_token"] == 256 and parts == {"train": 17, "validation": 2, "test": 1}
+    # A text keeps its split where others come.
+    (tmp_path / "000.txt").write_text("words")
+    after = {split: len(documents.open_documents("file", str(tmp_path), split)) for split in parts}
+    assert sum(after[split] != parts[split] for split in parts) == 1
 
 
 def test_text_that_cannot_be_used_is_one_sentence(tmp_path):

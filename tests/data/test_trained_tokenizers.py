@@ -98,10 +98,10 @@ def test_pieces_are_trained_on_a_sample_which_the_log_says(tmp_path, monkeypatch
     options = {"name": "file", "dir": str(tmp_path), "tokenizer": "bpe"}
     with caplog.at_level(logging.WARNING):
         Text(**options).make_tokenizer()
-        assert not caplog.records and len(train.call_args.args[1]) == 16
+        assert not caplog.records and len(train.call_args.args[1]) == 17
         Text(**options, tokenizer_sample=20).make_tokenizer()
     (line,) = caplog.messages
-    assert line == "the tokenizer of file sees 18 of 32 characters, spread over all of it (data.tokenizer_sample=20)"
+    assert line == "the tokenizer of file sees 18 of 34 characters, spread over all of it (data.tokenizer_sample=20)"
     assert len(train.call_args.args[1]) == 9
     with pytest.raises(DataError, match=r"data.tokenizer_sample=0 must be at least 1"):
         Text(tokenizer_sample=0)
