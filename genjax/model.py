@@ -10,11 +10,14 @@ A model is a frozen dataclass of hyper-parameters that holds no arrays.  It is t
 configuration, hashable, and a static argument of `jit`.  All arrays live in a `TrainState`.
 
 A batch is a flat dict of arrays whose first axis is the batch axis: `x` is the modelled variable of
-continuous and image models, `tokens` of token models; `label`, `mask` and others accompany it.
+continuous and image models, `tokens` of token models; `label`, `mask` and others accompany it.  In evaluations `padding`
+[B] is True at examples that only fill up the last batch.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -343,6 +346,36 @@ def own_part(tree: PyTree, count: int) -> PyTree:
     return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, device * count, count), tree)
 
 
+@dataclasses.dataclass(frozen=True)
+class BatchLoss:
+    """A loss that is no mean over examples, as one that contrasts each with all others.
+
+    With accumulation, the outputs of all microbatches are computed first; then each microbatch's share of the gradient
+    follows from the gradient of the loss by its outputs (Gao et al. 2021, arXiv:2101.06983).  This takes a second forward
+    pass, and gives the value and the gradient of the whole batch.
+
+    Attributes:
+      outputs: `(params, batch, key) -> outputs`, floating-point arrays [B, ...] whose rows belong to the examples.
+      loss: `(outputs, batch, key) -> (loss, metrics)` of the whole batch, or of the device's part of it; with `extra`,
+        `(outputs, batch, key, extra) -> (loss, (metrics, extra))`.
+    """
+
+    outputs: Callable[[PyTree, Batch, Array], PyTree]
+    loss: Callable[..., tuple[Array, Any]]
+
+    def __call__(self, params: PyTree, batch: Batch, key: Array, *extra: PyTree) -> tuple[Array, Any]:
+        """The loss of a batch that is computed in one piece."""
+        return self.loss(self.outputs(params, batch, key), batch, key, *extra)
+
+
+def _microbatches(batch: PyTree, count: int) -> PyTree:
+    """Arrays [B, ...] as [count, B / count, ...].
+
+    Example i goes to microbatch i mod count: every device keeps a share of each microbatch.
+    """
+    return jax.tree.map(lambda a: a.reshape(a.shape[0] // count, count, *a.shape[1:]).swapaxes(0, 1), batch)
+
+
 def value_and_gradient(
     loss: Callable[..., tuple[Array, Metrics]],
     params: PyTree,
@@ -355,7 +388,7 @@ def value_and_gradient(
 
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, means over the examples of its batch, or a `Ratio` of two among
-        the metrics; with `extra`, `(params, batch, key, extra) -> (loss, (metrics, extra))`.
+        the metrics; with `extra`, `(params, batch, key, extra) -> (loss, (metrics, extra))`.  Or a `BatchLoss`.
       params: differentiated argument.
       batch: global batch; its size must be a multiple of `accumulation_steps`.
       key: random key, the same for every microbatch (see `example_keys`).
@@ -369,37 +402,49 @@ def value_and_gradient(
       ValueError: the batch cannot be divided into the microbatches.
     """
 
-    def call(p: PyTree, b: Batch, e: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
+    def call(function: Callable, x: PyTree, b: Batch, e: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
         if e is None:
-            value, metrics = loss(p, b, key)
+            value, metrics = function(x, b, key)
         else:
-            value, (metrics, e) = loss(p, b, key, e)
+            value, (metrics, e) = function(x, b, key, e)
         return value, ({"loss": value, **metrics}, e)
 
-    gradient = jax.grad(call, has_aux=True)
+    gradient = jax.grad(functools.partial(call, loss), has_aux=True)
     if accumulation_steps == 1:
         gradients, (metrics, extra) = gradient(params, batch, extra)
-    else:
-        size = batch_size(batch)
-        if size % accumulation_steps:
-            raise ValueError(
-                f"a batch of {size} examples cannot be divided into accumulation_steps={accumulation_steps} equal parts"
-            )
-        batch = {"example_index": jnp.arange(size), **batch}
-        # Example i goes to microbatch i mod n: every device keeps a share of each microbatch.
-        microbatches = jax.tree.map(
-            lambda a: a.reshape(size // accumulation_steps, accumulation_steps, *a.shape[1:]).swapaxes(0, 1), batch
+        return *cross_device_mean((gradients, metrics)), extra
+    size = batch_size(batch)
+    if size % accumulation_steps:
+        raise ValueError(
+            f"a batch of {size} examples cannot be divided into accumulation_steps={accumulation_steps} equal parts"
         )
+    batch = {"example_index": example_places(batch), **batch}
+    microbatches = _microbatches(batch, accumulation_steps)
+    # XLA compiles gradients of convolutions badly inside of loops on CPU; a few microbatches need none.
+    unroll = jax.default_backend() == "cpu" and accumulation_steps <= 4
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    if isinstance(loss, BatchLoss):
+        parts = jax.lax.scan(
+            lambda _, part: (None, loss.outputs(params, part, key)), None, microbatches, unroll=unroll
+        )[1]
+        whole = jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(size, *a.shape[2:]), parts)
+        by_outputs, (metrics, extra) = jax.grad(functools.partial(call, loss.loss), has_aux=True)(whole, batch, extra)
+
+        def add(total: PyTree, inputs: tuple[Batch, PyTree]) -> tuple[PyTree, None]:
+            part, by_own = inputs
+            pullback = jax.vjp(lambda p: loss.outputs(p, part, key), params)[1]
+            return jax.tree.map(jnp.add, total, pullback(by_own)[0]), None
+
+        inputs = (microbatches, _microbatches(by_outputs, accumulation_steps))
+        gradients, _ = jax.lax.scan(add, zeros, inputs, unroll=unroll)
+    else:
 
         def body(carry, microbatch):
             total, e = carry
             g, (metrics, e) = gradient(params, microbatch, e)
             return (jax.tree.map(jnp.add, total, g), e), metrics
 
-        # XLA compiles gradients of convolutions badly inside of loops on CPU; a few microbatches need none.
-        unroll = jax.default_backend() == "cpu" and accumulation_steps <= 4
-        start = (jax.tree.map(jnp.zeros_like, params), extra)
-        (gradients, extra), metrics = jax.lax.scan(body, start, microbatches, unroll=unroll)
+        (gradients, extra), metrics = jax.lax.scan(body, (zeros, extra), microbatches, unroll=unroll)
         gradients = jax.tree.map(lambda g: g / accumulation_steps, gradients)
         metrics = jax.tree.map(lambda m: m.mean(0), metrics)
     return *cross_device_mean((gradients, metrics)), extra

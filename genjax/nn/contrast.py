@@ -12,26 +12,23 @@ import optax
 Array = jax.Array
 
 
-def repeats(*arrays: Array) -> Array:
-    """True at rows of arrays [B, ...] that are the row before them again, as those are that fill up a last batch; bool [B]."""
-    again = jnp.ones(arrays[0].shape[0] - 1, bool)
-    for array in arrays:
-        again &= (array[1:] == array[:-1]).reshape(again.shape[0], -1).all(1)
-    return jnp.concatenate([jnp.zeros(1, bool), again])
+def equal_rows(first: Array, second: Array) -> Array:
+    """Which rows of arrays [B, ...] are equal to which, bool [B, B]."""
+    return jax.vmap(lambda row: (row[None] == second).reshape(second.shape[0], -1).all(1))(first)
 
 
-def partner_scores(similarities: Array, absent: Array | None = None) -> tuple[Array, Array]:
+def partner_scores(similarities: Array, excluded: Array) -> tuple[Array, Array]:
     """How well partners are found.
 
     Args:
       similarities: logits of each row's partners [B, B]; its own stands on the diagonal.
-      absent: pairs that are none and so no negatives, bool [B], or None.
+      excluded: bool [B, B], True at what is no negative of a row: padding, and what equals its own partner, which would be
+        as right an answer.  The own partner always counts.
 
     Returns:
-      Nats of the own partner [B], and 1 where it is the likeliest, else 0, float32 [B]; of absent pairs anything.
+      Nats of the own partner [B], and 1 where it is the likeliest, else 0, float32 [B].
     """
     own = jnp.arange(similarities.shape[0])
-    if absent is not None:
-        similarities = jnp.where(absent[None], -1e30, similarities)
+    similarities = jnp.where(excluded & (own[:, None] != own[None]), -1e30, similarities)
     nll = optax.softmax_cross_entropy_with_integer_labels(similarities, own)
     return nll, (similarities.argmax(1) == own).astype(jnp.float32)

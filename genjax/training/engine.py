@@ -323,7 +323,9 @@ class Engine:
 
         def evaluate(state: TrainState, batch: Batch, mask: jax.Array, key: jax.Array) -> Metrics:
             data_key, model_key = jax.random.split(key)
-            values = model.evaluate(self._gathered(state), data.transform(batch, data_key), model_key)
+            # What compares the examples of a batch must know which of them are padding.
+            batch = {**data.transform(batch, data_key), "padding": mask == 0}
+            values = model.evaluate(self._gathered(state), batch, model_key)
             for name, value in values.items():
                 shapes = {leaf.shape for leaf in jax.tree.leaves(value)}
                 if shapes != {mask.shape}:

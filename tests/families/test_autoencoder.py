@@ -17,9 +17,10 @@ from genjax.families.autoencoder.denoising import (
     SaltAndPepper,
 )
 from genjax.families.autoencoder.sparse import SparseAutoencoder, bernoulli_kl
+from genjax.model import TrainState
 from genjax.nn.distributions import Gaussian
 from genjax.nn.encoder_decoder import MLPNetwork
-from genjax.optimizers import Adam, Cosine
+from genjax.optimizers import SGD, Adam, Cosine
 
 AFFINE = {"network": MLPNetwork(hidden_dims=()), "output": Gaussian()}
 SMALL = {"data_shape": (8, 8, 1), "latent_dim": 4, "network": MLPNetwork(hidden_dims=(8,), activation="tanh")}
@@ -153,6 +154,18 @@ def test_target_activation_is_reached_under_a_heavy_penalty(digits):
     state, metrics = _train(model, digits, 400)
     np.testing.assert_allclose(model.encode(state, digits).mean(0), 0.1, atol=0.02)
     assert metrics["sparsity_penalty"][-1] < 0.01 < metrics["sparsity_penalty"][0]
+
+
+def test_the_mean_activation_is_of_all_microbatches(digits):
+    model = SparseAutoencoder(**SMALL, weight=10.0, target=0.1)
+    params = model.init(jax.random.key(0), digits).params
+    results = []
+    for count in (1, 4):
+        optimizer = SGD(accumulation_steps=count)
+        step = jax.jit(dataclasses.replace(model, optimizer=optimizer).train_step)
+        start = TrainState.create(params, optimizer, model.init(jax.random.key(0), digits).extra)
+        results.append(step(start, digits, jax.random.key(1)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *results)
 
 
 def test_l1_penalty_is_the_mean_absolute_code(digits):

@@ -16,7 +16,7 @@ from genjax.families.language.encoder_tasks import (
     TokenClassification,
     Vocabulary,
 )
-from genjax.model import DEVICE_AXIS, GenerativeModel
+from genjax.model import DEVICE_AXIS, GenerativeModel, value_and_gradient
 from genjax.optimizers import Adam
 
 MASK, SPECIAL = 11, (8, 9, 10, 11)
@@ -173,11 +173,20 @@ def test_partners_are_told_from_the_texts_of_all_devices(batch):
         devices=jax.devices()[:2],
     )(params, parts)
     np.testing.assert_allclose(apart, loss, rtol=1e-5)
-    # What fills up the last batch of an evaluation is no text.
+    # And from those of all microbatches.
+    update = jax.jit(lambda p, n: value_and_gradient(model.loss, p, pairs, jax.random.key(1), n)[:2], static_argnums=1)
+    (whole, metrics), (accumulated, others) = update(params, 1), update(params, 2)
+    np.testing.assert_allclose(others["loss"], metrics["loss"], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), accumulated, whole)
+    # What fills up the last batch of an evaluation is no text, and an equal text no negative.
     state, evaluate = jax.jit(model.init)(jax.random.key(0), pairs), jax.jit(model.evaluate)
-    alone = evaluate(state, jax.tree.map(lambda a: a[:2], pairs), jax.random.key(0))
-    filled = evaluate(state, jax.tree.map(lambda a: a[jnp.array([0, 1, 1, 1])], pairs), jax.random.key(0))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[:2], rtol=1e-5), alone, filled)
+    rows = lambda *index: jax.tree.map(lambda a: a[jnp.array(index)], pairs)  # noqa: E731
+    alone = evaluate(state, rows(0, 1), jax.random.key(0))
+    filled = {**rows(0, 1, 2, 3), "padding": jnp.array([False, False, True, True])}
+    values = evaluate(state, filled, jax.random.key(0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[:2], rtol=1e-5), alone, values)
+    values = evaluate(state, rows(0, 1, 1, 1), jax.random.key(0))
+    np.testing.assert_allclose(values["nll"][1:], [alone["nll"][1]] * 3, rtol=1e-5)
 
 
 @pytest.mark.parametrize("task", [Classification(num_classes=3), SpanExtraction()])

@@ -31,12 +31,16 @@ def state(batch):
     return jax.jit(MODEL.init)(jax.random.key(1), batch)
 
 
-def test_the_negatives_of_pmap_are_those_of_the_whole_batch(batch, state):
-    update = lambda params, batch: value_and_gradient(MODEL.loss, params, batch, jax.random.key(0))[:2]  # noqa: E731
-    gradient, metrics = jax.jit(update)(state.params, batch)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_negatives_are_those_of_all_devices_and_microbatches(accumulation, batch, state):
+    def update(params, batch, count=accumulation):
+        return value_and_gradient(MODEL.loss, params, batch, jax.random.key(0), count)[:2]
+
+    gradient, metrics = jax.jit(lambda params: update(params, batch, 1))(state.params)
     parts = jax.tree.map(lambda a: a.reshape(2, 4, *a.shape[1:]), batch)
     found = jax.pmap(update, DEVICE_AXIS, in_axes=(None, 0), devices=jax.devices()[:2])(state.params, parts)
-    np.testing.assert_allclose(found[1]["loss"], metrics["loss"], rtol=1e-5)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(found[1][name], value, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-5), found[0], gradient)
 
 
@@ -53,8 +57,24 @@ def test_dropout_drops_and_the_factor_stays_below_a_hundred(batch, state):
     assert after.params["logit_scale"] <= math.log(100.0) + 1e-6
 
 
-def test_copies_that_fill_up_a_batch_are_no_negatives(batch, state):
+def test_padding_and_equal_texts_are_no_negatives(batch, state):
     evaluate = jax.jit(MODEL.evaluate)
     alone = evaluate(state, jax.tree.map(lambda a: a[:3], batch), jax.random.key(0))
-    filled = evaluate(state, jax.tree.map(lambda a: a[jnp.minimum(jnp.arange(8), 2)], batch), jax.random.key(0))
+    filled = evaluate(state, {**batch, "padding": jnp.arange(8) > 2}, jax.random.key(0))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[:3], rtol=1e-5), alone, filled)
+    # Pictures 0 and 1 have one caption, pictures 2 and 3 are one: by hand, each has the others for negatives.
+    shared = {
+        **batch,
+        "tokens": batch["tokens"].at[1].set(batch["tokens"][0]),
+        "x": batch["x"].at[3].set(batch["x"][2]),
+    }
+    logits = np.asarray(MODEL.logits(state, shared), np.float64)
+    for i, j in ((0, 1), (1, 0), (2, 3), (3, 2)):
+        logits[i, j] = -np.inf
+    nll = [np.log(np.exp(part).sum(1)) - np.diagonal(part) for part in (logits, logits.T)]
+    values = evaluate(state, shared, jax.random.key(0))
+    np.testing.assert_allclose(values["nll"], 0.5 * (nll[0] + nll[1]), rtol=1e-4)
+    np.testing.assert_array_equal(values["retrieval_accuracy"], logits.argmax(1) == np.arange(8))
+    np.testing.assert_allclose(
+        jax.jit(MODEL.loss)(state.params, shared, jax.random.key(0))[0], values["nll"].mean(), rtol=1e-5
+    )

@@ -10,9 +10,10 @@ from scipy import stats
 from sklearn.datasets import load_digits
 
 from genjax.families.vae.vae import VAE
+from genjax.model import TrainState
 from genjax.nn.distributions import Bernoulli, Categorical, DiagonalGaussian, DiscretizedLogistic, Gaussian
 from genjax.nn.encoder_decoder import ConvNetwork, MLPNetwork
-from genjax.optimizers import Adam, Cosine
+from genjax.optimizers import SGD, Adam, Cosine
 
 DIM, LATENT = 5, 2
 LINEAR = VAE(
@@ -145,11 +146,16 @@ def test_importance_weighted_estimate_sums_every_chunk_once(digits):
     np.testing.assert_allclose(chunked.log_likelihood(state, digits, key, total), expected, rtol=1e-5)
 
 
-def test_accumulation_equals_the_full_batch(digits):
+@pytest.mark.parametrize("free", [False, True])
+def test_accumulation_equals_the_full_batch(free, digits):
     state = SMALL.init(jax.random.key(0), digits)
-    step = lambda n: jax.jit(  # noqa: E731
-        dataclasses.replace(SMALL, kl_warmup_steps=10, optimizer=Adam(accumulation_steps=n)).train_step
-    )(state, digits, jax.random.key(1))
+    # Half of the dimensions are free in the whole batch; in its parts others are.
+    kl = SMALL.posterior(state.params, digits).kl_to_standard_normal()
+    free_bits = float(jnp.median(kl.mean(0))) if free else 0.0
+    model = dataclasses.replace(SMALL, kl_warmup_steps=10, free_bits=free_bits)
+    step = lambda n: jax.jit(dataclasses.replace(model, optimizer=SGD(accumulation_steps=n)).train_step)(  # noqa: E731
+        TrainState.create(state.params, SGD()), digits, jax.random.key(1)
+    )
     (full, full_metrics), (parts, parts_metrics) = step(1), step(3)
     for name, value in full_metrics.items():
         np.testing.assert_allclose(parts_metrics[name], value, rtol=1e-5)

@@ -140,7 +140,7 @@ def test_parts_of_the_kl_sum_to_it(digits):
     np.testing.assert_allclose(loss, metrics["reconstruction"] + expected.mean(), rtol=1e-4)
 
 
-def test_total_correlation_is_the_same_under_pmap(digits):
+def test_total_correlation_is_the_same_under_pmap_and_accumulation(digits):
     model = BetaTCVAE(**SMALL, num_examples=100)
     state = model.init(jax.random.key(0), digits)
     index = jnp.arange(12)
@@ -148,7 +148,8 @@ def test_total_correlation_is_the_same_under_pmap(digits):
     devices = jax.devices()[:2]
     split = {name: a.reshape(2, 6, *a.shape[1:]) for name, a in {**digits, "example_index": index}.items()}
     copies = jax.tree.map(lambda a: jnp.stack([a, a]), state)
-    parts = jax.pmap(model.train_step, axis_name="device", in_axes=(0, 0, None), devices=devices)(
+    accumulated = dataclasses.replace(model, optimizer=dataclasses.replace(model.optimizer, accumulation_steps=3))
+    parts = jax.pmap(accumulated.train_step, axis_name="device", in_axes=(0, 0, None), devices=devices)(
         copies, split, jax.random.key(1)
     )
     for name, value in whole[1].items():

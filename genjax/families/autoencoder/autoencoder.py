@@ -12,6 +12,7 @@ arXiv:1903.12436, ex-post density estimation), whose mean and second moments are
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -122,18 +123,31 @@ class Autoencoder:
         x = batch["x"]
         seen = self.corrupt(x, example_keys(key, batch))
         codes = self.code(params, seen)
-        reconstruction = self.reconstruction_error(params, codes, x).mean()
-        penalty, metrics = self.regulariser(params, seen, codes)
         # Of the data, as `encode` gives them, not of what is corrupted.
-        clean = jax.lax.stop_gradient(codes if seen is x else self.code(params, x))
+        clean = codes if seen is x else self.code(params, x)
+        errors = self.reconstruction_error(params, codes, x)
+        return self._total(errors, *self.regulariser(params, seen, codes), clean, sums)
+
+    def _total(
+        self, errors: Array, penalty: Array, metrics: Metrics, codes: Array, sums: PyTree
+    ) -> tuple[Array, tuple[Metrics, PyTree]]:
+        """The loss of reconstruction errors [B] and a penalty, metrics, and the sums with the moments of codes [B, D]."""
+        reconstruction, clean = errors.mean(), jax.lax.stop_gradient(codes)
         here = {"code_mean": clean.sum(0), "code_second_moment": clean.T @ clean}
         sums = jax.tree.map(jnp.add, sums, here)
         return reconstruction + penalty, ({"reconstruction": reconstruction, **metrics}, sums)
 
+    @property
+    def objective(self) -> Callable[..., tuple[Array, tuple[Metrics, PyTree]]]:
+        """The loss as `gradient_step` takes it."""
+        return self.loss
+
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics: loss, reconstruction = -log p(x | h) in nats an example, and those of the regulariser."""
         zeros = jax.tree.map(jnp.zeros_like, state.extra)
-        new, metrics = gradient_step(self.loss, self.optimizer, with_extra=True)(state.replace(extra=zeros), batch, key)
+        new, metrics = gradient_step(self.objective, self.optimizer, with_extra=True)(
+            state.replace(extra=zeros), batch, key
+        )
         means = jax.tree.map(lambda total: cross_device_mean(total) / batch_size(batch), new.extra)
         moments = jax.tree.map(
             lambda old, mean: self.code_decay * old + (1.0 - self.code_decay) * mean, state.extra, means

@@ -9,13 +9,14 @@ kl   R = sum_j KL(Bernoulli(rho) || Bernoulli(rho_j)),    rho_j the mean of h_j 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from genjax.families.autoencoder.autoencoder import Autoencoder
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_mean
+from genjax.model import Array, Batch, BatchLoss, Metrics, PyTree, TrainState, cross_device_mean
 from genjax.nn.mlp import Activation
 
 
@@ -52,6 +53,24 @@ class SparseAutoencoder(Autoencoder):
         if self.penalty == "kl" and not 0.0 < self.target < 1.0:
             raise ValueError(f"model.target={self.target} must lie between 0 and 1")
         return super().init(key, batch)
+
+    @property
+    def objective(self) -> Callable[..., tuple[Array, tuple[Metrics, PyTree]]]:
+        """The loss as `gradient_step` takes it; the mean activation of "kl" is of the whole batch."""
+        if self.penalty == "l1":
+            return self.loss
+
+        def outputs(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Array]:
+            codes = self.code(params, batch["x"])
+            return self.reconstruction_error(params, codes, batch["x"]), codes
+
+        def loss(
+            outputs: tuple[Array, Array], batch: Batch, key: Array, sums: PyTree
+        ) -> tuple[Array, tuple[Metrics, PyTree]]:
+            errors, codes = outputs
+            return self._total(errors, *self.regulariser(None, None, codes), codes, sums)
+
+        return BatchLoss(outputs, loss)
 
     def regulariser(self, params: PyTree, x: Array, codes: Array) -> tuple[Array, Metrics]:
         metrics = {"mean_activation": jnp.abs(codes).mean()}

@@ -12,6 +12,7 @@ What is learned is the field `task` (see encoder_tasks.py, which also says what 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -204,10 +205,14 @@ class BERT(FromPretrained):
         copies = prepared["tokens"].shape[0] // keys.shape[0]
         return prepared, jnp.concatenate([fold_in(keys, 1 + copy) for copy in range(copies)])
 
-    def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-        """The task's loss, mean over examples, and metrics."""
-        prepared, dropout_keys = self._prepared(batch, key)
-        return self.task.loss(self.module().apply({"params": params}, prepared, dropout_keys), prepared)
+    @property
+    def loss(self) -> Callable[[PyTree, Batch, Array], tuple[Array, Metrics]]:
+        """The task's loss, mean over examples, and metrics, of (params, batch, key)."""
+
+        def outputs(params: PyTree, prepared: Batch, dropout_keys: Array) -> Outputs:
+            return self.module().apply({"params": params}, prepared, dropout_keys)
+
+        return self.task.objective(self._prepared, outputs)
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics: loss, and those of the task."""

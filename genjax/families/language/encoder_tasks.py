@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,8 +24,8 @@ import jax.numpy as jnp
 import optax
 
 from genjax.metrics import Ratio
-from genjax.model import Array, Batch, Metrics, cross_device_gather, example_keys
-from genjax.nn.contrast import partner_scores, repeats
+from genjax.model import Array, Batch, BatchLoss, Metrics, PyTree, cross_device_gather, example_keys
+from genjax.nn.contrast import equal_rows, partner_scores
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.tokens import logits_product, token_nll
 from genjax.nn.transformer import ACTIVATIONS, TokenEmbedding, Transformer
@@ -122,6 +123,24 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
         """Mean over examples, and metrics."""
+
+    def objective(
+        self,
+        prepared: Callable[[Batch, Array], tuple[Batch, Array]],
+        outputs: Callable[[PyTree, Batch, Array], Outputs],
+    ) -> Callable[[PyTree, Batch, Array], tuple[Array, Metrics]]:
+        """The loss as `gradient_step` takes it.
+
+        Args:
+          prepared: maps a batch and a key to the batch as the encoder reads it, and a dropout key for each of its rows.
+          outputs: maps parameters and these two to what the heads say.
+        """
+
+        def loss(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+            batch, dropout_keys = prepared(batch, key)
+            return self.loss(outputs(params, batch, dropout_keys), batch)
+
+        return loss
 
     @abc.abstractmethod
     def measures(self, outputs: Outputs, batch: Batch) -> Metrics:
@@ -403,8 +422,8 @@ class SentenceEmbedding(Task):
 
     Two texts that belong together stand in one example: `tokens` and `mask`, and `tokens_pair` and `mask_pair` (or, of sets
     of pairs, `source` and `source_mask`).  Without the pair, a text is its own partner and dropout makes the difference, so
-    `network.dropout` must then not be 0.  The other examples of the batch are the negatives, on all devices, so that the
-    loss depends on the batch (under accumulation, on the microbatch).
+    `network.dropout` must then not be 0.  The other examples of the batch are the negatives, on all devices and of all
+    microbatches, but for those with an equal text; so the loss depends on the batch.
 
     Attributes:
       temperature: of the cosine similarities.
@@ -422,7 +441,8 @@ class SentenceEmbedding(Task):
         masks.append(batch[mask].astype(bool) if mask in batch else jnp.ones(rows[1].shape, bool))
         length = max(row.shape[1] for row in rows)
         wide = lambda arrays: [jnp.pad(a, ((0, 0), (0, length - a.shape[1]))) for a in arrays]  # noqa: E731
-        return {"tokens": jnp.concatenate(wide(rows)), "mask": jnp.concatenate(wide(masks))}
+        kept = {"padding": batch["padding"]} if "padding" in batch else {}
+        return {"tokens": jnp.concatenate(wide(rows)), "mask": jnp.concatenate(wide(masks)), **kept}
 
     def outputs(self, heads, embedding, hidden, pooled, batch, keys) -> Outputs:
         """`embedding` [B, C] of length 1."""
@@ -432,21 +452,35 @@ class SentenceEmbedding(Task):
         """The embeddings themselves."""
         return outputs["embedding"]
 
-    @staticmethod
-    def _similarities(outputs: Outputs) -> Array:
-        first, second = cross_device_gather(tuple(jnp.split(outputs["embedding"], 2)))
-        return first @ second.T
+    def _scores(self, outputs: Outputs, batch: Batch) -> tuple[Array, Array, Array]:
+        """Nats of the partners, whether they are found, and their similarities, [B] each."""
+        tokens = jnp.where(batch["mask"], batch["tokens"], -1)
+        pairs = (jnp.split(outputs["embedding"], 2), jnp.split(tokens, 2))
+        (first, second), (texts, partners) = cross_device_gather(pairs)
+        similarities = first @ second.T
+        excluded = equal_rows(texts, texts) | equal_rows(partners, partners) | equal_rows(texts, partners)
+        if "padding" in batch:
+            excluded |= batch["padding"][None]
+        return *partner_scores(similarities / self.temperature, excluded), jnp.diagonal(similarities)
 
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
-        nll, found = partner_scores(self._similarities(outputs) / self.temperature)
+        nll, found, _ = self._scores(outputs, batch)
         return nll.mean(), {"retrieval_accuracy": found.mean()}
+
+    def objective(self, prepared, outputs) -> BatchLoss:
+        def pairs(params: PyTree, batch: Batch, key: Array) -> Array:
+            """Embeddings of both texts of each example, [B, 2, C]."""
+            return jnp.stack(jnp.split(outputs(params, *prepared(batch, key))["embedding"], 2), axis=1)
+
+        def contrast(pairs: Array, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+            return self.loss({"embedding": pairs.swapaxes(0, 1).reshape(-1, pairs.shape[-1])}, prepared(batch, key)[0])
+
+        return BatchLoss(pairs, contrast)
 
     def measures(self, outputs: Outputs, batch: Batch) -> Metrics:
         """`nll` in nats of the partner, `retrieval_accuracy`, both among the batch; `similarity` of the partners."""
-        similar = self._similarities(outputs)
-        absent = repeats(*jnp.split(batch["tokens"], 2), *jnp.split(token_mask(batch), 2))
-        nll, found = partner_scores(similar / self.temperature, absent)
-        return {"nll": nll, "retrieval_accuracy": found, "similarity": jnp.diagonal(similar)}
+        nll, found, similarity = self._scores(outputs, batch)
+        return {"nll": nll, "retrieval_accuracy": found, "similarity": similarity}
 
 
 def mean_pool(hidden: Array, mask: Array) -> Array:

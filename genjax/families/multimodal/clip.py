@@ -4,7 +4,9 @@
     loss = (cross-entropy of the rows + cross-entropy of the columns) / 2,   the partner being the right answer
 
 A batch has `x` [B, H, W, C] and `tokens` [B, T] (with `mask`); the other examples of the batch are the negatives, on all
-devices, but under accumulation those of the microbatch alone.  exp(s) is kept at 100 or below (section 2.5).  The network is a part of other models (retrieval, guidance, captions), and draws nothing itself.
+devices and of all microbatches, but for those with the same text or the same picture, which are right answers too.
+exp(s) is kept at 100 or below (section 2.5).  The network is a part of other models (retrieval, guidance, captions), and
+draws nothing itself.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import jax.numpy as jnp
 from genjax.model import (
     Array,
     Batch,
+    BatchLoss,
     ComputeDtype,
     Metrics,
     PyTree,
@@ -28,7 +31,7 @@ from genjax.model import (
     example_keys,
     gradient_step,
 )
-from genjax.nn.contrast import partner_scores, repeats
+from genjax.nn.contrast import equal_rows, partner_scores
 from genjax.nn.dropout import fold_in
 from genjax.nn.mixture_of_experts import refuse_experts
 from genjax.nn.tokens import logits_product
@@ -145,12 +148,11 @@ class CLIP:
 
     def logits(self, state: TrainState, batch: Batch) -> Array:
         """Similarities of pictures and texts times the learned factor, float32 [B, B']."""
-        return self._logits(state.eval_params, batch)
-
-    def _logits(self, params: PyTree, batch: Batch, dropout_keys: Array | None = None) -> Array:
-        pair = self.module().apply({"params": params}, batch["x"], batch["tokens"], batch.get("mask"), dropout_keys)
-        image, text = cross_device_gather(pair)
+        image, text = self._embeddings(state.eval_params, batch)
         return image @ text.T
+
+    def _embeddings(self, params: PyTree, batch: Batch, dropout_keys: Array | None = None) -> tuple[Array, Array]:
+        return self.module().apply({"params": params}, batch["x"], batch["tokens"], batch.get("mask"), dropout_keys)
 
     def encode_text(self, state: TrainState, tokens: Array, mask: Array | None = None) -> Array:
         """Embeddings of texts, [B, T] -> [B, D] of length 1."""
@@ -161,15 +163,30 @@ class CLIP:
         return self.module().apply({"params": state.eval_params}, x, method="encode_image")
 
     @staticmethod
-    def _scores(logits: Array, absent: Array | None = None) -> tuple[Array, Array]:
+    def _scores(embeddings: tuple[Array, Array], batch: Batch) -> tuple[Array, Array]:
         """Nats of the partners of pictures and of texts, their mean, and whether pictures find their text, [B] each."""
-        (text, found), (image, _) = partner_scores(logits, absent), partner_scores(logits.T, absent)
-        return 0.5 * (text + image), found
+        tokens = jnp.where(batch["mask"], batch["tokens"], -1) if "mask" in batch else batch["tokens"]
+        (image, text), tokens, x = cross_device_gather((embeddings, tokens, batch["x"]))
+        logits = image @ text.T
+        excluded = equal_rows(tokens, tokens) | equal_rows(x, x)
+        if "padding" in batch:
+            excluded |= batch["padding"][None]
+        (text_nll, found), (image_nll, _) = partner_scores(logits, excluded), partner_scores(logits.T, excluded)
+        return 0.5 * (text_nll + image_nll), found
 
-    def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+    @property
+    def loss(self) -> BatchLoss:
         """Contrast of the batch's pairs, and the share of pictures whose text is found."""
-        nll, found = self._scores(self._logits(params, batch, example_keys(key, batch)))
-        return nll.mean(), {"retrieval_accuracy": found.mean()}
+
+        def outputs(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Array]:
+            return self._embeddings(params, batch, example_keys(key, batch))
+
+        def loss(embeddings: tuple[Array, Array], batch: Batch, key: Array) -> tuple[Array, Metrics]:
+            del key
+            nll, found = self._scores(embeddings, batch)
+            return nll.mean(), {"retrieval_accuracy": found.mean()}
+
+        return BatchLoss(outputs, loss)
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics: loss, retrieval_accuracy."""
@@ -180,5 +197,5 @@ class CLIP:
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example, among the batch: `nll` in nats of the partner, `retrieval_accuracy` of the text."""
         del key
-        nll, found = self._scores(self.logits(state, batch), repeats(batch["x"], batch["tokens"]))
+        nll, found = self._scores(self._embeddings(state.eval_params, batch), batch)
         return {"nll": nll, "retrieval_accuracy": found}

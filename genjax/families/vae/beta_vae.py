@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.families.vae.vae import VAE
-from genjax.model import Array, Batch, Metrics, PyTree, cross_device_gather, own_part
+from genjax.model import Array, Batch, BatchLoss, Metrics, PyTree, cross_device_gather, own_part
 from genjax.nn.distributions import DiagonalGaussian, gaussian_log_prob, standard_normal_log_prob
 
 
@@ -101,8 +101,6 @@ def aggregated_posterior_log_probs(
 class BetaTCVAE(VAE):
     """VAE with separate weights of mutual information, total correlation and dimension-wise KL.
 
-    Accumulation changes what is computed: each microbatch estimates q(z) by itself.
-
     Attributes:
       beta: weight of the total correlation.
       mutual_information_weight: weight of the mutual information of data and code.
@@ -130,21 +128,33 @@ class BetaTCVAE(VAE):
 
     def loss(self, params: PyTree, batch: Batch, key: Array, step: Array) -> tuple[Array, Metrics]:
         """Mean over examples of the weighted bound in nats, and metrics."""
-        posterior = self.posterior(params, batch)
-        latents = posterior.with_sample_axis().sample(self.noise(key, batch, 1))
-        reconstruction = -self.log_likelihood_given(params, batch, latents)[0].mean()
-        kl = posterior.kl_to_standard_normal()
-        parts = {name: part.mean() for name, part in self.kl_parts(posterior, latents[0]).items()}
-        penalty = (
-            self.mutual_information_weight * parts["mutual_information"]
-            + self.beta * parts["total_correlation"]
-            + self.dimension_weight * parts["dimension_kl"]
-        )
-        if self.kl_warmup_steps:
-            penalty *= jnp.minimum(1.0, (step + 1.0) / self.kl_warmup_steps)
-        kl = kl.sum(-1).mean()
-        metrics = {"elbo": -reconstruction - kl, "kl": kl, "reconstruction": reconstruction, **parts}
-        return reconstruction + penalty, metrics
+        return self.objective(step)(params, batch, key)
+
+    def objective(self, step: Array) -> BatchLoss:
+        """The loss at a step; q(z) is estimated from the whole batch."""
+
+        def outputs(params: PyTree, batch: Batch, key: Array) -> tuple[Array, DiagonalGaussian, Array]:
+            """log p(x | z) [B], q(z | x), and z [B, D]."""
+            posterior = self.posterior(params, batch)
+            latents = posterior.with_sample_axis().sample(self.noise(key, batch, 1))
+            return self.log_likelihood_given(params, batch, latents)[0], posterior, latents[0]
+
+        def loss(outputs: tuple[Array, DiagonalGaussian, Array], batch: Batch, key: Array) -> tuple[Array, Metrics]:
+            log_likelihood, posterior, latents = outputs
+            reconstruction = -log_likelihood.mean()
+            parts = {name: part.mean() for name, part in self.kl_parts(posterior, latents).items()}
+            penalty = (
+                self.mutual_information_weight * parts["mutual_information"]
+                + self.beta * parts["total_correlation"]
+                + self.dimension_weight * parts["dimension_kl"]
+            )
+            if self.kl_warmup_steps:
+                penalty *= jnp.minimum(1.0, (step + 1.0) / self.kl_warmup_steps)
+            kl = posterior.kl_to_standard_normal().sum(-1).mean()
+            metrics = {"elbo": -reconstruction - kl, "kl": kl, "reconstruction": reconstruction, **parts}
+            return reconstruction + penalty, metrics
+
+        return BatchLoss(outputs, loss)
 
     def __post_init__(self) -> None:
         if self.num_examples is not None and self.num_examples < 2:

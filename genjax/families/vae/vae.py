@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -27,6 +28,7 @@ import jax.numpy as jnp
 from genjax.model import (
     Array,
     Batch,
+    BatchLoss,
     ComputeDtype,
     Metrics,
     PyTree,
@@ -170,7 +172,11 @@ class VAE:
 
     def loss(self, params: PyTree, batch: Batch, key: Array, step: Array) -> tuple[Array, Metrics]:
         """Mean over examples of the negative bound with its penalty, in nats, and metrics."""
-        log_likelihood, kl = self.elbo_terms(params, batch, key)
+        return self._penalised(self.elbo_terms(params, batch, key), step)
+
+    def _penalised(self, terms: tuple[Array, Array], step: Array) -> tuple[Array, Metrics]:
+        """The loss of `elbo_terms`, and metrics."""
+        log_likelihood, kl = terms
         reconstruction = -log_likelihood.mean()
         metrics = {
             "elbo": -reconstruction - kl.sum(-1).mean(),
@@ -181,7 +187,14 @@ class VAE:
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics in nats an example: loss, elbo, kl, reconstruction = -E_q[log p(x | z)]."""
-        return gradient_step(functools.partial(self.loss, step=state.step), self.optimizer)(state, batch, key)
+        return gradient_step(self.objective(state.step), self.optimizer)(state, batch, key)
+
+    def objective(self, step: Array) -> Callable[[PyTree, Batch, Array], tuple[Array, Metrics]]:
+        """The loss at a step as `gradient_step` takes it."""
+        if self.free_bits:
+            # Whether a dimension is free is decided by the mean over the whole batch.
+            return BatchLoss(self.elbo_terms, lambda terms, batch, key: self._penalised(terms, step))
+        return functools.partial(self.loss, step=step)
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example in nats, shape [B] each.
