@@ -80,6 +80,14 @@ class TrainState(flax.struct.PyTreeNode):
         ema = jax.tree.map(jnp.copy, ema)
         return cls(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, ema_params=ema, extra=extra or {})
 
+    def with_params(self, params: PyTree) -> TrainState:
+        """The state of a model with these parameters, for whatever evaluates, samples or generates with `eval_params`.
+
+        A caller inside of training, who wants the parameters of this step and not their average, gives `state.params` or
+        those that a loss is differentiated by.
+        """
+        return self.replace(params=params, ema_params=None)
+
     @property
     def eval_params(self) -> PyTree:
         """The parameters to evaluate and sample with: averaged ones where they are kept."""

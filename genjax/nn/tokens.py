@@ -22,15 +22,29 @@ logits_product = functools.partial(jax.lax.dot_general, preferred_element_type=j
 
 
 def token_weights(batch: Batch) -> Array:
-    """1 at targets that count, 0 at padding and at first tokens of packed documents; float32 [B, T]."""
+    """1 at targets that count, float32 [B, T].
+
+    0 at padding, at targets that `loss_mask` leaves out (a prompt), and at first tokens of packed documents.
+    """
     tokens = batch["tokens"]
     weights = jnp.ones_like(tokens[:, 1:], jnp.float32)
-    if "mask" in batch:
-        weights = weights * batch["mask"][:, 1:].astype(jnp.float32)
+    for name in ("mask", "loss_mask"):
+        if name in batch:
+            weights = weights * batch[name][:, 1:].astype(jnp.float32)
     if "segment_ids" in batch:
         segments = batch["segment_ids"]
         weights = weights * (segments[:, 1:] == segments[:, :-1])
     return weights
+
+
+def seen_tokens(batch: Batch) -> Array | None:
+    """True at tokens that a causal model reads, bool as `mask`; None where the batch has no mask.
+
+    Padding follows the last token of the mask.  What stands before it is context, whether it is counted or not.
+    """
+    if "mask" not in batch:
+        return None
+    return jax.lax.cummax(batch["mask"].astype(jnp.int32), axis=1, reverse=True).astype(bool)
 
 
 def token_nll(logits: Array, targets: Array) -> Array:

@@ -125,6 +125,28 @@ class Transformer:
         return -(-8 * self.width // 3 // 32) * 32 if self.gated else 4 * self.width
 
     @property
+    def longest(self) -> int | None:
+        """Most places that the positions know.
+
+        None where there are none, or where they are made to go beyond what was trained: biases by distance (ALiBi, T5).
+        """
+        return self.max_length if self.positions in ("learned", "sinusoidal", "rotary") else None
+
+    def check_length(self, length: int, what: str, name: str) -> None:
+        """Refuses a text that is longer than the positions know.
+
+        Args:
+          length: its number of tokens.
+          what: subject and verb of the message, as in "the examples take".
+          name: of this configuration, as in "model.network".
+
+        Raises:
+          ValueError: it is.
+        """
+        if self.longest is not None and length > self.longest:
+            raise ValueError(f"{what} {length} places, but the longest context is {name}.max_length={self.longest}")
+
+    @property
     def residual_init_std(self) -> float | None:
         """Standard deviation of the maps that write to the residual stream."""
         if self.init_std is None or not self.scale_residual_init:
@@ -421,6 +443,7 @@ class TokenEmbedding(nn.Module):
       norm: whether a norm follows (BERT).
       dtype: compute type.
       shared: a table of tokens that another module owns, or None for one of its own.
+      config_name: where the configuration stands in the model's, for errors.
     """
 
     vocab_size: int
@@ -431,6 +454,7 @@ class TokenEmbedding(nn.Module):
     norm: bool = False
     dtype: Any = jnp.float32
     shared: nn.Embed | None = None
+    config_name: str = "model.network"
 
     def setup(self) -> None:
         config = self.config
@@ -454,8 +478,14 @@ class TokenEmbedding(nn.Module):
         types: Array | None = None,
         start: Array | None = None,
     ) -> Array:
-        """tokens [B, T] -> [B, T, C]; `start` tokens came before (see `Cache.length`)."""
+        """tokens [B, T] -> [B, T, C]; `start` tokens came before (see `Cache.length`).
+
+        Raises:
+          ValueError: the tokens, where none came before, are more than the positions know.
+        """
         config = self.config
+        if start is None:
+            config.check_length(tokens.shape[1], "the tokens take", self.config_name)
         x = (self.shared or self.token)(tokens)
         if self.scale != 1.0:
             x = x * self.scale

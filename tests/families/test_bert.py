@@ -66,6 +66,13 @@ def test_corruption_has_the_published_shares():
     tolerance = 5 * np.sqrt(0.25 / total)
     assert abs((after[chosen] == 99).mean() - (0.8 + 0.1 / 100)) < tolerance
     assert abs((after[chosen] == before[chosen]).mean() - (0.1 + 0.1 / 100)) < tolerance
+    # What no loss counts is read as it is.
+    kept = (tokens + jnp.arange(40)[None]) % 2 == 0
+    out = jax.jit(lambda batch: task.prepare(batch, keys, vocabulary))(
+        {"tokens": tokens, "mask": mask, "loss_mask": kept}
+    )
+    np.testing.assert_array_equal(out["tokens"][~kept], tokens[~kept])
+    assert (out["weights"].sum(1) > 0).all()
     # Every place of a full row is chosen equally often.
     share = chosen[1::2, 1:].mean(0)
     assert np.abs(share - 6 / 39).max() < 5 * np.sqrt(0.15 * 0.85 / 2000)
@@ -205,8 +212,17 @@ def test_bad_settings_are_one_clear_sentence(batch):
         dataclasses.replace(MODEL, network=dataclasses.replace(NETWORK, causal=True))
     with pytest.raises(ValueError, match="mask_token is None"):
         dataclasses.replace(MODEL, mask_token=None).loss({}, batch, jax.random.key(0))
-    with pytest.raises(ValueError, match="longest text"):
-        MODEL.init(jax.random.key(0), {"tokens": jnp.zeros((1, 20), jnp.int32)})
+    long = {"tokens": jnp.zeros((1, 20), jnp.int32)}
+    state = jax.eval_shape(lambda: MODEL.init(jax.random.key(0), batch))
+    for call in (
+        lambda state: MODEL.init(jax.random.key(0), long),
+        lambda state: MODEL.evaluate(state, {**long, "label": jnp.zeros(1, jnp.int32)}, jax.random.key(0)),
+        lambda state: MODEL.fill(state, jax.random.key(0), long),
+        lambda state: MODEL.likeliest(state, long),
+        lambda state: MODEL.embed(state, long),
+    ):
+        with pytest.raises(ValueError, match="take 20 places, but the longest context is model.network.max_length="):
+            jax.eval_shape(call, state)
 
 
 def test_shares_of_tokens_are_of_all_tokens():

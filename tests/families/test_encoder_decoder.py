@@ -91,6 +91,21 @@ def test_spans_are_corrupted_as_in_t5_and_can_be_put_back(texts):
     assert starts[0] == 0 and starts[3:-2].min() > 0.15 * 1500
 
 
+def test_what_is_not_counted_of_a_text_is_not_counted_of_its_targets(texts):
+    keys, tokens = jax.random.split(jax.random.key(1), 3000), texts["tokens"]
+    counted = tokens % 3 > 0
+    for task in (SpanCorruption(noise_density=0.3), Denoising(mask_rate=0.3)):
+        out = jax.jit(lambda batch, task=task: task.prepare(batch, keys, SPECIAL))({**texts, "loss_mask": counted})
+        targets, weights = np.asarray(out["tokens"][:, 1:]), np.asarray(out["loss_mask"][:, 1:])
+        real = np.asarray(out["mask"][:, 1:])
+        if isinstance(task, SpanCorruption):
+            expected = (targets % 3 > 0) | (targets > 50) | (targets == END)
+        else:
+            expected = np.asarray(counted)
+        np.testing.assert_array_equal(weights[real], expected[real])
+        assert out["loss_mask"][:, 0].all() and not weights[real].all()
+
+
 def test_infilling_masks_the_share_and_restores_the_rest(texts):
     task = Denoising(mask_rate=0.3, permute_sentences=False)
     keys = jax.random.split(jax.random.key(1), 3000)
@@ -215,8 +230,20 @@ def test_bad_settings_are_one_clear_sentence():
     model = MODELS["translation"]
     with pytest.raises(ValueError, match="noise_density must lie"):
         SpanCorruption(noise_density=1.0)
-    with pytest.raises(ValueError, match="is the longest text"):
-        model.init(jax.random.key(0), {"source": jnp.zeros((1, 20), jnp.int32), "tokens": jnp.zeros((1, 3), jnp.int32)})
+    long, short = jnp.zeros((1, 20), jnp.int32), jnp.zeros((1, 3), jnp.int32)
+    state = jax.eval_shape(lambda: model.init(jax.random.key(0), {"source": short, "tokens": short}))
+    for call in (
+        lambda state: model.init(jax.random.key(0), {"source": long, "tokens": short}),
+        lambda state: model.evaluate(state, {"source": long, "tokens": short}, jax.random.key(0)),
+        lambda state: model.logits(state, short, long),
+        lambda state: model.encode_source(state, long),
+        lambda state: model.generator(state, long),
+        lambda state: model.translate(state, long),
+    ):
+        with pytest.raises(ValueError, match="take 20 places, but the longest context is model.encoder.max_length="):
+            jax.eval_shape(call, state)
+    with pytest.raises(ValueError, match="take 20 places, but the longest context is model.decoder.max_length="):
+        jax.eval_shape(lambda state: model.logits(state, long, short), state)
     with pytest.raises(ValueError, match="must equal model.encoder.width"):
         dataclasses.replace(model, decoder=translation_network(1, 4, 2)).module()
     with pytest.raises(ValueError, match="the source has the token 99, which lies outside the vocabulary"):

@@ -226,6 +226,19 @@ def test_padding_does_not_balance_experts(batch):
     np.testing.assert_allclose(*(auxiliary(tokens)["auxiliary"] for tokens in fills), rtol=1e-6)
 
 
+@pytest.mark.parametrize("experts", [None, MixtureOfExperts(num_experts=4)])
+@pytest.mark.parametrize("name", ["mask", "loss_mask"])
+def test_a_prompt_that_is_not_counted_is_read_all_the_same(experts, name, batch):
+    model = dataclasses.replace(MODEL, network=dataclasses.replace(TINY, num_layers=1, experts=experts))
+    state, tokens = jax.jit(model.init)(jax.random.key(0), batch), batch["tokens"]
+    counted = jnp.arange(10)[None] >= jnp.array([[3], [4], [5], [6]])
+    # The chain rule: the answer's nats are those of the whole text at its places.
+    log_probs = jax.nn.log_softmax(model.logits(state, tokens[:, :-1]))
+    own = jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=2)[..., 0]
+    found = model.log_prob(state, {"tokens": tokens, name: counted})
+    np.testing.assert_allclose(found, (own * counted[:, 1:]).sum(1), rtol=1e-5)
+
+
 def test_sizes_are_those_published():
     gpt2 = GPT(vocab_size=50257, network=gpt2_network())
     assert num_parameters(gpt2) == 124439808

@@ -25,6 +25,7 @@ from genjax.families.language.encoder_tasks import (
     Outputs,
     Task,
     Vocabulary,
+    counted_tokens,
     dense,
     mean_pool,
     normalized,
@@ -190,11 +191,7 @@ class BERT(FromPretrained):
         Raises:
           ValueError: the examples are longer than the network's table of positions.
         """
-        length = batch["tokens"].shape[1]
-        if length > self.network.max_length and self.network.positions in ("learned", "sinusoidal"):
-            raise ValueError(
-                f"examples have {length} tokens, but model.network.max_length={self.network.max_length} is the longest text"
-            )
+        self.network.check_length(batch["tokens"].shape[1], "the examples take", "model.network")
         one = jax.tree.map(lambda a: a[:1], {name: batch[name] for name in ("tokens", "types") if name in batch})
         return TrainState.create(self.module().init(key, one)["params"], self.optimizer)
 
@@ -260,9 +257,9 @@ class BERT(FromPretrained):
     def pseudo_log_prob(self, state: TrainState, batch: Batch) -> Array:
         """Sum over places of log p(x_i | the others), each masked in its turn (Salazar et al. 2020, eq. 1), nats [B].
 
-        Special tokens and padding are not counted.
+        Special tokens, padding and what `loss_mask` leaves out are not counted.
         """
-        tokens, counted = batch["tokens"], token_mask(batch)
+        tokens, counted = batch["tokens"], counted_tokens(batch)
         vocabulary = self._vocabulary()
         for special in vocabulary.special_tokens:
             counted = counted & (tokens != special)

@@ -148,10 +148,10 @@ class SpanCorruption(Objective):
                 f"give at least --model.extra_tokens={most}, or shorter texts"
             )
         source_size, target_size = self.sizes(size)
-        mask = batch["mask"].astype(bool) if "mask" in batch else jnp.ones(tokens.shape, bool)
+        mask, counted = _masks(batch)
 
-        def corrupt(key: Array, row: Array, real: Array) -> tuple[Array, ...]:
-            row, real = _content(row, real, special)
+        def corrupt(key: Array, row: Array, real: Array, counted: Array) -> tuple[Array, ...]:
+            (counted, _), (row, real) = _content(row, real, special, counted), _content(row, real, special, row)
             enough = real.sum() > 1  # One token alone, or none, cannot be restored: nothing is learned of it.
             length = jnp.maximum(real.sum(), 2)
             noise, number = noise_spans(key, length, size, self.noise_density, self.mean_span_length)
@@ -165,13 +165,16 @@ class SpanCorruption(Objective):
             target = compact(
                 jnp.where(noise, row, sentinel), inside & (noise | first), target_size, special.padding, special.end
             )
-            return *source, target[0], target[1] & enough
+            # Sentinels and the end are counted.
+            weights, _ = compact(~noise | counted, inside & (noise | first), target_size, True)
+            return *source, target[0], target[1] & enough, weights
 
-        source, source_mask, target, target_mask = jax.vmap(corrupt)(keys, tokens, mask)
+        source, source_mask, target, target_mask, counted = jax.vmap(corrupt)(keys, tokens, mask, counted)
         others = _others(batch)
         # The characters of the whole text are not those of its spans.
         others.pop("num_characters", None)
-        return {**others, "source": source, "source_mask": source_mask, **_targets(target, target_mask, special)}
+        targets = {**_targets(target, target_mask, special), **_counted(batch, counted)}
+        return {**others, "source": source, "source_mask": source_mask, **targets}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -204,7 +207,7 @@ class Denoising(Objective):
 
     def prepare(self, batch: Batch, keys: Array, special: SpecialTokens) -> Batch:
         tokens = batch["tokens"]
-        mask = batch["mask"].astype(bool) if "mask" in batch else jnp.ones(tokens.shape, bool)
+        mask, counted = _masks(batch)
         if self.mask_rate and special.mask is None:
             raise ValueError("text infilling needs mask_token, the token that stands for a span")
 
@@ -220,7 +223,8 @@ class Denoising(Objective):
             return infill(span_key, row, length, self.mask_rate, self.mean_span_length, special.mask, special.padding)
 
         source, source_mask = jax.vmap(corrupt)(keys, tokens, mask)
-        return {**_others(batch), "source": source, "source_mask": source_mask, **_targets(tokens, mask, special)}
+        targets = {**_targets(tokens, mask, special), **_counted(batch, counted)}
+        return {**_others(batch), "source": source, "source_mask": source_mask, **targets}
 
 
 def _inner(row: Array, length: Array) -> Array:
@@ -285,21 +289,33 @@ def infill(
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _content(row: Array, real: Array, special: SpecialTokens) -> tuple[Array, Array]:
-    """A text without the start token in front and the end token at the end."""
+def _masks(batch: Batch) -> tuple[Array, Array]:
+    """Which tokens of a text are no padding, and which of them count in the loss, bool [B, T] each."""
+    everywhere = jnp.ones(batch["tokens"].shape, bool)
+    return tuple(batch[name].astype(bool) if name in batch else everywhere for name in ("mask", "loss_mask"))
+
+
+def _content(row: Array, real: Array, special: SpecialTokens, values: Array) -> tuple[Array, Array]:
+    """Values [T] of a text's tokens without the start token in front and the end token at the end, and their mask."""
     last = jnp.maximum(real.sum() - 1, 0)
     keep = real.at[last].set(real[last] & (row[last] != special.end))
     keep = keep.at[0].set(keep[0] & (row[0] != special.start))
-    return compact(row, keep, row.shape[0], special.padding)
+    return compact(values, keep, row.shape[0], special.padding)
+
+
+def _after(first: int | bool, rest: Array) -> Array:
+    """Rows [B, T + 1] that begin with one value."""
+    return jnp.concatenate([jnp.full_like(rest[:, :1], first), rest], axis=1)
 
 
 def _targets(target: Array, mask: Array, special: SpecialTokens) -> Batch:
     """Tokens [B, T + 1] with the start token in front, and their mask."""
-    start = jnp.full_like(target[:, :1], special.start)
-    return {
-        "tokens": jnp.concatenate([start, target], axis=1),
-        "mask": jnp.concatenate([jnp.ones_like(mask[:, :1]), mask], axis=1),
-    }
+    return {"tokens": _after(special.start, target), "mask": _after(True, mask)}
+
+
+def _counted(batch: Batch, counted: Array) -> Batch:
+    """Which targets count, [B, T + 1], where the batch says it of its tokens."""
+    return {"loss_mask": _after(True, counted)} if "loss_mask" in batch else {}
 
 
 def _others(batch: Batch) -> Batch:

@@ -25,6 +25,7 @@ from genjax.families.language.encoder_tasks import (
     Outputs,
     Task,
     Vocabulary,
+    counted_tokens,
     dense,
     token_mask,
 )
@@ -66,7 +67,7 @@ class ReplacedTokenDetection(MaskedLanguageModel):
     @staticmethod
     def _detection(outputs: Outputs, batch: Batch) -> tuple[Array, Array, Array]:
         """Nats, hits and weights of each place, [B, T]."""
-        labels, real = outputs["labels"], token_mask(batch).astype(jnp.float32)
+        labels, real = outputs["labels"], counted_tokens(batch).astype(jnp.float32)
         nll = optax.sigmoid_binary_cross_entropy(outputs["replaced"], labels)
         return nll * real, ((outputs["replaced"] > 0) == (labels > 0)) * real, real
 

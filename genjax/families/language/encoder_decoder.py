@@ -7,7 +7,7 @@ published schedule is width^-0.5 min(step^-0.5, step warmup^-1.5), which is `opt
 (width warmup)^-0.5 as learning rate.
 
 A batch has `source` [B, S] with `source_mask`, and `tokens` [B, T + 1] with `mask`: the start token, the targets, and
-the end token.  Or it has a text `tokens` [B, T] alone, from which `objective` makes both (see denoising.py).
+the end token; `loss_mask` is False at tokens that are read and not counted.  Or it has a text `tokens` [B, T] alone, from which `objective` makes both (see denoising.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from genjax.families.language.pretrained import FromPretrained
 from genjax.metrics import Ratio
 from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
 from genjax.nn.dropout import fold_in
-from genjax.nn.tokens import logits_product, sequence_metrics, summarize, token_nll, token_weights
+from genjax.nn.tokens import logits_product, seen_tokens, sequence_metrics, summarize, token_nll, token_weights
 from genjax.nn.transformer import Cache, StackOutput, TokenEmbedding, Transformer, TransformerStack, unrolled
 from genjax.optimizers import Adam, InverseSquareRoot, Optimizer
 
@@ -71,8 +71,12 @@ class EncoderDecoderNetwork(nn.Module):
             "dtype": self.dtype,
             "shared": self.token,
         }
-        self.encoder_embedding = TokenEmbedding(self.vocab_size, self.encoder_config, **options)
-        self.decoder_embedding = TokenEmbedding(self.vocab_size, self.decoder_config, **options)
+        self.encoder_embedding = TokenEmbedding(
+            self.vocab_size, self.encoder_config, config_name="model.encoder", **options
+        )
+        self.decoder_embedding = TokenEmbedding(
+            self.vocab_size, self.decoder_config, config_name="model.decoder", **options
+        )
         self.encoder = TransformerStack(self.encoder_config, self.dtype)
         self.decoder = TransformerStack(self.decoder_config, self.dtype)
         if not self.tie_embeddings:
@@ -245,14 +249,8 @@ class EncoderDecoder(FromPretrained):
           ValueError: sources or targets are longer than the tables of positions.
         """
         prepared, _ = jax.eval_shape(self._prepared, dict(batch), key)
-        for name, network, length in (
-            ("encoder", self.encoder, prepared["source"].shape[1]),
-            ("decoder", self.decoder, prepared["tokens"].shape[1] - 1),
-        ):
-            if length > network.max_length and network.positions in ("learned", "sinusoidal"):
-                raise ValueError(
-                    f"the {name} reads {length} tokens, but model.{name}.max_length={network.max_length} is the longest text"
-                )
+        self.encoder.check_length(prepared["source"].shape[1], "the sources take", "model.encoder")
+        self.decoder.check_length(prepared["tokens"].shape[1] - 1, "the targets take", "model.decoder")
         one = jnp.zeros((1, 1), jnp.int32)
         return TrainState.create(self.module().init(key, one, None, one)["params"], self.optimizer)
 
@@ -263,8 +261,8 @@ class EncoderDecoder(FromPretrained):
     ) -> tuple[Array, StackOutput]:
         inputs = (batch["source"], batch.get("source_mask"), batch["tokens"][:, :-1], dropout_keys, return_weights)
         # Padding stands at the end, where no token sees it; but experts would be balanced by it.
-        counted = batch["mask"][:, :-1] if self.decoder.experts is not None and "mask" in batch else None
-        return self.module().apply({"params": params}, *inputs, counted)
+        seen = seen_tokens(batch) if self.decoder.experts is not None else None
+        return self.module().apply({"params": params}, *inputs, None if seen is None else seen[:, :-1])
 
     def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         """Mean over examples of the targets' smoothed nats over T, and metrics."""
@@ -330,12 +328,10 @@ class EncoderDecoder(FromPretrained):
         module = self.module(unroll=True)
         params = {**state.eval_params, "decoder": unrolled(state.eval_params["decoder"], self.decoder)}
         network = self.decoder_network
-
-        max_length = network.max_length if network.positions in ("learned", "sinusoidal") else None
+        self.encoder.check_length(source.shape[1], "the sources take", "model.encoder")
 
         def init(batch: int, length: int, ragged: bool) -> PyTree:
-            if max_length is not None and length > max_length:
-                raise ValueError(f"a target of {length} tokens is longer than model.decoder.max_length={max_length}")
+            network.check_length(length, "the targets take", "model.decoder")
             cache = network.init_cache(batch, length, jnp.dtype(self.compute_dtype), ragged)
             context = module.apply({"params": params}, source, source_mask, method="encode")
             return {"cache": cache.replace(context_mask=source_mask), "context": context}
@@ -352,7 +348,7 @@ class EncoderDecoder(FromPretrained):
         def grow(memory: PyTree, length: int) -> PyTree:
             return {**memory, "cache": memory["cache"].grow(length)}
 
-        return decoding.Decoder(init=init, extend=extend, rewind=rewind, grow=grow, max_length=max_length)
+        return decoding.Decoder(init=init, extend=extend, rewind=rewind, grow=grow, max_length=network.longest)
 
     def _starts(self, count: int) -> Array:
         if self.sequence_length is None:

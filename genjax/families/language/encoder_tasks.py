@@ -7,7 +7,8 @@ A task is a frozen dataclass with four pieces, and `bert.py` is the encoder that
     loss      mean over examples
     measures  one value per example
 
-Batches have `tokens` [B, T], `mask` [B, T] (False at padding), `types` [B, T] (0 and 1 for two sentences), and the task's
+Batches have `tokens` [B, T], `mask` [B, T] (False at padding), `loss_mask` [B, T] (False at tokens that are read and that
+no loss of tokens counts), `types` [B, T] (0 and 1 for two sentences), and the task's
 targets, which each task's docstring names.
 """
 
@@ -37,6 +38,11 @@ def token_mask(batch: Batch) -> Array:
     """True at tokens that are no padding, bool [B, T]."""
     tokens = batch["tokens"]
     return batch["mask"].astype(bool) if "mask" in batch else jnp.ones(tokens.shape, bool)
+
+
+def counted_tokens(batch: Batch) -> Array:
+    """True at tokens that are no padding and that `loss_mask` does not leave out of the loss, bool [B, T]."""
+    return token_mask(batch) & batch["loss_mask"].astype(bool) if "loss_mask" in batch else token_mask(batch)
 
 
 class Vocabulary(NamedTuple):
@@ -217,7 +223,7 @@ class MaskedLanguageModel(Task):
 
         `num_characters` [B], where there are any, become those of as many tokens as are chosen.
         """
-        tokens, eligible = batch["tokens"], token_mask(batch)
+        tokens, eligible = batch["tokens"], counted_tokens(batch)
         for special in vocabulary.special_tokens:
             eligible = eligible & (tokens != special)
 
@@ -338,7 +344,7 @@ class TokenClassification(Task):
     @staticmethod
     def _weighted(outputs: Outputs, batch: Batch) -> tuple[Array, Array, Array]:
         labels = batch["token_labels"]
-        weights = ((labels >= 0) & token_mask(batch)).astype(jnp.float32)
+        weights = ((labels >= 0) & counted_tokens(batch)).astype(jnp.float32)
         nll = token_nll(outputs["token_classes"], jnp.maximum(labels, 0)) * weights
         return nll, _hits(outputs["token_classes"], labels) * weights, weights
 

@@ -2,7 +2,8 @@
 
     p(x_1 .. x_T | x_0) = prod_t p(x_t | x_<t),    p(. | x_<t) = softmax(W h_t),   h = transformer(x_0 .. x_{T-1})
 
-A batch has `tokens` [B, T + 1]: T inputs and, one to the right, their T targets.  `mask` [B, T + 1] is False at padding;
+A batch has `tokens` [B, T + 1]: T inputs and, one to the right, their T targets.  `mask` [B, T + 1] is False at padding,
+which stands at the end; `loss_mask` [B, T + 1] is False at tokens that are read and not counted, as of a prompt;
 `segment_ids` [B, T + 1] number packed documents, which do not see and do not predict each other.
 
 The loss of an example is the sum of its targets' nats over T, so that masked targets weigh nothing and microbatches,
@@ -25,7 +26,7 @@ from genjax.families.language.pretrained import FromPretrained
 from genjax.metrics import Ratio
 from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys
 from genjax.nn.adaptation import LoRA
-from genjax.nn.tokens import logits_product, token_nll, token_weights
+from genjax.nn.tokens import logits_product, seen_tokens, token_nll, token_weights
 from genjax.nn.transformer import Cache, TokenEmbedding, Transformer, TransformerStack, unrolled
 from genjax.optimizers import AdamW, Optimizer
 
@@ -163,28 +164,16 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
 
     # Likelihood.
 
-    @property
-    def _max_length(self) -> int | None:
-        # Biases that depend on the distance (ALiBi, T5) are made to go beyond what was trained; the others are not.
-        return self.network.max_length if self.network.positions in ("learned", "sinusoidal", "rotary") else None
-
-    def _check_length(self, what: str, length: int) -> None:
-        """Raises ValueError where `length` places are more than the positions know."""
-        if self._max_length is not None and length > self._max_length:
-            raise ValueError(
-                f"{what} {length} places, but the longest context is model.network.max_length={self._max_length}"
-            )
-
     def _forward(self, params: PyTree, batch: Batch, dropout_keys: Array | None = None) -> tuple[Array, Any]:
-        self._check_length("the examples take", batch["tokens"].shape[1] - 1)
+        self.network.check_length(batch["tokens"].shape[1] - 1, "the examples take", "model.network")
         segments = batch["segment_ids"][:, :-1] if "segment_ids" in batch else None
         # Padding stands at the end, where no token sees it; but experts would be balanced by it.
-        counted = batch["mask"][:, :-1] if self.network.experts is not None and "mask" in batch else None
+        seen = seen_tokens(batch) if self.network.experts is not None else None
         return self.module().apply(
             {"params": self.network_params(params)},
             batch["tokens"][:, :-1],
             segment_ids=segments,
-            key_mask=counted,
+            key_mask=None if seen is None else seen[:, :-1],
             dropout_keys=dropout_keys,
         )
 
@@ -216,7 +205,6 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
         Raises:
           ValueError: there are more tokens than the network's context has places, or one lies outside the vocabulary.
         """
-        self._check_length("the tokens take", tokens.shape[1])
         decoding.check_tokens(tokens, self.vocab_size, "the text")
         params, positions = self.network_params(state.eval_params), None
         if mask is not None:
@@ -228,7 +216,6 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
 
     def attention_weights(self, state: TrainState, tokens: Array) -> list[Array]:
         """Attention of each layer, [B, T] -> num_layers x [B, H, T, T]."""
-        self._check_length("the tokens take", tokens.shape[1])
         params = self.network_params(state.eval_params)
         _, out = self.module().apply({"params": params}, tokens, return_weights=True)
         return [own for own, _ in out.weights]
@@ -243,7 +230,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
         params = {**params, "stack": unrolled(params["stack"], self.network)}
 
         def init(batch: int, length: int, ragged: bool) -> Cache:
-            self._check_length("prompt and new tokens take", length)
+            self.network.check_length(length, "prompt and new tokens take", "model.network")
             return network.init_cache(batch, length, jnp.dtype(self.compute_dtype), ragged)
 
         def extend(cache: Cache, tokens: Array) -> decoding.Step:
@@ -255,7 +242,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
             extend=extend,
             rewind=lambda cache, length: cache.replace(length=length),
             grow=lambda cache, length: cache.grow(length),
-            max_length=self._max_length,
+            max_length=self.network.longest,
             weight_bytes=decoding.num_bytes(params),
         )
 

@@ -24,7 +24,7 @@ from genjax.families.language.fine_tuning import FineTuned
 from genjax.families.language.pretrained import FromPretrained
 from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys
 from genjax.nn.adaptation import LoRA
-from genjax.nn.tokens import summarize
+from genjax.nn.tokens import seen_tokens, summarize
 from genjax.nn.transformer import TokenEmbedding, Transformer, TransformerStack
 from genjax.optimizers import AdamW, Linear, Optimizer
 
@@ -45,10 +45,11 @@ class CausalTaskNetwork(nn.Module):
     def __call__(self, batch: Batch, dropout_keys: Array | None = None) -> Outputs:
         """The task's outputs; in training of experts also their `auxiliary` loss [B]."""
         # Padding stands at the end, where no token sees it; but experts would be balanced by it.
-        counted = token_mask(batch) if self.config.experts is not None else None
+        seen = token_mask(batch) if "mask" not in batch else seen_tokens(batch)
+        counted = seen if self.config.experts is not None else None
         out = self.stack(self.embedding(batch["tokens"]), key_mask=counted, dropout_keys=dropout_keys)
         hidden = out.x  # [B, T, C]
-        last = jnp.maximum(token_mask(batch).sum(1) - 1, 0)
+        last = jnp.maximum(seen.sum(1) - 1, 0)
         pooled = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
         outputs = self.task.outputs(self.heads, self.embedding, hidden, pooled, batch, dropout_keys)
         learns_experts = self.config.experts is not None and dropout_keys is not None

@@ -68,7 +68,7 @@ class CLIPNetwork(nn.Module):
             options = {"kernel_init": nn.initializers.normal(config.width**-0.5), "dot_general": logits_product}
             return nn.Dense(self.embedding_dim, use_bias=False, dtype=self.dtype, **options)
 
-        self.text_embedding = TokenEmbedding(self.vocab_size, self.text, dtype=self.dtype)
+        self.text_embedding = TokenEmbedding(self.vocab_size, self.text, dtype=self.dtype, config_name="model.text")
         refuse_experts(self.text.experts)
         self.text_stack = TransformerStack(self.text, self.dtype)
         self.text_projection = projection(self.text)
