@@ -315,6 +315,19 @@ def check_label_range(label: Array, num_classes: int | None) -> None:
         raise ValueError(f"labels must lie between 0 and {num_classes - 1}, not {label.min()} and {label.max()}")
 
 
+def one_hot_classes(label: Array, num_classes: int | None) -> Array:
+    """Classes [B] as float32 [B, num_classes].
+
+    Inside of compiled functions, where values are not known, a label outside of the classes gives NaN and stops the run.
+
+    Raises:
+      ValueError: as `check_label_range`.
+    """
+    check_label_range(label, num_classes)
+    known = (label >= 0) & (label < num_classes)
+    return jnp.where(known[:, None], jax.nn.one_hot(label, num_classes), jnp.nan)
+
+
 def cross_device_mean(tree: PyTree) -> PyTree:
     """Mean over the devices of the `pmap` mode; elsewhere the identity (under `jit` means are global already)."""
     try:

@@ -14,7 +14,7 @@ from genjax import config
 from genjax.families.autoregressive.fvsbn import FVSBN
 from genjax.families.autoregressive.made import MADE
 from genjax.families.autoregressive.nade import NADE
-from genjax.model import GenerativeModel, HasLogProb
+from genjax.model import GenerativeModel, HasLogProb, TrainState
 from genjax.nn.distributions import Categorical
 from genjax.training import resolve
 
@@ -186,15 +186,32 @@ def test_samples_of_an_agnostic_made_have_the_frequencies_of_its_mixture():
     for part, mask in enumerate(masks):
         probability = np.zeros(64)
         fitting = np.all(np.asarray(vectors)[:, mask] == given[0, mask], axis=1)
+        # The joint of component and known values weighs the components.
         for component in range(model.num_masks):
             places, degrees = model.masks(component)
             order = sorted(range(6), key=lambda d: (not mask[d], int(places[d])))
             log_prob = conditionals(model, state.params, vectors, np.argsort(order) + 1, degrees)
-            probability += fitting * np.exp(np.asarray(log_prob)[:, ~mask].sum(1)) / model.num_masks
+            probability += fitting * np.exp(np.asarray(log_prob, np.float64).sum(1))
+        probability /= probability.sum()
         assert probability.sum() == pytest.approx(1.0, abs=1e-4)
         half = x[part * count // 2 : (part + 1) * count // 2]
         frequency = np.bincount((half @ weights).astype(int), minlength=64) / len(half)
         assert np.all(np.abs(frequency - probability) < 5 * np.sqrt(probability / len(half)) + 1e-4)
+
+
+def test_completions_of_an_ensemble_follow_its_joint():
+    model = MADE(hidden_dims=(4,), data_shape=(3,), connectivity_agnostic=True, num_masks=3)
+    vectors = jnp.asarray(list(itertools.product((0.0, 1.0), repeat=3)))
+    rng = np.random.default_rng(0)
+    params = jax.eval_shape(model.init, jax.random.key(2), {"x": vectors}).params
+    params = jax.tree.map(lambda a: jnp.asarray(2.0 * rng.normal(size=a.shape), jnp.float32), params)
+    parts = np.exp([model.component_log_likelihood(params, vectors, None, m) for m in range(3)]).reshape(3, 2, 2, 2)
+    of_mixture, of_components = parts.mean(0)[0, 1], (parts / parts.sum(-1, keepdims=True)).mean(0)[0, 1]
+    expected = of_mixture[1] / of_mixture.sum()
+    assert abs(expected - of_components[1]) > 0.1, "components with equal weights would not be told apart"
+    x = jnp.repeat(vectors[2:3], 4000, axis=0)
+    drawn = jax.jit(model.complete)(TrainState.create(params), jax.random.key(0), x, jnp.array([True, True, False]))
+    assert drawn[:, 2].mean() == pytest.approx(expected, abs=0.03)
 
 
 def test_temperature_of_the_model_is_that_of_its_samples():
@@ -205,6 +222,18 @@ def test_temperature_of_the_model_is_that_of_its_samples():
     assert np.any(np.asarray(sample(colder, None)) != np.asarray(sample(model, None)))
     with pytest.raises(ValueError, match="temperature=0.0 must be positive"):
         dataclasses.replace(model, temperature=0.0)
+
+
+@pytest.mark.parametrize("name", ["fvsbn_conditional", "nade_conditional", "made_conditional"])
+def test_labels_that_are_no_class_are_refused_and_nan_where_they_are_compiled(name):
+    model, state, batch = prepared(name)
+    for label in (3, -1):
+        wrong = {**batch, "label": batch["label"].at[2].set(label)}
+        with pytest.raises(ValueError, match="labels must lie between 0 and 2"):
+            model.log_prob(state, wrong)
+        with jax.debug_nans(False):
+            log_prob = jax.jit(model.log_prob)(state, wrong)
+        np.testing.assert_array_equal(np.isnan(log_prob), np.arange(8) == 2)
 
 
 @pytest.mark.parametrize(

@@ -327,6 +327,12 @@ def test_labels_and_conditions_are_checked():
     for label in (-1, 3):
         with pytest.raises(ValueError, match="labels must lie between 0 and 2"):
             conditional.sample(state, key, 2, label=np.array([0, label]))
+        wrong = {"x": jnp.zeros((2, 2)), "label": jnp.array([0, label])}
+        with pytest.raises(ValueError, match="labels must lie between 0 and 2"):
+            conditional.log_prob(state, wrong)
+        with jax.debug_nans(False):
+            log_prob = jax.jit(conditional.log_prob)(state, wrong)
+        np.testing.assert_array_equal(np.isnan(log_prob), [False, True])
     with pytest.raises(ValueError, match="not conditional on classes"):
         plain.sample(plain_state, key, 2, label=np.array([0, 1]))
     with pytest.raises(ValueError, match="not conditional on vectors"):

@@ -33,6 +33,7 @@ from genjax.model import (
     check_label_range,
     example_keys,
     gradient_step,
+    one_hot_classes,
 )
 from genjax.nn.distributions import Bernoulli, Categorical, Lattice
 from genjax.optimizers import Adam, Optimizer
@@ -144,7 +145,7 @@ class AutoregressiveModel(abc.ABC):
 
     def one_hot(self, label: Array | None) -> Array | None:
         """Classes [B] as float32 [B, num_classes]."""
-        return None if label is None else jax.nn.one_hot(label, self.num_classes)
+        return None if label is None else one_hot_classes(label, self.num_classes)
 
     # The contract.
 

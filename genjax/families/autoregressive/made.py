@@ -8,7 +8,8 @@ connectivity-agnostic, with the degrees of the hidden units drawn anew.  Densiti
 
 whose components share all parameters, which is a density again.  A sample draws its component first.  Where the order was
 drawn anew in several sets, what is half hidden is completed in an order of its own: all known values first, then the
-others in their component's order, so that each of them sees all that is known (and what was drawn before).
+others in their component's order, so that each of them sees all that is known (and what was drawn before).  The component
+is drawn by its posterior given the known values that come before the first unknown one, which are then all of them.
 
 To sample, hidden units are sorted by degree: at the t-th value only those of degree t become final, and the first layer
 is a running sum over the inputs, so that all D values together cost about one pass.
@@ -111,14 +112,18 @@ class MADE(VectorModel):
         if self.num_masks == 1:
             return super().generate(params, key, x, known, label, temperature, cached)
         component_key, draw_key = jax.random.split(key)
-        components = jax.random.randint(component_key, x.shape[:1], 0, self.num_masks)
+        size = x.shape[0]
+        evidence = jax.lax.cond(
+            known.any(),
+            lambda: self.log_evidence(params, x, known, label),
+            lambda: jnp.zeros((size, self.num_masks)),
+        )
+        components = jax.random.categorical(component_key, evidence)
         groups = self.unit_groups()
 
         def one(key: Array, component: Array, x: Array, known: Array, label: Array | None) -> Array:
             x, known, label = jax.tree.map(lambda a: a[None], (x, known, label))
-            places, degrees = self.masks(component)
-            if self.order_agnostic:
-                places = known_first(places, known.reshape(-1))
+            places, degrees = self.completing_masks(component, known.reshape(-1))
             if cached:
                 steps = self.incremental(params, label, 1, places, [table[component] for table in groups])
             else:
@@ -126,6 +131,29 @@ class MADE(VectorModel):
             return self.draw_in_order(jnp.argsort(places), steps, key, x, known, temperature)[0]
 
         return jax.vmap(one)(jax.random.split(draw_key, x.shape[0]), components, x, known, label)
+
+    def completing_masks(self, index: Any, known: Array) -> tuple[Any, list[Any]]:
+        """A set of masks as `masks` gives it, to complete what is known [D]; an order that is drawn takes this first."""
+        places, degrees = self.masks(index)
+        return (known_first(places, known) if self.order_agnostic else places), degrees
+
+    def log_evidence(self, params: PyTree, x: Array, known: Array, label: Array | None) -> Array:
+        """log p_m of the known values that come before the first unknown one, [B, M]."""
+
+        def of_example(example: tuple[Array, Array, Array | None]) -> Array:
+            x, known, label = example
+
+            def of_component(index: Array) -> Array:
+                places, degrees = self.completing_masks(index, known)
+                parameters = self.masked_parameters(params, x[None], label, places, degrees)
+                log_prob = self.output.log_prob(parameters, x[None])[0]
+                first_unknown = jnp.where(known, self.dim + 1, places).min()
+                return jnp.where(places < first_unknown, log_prob, 0.0).sum()
+
+            return jax.lax.map(of_component, jnp.arange(self.num_masks))
+
+        flat = [a.reshape(x.shape[0], self.dim) for a in (x, known)]
+        return jax.lax.map(of_example, (*flat, None if label is None else label[:, None]))
 
     def unit_groups(self) -> list[Array]:
         """For each hidden layer, the units of each degree 1..D in each set of masks, [M, D, largest group].

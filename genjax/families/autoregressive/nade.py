@@ -64,12 +64,14 @@ class NADE(VectorModel):
         # The running sum over all inputs stays in float32.
         start = jnp.broadcast_to(params["hidden_bias"][None], (batch_size, self.hidden_dim))
         if label is not None:
-            start = start + params["hidden_class_kernel"][label]
+            start = start + self.one_hot(label) @ params["hidden_class_kernel"]
 
         def parameters_of(activation: Array, d: Array) -> Array:
             hidden = jax.nn.sigmoid(activation.astype(dtype))
             out = hidden @ params["output_kernel"][d].astype(dtype) + params["output_bias"][d].astype(dtype)[None]
-            return out if label is None else out + params["output_class_kernel"][label, d].astype(dtype)
+            if label is None:
+                return out
+            return out + (self.one_hot(label) @ params["output_class_kernel"][:, d]).astype(dtype)
 
         observe = lambda a, d, value: a + value[:, None] * params["input_kernel"][d][None]  # noqa: E731
         return start, parameters_of, observe

@@ -37,6 +37,7 @@ from genjax.model import (
     check_label_range,
     example_keys,
     gradient_step,
+    one_hot_classes,
 )
 from genjax.optimizers import Adam, Optimizer
 
@@ -127,7 +128,7 @@ class Flow(abc.ABC):
                 raise ValueError("a class-conditional flow needs num_classes, and data with labels")
             if "label" not in batch:
                 raise ValueError("a class-conditional flow needs labels; the batch has none")
-            parts.append(jax.nn.one_hot(batch["label"], self.num_classes))
+            parts.append(one_hot_classes(batch["label"], self.num_classes))
         if self.condition_dim:
             given = batch["condition"].shape[-1] if "condition" in batch else 0
             if given != self.condition_dim:

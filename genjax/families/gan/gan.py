@@ -48,6 +48,7 @@ from genjax.model import (
     ema_update,
     example_keys,
     gradient_update,
+    one_hot_classes,
     unless_skipped,
 )
 from genjax.nn.encoder_decoder import ConvNetwork, MLPNetwork
@@ -150,9 +151,7 @@ class GAN:
             return None
         if label is None:
             raise ValueError(f"conditioning={self.conditioning} needs a labelled data set")
-        self.check_labels(label)
-        known = (label >= 0) & (label < self.num_classes)
-        return jnp.where(known[:, None], jax.nn.one_hot(label, self.num_classes), jnp.nan)
+        return one_hot_classes(label, self.num_classes)
 
     def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
         """Raises ValueError if labels of the batch are outside the classes, or values outside the augmentation's range."""

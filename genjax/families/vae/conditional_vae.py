@@ -10,11 +10,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from genjax.families.vae.vae import VAE
-from genjax.model import Array, Batch, TrainState, check_label_range
+from genjax.model import Array, Batch, TrainState, check_label_range, one_hot_classes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +46,7 @@ class ConditionalVAE(VAE):
                 )
             value = jnp.asarray(batch[name])
             if name == "label":
-                check_label_range(value, self.num_classes)
-                parts.append(jax.nn.one_hot(value, self.num_classes))
+                parts.append(one_hot_classes(value, self.num_classes))
             else:
                 parts.append(value.reshape(value.shape[0], -1).astype(jnp.float32))
         return jnp.concatenate(parts, axis=-1)
