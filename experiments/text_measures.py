@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +15,20 @@ import numpy as np
 import genjax
 from genjax import decoding
 from genjax.config import ConfigError
-from genjax.data import evaluation_batches
 from genjax.data.tokenization import UnknownSymbolError
 from genjax.data.tokenized import TOKENIZER_FILE, DelimitedText, TokenizedData
 from genjax.evaluation import bias, memorization, text
 from genjax.evaluation.text_pictures import write_attention, write_embeddings
 from genjax.families.language.bert import BERT
-from genjax.families.language.encoder_tasks import Vocabulary
 from genjax.families.language.gpt import GPT
 from genjax.families.markov.ngram import NGram
-from genjax.model import HasPretrained, example_keys
+from genjax.model import HasPretrained
 from genjax.training import Run, resolve
 from genjax.training.checkpoints import flatten
 from genjax.training.experiment import CONFIG_FILE
 
 #: Tokens of a prefix, and of the continuation that a model must not bring back.
 PREFIX_TOKENS, CONTINUED_TOKENS = 32, 32
-
-
-def _outputs(run: Run, split: str, call: Callable[[Any, dict, jax.Array], Any]) -> Iterator[tuple[dict, Any]]:
-    """Each batch of a split without its padding, and what the compiled `call(state, batch, key)` says of it."""
-    data, key = run.experiment.data, jax.random.key(run.experiment.evaluation.seed)
-    limit = run.experiment.evaluation.num_examples
-    compiled = jax.jit(lambda state, batch: call(state, data.transform(batch, key), key))
-    size = min(data.eval_batch_size, limit or data.eval_batch_size)
-    for batch, real in evaluation_batches(data, split, size):
-        count = int(real.sum())
-        if limit is not None:
-            count = min(count, limit - int(batch["example_index"][0]))
-            if count <= 0:
-                return
-        out = jax.tree.map(lambda a, count=count: np.asarray(a)[:count], compiled(run.state, batch))
-        yield {name: a[:count] for name, a in batch.items()}, out
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -69,10 +50,9 @@ def answer_scores(run: Run, split: str, num_beams: int = 1) -> tuple[dict[str, A
             return model.translate(state, source, mask, num_beams=num_beams)
         return model.generate(state, key, source, mask, sampling=decoding.Sampling(temperature=0.0)).tokens
 
-    answers, tasks = [], []
-    for batch, tokens in _outputs(run, split, answer):
-        answers += [data.decode(row).strip() for row in tokens]
-        tasks += batch["task"].tolist() if "task" in batch else []
+    rows, examples = run.engine.map(answer, run.state, split)
+    answers = [data.decode(row).strip() for row in rows]
+    tasks = examples["task"].tolist() if "task" in examples else []
     references = data.references(split)[: len(answers)]
     scores: dict[str, Any] = {"num_examples": len(answers), "literal_match": text.literal_match(answers, references)}
     for number in sorted(set(tasks)):
@@ -89,19 +69,20 @@ def answer_scores(run: Run, split: str, num_beams: int = 1) -> tuple[dict[str, A
 
 def entity_scores(run: Run, split: str) -> dict[str, float]:
     """F1 of the entities of a split."""
-    data, found, wanted = run.experiment.data, [], []
-    for batch, logits in _outputs(run, split, lambda s, b, _: run.model.predict(s, b)["token_classes"]):
-        found += data.tags(batch["token_labels"], logits.argmax(-1))
-        wanted += data.tags(batch["token_labels"], batch["token_labels"])
-    return text.entity_scores(found, wanted)
+    data, model = run.experiment.data, run.model
+    likeliest, examples = run.engine.map(
+        lambda s, b, _: model.predict(s, b)["token_classes"].argmax(-1), run.state, split
+    )
+    labels = examples["token_labels"]
+    return text.entity_scores(data.tags(labels, likeliest), data.tags(labels, labels))
 
 
 def span_scores(run: Run, split: str) -> dict[str, Any]:
     """Exact match and F1 of the answers to the questions of a split, each the likeliest of all windows of its text."""
-    data, model, rows = run.experiment.data, run.model, []
-    for batch, out in _outputs(run, split, lambda s, b, _: model.task.likeliest_answers(model.predict(s, b), b)):
-        rows += zip(batch["question"], batch["shift"], *out)
-    answers = data.answers(split, *map(np.array, zip(*rows)))
+    data, model = run.experiment.data, run.model
+    likeliest = lambda s, b, _: model.task.likeliest_answers(model.predict(s, b), b)  # noqa: E731
+    found, examples = run.engine.map(likeliest, run.state, split)
+    answers = data.answers(split, examples["question"], examples["shift"], *found)
     return {"num_questions": len(answers), **text.answer_scores(answers, data.references(split)[: len(answers)])}
 
 
@@ -117,23 +98,20 @@ def masked_scores(run: Run, split: str, order: int) -> dict[str, float]:
     size = data.spec()["vocab_size"]
     ngram = NGram([data.make_tokenizer().encode(t) for t in data.documents("train")], size, order)
 
-    vocabulary = Vocabulary(model.vocab_size, model.mask_token, model.special_tokens or ())
-
     def predict(state, batch, key):
-        prepared = model.task.prepare(batch, example_keys(key, batch), vocabulary)
+        prepared, _ = model.prepared(batch, key)
         measures = model.task.measures(model.predict(state, prepared), prepared)
         return prepared["places"], prepared["weights"], measures
 
-    total, theirs, count, hits = 0.0, 0.0, 0.0, 0.0
-    for batch, (places, weights, measures) in _outputs(run, split, predict):
-        total += measures["nll"].sum()
-        hits += measures["masked_accuracy"].numerator.sum()
-        count += weights.sum()
-        for row, where, weight in zip(batch["tokens"], places, weights):
-            theirs -= (ngram.token_log_prob(row)[where] * weight).sum()
+    (places, weights, measures), examples = run.engine.map(predict, run.state, split)
+    theirs = 0.0
+    for row, where, weight in zip(examples["tokens"], places, weights):
+        theirs -= (ngram.token_log_prob(row)[where] * weight).sum()
+    count = weights.sum(dtype=np.float64)
+    hits = measures["masked_accuracy"].numerator.sum(dtype=np.float64)
     return {
         "num_tokens": float(count),
-        "masked_nll_per_token": float(total / count),
+        "masked_nll_per_token": float(measures["nll"].sum(dtype=np.float64) / count),
         f"{order}_gram_nll_per_token": float(theirs / count),
         "masked_accuracy": float(hits / count),
     }

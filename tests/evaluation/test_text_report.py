@@ -65,6 +65,8 @@ def test_masked_tokens_pairs_of_sentences_and_further_training(first, tmp_path):
     pytest.importorskip("sacrebleu")
     run = first
     scores = text_measures.masked_scores(run, "test", 2)
+    # The same masks as those of experiments.evaluate.
+    assert scores["masked_nll_per_token"] == pytest.approx(run.evaluate("test")["nll_per_token"], rel=1e-5)
     # A model that has learnt nothing spreads over all tokens, which an n-gram does not.
     assert scores["masked_nll_per_token"] == pytest.approx(np.log(run.model.vocab_size), abs=0.3)
     assert scores["2_gram_nll_per_token"] < 3.0 and scores["num_tokens"] > 12

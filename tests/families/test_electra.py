@@ -46,7 +46,7 @@ def state(batch):
 def outputs(state, batch):
     @jax.jit
     def run(params):
-        prepared, _ = MODEL._prepared(batch, jax.random.key(5))
+        prepared, _ = MODEL.prepared(batch, jax.random.key(5))
         return prepared, MODEL.module().apply({"params": params}, prepared)
 
     return jax.tree.map(
@@ -103,7 +103,7 @@ def test_the_generator_learns_from_its_own_loss_alone(state, batch):
     @jax.jit
     def gradient(params):
         def detection(params):
-            prepared, _ = MODEL._prepared(batch, jax.random.key(5))
+            prepared, _ = MODEL.prepared(batch, jax.random.key(5))
             return MODEL.task.measures(MODEL.module().apply({"params": params}, prepared), prepared)[
                 "detection_nll"
             ].numerator.sum()

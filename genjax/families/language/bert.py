@@ -195,8 +195,8 @@ class BERT(FromPretrained):
         one = jax.tree.map(lambda a: a[:1], {name: batch[name] for name in ("tokens", "types") if name in batch})
         return TrainState.create(self.module().init(key, one)["params"], self.optimizer)
 
-    def _prepared(self, batch: Batch, key: Array) -> tuple[Batch, Array]:
-        """The batch as the encoder reads it, and a dropout key for each of its rows."""
+    def prepared(self, batch: Batch, key: Array) -> tuple[Batch, Array]:
+        """The batch as the encoder reads it in training and evaluation, and a dropout key for each of its rows."""
         keys = example_keys(key, batch)
         prepared = self.task.prepare(batch, fold_in(keys, 0), self._vocabulary())
         copies = prepared["tokens"].shape[0] // keys.shape[0]
@@ -209,7 +209,7 @@ class BERT(FromPretrained):
         def outputs(params: PyTree, prepared: Batch, dropout_keys: Array) -> Outputs:
             return self.module().apply({"params": params}, prepared, dropout_keys)
 
-        return self.task.objective(self._prepared, outputs)
+        return self.task.objective(self.prepared, outputs)
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics: loss, and those of the task."""
@@ -217,7 +217,7 @@ class BERT(FromPretrained):
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """The task's measures per example, [B] each; masks are drawn from `key`."""
-        prepared, _ = self._prepared(batch, key)
+        prepared, _ = self.prepared(batch, key)
         return self.task.measures(self.module().apply({"params": state.eval_params}, prepared), prepared)
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
