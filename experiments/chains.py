@@ -21,7 +21,7 @@ from genjax.config import ConfigError
 from genjax.data.evidence import plot_pairs
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
-flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+command_line.define_step()
 flags.DEFINE_integer("num_shown", 5, "parameters in the pictures", lower_bound=1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import inspect
 import logging as stdlib_logging
 import os
@@ -48,7 +49,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except Exception as error:
         if type(error).__name__ == "Interrupted":
             print(error, flush=True)
-            sys.exit(143)
+            sys.exit(128 + error.signal)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            _fail(OSError(f"{error.filename or 'a file'} could not be written: {error.strerror}"))
         if not _is_for_the_user(error):
             raise
         _fail(error)
@@ -71,6 +74,27 @@ def _is_for_the_user(error: Exception) -> bool:
 def _fail(error: Exception) -> None:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     sys.exit(1)
+
+
+class _StepParser(flags.ArgumentParser):
+    """Reads the number of a checkpoint, or best."""
+
+    syntactic_help = "a number of steps, or best"
+
+    def parse(self, argument: str | int) -> int | str:
+        if argument == "best" or isinstance(argument, int):
+            return argument
+        if argument.isdigit():
+            return int(argument)
+        raise ValueError(f"{argument!r} is neither a number of steps nor best")
+
+
+def define_step(
+    name: str = "step",
+    description: str = "which checkpoint: a number of steps, or best by training.best_metric; by default the latest sound one",
+) -> None:
+    """Defines the flag of an entry point that names a checkpoint of the run."""
+    flags.DEFINE(_StepParser(), name, None, description, module_name=sys._getframe(1).f_globals["__name__"])
 
 
 def first_flags(arguments: list[str], names: dict[str, bool]) -> dict[str, str]:
@@ -155,7 +179,7 @@ def restore_from_flags(arguments: list[str], usage: str) -> Run | None:
     return runs.open_run(workdir, name, experiment, batch, flags.FLAGS.step)
 
 
-def guided_by_step(run: Run, step: int | None) -> Run:
+def guided_by_step(run: Run, step: int | str | None) -> Run:
     """The run of a diffusion model with the parameters of another of its checkpoints as the weaker model of its guidance.
 
     Raises:

@@ -14,7 +14,6 @@ edit        examples, and image-to-image (SDEdit) from them by --strengths, a ro
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,12 @@ from genjax.families.diffusion.guidance import Guidance, with_classifier
 from genjax.families.diffusion.image_to_image import hole_mask
 from genjax.families.diffusion.noisy_classifier import NoisyClassifier
 from genjax.training import run as runs
+from genjax.training.records import write_json
 
 TOOLS = ("trajectory", "schedule", "guidance", "inpaint", "edit")
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
-flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+command_line.define_step()
 flags.DEFINE_enum("tool", "trajectory", TOOLS, "what to look at")
 flags.DEFINE_integer("num_samples", 16, "samples of a picture; of each scale, with --features", lower_bound=1)
 flags.DEFINE_list("scales", ["0", "0.5", "1", "2", "4"], "weights of the guidance")
@@ -186,7 +186,7 @@ def guidance(run: Any) -> list[Path]:
     )
     print(protocol)
     record = path_of(run, "guidance.json")
-    record.write_text(json.dumps({"protocol": protocol, "scales": table}, indent=2) + "\n")
+    write_json(record, {"protocol": protocol, "scales": table})
     return [sheet, record, draw_trade(run, table)]
 
 

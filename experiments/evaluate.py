@@ -8,16 +8,16 @@ instance the number of importance samples of an estimator.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
 from absl import flags
 
 from experiments import command_line
+from genjax.training.records import write_json
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
-flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+command_line.define_step()
 
 
 def main(arguments: list[str]) -> int:
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         print(f"  {name:<24} {value:.6g}")
     record = {"step": run.step, "split": settings.split, "protocol": protocol, "num_examples": count, **metrics}
     path = Path(run.workdir) / f"evaluation_{settings.split}.json"
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(path, record)
     print(f"written to {path}")
     return 0
 

@@ -5,16 +5,16 @@ python -m experiments.forecast --workdir=runs/mixture_density_waves --horizon=24
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from absl import flags
 
 from experiments import command_line
 from genjax import config
+from genjax.training.records import write_json
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train on time series")
-flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+command_line.define_step()
 flags.DEFINE_integer("horizon", 12, "time steps that are forecast", lower_bound=1)
 flags.DEFINE_integer("num_samples", 200, "futures that are drawn of each series", lower_bound=2)
 flags.DEFINE_integer("num_series", 128, "number of series of the split", lower_bound=1)
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
     for name, value in metrics.items():
         print(f"  {name:<24} {value:.4f}")
     path = Path(run.workdir) / f"forecast_{run.step:08d}"
-    path.with_suffix(".json").write_text(json.dumps({"protocol": protocol, **metrics}, indent=2) + "\n")
+    write_json(path.with_suffix(".json"), {"protocol": protocol, **metrics})
     draw(samples, x, levels, path.with_suffix(".png"))
     print(path.with_suffix(".png"))
     return 0

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MOST_NEW_TOKENS = 256
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train on tokens")
-flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+command_line.define_step()
 flags.DEFINE_string(
     "prompt",
     "",

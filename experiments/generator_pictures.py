@@ -7,7 +7,6 @@ of samples.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,7 @@ from genjax.config import ConfigError
 from genjax.data import Images, write_grid
 from genjax.data.videos import write_gif
 from genjax.evaluation.latents import spherical_interpolation
-from genjax.training import Experiment, Run
-from genjax.training.records import METRICS_FILE
+from genjax.training import Experiment, Run, records
 
 
 def check_can_draw(name: str, experiment: Experiment) -> None:
@@ -56,8 +54,7 @@ def decode(run: Run, codes: Any, **condition: Any) -> np.ndarray:
 
 def training_metrics(run: Run) -> list[dict[str, Any]]:
     """The lines of metrics of training up to the run's state."""
-    path = Path(run.workdir) / METRICS_FILE
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows = records.read_lines(Path(run.workdir))
     return [row for row in rows if row["kind"] == "train" and row["step"] <= run.step]
 
 

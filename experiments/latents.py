@@ -26,7 +26,6 @@ A flow as the density of the codes of an autoencoder, and what it draws as pictu
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +39,12 @@ from genjax.config import ConfigError
 from genjax.data import Images, random_order, write_grid
 from genjax.evaluation import disentanglement, latents, likelihood
 from genjax.model import ChecksLabels
+from genjax.training.records import write_json
 
 TOOLS = ("interpolate", "traverse", "arithmetic", "anomaly", "augment", "disentangle", "export", "decode")
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
-flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+command_line.define_step()
 flags.DEFINE_enum("tool", "interpolate", TOOLS, "what to look at")
 flags.DEFINE_integer("num_rows", 8, "rows of a picture", lower_bound=1)
 flags.DEFINE_integer("num_values", 9, "columns of a picture: points on a path", lower_bound=2)
@@ -112,7 +112,7 @@ def report(run: Any, name: str, values: dict[str, Any]) -> None:
     print(protocol)
     for key, value in values.items():
         print(f"  {key:<28} {value:.4f}" if isinstance(value, float) else f"  {key:<28} {value}")
-    path.write_text(json.dumps({"protocol": protocol, **values}, indent=2) + "\n")
+    write_json(path, {"protocol": protocol, **values})
     print(f"written to {path}")
 
 

@@ -12,7 +12,6 @@ channels of the run's.
 from __future__ import annotations
 
 import functools
-import json
 import math
 from pathlib import Path
 
@@ -22,9 +21,10 @@ from absl import flags
 from experiments import command_line
 from experiments.likelihood_sets import altered, has_density, other_set, scores_of_examples
 from genjax import config
+from genjax.training.records import write_json
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
-flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+command_line.define_step()
 flags.DEFINE_list(
     "against",
     [],
@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> int:
             f"  against {name:<16} ROC-AUC {area:.4f}   their mean {-theirs.mean() / (dim * math.log(2.0)):8.4f} bits/dim"
         )
     path = Path(run.workdir) / f"likelihood_{split}.json"
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(path, record)
     print(f"written to {path}")
     return 0
 

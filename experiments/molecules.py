@@ -6,7 +6,6 @@ python -m experiments.molecules --workdir=runs/gpt_molecules --num_samples=30000
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +13,13 @@ from absl import flags
 
 from experiments import command_line
 from genjax import config
+from genjax.training.records import write_json
 
 if TYPE_CHECKING:
     from genjax.data import Molecules
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train on molecules")
-flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+command_line.define_step()
 flags.DEFINE_integer("num_samples", 30_000, "number of samples", lower_bound=1)
 flags.DEFINE_integer("num_reference", 10_000, "molecules of the split that distances are to; 0 for all", lower_bound=0)
 flags.DEFINE_string("split", "test", "split that distances are to")
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
     if "fcd" not in metrics:
         print("  fcd                    not computed: fcd-torch is not installed (pip install 'genjax[molecules]')")
     path = Path(run.workdir) / f"molecules_{run.step:08d}.json"
-    path.write_text(json.dumps({"protocol": protocol, **metrics}, indent=2) + "\n")
+    write_json(path, {"protocol": protocol, **metrics})
     (Path(run.workdir) / f"molecules_{run.step:08d}.smi").write_text("".join(s + "\n" for s in samples))
     return 0
 

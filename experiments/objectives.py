@@ -44,6 +44,7 @@ from genjax.config import ConfigError
 from genjax.data import first_examples
 from genjax.evaluation.modes import mode_coverage
 from genjax.training import Experiment, Training, host
+from genjax.training.records import write_json
 
 flags.DEFINE_string("workdir", None, "directory of the tables, and of a sheet of samples for each method")
 flags.DEFINE_enum("data", "eight_gaussians", tuple(SETTINGS), "mixture or pictures")
@@ -119,6 +120,7 @@ def main(arguments: list[str]) -> int:
         settings = {"experiment": config.to_json(experiment), "num_steps": num_steps, "num_seeds": values.num_seeds}
         settings |= {"num_samples": values.num_samples, "features": values.features}
         known = json.loads(path.read_text()) if path.is_file() else {}
+        known["figures"] = [{n: np.nan if v is None else v for n, v in row.items()} for row in known.get("figures", ())]
         if known.get("settings") != json.loads(json.dumps(settings)):
             states = train(experiment, states, num_steps)
             figures = []
@@ -127,7 +129,7 @@ def main(arguments: list[str]) -> int:
                     experiment.data.write_samples(samples[: 100 if samples.ndim == 4 else None], folder / method)
                 figures.append(measure(samples))
             known = {"settings": settings, "figures": figures}
-            path.write_text(json.dumps(known, indent=2) + "\n")
+            write_json(path, known)
         rows[method] = known["figures"]
         print(f"  {method:<22} {num_steps:>6} steps   {line(rows[method])}", flush=True)
     print(

@@ -35,7 +35,7 @@ from genjax.families.gan.style_gan import StyleGAN
 TOOLS = ("curves", "walk", "classes", "truncation", "mixing", "project", "equivariance")
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
-flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+command_line.define_step()
 flags.DEFINE_enum("tool", "walk", TOOLS, "what to draw")
 flags.DEFINE_integer("num_rows", 4, "rows of a picture", lower_bound=1)
 flags.DEFINE_integer("num_columns", 8, "columns of a picture; latents that a walk visits", lower_bound=2)

@@ -22,7 +22,6 @@ weight --model.guidance.scale.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,10 @@ from experiments.features import feature_extractor
 from experiments.quality_measures import METRICS, Counts, measure
 from genjax.config import ConfigError
 from genjax.data import Images
+from genjax.training.records import write_json
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
-flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+command_line.define_step()
 flags.DEFINE_integer("weak_step", None, "an early checkpoint that guides a diffusion model, by model.guidance.scale")
 flags.DEFINE_string(
     "features", "pixels", "pixels, the directory of a run of a classifier, or a file of Inception weights"
@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> int:
     print(protocol)
     report(result, split)
     path = Path(run.workdir) / f"quality_{split}.json"
-    path.write_text(json.dumps({"protocol": protocol, "step": run.step, **result}, indent=2) + "\n")
+    write_json(path, {"protocol": protocol, "step": run.step, **result})
     print(f"written to {path}")
     return 0
 

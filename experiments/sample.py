@@ -16,8 +16,8 @@ from experiments import command_line
 from genjax import config
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
-flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
-flags.DEFINE_integer("weak_step", None, "an early checkpoint that guides a diffusion model, by model.guidance.scale")
+command_line.define_step()
+command_line.define_step("weak_step", "an early checkpoint that guides a diffusion model, by model.guidance.scale")
 flags.DEFINE_integer("num_samples", 64, "number of samples", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "seed of the samples")
 flags.DEFINE_string("output", None, "path of the picture without its suffix; <workdir>/samples/... unless given")

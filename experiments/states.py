@@ -25,7 +25,7 @@ from genjax.data import first_examples
 from genjax.families.markov.emissions import Gaussian
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
-flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+command_line.define_step()
 flags.DEFINE_integer("num_rows", 16, "sequences in the picture of paths", lower_bound=1)
 
 

@@ -18,7 +18,6 @@ of another library's checkpoint (then with --other).  --pictures draws attention
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,10 @@ from absl import flags
 
 from experiments import command_line
 from genjax import config
+from genjax.training.records import write_json
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
-flags.DEFINE_integer("step", None, "which checkpoint, by default the latest sound one")
+command_line.define_step()
 flags.DEFINE_integer("num_samples", 0, "samples whose diversity is measured, for models of text alone", lower_bound=0)
 flags.DEFINE_integer("num_beams", 1, "hypotheses of the search for answers; 1 takes the likeliest token", lower_bound=1)
 flags.DEFINE_boolean(
@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> int:
             f"{data.name} has no references; ask for one of --num_samples, --memorized, --ngram, --bias, --before, --pictures"
         )
     path = Path(run.workdir) / f"text_{split}.json"
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(path, record)
     print(f"written to {path}")
     return 0
 

@@ -11,6 +11,7 @@ the last checkpoint.
 from __future__ import annotations
 
 import inspect
+import shlex
 import textwrap
 from typing import Any
 
@@ -61,8 +62,8 @@ def main(arguments: list[str]) -> int:
     workdir = flags.FLAGS.workdir or f"runs/{entry.name.rpartition(':')[2]}"
     training.train(experiment, workdir, name=entry.name, draw=draw)
     print(f"finished; samples, metrics and checkpoints are in {workdir}")
-    print(f"  evaluate: python -m experiments.evaluate --workdir={workdir}")
-    print(f"  sample:   python -m experiments.sample --workdir={workdir} --num_samples=64")
+    print(f"  evaluate: python -m experiments.evaluate --workdir={shlex.quote(workdir)}")
+    print(f"  sample:   python -m experiments.sample --workdir={shlex.quote(workdir)} --num_samples=64")
     return 0
 
 

@@ -7,12 +7,17 @@ no example is left out and a batch may span two epochs.
 from __future__ import annotations
 
 import functools
+import hashlib
+import signal
 from collections.abc import Iterator
 
 import grain
 import numpy as np
 
 from genjax.data.base import RESIDENT_BYTES, Data, DataError, Examples
+
+#: Examples of a set that is not small, whose content is compared between two starts of a run.
+NUM_COMPARED = 16
 
 
 @functools.lru_cache(maxsize=8)
@@ -32,6 +37,17 @@ def shuffled_indices(seed: int, step: int, batch_size: int, count: int, stream: 
     return np.concatenate(
         [epoch_order(seed, int(e), count, stream)[offsets[epochs == e]] for e in range(epochs[0], epochs[-1] + 1)]
     )
+
+
+def _is_small(arrays: dict[str, np.ndarray] | None) -> bool:
+    """Whether a set lies in memory and is small enough to be held on the device."""
+    return arrays is not None and sum(a.nbytes for a in arrays.values()) <= RESIDENT_BYTES
+
+
+def _leave_interrupts_to_the_run(index: int, count: int) -> None:
+    """Ctrl-C in a terminal reaches the worker processes too, which must outlive what the run does at its end."""
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Pipeline:
@@ -58,16 +74,25 @@ class Pipeline:
     @property
     def resident(self) -> bool:
         """Whether the set is to be held on the device."""
-        arrays = self.examples.arrays()
-        if arrays is None:
-            return False
         if self.data.resident is not None:
             return self.data.resident
-        return sum(a.nbytes for a in arrays.values()) <= RESIDENT_BYTES
+        return _is_small(self.examples.arrays())
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The whole split, where it lies in memory."""
-        return self.examples.arrays()
+        """The whole split; read into memory where it does not lie there."""
+        arrays = self.examples.arrays()
+        return self.examples.gather(np.arange(len(self.examples))) if arrays is None else arrays
+
+    def fingerprint(self) -> str:
+        """A digest of the number of examples and of what they hold: all of a small set, some examples of a larger one."""
+        count, arrays = len(self.examples), self.examples.arrays()
+        if not _is_small(arrays):
+            arrays = self.examples.gather(np.linspace(0, count - 1, NUM_COMPARED).astype(np.int64))
+        digest = hashlib.sha256(str(count).encode())
+        for name, array in sorted(arrays.items()):
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
 
     def indices(self, step: int) -> np.ndarray:
         """Indices of the global batch of a step, shape [batch_size]."""
@@ -86,7 +111,8 @@ class Pipeline:
         if not self.data.num_workers:
             return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
         dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-        return iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.data.num_workers)))
+        options = grain.MultiprocessingOptions(num_workers=self.data.num_workers)
+        return iter(dataset.mp_prefetch(options, worker_init_fn=_leave_interrupts_to_the_run))
 
 
 def check_not_empty(data: Data, split: str) -> Examples:
@@ -115,7 +141,7 @@ def first_examples(count: int, limit: int | None = None) -> np.ndarray:
 
 
 def evaluation_batches(
-    data: Data, split: str, size: int, limit: int | None = None
+    data: Data, split: str, size: int, limit: int | None = None, indices: np.ndarray | None = None
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Yields the examples of a split once each, in the order of `first_examples`.
 
@@ -124,13 +150,14 @@ def evaluation_batches(
       split: which split.
       size: examples of a batch.
       limit: largest number of examples, or None for all.
+      indices: in place of a limit, the examples and their order.
 
     Yields:
       A batch with leading axis `size` and `example_index` [size], the place in this order, and a mask [size] that is 0
       where the last batch is padded with copies of the last example.
     """
     examples = check_not_empty(data, split)
-    order = first_examples(len(examples), limit)
+    order = first_examples(len(examples), limit) if indices is None else indices
     count = len(order)
     for start in range(0, count, size):
         index = np.arange(start, start + size)

@@ -9,12 +9,13 @@ not have them is damaged or unfinished, and the one before is taken.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import logging
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from genjax.config import ConfigError
 from genjax.nn.tokens import with_more_tokens
 from genjax.training.experiment import load_config
+from genjax.training.records import finite_json
 
 _logger = logging.getLogger(__name__)
 
 DIRECTORY = "checkpoints"
 DIGESTS_FILE = "digests.json"
+#: Where orbax keeps the metrics that a checkpoint was rated by, and the index of its arrays, below the checkpoint.
+METRICS_FILE = Path("metrics") / "metrics"
+ARRAYS_FILE = Path("state") / "manifest.ocdbt"
 
 
 class CheckpointError(ValueError):
@@ -75,6 +80,16 @@ def damage(directory: Path) -> str | None:
     return None
 
 
+def is_complete(directory: Path) -> bool:
+    """Whether a checkpoint was written to its end, as far as its list of files tells; its bytes are not read."""
+    return (directory / DIGESTS_FILE).is_file()
+
+
+def can_hold(workdir: Path) -> bool:
+    """Whether checkpoints can be written below a path: orbax takes * ? [ for a pattern, and would leave the arrays out."""
+    return not glob.has_magic(str(workdir.resolve()))
+
+
 class Checkpoints:
     """The checkpoints under a working directory."""
 
@@ -93,42 +108,43 @@ class Checkpoints:
           keep: number of latest checkpoints that are kept, two at least.
           best_metric: metric whose best checkpoint is kept too, or None.
           best_mode: "min" or "max".
-          writable: whether this process saves.  Checkpoints that are damaged are then moved out of the way.
+          writable: whether this process saves.  Unfinished checkpoints, and damaged ones behind the last sound one, are then
+            moved out of the way.
         """
         self.directory = workdir.resolve() / DIRECTORY
+        # A new one is complete only once its digests are written, which is after the policy was followed.
+        self._keep, self._best_metric, self._best_mode = max(keep, 2), best_metric, best_mode
         self._pending: tuple[int, Future[None]] | None = None
         # One thread: digests are written while the run goes on.
         self._finisher = ThreadPoolExecutor(max_workers=1)
         self._checkpointer = None
         self._failed = False
+        # What is wrong with a checkpoint, or None, of those whose bytes were read already.
+        self._known_damage: dict[int, str | None] = {}
         if not writable:
             return
-        policies = ocp.training.preservation_policies
-        # A new one is complete only once its digests are written, which is after the policy was followed.
-        policy = policies.LatestN(max(keep, 2))
-        if best_metric is not None:
-            worst = float("inf") if best_mode == "min" else float("-inf")
-
-            def rate(metrics: Mapping[str, float]) -> float:
-                # NaN has no place in an order.
-                value = float(metrics.get(best_metric, worst))
-                return value if math.isfinite(value) else worst
-
-            # Policies keep the end of the sorted list.
-            best = policies.BestN(
-                get_metric_fn=rate,
-                reverse=best_mode == "min",
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            )
-            policy = policies.AnyPreservationPolicy([policy, best])
         if jax.process_index() == 0:
-            for step in self.steps():
-                if reason := damage(self.directory / str(step)):
-                    self._set_aside(step, reason)
+            self._tidy()
         self._checkpointer = ocp.training.Checkpointer(
-            self.directory, preservation_policy=policy, cleanup_tmp_directories=True
+            self.directory, preservation_policy=self, cleanup_tmp_directories=True
         )
+
+    def _tidy(self) -> None:
+        """Moves checkpoints that cannot be used out of the way of new ones; older ones than the last sound one are not read."""
+        steps = self.steps()
+        for step in steps:
+            if not is_complete(self.directory / str(step)):
+                self._set_aside(step, "it was not completed")
+        for step in reversed(self.steps()):
+            if not (reason := self._damage(step)):
+                break
+            self._set_aside(step, reason)
+
+    def _damage(self, step: int) -> str | None:
+        """What is wrong with a checkpoint, or None; its bytes are read once."""
+        if step not in self._known_damage:
+            self._known_damage[step] = damage(self.directory / str(step))
+        return self._known_damage[step]
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints on disk, damaged ones among them, in order."""
@@ -144,6 +160,42 @@ class Checkpoints:
         if target.exists():
             shutil.rmtree(target)
         (self.directory / str(step)).rename(target)
+        self._known_damage.pop(step, None)
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        """The metrics that a checkpoint was rated by, or None where it was not."""
+        try:
+            saved = json.loads((self.directory / str(step) / METRICS_FILE).read_text())
+            return {name: math.nan if value is None else value for name, value in saved.items()}
+        except (OSError, ValueError):
+            return None
+
+    def best(self, known: Mapping[int, Mapping[str, float] | None] | None = None) -> int | None:
+        """Step of the best checkpoint by `best_metric`, the first of equal ones; None where none was rated by it.
+
+        Args:
+          known: metrics by step, of all checkpoints that there are; by default what is on disk.
+        """
+        if known is None:
+            known = {step: self.metrics(step) for step in self.steps()}
+        rated = {
+            step: float(metrics[self._best_metric])
+            for step, metrics in known.items()
+            if self._best_metric in (metrics or {})
+        }
+        # NaN has no place in an order.
+        rated = {step: value for step, value in rated.items() if math.isfinite(value)}
+        choose = min if self._best_mode == "min" else max
+        return choose(rated, key=rated.get, default=None)
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """The last checkpoints and the best one; called by orbax after each new one, which it lists too."""
+        del context
+        known = {c.step: self.metrics(c.step) if c.metrics is None else c.metrics for c in checkpoints}
+        last = sorted(known)[-self._keep :]
+        # The newest takes the place of the best one only when it is complete.
+        kept = {*last, self.best({step: metrics for step, metrics in known.items() if step != last[-1]})}
+        return [c.step in kept for c in checkpoints]
 
     # ------------------------------------------------------------------------------------------------------------------
     # Writing
@@ -151,11 +203,15 @@ class Checkpoints:
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
         """Starts to write a checkpoint and returns once the state may be changed again.
 
+        A checkpoint that is there already, as of a run that was stopped before its evaluation, is rated by `metrics`.
+
         Raises:
           CheckpointError: this or the one before cannot be written; older checkpoints are untouched.
         """
         self.wait()
         if step in self.steps():
+            if metrics is not None and self.metrics(step) is None and jax.process_index() == 0:
+                self._rate(step, metrics)
             return
         try:
             response = self._checkpointer.save_async(
@@ -164,6 +220,13 @@ class Checkpoints:
         except Exception as error:
             raise self._write_error(step, error) from error
         self._pending = (step, self._finisher.submit(self._finish, step, response))
+
+    def _rate(self, step: int, metrics: Mapping[str, float]) -> None:
+        path = self.directory / str(step) / METRICS_FILE
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(".new")
+        temporary.write_text(finite_json(dict(metrics)))
+        temporary.replace(path)
 
     def wait(self) -> None:
         """Waits until the last checkpoint is complete.
@@ -185,10 +248,14 @@ class Checkpoints:
         if jax.process_index() != 0:
             return
         directory = self.directory / str(step)
+        if not (directory / ARRAYS_FILE).is_file():
+            raise CheckpointError("orbax wrote no arrays")
         temporary = directory / (DIGESTS_FILE + ".new")
         digests = _digests(directory)
         temporary.write_text(json.dumps(digests, indent=1))
         temporary.replace(directory / DIGESTS_FILE)
+        # These are the bytes that were just read.
+        self._known_damage[step] = None
 
     def _write_error(self, step: int, error: Exception) -> CheckpointError:
         self._failed = True
@@ -223,7 +290,7 @@ class Checkpoints:
         steps = self.steps()
         reasons = {}
         for step in reversed(steps):
-            reason = damage(self.directory / str(step))
+            reason = self._damage(step)
             if reason is None:
                 return step
             reasons[step] = reason
@@ -247,7 +314,7 @@ class Checkpoints:
         if not directory.is_dir():
             known = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(f"there is no checkpoint of step {step} in {self.directory}; there are {known}")
-        if reason := damage(directory):
+        if reason := self._damage(step):
             raise CheckpointError(f"checkpoint {directory} cannot be used: {reason}")
         wanted = flatten(like)
         self._check_fits(directory, wanted)

@@ -6,6 +6,7 @@ alone.  Where the data set lies on the device, a step is given indices and gathe
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -159,8 +160,24 @@ class Engine:
         data_key, model_key = jax.random.split(self._init_key)
         return self.experiment.model.init(model_key, self.experiment.data.transform(batch, data_key))
 
+    @contextlib.contextmanager
+    def _named(self, data: Data, batch: Batch) -> Iterator[None]:
+        """Says what is missing where a model, as it is traced, asks a batch for an array that the data do not give."""
+        try:
+            yield
+        except KeyError as error:
+            given = jax.eval_shape(data.transform, batch, jax.random.key(0))
+            (name,) = error.args
+            if not isinstance(name, str) or name in given:
+                raise
+            raise ConfigError(
+                f"{type(self.experiment.model).__name__} reads {name}, and {type(data).__name__} ({data.name}) gives "
+                f"{', '.join(given)}; choose other data, or a model for these"
+            ) from None
+
     def _abstract_state(self) -> TrainState:
-        state = jax.eval_shape(self._initialize, self._abstract_batch())
+        with self._named(self.experiment.data, self._abstract_batch()):
+            state = jax.eval_shape(self._initialize, self._abstract_batch())
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
                 leaf.shape, leaf.dtype, sharding=NamedSharding(self.mesh, leaf_spec(leaf, self.mesh))
@@ -305,9 +322,8 @@ class Engine:
 
     def advance(self, state: TrainState, inputs: dict[str, Any]) -> tuple[TrainState, Metrics]:
         """Runs one dispatch; the old state is donated.  Metrics have one row per step (per device first, under pmap)."""
-        if self.pmap and self._resident is None:
-            return self._compiled_chunk(state, None, inputs, self._step_key)
-        return self._compiled_chunk(state, self._resident, inputs, self._step_key)
+        with self._named(self.experiment.data, self._abstract_batch()):
+            return self._compiled_chunk(state, self._resident, inputs, self._step_key)
 
     def fetch(self, metrics: Metrics) -> dict[str, np.ndarray | Ratio]:
         """Metrics of a dispatch on the host, one row per step."""
@@ -358,7 +374,8 @@ class Engine:
         for batch, mask in evaluation_batches(data, split, size, settings.num_examples):
             count += int(mask.sum())
             batch = {name: self._place_global(a) for name, a in batch.items()}
-            pending.append(self._compiled_evaluate(state, batch, self._place_global(mask), key))
+            with self._named(data, batch):
+                pending.append(self._compiled_evaluate(state, batch, self._place_global(mask), key))
         mean = lambda *sums: np.sum(sums, dtype=np.float64) / count  # noqa: E731
         means = jax.tree.map(mean, *jax.device_get(pending)) if pending else {}
         means = {name: float(value) for name, value in divided(means).items()}
@@ -394,7 +411,8 @@ class Engine:
         """
         data = data or self.experiment.data
         settings = self.experiment.evaluation
-        size = math.ceil(data.eval_batch_size / self.num_batch_devices) * self.num_batch_devices
+        size = min(data.eval_batch_size, settings.num_examples or data.eval_batch_size)
+        size = math.ceil(size / self.num_batch_devices) * self.num_batch_devices
         key = jax.random.key(settings.seed)
 
         def compute(state: TrainState, batch: Batch, key: jax.Array) -> Any:
@@ -406,7 +424,9 @@ class Engine:
         for batch, mask in evaluation_batches(data, split, size, settings.num_examples):
             count = int(mask.sum())
             placed = {name: self._place_global(a) for name, a in batch.items()}
-            values = jax.tree.map(lambda v: np.asarray(v.addressable_data(0)), compiled(state, placed, key))
+            with self._named(data, batch):
+                values = compiled(state, placed, key)
+            values = jax.tree.map(lambda v: np.asarray(v.addressable_data(0)), values)
             results.append(jax.tree.map(lambda v, n=count: v[:n], values))
             examples.append({name: a[:count] for name, a in batch.items()})
         together = lambda *parts: np.concatenate(parts)  # noqa: E731

@@ -33,7 +33,8 @@ class Training:
       pictures: what `experiments.train` draws beside each sheet: curves of the metrics; a walk between latents, as a GIF;
         classes, a row of samples for each.
       keep_checkpoints: number of latest checkpoints that are kept; two at least, as a kill may spoil the last.
-      best_metric: evaluation metric whose best checkpoint is kept too, or none; each evaluation then makes a checkpoint.
+      best_metric: evaluation metric whose best checkpoint is kept too (`--step=best` of the tools), or none; each evaluation
+        then makes a checkpoint.  A run that goes on keeps its best one, whether this is given again or not.
       best_mode: whether the best value is the smallest or the largest.
       init_from: working directory of another run whose parameters to start from.
       init_prefix: only parameters whose path starts with one of these, as in encoder or decoder/Dense_0; empty for all.
@@ -172,9 +173,14 @@ def _takes_embeddings(prefixes: tuple[str, ...]) -> bool:
     return not prefixes or any("embedding" in prefix or prefix.startswith("token") for prefix in prefixes)
 
 
-def save_config(path: Path, name: str, experiment: Experiment, batch: dict[str, Any]) -> None:
-    """Writes the resolved experiment beside its checkpoints, with shapes and types of a training batch."""
-    content = {"name": name, "experiment": config.to_json(experiment), "batch": batch}
+def save_config(
+    path: Path, name: str, experiment: Experiment, batch: dict[str, Any], fingerprint: str | None = None
+) -> None:
+    """Writes the resolved experiment beside its checkpoints, with shapes and types of a training batch.
+
+    `fingerprint` is what `Pipeline.fingerprint` says of the training data.
+    """
+    content = {"name": name, "experiment": config.to_json(experiment), "batch": batch, "fingerprint": fingerprint}
     temporary = path / (CONFIG_FILE + ".new")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(path / CONFIG_FILE)
@@ -198,6 +204,12 @@ def load_config(workdir: Path) -> tuple[str, Experiment, dict[str, Any]]:
     return name, config.from_json(tree), batch
 
 
+def load_fingerprint(workdir: Path) -> str | None:
+    """The fingerprint of the training data that `save_config` wrote, or None where there is none."""
+    path = workdir / CONFIG_FILE
+    return json.loads(path.read_text()).get("fingerprint") if path.is_file() else None
+
+
 #: Fields that do not decide the state of a run, so that a run goes on although they changed.
 _FREE_FIELDS = (
     "training.",
@@ -214,15 +226,32 @@ _FREE_FIELDS = (
 )
 
 
-def check_resumable(workdir: Path, saved: Experiment, experiment: Experiment) -> None:
-    """Raises ConfigError with the fields that differ if `experiment` is not the one that `workdir` holds."""
+def _is_of_another(workdir: Path, names: tuple[str, str]) -> ConfigError:
+    saved, now = names
+    return ConfigError(
+        f"{workdir} holds a run of the experiment {saved}, and this one is {now}: give another --workdir"
+    )
+
+
+def check_same_kind(workdir: Path, names: tuple[str, str], saved: Experiment, experiment: Experiment) -> None:
+    """Raises ConfigError if `workdir` holds an experiment of another name with another kind of model or data."""
+    kinds = [(type(e.model), type(e.data)) for e in (saved, experiment)]
+    if names[0] != names[1] and kinds[0] != kinds[1]:
+        raise _is_of_another(workdir, names)
+
+
+def check_resumable(workdir: Path, names: tuple[str, str], saved: Experiment, experiment: Experiment) -> None:
+    """Raises ConfigError with the fields that differ if `experiment` is not the one that `workdir` holds, by name or by field."""
     differing = [
         d
         for d in config.differences(saved, experiment)
         if not d.startswith(_FREE_FIELDS) or d.startswith("training.seed")
     ]
+    if differing and names[0] != names[1]:
+        raise _is_of_another(workdir, names)
     if differing:
+        shown = "; ".join(differing[:5]) + (f"; and {len(differing) - 5} more" if len(differing) > 5 else "")
         raise ConfigError(
-            f"{workdir} holds a run of another configuration; it differs in {'; '.join(differing)}: "
+            f"{workdir} holds a run of another configuration; it differs in {shown}: "
             "give another --workdir, or the flags of that run"
         )

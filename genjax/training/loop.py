@@ -6,8 +6,14 @@ is due, as a function of the step alone, so that a resumed run makes the same di
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
+import logging
+import os
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -20,18 +26,21 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from genjax.config import ConfigError
+from genjax.config.trees import leaves, override
 from genjax.data import check_not_empty
 from genjax.metrics import Ratio, divided
 from genjax.model import CanDiagnose, ChecksStart, HasLearnedExtra, HasPretrained, HasWarnings, TrainState
 from genjax.training import host
-from genjax.training.checkpoints import Checkpoints, warm_start
+from genjax.training.checkpoints import Checkpoints, can_hold, warm_start
 from genjax.training.engine import Engine
 from genjax.training.experiment import (
     CONFIG_FILE,
     Experiment,
     Training,
     check_resumable,
+    check_same_kind,
     load_config,
+    load_fingerprint,
     resolve,
     save_config,
 )
@@ -39,9 +48,17 @@ from genjax.training.records import Progress, Records, format_metrics, parameter
 from genjax.training.run import Run
 
 SAMPLES_DIRECTORY = "samples"
+LOCK_FILE = "lock"
+#: Updates in a row that may be skipped before a run is given up.
+MOST_SKIPPED = 100
+#: What the system says of a file that cannot grow.
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 #: Draws more of a run than its samples into a folder, and gives the files by name.
 Draw = Callable[[Run, Path], Mapping[str, Path]]
+
+
+_logger = logging.getLogger(__name__)
 
 
 class NonFiniteError(ValueError):
@@ -49,7 +66,15 @@ class NonFiniteError(ValueError):
 
 
 class Interrupted(Exception):
-    """A run that was asked to stop, and has saved its state."""
+    """A run that was asked to stop, and has saved its state.
+
+    Attributes:
+      signal: the number of the signal that asked for it.
+    """
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.signal = number
 
 
 def dispatches(start: int, training: Training) -> Iterator[tuple[int, int]]:
@@ -69,6 +94,11 @@ def prepare_workdir(workdir: Path) -> Path:
       ConfigError: it cannot.
     """
     workdir = Path(workdir).expanduser()
+    if not can_hold(workdir):
+        raise ConfigError(
+            f"--workdir={workdir}: checkpoints in {workdir.resolve()} would lack their arrays, as orbax takes the characters "
+            "* ? [ of a path for a pattern; give a directory without them"
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         # A name of its own, as several processes of a run look at once.
@@ -79,6 +109,45 @@ def prepare_workdir(workdir: Path) -> Path:
             f"--workdir={workdir} cannot be written ({error.strerror}); give a directory that can"
         ) from None
     return workdir
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds a working directory for one run; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+      ConfigError: another run holds it.
+    """
+    with (workdir / LOCK_FILE).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ConfigError(
+                f"{workdir} is being trained in by {file.read().strip() or 'another process'}; wait for it or end it, or "
+                "give another --workdir"
+            ) from None
+        except OSError as error:
+            # Some network file systems have no locks.
+            _logger.warning("%s cannot be locked (%s): do not start two runs in it", workdir, error.strerror)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def _told_in_one_sentence(workdir: Path) -> Iterator[None]:
+    """Turns what the system says of a full disk into a ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        raise ConfigError(
+            f"{error.filename or workdir} could not be written ({error.strerror}); the checkpoints are untouched, and the "
+            "same command goes on from the last of them"
+        ) from None
 
 
 class _StopSignals:
@@ -127,17 +196,36 @@ def train(
       NonFiniteError: the loss or its gradient is not finite.
       Interrupted: a signal asked the run to stop; its state is saved.
     """
+    if experiment.training.best_metric is not None and experiment.training.evaluate_every is None:
+        raise ConfigError(
+            f"training.best_metric={experiment.training.best_metric} rates checkpoints by evaluations, and there are none; "
+            "give training.evaluate_every"
+        )
     host.initialize(experiment.training)
     workdir = prepare_workdir(workdir)
-    saved = load_config(workdir)[1] if (workdir / CONFIG_FILE).exists() else None
+    with (
+        _told_in_one_sentence(workdir),
+        locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext(),
+    ):
+        return _train(experiment, workdir, name, quiet or jax.process_index() > 0, draw)
+
+
+def _train(experiment: Experiment, workdir: Path, name: str, quiet: bool, draw: Draw | None) -> TrainState:
+    saved_name, saved = load_config(workdir)[:2] if (workdir / CONFIG_FILE).exists() else (name, None)
     if saved is None:
         resolved = described = resolve(experiment)
     else:
+        if experiment.training.best_metric is None:
+            # The best checkpoint is kept although the flag was left out.
+            best = {"best_metric": saved.training.best_metric, "best_mode": saved.training.best_mode}
+            experiment = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, **best))
+        names = (saved_name, name)
+        check_same_kind(workdir, names, saved, experiment)
         resolved = resolve(dataclasses.replace(experiment, data=experiment.data.going_on(workdir)))
         # Compared and saved as the flags say it, so that the next start compares the same.
         described = dataclasses.replace(resolved, data=experiment.data)
-        check_resumable(workdir, saved, described)
-    return _Run(Engine(resolved), described, workdir, name, quiet or jax.process_index() > 0, draw).run()
+        check_resumable(workdir, names, saved, described)
+    return _Run(Engine(resolved), described, workdir, name, quiet, draw).run()
 
 
 class _Run:
@@ -152,7 +240,15 @@ class _Run:
             check_not_empty(self.experiment.data, self.experiment.evaluation.validation_split)
         self.primary = jax.process_index() == 0
         if self.primary:
-            save_config(workdir, name, described, engine.batch_spec)
+            fingerprint = engine.pipeline.fingerprint()
+            if load_fingerprint(workdir) not in (None, fingerprint):
+                _logger.warning(
+                    "the training data of %s (%s) have changed since this run was started, and it goes on with what they are "
+                    "now; what was held out then may be trained on",
+                    workdir,
+                    self.experiment.data.name,
+                )
+            save_config(workdir, name, described, engine.batch_spec, fingerprint)
             engine.experiment.data.save(workdir)
         if jax.process_count() > 1:
             # Tokens must mean the same in all processes: the others compare theirs with what the first one saved.
@@ -165,6 +261,7 @@ class _Run:
         self.quiet = quiet
         self.last_finite: dict[str, float] = {}
         self.last_finite_step = 0
+        self.num_skipped = 0
 
     def _first_state(self) -> TrainState:
         """Resumes; else starts from a checkpoint of another library or another run's parameters; else from nothing."""
@@ -213,12 +310,15 @@ class _Run:
         self.progress = Progress(start, self.training.num_steps, self.quiet)
         try:
             with _StopSignals() as signals:
+                if start and (missed := self._missed(start)):
+                    self._events(state, start, missed)
                 return self._steps(state, start, signals)
         finally:
-            self.progress.close()
-            if self.records is not None:
-                self.records.close()
-            self.checkpoints.close()
+            with contextlib.ExitStack() as stack:
+                stack.callback(self.checkpoints.close)
+                if self.records is not None:
+                    stack.callback(self.records.close)
+                stack.callback(self.progress.close)
 
     def _steps(self, state: TrainState, start: int, signals: _StopSignals) -> TrainState:
         training = self.training
@@ -227,7 +327,15 @@ class _Run:
         window_began, window_start = time.monotonic(), start
         boundaries = list(dispatches(start, training))
         profiled = 2 if training.profile_steps and len(boundaries) > 2 else None
-        for number, ((first, last), inputs) in enumerate(zip(boundaries, self.engine.inputs(boundaries), strict=True)):
+        rows = self.engine.inputs(boundaries)
+        for number, (first, last) in enumerate(boundaries):
+            try:
+                inputs = next(rows)
+            except Exception:
+                if signals.received is None or jax.process_count() > 1:
+                    raise
+                # The signal has ended the processes that read the batches, too.
+                self._stop(state, first, signals)
             if number == profiled:
                 jax.block_until_ready(state)
                 jax.profiler.start_trace(str(self.workdir / "profile"))
@@ -248,25 +356,33 @@ class _Run:
                 seconds = time.monotonic() - window_began
                 self._log(last, window, (last - window_start) / max(seconds, 1e-9))
                 window, window_began, window_start = [], time.monotonic(), last
+                if self.num_skipped >= min(MOST_SKIPPED, training.num_steps):
+                    raise NonFiniteError(self._why_skipped(state, last))
             stopping = self._asked_to_stop(signals, last)
-            busy = self._due(last, stopping)
-            if busy:
+            if due := self._due(last, stopping):
                 if pending is not None:
                     # A state is written only after its loss and its gradient were seen to be finite.
                     window.append(self._fetch(*pending))
                     pending = None
                 began = time.monotonic()
-                self._events(state, last, stopping)
+                self._events(state, last, due)
                 window_began += time.monotonic() - began
             if stopping:
-                raise Interrupted(
-                    f"stopped by {signal.Signals(signals.received or signal.SIGTERM).name} at step {last}; the state is "
-                    f"saved in {self.checkpoints.directory}, and the same command goes on from there"
-                )
+                self._stop(state, last, signals)
         if profiled is not None and number >= profiled:
             jax.profiler.stop_trace()
         self.checkpoints.wait()
         return self.engine.collect(state)
+
+    def _stop(self, state: TrainState, step: int, signals: _StopSignals) -> None:
+        """Saves the state after a step, unless it is saved already, and ends the run."""
+        self._events(state, step, {"save"})
+        number = signals.received or signal.SIGTERM
+        raise Interrupted(
+            f"stopped by {signal.Signals(number).name} at step {step}; the state is saved in {self.checkpoints.directory}, "
+            "and the same command goes on from there",
+            number,
+        )
 
     def _asked_to_stop(self, signals: _StopSignals, step: int) -> bool:
         if jax.process_count() == 1:
@@ -276,35 +392,55 @@ class _Run:
             return False
         return bool(np.any(multihost_utils.process_allgather(np.array(signals.received is not None))))
 
-    def _due(self, step: int, stopping: bool) -> bool:
-        training = self.training
-        return (
-            stopping
-            or step == training.num_steps
-            or step % training.checkpoint_every == 0
-            or (training.evaluate_every is not None and step % training.evaluate_every == 0)
-            or (training.sample_every is not None and step % training.sample_every == 0)
-        )
+    def _due(self, step: int, stopping: bool) -> set[str]:
+        """What happens after a step: evaluate, save, draw.
 
-    def _events(self, state: TrainState, step: int, stopping: bool) -> None:
-        training = self.training
-        last = step == training.num_steps
+        A run that is asked to stop only saves; `_missed` makes up for the rest when it goes on.
+        """
+        training, last = self.training, step == self.training.num_steps
+        every = lambda period: period is not None and step % period == 0  # noqa: E731
+        evaluates = training.evaluate_every is not None and (last or every(training.evaluate_every))
+        due = {
+            "evaluate": evaluates and not stopping,
+            "save": stopping
+            or last
+            or every(training.checkpoint_every)
+            or (evaluates and training.best_metric is not None),
+            "draw": (last or every(training.sample_every)) and not stopping,
+        }
+        return {name for name, is_due in due.items() if is_due}
+
+    def _missed(self, step: int) -> set[str]:
+        """What was due after the step that a run goes on from, and left no trace, as it was stopped or killed just there."""
+        split = self.experiment.evaluation.validation_split
+        done = [
+            self.records is not None and self.records.has(step, split),
+            any((self.workdir / SAMPLES_DIRECTORY).glob(f"samples_{step:08d}.*")),
+        ]
+        if jax.process_count() > 1:
+            # The first process writes the traces.
+            done = multihost_utils.broadcast_one_to_all(np.array(done)).tolist()
+        missed = self._due(step, stopping=False) - {
+            name for name, is_done in zip(("evaluate", "draw"), done) if is_done
+        }
+        return missed if missed & {"evaluate", "draw"} else set()
+
+    def _events(self, state: TrainState, step: int, due: set[str]) -> None:
+        training, metrics = self.training, None
         plain = self.engine.collect(state)
-        metrics = None
-        if training.evaluate_every is not None and not stopping and (step % training.evaluate_every == 0 or last):
+        if "evaluate" in due:
             metrics = self.engine.evaluate(plain, self.experiment.evaluation.validation_split)
             self.progress.line(f"step {step}: {self.experiment.evaluation.validation_split}  {format_metrics(metrics)}")
             if self.records is not None:
                 self.records.write(step, self.experiment.evaluation.validation_split, metrics)
-        rated = metrics is not None and training.best_metric is not None
-        if stopping or last or rated or step % training.checkpoint_every == 0:
+        if "save" in due:
             self.checkpoints.save(step, plain, metrics)
-        if rated and training.best_metric not in metrics:
+        if metrics is not None and training.best_metric is not None and training.best_metric not in metrics:
             raise ConfigError(
                 f"training.best_metric={training.best_metric} is not among the metrics of an evaluation, "
                 f"which are {', '.join(metrics)}"
             )
-        if not stopping and (last or (training.sample_every is not None and step % training.sample_every == 0)):
+        if "draw" in due:
             self._draw(plain, step)
 
     def _draw(self, state: TrainState, step: int) -> None:
@@ -346,6 +482,9 @@ class _Run:
         values = divided(fetched)
         finite = np.logical_and.reduce(list(watched.values()))
         good = len(finite) if finite.all() else int(np.argmin(finite))
+        skipped = [v == 1.0 for name, v in values.items() if name.endswith("skipped")]
+        for was_skipped in np.logical_or.reduce(skipped) if skipped else []:
+            self.num_skipped = self.num_skipped + 1 if was_skipped else 0
         if good:
             self.last_finite = {name: float(v[good - 1]) for name, v in values.items()}
             self.last_finite_step = first + good
@@ -365,6 +504,21 @@ class _Run:
                 "rate, clip the gradient (optimizer.clip_norm), or skip such updates (optimizer.skip_nonfinite)"
             )
         return fetched
+
+    def _why_skipped(self, state: TrainState, step: int) -> str:
+        """A sentence about updates that are all skipped, with the metrics of the next one, which is not skipped."""
+        count, experiment = self.num_skipped, self.experiment
+        for path, _, value in leaves(experiment):
+            if path.endswith("skip_nonfinite") and value:
+                experiment = override(experiment, path, False)
+        engine = Engine(experiment)
+        inputs = next(engine.inputs([(step, step + 1)]))
+        metrics = {name: float(v[0]) for name, v in engine.fetch(engine.advance(state, inputs)[1]).items()}
+        return (
+            f"the last {count} updates were all skipped, up to step {step}, as a loss or a gradient is not finite: the next "
+            f"would have {format_metrics(metrics)}; see that the data are what the model's output takes "
+            "(data.preprocessing), lower the learning rate, or clip the gradient (optimizer.clip_norm)"
+        )
 
     def _diagnosis(self, step: int) -> str:
         """What a model that can diagnose finds at a step, from the state at the start of the dispatch, by replay."""

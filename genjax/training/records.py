@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -20,32 +21,62 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.5g}" for name, value in metrics.items())
 
 
+def finite_json(value: Any, indent: int | None = None) -> str:
+    """JSON of metrics; numbers that are not finite, which JSON does not have, become null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(name): plain(v) for name, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return value
+
+    return json.dumps(plain(value), indent=indent, allow_nan=False)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes the results of a tool; numbers that are not finite become null."""
+    path.write_text(finite_json(value, indent=2) + "\n")
+
+
+def read_lines(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics, null as NaN; a line that was not written to its end is left out."""
+    path = workdir / METRICS_FILE
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            rows.append({name: math.nan if v is None else v for name, v in json.loads(line).items()})
+    return rows
+
+
 class Records:
     """Writes metrics of one run; only process 0 makes one."""
 
     def __init__(self, workdir: Path, start_step: int, tensorboard: bool):
         """Opens the files; lines of steps after `start_step` are of a life that ended, and are dropped."""
-        self._path = workdir / METRICS_FILE
-        if self._path.exists():
-            kept = [line for line in self._path.read_text().splitlines() if self._step(line) <= start_step]
-            self._path.write_text("".join(line + "\n" for line in kept))
-        self._file = self._path.open("a")
+        path = workdir / METRICS_FILE
+        kept = [row for row in read_lines(workdir) if row["step"] <= start_step]
+        self._written = {(row["step"], row["kind"]) for row in kept}
+        # The file is replaced as a whole, since the disk may be full.
+        temporary = path.with_suffix(".new")
+        temporary.write_text("".join(finite_json(row) + "\n" for row in kept))
+        temporary.replace(path)
+        self._file = path.open("a")
         self._board = None
         if tensorboard:
             from tensorboardX import SummaryWriter
 
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1, flush_secs=30)
 
-    @staticmethod
-    def _step(line: str) -> float:
-        try:
-            return json.loads(line)["step"]
-        except (ValueError, KeyError):
-            return math.inf
+    def has(self, step: int, kind: str) -> bool:
+        """Whether there was a line of a step and a kind when the files were opened."""
+        return (step, kind) in self._written
 
     def write(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
         """Appends one line: the step, where the metrics come from ("train" or a split), and the metrics."""
-        self._file.write(json.dumps({"step": step, "kind": kind, **{k: float(v) for k, v in metrics.items()}}) + "\n")
+        self._file.write(finite_json({"step": step, "kind": kind, **{k: float(v) for k, v in metrics.items()}}) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in metrics.items():

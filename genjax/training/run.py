@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from genjax import config
 from genjax.config import ConfigError
-from genjax.model import ChecksCondition, GenerativeModel, TrainState
+from genjax.model import ChecksCondition, ChecksLabels, GenerativeModel, TrainState
 from genjax.training import host
 from genjax.training.checkpoints import Checkpoints
 from genjax.training.engine import Engine
@@ -50,13 +50,29 @@ class Run:
     def sample(self, key: jax.Array, num_samples: int, **condition: Any) -> np.ndarray:
         """Draws samples in the form that training batches have, shape [num_samples, ...].
 
+        More of them than `data.eval_batch_size` are drawn in batches of this size, each with a key of its own.  Conditions
+        with a row for each sample are divided with them; others, such as a prompt [P] or one class, are of all samples.
+
         Raises:
-          ValueError: a condition is not one that the model knows, such as a token outside its vocabulary.
+          ValueError: a condition is not one that the model knows, such as a class or a token that there is not.
         """
         # Here and not in `model.sample`, which is compiled and sees no values.
         if isinstance(self.model, ChecksCondition):
             self.model.check_condition(**condition)
-        return self.engine.sample(self.state, key, num_samples, **condition)
+        if condition.get("label") is not None and isinstance(self.model, ChecksLabels):
+            self.model.check_labels(condition["label"])
+        size = self.experiment.data.eval_batch_size
+        if num_samples <= size:
+            return self.engine.sample(self.state, key, num_samples, **condition)
+        if "label" not in condition and (count := _num_classes(self.model)) is not None:
+            # In turn over all batches, of which each would begin with the first class.
+            condition["label"] = np.arange(num_samples, dtype=np.int32) % count
+        parts = []
+        for i, start in enumerate(range(0, num_samples, size)):
+            rows = np.minimum(np.arange(start, start + size), num_samples - 1)
+            own = {n: c[rows] if _has_rows(n, c, num_samples) else c for n, c in condition.items()}
+            parts.append(self.engine.sample(self.state, jax.random.fold_in(key, i), size, **own))
+        return np.concatenate(parts)[:num_samples]
 
     def evaluate(self, split: str | None = None) -> dict[str, float]:
         """Mean of every metric of the model over a split (`evaluation.split` unless given), and `num_examples`."""
@@ -67,12 +83,32 @@ class Run:
         return self.experiment.data.write_samples(samples, Path(stem))
 
 
-def restore(workdir: str | Path, step: int | None = None, overrides: Mapping[str, Any] | None = None) -> Run:
+def _num_classes(model: GenerativeModel) -> int | None:
+    """Number of classes of a model that draws all of them in turn unless it is told which; else None."""
+    if not isinstance(model, ChecksLabels):
+        return None
+    try:
+        model.check_labels(np.zeros(1, np.int32))
+    except ValueError:
+        return None
+    return getattr(model, "num_classes", None)
+
+
+def _has_rows(name: str, condition: Any, num_samples: int) -> bool:
+    """Whether a condition has one row for each sample."""
+    shape = np.shape(condition)
+    # A prompt [P] goes before all samples, and may have as many tokens as there are samples.
+    return len(shape) > (1 if name == "prompt" else 0) and shape[0] == num_samples
+
+
+def restore(
+    workdir: str | Path, step: int | Literal["best"] | None = None, overrides: Mapping[str, Any] | None = None
+) -> Run:
     """Restores a run from its working directory alone.
 
     Args:
       workdir: directory of a run of `experiments.train`.
-      step: which checkpoint, by default the latest sound one.
+      step: which checkpoint, by default the latest sound one; best for the best one by `training.best_metric`.
       overrides: fields by path to change, e.g. {"evaluation.num_examples": 100}; the state must still fit.
 
     Raises:
@@ -99,15 +135,29 @@ def on_this_machine(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, training=training)
 
 
-def open_run(workdir: Path, name: str, experiment: Experiment, batch: dict[str, Any], step: int | None = None) -> Run:
+def open_run(
+    workdir: Path,
+    name: str,
+    experiment: Experiment,
+    batch: dict[str, Any],
+    step: int | Literal["best"] | None = None,
+) -> Run:
     """Restores a run whose configuration was read already; see `restore`."""
     host.initialize(experiment.training)
-    checkpoints = Checkpoints(workdir, writable=False)
+    training = experiment.training
+    checkpoints = Checkpoints(workdir, best_metric=training.best_metric, best_mode=training.best_mode, writable=False)
+    if step == "best":
+        step = checkpoints.best()
+        if step is None:
+            raise ConfigError(
+                f"no checkpoint in {workdir} was rated; train with --training.best_metric=METRIC and "
+                "--training.evaluate_every=N, or leave --step=best out for the latest one"
+            )
     step = checkpoints.latest() if step is None else step
     if step is None:
         raise ConfigError(f"{workdir} has no checkpoint yet; train with --workdir={workdir} first")
     mesh = experiment.training.mesh or _fitting_mesh(experiment.data.batch_size)
-    training = dataclasses.replace(experiment.training, mesh=mesh)
+    training = dataclasses.replace(training, mesh=mesh)
     experiment = dataclasses.replace(experiment, data=experiment.data.beside(workdir), training=training)
     engine = Engine(experiment, batch_spec=batch)
     return Run(name, workdir, experiment, checkpoints.restore(step, engine.abstract_state), engine)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from genjax.data import DataError, Images, Pipeline, Points, evaluation_batches
+from genjax.data.base import ArrayExamples
 from genjax.data.sources import read_image, read_table
 
 DATA = Images(name="digits", batch_size=100)
@@ -54,6 +55,13 @@ def test_a_part_of_an_evaluation_is_a_fair_part_of_the_split():
     np.testing.assert_array_equal(first(70), first(120)[:70])
     np.testing.assert_array_equal(first(None), Images(name="sprites").load("test").arrays()["label"])
     np.testing.assert_array_equal(first(10000), first(None))
+
+
+def test_a_set_that_is_read_piece_by_piece_is_resident_where_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(ArrayExamples, "arrays", lambda examples: None)
+    asked, by_default = (Pipeline(Images(name="digits", resident=r, batch_size=4), "train", 0) for r in (True, None))
+    assert asked.resident and not by_default.resident
+    np.testing.assert_array_equal(asked.arrays()["x"][asked.indices(3)], by_default.batch(3)["x"])
 
 
 def test_splits_of_a_set_do_not_overlap():

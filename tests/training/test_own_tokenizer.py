@@ -11,7 +11,7 @@ import pytest
 import genjax
 from genjax import config
 from genjax.config import ConfigError
-from genjax.data import DataError, Text, shared_files, tokenized
+from genjax.data import DataError, Text, base, shared_files, tokenized
 from genjax.data.tokenization import train_tokenizer
 from genjax.families.language.gpt import GPT
 from genjax.nn.transformer import Transformer
@@ -49,19 +49,22 @@ def forget_tokenizers(monkeypatch, text: Path) -> None:
     monkeypatch.setattr(tokenized, "train_tokenizer", Mock(side_effect=AssertionError("a tokenizer is trained again")))
 
 
-def test_a_run_goes_on_with_its_own_tokenizer(text, tmp_path, monkeypatch):
+def test_a_run_goes_on_with_its_own_tokenizer(text, tmp_path, monkeypatch, caplog):
     workdir, begun = tmp_path / "run", experiment(text)
     ended = {name: np.asarray(a).tobytes() for name, a in flatten(train(begun, workdir, quiet=True)).items()}
     own = (workdir / "tokenizer.json").read_text()
     shutil.rmtree(workdir / "checkpoints" / "4")
     forget_tokenizers(monkeypatch, text)
     again = flatten(train(begun, workdir, quiet=True))
+    assert "have changed since" not in caplog.text
     assert {name: np.asarray(a).tobytes() for name, a in again.items()} == ended
 
     text.write_text("a reader reads other sentences, and no parser. " * 90)
+    base._load.cache_clear()
     longer = experiment(text, training__num_steps=6)
     for _ in range(2):
         assert int(train(longer, workdir, quiet=True).step) == 6
+    assert caplog.text.count("the training data of") == caplog.text.count("have changed since this run was started") == 1
     assert (workdir / "tokenizer.json").read_text() == own
     run = genjax.restore(workdir)
     assert np.isfinite(run.evaluate()["nll_per_token"])

@@ -1,15 +1,18 @@
 """A run that is stopped, killed or damaged goes on from a sound checkpoint, and ends as one that was not."""
 
 import dataclasses
+import errno
 import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +25,11 @@ from genjax import config
 from genjax.config import ConfigError
 from genjax.data import DataError
 from genjax.families.vae.vae import VAE
-from genjax.training import CheckpointError, NonFiniteError, train
-from genjax.training.checkpoints import Checkpoints, flatten
+from genjax.training import CheckpointError, Interrupted, NonFiniteError, loop, train
+from genjax.training.checkpoints import Checkpoints, flatten, is_complete
+from genjax.training.checkpoints import damage as damage_of
+from genjax.training.engine import Engine
+from genjax.training.records import Records, read_lines
 
 LONG = {**TINY, "training.num_steps": 3000, "training.checkpoint_every": 100, "training.log_every": 100}
 
@@ -91,17 +97,92 @@ def test_killed_ten_times_a_run_ends_bit_identical(tmp_path):
     assert_same(tmp_path / "undisturbed", tmp_path / "killed")
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
+def test_sigint_saves_and_the_same_command_goes_on(tmp_path):
     overrides = {**LONG, "training.num_steps": 100000, "training.checkpoint_every": 100000}
     process = start(tmp_path, overrides, subprocess.PIPE)
     for line in process.stdout:
         if line.startswith("step 100/"):
             break
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
-    assert process.returncode == 143, output
-    assert "stopped by SIGTERM at step" in output and "Traceback" not in output
+    assert process.returncode == 130, output
+    assert "stopped by SIGINT at step" in output and "Traceback" not in output
     assert Checkpoints(tmp_path, writable=False).latest() >= 100
+
+
+RATED = {
+    "training__mesh": "data:1",
+    "training__num_steps": 10,
+    "training__log_every": 5,
+    "training__evaluate_every": 5,
+    "training__sample_every": 5,
+    "training__best_metric": "kl",
+}
+
+
+def _traces(workdir: Path) -> tuple:
+    """What a run wrote: its lines without times, its pictures, and its checkpoints with what they were rated by."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [{name: value for name, value in row.items() if name != "steps_per_second"} for row in rows]
+    checkpoints = Checkpoints(workdir, writable=False)
+    return lines, sorted(os.listdir(workdir / "samples")), {s: checkpoints.metrics(s) for s in checkpoints.steps()}
+
+
+def test_what_was_due_where_a_run_was_stopped_is_made_up_for(tmp_path, monkeypatch):
+    train(tiny(**RATED), tmp_path / "undisturbed", quiet=True)
+    advance, disturbed = loop.Progress.advance, tmp_path / "disturbed"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Progress, "advance", lambda *a: (advance(*a), os.kill(os.getpid(), signal.SIGTERM)))
+        for step in (5, 10):
+            with pytest.raises(Interrupted, match=f"stopped by SIGTERM at step {step}") as stopped:
+                train(tiny(**RATED), disturbed, quiet=True)
+            assert stopped.value.signal == signal.SIGTERM
+            assert Checkpoints(disturbed, writable=False).metrics(step) is None
+    train(tiny(**RATED), disturbed, quiet=True)
+    assert _traces(disturbed) == _traces(tmp_path / "undisturbed")
+
+
+def test_readers_of_batches_that_a_signal_ended_too_do_not_take_the_state_with_them(tmp_path, monkeypatch):
+    inputs = Engine.inputs
+
+    def ended(engine, boundaries):
+        yield next(inputs(engine, boundaries))
+        os.kill(os.getpid(), signal.SIGINT)
+        raise RuntimeError("Worker process was terminated unexpectedly with exit code 1")
+
+    monkeypatch.setattr(Engine, "inputs", ended)
+    with pytest.raises(Interrupted, match="stopped by SIGINT at step 5"):
+        train(tiny(**RATED), tmp_path, quiet=True)
+    assert Checkpoints(tmp_path, writable=False).latest() == 5
+
+
+def test_a_directory_in_which_a_run_trains_is_refused(copy):
+    with (
+        loop.locked(copy),
+        pytest.raises(ConfigError, match=rf"trained in by process {os.getpid()} on .*another --workdir"),
+    ):
+        go_on(copy)
+    go_on(copy)
+
+
+def test_a_path_that_orbax_takes_for_a_pattern_is_refused_and_no_such_checkpoint_is_called_complete(tmp_path):
+    with pytest.raises(ConfigError, match=r"takes the characters \* \? \[ of a path for a pattern"):
+        train(tiny(), tmp_path / "lr=[1e-3]", quiet=True)
+    checkpoints = Checkpoints(tmp_path / "lr=[1e-3]")
+    checkpoints.save(1, {"a": np.ones(3)})
+    with pytest.raises(CheckpointError, match="wrote no arrays"):
+        checkpoints.close()
+    assert not is_complete(checkpoints.directory / "1")
+
+
+def test_only_the_bytes_of_the_last_sound_checkpoint_are_read_at_a_start_and_once(copy, monkeypatch):
+    read = Mock(side_effect=damage_of)
+    monkeypatch.setattr("genjax.training.checkpoints.damage", read)
+    _change_a_byte(copy / "checkpoints" / "50")
+    checkpoints = Checkpoints(copy)
+    assert checkpoints.latest() == 40
+    checkpoints.close()
+    assert [call.args[0].name for call in read.call_args_list] == ["50", "40"]
 
 
 def test_a_run_at_its_end_has_nothing_left_to_do(copy, finished):
@@ -129,9 +210,9 @@ def _empty(checkpoint: Path) -> None:
     checkpoint.mkdir()
 
 
-@pytest.mark.parametrize("damage", [_remove_file, _change_a_byte, _remove_digests, _empty])
-def test_a_damaged_checkpoint_is_left_out_and_the_run_ends_the_same(damage, copy, finished):
-    damage(copy / "checkpoints" / "50")
+@pytest.mark.parametrize("spoil", [_remove_file, _change_a_byte, _remove_digests, _empty])
+def test_a_damaged_checkpoint_is_left_out_and_the_run_ends_the_same(spoil, copy, finished):
+    spoil(copy / "checkpoints" / "50")
     assert Checkpoints(copy, writable=False).latest() == 40
     with pytest.raises(CheckpointError, match="cannot be used|there is no checkpoint"):
         genjax.restore(copy, step=50)
@@ -149,8 +230,13 @@ def test_nothing_is_used_where_all_checkpoints_are_damaged(copy):
 
 
 def test_a_checkpoint_of_another_model_is_refused(copy):
-    with pytest.raises(ConfigError, match=r"model.latent_dim.*4.*8|differs in"):
+    with pytest.raises(ConfigError, match=r"differs in model.latent_dim \(4, now 8\): give another"):
         train(tiny(model__latent_dim=8, training__mesh="data:1"), copy, quiet=True)
+    other = config.find_experiment("edm_digits").build()
+    with pytest.raises(
+        ConfigError, match=r"holds a run of the experiment experiment, and this one is edm_digits: give an"
+    ):
+        train(other, copy, name="edm_digits", quiet=True)
     with pytest.raises(CheckpointError, match=r"is of another model: params/.* has shape"):
         genjax.restore(copy, overrides={"model.latent_dim": 8})
 
@@ -171,6 +257,12 @@ def test_the_last_and_the_best_checkpoints_are_kept(tmp_path):
     best = min(values, key=values.get)
     assert best not in (20, 40)
     assert Checkpoints(tmp_path, writable=False).steps() == sorted({best, 45, 50})
+    assert genjax.restore(tmp_path, step="best").step == best
+    unrated = {"training__best_metric": None, "training__evaluate_every": None, "training__num_steps": 80}
+    changes = {name.replace("__", "."): value for name, value in unrated.items()}
+    train(config.apply_overrides(experiment, changes), tmp_path, quiet=True)
+    assert Checkpoints(tmp_path, writable=False).steps() == [best, 60, 80]
+    assert genjax.restore(tmp_path, step="best").step == best
 
 
 def test_a_metric_that_is_nan_is_not_the_best_and_the_one_before_the_last_is_kept(tmp_path):
@@ -209,8 +301,7 @@ def test_parameters_of_another_run_are_taken_whole_or_by_prefix(finished, tmp_pa
 
 
 def test_what_is_learned_beside_the_parameters_is_taken_with_them(tmp_path):
-    from genjax.training import loop, resolve
-    from genjax.training.engine import Engine
+    from genjax.training import resolve
 
     entry = config.find_experiment("vq_vae_digits")
     changes = {**entry.shrunk, "training.mesh": "data:1", "training.tensorboard": False}
@@ -235,6 +326,8 @@ def test_an_evaluation_that_cannot_be_is_told_before_the_first_step_or_after_its
     with pytest.raises(DataError, match="no split 'dev'"):
         train(tiny(**evaluated, evaluation__validation_split="dev"), tmp_path / "split", quiet=True)
     assert not (tmp_path / "split" / "metrics.jsonl").exists()
+    with pytest.raises(ConfigError, match="best_metric=kl rates checkpoints by evaluations, and there are none"):
+        train(tiny(training__best_metric="kl"), tmp_path / "none", quiet=True)
     with pytest.raises(ConfigError, match="best_metric=elb is not among"):
         train(tiny(**evaluated, training__best_metric="elb"), tmp_path / "metric", quiet=True)
     assert Checkpoints(tmp_path / "metric", writable=False).steps() == [5]
@@ -280,7 +373,16 @@ def test_a_line_of_skipped_updates_alone_has_no_loss(tmp_path):
         train(dataclasses.replace(experiment, model=Spoilt(**fields)), tmp_path, quiet=True)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["skipped"] for line in lines] == [0.0] * 19 + [1.0]
-    assert [np.isfinite(line["loss"]) for line in lines] == [True] * 19 + [False]
+    # JSON has no NaN.
+    assert [line["loss"] is None for line in lines] == [False] * 19 + [True]
+    assert np.isnan(read_lines(tmp_path)[-1]["loss"])
+
+
+def test_a_run_whose_updates_are_all_skipped_says_why_and_does_not_finish(tmp_path):
+    changes = {"training__num_steps": 10, "data__preprocessing": "signed", "model__optimizer__skip_nonfinite": True}
+    match = r"the last 10 updates were all skipped, up to step 10, .* loss nan .*data.preprocessing"
+    with jax.debug_nans(False), pytest.raises(NonFiniteError, match=match):
+        train(tiny(training__mesh="data:1", **changes), tmp_path, quiet=True)
 
 
 def test_a_model_that_can_diagnose_names_the_layer(tmp_path):
@@ -310,8 +412,6 @@ def test_warnings_of_a_model_are_shown_beside_the_metrics(tmp_path, capsys):
 
 
 def _train_from_broken(experiment, workdir):
-    from genjax.training import loop
-
     first = loop._Run._first_state
 
     def broken(self):
@@ -321,6 +421,31 @@ def _train_from_broken(experiment, workdir):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop._Run, "_first_state", broken)
         train(experiment, workdir, quiet=True)
+
+
+def test_a_full_disk_that_the_metrics_meet_ends_in_one_sentence_and_loses_none_of_them(copy, monkeypatch):
+    metrics = (copy / "metrics.jsonl").read_text()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            Records(copy, 50, tensorboard=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (copy / "metrics.jsonl").read_text() == metrics
+    close = Records.close
+
+    def fail(records, *unused):
+        close(records)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Records, "write", fail)
+    monkeypatch.setattr(Records, "close", fail)
+    with pytest.raises(
+        ConfigError, match="could not be written .No space left on device.; the checkpoints are untouched"
+    ):
+        train(tiny(training__mesh="data:1", training__num_steps=60), copy, quiet=True)
+    assert Checkpoints(copy, writable=False).latest() == 50
 
 
 def test_a_full_disk_ends_in_one_sentence_and_keeps_what_was_saved(copy, finished):
