@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
         scores, answers = measures.answer_scores(run, split, values.num_beams)
         report("answers", scores)
         report("diversity_of_answers", measures.diversity(answers))
-        report("diversity_of_references", measures.diversity(data.references(split)[: len(answers)]))
+        report("diversity_of_references", measures.diversity(measures.references_of(run, split)))
         path = Path(run.workdir) / f"answers_{split}.txt"
         # A line for each, whatever an answer has in it.
         path.write_text("".join(" ".join(answer.splitlines()) + "\n" for answer in answers), encoding="utf-8")

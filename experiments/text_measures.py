@@ -15,6 +15,7 @@ import numpy as np
 import genjax
 from genjax import decoding
 from genjax.config import ConfigError
+from genjax.data import first_examples
 from genjax.data.tokenization import UnknownSymbolError
 from genjax.data.tokenized import TOKENIZER_FILE, DelimitedText, TokenizedData
 from genjax.evaluation import bias, memorization, text
@@ -35,6 +36,12 @@ PREFIX_TOKENS, CONTINUED_TOKENS = 32, 32
 # Answers, tags, spans
 
 
+def references_of(run: Run, split: str) -> list[Any]:
+    """What belongs to the examples of a split that an evaluation reads, in their order."""
+    references = run.experiment.data.references(split)
+    return [references[i] for i in first_examples(len(references), run.experiment.evaluation.num_examples)]
+
+
 def answer_scores(run: Run, split: str, num_beams: int = 1) -> tuple[dict[str, Any], list[str]]:
     """Exact match, BLEU, chrF and ROUGE of the answers to the sources of a split, and the answers.
 
@@ -53,7 +60,7 @@ def answer_scores(run: Run, split: str, num_beams: int = 1) -> tuple[dict[str, A
     rows, examples = run.engine.map(answer, run.state, split)
     answers = [data.decode(row).strip() for row in rows]
     tasks = examples["task"].tolist() if "task" in examples else []
-    references = data.references(split)[: len(answers)]
+    references = references_of(run, split)
     scores: dict[str, Any] = {"num_examples": len(answers), "literal_match": text.literal_match(answers, references)}
     for number in sorted(set(tasks)):
         own = [i for i, task in enumerate(tasks) if task == number]
@@ -78,12 +85,20 @@ def entity_scores(run: Run, split: str) -> dict[str, float]:
 
 
 def span_scores(run: Run, split: str) -> dict[str, Any]:
-    """Exact match and F1 of the answers to the questions of a split, each the likeliest of all windows of its text."""
+    """Exact match and F1 of the answers to the questions of a split, each the likeliest of all windows of its text.
+
+    `evaluation.num_examples` counts questions, of which all windows are read.
+    """
     data, model = run.experiment.data, run.model
     likeliest = lambda s, b, _: model.task.likeliest_answers(model.predict(s, b), b)  # noqa: E731
-    found, examples = run.engine.map(likeliest, run.state, split)
+    references = data.references(split)
+    chosen = np.sort(first_examples(len(references), run.experiment.evaluation.num_examples))
+    examples = data.load(split)
+    question = examples.gather(np.arange(len(examples)))["question"]
+    windows = np.flatnonzero(np.isin(question, chosen))
+    found, examples = run.engine.map(likeliest, run.state, split, indices=windows)
     answers = data.answers(split, examples["question"], examples["shift"], *found)
-    return {"num_questions": len(answers), **text.answer_scores(answers, data.references(split)[: len(answers)])}
+    return {"num_questions": len(answers), **text.answer_scores(answers, [references[i] for i in chosen])}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

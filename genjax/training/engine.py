@@ -397,6 +397,7 @@ class Engine:
         state: TrainState,
         split: str,
         data: Data | None = None,
+        indices: np.ndarray | None = None,
     ) -> tuple[Any, dict[str, np.ndarray]]:
         """Applies a function of the model to every example of a split.
 
@@ -405,6 +406,7 @@ class Engine:
           state: a state on the mesh.
           split: name of a split; at most `evaluation.num_examples` of it are read.
           data: another data set than the experiment's.
+          indices: the examples to read, in place of the first `evaluation.num_examples`.
 
         Returns:
           The results and the raw examples, both on the host with the examples as leading axis.
@@ -421,7 +423,7 @@ class Engine:
 
         compiled = jax.jit(compute, out_shardings=self._replicated)
         results, examples = [], []
-        for batch, mask in evaluation_batches(data, split, size, settings.num_examples):
+        for batch, mask in evaluation_batches(data, split, size, settings.num_examples, indices):
             count = int(mask.sum())
             placed = {name: self._place_global(a) for name, a in batch.items()}
             with self._named(data, batch):

@@ -12,6 +12,7 @@ import genjax
 from experiments import text_measures
 from experiments.answers import examples_to_answer
 from genjax import config
+from genjax.data import evaluation_batches
 from genjax.training import resolve, train
 from genjax.training.checkpoints import flatten
 from tests.training.tiny_runs import call
@@ -40,7 +41,10 @@ def run_of(name, workdir, **changes):
 def test_answers_are_held_against_references(tmp_path):
     pytest.importorskip("sacrebleu")
     run = run_of("t5_mixture", tmp_path / "run", data__tasks=("sum", "reverse"))
-    assert run.experiment.data.tasks == ("sum", "reverse")
+    data = run.experiment.data
+    assert data.tasks == ("sum", "reverse")
+    ((batch, _),) = evaluation_batches(data, "test", 12, 12)
+    assert [data.decode(row).strip() for row in batch["tokens"]] == text_measures.references_of(run, "test")
     result = call("text", f"--workdir={tmp_path}/run", "--pictures")
     assert result.returncode == 0, result.stderr
     scores = json.loads((tmp_path / "run" / "text_test.json").read_text())["answers"]
@@ -69,7 +73,7 @@ def test_masked_tokens_pairs_of_sentences_and_further_training(first, tmp_path):
     assert scores["masked_nll_per_token"] == pytest.approx(run.evaluate("test")["nll_per_token"], rel=1e-5)
     # A model that has learnt nothing spreads over all tokens, which an n-gram does not.
     assert scores["masked_nll_per_token"] == pytest.approx(np.log(run.model.vocab_size), abs=0.3)
-    assert scores["2_gram_nll_per_token"] < 3.0 and scores["num_tokens"] > 12
+    assert scores["2_gram_nll_per_token"] < 4.0 and scores["num_tokens"] > 12
     table = text_measures.token_embeddings(run.state.eval_params)
     assert table.shape[0] == run.model.vocab_size, "not the table of positions, which is larger"
     pairs = tmp_path / "pairs.tsv"
@@ -109,7 +113,7 @@ def test_a_vocabulary_grows_for_another_text_and_both_perplexities_are_stated(fi
 
 def test_spans_and_entities_are_read_from_heads(tmp_path):
     scores = text_measures.span_scores(run_of("bert_questions", tmp_path / "spans"), "test")
-    assert set(scores) == {"num_questions", "exact_match", "f1"}
+    assert set(scores) == {"num_questions", "exact_match", "f1"} and scores["num_questions"] == 12
     scores = text_measures.entity_scores(run_of("bert_entities", tmp_path / "tags"), "test")
     assert 0 <= scores["f1"] <= 100 and "f1_PER" in scores
 
