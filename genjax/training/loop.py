@@ -513,7 +513,8 @@ class _Run:
                 experiment = override(experiment, path, False)
         engine = Engine(experiment)
         inputs = next(engine.inputs([(step, step + 1)]))
-        metrics = {name: float(v[0]) for name, v in engine.fetch(engine.advance(state, inputs)[1]).items()}
+        metrics = divided(engine.fetch(engine.advance(state, inputs)[1]))
+        metrics = {name: float(v[0]) for name, v in metrics.items()}
         return (
             f"the last {count} updates were all skipped, up to step {step}, as a loss or a gradient is not finite: the next "
             f"would have {format_metrics(metrics)}; see that the data are what the model's output takes "

@@ -58,8 +58,8 @@ def test_a_part_of_an_evaluation_is_a_fair_part_of_the_split():
 
 
 def test_a_set_that_is_read_piece_by_piece_is_resident_where_it_is_asked_for(monkeypatch):
-    monkeypatch.setattr(ArrayExamples, "arrays", lambda examples: None)
     asked, by_default = (Pipeline(Images(name="digits", resident=r, batch_size=4), "train", 0) for r in (True, None))
+    monkeypatch.setattr(ArrayExamples, "arrays", lambda examples: None)
     assert asked.resident and not by_default.resident
     np.testing.assert_array_equal(asked.arrays()["x"][asked.indices(3)], by_default.batch(3)["x"])
 

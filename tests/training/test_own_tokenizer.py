@@ -64,7 +64,9 @@ def test_a_run_goes_on_with_its_own_tokenizer(text, tmp_path, monkeypatch, caplo
     longer = experiment(text, training__num_steps=6)
     for _ in range(2):
         assert int(train(longer, workdir, quiet=True).step) == 6
-    assert caplog.text.count("the training data of") == caplog.text.count("have changed since this run was started") == 1
+    assert (
+        caplog.text.count("the training data of") == caplog.text.count("have changed since this run was started") == 1
+    )
     assert (workdir / "tokenizer.json").read_text() == own
     run = genjax.restore(workdir)
     assert np.isfinite(run.evaluate()["nll_per_token"])

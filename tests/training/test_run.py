@@ -55,5 +55,7 @@ def test_many_samples_are_drawn_in_batches_with_their_conditions_and_all_classes
 
 def test_data_that_lack_what_the_model_reads_are_refused_with_what_they_give():
     experiment = config.find_experiment("vae_digits").build()
-    with pytest.raises(ConfigError, match=r"^VAE reads x, and Text \(python_topics\) gives mask, .* tokens, .*; choose other"):
+    with pytest.raises(
+        ConfigError, match=r"^VAE reads x, and Text \(python_topics\) gives mask, .* tokens, .*; choose other"
+    ):
         Engine(resolve(config.override(experiment, "data", Text())))
