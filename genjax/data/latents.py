@@ -15,6 +15,7 @@ import numpy as np
 
 from genjax.data.base import Data, DataError, check_split
 from genjax.data.images import write_grid
+from genjax.data.training_files import save_training_files
 
 _SPLITS = ("train", "validation", "test")
 
@@ -54,6 +55,16 @@ class Latents(Data):
         if (folder / f"{split}_label.npy").is_file():
             arrays["label"] = mapped(folder / f"{split}_label.npy")
         return MappedArrays(arrays)
+
+    def save(self, workdir: Path) -> None:
+        """Writes which files are trained on beside the run, where that is not there.
+
+        Raises:
+          DataError: the run was trained on others.
+        """
+        if self.name == "files":
+            folder = Path(self.dir).expanduser()
+            save_training_files(workdir, {folder: [f for f in sorted(folder.glob("train*.npy")) if f.is_file()]})
 
     def spec(self) -> dict[str, Any]:
         """data_shape, and num_classes of a labelled set."""

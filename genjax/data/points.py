@@ -13,6 +13,7 @@ import numpy as np
 
 from genjax.data import procedural, sources
 from genjax.data.base import ArrayExamples, Data, DataError, check_split, split_indices
+from genjax.data.training_files import save_training_files
 
 _SPLITS = ("train", "validation", "test")
 
@@ -69,6 +70,17 @@ class Points(Data):
                 "data.condition_columns names every column of the table, so that none is left to be modelled"
             )
         return modelled, given
+
+    def save(self, workdir: Path) -> None:
+        """Writes how large the table is beside the run, where that is not there.
+
+        Raises:
+          DataError: the run was trained on another.
+        """
+        if self.name == "table":
+            # Whatever it is called.
+            file = Path(self.dir).expanduser()
+            save_training_files(workdir, {file: [file]})
 
     def spec(self) -> dict[str, Any]:
         """data_shape (D,), and condition_dim K where there is a condition."""

@@ -39,8 +39,8 @@ def save_training_files(workdir: Path, files: Mapping[Path, Sequence[Path]]) -> 
     earlier = json.loads(read_utf8(record))
     if earlier != content:
         raise DataError(
-            f"the run in {workdir} was trained on {earlier['num_files']} files, and these are others now: there are "
-            f"{content['num_files']} below {' and '.join(map(str, files))}; bring back the files of then, take another "
-            f"--workdir (with --training.init_from={workdir} it starts from this run), or remove {record} to go on with the "
-            "files of now"
+            f"the {content['num_files']} training files of {' and '.join(map(str, files))} are not the "
+            f"{earlier['num_files']} that the run in {workdir} was trained on, by number, name or size; bring back the "
+            f"files of then, take another --workdir (with --training.init_from={workdir} it starts from this run), or remove "
+            f"{record} to go on with the files of now"
         )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genjax.data import DataError, Images, Pipeline, Waveforms, sources
+from genjax.data import DataError, Images, Pipeline, Points, Waveforms, sources
 from genjax.data.audio import write_wav
 from genjax.data.base import files_below, split_of_file
 
@@ -85,14 +85,23 @@ def test_a_run_goes_on_with_the_files_that_it_was_trained_on_alone(tmp_path):
     shutil.copytree(root, tmp_path / "moved")
     folder(tmp_path / "moved").save(run)
     shutil.move(tmp_path / "new", root / "new")
-    with pytest.raises(DataError, match=r"was trained on 1\d files, and these are others now: there are 3\d"):
+    with pytest.raises(DataError, match=r"the 3\d training files of .* are not the 1\d that the run"):
         folder(root).save(run)
     (run / "training_files.json").unlink()
     folder(root).save(run)
     for i in range(20):
         write_wav(np.zeros(8), tmp_path / "sounds" / f"{i}.wav", 8000) if i else (tmp_path / "sounds").mkdir()
+    table = tmp_path / "table.csv"
+    table.write_text("1,2\n" * 20)
+    points, other = (Points(name="table", dir=str(path)) for path in (table, tmp_path / "renamed.csv"))
+    points.save(tmp_path)
+    table.rename(tmp_path / "renamed.csv")
+    other.save(tmp_path)
+    (tmp_path / "renamed.csv").write_text("1,2\n" * 21)
+    with pytest.raises(DataError, match="the 1 training files of .*renamed.csv are not the 1 that the run in"):
+        other.save(tmp_path)
     sounds = Waveforms(name="folder", dir=str(tmp_path / "sounds"))
-    with pytest.raises(DataError, match="and these are others now"):
+    with pytest.raises(DataError, match="are not the 33 that the run"):
         sounds.save(run)
 
 
