@@ -223,6 +223,7 @@ _FREE_FIELDS = (
     "data.resident",
     "data.num_workers",
     "data.skip_corrupt",
+    "data.skip_unreadable",
 )
 
 
