@@ -131,12 +131,13 @@ class QuestionAnswering(LabelledData):
           every window, in sets that have such questions.
         """
         asked, tokenizer, found = self.questions(split), self.make_tokenizer(), []
+        may_be_none = self.has_unanswerable
         for number in np.unique(question):
             own = np.flatnonzero(question == number)
             best = own[scores[own].argmax()]
             context = asked[number].context
             characters = tokenizer.spans(context)
-            if not len(characters) or (self.has_unanswerable and none[own].min() > scores[best]):
+            if not len(characters) or (may_be_none and none[own].min() > scores[best]):
                 found.append("")
                 continue
             first, last = spans[best] + shift[best]

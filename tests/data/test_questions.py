@@ -97,10 +97,10 @@ def test_the_likeliest_window_answers():
     assert answer == [context[8 * (count - 1)].strip()]
     assert made.answers("test", own["question"], own["shift"], spans, -score, score) == [context[0]]
     # Windows may come in another order, and not those of all questions.
-    rows = np.random.default_rng(0).permutation(np.flatnonzero(batch["question"] % 3 == 0))
+    rows = np.random.default_rng(0).permutation(np.flatnonzero(np.isin(batch["question"], range(0, 27, 3))))
     own = {name: batch[name][rows] for name in ("question", "shift", "span")}
     answers = made.answers("test", *own.values(), (own["span"][:, 1] > 0) * 1.0, np.zeros(len(rows)))
-    assert answers[:9] == [made.references("test")[number][0] for number in range(0, 27, 3)]
+    assert answers == [made.references("test")[number][0] for number in range(0, 27, 3)]
 
 
 def test_the_likeliest_span_lies_in_the_context_and_is_not_too_long():
