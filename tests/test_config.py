@@ -116,6 +116,8 @@ def test_flags_reach_the_fields_of_what_was_chosen_in_any_order():
     [
         ("--model.latnt_dim=3", "no flag --model.latnt_dim; did you mean model.latent_dim"),
         ("--model.latent_dim=3.5", "--model.latent_dim=3.5: '3.5' is not an integer"),
+        ("--model.latent_dim=1e400", "'1e400' is not an integer"),
+        ("--model.beta=nan", "'nan' is not a number"),
         ("--model.beta=high", "'high' is not a number"),
         ("--model.window=5", "'5' is not 2 values separated by commas: an integer, a number"),
         ("--model.window=5,0.5,1", "is not 2 values separated by commas"),
@@ -252,6 +254,16 @@ def test_an_experiment_in_a_file_of_its_own_is_found(tmp_path):
         config.find_experiment(f"{path}:smal")
     with pytest.raises(ConfigError, match="there is no file"):
         config.find_experiment(f"{tmp_path / 'none.py'}:small")
+
+
+def test_two_functions_cannot_register_one_name(monkeypatch):
+    monkeypatch.setattr(config.registry, "_registry", {})
+    register = config.register("mine", source="", expected="")
+    register(from_command_line)
+    # As when a module is imported again.
+    register(from_command_line)
+    with pytest.raises(ConfigError, match="two experiments are registered under the name 'mine'"):
+        register(test_two_functions_cannot_register_one_name)
 
 
 def test_an_unknown_experiment_is_answered_with_close_names(monkeypatch):

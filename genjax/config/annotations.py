@@ -7,6 +7,7 @@ import difflib
 import enum
 import functools
 import inspect
+import math
 import re
 import types
 import typing
@@ -181,7 +182,7 @@ def _parse_one(hint: Any, text: str) -> Any:
     if hint is int:
         # 1e5 is how people write a number of steps.
         value = float(text) if re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d+", text) else int(text)
-        if value != int(value):
+        if not -(2**63) <= value < 2**63 or value != int(value):
             raise ValueError
         return int(value)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
@@ -189,8 +190,13 @@ def _parse_one(hint: Any, text: str) -> Any:
             if text.lower() in (member.name.lower(), str(member.value).lower()):
                 return member
         raise ValueError
-    if hint in (float, str):
-        return hint(text)
+    if hint is float:
+        value = float(text)
+        if math.isnan(value):
+            raise ValueError
+        return value
+    if hint is str:
+        return text
     raise ValueError
 
 

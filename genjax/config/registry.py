@@ -54,7 +54,9 @@ def register(
     """
 
     def decorate(build: Callable[[], Any]) -> Callable[[], Any]:
-        if name in _registry and _registry[name].build.__code__.co_filename != build.__code__.co_filename:
+        known = _registry.get(name)
+        # A module that is imported again registers the same function again.
+        if known and (known.build.__module__, known.build.__qualname__) != (build.__module__, build.__qualname__):
             raise ConfigError(f"two experiments are registered under the name {name!r}")
         _registry[name] = Entry(name, build, source, expected, shrunk or {})
         return build

@@ -87,6 +87,7 @@ class Training:
         for name in ("evaluate_every", "sample_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}={getattr(self, name)} must be at least 1, or none")
+        _check_seed("training.seed", self.seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,13 @@ class Evaluation:
     def __post_init__(self) -> None:
         if self.num_examples is not None and self.num_examples < 1:
             raise ConfigError(f"evaluation.num_examples={self.num_examples} must be at least 1, or none")
+        _check_seed("evaluation.seed", self.seed)
+
+
+def _check_seed(path: str, seed: int) -> None:
+    # NumPy takes no negative ones, and JAX keeps 32 bits.
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"{path}={seed} must lie between 0 and {2**32 - 1}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

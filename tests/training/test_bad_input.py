@@ -33,6 +33,7 @@ def fails(*arguments: str, module: str = "train", num_devices: int = 1) -> str:
         ([VAE, "--data.preprocessing=binarise"], "binarize_dynamic"),
         ([VAE, "--training.num_steps=0"], "must be at least 1"),
         ([VAE, "--training.num_samples=0"], "must be at least 1"),
+        ([VAE, "--training.seed=-1"], "training.seed=-1 must lie between 0 and 4294967295"),
         ([], "--experiment is missing"),
     ],
     ids=lambda value: " ".join(value)[-30:] if isinstance(value, list) else "",
