@@ -1,0 +1,9 @@
+"""Errors that a user can mend, and the end of a run that was asked to stop; commands print them as one sentence."""
+
+
+class UserError(ValueError):
+    """A setting, an input or a file that cannot be used; the message says in one sentence what would be right."""
+
+
+class Interrupted(Exception):
+    """A run that was asked to stop, and has saved its state."""
