@@ -6,6 +6,7 @@ no example is left out and a batch may span two epochs.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import signal
@@ -104,15 +105,21 @@ class Pipeline:
         return self.examples.gather(self.indices(step)[self._slice])
 
     def iterate(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
-        """Batches of the steps from `start` to `stop`, read ahead by threads or worker processes."""
+        """Yields batches of the steps from `start` to `stop`, read ahead by threads or worker processes.
+
+        Close it to end these, which otherwise leave memory that they share with this process behind.
+        """
         if start >= stop:
-            return iter(())
+            return
         steps = grain.MapDataset.range(start, stop).map(self.batch)
-        if not self.data.num_workers:
-            return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
-        dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-        options = grain.MultiprocessingOptions(num_workers=self.data.num_workers)
-        return iter(dataset.mp_prefetch(options, worker_init_fn=_leave_interrupts_to_the_run))
+        if self.data.num_workers:
+            dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+            options = grain.MultiprocessingOptions(num_workers=self.data.num_workers)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_leave_interrupts_to_the_run)
+        else:
+            dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+        with contextlib.closing(iter(dataset)) as batches:
+            yield from batches
 
 
 def check_not_empty(data: Data, split: str) -> Examples:

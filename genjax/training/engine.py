@@ -310,10 +310,10 @@ class Engine:
                 rows = np.stack([self._local_indices(step) for step in range(start, stop)])
                 yield self._device_rows({"indices": rows})
             return
-        batches = iter(self.pipeline.iterate(boundaries[0][0], boundaries[-1][1]))
-        for start, stop in boundaries:
-            chunk = [next(batches) for _ in range(start, stop)]
-            yield self._device_rows({name: np.stack([b[name] for b in chunk]) for name in chunk[0]})
+        with contextlib.closing(self.pipeline.iterate(boundaries[0][0], boundaries[-1][1])) as batches:
+            for start, stop in boundaries:
+                chunk = [next(batches) for _ in range(start, stop)]
+                yield self._device_rows({name: np.stack([b[name] for b in chunk]) for name in chunk[0]})
 
     def _local_indices(self, step: int) -> np.ndarray:
         indices = self.pipeline.indices(step).astype(np.int32)

@@ -309,10 +309,11 @@ class _Run:
         self.records = Records(self.workdir, start, self.training.tensorboard) if self.primary else None
         self.progress = Progress(start, self.training.num_steps, self.quiet)
         try:
-            with _StopSignals() as signals:
+            boundaries = list(dispatches(start, self.training))
+            with _StopSignals() as signals, contextlib.closing(self.engine.inputs(boundaries)) as inputs:
                 if start and (missed := self._missed(start)):
                     self._events(state, start, missed)
-                return self._steps(state, start, signals)
+                return self._steps(state, start, boundaries, inputs, signals)
         finally:
             with contextlib.ExitStack() as stack:
                 stack.callback(self.checkpoints.close)
@@ -320,17 +321,22 @@ class _Run:
                     stack.callback(self.records.close)
                 stack.callback(self.progress.close)
 
-    def _steps(self, state: TrainState, start: int, signals: _StopSignals) -> TrainState:
+    def _steps(
+        self,
+        state: TrainState,
+        start: int,
+        boundaries: list[tuple[int, int]],
+        inputs: Iterator[dict[str, Any]],
+        signals: _StopSignals,
+    ) -> TrainState:
         training = self.training
         window: list[dict[str, np.ndarray | Ratio]] = []
         pending: tuple[int, Any] | None = None
         window_began, window_start = time.monotonic(), start
-        boundaries = list(dispatches(start, training))
         profiled = 2 if training.profile_steps and len(boundaries) > 2 else None
-        rows = self.engine.inputs(boundaries)
         for number, (first, last) in enumerate(boundaries):
             try:
-                inputs = next(rows)
+                rows = next(inputs)
             except Exception:
                 if signals.received is None or jax.process_count() > 1:
                     raise
@@ -339,7 +345,7 @@ class _Run:
             if number == profiled:
                 jax.block_until_ready(state)
                 jax.profiler.start_trace(str(self.workdir / "profile"))
-            state, metrics = self.engine.advance(state, inputs)
+            state, metrics = self.engine.advance(state, rows)
             if profiled is not None and number >= profiled and last - boundaries[profiled][0] >= training.profile_steps:
                 jax.block_until_ready(state)
                 jax.profiler.stop_trace()

@@ -111,10 +111,3 @@ def test_a_run_of_another_configuration_is_not_overwritten(tmp_path):
     assert call("train", VAE, f"--workdir={tmp_path}", *flags(overrides)).returncode == 0
     sentence = fails(VAE, f"--workdir={tmp_path}", *flags({**overrides, "model.latent_dim": 5}))
     assert "holds a run of another configuration; it differs in model.latent_dim" in sentence
-
-
-def test_the_list_names_family_data_source_and_expectation():
-    result = call("train", "--list")
-    assert result.returncode == 0
-    for word in ("vae_digits", "vae (VAE)", "digits", "arXiv:1312.6114", "ELBO"):
-        assert word in result.stdout
