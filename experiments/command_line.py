@@ -8,7 +8,6 @@ import inspect
 import logging as stdlib_logging
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,20 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import app, flags, logging
 
-import genjax
 from genjax import config
+from genjax.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from genjax.training import Run
-
-_ROOTS = (str(Path(genjax.__file__).parent), str(Path(__file__).parent))
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs an entry point on the command line.
 
-    An error that our own code raises for the user ends in one sentence and exit status 1; any other is a defect and
-    keeps its traceback.
+    A `UserError`, or a disk that is full, ends in one sentence and exit status 1; any other error is a defect and keeps its
+    traceback.
     """
     logging.use_absl_handler()
     logging.set_verbosity(logging.ERROR)
@@ -38,37 +35,27 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     try:
         status = main(sys.argv)
         sys.stdout.flush()
-    except (flags.Error, config.ConfigError) as error:
+    except (flags.Error, UserError) as error:
         _fail(error)
+    except Interrupted as stopped:
+        print(stopped, flush=True)
+        sys.exit(128 + stopped.signal)
     except BrokenPipeError:
         # The reader, as `head`, has seen enough; what is left in the buffer goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:
-        if type(error).__name__ == "Interrupted":
-            print(error, flush=True)
-            sys.exit(128 + error.signal)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            _fail(OSError(f"{error.filename or 'a file'} could not be written: {error.strerror}"))
-        if not _is_for_the_user(error):
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        _fail(error)
+        _fail(OSError(f"{error.filename or 'a file'} could not be written: {error.strerror}"))
     sys.exit(status or 0)
 
 
 def _is_not_of_orbax(record: stdlib_logging.LogRecord) -> bool:
     """Orbax logs the traceback of what it also raises, and that we say in one sentence."""
     return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-def _is_for_the_user(error: Exception) -> bool:
-    """Whether our own code raised this ValueError or OSError on purpose, rather than a library below it."""
-    if not isinstance(error, (ValueError, OSError)):
-        return False
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return last.filename.startswith(_ROOTS) and (last.line or "").startswith("raise")
 
 
 def _fail(error: Exception) -> None:
@@ -86,7 +73,7 @@ class _StepParser(flags.ArgumentParser):
             return argument
         if argument.isdigit():
             return int(argument)
-        raise ValueError(f"{argument!r} is neither a number of steps nor best")
+        raise UserError(f"{argument!r} is neither a number of steps nor best")
 
 
 def define_step(

@@ -37,7 +37,7 @@ def feature_function(name: str, resize: str) -> tuple[str, Any]:
 
     Raises:
       ConfigError: there are no such features.
-      ValueError: the file of weights cannot be used.
+      UserError: the file of weights cannot be used.
     """
     if name == "pixels":
         return "pixels in [0, 1]", lambda x: (x.reshape(len(x), -1), None)

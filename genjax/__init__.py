@@ -6,8 +6,10 @@
 
 from typing import Any
 
+from genjax.errors import UserError
+
 __version__ = "0.1.0"
-__all__ = ["restore", "train"]
+__all__ = ["UserError", "restore", "train"]
 
 
 def __getattr__(name: str) -> Any:

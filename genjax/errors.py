@@ -6,4 +6,12 @@ class UserError(ValueError):
 
 
 class Interrupted(Exception):
-    """A run that was asked to stop, and has saved its state."""
+    """A run that was asked to stop, and has saved its state.
+
+    Attributes:
+      signal: the number of the signal that asked for it.
+    """
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.signal = number

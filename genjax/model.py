@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from genjax.errors import UserError
 from genjax.metrics import Ratio
 from genjax.optimizers import tree_norm
 
@@ -159,7 +160,7 @@ class ChecksStart(Protocol):
           source: the model of the run `training.init_from` that parameters are taken from, or None where there is none.
 
         Raises:
-          ValueError: the run cannot start from these.
+          UserError: the run cannot start from these.
         """
         ...
 
@@ -172,7 +173,7 @@ class ChecksData(Protocol):
         """Called with what a data set says of itself, before anything is computed.
 
         Raises:
-          ValueError: the model cannot learn from such data.
+          UserError: the model cannot learn from such data.
         """
         ...
 
@@ -185,7 +186,7 @@ class ChecksCondition(Protocol):
         """Called with what `sample` will be given.
 
         Raises:
-          ValueError: a value is not one that the model knows, such as a token outside its vocabulary.
+          UserError: a value is not one that the model knows, such as a token outside its vocabulary.
         """
         ...
 
@@ -198,7 +199,7 @@ class ChecksLabels(Protocol):
         """Called with the classes [N] that samples are asked of.
 
         Raises:
-          ValueError: the model is not conditional on classes, or there is no such class.
+          UserError: the model is not conditional on classes, or there is no such class.
         """
         ...
 
@@ -262,7 +263,7 @@ class CanDiagnose(Protocol):
         """Runs a step's forward pass outside of `jit`; called with a sound state after a step's loss was not finite.
 
         Raises:
-          ValueError: naming the layer or the input that is to blame, as a part of a sentence.
+          UserError: naming the layer or the input that is to blame, as a part of a sentence.
         """
         ...
 
@@ -303,16 +304,16 @@ def check_label_range(label: Array, num_classes: int | None) -> None:
     """Refuses labels [B] outside of 0 .. num_classes - 1; inside of compiled functions their values are not known.
 
     Raises:
-      ValueError: one is none of the classes, or nobody has said how many there are.
+      UserError: one is none of the classes, or nobody has said how many there are.
     """
     if num_classes is None:
-        raise ValueError("model.num_classes is None; give it, or choose a data set with classes")
+        raise UserError("model.num_classes is None; give it, or choose a data set with classes")
     if isinstance(label, jax.core.Tracer):
         return
     # In numpy, as jnp's answer would be traced where the caller is compiled.
     label = np.asarray(label)
     if label.size and (label.min() < 0 or label.max() >= num_classes):
-        raise ValueError(f"labels must lie between 0 and {num_classes - 1}, not {label.min()} and {label.max()}")
+        raise UserError(f"labels must lie between 0 and {num_classes - 1}, not {label.min()} and {label.max()}")
 
 
 def one_hot_classes(label: Array, num_classes: int | None) -> Array:
@@ -321,7 +322,7 @@ def one_hot_classes(label: Array, num_classes: int | None) -> Array:
     Inside of compiled functions, where values are not known, a label outside of the classes gives NaN and stops the run.
 
     Raises:
-      ValueError: as `check_label_range`.
+      UserError: as `check_label_range`.
     """
     check_label_range(label, num_classes)
     known = (label >= 0) & (label < num_classes)
@@ -420,7 +421,7 @@ def value_and_gradient(
       Gradients, metrics (with `loss`), and the new `extra`.
 
     Raises:
-      ValueError: the batch cannot be divided into the microbatches.
+      UserError: the batch cannot be divided into the microbatches.
     """
 
     def call(function: Callable, x: PyTree, b: Batch, e: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
@@ -436,7 +437,7 @@ def value_and_gradient(
         return *cross_device_mean((gradients, metrics)), extra
     size = batch_size(batch)
     if size % accumulation_steps:
-        raise ValueError(
+        raise UserError(
             f"a batch of {size} examples cannot be divided into accumulation_steps={accumulation_steps} equal parts"
         )
     batch = {"example_index": example_places(batch), **batch}

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from genjax.errors import UserError
+
 
 def tree_norm(tree: Any) -> jax.Array:
     """Square root of the sum of the squares of all elements, a scalar."""
@@ -84,7 +86,7 @@ class _Decay(Schedule):
     def decay_steps(self) -> int:
         """Number of steps after the warm-up; a run may end before."""
         if self.num_steps is None:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}.num_steps is None; give it, or resolve the experiment, which fills in the run's length"
             )
         return max(self.num_steps - self.warmup_steps, 1)
@@ -110,7 +112,7 @@ class Linear(_Decay):
 
     def after_warmup(self) -> optax.Schedule:
         if not 0.0 <= self.constant_share < 1.0:
-            raise ValueError(f"schedule.constant_share={self.constant_share} must lie in [0, 1)")
+            raise UserError(f"schedule.constant_share={self.constant_share} must lie in [0, 1)")
         constant = int(self.constant_share * self.decay_steps())
         return optax.linear_schedule(1.0, self.final_scale, self.decay_steps() - constant, transition_begin=constant)
 
@@ -141,7 +143,7 @@ class Piecewise(Schedule):
 
     def after_warmup(self) -> optax.Schedule:
         if self.num_steps is None:
-            raise ValueError("Piecewise.num_steps is None; give it, or resolve the experiment")
+            raise UserError("Piecewise.num_steps is None; give it, or resolve the experiment")
         scales: dict[int, float] = {}
         for boundary in self.boundaries:
             # Several boundaries of a short run may fall into one step.

@@ -14,8 +14,10 @@ import typing
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Union
 
+from genjax.errors import UserError
 
-class ConfigError(ValueError):
+
+class ConfigError(UserError):
     """A configuration that cannot be used; the message is one sentence for the user."""
 
 

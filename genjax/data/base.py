@@ -15,13 +15,15 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from genjax.errors import UserError
+
 #: Sets up to this size are held on the device, unless `resident` says otherwise.
 RESIDENT_BYTES = 256 * 2**20
 #: Fractions of a set without splits of its own that become validation and test.
 HELD_OUT_FRACTION = 0.1
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data set that cannot be read; the message says why and what would be right."""
 
 

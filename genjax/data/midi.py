@@ -12,6 +12,7 @@ import wave
 import numpy as np
 
 from genjax.data.base import DataError
+from genjax.errors import UserError
 
 NUM_NOTES = 88
 LOWEST_NOTE = 21  # MIDI number of column 0
@@ -23,10 +24,10 @@ def _held(roll: np.ndarray) -> np.ndarray:
     """A roll with a silent frame before and after.
 
     Raises:
-      ValueError: the roll has another number of notes.
+      UserError: the roll has another number of notes.
     """
     if roll.ndim != 2 or roll.shape[1] != NUM_NOTES:
-        raise ValueError(f"a roll has the shape (frames, {NUM_NOTES}), and this one {roll.shape}")
+        raise UserError(f"a roll has the shape (frames, {NUM_NOTES}), and this one {roll.shape}")
     silence = np.zeros((1, NUM_NOTES), bool)
     return np.concatenate([silence, roll.astype(bool), silence])
 
@@ -39,7 +40,7 @@ def midi(roll: np.ndarray, ticks_per_frame: int = 480) -> bytes:
       ticks_per_frame: length of a frame; 480 are a quarter note.
 
     Raises:
-      ValueError: the roll has another number of notes.
+      UserError: the roll has another number of notes.
     """
     padded = _held(roll)
     microseconds_per_quarter = round(1e6 * SECONDS_PER_FRAME * 480 / ticks_per_frame)

@@ -28,6 +28,7 @@ from genjax.data.base import (
     walk_files,
 )
 from genjax.data.shared_files import find_place, only_writer
+from genjax.errors import UserError
 
 _logger = logging.getLogger(__name__)
 
@@ -320,9 +321,9 @@ def open_picture(path: Path, channels: int) -> Image.Image:
                 # Pillow would cut off all above 255.
                 picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
             if picture.mode in ("I", "F"):
-                raise ValueError("its pixels have 32 bits; save it with 8 or 16")
+                raise UserError("its pixels have 32 bits; save it with 8 or 16")
             if picture.mode == "LAB":
-                raise ValueError("its colours are in the space LAB; save it in RGB or grey")
+                raise UserError("its colours are in the space LAB; save it in RGB or grey")
             if channels < 4 and (picture.mode.endswith("A") or "transparency" in picture.info):
                 white = Image.new("RGBA", picture.size, "white")
                 picture = Image.alpha_composite(white, picture.convert("RGBA"))

@@ -22,6 +22,8 @@ import zlib
 
 import numpy as np
 
+from genjax.errors import UserError
+
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
           "December")  # fmt: skip
 NAMES = ("Ann", "Bob", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "Jill", "Kim", "Leo")
@@ -142,7 +144,7 @@ def solve(source: str) -> str:
     """The answer to a source, worked out from its text.
 
     Raises:
-      ValueError: the source belongs to no task.
+      UserError: the source belongs to no task.
     """
     task, _, text = source.partition(": ")
     match task:
@@ -176,4 +178,4 @@ def solve(source: str) -> str:
             change = re.search(r"(Buys|Loses) (\d+)", text)
             total = int(found[2]) + int(change[2]) * (1 if change[1] == "Buys" else -1)
             return f"{found[1]} has {total} {found[3]}."
-    raise ValueError(f"{source[:60]!r} belongs to no task of the mixture: {', '.join(TASKS)}")
+    raise UserError(f"{source[:60]!r} belongs to no task of the mixture: {', '.join(TASKS)}")

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
+
 Array = jax.Array
 PyTree = Any
 
@@ -76,13 +78,13 @@ def prefill(
       Logits of the next token [B, V], the memory, and hidden features of the prompt [B, P, C] or None.
 
     Raises:
-      ValueError: a prompt is empty or longer than the memory; of `lengths`, where they are known.
+      UserError: a prompt is empty or longer than the memory; of `lengths`, where they are known.
     """
     batch, size = prompts.shape
     if size < 1:
-        raise ValueError("a prompt needs at least one token, for instance the start token")
+        raise UserError("a prompt needs at least one token, for instance the start token")
     if size > capacity:
-        raise ValueError(f"the prompt has {size} tokens, and the context only {capacity}")
+        raise UserError(f"the prompt has {size} tokens, and the context only {capacity}")
     if lengths is not None:
         check_lengths(lengths, batch, size)
     memory = decoder.init(batch, capacity, ragged or lengths is not None)
@@ -98,13 +100,13 @@ def prefill(
 
 
 def check_lengths(lengths: Array, batch: int, size: int) -> None:
-    """Raises ValueError if these are no lengths of prompts [B, P], where values are known."""
+    """Raises UserError if these are no lengths of prompts [B, P], where values are known."""
     if lengths.shape != (batch,):
-        raise ValueError(f"lengths of {batch} prompts have the shape ({batch},), and not {lengths.shape}")
+        raise UserError(f"lengths of {batch} prompts have the shape ({batch},), and not {lengths.shape}")
     if not isinstance(lengths, jax.core.Tracer):
         bad = [int(length) for length in np.asarray(lengths) if not 1 <= length <= size]
         if bad:
-            raise ValueError(f"a prompt with the length {bad[0]} must have between 1 and {size} tokens")
+            raise UserError(f"a prompt with the length {bad[0]} must have between 1 and {size} tokens")
 
 
 def _prefill_by_token(decoder: Decoder, prompts: Array, lengths: Array, memory: PyTree) -> tuple[Array, PyTree, None]:

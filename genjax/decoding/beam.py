@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.decoding.base import Decoder, end_tokens, is_end, prefill, repeat_rows, take_rows
+from genjax.errors import UserError
 
 Array = jax.Array
 
@@ -57,10 +58,10 @@ def beam_search(
       alpha: strength of the length penalty; larger favours longer ones.
 
     Raises:
-      ValueError: a setting is below 1, or the prompt does not fit.
+      UserError: a setting is below 1, or the prompt does not fit.
     """
     if num_beams < 1 or max_new_tokens < 1:
-        raise ValueError(f"num_beams={num_beams} and max_new_tokens={max_new_tokens} must be at least 1")
+        raise UserError(f"num_beams={num_beams} and max_new_tokens={max_new_tokens} must be at least 1")
     batch, size = prompts.shape
     logits, memory, _ = prefill(decoder, prompts, lengths, size + max_new_tokens - 1, ragged=True)
     vocab = logits.shape[-1]

@@ -19,6 +19,7 @@ import numpy as np
 
 from genjax.decoding.base import end_tokens
 from genjax.decoding.regular_expression import compile_pattern
+from genjax.errors import UserError
 
 Array = jax.Array
 
@@ -48,7 +49,7 @@ class Automaton(flax.struct.PyTreeNode):
         Tokens from which no accepting state can be reached are not allowed either.
 
         Raises:
-          ValueError: no text of tokens leads from the first state to an accepting one.
+          UserError: no text of tokens leads from the first state to an accepting one.
         """
         table, accepting = np.asarray(table, np.int32), np.asarray(accepting, bool)
         leads = np.zeros((len(table), len(table) + 1), bool)  # the last column serves -1
@@ -61,17 +62,17 @@ class Automaton(flax.struct.PyTreeNode):
             shortest[reached] = length
         live = accepting | (shortest < _NEVER)
         if not live[start]:
-            raise ValueError("no text of these tokens leads to an accepting state of the automaton")
+            raise UserError("no text of these tokens leads to an accepting state of the automaton")
         table = np.where((table >= 0) & live[table], table, -1)
         return cls(jnp.asarray(table), jnp.asarray(accepting), jnp.asarray(shortest), start)
 
     def check(self, max_new_tokens: int) -> None:
-        """Raises ValueError if no text is short enough, where the automaton is known (not while a function is traced)."""
+        """Raises UserError if no text is short enough, where the automaton is known (not while a function is traced)."""
         if isinstance(self.shortest, jax.core.Tracer) or bool(np.asarray(self.accepting)[self.start]):
             return
         least = int(np.asarray(self.shortest)[self.start])
         if least > max_new_tokens:
-            raise ValueError(
+            raise UserError(
                 f"max_new_tokens={max_new_tokens} is too few for the constraint, whose shortest text has {least} tokens"
             )
 
@@ -125,7 +126,7 @@ def from_regular_expression(pattern: str, vocabulary: Sequence[str | bytes]) -> 
         (padding, start, end) are never allowed by the table.
 
     Raises:
-      ValueError: the pattern is not understood, or no text of these tokens matches it.
+      UserError: the pattern is not understood, or no text of these tokens matches it.
     """
     by_byte, accepting = compile_pattern(pattern)
     pieces = [text.encode() if isinstance(text, str) else text for text in vocabulary]
@@ -140,7 +141,7 @@ def from_regular_expression(pattern: str, vocabulary: Sequence[str | bytes]) -> 
     try:
         return Automaton.from_table(number[table[reached]], accepting[reached])
     except ValueError:
-        raise ValueError(f"no text of the vocabulary's tokens matches the pattern {pattern!r}") from None
+        raise UserError(f"no text of the vocabulary's tokens matches the pattern {pattern!r}") from None
 
 
 def _over_tokens(by_byte: np.ndarray, pieces: Sequence[bytes]) -> np.ndarray:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from genjax.decoding.base import Decoder, Generation, end_tokens, is_end, prefill, repeat_rows, take_rows
 from genjax.decoding.generate import finished
+from genjax.errors import UserError
 
 Array = jax.Array
 
@@ -36,17 +37,17 @@ def contrastive_search(
       end_token: after it, or any of several, a row is over.
 
     Raises:
-      ValueError: the model gives no hidden features, or a setting is out of range.
+      UserError: the model gives no hidden features, or a setting is out of range.
     """
     if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha={alpha} must lie in [0, 1]")
+        raise UserError(f"alpha={alpha} must lie in [0, 1]")
     if top_k < 1 or max_new_tokens < 1:
-        raise ValueError(f"top_k={top_k} and max_new_tokens={max_new_tokens} must be at least 1")
+        raise UserError(f"top_k={top_k} and max_new_tokens={max_new_tokens} must be at least 1")
     batch, size = prompts.shape
     ends = end_tokens(end_token)
     logits, memory, hidden = prefill(decoder, prompts, None, size + max_new_tokens, ragged=True)
     if hidden is None:
-        raise ValueError("contrastive search needs a decoder that returns hidden features")
+        raise UserError("contrastive search needs a decoder that returns hidden features")
     top_k = min(top_k, logits.shape[-1])
     unit = lambda h: h / jnp.maximum(jnp.linalg.norm(h, axis=-1, keepdims=True), 1e-9)  # noqa: E731
     history = jnp.zeros((batch, size + max_new_tokens, hidden.shape[-1]), jnp.float32)

@@ -14,6 +14,7 @@ from genjax.decoding.base import Decoder, Generation, Step, check_lengths, end_t
 from genjax.decoding.constraint import Automaton
 from genjax.decoding.sampling import FORBIDDEN, PLAIN, Sampling
 from genjax.decoding.watermark import Watermark
+from genjax.errors import UserError
 from genjax.model import example_keys
 
 Array = jax.Array
@@ -54,9 +55,9 @@ class Choice(NamedTuple):
     watermark: Watermark | None
 
     def init(self, prompts: Array, lengths: Array | None, vocab_size: int, max_new_tokens: int) -> ChoiceState:
-        """The state after the prompts [B, P]; raises ValueError if the constraint is one of another vocabulary."""
+        """The state after the prompts [B, P]; raises UserError if the constraint is one of another vocabulary."""
         if self.constraint is not None and self.constraint.table.shape[1] != vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"the constraint is one of {self.constraint.table.shape[1]} tokens and the model has {vocab_size}; "
                 "tokens without text are empty ones in its vocabulary"
             )
@@ -150,7 +151,7 @@ def generate(
       example_index: place of each row in the whole batch where these are a part of it, [B]; see `example_keys`.
 
     Raises:
-      ValueError: the prompt does not fit, no new token was asked for, or too few for the constraint, or that is one of
+      UserError: the prompt does not fit, no new token was asked for, or too few for the constraint, or that is one of
         another vocabulary.
     """
     _check(max_new_tokens, constraint)
@@ -209,7 +210,7 @@ def _noise(sampling: Sampling, keys: Array, num_steps: int, vocab_size: int) -> 
 
 def _check(max_new_tokens: int, constraint: Automaton | None) -> None:
     if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+        raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")
     if constraint is not None:
         constraint.check(max_new_tokens)
 
@@ -309,7 +310,7 @@ def stream(
     """Yields the new tokens of one prompt [P] as they are chosen; the same ones as `generate` with the same key.
 
     Raises:
-      ValueError: as `generate` does.
+      UserError: as `generate` does.
     """
     _check(max_new_tokens, constraint)
     prompts = jnp.asarray(prompt, jnp.int32)[None]

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from genjax.errors import UserError
+
 #: Intervals of code points or of bytes, both ends included.
 Intervals = tuple[tuple[int, int], ...]
 #: Edges of each state: bytes that lead on, or None where no byte is needed, and the next state.
@@ -36,7 +38,7 @@ def compile_pattern(pattern: str) -> tuple[np.ndarray, np.ndarray]:
       bool [S].
 
     Raises:
-      ValueError: the pattern is not understood.
+      UserError: the pattern is not understood.
     """
     return _determinize(*_Parser(pattern).automaton())
 
@@ -93,7 +95,7 @@ class _Parser:
         return self.edges, start, end
 
     def _fail(self, what: str) -> None:
-        raise ValueError(f"the pattern {self.pattern!r} has {what} at place {self.place}")
+        raise UserError(f"the pattern {self.pattern!r} has {what} at place {self.place}")
 
     def _state(self) -> int:
         self.edges.append([])

@@ -17,6 +17,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
+
 Array = jax.Array
 
 #: Logit of a token that is not allowed; finite, so that gradients and differences stay finite.
@@ -47,15 +49,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
-            raise ValueError(f"sampling.temperature={self.temperature} must not be negative")
+            raise UserError(f"sampling.temperature={self.temperature} must not be negative")
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"sampling.top_k={self.top_k} must be at least 1")
+            raise UserError(f"sampling.top_k={self.top_k} must be at least 1")
         for name in ("top_p", "min_p", "typical_p"):
             value = getattr(self, name)
             if value is not None and not 0.0 < value <= 1.0:
-                raise ValueError(f"sampling.{name}={value} must lie in (0, 1]")
+                raise UserError(f"sampling.{name}={value} must lie in (0, 1]")
         if self.repetition_penalty <= 0:
-            raise ValueError(f"sampling.repetition_penalty={self.repetition_penalty} must be positive")
+            raise UserError(f"sampling.repetition_penalty={self.repetition_penalty} must be positive")
 
     @property
     def needs_seen(self) -> bool:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from genjax.decoding.base import Decoder, Generation, end_tokens, is_end, prefill
 from genjax.decoding.generate import finished, row_keys
 from genjax.decoding.sampling import PLAIN, Sampling
+from genjax.errors import UserError
 
 Array = jax.Array
 
@@ -59,14 +60,14 @@ def speculative(
       the target after the prompt.
 
     Raises:
-      ValueError: a model cannot go back, the vocabularies differ, or the settings cannot be served.
+      UserError: a model cannot go back, the vocabularies differ, or the settings cannot be served.
     """
     if target.rewind is None or draft.rewind is None:
-        raise ValueError("speculative decoding needs memories that can go back; recurrent networks have none")
+        raise UserError("speculative decoding needs memories that can go back; recurrent networks have none")
     if sampling.needs_seen:
-        raise ValueError("speculative decoding does not serve a repetition penalty")
+        raise UserError("speculative decoding does not serve a repetition penalty")
     if num_proposals < 1 or max_new_tokens < 1:
-        raise ValueError(f"num_proposals={num_proposals} and max_new_tokens={max_new_tokens} must be at least 1")
+        raise UserError(f"num_proposals={num_proposals} and max_new_tokens={max_new_tokens} must be at least 1")
     batch, size = prompts.shape
     ends = end_tokens(end_token)
     prompts = prompts.astype(jnp.int32)
@@ -80,7 +81,7 @@ def speculative(
         memories.append(decoder.rewind(memory, place - 1))
         sizes.append(logits.shape[-1])
     if sizes[0] != sizes[1]:
-        raise ValueError(f"the draft has {sizes[1]} tokens and the target {sizes[0]}; they must have one vocabulary")
+        raise UserError(f"the draft has {sizes[1]} tokens and the target {sizes[0]}; they must have one vocabulary")
     last = jnp.take_along_axis(prompts, place[:, None] - 1, axis=1)[:, 0]
     probabilities = lambda logits: jax.nn.softmax(sampling.filter(logits), axis=-1)  # noqa: E731
     keys = row_keys(key, prompts, example_index)

@@ -10,6 +10,7 @@ import numpy as np
 
 from genjax.decoding.base import Decoder, Generation
 from genjax.decoding.generate import generate
+from genjax.errors import UserError
 from genjax.metrics import Ratio
 from genjax.model import Batch, Metrics, TrainState
 from genjax.nn.tokens import sequence_metrics, summarize, token_nll, token_weights
@@ -19,13 +20,13 @@ PyTree = Any
 
 
 def check_tokens(tokens: Array, vocab_size: int, what: str = "the prompt") -> None:
-    """Raises ValueError if an id lies outside the vocabulary, where values are known (not while a function is traced)."""
+    """Raises UserError if an id lies outside the vocabulary, where values are known (not while a function is traced)."""
     if isinstance(tokens, jax.core.Tracer) or not getattr(tokens, "is_fully_addressable", True):
         return
     ids = np.asarray(tokens)
     bad = ids[(ids < 0) | (ids >= vocab_size)]
     if bad.size:
-        raise ValueError(f"{what} has the token {bad[0]}, which lies outside the vocabulary of {vocab_size} tokens")
+        raise UserError(f"{what} has the token {bad[0]}, which lies outside the vocabulary of {vocab_size} tokens")
 
 
 class TokenModel:
@@ -65,14 +66,14 @@ class TokenModel:
         """Log-probability of the targets given the first token, in nats, [B].
 
         Raises:
-          ValueError: a token lies outside the vocabulary.
+          UserError: a token lies outside the vocabulary.
         """
         check_tokens(batch["tokens"], self.vocab_size, "the batch")
         logits = self._target_logits(state.eval_params, batch)
         return -(token_nll(logits, batch["tokens"][:, 1:]) * token_weights(batch)).sum(1)
 
     def check_condition(self, prompt: Array | None = None, **options: Any) -> None:
-        """Raises ValueError if `prompt`, one of the conditions of `sample`, has a token outside the vocabulary."""
+        """Raises UserError if `prompt`, one of the conditions of `sample`, has a token outside the vocabulary."""
         del options
         if prompt is not None:
             check_tokens(prompt, self.vocab_size)
@@ -89,7 +90,7 @@ class TokenModel:
         """Continues prompts [B, P]; `options` are those of `decoding.generate`.
 
         Raises:
-          ValueError: a token of the prompt lies outside the vocabulary, or the prompt and what follows do not fit.
+          UserError: a token of the prompt lies outside the vocabulary, or the prompt and what follows do not fit.
         """
         check_tokens(prompts, self.vocab_size)
         options = {"sampling": self.sampling, "end_token": self.end_token, **options}
@@ -103,12 +104,12 @@ class TokenModel:
         Places after an end token are filled with the first of them.
         """
         if self.sequence_length is None:
-            raise ValueError(f"{type(self).__name__}.sequence_length is None; give it, or resolve the experiment")
+            raise UserError(f"{type(self).__name__}.sequence_length is None; give it, or resolve the experiment")
         if prompt is None:
             prompt = jnp.full((1,), self.start_token or 0, jnp.int32)
         total = self.sequence_length + 1
         if prompt.shape[0] >= total:
-            raise ValueError(f"the prompt has {prompt.shape[0]} tokens, and a sample only {total}")
+            raise UserError(f"the prompt has {prompt.shape[0]} tokens, and a sample only {total}")
         prompts = jnp.broadcast_to(prompt.astype(jnp.int32)[None], (num_samples, prompt.shape[0]))
         out = self.generate(state, key, prompts, total - prompt.shape[0], **options)
         return jnp.concatenate([prompts, out.tokens], axis=1)

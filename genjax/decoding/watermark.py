@@ -16,6 +16,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
+
 Array = jax.Array
 
 
@@ -39,19 +41,19 @@ class Watermark:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.green_fraction < 1.0:
-            raise ValueError(f"the watermark's green_fraction={self.green_fraction} must lie between 0 and 1")
+            raise UserError(f"the watermark's green_fraction={self.green_fraction} must lie between 0 and 1")
         if not math.isfinite(self.delta):
-            raise ValueError(f"the watermark's delta={self.delta} must be finite")
+            raise UserError(f"the watermark's delta={self.delta} must be finite")
 
     def num_green(self, vocab_size: int) -> int:
         """Number of green tokens.
 
         Raises:
-          ValueError: so few tokens that none or all would be green.
+          UserError: so few tokens that none or all would be green.
         """
         count = round(self.green_fraction * vocab_size)
         if not 0 < count < vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"the watermark's green_fraction={self.green_fraction} of {vocab_size} tokens is {count} of them; "
                 "some must be green and some not"
             )

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from genjax.data.documents import read_lines
+from genjax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,23 +31,23 @@ def read_pairs(path: str | Path) -> list[SentencePair]:
     """Reads a list of pairs; lines that are empty or begin with # are left out.
 
     Raises:
-      ValueError: there is no such file, it is not UTF-8, it has no pair, or a line has not two or three columns.
+      UserError: there is no such file, it is not UTF-8, it has no pair, or a line has not two or three columns.
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise ValueError(f"there is no list of sentence pairs {file}")
+        raise UserError(f"there is no list of sentence pairs {file}")
     pairs = []
     for number, line in enumerate(read_lines(file), 1):
         if not line.strip() or line.startswith("#"):
             continue
         cells = [cell.strip() for cell in line.rstrip().split("\t")]
         if len(cells) not in (2, 3) or not all(cells):
-            raise ValueError(
+            raise UserError(
                 f"line {number} of {file} is not two sentences, and if wanted a kind, with tabs between them"
             )
         pairs.append(SentencePair(*cells))
     if not pairs:
-        raise ValueError(f"{file} has no pair of sentences")
+        raise UserError(f"{file} has no pair of sentences")
     return pairs
 
 
@@ -64,16 +65,16 @@ def preference_scores(first: np.ndarray, second: np.ndarray, kinds: Sequence[str
       `difference_error`; and `prefers_first_KIND` where there are several kinds.
 
     Raises:
-      ValueError: the lengths differ, there is no pair, or a value is not finite.
+      UserError: the lengths differ, there is no pair, or a value is not finite.
     """
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if not len(first) or not len(first) == len(second) == len(kinds):
-        raise ValueError(
+        raise UserError(
             f"{len(first)} and {len(second)} likelihoods of {len(kinds)} pairs; give one of each for a pair"
         )
     difference = first - second
     if not np.isfinite(difference).all():
-        raise ValueError("a log-likelihood is not finite, so no preference can be stated")
+        raise UserError("a log-likelihood is not finite, so no preference can be stated")
     wins = 50.0 * (1.0 + np.sign(difference))
     count = len(first)
     scores = {

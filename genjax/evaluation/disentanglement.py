@@ -9,19 +9,21 @@ from __future__ import annotations
 import numpy as np
 from sklearn.metrics import mutual_info_score
 
+from genjax.errors import UserError
+
 
 def _checked(codes: np.ndarray, factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Codes in float64, and the factors [N, K] that have several values.
 
     Raises:
-      ValueError: a code is not finite, or every factor has one value alone.
+      UserError: a code is not finite, or every factor has one value alone.
     """
     codes, factors = np.asarray(codes, np.float64), np.asarray(factors)
     if not np.isfinite(codes).all():
-        raise ValueError("codes must be finite for their factors to be told apart; the run has diverged")
+        raise UserError("codes must be finite for their factors to be told apart; the run has diverged")
     varied = factors[:, (factors != factors[:1]).any(0)]
     if not varied.shape[1]:
-        raise ValueError("every factor has the same value in all examples, so codes cannot tell them apart")
+        raise UserError("every factor has the same value in all examples, so codes cannot tell them apart")
     return codes, varied
 
 
@@ -64,7 +66,7 @@ def mutual_information_gap(codes: np.ndarray, factors: np.ndarray, num_bins: int
     """
     codes, factors = _checked(codes, factors)
     if codes.shape[1] < 2:
-        raise ValueError("the mutual information gap needs codes of at least two dimensions")
+        raise UserError("the mutual information gap needs codes of at least two dimensions")
     information = np.sort(mutual_information(codes, factors, num_bins), axis=0)
     entropy = np.array([mutual_info_score(factor, factor) for factor in factors.T])
     return float(np.mean((information[-1] - information[-2]) / entropy))
@@ -104,7 +106,7 @@ def factor_vae_score(
     # One example does not vary in any dimension.
     with_value = [several for members in with_value if (several := [m for m in members if len(m) > 1])]
     if not with_value:
-        raise ValueError(f"the {len(codes)} examples have no two of one value of a factor; give more")
+        raise UserError(f"the {len(codes)} examples have no two of one value of a factor; give more")
 
     def votes() -> np.ndarray:
         """Counts [active dimensions, K]."""

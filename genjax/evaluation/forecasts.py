@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import numpy as np
 
+from genjax.errors import UserError
+
 
 def central_interval(samples: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper end of the interval with mass `level` in the middle, of samples [S, ...].
 
     Raises:
-      ValueError: the level lies outside (0, 1).
+      UserError: the level lies outside (0, 1).
     """
     if not 0.0 < level < 1.0:
-        raise ValueError(f"the level {level} of an interval must lie between 0 and 1")
+        raise UserError(f"the level {level} of an interval must lie between 0 and 1")
     lower, upper = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return lower, upper
 
@@ -27,12 +29,12 @@ def crps(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """CRPS of samples [S, ...] for true values [...], of their shape; smaller is better.
 
     Raises:
-      ValueError: there is one sample, or the shapes differ.
+      UserError: there is one sample, or the shapes differ.
     """
     samples, truth = np.asarray(samples, np.float64), np.asarray(truth, np.float64)
     size = len(samples)
     if size < 2 or samples.shape[1:] != truth.shape:
-        raise ValueError(f"samples must have the shape [S, *{truth.shape}] with S of at least 2, not {samples.shape}")
+        raise UserError(f"samples must have the shape [S, *{truth.shape}] with S of at least 2, not {samples.shape}")
     # Sum of |x_i - x_j| over pairs, from the sorted values.
     ranks = 2 * np.arange(1, size + 1) - size - 1
     spread = np.tensordot(ranks, np.sort(samples, axis=0), axes=1) / (size * (size - 1))

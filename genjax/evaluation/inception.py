@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from genjax.errors import UserError
+
 Array = jax.Array
 Resize = Literal["tensorflow", "pytorch"]
 
@@ -51,10 +53,10 @@ def prepare(x: Array, resize: Resize = "tensorflow", size: int = _SIZE) -> Array
     gradients pass as if they were not.
 
     Raises:
-      ValueError: the pictures are neither grey nor coloured.
+      UserError: the pictures are neither grey nor coloured.
     """
     if x.ndim != 4 or x.shape[-1] not in (1, 3):
-        raise ValueError(f"the Inception network wants pictures [B, H, W, 1 or 3], not of shape {x.shape}")
+        raise UserError(f"the Inception network wants pictures [B, H, W, 1 or 3], not of shape {x.shape}")
     rows = interpolation_matrix(x.shape[1], size, resize)
     columns = interpolation_matrix(x.shape[2], size, resize)
     levels = 255.0 * x
@@ -166,13 +168,13 @@ class _BlockE(nn.Module):
 class InceptionV3(nn.Module):
     """Pictures [B, H, W, 3] in [-1, 1], H and W of at least 75, to features [B, 2048] and logits [B, 1008].
 
-    The logits have no bias, as those that the Inception score is computed from.  Smaller pictures are a ValueError.
+    The logits have no bias, as those that the Inception score is computed from.  Smaller pictures are a UserError.
     """
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
         if min(x.shape[1:3]) < _SMALLEST:
-            raise ValueError(
+            raise UserError(
                 f"the Inception network needs pictures of at least {_SMALLEST} pixels each way, not {x.shape[1]} x "
                 f"{x.shape[2]}; scale them up"
             )

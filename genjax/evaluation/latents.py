@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from genjax.errors import UserError
+
 
 def linear_interpolation(start: np.ndarray, end: np.ndarray, num_values: int) -> np.ndarray:
     """Points on the straight lines from rows of `start` to rows of `end`, both included.
@@ -67,13 +69,13 @@ def partners(labels: np.ndarray, count: int) -> np.ndarray:
     """For each of the first `count` examples one of the same class among the others, indices [count].
 
     Raises:
-      ValueError: a class has no example among the others.
+      UserError: a class has no example among the others.
     """
     found = []
     for label in labels[:count]:
         others = count + np.flatnonzero(labels[count:] == label)
         if not len(others):
-            raise ValueError(f"the class {label} has no example after the first {count}; take fewer rows")
+            raise UserError(f"the class {label} has no example after the first {count}; take fewer rows")
         found.append(others[0])
     return np.array(found)
 
@@ -82,9 +84,9 @@ def attribute_vector(codes: np.ndarray, labels: np.ndarray, source: int, target:
     """Difference of the mean codes of two classes, shape of one code (Larsen et al. 2016, arXiv:1512.09300, section 3.3).
 
     Raises:
-      ValueError: a class has no example.
+      UserError: a class has no example.
     """
     for label in (source, target):
         if not (labels == label).any():
-            raise ValueError(f"no example has the class {label}; there are {', '.join(map(str, np.unique(labels)))}")
+            raise UserError(f"no example has the class {label}; there are {', '.join(map(str, np.unique(labels)))}")
     return codes[labels == target].mean(0) - codes[labels == source].mean(0)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from genjax.errors import UserError
+
 
 def fit_gaussian(x: np.ndarray, jitter: float = 1e-6) -> tuple[np.ndarray, np.ndarray]:
     """Mean [D] and full covariance [D, D] of rows x [N, D], by maximum likelihood in float64.
@@ -38,11 +40,11 @@ def roc_auc(lower: np.ndarray, higher: np.ndarray) -> float:
     """Probability that a score of `higher` exceeds one of `lower`, ties counting half.
 
     Raises:
-      ValueError: one of them is empty or holds a NaN.
+      UserError: one of them is empty or holds a NaN.
     """
     lower, higher = np.ravel(lower), np.ravel(higher)
     if not len(lower) or not len(higher) or np.isnan(lower).any() or np.isnan(higher).any():
-        raise ValueError("the area under the ROC curve needs scores of both sets, none of them NaN")
+        raise UserError("the area under the ROC curve needs scores of both sets, none of them NaN")
     lower = np.sort(lower)
     below = np.searchsorted(lower, higher, "left") + np.searchsorted(lower, higher, "right")
     return float(below.mean() / (2.0 * len(lower)))

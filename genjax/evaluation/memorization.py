@@ -16,6 +16,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from genjax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Match:
@@ -79,10 +81,10 @@ def matching_lengths(
       For each sample the lengths [L_i], and where the match begins in the corpus [L_i] (-1 where the length is 0).
 
     Raises:
-      ValueError: there is no sample.
+      UserError: there is no sample.
     """
     if not len(samples):
-        raise ValueError("there is no sample to compare with the training text")
+        raise UserError("there is no sample to compare with the training text")
     sizes = np.array([len(s) for s in samples])
     queries = np.concatenate([np.asarray(s, np.int64) for s in samples])
     ends = np.repeat(np.cumsum(sizes), sizes)
@@ -154,11 +156,11 @@ def extraction_scores(continuations: np.ndarray, references: np.ndarray) -> dict
       `extracted`: share of texts repeated to the last token; `repeated_tokens`: mean tokens before the first that differs.
 
     Raises:
-      ValueError: the shapes differ or there is no text.
+      UserError: the shapes differ or there is no text.
     """
     continuations, references = np.asarray(continuations), np.asarray(references)
     if continuations.shape != references.shape or continuations.ndim != 2 or not continuations.size:
-        raise ValueError(f"continuations {continuations.shape} and references {references.shape} must both be [N, T]")
+        raise UserError(f"continuations {continuations.shape} and references {references.shape} must both be [N, T]")
     same = np.cumprod(continuations == references, axis=1).sum(1)
     return {
         "extracted": float((same == references.shape[1]).mean()),

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from genjax.errors import UserError
+
 
 def mode_coverage(
     samples: np.ndarray, means: np.ndarray, scale: float, num_deviations: float = 3.0, num_needed: int = 1
@@ -25,11 +27,11 @@ def mode_coverage(
       at most log K.
 
     Raises:
-      ValueError: the shapes do not fit.
+      UserError: the shapes do not fit.
     """
     samples, means = np.asarray(samples, np.float64), np.asarray(means, np.float64)
     if samples.ndim != 2 or means.ndim != 2 or samples.shape[1] != means.shape[1]:
-        raise ValueError(f"samples {samples.shape} and means {means.shape} must be [N, D] and [K, D]")
+        raise UserError(f"samples {samples.shape} and means {means.shape} must be [N, D] and [K, D]")
     distances = np.sqrt(((samples[:, None] - means[None]) ** 2).sum(-1))
     nearest, good = distances.argmin(1), distances.min(1) <= num_deviations * scale
     counts = np.bincount(nearest[good], minlength=len(means))

@@ -29,6 +29,8 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+from genjax.errors import UserError
+
 _BLOCK = 2048  # rows of the similarity matrix that are held at a time
 
 
@@ -36,7 +38,7 @@ def _rdkit() -> Any:
     try:
         from rdkit import Chem, RDLogger
     except ImportError:
-        raise ValueError("metrics of molecules need RDKit: pip install 'genjax[molecules]'") from None
+        raise UserError("metrics of molecules need RDKit: pip install 'genjax[molecules]'") from None
     RDLogger.DisableLog("rdApp.*")  # it reports every invalid string
     return Chem
 
@@ -141,10 +143,10 @@ def molecule_metrics(
       Values by name; `fcd` only where fcd-torch is installed.
 
     Raises:
-      ValueError: RDKit is not installed, or a set is empty.
+      UserError: RDKit is not installed, or a set is empty.
     """
     if not len(samples) or not len(reference):
-        raise ValueError("metrics of molecules need at least one sample and one reference molecule")
+        raise UserError("metrics of molecules need at least one sample and one reference molecule")
     valid = [s for s in canonical(samples) if s is not None]
     metrics = {"validity": len(valid) / len(samples)}
     if not valid:

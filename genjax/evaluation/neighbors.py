@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from genjax.errors import UserError
 from genjax.evaluation.likelihood import roc_auc
 
 
@@ -34,11 +35,11 @@ def neighbor_radii(x: np.ndarray, num_neighbors: int, block_size: int = 1000) ->
     """Squared distance of each row of x [N, D] to its k-th nearest other row, [N].
 
     Raises:
-      ValueError: there are not more than `num_neighbors` rows.
+      UserError: there are not more than `num_neighbors` rows.
     """
     x = np.asarray(x, np.float64)
     if len(x) <= num_neighbors:
-        raise ValueError(f"radii to neighbour {num_neighbors} need more than {num_neighbors} examples, not {len(x)}")
+        raise UserError(f"radii to neighbour {num_neighbors} need more than {num_neighbors} examples, not {len(x)}")
     radii = np.empty(len(x))
     for rows in _blocks(len(x), block_size):
         distances = _squared_distances(x[rows], x)

@@ -82,7 +82,7 @@ def figures(data: FeatureStatistics, other: FeatureStatistics, metrics: Collecti
       metrics: names out of METRICS.
 
     Raises:
-      ValueError: a set is too small for a figure.
+      UserError: a set is too small for a figure.
     """
     result: dict[str, float] = {}
     if "frechet" in metrics:

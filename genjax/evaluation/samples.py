@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from genjax.errors import UserError
+
 
 def _features(x: np.ndarray, least: int = 2) -> np.ndarray:
     x = np.asarray(x, np.float64)
     if x.ndim != 2 or len(x) < least:
-        raise ValueError(f"features must have the shape [N, D] with N of at least {least}, not {x.shape}")
+        raise UserError(f"features must have the shape [N, D] with N of at least {least}, not {x.shape}")
     return x
 
 
@@ -63,10 +65,10 @@ class Moments:
         """Unbiased covariance [D, D].
 
         Raises:
-          ValueError: there are fewer than two vectors.
+          UserError: there are fewer than two vectors.
         """
         if self.count < 2:
-            raise ValueError(f"a covariance needs at least two vectors, not {self.count}")
+            raise UserError(f"a covariance needs at least two vectors, not {self.count}")
         return self._scatter / (self.count - 1)
 
 
@@ -76,11 +78,11 @@ def frechet_distance(x: np.ndarray | Moments, y: np.ndarray | Moments) -> float:
     With fewer vectors than features a covariance is singular, and the distance is far above that of the distributions.
 
     Raises:
-      ValueError: a set is no matrix, has fewer than two rows, or the two have other numbers of features.
+      UserError: a set is no matrix, has fewer than two rows, or the two have other numbers of features.
     """
     first, second = (each if isinstance(each, Moments) else Moments().add(_features(each)) for each in (x, y))
     if first.mean.shape != second.mean.shape:
-        raise ValueError(f"one set has {len(first.mean)} features, the other {len(second.mean)}")
+        raise UserError(f"one set has {len(first.mean)} features, the other {len(second.mean)}")
     difference = first.mean - second.mean
     values, vectors = np.linalg.eigh(first.covariance)
     root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
@@ -93,7 +95,7 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Unbiased estimate of the squared kernel distance of two sets of features [N, D] and [M, D]; it may be negative.
 
     Raises:
-      ValueError: a set is no matrix or has fewer than two rows.
+      UserError: a set is no matrix or has fewer than two rows.
     """
     x, y = _features(x), _features(y)
     kernel = lambda a, b: (a @ b.T / a.shape[1] + 1.0) ** 3  # noqa: E731
@@ -176,7 +178,7 @@ class KernelBlocks:
         A stream shorter than a block is one short block.
 
         Raises:
-          ValueError: the stream has fewer than two vectors.
+          UserError: the stream has fewer than two vectors.
         """
         rows = _features(self._stream.sample)
         count = max(len(rows) // self._size, 1)
@@ -232,10 +234,10 @@ class ClassProbabilities:
         """`class_score` over all, its mean and standard deviation over the parts, and the largest and smallest share.
 
         Raises:
-          ValueError: there are no logits yet.
+          UserError: there are no logits yet.
         """
         if self._sums is None:
-            raise ValueError("a class score needs at least one example")
+            raise UserError("a class score needs at least one example")
         used = self._counts > 0
         scores = [
             _score(sums, entropy, count)

@@ -21,18 +21,20 @@ from typing import Any
 
 import numpy as np
 
+from genjax.errors import UserError
+
 
 def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
         package = name.partition(".")[0].replace("_", "-")
-        raise ValueError(f"this metric needs the library {package}: pip install 'genjax[text]'") from None
+        raise UserError(f"this metric needs the library {package}: pip install 'genjax[text]'") from None
 
 
 def _check_pairs(hypotheses: Sequence[Any], references: Sequence[Any]) -> None:
     if not len(hypotheses) or len(hypotheses) != len(references):
-        raise ValueError(
+        raise UserError(
             f"there are {len(hypotheses)} hypotheses for {len(references)} references; give one for each, and at least one"
         )
 
@@ -110,13 +112,13 @@ def translation_scores(
       `bleu`, `chrf`, `bleu_signature`, `chrf_signature`.
 
     Raises:
-      ValueError: the numbers do not fit, or sacrebleu is not installed.
+      UserError: the numbers do not fit, or sacrebleu is not installed.
     """
     metrics = _library("sacrebleu.metrics")
     _check_pairs(hypotheses, references)
     rows = [_all(r) for r in references]
     if len({len(r) for r in rows}) != 1:
-        raise ValueError("every hypothesis needs the same number of references")
+        raise UserError("every hypothesis needs the same number of references")
     streams = [list(column) for column in zip(*rows, strict=True)]
     results: dict[str, float | str] = {}
     tokenize = _bleu_tokenizer([reference for row in rows for reference in row])
@@ -136,7 +138,7 @@ def rouge_scores(
     have letters that are not Latin is compared by `UnicodeWords`.
 
     Raises:
-      ValueError: the numbers do not fit, or rouge-score is not installed.
+      UserError: the numbers do not fit, or rouge-score is not installed.
     """
     scorer_of = _library("rouge_score.rouge_scorer")
     _check_pairs(hypotheses, references)
@@ -199,14 +201,14 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
       Triples of type, first and last place.
 
     Raises:
-      ValueError: a tag is none of these.
+      UserError: a tag is none of these.
     """
     found: list[tuple[str, int, int]] = []
     open_kind = None  # type of the entity that the next tag may go on with
     for place, tag in enumerate(tags):
         prefix, dash, kind = tag.partition("-")
         if tag != "O" and (prefix not in ("B", "I", "E", "S") or not dash or not kind):
-            raise ValueError(f"the tag {tag!r} is neither O nor one of B-, I-, E-, S- with a type, as in B-PER")
+            raise UserError(f"the tag {tag!r} is neither O nor one of B-, I-, E-, S- with a type, as in B-PER")
         if tag == "O":
             open_kind = None
             continue
@@ -226,13 +228,13 @@ def entity_scores(predicted: Sequence[Sequence[str]], references: Sequence[Seque
       references: tags of each sentence, as many.
 
     Raises:
-      ValueError: sentences differ in length, or a tag is none.
+      UserError: sentences differ in length, or a tag is none.
     """
     _check_pairs(predicted, references)
     hits, found, wanted = (collections.Counter() for _ in range(3))
     for number, (theirs, ours) in enumerate(zip(predicted, references)):
         if len(theirs) != len(ours):
-            raise ValueError(f"sentence {number + 1} has {len(ours)} tags and {len(theirs)} predicted ones")
+            raise UserError(f"sentence {number + 1} has {len(ours)} tags and {len(theirs)} predicted ones")
         first, second = entities(theirs), entities(ours)
         for counter, group in ((hits, first & second), (found, first), (wanted, second)):
             counter.update(kind for kind, _, _ in group)
@@ -280,12 +282,12 @@ def self_bleu(texts: Sequence[str], max_texts: int = 200) -> float:
       max_texts: only the first so many, since the time grows with the square.
 
     Raises:
-      ValueError: there are fewer than two texts, or sacrebleu is not installed.
+      UserError: there are fewer than two texts, or sacrebleu is not installed.
     """
     metrics = _library("sacrebleu.metrics")
     texts = [t for t in texts if t.strip()][:max_texts]
     if len(texts) < 2:
-        raise ValueError("self-BLEU needs at least two texts that are not empty")
+        raise UserError("self-BLEU needs at least two texts that are not empty")
     bleu = metrics.BLEU(effective_order=True, tokenize=_bleu_tokenizer(texts))
     return float(np.mean([bleu.sentence_score(t, texts[:i] + texts[i + 1 :]).score for i, t in enumerate(texts)]))
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from genjax.errors import UserError
+
 _PAGE = """<!doctype html><meta charset="utf-8"><title>attention</title>
 <style>body{{font:14px sans-serif}}table{{border-collapse:collapse;display:inline-block;margin:8px}}
 td{{width:12px;height:12px;padding:0}}th{{font:11px monospace;font-weight:normal;text-align:right;white-space:pre}}</style>
@@ -34,13 +36,13 @@ def write_attention(
       The PNG and the HTML file.
 
     Raises:
-      ValueError: the tokens do not fit the attention.
+      UserError: the tokens do not fit the attention.
     """
     from matplotlib.figure import Figure
 
     shapes = {np.shape(layer)[1:] for layer in layers}
     if shapes != {(len(rows), len(columns))}:
-        raise ValueError(
+        raise UserError(
             f"attention of the shapes {sorted(shapes)} does not fit {len(rows)} rows and {len(columns)} columns"
         )
     num_heads = max(len(layer) for layer in layers)
@@ -85,7 +87,7 @@ def write_embeddings(x: np.ndarray, names: Sequence[str], path: str | Path, max_
     from matplotlib.figure import Figure
 
     if len(x) != len(names) or len(x) < 3 or np.ndim(x) != 2:
-        raise ValueError(f"embeddings of the shape {np.shape(x)} need three rows at least, and a name for each")
+        raise UserError(f"embeddings of the shape {np.shape(x)} need three rows at least, and a name for each")
     points, shares = principal_plane(x)
     figure = Figure(figsize=(8, 8), layout="constrained")
     axes = figure.add_subplot()

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
+from genjax.errors import UserError
 from genjax.interop import portable
 from genjax.model import TrainState
 
@@ -50,13 +51,13 @@ def export_function(
       description: what it does, for the manifest.
 
     Raises:
-      ValueError: a constant is a random key, which cannot be written; or the package flatbuffers is missing.
+      UserError: a constant is a random key, which cannot be written; or the package flatbuffers is missing.
     """
     if importlib.util.find_spec("flatbuffers") is None:
-        raise ValueError("jax.export writes programs with the package flatbuffers: pip install 'genjax[export]'")
+        raise UserError("jax.export writes programs with the package flatbuffers: pip install 'genjax[export]'")
     leaves, tree = jax.tree.flatten(constants)
     if any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves):
-        raise ValueError("a state with random keys in it cannot be exported; export a function of its parameters")
+        raise UserError("a state with random keys in it cannot be exported; export a function of its parameters")
 
     def program(leaves: list[jax.Array], *arguments: jax.Array) -> Any:
         return function(jax.tree.unflatten(tree, leaves), *arguments)

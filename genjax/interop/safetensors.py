@@ -19,6 +19,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from genjax.errors import UserError
+
 _DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -45,7 +47,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
-class CheckpointFileError(ValueError):
+class CheckpointFileError(UserError):
     """A file of weights that cannot be used; the message is one sentence for the user."""
 
 

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from genjax.errors import UserError
 from genjax.interop.safetensors import CheckpointFileError
 
 _DTYPES = {
@@ -51,7 +52,7 @@ class _Tensor:
         flat = np.frombuffer(raw, self.storage.dtype)
         last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.strides, strict=True))
         if min((self.offset, *self.strides, *self.shape), default=0) < 0 or (0 not in self.shape and last >= len(flat)):
-            raise ValueError("a tensor reaches beyond its storage")
+            raise UserError("a tensor reaches beyond its storage")
         size = self.storage.dtype.itemsize
         strides = [size * step for step in self.strides]
         return np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides, writeable=False)
@@ -99,7 +100,7 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
         (pickled,) = (name for name in names if name.endswith("/data.pkl"))
         folder = pickled.removesuffix("data.pkl")
         if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
-            raise ValueError("the bytes are not little-endian")
+            raise UserError("the bytes are not little-endian")
         with archive.open(pickled) as stream:
             content = _Unpickler(stream).load()
         prefix = f"{folder}data/"
@@ -108,10 +109,10 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
 
 def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
     if _Unpickler(file).load() != _LEGACY_MAGIC:
-        raise ValueError("the first pickle is not torch's")
+        raise UserError("the first pickle is not torch's")
     _Unpickler(file).load()  # Version of the protocol.
     if not _Unpickler(file).load().get("little_endian", True):
-        raise ValueError("the bytes are not little-endian")
+        raise UserError("the bytes are not little-endian")
     content = _Unpickler(file).load()
     keys = _Unpickler(file).load()
     # The storages lie behind without their types, which their tensors know.
@@ -125,7 +126,7 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
 
 def _tensors(content: Any) -> dict[str, _Tensor]:
     if not isinstance(content, dict):
-        raise ValueError("it holds no dictionary of tensors")
+        raise UserError("it holds no dictionary of tensors")
     return {str(name): value for name, value in content.items() if isinstance(value, _Tensor)}
 
 

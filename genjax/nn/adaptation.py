@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from genjax.errors import UserError
+
 Array = jax.Array
 PyTree = Any
 
@@ -39,7 +41,7 @@ class LoRA:
         """Returns {path of a kernel: {a, b}} as a tree like `params`.
 
         Raises:
-          ValueError: no kernel has a target's name.
+          UserError: no kernel has a target's name.
         """
         flat = traverse_util.flatten_dict(params)
         updates = {}
@@ -52,7 +54,7 @@ class LoRA:
             updates[(*path, "b")] = jnp.zeros((*stack, self.rank, columns))
         if not updates:
             names = sorted({path[-2] for path in flat if path[-1] == "kernel"})
-            raise ValueError(f"LoRA targets {', '.join(self.targets)} name no linear map; there are {', '.join(names)}")
+            raise UserError(f"LoRA targets {', '.join(self.targets)} name no linear map; there are {', '.join(names)}")
         return traverse_util.unflatten_dict(updates)
 
     def merge(self, params: PyTree, updates: PyTree) -> PyTree:

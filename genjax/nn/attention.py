@@ -19,6 +19,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.nn.dropout import dropout
 from genjax.nn.positions import RotaryScaling, rotary_angles, rotate
 
@@ -248,21 +249,21 @@ class Attention(nn.Module):
           the weights [B, H, T, S] or None.
 
         Raises:
-          ValueError: the heads do not divide as they must, or a window leaves a query nothing to see.
+          UserError: the heads do not divide as they must, or a window leaves a query nothing to see.
         """
         batch, length, width = x.shape
         heads = self.num_heads
         kv_heads = self.num_kv_heads or heads
         if heads % kv_heads:
-            raise ValueError(f"num_kv_heads={kv_heads} must divide num_heads={heads}")
+            raise UserError(f"num_kv_heads={kv_heads} must divide num_heads={heads}")
         if self.head_dim is None and width % heads:
-            raise ValueError(f"num_heads={heads} must divide the width {width}, or head_dim must be given")
+            raise UserError(f"num_heads={heads} must divide the width {width}, or head_dim must be given")
         dim = self.head_dim or width // heads
         if self.window is not None and self.window < 1:
             # Such a query would get the mean of all values, those after it too.
-            raise ValueError(f"window={self.window} of an attention must be at least 1, the query's own place, or none")
+            raise UserError(f"window={self.window} of an attention must be at least 1, the query's own place, or none")
         if self.cross and context is None and cache is None:
-            raise ValueError("cross-attention needs a context, or a cache of one")
+            raise UserError("cross-attention needs a context, or a cache of one")
 
         def norm(name: str, a: Array) -> Array:
             return nn.RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name=name)(a) if self.qk_norm else a

@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
+
 Array = jax.Array
 
 LOG_2PI = math.log(2.0 * math.pi)
@@ -215,10 +217,10 @@ class Lattice:
         """`num_levels`, which must be known.
 
         Raises:
-          ValueError: neither configuration nor data give it.
+          UserError: neither configuration nor data give it.
         """
         if self.num_levels is None:
-            raise ValueError(f"{type(self).__name__}.num_levels is None; give the number of levels, e.g. 256")
+            raise UserError(f"{type(self).__name__}.num_levels is None; give the number of levels, e.g. 256")
         return self.num_levels
 
     def unit(self, x: Array) -> Array:
@@ -252,7 +254,7 @@ class Lattice:
           remedy: what would be right, for the message.
 
         Raises:
-          ValueError: naming the range or the value found.
+          UserError: naming the range or the value found.
         """
         if isinstance(x, (jax.core.Tracer, jax.ShapeDtypeStruct)):
             return
@@ -263,11 +265,11 @@ class Lattice:
             return
         smallest, largest = float(x.min()), float(x.max())
         if smallest < self.low - 1e-6 or largest > self.high + 1e-6:
-            raise ValueError(
+            raise UserError(
                 f"examples have values from {smallest:g} to {largest:g}, but {name} declares {self.low:g} to {self.high:g}; "
                 f"change {remedy}"
             )
-        raise ValueError(
+        raise UserError(
             f"examples have values such as {float(wrong[0]):g}, which is none of the {self.levels} levels that {name} has "
             f"from {self.low:g} to {self.high:g}; change {remedy}"
         )
@@ -341,14 +343,14 @@ def check_support(output: OutputDistribution, x: Array) -> None:
     """Refuses examples x [B, ...] with values that have no likelihood under `output`, outside of `jit`.
 
     Raises:
-      ValueError: naming the range or the value found.
+      UserError: naming the range or the value found.
     """
     if isinstance(output, Lattice):
         output.check(x, type(output).__name__, "model.output, its low, high or num_levels, or data.preprocessing")
         return
     x = np.asarray(x)
     if not output.supports(x).all():
-        raise ValueError(
+        raise UserError(
             f"examples have values from {x.min():g} to {x.max():g}, but {type(output).__name__} gives a likelihood to those "
             "from 0 to 1 alone; change data.preprocessing or model.output"
         )
@@ -358,10 +360,10 @@ def check_density(output: OutputDistribution, dequantized: bool) -> None:
     """Refuses to take the probability of levels, or a cross-entropy, for a density of dequantised data.
 
     Raises:
-      ValueError: `output` has no density, and the data are dequantised.
+      UserError: `output` has no density, and the data are dequantised.
     """
     if dequantized and not output.continuous:
-        raise ValueError(
+        raise UserError(
             f"data.preprocessing dequantises the data, whose density {type(output).__name__} does not have; choose "
             "model.output=gaussian, or data.preprocessing=unit for levels"
         )

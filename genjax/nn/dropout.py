@@ -9,6 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
+
 Array = jax.Array
 
 
@@ -21,11 +23,11 @@ def keep_mask(keys: Array, rate: float, shape: tuple[int, ...]) -> Array:
     """Booleans, True with probability 1 - round(65536 rate) / 65536, shape [B, *shape] for keys [B].
 
     Raises:
-      ValueError: the rate is no probability below 1.
+      UserError: the rate is no probability below 1.
     """
     threshold = round(rate * 65536)
     if not 0 <= threshold < 65536:
-        raise ValueError(f"a rate of dropout or zoneout must be at least 0 and less than 1, and it is {rate}")
+        raise UserError(f"a rate of dropout or zoneout must be at least 0 and less than 1, and it is {rate}")
     size = 1
     for length in shape:
         size *= length

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.errors import UserError
 from genjax.nn.convolution import Downsample, ResidualBlock, Upsample
 from genjax.nn.distributions import OutputDistribution
 from genjax.nn.mlp import MLP, Activation, activation_function
@@ -143,10 +144,10 @@ class ConvolutionalDecoder(nn.Module):
 
 
 def check_picture_shape(shape: tuple[int, ...], num_halvings: int) -> None:
-    """Raises ValueError unless `shape` is (H, W, C) and can be halved so often."""
+    """Raises UserError unless `shape` is (H, W, C) and can be halved so often."""
     factor = 2**num_halvings
     if len(shape) != 3 or shape[0] % factor or shape[1] % factor:
-        raise ValueError(
+        raise UserError(
             f"a convolutional network with {num_halvings} halvings needs data of a shape (H, W, C) with H and W "
             f"multiples of {factor}, not {tuple(shape)}; give fewer network.channels, or pad with data.pad_to"
         )
@@ -205,7 +206,7 @@ class ConvNetwork(Network):
 
     def __post_init__(self) -> None:
         if not self.channels:
-            raise ValueError("network.channels=() must name at least one feature map; MLPNetwork has none")
+            raise UserError("network.channels=() must name at least one feature map; MLPNetwork has none")
 
     def encoder(self, num_outputs: int, dtype: Any = jnp.float32) -> nn.Module:
         return _ConvEncoder(self, num_outputs, dtype)

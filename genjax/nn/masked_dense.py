@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
+
 Array = jax.Array
 
 
@@ -98,7 +100,7 @@ class MADE(nn.Module):
           order, hidden_degrees: what `made_masks` takes, where they are not the standing ones.
         """
         if x.shape[-1] != self.dim:
-            raise ValueError(f"MADE was built for {self.dim} inputs, got {x.shape[-1]}")
+            raise UserError(f"MADE was built for {self.dim} inputs, got {x.shape[-1]}")
         order = natural_order(self.dim, self.reverse) if order is None else order
         degrees = sequential_degrees(self.dim, self.hidden_dims) if hidden_degrees is None else hidden_degrees
         masks = made_masks(order, degrees)

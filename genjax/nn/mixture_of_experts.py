@@ -24,6 +24,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
+
 Array = jax.Array
 
 
@@ -47,7 +49,7 @@ class MixtureOfExperts:
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_selected <= self.num_experts:
-            raise ValueError(
+            raise UserError(
                 f"experts.num_selected={self.num_selected} must lie between 1 and experts.num_experts={self.num_experts}"
             )
 
@@ -60,10 +62,10 @@ def refuse_experts(experts: MixtureOfExperts | None) -> None:
     """For networks whose loss leaves the balance loss out, without which few experts would learn.
 
     Raises:
-      ValueError: there are experts.
+      UserError: there are experts.
     """
     if experts is not None:
-        raise ValueError(
+        raise UserError(
             "this network is trained without the balance loss that a mixture of experts needs; leave the experts of its "
             "transformer out, or take a model of text: GPT, GPTForTask, T5, BART"
         )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.errors import UserError
 from genjax.nn.tokens import logits_product
 
 Array = jax.Array
@@ -21,12 +22,12 @@ def activation_function(name: Activation) -> Callable[[Array], Array]:
     """Returns the elementwise function of that name.
 
     Raises:
-      ValueError: there is none.
+      UserError: there is none.
     """
     if name == "identity":
         return lambda x: x
     if name not in Activation.__args__:
-        raise ValueError(f"unknown activation {name!r}; choose one of {', '.join(Activation.__args__)}")
+        raise UserError(f"unknown activation {name!r}; choose one of {', '.join(Activation.__args__)}")
     return getattr(jax.nn, name)
 
 

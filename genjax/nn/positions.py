@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
+
 Array = jax.Array
 
 
@@ -25,10 +27,10 @@ def sinusoidal_table(length: int, dim: int, base: float = 10000.0) -> np.ndarray
     """Sines in the first half of the features, cosines in the second, shape [length, dim].
 
     Raises:
-      ValueError: `dim` is odd.
+      UserError: `dim` is odd.
     """
     if dim % 2:
-        raise ValueError(f"sinusoidal positions need an even width, and the width is {dim}")
+        raise UserError(f"sinusoidal positions need an even width, and the width is {dim}")
     angles = np.arange(length)[:, None] * base ** (-np.arange(0, dim, 2) / dim)[None]
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
@@ -143,10 +145,10 @@ def rotary_angles(
     """Cosines and sines for `rotate`, each float32 [..., dim / 2] for positions [...].
 
     Raises:
-      ValueError: `dim` is odd.
+      UserError: `dim` is odd.
     """
     if dim % 2:
-        raise ValueError(f"rotary positions turn pairs of features, so their number must be even, and it is {dim}")
+        raise UserError(f"rotary positions turn pairs of features, so their number must be even, and it is {dim}")
     frequencies = base ** (-np.arange(0, dim, 2) / dim)
     factor = 1.0
     if scaling is not None:

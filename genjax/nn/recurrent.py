@@ -30,6 +30,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.nn.dropout import dropout, fold_in, keep_mask
 
 Array = jax.Array
@@ -79,11 +80,11 @@ class Recurrent:
         needed = {"peepholes": ("lstm",), "zoneout": ("rnn", "gru", "lstm"), "layer_norm": ("rnn", "gru", "lstm")}
         for name, cells in needed.items():
             if getattr(self, name) and self.cell not in cells:
-                raise ValueError(
+                raise UserError(
                     f"recurrent layers with cell={self.cell} know no {name}, but those of {', '.join(cells)}"
                 )
         if self.mlp_dim and not self.residual:
-            raise ValueError(
+            raise UserError(
                 f"mlp_dim={self.mlp_dim} of recurrent layers needs residual ones: set residual=true as well"
             )
 

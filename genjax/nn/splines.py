@@ -13,6 +13,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
+
 Array = jax.Array
 
 MIN_BIN = 1e-3
@@ -48,7 +50,7 @@ def rational_quadratic_spline(x: Array, parameters: Array, bound: float, inverse
     """
     num_bins = (parameters.shape[-1] + 1) // 3
     if 3 * num_bins - 1 != parameters.shape[-1]:
-        raise ValueError(f"a spline of K bins takes 3 K - 1 parameters an element, got {parameters.shape[-1]}")
+        raise UserError(f"a spline of K bins takes 3 K - 1 parameters an element, got {parameters.shape[-1]}")
     knots_x, widths = _knots(parameters[..., :num_bins], bound)
     knots_y, heights = _knots(parameters[..., num_bins : 2 * num_bins], bound)
     # softplus(offset) + MIN_DERIVATIVE = 1, so that zero parameters give slope 1, as in the tails.

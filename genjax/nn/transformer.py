@@ -17,6 +17,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.nn.attention import Attention, KVCache
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.mixture_of_experts import ExpertLayer, MixtureOfExperts
@@ -141,10 +142,10 @@ class Transformer:
           name: of this configuration, as in "model.network".
 
         Raises:
-          ValueError: it is.
+          UserError: it is.
         """
         if self.longest is not None and length > self.longest:
-            raise ValueError(f"{what} {length} places, but the longest context is {name}.max_length={self.longest}")
+            raise UserError(f"{what} {length} places, but the longest context is {name}.max_length={self.longest}")
 
     @property
     def residual_init_std(self) -> float | None:
@@ -347,16 +348,16 @@ class TransformerStack(nn.Module):
           return_weights: whether to return attention weights.
 
         Raises:
-          ValueError: an argument that this configuration cannot serve.
+          UserError: an argument that this configuration cannot serve.
         """
         config = self.config
         length = x.shape[1]
         if cache is not None and (segment_ids is not None or not config.causal):
-            raise ValueError("a cache serves causal stacks without packed segments")
+            raise UserError("a cache serves causal stacks without packed segments")
         if config.norm_placement not in ("pre", "post") or config.norm not in ("layer", "rms"):
-            raise ValueError(f"unknown norm={config.norm!r} or norm_placement={config.norm_placement!r}")
+            raise UserError(f"unknown norm={config.norm!r} or norm_placement={config.norm_placement!r}")
         if config.cross_attention and context is None and (cache is None or cache.cross is None):
-            raise ValueError("a stack with cross_attention needs a context")
+            raise UserError("a stack with cross_attention needs a context")
         if positions is None and segment_ids is not None:
             positions = segment_positions(segment_ids)
         start = None if cache is None else cache.length
@@ -391,7 +392,7 @@ class TransformerStack(nn.Module):
         block = nn.remat(Block, prevent_cse=not config.scan_layers) if config.remat else Block
         if config.scan_layers:
             if cache is not None:
-                raise ValueError("a cache needs unrolled layers; see unrolled()")
+                raise UserError("a cache needs unrolled layers; see unrolled()")
             stack = nn.scan(
                 block,
                 variable_axes={"params": 0},
@@ -481,7 +482,7 @@ class TokenEmbedding(nn.Module):
         """tokens [B, T] -> [B, T, C]; `start` tokens came before (see `Cache.length`).
 
         Raises:
-          ValueError: the tokens, where none came before, are more than the positions know.
+          UserError: the tokens, where none came before, are more than the positions know.
         """
         config = self.config
         if start is None:

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.nn.mixture_of_experts import refuse_experts
 from genjax.nn.transformer import Transformer, TransformerStack
 
@@ -37,12 +38,12 @@ class VisionTransformer(nn.Module):
         """Pictures [B, H, W, C] -> features of the class token and the patches, [B, 1 + N, width].
 
         Raises:
-          ValueError: the patches do not divide the pictures.
+          UserError: the patches do not divide the pictures.
         """
         config, size = self.config, self.patch_size
         batch, height, width, channels = x.shape
         if height % size or width % size:
-            raise ValueError(f"patches of {size} x {size} do not divide pictures of {height} x {width}")
+            raise UserError(f"patches of {size} x {size} do not divide pictures of {height} x {width}")
         rows, columns = height // size, width // size
         patches = x.reshape(batch, rows, size, columns, size, channels).swapaxes(2, 3)
         init = nn.initializers.normal(config.init_std or 0.02)

@@ -1,8 +1,9 @@
 """The engine: compile and shard a step, loop, checkpoints, records."""
 
+from genjax.errors import Interrupted
 from genjax.training.checkpoints import CheckpointError
 from genjax.training.experiment import Evaluation, Experiment, Training, resolve
-from genjax.training.loop import Interrupted, NonFiniteError, train
+from genjax.training.loop import NonFiniteError, train
 from genjax.training.run import Run, restore
 
 __all__ = [

@@ -26,6 +26,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from genjax.config import ConfigError
+from genjax.errors import UserError
 from genjax.nn.tokens import with_more_tokens
 from genjax.training.experiment import load_config
 from genjax.training.records import finite_json
@@ -39,7 +40,7 @@ METRICS_FILE = Path("metrics") / "metrics"
 ARRAYS_FILE = Path("state") / "manifest.ocdbt"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be written or read; the message is one sentence for the user."""
 
 

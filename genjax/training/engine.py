@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from genjax.config import ConfigError
 from genjax.data import Data, Pipeline, evaluation_batches
+from genjax.errors import UserError
 from genjax.metrics import Ratio, divided
 from genjax.model import DEVICE_AXIS, Batch, Metrics, TrainState
 from genjax.training.experiment import Experiment, check_tokens_known
@@ -259,7 +260,7 @@ class Engine:
         """Lets the model look for what is wrong at a step, outside of `jit`, given a sound state from before.
 
         Raises:
-          ValueError: what the model found.
+          UserError: what the model found.
         """
         batch, key = self._prepared(self.pipeline.batch(step), jax.random.fold_in(self._step_key, step))
         self.experiment.model.diagnose(self.collect(state), batch, key)
@@ -345,7 +346,7 @@ class Engine:
             for name, value in values.items():
                 shapes = {leaf.shape for leaf in jax.tree.leaves(value)}
                 if shapes != {mask.shape}:
-                    raise ValueError(
+                    raise UserError(
                         f"{type(model).__name__}.evaluate returned {name} of shape {shapes.pop()}; it must give "
                         f"one value per example, {mask.shape}"
                     )

@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 from genjax.config import ConfigError
 from genjax.config.trees import leaves, override
 from genjax.data import check_not_empty
+from genjax.errors import Interrupted, UserError
 from genjax.metrics import Ratio, divided
 from genjax.model import CanDiagnose, ChecksStart, HasLearnedExtra, HasPretrained, HasWarnings, TrainState
 from genjax.training import host
@@ -61,20 +62,8 @@ Draw = Callable[[Run, Path], Mapping[str, Path]]
 _logger = logging.getLogger(__name__)
 
 
-class NonFiniteError(ValueError):
+class NonFiniteError(UserError):
     """A loss or a gradient that is not finite; the message says where, and where to go back to."""
-
-
-class Interrupted(Exception):
-    """A run that was asked to stop, and has saved its state.
-
-    Attributes:
-      signal: the number of the signal that asked for it.
-    """
-
-    def __init__(self, message: str, number: int):
-        super().__init__(message)
-        self.signal = number
 
 
 def dispatches(start: int, training: Training) -> Iterator[tuple[int, int]]:

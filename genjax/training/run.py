@@ -54,7 +54,7 @@ class Run:
         with a row for each sample are divided with them; others, such as a prompt [P] or one class, are of all samples.
 
         Raises:
-          ValueError: a condition is not one that the model knows, such as a class or a token that there is not.
+          UserError: a condition is not one that the model knows, such as a class or a token that there is not.
         """
         # Here and not in `model.sample`, which is compiled and sees no values.
         if isinstance(self.model, ChecksCondition):

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.model import (
     Array,
     Batch,
@@ -68,18 +69,18 @@ class Autoencoder:
     def decoder(self) -> Any:
         """The Linen module (h, None) -> [B, *data_shape, P], parameters of p(x | h)."""
         if self.data_shape is None:
-            raise ValueError(f"{type(self).__name__}.data_shape is None; give it, or resolve the experiment")
+            raise UserError(f"{type(self).__name__}.data_shape is None; give it, or resolve the experiment")
         return OutputDecoder(self.network, self.output, self.data_shape, jnp.dtype(self.compute_dtype))
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the examples have another shape than `data_shape`, or are dequantised and `output` has no density.
+          UserError: the examples have another shape than `data_shape`, or are dequantised and `output` has no density.
         """
         check_density(self.output, "log_abs_det" in batch)
         if self.data_shape is not None and batch["x"].shape[1:] != tuple(self.data_shape):
-            raise ValueError(
+            raise UserError(
                 f"examples have the shape {batch['x'].shape[1:]}, but model.data_shape is {self.data_shape}"
             )
         encoder_key, decoder_key = jax.random.split(key)
@@ -169,7 +170,7 @@ class Autoencoder:
         """Looks for values that have no likelihood under `output`, outside of `jit`.
 
         Raises:
-          ValueError: naming them.
+          UserError: naming them.
         """
         check_support(self.output, batch["x"])
 

@@ -18,6 +18,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.autoencoder.autoencoder import Autoencoder
 from genjax.model import Array, TrainState
 
@@ -101,8 +102,8 @@ class DenoisingAutoencoder(Autoencoder):
         """(r(x) - x) / sigma^2, the score of the data with noise of scale sigma, the shape of x.
 
         Raises:
-          ValueError: the corruption is not Gaussian.
+          UserError: the corruption is not Gaussian.
         """
         if not isinstance(self.corruption, GaussianNoise):
-            raise ValueError(f"a score needs corruption=gaussian_noise, not {type(self.corruption).__name__}")
+            raise UserError(f"a score needs corruption=gaussian_noise, not {type(self.corruption).__name__}")
         return (self.denoise(state, x) - x) / self.corruption.scale**2

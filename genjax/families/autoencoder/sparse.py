@@ -15,6 +15,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.autoencoder.autoencoder import Autoencoder
 from genjax.model import Array, Batch, BatchLoss, Metrics, PyTree, TrainState, cross_device_mean
 from genjax.nn.mlp import Activation
@@ -46,12 +47,12 @@ class SparseAutoencoder(Autoencoder):
         """As `Autoencoder.init`.
 
         Raises:
-          ValueError: settings that do not suit each other.
+          UserError: settings that do not suit each other.
         """
         if self.penalty == "kl" and self.code_activation != "sigmoid":
-            raise ValueError(f"model.penalty=kl needs model.code_activation=sigmoid, not {self.code_activation}")
+            raise UserError(f"model.penalty=kl needs model.code_activation=sigmoid, not {self.code_activation}")
         if self.penalty == "kl" and not 0.0 < self.target < 1.0:
-            raise ValueError(f"model.target={self.target} must lie between 0 and 1")
+            raise UserError(f"model.target={self.target} must lie between 0 and 1")
         return super().init(key, batch)
 
     @property

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
 from genjax.model import (
     Array,
     Batch,
@@ -61,7 +62,7 @@ class AutoregressiveModel(abc.ABC):
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
-            raise ValueError(f"model.temperature={self.temperature} must be positive")
+            raise UserError(f"model.temperature={self.temperature} must be positive")
 
     # What a model defines.
 
@@ -105,7 +106,7 @@ class AutoregressiveModel(abc.ABC):
     def shape(self) -> tuple[int, ...]:
         """`data_shape`, which must be known."""
         if self.data_shape is None:
-            raise ValueError(f"{type(self).__name__}.data_shape is None; give it, or resolve the experiment")
+            raise UserError(f"{type(self).__name__}.data_shape is None; give it, or resolve the experiment")
         return tuple(self.data_shape)
 
     def labels(self, batch: Batch) -> Array | None:
@@ -113,26 +114,26 @@ class AutoregressiveModel(abc.ABC):
         if not self.class_conditional:
             return None
         if self.num_classes is None:
-            raise ValueError("a class_conditional model needs num_classes; give it, or use a labelled data set")
+            raise UserError("a class_conditional model needs num_classes; give it, or use a labelled data set")
         if "label" not in batch:
-            raise ValueError("a class_conditional model needs batches with a label")
+            raise UserError("a class_conditional model needs batches with a label")
         return batch["label"]
 
     def check_labels(self, label: Array) -> None:
         """Refuses labels outside of the classes.
 
         Raises:
-          ValueError: the model is not conditional on classes, or there is no such class.
+          UserError: the model is not conditional on classes, or there is no such class.
         """
         if not self.class_conditional:
-            raise ValueError("this model takes no label; train it with model.class_conditional=true")
+            raise UserError("this model takes no label; train it with model.class_conditional=true")
         check_label_range(label, self.num_classes)
 
     def check_values(self, x: Array) -> None:
         """Refuses values that the output gives no probability; traced ones pass.
 
         Raises:
-          ValueError: naming the range or the value found.
+          UserError: naming the range or the value found.
         """
         remedy = "data.preprocessing (binarize_dynamic for a Bernoulli), model.output or its num_levels"
         lattice_of(self.output).check(x, type(self.output).__name__, remedy)
@@ -153,11 +154,11 @@ class AutoregressiveModel(abc.ABC):
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the examples have another shape than `data_shape`, or values that the output gives no probability.
+          UserError: the examples have another shape than `data_shape`, or values that the output gives no probability.
         """
         x = batch["x"]
         if x.shape[1:] != self.shape():
-            raise ValueError(f"examples have the shape {x.shape[1:]}, but model.data_shape is {self.shape()}")
+            raise UserError(f"examples have the shape {x.shape[1:]}, but model.data_shape is {self.shape()}")
         self.check_values(x)
         return TrainState.create(self.init_params(key, x, self.labels(batch)), self.optimizer)
 
@@ -189,7 +190,7 @@ class AutoregressiveModel(abc.ABC):
         """Looks for values that the output gives no probability, outside of `jit`.
 
         Raises:
-          ValueError: naming them.
+          UserError: naming them.
         """
         self.check_values(batch["x"])
 
@@ -213,7 +214,7 @@ class AutoregressiveModel(abc.ABC):
           cached: False samples by whole passes of the network; for comparison.
 
         Raises:
-          ValueError: a label for a model that takes none or of no class, or a temperature that is not positive.
+          UserError: a label for a model that takes none or of no class, or a temperature that is not positive.
         """
         x = jnp.zeros((num_samples, *self.shape()))
         return self.complete(state, key, x, jnp.zeros(self.shape(), bool), label, temperature, cached)
@@ -239,7 +240,7 @@ class AutoregressiveModel(abc.ABC):
         """
         temperature = self.temperature if temperature is None else temperature
         if isinstance(temperature, (int, float)) and temperature <= 0:
-            raise ValueError(f"temperature={temperature} must be positive")
+            raise UserError(f"temperature={temperature} must be positive")
         if label is not None:
             self.check_labels(label)
         if self.class_conditional:

@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.autoregressive.images import ImageModel
 from genjax.model import Array
 from genjax.nn.causal_conv import Mode
@@ -77,7 +78,7 @@ class ImageGPT(ImageModel):
 
     def networks(self, mode: Mode | None = None) -> tuple[None, nn.Module]:
         if not self.transformer.causal or self.transformer.positions == "learned":
-            raise ValueError(
+            raise UserError(
                 "an image transformer needs transformer.causal=true and transformer.positions other than learned"
             )
         refuse_experts(self.transformer.experts)

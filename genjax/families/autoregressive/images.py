@@ -23,6 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.autoregressive.base import AutoregressiveModel, lattice_of
 from genjax.model import Array, PyTree
 from genjax.nn.causal_conv import Mode
@@ -87,7 +88,7 @@ class ImageModel(AutoregressiveModel):
     def shape(self) -> tuple[int, ...]:
         shape = super().shape()
         if len(shape) != 3:
-            raise ValueError(f"{type(self).__name__} models pictures [H, W, C], but model.data_shape is {shape}")
+            raise UserError(f"{type(self).__name__} models pictures [H, W, C], but model.data_shape is {shape}")
         return shape
 
     def encoded(self, x: Array) -> Array:

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
 from genjax.families.autoregressive.base import VectorModel, whole_passes
 from genjax.model import Array, PyTree
 from genjax.nn.masked_dense import MADE as MaskedNetwork
@@ -83,7 +84,7 @@ class MADE(VectorModel):
 
     def init_params(self, key: Array, x: Array, label: Array | None) -> PyTree:
         if self.num_masks < 1:
-            raise ValueError(f"num_masks={self.num_masks} must be at least 1")
+            raise UserError(f"num_masks={self.num_masks} must be at least 1")
         return self.network().init(key, x.reshape(-1, self.dim), self.one_hot(label))["params"]
 
     def parameters(self, params: PyTree, x: Array, label: Array | None, mask_index: Any = 0) -> Array:

@@ -21,6 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.autoregressive.images import ImageModel
 from genjax.model import Array
 from genjax.nn.causal_conv import CausalConv, Mode, corner_taps, horizontal_taps, vertical_taps
@@ -197,7 +198,7 @@ class PixelCNNPP(ImageModel):
         shape = super().shape()
         factor = 2 ** (self.num_levels - 1)
         if shape[0] % factor or shape[1] % factor:
-            raise ValueError(
+            raise UserError(
                 f"num_levels={self.num_levels} halves height and width {self.num_levels - 1} times, which {shape[:2]} does "
                 f"not allow: pad to multiples of {factor} (data.pad_to) or lower model.num_levels"
             )

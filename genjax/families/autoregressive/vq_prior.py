@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.autoregressive.gated_pixel_cnn import GatedPixelCNN
 from genjax.families.vae.vq_vae import VQVAE
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, gradient_step
@@ -45,13 +46,13 @@ class VQPrior:
           source: the model of the run that the parameters are taken from, or None where there is none.
 
         Raises:
-          ValueError: it is missing, or neither a VQ-VAE nor a prior over one.
+          UserError: it is missing, or neither a VQ-VAE nor a prior over one.
         """
         if source is None and self.untrained_vq_vae:
             return
         if not isinstance(source, (VQVAE, VQPrior)):
             what = "" if source is None else f", and {type(source).__name__} is none"
-            raise ValueError(
+            raise UserError(
                 f"a prior learns the codes of a trained VQ-VAE{what}; give its run by --training.init_from=RUN "
                 "--training.init_prefix=encoder,decoder,codebook"
             )

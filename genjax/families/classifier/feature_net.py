@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from genjax.errors import UserError
 from genjax.model import (
     Array,
     Batch,
@@ -108,10 +109,10 @@ class FeatureNet:
         """The Linen module.
 
         Raises:
-          ValueError: the number of classes is not known.
+          UserError: the number of classes is not known.
         """
         if self.num_classes is None:
-            raise ValueError("FeatureNet.num_classes is None; give it, or train on a labelled set")
+            raise UserError("FeatureNet.num_classes is None; give it, or train on a labelled set")
         return FeatureNetwork(
             self.num_classes, self.channels, self.num_features, self.dropout_rate, jnp.dtype(self.compute_dtype)
         )
@@ -120,10 +121,10 @@ class FeatureNet:
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the examples have no labels.
+          UserError: the examples have no labels.
         """
         if "label" not in batch:
-            raise ValueError("a feature net is a classifier and needs a labelled set; this one has no labels")
+            raise UserError("a feature net is a classifier and needs a labelled set; this one has no labels")
         return TrainState.create(self.network().init(key, batch["x"])["params"], self.optimizer)
 
     def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
@@ -157,7 +158,7 @@ class FeatureNet:
         """Refuses labels outside of the classes; inside of compiled functions their values are not known.
 
         Raises:
-          ValueError: there is no such class.
+          UserError: there is no such class.
         """
         check_label_range(label, self.num_classes)
 
@@ -170,7 +171,7 @@ class FeatureNet:
           [num_samples, *data_shape] in [0, 1].
 
         Raises:
-          ValueError: a label is none of the classes.
+          UserError: a label is none of the classes.
         """
         if label is None:
             label = jnp.arange(num_samples) % self.num_classes

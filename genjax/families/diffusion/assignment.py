@@ -15,6 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
+
 Array = jax.Array
 
 
@@ -59,10 +61,10 @@ def assign(cost: Array, regularization: float = 0.05, num_iterations: int = 100)
       num_iterations: see there.
 
     Raises:
-      ValueError: the cost is not square.
+      UserError: the cost is not square.
     """
     if cost.ndim != 2 or cost.shape[0] != cost.shape[1]:
-        raise ValueError(f"the cost has shape {cost.shape}, but every row needs a column of its own")
+        raise UserError(f"the cost has shape {cost.shape}, but every row needs a column of its own")
     size = cost.shape[0]
     indices = jnp.arange(size, dtype=jnp.int32)
     cost = jnp.nan_to_num(cost.astype(jnp.promote_types(cost.dtype, jnp.float32)))

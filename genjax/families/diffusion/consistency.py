@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.diffusion import targets
 from genjax.families.diffusion.diffusion import Diffusion, copies_of_start
 from genjax.families.diffusion.grids import Node, times
@@ -82,24 +83,24 @@ class ConsistencyModel(Diffusion):
     def check(self) -> None:
         super().check()
         if self.self_conditioning or self.likelihood_steps:
-            raise ValueError("a consistency model has neither self_conditioning nor a likelihood (likelihood_steps)")
+            raise UserError("a consistency model has neither self_conditioning nor a likelihood (likelihood_steps)")
         if not isinstance(self.process, Karras):
-            raise ValueError("a consistency model needs process=karras")
+            raise UserError("a consistency model needs process=karras")
         ignored = {"target": "epsilon", "times": UniformTime(), "weighting": "target"}
         given = [name for name, value in ignored.items() if getattr(self, name) != value]
         if given:
-            raise ValueError(
+            raise UserError(
                 f"a consistency model has a target, levels and a weighting of its own; leave out {', '.join(given)}"
             )
         if not isinstance(self.sampler, ConsistencySampler):
-            raise ValueError(
+            raise UserError(
                 f"a consistency model maps noise to data in one step, which {type(self.sampler).__name__} cannot use; "
                 "choose sampler=consistency_sampler"
             )
         if not 1 <= self.min_levels <= self.max_levels:
-            raise ValueError(f"levels must satisfy 1 <= min_levels={self.min_levels} <= max_levels={self.max_levels}")
+            raise UserError(f"levels must satisfy 1 <= min_levels={self.min_levels} <= max_levels={self.max_levels}")
         if self.num_steps is None:
-            raise ValueError("ConsistencyModel.num_steps is None; give it, or resolve the experiment")
+            raise UserError("ConsistencyModel.num_steps is None; give it, or resolve the experiment")
 
     def estimate(
         self, params: PyTree, z: Array, t: Array, condition, x0_before: Array | None = None, dropout_keys=None
@@ -200,9 +201,9 @@ class ConsistencyDistillation(ConsistencyModel):
     def check(self) -> None:
         super().check()
         if self.num_distillation_levels < 2:
-            raise ValueError(f"num_distillation_levels={self.num_distillation_levels} must be at least 2")
+            raise UserError(f"num_distillation_levels={self.num_distillation_levels} must be at least 2")
         if not 0.0 <= self.target_decay < 1.0:
-            raise ValueError(f"target_decay={self.target_decay} must be at least 0 and below 1")
+            raise UserError(f"target_decay={self.target_decay} must be at least 0 and below 1")
 
     def check_start(self, source: Any) -> None:
         """Refuses to start a run from parameters that are no teacher's.
@@ -211,27 +212,25 @@ class ConsistencyDistillation(ConsistencyModel):
           source: the model of the run that the parameters are taken from, or None where there is none.
 
         Raises:
-          ValueError: it is missing, or its network would be read as another function than it learned.
+          UserError: it is missing, or its network would be read as another function than it learned.
         """
         super().check_start(source)
         if source is None:
             if self.untrained_teacher:
                 return
-            raise ValueError("distillation needs a teacher: give --training.init_from, the workdir of a run of EDM")
+            raise UserError("distillation needs a teacher: give --training.init_from, the workdir of a run of EDM")
         if getattr(source, "target", None) != "edm" or not isinstance(source.process, Karras) or not source.scale_input:
-            raise ValueError(
+            raise UserError(
                 f"the teacher in training.init_from is a {type(source).__name__} and not EDM (target=edm, process=karras, "
                 "scale_input=true); distil a run of EDM"
             )
         if source.sigma_data != self.sigma_data:
-            raise ValueError(
+            raise UserError(
                 f"sigma_data={self.sigma_data}, but the teacher in training.init_from has {source.sigma_data}; give "
                 f"--model.sigma_data={source.sigma_data}"
             )
         if as_function(source.network) != as_function(self.network):
-            raise ValueError(
-                "the network is not that of the teacher in training.init_from; give the same model.network"
-            )
+            raise UserError("the network is not that of the teacher in training.init_from; give the same model.network")
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         state = super().init(key, batch)

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
 from genjax.families.diffusion import targets
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.levels import check_levels, only_of_levels
@@ -68,24 +69,22 @@ class DDPM(Diffusion):
     def check(self) -> None:
         super().check()
         if self.process.num_timesteps < 2:
-            raise ValueError(
+            raise UserError(
                 f"process.num_timesteps={self.process.num_timesteps}: the chain needs at least 2 steps, the second of which lends the "
                 "first its variance"
             )
         if getattr(self.sampler, "variance", None) == "learned" and self.variance != "learned":
-            raise ValueError("sampler.variance=learned needs a model with variance=learned")
+            raise UserError("sampler.variance=learned needs a model with variance=learned")
         if self.objective == "bound" and (self.weighting != "target" or not isinstance(self.times, UniformTime)):
-            raise ValueError(
-                "objective=bound weighs the steps itself; it takes weighting=target and times=uniform_time"
-            )
+            raise UserError("objective=bound weighs the steps itself; it takes weighting=target and times=uniform_time")
         if self.step_sampling == "importance" and self.objective != "bound":
-            raise ValueError(
+            raise UserError(
                 f"step_sampling=importance weighs the terms of the bound; it takes objective=bound and not {self.objective}"
             )
         if self.bound_terms or self.objective == "bound":
             self._check_has_likelihood("bound_terms=0 and objective=simple")
         if self.bound_terms < 0:
-            raise ValueError(f"bound_terms={self.bound_terms} must be at least 0")
+            raise UserError(f"bound_terms={self.bound_terms} must be at least 0")
 
     @property
     def num_outputs(self) -> int:
@@ -259,7 +258,7 @@ class DDPM(Diffusion):
         """An estimate of the lower bound on log p(x) in nats, shape [B].
 
         Raises:
-          ValueError: the model has self_conditioning, and so no bound.
+          UserError: the model has self_conditioning, and so no bound.
         """
         self._check_has_likelihood("another model")
         return -self.bound_terms_of(state.eval_params, batch, key)["total"]

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
 from genjax.families.diffusion import ode, targets
 from genjax.families.diffusion.guidance import Guidance
 from genjax.families.diffusion.networks import Condition, DenoisingNetwork
@@ -100,20 +101,20 @@ class Diffusion:
     gives_path_ends: ClassVar[bool] = False
 
     def check(self) -> None:
-        """Raises ValueError where the parts do not suit each other; not at construction, as flags set one after the other."""
+        """Raises UserError where the parts do not suit each other; not at construction, as flags set one after the other."""
         unknown = [name for name in self.condition_on if name not in self.network.conditions]
         if unknown:
             hint = "; a context needs DiT, or UNet with attention_levels" if "context" in unknown else ""
-            raise ValueError(
+            raise UserError(
                 f"condition_on={','.join(unknown)}: {type(self.network).__name__} takes {', '.join(self.network.conditions)}{hint}"
             )
         if self.process.ends_in_pure_noise and self.target in ("epsilon", "score"):
-            raise ValueError(
+            raise UserError(
                 f"target={self.target} says nothing of the data where {type(self.process).__name__} ends in pure noise; "
                 "choose v, velocity, x0 or edm"
             )
         if self.sampler.needs_path_ends and not self.gives_path_ends:
-            raise ValueError(
+            raise UserError(
                 f"{type(self.sampler).__name__} takes the mean that {type(self).__name__} gives for a sample and would blur; "
                 "choose another sampler, or a consistency model"
             )
@@ -128,9 +129,9 @@ class Diffusion:
         """The Linen module of the network."""
         self.check()
         if self.data_shape is None:
-            raise ValueError(f"{type(self).__name__}.data_shape is None; give it, or resolve the experiment")
+            raise UserError(f"{type(self).__name__}.data_shape is None; give it, or resolve the experiment")
         if "label" in self.condition_on and self.num_classes is None:
-            raise ValueError("condition_on=label needs num_classes; the data set has none, so give it")
+            raise UserError("condition_on=label needs num_classes; the data set has none, so give it")
         num_classes = self.num_classes if "label" in self.condition_on else None
         return self.network.build(self.num_outputs, num_classes, jnp.dtype(self.compute_dtype))
 
@@ -152,11 +153,11 @@ class Diffusion:
         """What of a batch the network sees.
 
         Raises:
-          ValueError: something is missing.
+          UserError: something is missing.
         """
         missing = [name for name in self.condition_on if name not in batch]
         if missing:
-            raise ValueError(f"condition_on={','.join(missing)}, but the batch has only {', '.join(sorted(batch))}")
+            raise UserError(f"condition_on={','.join(missing)}, but the batch has only {', '.join(sorted(batch))}")
         names = [*self.condition_on, *(["context_mask"] if "context_mask" in batch else [])]
         return {name: batch[name] for name in names if name in self.condition_on or "context" in self.condition_on}
 
@@ -270,7 +271,7 @@ class Diffusion:
           source: the model of the run `training.init_from`, or None where there is none.
 
         Raises:
-          ValueError: guidance that the model cannot have.
+          UserError: guidance that the model cannot have.
         """
         self.guidance.check(self.condition_on, self.condition_dropout)
 
@@ -278,7 +279,7 @@ class Diffusion:
         """Looks for labels outside of the classes, whose embedding is NaN, outside of `jit`.
 
         Raises:
-          ValueError: naming them.
+          UserError: naming them.
         """
         if "label" in self.condition_on:
             check_label_range(batch["label"], self.num_classes)
@@ -287,7 +288,7 @@ class Diffusion:
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the examples have another shape than `data_shape`, or lack a condition, or the density that
+          UserError: the examples have another shape than `data_shape`, or lack a condition, or the density that
             likelihood_steps asks for.
         """
         if self.likelihood_steps:
@@ -301,7 +302,7 @@ class Diffusion:
     def init_params(self, key: Array, batch: Batch) -> PyTree:
         """Parameters before the first step."""
         if self.data_shape is not None and batch["x"].shape[1:] != tuple(self.data_shape):
-            raise ValueError(f"examples have shape {batch['x'].shape[1:]}, but data_shape is {self.data_shape}")
+            raise UserError(f"examples have shape {batch['x'].shape[1:]}, but data_shape is {self.data_shape}")
         z = self.network_input(batch["x"][:1], None)
         condition = jax.tree.map(lambda a: a[:1], self.condition(batch))
         return self.module().init(key, z, jnp.ones((1,)), condition)["params"]
@@ -385,7 +386,7 @@ class Diffusion:
             given is as it is for a dropped condition.
 
         Raises:
-          ValueError: a condition that the model does not know or of another shape, a label outside the classes, or guidance that
+          UserError: a condition that the model does not know or of another shape, a label outside the classes, or guidance that
             the model cannot have.
         """
         noise_key, step_key = jax.random.split(key)
@@ -399,16 +400,16 @@ class Diffusion:
         """Refuses labels outside of the classes; `num_classes` itself stands for no class.
 
         Raises:
-          ValueError: the model is not conditional on classes, or there is no such class.
+          UserError: the model is not conditional on classes, or there is no such class.
         """
         if "label" not in self.condition_on:
-            raise ValueError("the model is not conditional on classes; train it with condition_on=label")
+            raise UserError("the model is not conditional on classes; train it with condition_on=label")
         if isinstance(label, jax.core.Tracer):
             return
         # In numpy, as jnp's answer would be traced where the caller is compiled.
         label = np.asarray(label)
         if label.size and (int(label.min()) < 0 or int(label.max()) > self.num_classes):
-            raise ValueError(f"labels must lie between 0 and {self.num_classes - 1} ({self.num_classes} for no class)")
+            raise UserError(f"labels must lie between 0 and {self.num_classes - 1} ({self.num_classes} for no class)")
 
     def sampling_condition(
         self, state: TrainState, num_samples: int, label: Array | None, given: Condition
@@ -416,11 +417,11 @@ class Diffusion:
         """Checks what `sample` is given and completes it.
 
         Raises:
-          ValueError: a condition that the model does not know or of another shape, or a label outside the classes.
+          UserError: a condition that the model does not know or of another shape, or a label outside the classes.
         """
         for name in given:
             if name not in (*self.condition_on, "context_mask"):
-                raise ValueError(f"the model is not conditional on {name}; condition_on={','.join(self.condition_on)}")
+                raise UserError(f"the model is not conditional on {name}; condition_on={','.join(self.condition_on)}")
         condition = dict(given)
         if label is not None:
             self.check_labels(label)
@@ -432,12 +433,12 @@ class Diffusion:
             # Contexts of any length are attended to.
             free = 1 if name == "context" else 0
             if value.ndim != 1 + len(shape) or value.shape[1 + free :] != shape[free:]:
-                raise ValueError(
+                raise UserError(
                     f"{name} has shape {value.shape}, which does not fit {(num_samples, *shape)} of the training"
                 )
         for name, value in condition.items():
             if value.shape[0] != num_samples:
-                raise ValueError(f"{name} has {value.shape[0]} rows, but num_samples is {num_samples}")
+                raise UserError(f"{name} has {value.shape[0]} rows, but num_samples is {num_samples}")
         return condition
 
     def condition_shapes(self, state: TrainState) -> dict[str, tuple[int, ...]]:
@@ -458,7 +459,7 @@ class Diffusion:
 
     def _check_has_likelihood(self, remedy: str) -> None:
         if self.self_conditioning:
-            raise ValueError(
+            raise UserError(
                 "with self_conditioning a sample depends on the estimates of all steps before, so that the likelihood of single "
                 f"steps is not that of samples; give {remedy}, or self_conditioning=false"
             )
@@ -466,7 +467,7 @@ class Diffusion:
     def _check_density(self, batch: Batch) -> None:
         levels = self.levels_of(batch)
         if levels is not None:
-            raise ValueError(
+            raise UserError(
                 f"the ODE's likelihood is a density, which x with {levels} levels does not have; dequantise it with "
                 "data.preprocessing=dequantize_signed"
             )
@@ -488,7 +489,7 @@ class Diffusion:
         """Log-density of x in nats along the probability-flow ODE, by likelihood_trace, shape [B].
 
         Raises:
-          ValueError: x has levels, and so no density; or the model has self_conditioning, and so no likelihood.
+          UserError: x has levels, and so no density; or the model has self_conditioning, and so no likelihood.
         """
         return self._log_prob(state, batch, jax.random.key(0))
 

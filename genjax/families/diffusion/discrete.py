@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.errors import UserError
 from genjax.families.diffusion.networks import sinusoidal_embedding
 from genjax.families.diffusion.times import spread_uniforms
 from genjax.metrics import Ratio
@@ -106,16 +107,16 @@ class MaskedDiffusion:
     optimizer: Optimizer = Adam(learning_rate=1e-3, ema_decay=0.999)
 
     def check(self) -> None:
-        """Raises ValueError for settings that cannot work."""
+        """Raises UserError for settings that cannot work."""
         if self.vocab_size is None or self.sequence_length is None:
-            raise ValueError("vocab_size and sequence_length are None; give them, or resolve the experiment")
+            raise UserError("vocab_size and sequence_length are None; give them, or resolve the experiment")
         for name in ("num_steps_sampling", "num_bound_samples"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
         if not self.temperature > 0.0:
-            raise ValueError(f"temperature={self.temperature} must be above 0; 0.01 is close to the likeliest symbols")
+            raise UserError(f"temperature={self.temperature} must be above 0; 0.01 is close to the likeliest symbols")
         if self.hidden_dim % self.num_heads:
-            raise ValueError(f"num_heads={self.num_heads} must divide hidden_dim={self.hidden_dim}")
+            raise UserError(f"num_heads={self.num_heads} must divide hidden_dim={self.hidden_dim}")
 
     def module(self) -> TokenDenoiser:
         """The network."""
@@ -203,7 +204,7 @@ class MaskedDiffusion:
         z = jnp.full(shape, self.vocab_size, jnp.int32)
         if prompt is not None:
             if prompt.shape != shape:
-                raise ValueError(f"prompt has shape {prompt.shape}, but samples have shape {shape}")
+                raise UserError(f"prompt has shape {prompt.shape}, but samples have shape {shape}")
             z = jnp.where((prompt >= 0) & (prompt < self.vocab_size), prompt, z).astype(jnp.int32)
         steps = self.num_steps_sampling
 
@@ -236,9 +237,9 @@ class D3PM(MaskedDiffusion):
     def check(self) -> None:
         super().check()
         if self.num_timesteps < 1:
-            raise ValueError(f"num_timesteps={self.num_timesteps} must be at least 1")
+            raise UserError(f"num_timesteps={self.num_timesteps} must be at least 1")
         if self.num_steps_sampling != MaskedDiffusion.num_steps_sampling:
-            raise ValueError(
+            raise UserError(
                 f"D3PM samples by the {self.num_timesteps} steps of its chain (num_timesteps); leave num_steps_sampling out"
             )
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from genjax.errors import UserError
 from genjax.families.diffusion.networks import Condition, ConditionEmbedding, DenoisingNetwork, with_image
 from genjax.nn.attention import Attention
 from genjax.nn.dropout import dropout, fold_in
@@ -72,11 +73,11 @@ def patchify(x: Array, sizes: tuple[int, ...]) -> Array:
     """Patches of x [B, *space, C] as tokens [B, N, prod(sizes) C].
 
     Raises:
-      ValueError: the patches do not divide the data.
+      UserError: the patches do not divide the data.
     """
     space = x.shape[1:-1]
     if any(n % p for n, p in zip(space, sizes)):
-        raise ValueError(f"patches of {sizes} do not divide data of {space}")
+        raise UserError(f"patches of {sizes} do not divide data of {space}")
     split = [length for n, p in zip(space, sizes) for length in (n // p, p)]
     x = x.reshape(x.shape[0], *split, x.shape[-1])
     rank = len(space)

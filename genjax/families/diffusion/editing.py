@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.grids import Node, times
 from genjax.families.diffusion.processes import Spacing, posterior_from
@@ -25,17 +26,17 @@ def image_to_image(
     """Noises examples x [N, *data_shape] part of the way and samples back; strength 1 is sampling from nothing.
 
     Raises:
-      ValueError: examples of another shape, a strength outside of (0, 1], or one too little for a step of the sampler.
+      UserError: examples of another shape, a strength outside of (0, 1], or one too little for a step of the sampler.
     """
     _check_shape(model, x)
     if not 0.0 < strength <= 1.0:
-        raise ValueError(f"strength={strength} must lie in (0, 1]")
+        raise UserError(f"strength={strength} must lie in (0, 1]")
     sampler, process = model.sampler, model.process_of(state.eval_params)
     noise_key, step_key = jax.random.split(key)
     condition = model.sampling_condition(state, len(x), condition.pop("label", None), condition)
     start = round((1.0 - strength) * sampler.num_steps)
     if start == sampler.num_steps:
-        raise ValueError(
+        raise UserError(
             f"strength={strength} is less than half a step of the sampler's {start}, which leaves examples as they are; give more "
             "strength or steps"
         )
@@ -96,16 +97,16 @@ def inpaint(
       Examples [N, *data_shape] that equal x where the mask is 1.
 
     Raises:
-      ValueError: examples or a mask of another shape, no resampling, or a model that gives no mean of the data.
+      UserError: examples or a mask of another shape, no resampling, or a model that gives no mean of the data.
     """
     _check_shape(model, x)
     if mask.ndim != x.ndim or any(m not in (1, n) for m, n in zip(mask.shape, x.shape)):
-        raise ValueError(f"the mask has shape {mask.shape}, which does not fit examples of shape {x.shape}")
+        raise UserError(f"the mask has shape {mask.shape}, which does not fit examples of shape {x.shape}")
     for name, value in (("num_resamples", num_resamples), ("jump_length", jump_length)):
         if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+            raise UserError(f"{name}={value} must be at least 1")
     if model.gives_path_ends:
-        raise ValueError(
+        raise UserError(
             f"RePaint needs the mean of the data, which {type(model).__name__} does not give; use EDM or DDPM"
         )
     process, sampler = model.process_of(state.eval_params), model.sampler
@@ -138,4 +139,4 @@ def inpaint(
 
 def _check_shape(model: Diffusion, x: Array) -> None:
     if x.shape[1:] != tuple(model.data_shape):
-        raise ValueError(f"examples have shape {x.shape[1:]}, but the model makes {tuple(model.data_shape)}")
+        raise UserError(f"examples have shape {x.shape[1:]}, but the model makes {tuple(model.data_shape)}")

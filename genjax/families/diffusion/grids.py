@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.diffusion.processes import GaussianProcess, Spacing
 
 Array = jax.Array
@@ -40,10 +41,10 @@ def times(
     to nothing no step moves anything (lambda_min_clipped of diffusers).
 
     Raises:
-      ValueError: no steps, or a spacing that the process does not allow.
+      UserError: no steps, or a spacing that the process does not allow.
     """
     if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps}; a sampler needs at least one step")
+        raise UserError(f"num_steps={num_steps}; a sampler needs at least one step")
     exact = to_data and process.t_min == 0.0
     count = num_steps + 1 if exact or not to_data else num_steps
     u = jnp.linspace(0.0, 1.0, count) if count > 1 else jnp.zeros((1,))
@@ -71,7 +72,7 @@ def times(
                 t = t.at[-1].set(t_min)
             exact = False
         case _:
-            raise ValueError(f"unknown spacing {spacing!r}; choose one of {', '.join(Spacing.__args__)}")
+            raise UserError(f"unknown spacing {spacing!r}; choose one of {', '.join(Spacing.__args__)}")
     if exact:
         t = t.at[-1].set(0.0)
     if to_data and len(t) == num_steps:

@@ -22,6 +22,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.diffusion.processes import GaussianProcess
 from genjax.families.diffusion.samplers import Denoiser, Estimate
 
@@ -53,15 +54,15 @@ class Guidance:
         """Refuses classifier-free guidance of a model that it does nothing for, or nothing good.
 
         Raises:
-          ValueError: the model has no condition, or was never trained without it.
+          UserError: the model has no condition, or was never trained without it.
         """
         if self.is_used and not condition_on:
-            raise ValueError(
+            raise UserError(
                 "guidance.scale leads away from the model without its condition, and this one has none; give guidance.scale=0, or "
                 "sample with a weaker model (experiments.sample --weak_step)"
             )
         if self.is_used and not condition_dropout:
-            raise ValueError(
+            raise UserError(
                 "guidance.scale leads away from the model without its condition, which condition_dropout=0 never trains; train "
                 "with condition_dropout=0.1, or give guidance.scale=0"
             )

@@ -12,6 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.diffusion.edm import EDM
 from genjax.model import Array, Batch, TrainState
 
@@ -34,17 +35,17 @@ class ImageToImage(EDM):
         """The condition's image of pictures [B, H, W, C], [B, H, W, C'].
 
         Raises:
-          ValueError: data that are no pictures, or a size that the factor does not divide.
+          UserError: data that are no pictures, or a size that the factor does not divide.
         """
         if x.ndim != 4:
-            raise ValueError(f"image-to-image models take pictures [H, W, C], not data of shape {x.shape[1:]}")
+            raise UserError(f"image-to-image models take pictures [H, W, C], not data of shape {x.shape[1:]}")
         if self.factor < 1:
-            raise ValueError(f"factor={self.factor} must be at least 1")
+            raise UserError(f"factor={self.factor} must be at least 1")
         batch, height, width, channels = x.shape
         match self.degradation:
             case "low_resolution":
                 if height % self.factor or width % self.factor:
-                    raise ValueError(f"factor={self.factor} does not divide pictures of {height} x {width}")
+                    raise UserError(f"factor={self.factor} does not divide pictures of {height} x {width}")
                 blocks = (batch, height // self.factor, self.factor, width // self.factor, self.factor, channels)
                 small = x.reshape(blocks).mean((2, 4))
                 return jnp.repeat(jnp.repeat(small, self.factor, axis=1), self.factor, axis=2)
@@ -54,7 +55,7 @@ class ImageToImage(EDM):
                 return jnp.concatenate([x * mask, mask], axis=-1)
             case "grey":
                 return x.mean(-1, keepdims=True)
-        raise ValueError(f"unknown degradation {self.degradation!r}; choose low_resolution, hole or grey")
+        raise UserError(f"unknown degradation {self.degradation!r}; choose low_resolution, hole or grey")
 
     def image_shape(self) -> tuple[int, ...]:
         """Shape of a degraded picture."""

@@ -28,7 +28,7 @@ def check_levels(x: Array, num_levels: int | None) -> None:
     """Refuses examples x [B, ...] that are not on the levels, outside of `jit`.
 
     Raises:
-      ValueError: with their range.
+      UserError: with their range.
     """
     if num_levels is not None:
         Lattice(low=-1.0, high=1.0, num_levels=num_levels).check(x, "the likelihood", "data.preprocessing to signed")

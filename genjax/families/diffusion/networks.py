@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.errors import UserError
 from genjax.nn.dropout import dropout, fold_in
 
 Array = jax.Array
@@ -87,13 +88,13 @@ def with_image(z: Array, condition: Condition) -> Array:
     """z with the condition's image behind its channels.
 
     Raises:
-      ValueError: the image has another size.
+      UserError: the image has another size.
     """
     if "image" not in condition:
         return z
     image = condition["image"]
     if image.shape[:-1] != z.shape[:-1]:
-        raise ValueError(f"the condition's image has shape {image.shape}, which does not fit data of shape {z.shape}")
+        raise UserError(f"the condition's image has shape {image.shape}, which does not fit data of shape {z.shape}")
     return jnp.concatenate([z, image.astype(z.dtype)], axis=-1)
 
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from genjax.errors import UserError
 from genjax.families.diffusion.guidance import with_classifier
 from genjax.families.diffusion.networks import DenoisingNetwork
 from genjax.families.diffusion.processes import Karras, Process, expand
@@ -73,10 +74,10 @@ class NoisyClassifier:
         """The Linen module of the network.
 
         Raises:
-          ValueError: the number of classes is not known, or the sampler does not suit the process.
+          UserError: the number of classes is not known, or the sampler does not suit the process.
         """
         if self.num_classes is None:
-            raise ValueError("NoisyClassifier.num_classes is None; give it, or train on a labelled set")
+            raise UserError("NoisyClassifier.num_classes is None; give it, or train on a labelled set")
         self.sampler.check(self.process)
         return self.network.build(self.num_classes, None, jnp.dtype(self.compute_dtype))
 
@@ -91,10 +92,10 @@ class NoisyClassifier:
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the examples have no labels.
+          UserError: the examples have no labels.
         """
         if "label" not in batch:
-            raise ValueError("a classifier needs a labelled set; this one has no labels")
+            raise UserError("a classifier needs a labelled set; this one has no labels")
         params = self.module().init(key, batch["x"][:1], jnp.ones((1,)), {})["params"]
         return TrainState.create(params, self.optimizer)
 
@@ -144,7 +145,7 @@ class NoisyClassifier:
         """Refuses labels outside of the classes; inside of compiled functions their values are not known.
 
         Raises:
-          ValueError: there is no such class.
+          UserError: there is no such class.
         """
         check_label_range(label, self.num_classes)
 
@@ -155,7 +156,7 @@ class NoisyClassifier:
           [num_samples, *data_shape].
 
         Raises:
-          ValueError: a label is none of the classes.
+          UserError: a label is none of the classes.
         """
         if label is None:
             label = jnp.arange(num_samples) % self.num_classes

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
 from genjax.families.diffusion.grids import Node
 from genjax.families.diffusion.processes import GaussianProcess
 from genjax.families.diffusion.samplers import Denoiser, Sampler, ddim_step, ode_slope
@@ -107,7 +108,7 @@ class AdaptiveODE(Sampler):
         """See `Sampler.run`; the trajectory is the start and the end only."""
         self.check(process)
         if start is not None:
-            raise ValueError("AdaptiveODE starts from noise only; choose another sampler for image-to-image")
+            raise UserError("AdaptiveODE starts from noise only; choose another sampler for image-to-image")
         t_end = process.earliest_time
         y, _ = solve_adaptive(_slope(denoise, process), z, process.t_max, t_end, self.rtol, self.atol, self.num_steps)
         if self.to_data:
@@ -169,10 +170,10 @@ def log_likelihood(
       rtol: use adaptive steps of that tolerance instead; where 1000 of them do not reach the end the answer is not a number.
 
     Raises:
-      ValueError: probes of another shape.
+      UserError: probes of another shape.
     """
     if probes is not None and probes.shape != x.shape:
-        raise ValueError(f"probes have shape {probes.shape}, but x has shape {x.shape}")
+        raise UserError(f"probes have shape {probes.shape}, but x has shape {x.shape}")
     shape, dimension = x.shape, int(np.prod(x.shape[1:]))
     t_start = process.earliest_time
     slope = _slope(denoise, process)

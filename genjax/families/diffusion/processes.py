@@ -25,6 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
+
 Array = jax.Array
 BetaSchedule = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
 Spacing = Literal["uniform", "quadratic", "karras", "log_snr"]
@@ -135,12 +137,12 @@ class Discrete(Process):
         """beta_1 to beta_T, shape [T], float64.
 
         Raises:
-          ValueError: no steps, or betas outside of (0, 1).
+          UserError: no steps, or betas outside of (0, 1).
         """
         if self.num_timesteps < 1:
-            raise ValueError(f"num_timesteps={self.num_timesteps} must be at least 1")
+            raise UserError(f"num_timesteps={self.num_timesteps} must be at least 1")
         if not 0.0 < self.beta_min <= self.beta_max < 1.0:
-            raise ValueError(f"betas must satisfy 0 < beta_min={self.beta_min} <= beta_max={self.beta_max} < 1")
+            raise UserError(f"betas must satisfy 0 < beta_min={self.beta_min} <= beta_max={self.beta_max} < 1")
         count = self.num_timesteps
         match self.schedule:
             case "linear":
@@ -157,9 +159,7 @@ class Discrete(Process):
                 level = np.clip((level - level[-1]) / (level[0] - level[-1]), 1e-9, 1.0)
                 betas = np.minimum(1.0 - level[1:] / level[:-1], 0.999)
             case _:
-                raise ValueError(
-                    f"unknown schedule {self.schedule!r}; choose one of {', '.join(BetaSchedule.__args__)}"
-                )
+                raise UserError(f"unknown schedule {self.schedule!r}; choose one of {', '.join(BetaSchedule.__args__)}")
         if self.zero_terminal_snr:
             alphas = np.sqrt(np.cumprod(1.0 - betas))
             alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])

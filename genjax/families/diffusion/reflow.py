@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.diffusion.diffusion import copies_of_start
 from genjax.families.diffusion.flow_matching import FlowMatching
 from genjax.families.diffusion.guidance import Guidance
@@ -46,11 +47,11 @@ class Reflow(FlowMatching):
     def check(self) -> None:
         super().check()
         if not isinstance(self.process, Straight):
-            raise ValueError("reflow straightens rectified flows; it needs process=straight")
+            raise UserError("reflow straightens rectified flows; it needs process=straight")
         if self.coupling != "independent":
-            raise ValueError("reflow has pairs of its own; it needs coupling=independent")
+            raise UserError("reflow has pairs of its own; it needs coupling=independent")
         if not isinstance(self.teacher_sampler, Euler | RungeKutta4) or getattr(self.teacher_sampler, "churn", 0.0):
-            raise ValueError("teacher_sampler must follow the ODE: euler, heun (both without churn) or runge_kutta4")
+            raise UserError("teacher_sampler must follow the ODE: euler, heun (both without churn) or runge_kutta4")
         self.teacher_sampler.check(self.process)
 
     def check_start(self, source: Any) -> None:
@@ -60,26 +61,24 @@ class Reflow(FlowMatching):
           source: the model of the run `training.init_from`, or None where there is none.
 
         Raises:
-          ValueError: it is missing, no rectified flow, or its network would be read as another function than it learned.
+          UserError: it is missing, no rectified flow, or its network would be read as another function than it learned.
         """
         super().check_start(source)
         if source is None:
             if self.untrained_teacher:
                 return
-            raise ValueError("reflow needs a teacher: give --training.init_from, the workdir of a run of FlowMatching")
+            raise UserError("reflow needs a teacher: give --training.init_from, the workdir of a run of FlowMatching")
         if not isinstance(source, FlowMatching) or (source.process, source.target) != (self.process, self.target):
-            raise ValueError(
+            raise UserError(
                 f"the teacher in training.init_from is a {type(source).__name__} and not FlowMatching with the same process and "
                 "target; straighten a run of FlowMatching"
             )
         if as_function(source.network) != as_function(self.network):
-            raise ValueError(
-                "the network is not that of the teacher in training.init_from; give the same model.network"
-            )
+            raise UserError("the network is not that of the teacher in training.init_from; give the same model.network")
         for name in ("scale_input", "sigma_data"):
             theirs, ours = getattr(source, name), getattr(self, name)
             if theirs != ours:
-                raise ValueError(
+                raise UserError(
                     f"{name}={ours}, but the teacher in training.init_from has {theirs}; give --model.{name}={theirs}"
                 )
 

@@ -23,6 +23,7 @@ from typing import ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.diffusion.grids import Node, times
 from genjax.families.diffusion.processes import GaussianProcess, Spacing, posterior_from
 from genjax.families.diffusion.targets import epsilon_of
@@ -91,11 +92,11 @@ class Sampler(abc.ABC):
         """Goes from `now` to `then`."""
 
     def check(self, process: GaussianProcess) -> None:
-        """Raises ValueError where the sampler does not suit the process."""
+        """Raises UserError where the sampler does not suit the process."""
         if self.num_steps < 1:
-            raise ValueError(f"num_steps={self.num_steps}; a sampler needs at least one step")
+            raise UserError(f"num_steps={self.num_steps}; a sampler needs at least one step")
         if self.needs_signal and process.ends_in_pure_noise:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} works with sigma / alpha, which is infinite at the end of {type(process).__name__}; "
                 "choose DDIM, Ancestral, DPMSolver, or Euler, Heun or RungeKutta4 with variable=time"
             )
@@ -175,7 +176,7 @@ class Ancestral(Sampler):
                 scale = jnp.where(then.sigma > 0.0, jnp.sqrt(large), 0.0)
             case "learned":
                 if estimate.variance_fraction is None:
-                    raise ValueError("variance=learned needs a model that learns variances; choose small or large")
+                    raise UserError("variance=learned needs a model that learns variances; choose small or large")
                 log_small, log_large = jnp.log(jnp.maximum(small, 1e-20)), jnp.log(jnp.maximum(large, 1e-20))
                 log_variance = log_small + estimate.variance_fraction * (log_large - log_small)
                 scale = jnp.where(then.sigma > 0.0, jnp.exp(0.5 * log_variance), 0.0)
@@ -233,7 +234,7 @@ class Euler(Sampler):
     def check(self, process: GaussianProcess) -> None:
         super().check(process)
         if process.ends_in_pure_noise and (self.variable == "sigma" or self.churn):
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} with variable=sigma works with sigma / alpha, which is infinite at the end of "
                 f"{type(process).__name__}; give variable=time and churn=0, or choose DDIM or DPMSolver"
             )
@@ -343,9 +344,9 @@ class DPMSolver(Sampler):
     def check(self, process: GaussianProcess) -> None:
         super().check(process)
         if self.stochastic and self.method == "singlestep":
-            raise ValueError("DPMSolver has no stochastic singlestep form here; choose method=multistep")
+            raise UserError("DPMSolver has no stochastic singlestep form here; choose method=multistep")
         if self.method == "singlestep" and process.ends_in_pure_noise:
-            raise ValueError(
+            raise UserError(
                 f"DPMSolver with method=singlestep halves steps in log(alpha / sigma), which has no start in "
                 f"{type(process).__name__}; choose method=multistep"
             )

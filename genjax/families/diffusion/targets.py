@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.diffusion.processes import GaussianProcess, expand
 
 Array = jax.Array
@@ -37,7 +38,7 @@ def coefficients(target: Target, process: GaussianProcess, t: Array, sigma_data:
     """The two factors of a target at times of any shape.
 
     Raises:
-      ValueError: there is no such target.
+      UserError: there is no such target.
     """
     alpha, sigma = process.alpha(t), process.sigma(t)
     match target:
@@ -58,7 +59,7 @@ def coefficients(target: Target, process: GaussianProcess, t: Array, sigma_data:
             c_skip_z = alpha * sigma_data**2 / total
             c_out = sigma * sigma_data / jnp.sqrt(total)
             return Affine(-c_skip_z / c_out, 1.0 / c_out)
-    raise ValueError(f"unknown target {target!r}; choose one of {', '.join(Target.__args__)}")
+    raise UserError(f"unknown target {target!r}; choose one of {', '.join(Target.__args__)}")
 
 
 def make_target(
@@ -82,7 +83,7 @@ def make_target(
             # F = (sigma x - alpha sigma_data^2 epsilon) / (sigma_data sqrt(alpha^2 sigma_data^2 + sigma^2))
             scale = sigma_data * jnp.sqrt(alpha**2 * sigma_data**2 + sigma**2)
             return (sigma * x - alpha * sigma_data**2 * epsilon) / scale
-    raise ValueError(f"unknown target {target!r}; choose one of {', '.join(Target.__args__)}")
+    raise UserError(f"unknown target {target!r}; choose one of {', '.join(Target.__args__)}")
 
 
 def to_x0(
@@ -107,7 +108,7 @@ def to_x0(
         case "edm":
             total = alpha**2 * sigma_data**2 + sigma**2
             return alpha * sigma_data**2 / total * z + sigma * sigma_data / jnp.sqrt(total) * prediction
-    raise ValueError(f"unknown target {target!r}; choose one of {', '.join(Target.__args__)}")
+    raise UserError(f"unknown target {target!r}; choose one of {', '.join(Target.__args__)}")
 
 
 def epsilon_of(process: GaussianProcess, t: Array, z: Array, x0: Array) -> Array:
@@ -164,4 +165,4 @@ def loss_weight(
             alpha, sigma = process.alpha(t), process.sigma(t)
             d_alpha, d_sigma = process.derivatives(t)
             return -snr * (d_alpha / alpha - d_sigma / sigma) / own
-    raise ValueError(f"unknown weighting {weighting!r}; choose one of {', '.join(Weighting.__args__)}")
+    raise UserError(f"unknown weighting {weighting!r}; choose one of {', '.join(Weighting.__args__)}")

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.errors import UserError
 from genjax.families.diffusion.networks import Condition, ConditionEmbedding, DenoisingNetwork, with_image
 from genjax.nn.attention import Attention
 from genjax.nn.convolution import repeat_and_convolve
@@ -72,7 +73,7 @@ class UNet(DenoisingNetwork):
     def build(self, num_outputs: int, num_classes: int | None, dtype: Any) -> nn.Module:
         beyond = [level for level in self.attention_levels if not 0 <= level < len(self.channel_multipliers)]
         if beyond:
-            raise ValueError(
+            raise UserError(
                 f"attention_levels {tuple(beyond)} are none of the {len(self.channel_multipliers)} levels, counted from 0"
             )
         return _UNet(self, num_outputs, num_classes, dtype)
@@ -81,12 +82,12 @@ class UNet(DenoisingNetwork):
         """Heads of attention of a width.
 
         Raises:
-          ValueError: head_channels does not divide the width.
+          UserError: head_channels does not divide the width.
         """
         if self.head_channels is None:
             return self.num_heads
         if self.head_channels < 1 or width % self.head_channels:
-            raise ValueError(f"head_channels={self.head_channels} does not divide the width {width} of an attention")
+            raise UserError(f"head_channels={self.head_channels} does not divide the width {width} of an attention")
         return width // self.head_channels
 
 
@@ -144,11 +145,11 @@ def to_patches(x: Array, size: int) -> Array:
     """Patches as channels: [B, *places, C] to [B, *places / size, size^n C] for n axes of places.
 
     Raises:
-      ValueError: an axis that the size does not divide.
+      UserError: an axis that the size does not divide.
     """
     places = x.shape[1:-1]
     if any(n % size for n in places):
-        raise ValueError(f"patch_size={size} does not divide data of {' x '.join(map(str, places))}")
+        raise UserError(f"patch_size={size} does not divide data of {' x '.join(map(str, places))}")
     if size == 1:
         return x
     rank = len(places)
@@ -274,7 +275,7 @@ class _UNet(nn.Module):
         config, dtype = self.config, self.dtype
         expected = 5 if config.video else (3, 4)
         if z.ndim not in (expected if isinstance(expected, tuple) else (expected,)):
-            raise ValueError(
+            raise UserError(
                 f"a U-Net with video={config.video} takes data of {'[T, H, W, C]' if config.video else '[L, C] or [H, W, C]'}, "
                 f"not of shape {z.shape[1:]}; choose another network, or set video"
             )

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.errors import UserError
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.levels import check_levels, only_of_levels
 from genjax.families.diffusion.networks import Condition
@@ -139,19 +140,19 @@ class VDM(Diffusion):
     def check(self) -> None:
         super().check()
         if self.target != "epsilon":
-            raise ValueError(f"target={self.target}: a VDM predicts epsilon")
+            raise UserError(f"target={self.target}: a VDM predicts epsilon")
         if self.self_conditioning or self.likelihood_steps:
-            raise ValueError("a VDM has no self_conditioning, and its likelihood is the bound (likelihood_steps=0)")
+            raise UserError("a VDM has no self_conditioning, and its likelihood is the bound (likelihood_steps=0)")
         if self.clip_x0:
-            raise ValueError("clip_x0 would change a VDM's samples and not its bound; leave it out")
+            raise UserError("clip_x0 would change a VDM's samples and not its bound; leave it out")
         ignored = {"process": Discrete(), "times": UniformTime(), "weighting": "target"}
         given = [name for name, value in ignored.items() if getattr(self, name) != value]
         if given:
-            raise ValueError(
+            raise UserError(
                 f"a VDM learns its process, draws times uniformly and has the bound for its loss; leave out {', '.join(given)}"
             )
         if not self.gamma_min < self.gamma_max:
-            raise ValueError(f"gamma_min={self.gamma_min} must be less than gamma_max={self.gamma_max}")
+            raise UserError(f"gamma_min={self.gamma_min} must be less than gamma_max={self.gamma_max}")
 
     def _schedule(self) -> MonotoneSchedule:
         return MonotoneSchedule(self.gamma_min, self.gamma_max, self.schedule_dim)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from genjax.errors import UserError
 from genjax.families.autoregressive.vq_prior import VQPrior
 from genjax.families.diffusion.discrete import MaskedDiffusion
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState
@@ -35,9 +36,9 @@ class VQDiffusion(VQPrior):
         """Refuses labels.
 
         Raises:
-          ValueError: always, as the codes are not conditional on classes.
+          UserError: always, as the codes are not conditional on classes.
         """
-        raise ValueError(
+        raise UserError(
             "the masked diffusion of codes is not conditional on classes; use a VQPrior with a conditional prior"
         )
 

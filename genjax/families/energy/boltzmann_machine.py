@@ -16,6 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_gather, gradient_step, unless_skipped
 from genjax.nn.distributions import Lattice
 from genjax.optimizers import SGD, Optimizer
@@ -47,7 +48,7 @@ class RestrictedBoltzmannMachine:
 
     def __post_init__(self) -> None:
         if self.num_hidden < 1 or self.num_gibbs_steps < 1 or self.num_chains < 0:
-            raise ValueError("an RBM needs num_hidden >= 1, num_gibbs_steps >= 1 and num_chains >= 0")
+            raise UserError("an RBM needs num_hidden >= 1, num_gibbs_steps >= 1 and num_chains >= 0")
 
     @staticmethod
     def _flat(batch: Batch) -> Array:
@@ -109,10 +110,10 @@ class RestrictedBoltzmannMachine:
         """log Z in nats, exact, by all states of the hidden bits.
 
         Raises:
-          ValueError: there are more than 20 of them.
+          UserError: there are more than 20 of them.
         """
         if self.num_hidden > 20:
-            raise ValueError(f"num_hidden={self.num_hidden} are too many to enumerate; use estimate_log_partition")
+            raise UserError(f"num_hidden={self.num_hidden} are too many to enumerate; use estimate_log_partition")
         h = (jnp.arange(2**self.num_hidden)[:, None] >> jnp.arange(self.num_hidden)[None]) & 1
         h = h.astype(jnp.float32)
         return jax.nn.logsumexp(h @ params["hidden_bias"] + jax.nn.softplus(_visible(params, h)).sum(1))

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.errors import UserError
 from genjax.model import (
     Array,
     Batch,
@@ -101,9 +102,7 @@ class EnergyBasedModel:
 
     def __post_init__(self) -> None:
         if self.low >= self.high or not 0 <= self.restart_rate <= 1 or self.num_langevin_steps < 1:
-            raise ValueError(
-                "an energy-based model needs low < high, restart_rate from 0 to 1, num_langevin_steps >= 1"
-            )
+            raise UserError("an energy-based model needs low < high, restart_rate from 0 to 1, num_langevin_steps >= 1")
 
     def energy(self, params: PyTree, x: Array) -> Array:
         """E(x), [B, ...] -> [B], up to a constant; E(x) / t is in nats."""
@@ -159,11 +158,11 @@ class EnergyBasedModel:
         """Looks for values out of range, outside of `jit`.
 
         Raises:
-          ValueError: naming the range.
+          UserError: naming the range.
         """
         low, high = float(batch["x"].min()), float(batch["x"].max())
         if low < self.low or high > self.high:
-            raise ValueError(
+            raise UserError(
                 f"examples have values from {low:g} to {high:g}, but chains stay from model.low={self.low:g} to "
                 f"model.high={self.high:g}; give these, or change data.preprocessing"
             )

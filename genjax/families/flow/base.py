@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
+
 Array = jax.Array
 Params = dict[str, Any]
 
@@ -30,9 +32,9 @@ class Base(abc.ABC):
     dim: int | None = None
 
     def check(self, dim: int) -> None:
-        """Raises ValueError where the data have another number of dimensions than `dim` says."""
+        """Raises UserError where the data have another number of dimensions than `dim` says."""
         if self.dim is not None and self.dim != dim:
-            raise ValueError(
+            raise UserError(
                 f"the base distribution has {self.dim} dimensions but the data have {dim}; a flow keeps the number, "
                 "so leave base.dim at none"
             )

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.flow.bijections import Bijection, Chain, Coupling, Permute
 from genjax.families.flow.bijections.base import sum_rest
 from genjax.families.flow.bijections.linear import check_range
@@ -51,10 +52,10 @@ class Dequantization(abc.ABC):
         """L.
 
         Raises:
-          ValueError: neither configuration nor data give it.
+          UserError: neither configuration nor data give it.
         """
         if self.num_levels is None:
-            raise ValueError("dequantization.num_levels is None; give the number of levels, e.g. 256")
+            raise UserError("dequantization.num_levels is None; give the number of levels, e.g. 256")
         return self.num_levels
 
     def init(self, key: Array, x: Array) -> Params:
@@ -73,7 +74,7 @@ class Dequantization(abc.ABC):
           y in [0, 1], of x's shape, NaN where x is none of the levels, and -D log L - log q(u | k), [B].
 
         Raises:
-          ValueError: values outside of `jit` are none of the levels.
+          UserError: values outside of `jit` are none of the levels.
         """
         check_range(x, self.minimum, self.maximum)
         lattice = Lattice(low=self.minimum, high=self.maximum, num_levels=self.levels)
@@ -121,7 +122,7 @@ class Variational(Dequantization):
 
     def _flow(self) -> Bijection:
         if self.num_couplings < 2:
-            raise ValueError(
+            raise UserError(
                 f"dequantization.num_couplings={self.num_couplings} must be at least 2, or half of the noise is not learned"
             )
         network = MLP(hidden_dims=self.hidden_dims)

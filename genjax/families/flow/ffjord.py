@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.flow.bijections import ActNorm, Bijection, Flatten
 from genjax.families.flow.bijections.base import Params
 from genjax.families.flow.flow import Flow
@@ -118,9 +119,7 @@ def _import_diffrax() -> Any:
     try:
         import diffrax
     except ImportError:
-        raise ValueError(
-            "FFJORD solves its equation with diffrax; install it with: pip install 'genjax[ode]'"
-        ) from None
+        raise UserError("FFJORD solves its equation with diffrax; install it with: pip install 'genjax[ode]'") from None
     return diffrax
 
 
@@ -148,7 +147,7 @@ class FFJORD(Flow):
     def layers(self) -> tuple[Bijection, ...]:
         self.check_float32()
         if not (math.isfinite(self.tolerance) and self.tolerance > 0.0):
-            raise ValueError(f"tolerance={self.tolerance} must be positive, e.g. 1e-5")
+            raise UserError(f"tolerance={self.tolerance} must be positive, e.g. 1e-5")
         flow = Continuous(
             network=Dynamics(hidden_dims=self.hidden_dims),
             tolerance=self.tolerance,

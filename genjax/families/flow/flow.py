@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.flow.base import Base, StandardNormal
 from genjax.families.flow.bijections import Bijection, Chain, Logit
 from genjax.families.flow.bijections.linear import check_range
@@ -86,20 +87,20 @@ class Flow(abc.ABC):
         """For flows whose networks compute in float32 alone.
 
         Raises:
-          ValueError: another `compute_dtype` is asked for.
+          UserError: another `compute_dtype` is asked for.
         """
         if self.compute_dtype != "float32":
-            raise ValueError(f"{type(self).__name__} computes in float32 alone, not in {self.compute_dtype}")
+            raise UserError(f"{type(self).__name__} computes in float32 alone, not in {self.compute_dtype}")
 
     @property
     def shape(self) -> tuple[int, ...]:
         """`data_shape`, checked.
 
         Raises:
-          ValueError: it is not given.
+          UserError: it is not given.
         """
         if self.data_shape is None:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}.data_shape is None; give the shape of one example, e.g. (28, 28, 1)"
             )
         return self.data_shape
@@ -125,14 +126,14 @@ class Flow(abc.ABC):
         parts = []
         if self.class_conditional:
             if self.num_classes is None:
-                raise ValueError("a class-conditional flow needs num_classes, and data with labels")
+                raise UserError("a class-conditional flow needs num_classes, and data with labels")
             if "label" not in batch:
-                raise ValueError("a class-conditional flow needs labels; the batch has none")
+                raise UserError("a class-conditional flow needs labels; the batch has none")
             parts.append(one_hot_classes(batch["label"], self.num_classes))
         if self.condition_dim:
             given = batch["condition"].shape[-1] if "condition" in batch else 0
             if given != self.condition_dim:
-                raise ValueError(f"condition_dim={self.condition_dim}, but the batch's condition has {given} numbers")
+                raise UserError(f"condition_dim={self.condition_dim}, but the batch's condition has {given} numbers")
             parts.append(batch["condition"])
         return jnp.concatenate(parts, -1) if parts else None
 
@@ -140,27 +141,27 @@ class Flow(abc.ABC):
         """Refuses labels outside of the classes; inside of compiled functions their values are not known.
 
         Raises:
-          ValueError: the flow is not conditional on classes, or there is no such class.
+          UserError: the flow is not conditional on classes, or there is no such class.
         """
         if not self.class_conditional:
-            raise ValueError("the flow is not conditional on classes; train it with class_conditional=true")
+            raise UserError("the flow is not conditional on classes; train it with class_conditional=true")
         check_label_range(label, self.num_classes)
 
     def check_data(self, spec: Mapping[str, Any]) -> None:
         """Refuses levels of pictures that nobody dequantises: densities at single values have no upper bound.
 
         Raises:
-          ValueError: the data are such.
+          UserError: the data are such.
         """
         if self.dequantization is None and "num_levels" in spec and not spec.get("dequantized", True):
-            raise ValueError(
+            raise UserError(
                 f"the data are {spec['num_levels']} levels, at which the density of a flow would grow without end; give "
                 "data.preprocessing=dequantize, or model.dequantization=uniform with data.preprocessing=unit"
             )
 
     def _check_levels(self, batch: Batch) -> None:
         if self.dequantization is not None and "log_abs_det" in batch:
-            raise ValueError(
+            raise UserError(
                 "the data are dequantised already, so the flow would do it twice; give data.preprocessing=unit, or "
                 "model.dequantization=none"
             )
@@ -169,12 +170,12 @@ class Flow(abc.ABC):
         """Returns the state before the first step; layers that normalise start from `batch`.
 
         Raises:
-          ValueError: the examples are not those that the flow is made for.
+          UserError: the examples are not those that the flow is made for.
         """
         self._check_levels(batch)
         x = batch["x"]
         if x.shape[1:] != self.shape:
-            raise ValueError(f"the model is for examples of shape {self.shape}, but the batch has {x.shape[1:]}")
+            raise UserError(f"the model is for examples of shape {self.shape}, but the batch has {x.shape[1:]}")
         self.base.check(self.dim)
         base_key, bijection_key, dequantization_key, noise_key = jax.random.split(key, 4)
         params: dict[str, PyTree] = {}
@@ -231,10 +232,10 @@ class Flow(abc.ABC):
         """Exact log-density of continuous x in nats, [B].
 
         Raises:
-          ValueError: the model dequantises (use `log_prob_bound`), or values lie outside of its range.
+          UserError: the model dequantises (use `log_prob_bound`), or values lie outside of its range.
         """
         if self.dequantization is not None:
-            raise ValueError("a flow that dequantises has no density of its levels; use log_prob_bound")
+            raise UserError("a flow that dequantises has no density of its levels; use log_prob_bound")
         return self._log_prob(state.eval_params, batch, None)[0]
 
     def log_prob_bound(self, state: TrainState, batch: Batch, key: Array, num_samples: int = 1) -> Array:
@@ -262,14 +263,14 @@ class Flow(abc.ABC):
         """x of each z [B, D], in the form that batches have, given classes [B] (or one for all) or vectors [B, K].
 
         Raises:
-          ValueError: the flow is not conditional on what is given, lacks what it is conditional on, or a label is none of
+          UserError: the flow is not conditional on what is given, lacks what it is conditional on, or a label is none of
             its classes.
         """
         if label is not None:
             self.check_labels(label)
             label = jnp.broadcast_to(jnp.asarray(label), latents.shape[:1])
         if condition is not None and not self.condition_dim:
-            raise ValueError("the flow is not conditional on vectors; train it with data that have a condition")
+            raise UserError("the flow is not conditional on vectors; train it with data that have a condition")
         given = {"label": label, "condition": condition}
         vector = self._condition({name: value for name, value in given.items() if value is not None})
         x = self.bijection().inverse(state.eval_params["bijection"], latents, vector)[0]
@@ -295,7 +296,7 @@ class Flow(abc.ABC):
           temperature: in place of the model's own.
 
         Raises:
-          ValueError: the flow is not conditional on what is given, or a label is none of its classes.
+          UserError: the flow is not conditional on what is given, or a label is none of its classes.
         """
         if self.class_conditional and label is None:
             label = jnp.arange(num_samples) % (self.num_classes or 1)
@@ -309,6 +310,6 @@ class Flow(abc.ABC):
         """Runs the flow layer by layer outside of `jit`.
 
         Raises:
-          ValueError: values outside of the declared range, or the layer whose log-determinant is not finite.
+          UserError: values outside of the declared range, or the layer whose log-determinant is not finite.
         """
         self._log_prob(state.params, batch, key)

@@ -24,6 +24,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.flow.bijections import ActNorm, Bijection, Flatten
 from genjax.families.flow.bijections.base import Params
 from genjax.families.flow.flow import Flow
@@ -187,7 +188,7 @@ class ResidualFlow(Flow):
     def layers(self) -> tuple[Bijection, ...]:
         self.check_float32()
         if not 0.0 < self.lipschitz < 1.0:
-            raise ValueError(f"lipschitz={self.lipschitz} must lie between 0 and 1, or blocks have no inverse")
+            raise UserError(f"lipschitz={self.lipschitz} must lie between 0 and 1, or blocks have no inverse")
         network = ContractiveMLP(hidden_dims=self.hidden_dims, lipschitz=self.lipschitz)
         block = Residual(network=network, exact_dim=self.exact_dim)
         return (Flatten(shape=self.shape), *(ActNorm(), block) * self.num_blocks, ActNorm())

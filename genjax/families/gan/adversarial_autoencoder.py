@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.gan.objectives import (
     Objective,
     centred_penalty,
@@ -77,7 +78,7 @@ class RingPrior(CodePrior):
 
     def draw(self, key: Array, batch: Batch, dim: int) -> Array:
         if dim < 2:
-            raise ValueError(f"a ring needs codes of at least two dimensions, not latent_dim={dim}")
+            raise UserError(f"a ring needs codes of at least two dimensions, not latent_dim={dim}")
         mode_key, noise_key = jax.random.split(key)
         mode = jax.vmap(lambda k: jax.random.randint(k, (), 0, self.num_modes))(example_keys(mode_key, batch))
         angle = 2.0 * jnp.pi * mode / self.num_modes
@@ -156,7 +157,7 @@ class AdversarialAutoencoder:
 
     def __post_init__(self) -> None:
         if self.encoder_optimizer.ema_decay is not None:
-            raise ValueError(
+            raise UserError(
                 "model.encoder_optimizer.ema_decay averages nothing, as the encoder has two learning rules; "
                 "model.reconstruction_optimizer.ema_decay averages encoder and decoder after both"
             )
@@ -171,7 +172,7 @@ class AdversarialAutoencoder:
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the examples have another shape than `data_shape`, or are dequantised and `output` has no density.
+          UserError: the examples have another shape than `data_shape`, or are dequantised and `output` has no density.
         """
         check_density(self.output, "log_abs_det" in batch)
         check_data_shape(self, batch)
@@ -248,7 +249,7 @@ class AdversarialAutoencoder:
         """Looks for values that have no likelihood under `output`, outside of `jit`.
 
         Raises:
-          ValueError: naming them.
+          UserError: naming them.
         """
         check_support(self.output, batch["x"])
 

@@ -38,6 +38,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
 from genjax.model import Array
 
 Operation = Literal["flip", "color", "translation", "cutout"]
@@ -113,7 +114,7 @@ class Augmentation(abc.ABC):
     def __call__(self, x: Array, keys: Array, probability: Array) -> Array:
         """Pictures [B, H, W, C] changed, each by its own key [B]; `probability` is a scalar that DiffAugment ignores."""
         if x.ndim != 4:
-            raise ValueError(f"augmentation needs pictures [B, H, W, C], not data of the shape {x.shape[1:]}")
+            raise UserError(f"augmentation needs pictures [B, H, W, C], not data of the shape {x.shape[1:]}")
         middle, half = 0.5 * (self.low + self.high), 0.5 * (self.high - self.low)
         return middle + half * jax.vmap(self.transform, (0, 0, None))((x - middle) / half, keys, probability)
 
@@ -125,11 +126,11 @@ class Augmentation(abc.ABC):
         """Refuses data out of range.
 
         Raises:
-          ValueError: naming both ranges.
+          UserError: naming both ranges.
         """
         low, high = float(x.min()), float(x.max())
         if low < self.low or high > self.high:
-            raise ValueError(
+            raise UserError(
                 f"examples have values from {low:g} to {high:g}, but the augmentation is of pictures with values from "
                 f"model.augmentation.low={self.low:g} to high={self.high:g}; give these, or change data.preprocessing"
             )

@@ -69,7 +69,7 @@ class BiGAN:
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the examples have another shape than `data_shape`.
+          UserError: the examples have another shape than `data_shape`.
         """
         check_data_shape(self, batch)
         latents, modules = jnp.zeros((batch_size(batch), self.latent_dim)), self._modules()

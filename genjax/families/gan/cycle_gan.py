@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.gan.objectives import Objective, discriminator_objective, generator_objective
 from genjax.families.gan.translation import (
     PatchDiscriminator,
@@ -110,21 +111,21 @@ class CycleGAN:
 
     def __post_init__(self) -> None:
         if self.objective.startswith("relativistic"):
-            raise ValueError(
+            raise UserError(
                 f"model.objective={self.objective} needs pairs of a picture and a sample, and has none here"
             )
         if isinstance(self.network, UNetTranslator) and self.network.dropout_rate:
-            raise ValueError(
+            raise UserError(
                 f"model.network.dropout_rate={self.network.dropout_rate} would never be drawn, as CycleGAN's translations have "
                 "no noise; give 0"
             )
         if self.pool_size < 0:
-            raise ValueError(f"model.pool_size={self.pool_size} must not be negative")
+            raise UserError(f"model.pool_size={self.pool_size} must not be negative")
 
     def _translator(self, to: str) -> Any:
         shape = {"x": self.data_shape, "source": self.source_shape}[to]
         if shape is None:
-            raise ValueError(f"CycleGAN knows no shape of {to}; give model.data_shape and model.source_shape")
+            raise UserError(f"CycleGAN knows no shape of {to}; give model.data_shape and model.source_shape")
         return self.network.build(shape[-1], jnp.dtype(self.compute_dtype))
 
     def _discriminator(self) -> PatchDiscriminator:
@@ -146,7 +147,7 @@ class CycleGAN:
         """Returns the state before the first step, with empty pools.
 
         Raises:
-          ValueError: the batch has not two domains, or their sizes do not fit the networks.
+          UserError: the batch has not two domains, or their sizes do not fit the networks.
         """
         check_domains(batch, self.data_shape)
         keys, x, source = jax.random.split(key, 4), batch["x"], batch["source"]

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
 from genjax.families.gan.style_gan import StyleGAN
 from genjax.families.gan.style_gan3 import StyleGAN3Network
 from genjax.families.gan.upfirdn import kaiser_shape
@@ -109,13 +110,13 @@ def equivariance(
       num_motions: how many, each of all pictures.
 
     Raises:
-      ValueError: the generator has no input that could be moved, or the pictures are smaller than the filter.
+      UserError: the generator has no input that could be moved, or the pictures are smaller than the filter.
     """
     if not isinstance(model.network, StyleGAN3Network):
-        raise ValueError("only the generator of StyleGAN3 has an input that can be moved")
+        raise UserError("only the generator of StyleGAN3 has an input that can be moved")
     size = model.data_shape[0]
     if motion == "rotation" and size <= 2 * _RADIAL:
-        raise ValueError(
+        raise UserError(
             f"pictures of {size} x {size} are too small for the filter of rotations; take 32 pixels or more"
         )
     still = model.synthesize(state, styles)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.gan.augmentation import Augmentation, DiffAugment
 from genjax.families.gan.networks import Conditioning, GANNetwork, PlainNetwork
 from genjax.families.gan.objectives import (
@@ -110,7 +111,7 @@ class GAN:
     def __post_init__(self) -> None:
         for name in ("num_discriminator_steps", "penalty_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
+                raise UserError(f"model.{name}={getattr(self, name)} must be at least 1")
 
     # ------------------------------------------------------------------------------------------------------------------
     # Networks
@@ -121,7 +122,7 @@ class GAN:
     def generator(self) -> Any:
         """The Linen module (z, condition, training, keys) -> [B, *data_shape]."""
         if self.data_shape is None:
-            raise ValueError("GAN.data_shape is None; give it, or resolve the experiment")
+            raise UserError("GAN.data_shape is None; give it, or resolve the experiment")
         return self._network().generator(self.data_shape, jnp.dtype(self.compute_dtype))
 
     def discriminator(self) -> Any:
@@ -134,9 +135,9 @@ class GAN:
         return dataclasses.replace(rule, schedule=rule.schedule.stretched(self.num_discriminator_steps))
 
     def check_labels(self, label: Array) -> None:
-        """Raises ValueError if the model knows no classes, or one of the labels is none of them."""
+        """Raises UserError if the model knows no classes, or one of the labels is none of them."""
         if self.conditioning == "none":
-            raise ValueError("the model is not conditional on classes; train it with another model.conditioning")
+            raise UserError("the model is not conditional on classes; train it with another model.conditioning")
         check_label_range(label, self.num_classes)
 
     def condition(self, label: Array | None) -> Array | None:
@@ -145,16 +146,16 @@ class GAN:
         Inside of compiled steps, where values are not known, a label outside the classes gives NaN and stops the run.
 
         Raises:
-          ValueError: there are no labels, or one is outside the classes.
+          UserError: there are no labels, or one is outside the classes.
         """
         if self.conditioning == "none":
             return None
         if label is None:
-            raise ValueError(f"conditioning={self.conditioning} needs a labelled data set")
+            raise UserError(f"conditioning={self.conditioning} needs a labelled data set")
         return one_hot_classes(label, self.num_classes)
 
     def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
-        """Raises ValueError if labels of the batch are outside the classes, or values outside the augmentation's range."""
+        """Raises UserError if labels of the batch are outside the classes, or values outside the augmentation's range."""
         self.condition(batch.get("label"))
         if self.augmentation is not None:
             self.augmentation.check_values(batch["x"])
@@ -173,16 +174,16 @@ class GAN:
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the examples have another shape than `data_shape`, labels are missing or outside the classes, or the
+          UserError: the examples have another shape than `data_shape`, labels are missing or outside the classes, or the
             penalty does not go with the network.
         """
         if self.penalty != "none" and self._network().mixes_examples:
-            raise ValueError(
+            raise UserError(
                 f"penalty={self.penalty} is a statement about single examples, but the discriminator has batch norm; "
                 "choose another model.network.discriminator_norm"
             )
         if self.data_shape is not None and batch["x"].shape[1:] != tuple(self.data_shape):
-            raise ValueError(
+            raise UserError(
                 f"examples have the shape {batch['x'].shape[1:]}, but model.data_shape is {self.data_shape}"
             )
         generator_key, discriminator_key = jax.random.split(key)
@@ -490,7 +491,7 @@ class GAN:
           label: classes [num_samples], or one for all, of a model conditional on them; by default each class in turn.
 
         Raises:
-          ValueError: a label is outside the classes, or the model is not conditional on them.
+          UserError: a label is outside the classes, or the model is not conditional on them.
         """
         latents = jax.random.normal(key, (num_samples, self.latent_dim))
         return self.decode(state, latents, label=label, key=jax.random.fold_in(key, 1))

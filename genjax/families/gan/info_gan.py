@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.gan.objectives import centred_penalty
 from genjax.families.gan.turns import Turns
 from genjax.families.gan.vae_gan import FeatureDiscriminator, check_data_shape, normal_latents
@@ -69,7 +70,7 @@ class InfoGAN:
 
     def __post_init__(self) -> None:
         if self.num_continuous < 0 or any(count < 2 for count in self.categories) or not self.code_dim:
-            raise ValueError(
+            raise UserError(
                 f"a code of categories={self.categories} and num_continuous={self.num_continuous} variables is none; every "
                 "categorical variable needs at least two values, and there must be at least one variable"
             )
@@ -104,7 +105,7 @@ class InfoGAN:
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the examples have another shape than `data_shape`.
+          UserError: the examples have another shape than `data_shape`.
         """
         check_data_shape(self, batch)
         generator_key, discriminator_key = jax.random.split(key)
@@ -226,10 +227,10 @@ class InfoGAN:
           [num_rows, columns, *data_shape].
 
         Raises:
-          ValueError: there is no such variable.
+          UserError: there is no such variable.
         """
         if not 0 <= variable < self.num_variables:
-            raise ValueError(f"the code has the variables 0 to {self.num_variables - 1}, not {variable}")
+            raise UserError(f"the code has the variables 0 to {self.num_variables - 1}, not {variable}")
         if variable < len(self.categories):
             start, columns = sum(self.categories[:variable]), self.categories[variable]
             values = jnp.eye(columns)

@@ -15,6 +15,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from genjax.errors import UserError
 from genjax.families.gan.layers import Dense
 from genjax.families.gan.networks import Conditioning, GANNetwork, Head, PlainGenerator
 from genjax.model import Array
@@ -47,10 +48,10 @@ class MaxoutNetwork(GANNetwork):
 
     def __post_init__(self) -> None:
         if self.num_pieces < 1:
-            raise ValueError(f"network.num_pieces={self.num_pieces} must be at least 1")
+            raise UserError(f"network.num_pieces={self.num_pieces} must be at least 1")
         for name in ("input_dropout", "dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"network.{name}={getattr(self, name)} must be a probability below 1")
+                raise UserError(f"network.{name}={getattr(self, name)} must be a probability below 1")
 
     def generator(self, data_shape: tuple[int, ...], dtype: Any) -> nn.Module:
         # A decoder has an encoder's widths in reverse.

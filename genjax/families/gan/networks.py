@@ -23,6 +23,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.errors import UserError
 from genjax.families.gan.layers import SPECTRAL, Dense
 from genjax.model import Array
 from genjax.nn.encoder_decoder import ConvNetwork, MLPNetwork, Network
@@ -64,17 +65,17 @@ def times_halved(data_shape: tuple[int, ...], smallest: int = 7) -> int:
     """How often pictures (H, W, C) are halved until the shorter side is at most `smallest`.
 
     Raises:
-      ValueError: the shape is no picture's, a size on the way is odd, or nothing is left to halve.
+      UserError: the shape is no picture's, a size on the way is odd, or nothing is left to halve.
     """
     if len(data_shape) != 3:
-        raise ValueError(f"a convolutional network needs pictures (H, W, C), not data of the shape {tuple(data_shape)}")
+        raise UserError(f"a convolutional network needs pictures (H, W, C), not data of the shape {tuple(data_shape)}")
     height, width = data_shape[:2]
     if min(height, width) < 8:
-        raise ValueError(f"pictures of {height} x {width} are too small to be halved; use some of 8 pixels or more")
+        raise UserError(f"pictures of {height} x {width} are too small to be halved; use some of 8 pixels or more")
     count = 0
     while min(height, width) > smallest:
         if height % 2 or width % 2:
-            raise ValueError(
+            raise UserError(
                 f"pictures of {data_shape[0]} x {data_shape[1]} cannot be halved {count + 1} times, as {height} x {width} is "
                 "odd; use 28, 32 or 64 pixels, or pad them with data.pad_to"
             )
@@ -153,7 +154,7 @@ class PlainDiscriminator(nn.Module):
     @nn.compact
     def __call__(self, x: Array, condition: Array | None = None, training: bool = False, keys: Any = None) -> Array:
         if self.conditioning == "projection":
-            raise ValueError("conditioning=projection needs a network of pictures, such as model.network=dcgan_network")
+            raise UserError("conditioning=projection needs a network of pictures, such as model.network=dcgan_network")
         auxiliary = self.conditioning == "auxiliary"
         encoder = self.network.encoder(1 + condition.shape[-1] if auxiliary else 1, self.dtype)
         arguments = (x, None if auxiliary else condition)

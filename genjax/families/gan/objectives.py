@@ -26,6 +26,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.model import Array, cross_device_mean
 
 Objective = Literal[
@@ -63,7 +64,7 @@ def discriminator_objective(name: Objective, real: Array, fake: Array) -> Array:
             return jax.nn.softplus(fake - real)
         case "relativistic_average":
             return _against_average(real, fake)
-    raise ValueError(f"unknown objective {name!r}; choose one of {', '.join(Objective.__args__)}")
+    raise UserError(f"unknown objective {name!r}; choose one of {', '.join(Objective.__args__)}")
 
 
 def generator_objective(name: Objective, fake: Array, real: Array | None = None) -> Array:
@@ -75,7 +76,7 @@ def generator_objective(name: Objective, fake: Array, real: Array | None = None)
       real: scores of data, [B]; only the relativistic objectives look at them.
 
     Raises:
-      ValueError: the objective is unknown, or needs `real`.
+      UserError: the objective is unknown, or needs `real`.
     """
     match name:
         case "minimax":
@@ -88,9 +89,9 @@ def generator_objective(name: Objective, fake: Array, real: Array | None = None)
             return -fake
     if name in RELATIVISTIC:
         if real is None:
-            raise ValueError(f"the generator's {name} objective needs the scores of data too")
+            raise UserError(f"the generator's {name} objective needs the scores of data too")
         return discriminator_objective(name, fake, real)
-    raise ValueError(f"unknown objective {name!r}; choose one of {', '.join(Objective.__args__)}")
+    raise UserError(f"unknown objective {name!r}; choose one of {', '.join(Objective.__args__)}")
 
 
 def score_boundary(name: Objective, real: Array, fake: Array) -> Array:

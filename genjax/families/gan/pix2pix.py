@@ -14,6 +14,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.gan.objectives import Objective, discriminator_objective, generator_objective
 from genjax.families.gan.translation import (
     PatchDiscriminator,
@@ -58,11 +59,9 @@ class Pix2Pix:
 
     def __post_init__(self) -> None:
         if self.objective.startswith("relativistic"):
-            raise ValueError(
-                f"model.objective={self.objective} compares pictures, but the discriminator scores patches"
-            )
+            raise UserError(f"model.objective={self.objective} compares pictures, but the discriminator scores patches")
         if self.paired is False:
-            raise ValueError(
+            raise UserError(
                 "pix2pix learns from pairs of a source and its picture, and data.paired=false has none; "
                 "choose --data.paired=true, or CycleGAN (--experiment=cycle_gan_sprites)"
             )
@@ -70,7 +69,7 @@ class Pix2Pix:
     def translate(self, params: PyTree, source: Array, keys: Array | None = None) -> Array:
         """G(s, z) of pictures [B, H, W, C'] with the generator's parameters, float32 [B, H, W, C]; no noise without keys."""
         if self.data_shape is None:
-            raise ValueError("Pix2Pix.data_shape is None; give it, or resolve the experiment")
+            raise UserError("Pix2Pix.data_shape is None; give it, or resolve the experiment")
         module = self.network.build(self.data_shape[-1], jnp.dtype(self.compute_dtype))
         return module.apply({"params": params}, source, keys)
 
@@ -85,7 +84,7 @@ class Pix2Pix:
         """Returns the state before the first step; `extra` keeps some sources, so that samples need none.
 
         Raises:
-          ValueError: the batch has not two domains, or their sizes do not fit the networks.
+          UserError: the batch has not two domains, or their sizes do not fit the networks.
         """
         check_domains(batch, self.data_shape)
         generator_key, discriminator_key = jax.random.split(key)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from genjax.errors import UserError
 from genjax.families.gan.gan import GAN, Penalty
 from genjax.families.gan.networks import GANNetwork
 from genjax.families.gan.style_layers import NOISE, STATISTICS, Mapping, truncate
@@ -144,9 +145,9 @@ class StyleGAN(GAN):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.path_length_every < 1:
-            raise ValueError(f"model.path_length_every={self.path_length_every} must be at least 1")
+            raise UserError(f"model.path_length_every={self.path_length_every} must be at least 1")
         if self.blur_radius < 0.0 or self.blur_steps < 1:
-            raise ValueError(
+            raise UserError(
                 f"model.blur_radius={self.blur_radius} must be at least 0, and model.blur_steps={self.blur_steps} at least 1"
             )
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from genjax.errors import UserError
 from genjax.families.gan.networks import Conditioning, Head, with_label_maps
 from genjax.families.gan.style_gan import StyleGenerator, StyleNetwork
 from genjax.families.gan.style_layers import NOISE, EqualConvolution, EqualDense, leaky, modulated_convolution
@@ -31,11 +32,11 @@ def check_resolution(data_shape: tuple[int, ...]) -> int:
     """The exponent n of pictures of 2^n x 2^n pixels.
 
     Raises:
-      ValueError: the data are no such pictures, or smaller than 8 x 8.
+      UserError: the data are no such pictures, or smaller than 8 x 8.
     """
     size = data_shape[0]
     if len(data_shape) != 3 or data_shape[1] != size or size < 8 or size & (size - 1):
-        raise ValueError(
+        raise UserError(
             f"StyleGAN needs square pictures (H, W, C) whose size is a power of two from 8, not {tuple(data_shape)}; "
             "pad them with data.pad_to, or crop a folder's with data.image_size"
         )

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.errors import UserError
 from genjax.families.gan.layers import Convolution, Downsample, Upsample, scales_near_one
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.encoder_decoder import check_picture_shape
@@ -145,7 +146,7 @@ class PatchDiscriminator(nn.Module):
         check_picture_shape(x.shape[1:], len(self.channels))
         smallest = 3 * 2 ** len(self.channels)
         if min(x.shape[1:3]) < smallest:
-            raise ValueError(
+            raise UserError(
                 f"a discriminator of patches that halves pictures {len(self.channels)} times needs {smallest} pixels each way, "
                 f"not {x.shape[1]} x {x.shape[2]}; give it fewer model.discriminator_channels"
             )
@@ -162,27 +163,27 @@ def mean_over_pixels(x: Array) -> Array:
 
 
 def check_domains(batch: Any, data_shape: tuple[int, ...] | None) -> None:
-    """Raises ValueError unless a batch has pictures of both domains, of one size."""
+    """Raises UserError unless a batch has pictures of both domains, of one size."""
     if "source" not in batch:
-        raise ValueError(
+        raise UserError(
             "a model of translation needs pictures of two domains, x and source, as data=translations has them"
         )
     x, source = batch["x"].shape[1:], batch["source"].shape[1:]
     if len(x) != 3 or x[:2] != source[:2]:
-        raise ValueError(f"pictures of the two domains must have one height and width, not {source} and {x}")
+        raise UserError(f"pictures of the two domains must have one height and width, not {source} and {x}")
     if data_shape is not None and x != tuple(data_shape):
-        raise ValueError(f"examples have the shape {x}, but model.data_shape is {data_shape}")
+        raise UserError(f"examples have the shape {x}, but model.data_shape is {data_shape}")
 
 
 def chosen_sources(state_extra: dict[str, Any], num_samples: int, source: Array | None) -> Array:
     """The pictures to translate: those given, or the kept ones in turn, [num_samples, H, W, C].
 
     Raises:
-      ValueError: there are not as many as samples.
+      UserError: there are not as many as samples.
     """
     if source is None:
         kept = state_extra["sources"]
         return kept[jnp.arange(num_samples) % kept.shape[0]]
     if source.shape[0] != num_samples:
-        raise ValueError(f"{source.shape[0]} pictures cannot become {num_samples} samples; translate each once")
+        raise UserError(f"{source.shape[0]} pictures cannot become {num_samples} samples; translate each once")
     return source

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.model import Array, Batch, Metrics, TrainState, batch_size, ema_update, gradient_update, unless_skipped
 
 
@@ -23,13 +24,13 @@ def shares_of(batch: Batch, count: int, fresh: bool) -> Batch:
       Arrays [n, B, ...], or [n, B / n, ...] of fresh examples.
 
     Raises:
-      ValueError: the batch cannot be divided.
+      UserError: the batch cannot be divided.
     """
     size = batch_size(batch)
     if not fresh:
         return jax.tree.map(lambda a: jnp.broadcast_to(a[None], (count, *a.shape)), dict(batch))
     if size % count:
-        raise ValueError(
+        raise UserError(
             f"a batch of {size} examples cannot be divided among num_discriminator_steps={count}; "
             "choose a multiple as data.batch_size"
         )

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
 from genjax.model import Array
 from genjax.nn.products import prefers_matrix_products
 
@@ -28,11 +29,11 @@ def resampling_matrix(size: int, taps: tuple[float, ...], up: int, down: int, pa
     """The matrix [outputs, size] that resamples one axis.
 
     Raises:
-      ValueError: nothing is left.
+      UserError: nothing is left.
     """
     length = size * up + sum(padding) - len(taps) + 1
     if length < 1:
-        raise ValueError(f"{size} pixels with up={up} and padding={padding} are fewer than the {len(taps)} taps")
+        raise UserError(f"{size} pixels with up={up} and padding={padding} are fewer than the {len(taps)} taps")
     outputs = -(-length // down)
     row, column = np.meshgrid(np.arange(outputs), np.arange(size), indexing="ij")
     tap = down * row + len(taps) - 1 - padding[0] - up * column

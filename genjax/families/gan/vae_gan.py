@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.errors import UserError
 from genjax.families.gan.objectives import centred_penalty
 from genjax.families.gan.turns import Turns
 from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, batch_size, example_keys
@@ -55,11 +56,11 @@ class FeatureDiscriminator(nn.Module):
 
 
 def check_data_shape(model: Any, batch: Batch) -> None:
-    """Raises ValueError unless `model.data_shape` is known and the shape of the examples."""
+    """Raises UserError unless `model.data_shape` is known and the shape of the examples."""
     if model.data_shape is None:
-        raise ValueError(f"{type(model).__name__}.data_shape is None; give it, or resolve the experiment")
+        raise UserError(f"{type(model).__name__}.data_shape is None; give it, or resolve the experiment")
     if batch["x"].shape[1:] != tuple(model.data_shape):
-        raise ValueError(f"examples have the shape {batch['x'].shape[1:]}, but model.data_shape is {model.data_shape}")
+        raise UserError(f"examples have the shape {batch['x'].shape[1:]}, but model.data_shape is {model.data_shape}")
 
 
 def normal_latents(key: Array, batch: Batch, dim: int) -> Array:
@@ -114,7 +115,7 @@ class VAEGAN:
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the examples have another shape than `data_shape`.
+          UserError: the examples have another shape than `data_shape`.
         """
         check_data_shape(self, batch)
         inputs = {

@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.language.encoder_tasks import (
     Heads,
     MaskedLanguageModel,
@@ -153,7 +154,7 @@ class BERT(FromPretrained):
 
     def __post_init__(self) -> None:
         if self.network.causal:
-            raise ValueError(
+            raise UserError(
                 "model.network.causal=true hides what follows from an encoder; GPT and GPTForTask read one way"
             )
 
@@ -164,7 +165,7 @@ class BERT(FromPretrained):
     def _network(self, kind: type[EncoderNetwork], **settings: Any) -> EncoderNetwork:
         """A network of some kind with the model's settings, and others that this kind has."""
         if self.vocab_size is None:
-            raise ValueError(f"{type(self).__name__}.vocab_size is None; give it, or resolve the experiment")
+            raise UserError(f"{type(self).__name__}.vocab_size is None; give it, or resolve the experiment")
         return kind(
             vocab_size=self.vocab_size,
             config=self.network,
@@ -179,7 +180,7 @@ class BERT(FromPretrained):
 
     def _vocabulary(self) -> Vocabulary:
         if self.mask_token is None and self.task.masked:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}.mask_token is None; give the token that stands for a hidden one, or resolve the "
                 "experiment with data that has one"
             )
@@ -189,7 +190,7 @@ class BERT(FromPretrained):
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the examples are longer than the network's table of positions.
+          UserError: the examples are longer than the network's table of positions.
         """
         self.network.check_length(batch["tokens"].shape[1], "the examples take", "model.network")
         one = jax.tree.map(lambda a: a[:1], {name: batch[name] for name in ("tokens", "types") if name in batch})
@@ -246,7 +247,7 @@ class BERT(FromPretrained):
     def token_logits(self, state: TrainState, batch: Batch) -> Array:
         """Logits over tokens at every place, float32 [B, T, V]."""
         if not self.task.masked:
-            raise ValueError(f"the task {type(self.task).__name__} has no head over tokens; take one that has")
+            raise UserError(f"the task {type(self.task).__name__} has no head over tokens; take one that has")
         return self.module().apply({"params": state.eval_params}, batch, method="token_logits")
 
     def likeliest(self, state: TrainState, batch: Batch, top_k: int = 5) -> tuple[Array, Array]:
@@ -309,7 +310,7 @@ class BERT(FromPretrained):
         """
         if tokens is None:
             if self.sequence_length is None:
-                raise ValueError(f"{type(self).__name__}.sequence_length is None; give it, or resolve the experiment")
+                raise UserError(f"{type(self).__name__}.sequence_length is None; give it, or resolve the experiment")
             shape = (num_samples, self.sequence_length)
             if self.task.masked:
                 tokens = jnp.full(shape, self._vocabulary().mask_token, jnp.int32)

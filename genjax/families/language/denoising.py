@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
 from genjax.model import Array, Batch
 
 
@@ -131,7 +132,7 @@ class SpanCorruption(Objective):
 
     def __post_init__(self) -> None:
         if not 0.0 < self.noise_density < 1.0 or self.mean_span_length < 1.0:
-            raise ValueError("objective.noise_density must lie in (0, 1), and objective.mean_span_length be at least 1")
+            raise UserError("objective.noise_density must lie in (0, 1), and objective.mean_span_length be at least 1")
 
     def sizes(self, size: int) -> tuple[int, int]:
         """Longest source and target of a text of at most `size` tokens, ends counted."""
@@ -143,7 +144,7 @@ class SpanCorruption(Objective):
         size = tokens.shape[1]
         most = most_spans(size, self.noise_density, self.mean_span_length)
         if special.num_sentinels is not None and most > special.num_sentinels:
-            raise ValueError(
+            raise UserError(
                 f"texts of {size} tokens have up to {most} spans and the model has {special.num_sentinels} sentinels for them: "
                 f"give at least --model.extra_tokens={most}, or shorter texts"
             )
@@ -203,13 +204,13 @@ class Denoising(Objective):
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.mask_rate < 1.0 or self.mean_span_length <= 0.0:
-            raise ValueError("objective.mask_rate must lie in [0, 1), and objective.mean_span_length be positive")
+            raise UserError("objective.mask_rate must lie in [0, 1), and objective.mean_span_length be positive")
 
     def prepare(self, batch: Batch, keys: Array, special: SpecialTokens) -> Batch:
         tokens = batch["tokens"]
         mask, counted = _masks(batch)
         if self.mask_rate and special.mask is None:
-            raise ValueError("text infilling needs mask_token, the token that stands for a span")
+            raise UserError("text infilling needs mask_token, the token that stands for a span")
 
         def corrupt(key: Array, row: Array, real: Array) -> tuple[Array, Array]:
             order_key, turn_key, span_key = jax.random.split(key, 3)

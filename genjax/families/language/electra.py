@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from genjax.errors import UserError
 from genjax.families.language.bert import BERT, EncoderNetwork, bert_network
 from genjax.families.language.encoder_tasks import (
     MaskedLanguageModel,
@@ -51,7 +52,7 @@ class ReplacedTokenDetection(MaskedLanguageModel):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.next_sentence:
-            raise ValueError("task.next_sentence is no part of ELECTRA; leave it false")
+            raise UserError("task.next_sentence is no part of ELECTRA; leave it false")
 
     @property
     def linear(self) -> tuple[tuple[str, int], ...]:
@@ -62,7 +63,7 @@ class ReplacedTokenDetection(MaskedLanguageModel):
         return {**super().prepare(batch, keys, vocabulary), "draw_keys": fold_in(keys, 1)}
 
     def outputs(self, heads, embedding, hidden, pooled, batch, keys) -> Outputs:
-        raise ValueError("the task replaced_token_detection has two networks; it is the model ELECTRA that has them")
+        raise UserError("the task replaced_token_detection has two networks; it is the model ELECTRA that has them")
 
     @staticmethod
     def _detection(outputs: Outputs, batch: Batch) -> tuple[Array, Array, Array]:
@@ -159,9 +160,9 @@ class ELECTRA(BERT):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.generator.causal:
-            raise ValueError("model.generator.causal=true hides what follows from a generator that fills masked tokens")
+            raise UserError("model.generator.causal=true hides what follows from a generator that fills masked tokens")
         if not isinstance(self.task, ReplacedTokenDetection):
-            raise ValueError("model.task of ELECTRA is replaced_token_detection; the model BERT has the other tasks")
+            raise UserError("model.task of ELECTRA is replaced_token_detection; the model BERT has the other tasks")
 
     def module(self) -> ElectraNetwork:
         """The Linen module."""

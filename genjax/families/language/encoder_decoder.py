@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax import decoding
+from genjax.errors import UserError
 from genjax.families.language.denoising import Objective, Pairs, SpecialTokens
 from genjax.families.language.pretrained import FromPretrained
 from genjax.metrics import Ratio
@@ -193,7 +194,7 @@ class EncoderDecoder(FromPretrained):
     def num_tokens(self) -> int:
         """Number of tokens of the network."""
         if self.vocab_size is None:
-            raise ValueError(f"{type(self).__name__}.vocab_size is None; give it, or resolve the experiment")
+            raise UserError(f"{type(self).__name__}.vocab_size is None; give it, or resolve the experiment")
         return self.vocab_size + self.extra_tokens
 
     @property
@@ -205,7 +206,7 @@ class EncoderDecoder(FromPretrained):
         """The Linen module; with `unroll`, its decoder's layers are not scanned, as a cache needs."""
         width, decoder = self.encoder.width, self.decoder_network
         if self.decoder.width != width:
-            raise ValueError(f"model.decoder.width={self.decoder.width} must equal model.encoder.width={width}")
+            raise UserError(f"model.decoder.width={self.decoder.width} must equal model.encoder.width={width}")
         if unroll:
             decoder = dataclasses.replace(decoder, scan_layers=False, remat=False)
         return EncoderDecoderNetwork(
@@ -246,7 +247,7 @@ class EncoderDecoder(FromPretrained):
         """Returns the state before the first step.
 
         Raises:
-          ValueError: sources or targets are longer than the tables of positions.
+          UserError: sources or targets are longer than the tables of positions.
         """
         prepared, _ = jax.eval_shape(self._prepared, dict(batch), key)
         self.encoder.check_length(prepared["source"].shape[1], "the sources take", "model.encoder")
@@ -307,7 +308,7 @@ class EncoderDecoder(FromPretrained):
         return self.module().apply({"params": state.eval_params}, source, source_mask, tokens)[0]
 
     def check_condition(self, source: Array | None = None, source_mask: Array | None = None) -> None:
-        """Raises ValueError if `source`, a condition of `sample`, has a token outside the vocabulary."""
+        """Raises UserError if `source`, a condition of `sample`, has a token outside the vocabulary."""
         del source_mask
         if source is not None:
             decoding.check_tokens(source, self.num_tokens, "the source")
@@ -352,7 +353,7 @@ class EncoderDecoder(FromPretrained):
 
     def _starts(self, count: int) -> Array:
         if self.sequence_length is None:
-            raise ValueError(f"{type(self).__name__}.sequence_length is None; give it, or resolve the experiment")
+            raise UserError(f"{type(self).__name__}.sequence_length is None; give it, or resolve the experiment")
         return jnp.full((count, 1), self.special_tokens().start, jnp.int32)
 
     def translate(

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from genjax.errors import UserError
 from genjax.metrics import Ratio
 from genjax.model import Array, Batch, BatchLoss, Metrics, PyTree, cross_device_gather, example_keys
 from genjax.nn.contrast import equal_rows, partner_scores
@@ -202,9 +203,9 @@ class MaskedLanguageModel(Task):
 
     def __post_init__(self) -> None:
         if not 0.0 < self.mask_rate <= 1.0:
-            raise ValueError(f"task.mask_rate={self.mask_rate} must lie in (0, 1]")
+            raise UserError(f"task.mask_rate={self.mask_rate} must lie in (0, 1]")
         if self.replaced < 0 or self.randomized < 0 or self.replaced + self.randomized > 1.0:
-            raise ValueError("task.replaced and task.randomized must not be negative, and their sum at most 1")
+            raise UserError("task.replaced and task.randomized must not be negative, and their sum at most 1")
 
     @property
     def pooled(self) -> bool:
@@ -502,5 +503,5 @@ def normalized(x: Array) -> Array:
 
 def _given(num_classes: int | None) -> int:
     if num_classes is None:
-        raise ValueError("task.num_classes is None; give it, or resolve the experiment")
+        raise UserError("task.num_classes is None; give it, or resolve the experiment")
     return num_classes

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.model import (
     Array,
     Batch,
@@ -47,7 +48,7 @@ class FineTuned:
         """The state before the first step of a network's parameters; low-rank updates are drawn from `key`.
 
         Raises:
-          ValueError: nothing is left to train, or a frozen path names no parameter.
+          UserError: nothing is left to train, or a frozen path names no parameter.
         """
         if self.lora is not None:
             params = {**params, "lora": self.lora.init(key, params)}
@@ -58,7 +59,7 @@ class FineTuned:
             _check_path(path, params)
         trained, _ = adaptation.split(params, self._trained)
         if not trained:
-            raise ValueError(f"model.frozen={self.frozen} leaves no parameter to train")
+            raise UserError(f"model.frozen={self.frozen} leaves no parameter to train")
         ema = None if self.optimizer.ema_decay is None else jax.tree.map(jnp.copy, params)
         return state.replace(opt_state=self.optimizer.build().init(trained), ema_params=ema)
 
@@ -84,12 +85,12 @@ class FineTuned:
 
 
 def _check_path(path: str, params: PyTree) -> None:
-    """Raises ValueError unless a path names parameters."""
+    """Raises UserError unless a path names parameters."""
     node, where = params, "the network"
     for name in path.split("/"):
         parts = sorted(node) if isinstance(node, Mapping) else ["no parts"]
         if name not in parts:
             scanned = "layers" in (where, *parts)
             hint = "; one of scanned layers has a name under --model.network.scan_layers=false" if scanned else ""
-            raise ValueError(f"model.frozen names {path}, which is no parameter: {where} has {', '.join(parts)}{hint}")
+            raise UserError(f"model.frozen names {path}, which is no parameter: {where} has {', '.join(parts)}{hint}")
         node, where = node[name], name

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax import decoding
+from genjax.errors import UserError
 from genjax.families.language.fine_tuning import FineTuned
 from genjax.families.language.pretrained import FromPretrained
 from genjax.metrics import Ratio
@@ -136,14 +137,14 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
 
     def __post_init__(self) -> None:
         if not self.network.causal:
-            raise ValueError(
+            raise UserError(
                 "model.network.causal=false lets a GPT see what it predicts; the model BERT reads both ways"
             )
 
     def module(self, network: Transformer | None = None) -> LanguageModel:
         """The Linen module."""
         if self.vocab_size is None:
-            raise ValueError("GPT.vocab_size is None; give it, or resolve the experiment")
+            raise UserError("GPT.vocab_size is None; give it, or resolve the experiment")
         network = network or self.network
         return LanguageModel(self.vocab_size, network, self.tie_embeddings, jnp.dtype(self.compute_dtype))
 
@@ -151,11 +152,11 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the examples are longer than the network's context.
+          UserError: the examples are longer than the network's context.
         """
         length = batch["tokens"].shape[1] - 1
         if length > self.network.max_length:
-            raise ValueError(
+            raise UserError(
                 f"examples have {length} tokens, but model.network.max_length={self.network.max_length} is the longest context"
             )
         network_key, update_key = jax.random.split(key)
@@ -203,7 +204,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
         """Next-token logits, [B, T] -> float32 [B, T, V]; with `mask` [B, T], padding on any side is not seen or counted.
 
         Raises:
-          ValueError: there are more tokens than the network's context has places, or one lies outside the vocabulary.
+          UserError: there are more tokens than the network's context has places, or one lies outside the vocabulary.
         """
         decoding.check_tokens(tokens, self.vocab_size, "the text")
         params, positions = self.network_params(state.eval_params), None

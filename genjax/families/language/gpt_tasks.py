@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.language.encoder_tasks import Classification, Heads, Outputs, Task, Vocabulary, token_mask
 from genjax.families.language.fine_tuning import FineTuned
 from genjax.families.language.pretrained import FromPretrained
@@ -89,27 +90,25 @@ class GPTForTask(FromPretrained, FineTuned):
 
     def __post_init__(self) -> None:
         if not self.network.causal:
-            raise ValueError("model.network.causal=false makes an encoder; the model BERT has the same tasks")
+            raise UserError("model.network.causal=false makes an encoder; the model BERT has the same tasks")
 
     def module(self) -> CausalTaskNetwork:
         """The Linen module."""
         if self.vocab_size is None:
-            raise ValueError("GPTForTask.vocab_size is None; give it, or resolve the experiment")
+            raise UserError("GPTForTask.vocab_size is None; give it, or resolve the experiment")
         return CausalTaskNetwork(self.vocab_size, self.network, self.task, jnp.dtype(self.compute_dtype))
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the task corrupts tokens that follow, or the examples are longer than the network's context.
+          UserError: the task corrupts tokens that follow, or the examples are longer than the network's context.
         """
         if self.task.masked:
-            raise ValueError(
-                f"the task {type(self.task).__name__} needs an encoder; a GPT learns text by the model GPT"
-            )
+            raise UserError(f"the task {type(self.task).__name__} needs an encoder; a GPT learns text by the model GPT")
         length = batch["tokens"].shape[1]
         if length > self.network.max_length:
-            raise ValueError(
+            raise UserError(
                 f"examples have {length} tokens, but model.network.max_length={self.network.max_length} is the longest context"
             )
         network_key, update_key = jax.random.split(key)
@@ -149,7 +148,7 @@ class GPTForTask(FromPretrained, FineTuned):
         """Draws what the task predicts of `tokens` [num_samples, T], or of random ones."""
         if tokens is None:
             if self.sequence_length is None:
-                raise ValueError("GPTForTask.sequence_length is None; give it, or resolve the experiment")
+                raise UserError("GPTForTask.sequence_length is None; give it, or resolve the experiment")
             shape = (num_samples, self.sequence_length)
             tokens = jax.random.randint(jax.random.fold_in(key, 1), shape, 0, self.vocab_size)
         return self.task.draw(key, self.predict(state, {"tokens": tokens}))

@@ -34,7 +34,7 @@ class FromPretrained:
         Where the model has more tokens than the checkpoint, these get the mean of the others.
 
         Raises:
-          ValueError: the checkpoint does not fit.
+          UserError: the checkpoint does not fit.
         """
         from genjax.interop.huggingface import abstract_params, load_params
 

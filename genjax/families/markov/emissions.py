@@ -21,6 +21,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.model import Array, PyTree
 
 LOG_2PI = math.log(2.0 * math.pi)
@@ -72,7 +73,7 @@ class Emission(abc.ABC):
         return None
 
     def draw(self, key: Array, statistics: PyTree, params: PyTree) -> PyTree:
-        raise ValueError(
+        raise UserError(
             f"Gibbs sampling has no conjugate prior for {type(self).__name__}: use categorical or bernoulli"
         )
 
@@ -112,7 +113,7 @@ class Categorical(Emission):
 
     def init(self, key: Array, x: Array, weights: Array, num_states: int) -> PyTree:
         if self.vocab_size is None:
-            raise ValueError("Categorical.vocab_size is None; give it, or resolve the experiment")
+            raise UserError("Categorical.vocab_size is None; give it, or resolve the experiment")
         counts = jnp.zeros(self.vocab_size).at[x].add(weights) + 1.0
         noise = jax.random.gamma(key, 2.0, (num_states, self.vocab_size))
         return {"logits": jax.nn.log_softmax(jnp.log(counts)[None] + jnp.log(noise + 1e-3))}
@@ -259,7 +260,7 @@ class Gaussian(Emission):
 
     def __post_init__(self) -> None:
         if self.ridge < 0:
-            raise ValueError(f"ridge={self.ridge} of a covariance must not be negative")
+            raise UserError(f"ridge={self.ridge} of a covariance must not be negative")
 
     @property
     def shared(self) -> tuple[str, ...]:

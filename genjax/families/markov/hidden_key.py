@@ -16,6 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.markov import inference
 from genjax.families.markov.hidden_markov_model import HiddenMarkovModel
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState
@@ -36,9 +37,9 @@ class HiddenKeyModel(HiddenMarkovModel):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.algorithm not in ("em", "stochastic_em"):
-            raise ValueError(f"algorithm={self.algorithm} does not learn with hidden keys: use em or stochastic_em")
+            raise UserError(f"algorithm={self.algorithm} does not learn with hidden keys: use em or stochastic_em")
         if self.num_keys < 1:
-            raise ValueError("a model with hidden keys needs num_keys >= 1")
+            raise UserError("a model with hidden keys needs num_keys >= 1")
 
     @property
     def _shifts(self) -> Array:
@@ -127,7 +128,7 @@ class HiddenKeyModel(HiddenMarkovModel):
             roll = lambda x, k: jnp.roll(x, -jax.random.choice(k, self._shifts), -1)  # noqa: E731
             return jax.vmap(roll)(super().sample(state, keys[0, 0], num_samples, num_frames), keys[1])
         if self.data_shape is None:
-            raise ValueError("what samples look like is not known: give data_shape")
+            raise UserError("what samples look like is not known: give data_shape")
         params, silence = state.eval_params, jnp.zeros(self.data_shape[1:])
         transition = jax.nn.log_softmax(params["transition"])  # [R, K, K]
         shifted = jax.vmap(jnp.roll, in_axes=(None, 0))

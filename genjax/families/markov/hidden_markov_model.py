@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
 from genjax.families.markov import inference
 from genjax.families.markov.emissions import Bernoulli, Emission, log_dirichlet, singular_warnings
 from genjax.metrics import Ratio
@@ -72,13 +73,13 @@ class HiddenMarkovModel:
 
     def __post_init__(self) -> None:
         if self.num_states < 1 or self.num_restarts < 1:
-            raise ValueError("a hidden Markov model needs num_states >= 1 and num_restarts >= 1")
+            raise UserError("a hidden Markov model needs num_states >= 1 and num_restarts >= 1")
         if self.restart is not None and not 0 <= self.restart < self.num_restarts:
-            raise ValueError(f"restart={self.restart} must lie from 0 to num_restarts - 1 = {self.num_restarts - 1}")
+            raise UserError(f"restart={self.restart} must lie from 0 to num_restarts - 1 = {self.num_restarts - 1}")
         if self.chunk_size < 1:
-            raise ValueError(f"chunk_size={self.chunk_size} must be at least 1 frame")
+            raise UserError(f"chunk_size={self.chunk_size} must be at least 1 frame")
         if not 0.5 < self.step_exponent <= 1.0:
-            raise ValueError(f"step_exponent={self.step_exponent} must lie in (0.5, 1], or stochastic EM diverges")
+            raise UserError(f"step_exponent={self.step_exponent} must lie in (0.5, 1], or stochastic EM diverges")
 
     def _frames(self, batch: Batch) -> Array:
         """What the emission takes: tokens [B, T], frames [B, T, D], or pairs of a frame and the one before [B, T, 2 D]."""
@@ -292,7 +293,7 @@ class HiddenMarkovModel:
         What is given as impossible stays so whatever the algorithm.
 
         Raises:
-          ValueError: they cannot be normalised: of another shape, negative, not finite, or a row without any mass.
+          UserError: they cannot be normalised: of another shape, negative, not finite, or a row without any mass.
         """
         params = dict(state.params)
         for name, p, shape in (
@@ -301,7 +302,7 @@ class HiddenMarkovModel:
         ):
             p = np.asarray(p, np.float64)
             if p.shape != shape or not np.isfinite(p).all() or (p < 0).any() or (p.sum(-1) <= 0).any():
-                raise ValueError(
+                raise UserError(
                     f"the {name} probabilities cannot be normalised: they must be finite numbers of shape {shape}, none "
                     "negative, with a positive sum in each row"
                 )
@@ -325,7 +326,7 @@ class HiddenMarkovModel:
         if num_frames is None:
             num_frames = self.data_shape[0] if self.data_shape else self.sequence_length
         if num_frames is None:
-            raise ValueError("how long samples are is not known: give num_frames, data_shape or sequence_length")
+            raise UserError("how long samples are is not known: give num_frames, data_shape or sequence_length")
         initial, transition = jax.nn.log_softmax(params["initial"]), jax.nn.log_softmax(params["transition"])
 
         def step(carry: tuple[Array, tuple[Array, ...]], key: Array) -> tuple[tuple[Array, tuple[Array, ...]], Array]:

@@ -28,6 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
+
 Array = jax.Array
 
 
@@ -451,11 +453,11 @@ def mixing_time(transition: Array, distance: float = 0.25, num_steps: int = 1000
     """Transitions after which a chain is within `distance` of its stationary distribution from every start.
 
     Raises:
-      ValueError: it is not after `num_steps`.
+      UserError: it is not after `num_steps`.
     """
     near = np.flatnonzero(np.asarray(distances_to_stationary(transition, num_steps)) <= distance)
     if not len(near):
-        raise ValueError(f"the chain does not mix to {distance} within {num_steps} transitions")
+        raise UserError(f"the chain does not mix to {distance} within {num_steps} transitions")
     return int(near[0])
 
 

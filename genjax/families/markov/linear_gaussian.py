@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
 from genjax.families.markov.inference import mask_warnings
 from genjax.metrics import Ratio
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_sum
@@ -218,7 +219,7 @@ class LinearGaussianModel:
 
     def __post_init__(self) -> None:
         if self.state_dim < 1:
-            raise ValueError("a linear Gaussian model needs state_dim >= 1")
+            raise UserError("a linear Gaussian model needs state_dim >= 1")
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         """Returns the state before the first step."""
@@ -337,7 +338,7 @@ class LinearGaussianModel:
         """Draws sequences [num_samples, T, D]."""
         params, dim = state.params, state.params["emission"].shape[0]
         if num_frames is None and self.data_shape is None:
-            raise ValueError("how long samples are is not known: give num_frames or data_shape")
+            raise UserError("how long samples are is not known: give num_frames or data_shape")
         factor = {name: jnp.linalg.cholesky(params[name]) for name in params if name.endswith(("noise", "covariance"))}
 
         def step(z: Array, key: Array) -> tuple[Array, Array]:

@@ -20,6 +20,8 @@ from typing import Literal
 
 import numpy as np
 
+from genjax.errors import UserError
+
 
 class NGram:
     """Counts of a corpus.
@@ -32,7 +34,7 @@ class NGram:
       pseudo_count: a of additive smoothing.
 
     Raises:
-      ValueError: order below 1, no token, or a token outside of the vocabulary.
+      UserError: order below 1, no token, or a token outside of the vocabulary.
     """
 
     def __init__(
@@ -44,12 +46,12 @@ class NGram:
         pseudo_count: float = 1.0,
     ):
         if order < 1:
-            raise ValueError(f"order={order} must be at least 1")
+            raise UserError(f"order={order} must be at least 1")
         if smoothing not in ("additive", "witten_bell", "kneser_ney"):
-            raise ValueError(f"smoothing={smoothing!r} is none of additive, witten_bell, kneser_ney")
+            raise UserError(f"smoothing={smoothing!r} is none of additive, witten_bell, kneser_ney")
         tokens, starts = _join(documents)
         if not len(tokens) or tokens.min() < 0 or tokens.max() >= vocab_size:
-            raise ValueError(f"n-grams need at least one token, and all of them from 0 to {vocab_size - 1}")
+            raise UserError(f"n-grams need at least one token, and all of them from 0 to {vocab_size - 1}")
         self.vocab_size, self.order, self.smoothing, self.pseudo_count = vocab_size, order, smoothing, pseudo_count
         self._keys, self._counts = [], []
         contexts, below = _contexts(np.zeros(len(tokens), np.int32), starts, 0), None

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
 from genjax.metrics import Ratio
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_gather
 
@@ -50,9 +51,9 @@ class NGramModel:
 
     def __post_init__(self) -> None:
         if self.order < 1:
-            raise ValueError(f"order={self.order} must be at least 1")
+            raise UserError(f"order={self.order} must be at least 1")
         if self.vocab_size is not None and self.capacity * self.vocab_size >= int(_FREE):
-            raise ValueError(
+            raise UserError(
                 f"capacity={self.capacity} times vocab_size={self.vocab_size} must be below 2^32, or keys do not fit"
             )
 
@@ -219,10 +220,10 @@ class NGramModel:
         """p(next token | token) of a chain of first order, [V, V]; `inference` has its stationary distribution and mixing.
 
         Raises:
-          ValueError: the order is larger than 2, so that a token alone is no state.
+          UserError: the order is larger than 2, so that a token alone is no state.
         """
         if self.order > 2:
-            raise ValueError(
+            raise UserError(
                 f"the states of a chain of order={self.order} are not single tokens; train one with order=2"
             )
         return jnp.exp(self.logits(state, jnp.arange(self.vocab_size)[:, None])[:, 0])
@@ -230,7 +231,7 @@ class NGramModel:
     def sample(self, state: TrainState, key: Array, num_samples: int, num_tokens: int | None = None) -> Array:
         """Draws sequences [num_samples, T + 1] that begin with the start token; places after the end token repeat it."""
         if num_tokens is None and self.sequence_length is None:
-            raise ValueError("how long samples are is not known: give num_tokens or sequence_length")
+            raise UserError("how long samples are is not known: give num_tokens or sequence_length")
         first = jnp.asarray(self.start_token or 0, jnp.int32)
         contexts = self._append(state.params, jnp.full(self.order, -1).at[0].set(0), first)
 

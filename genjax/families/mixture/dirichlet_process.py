@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import betaln, digamma, multigammaln
 
+from genjax.errors import UserError
 from genjax.families.markov.emissions import Bernoulli, Gaussian, random_frames
 from genjax.families.mixture.mixture import MixtureModel, kmeans_plus_plus
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_sum
@@ -51,9 +52,9 @@ class DirichletProcessMixture(MixtureModel):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.concentration, self.mean_precision, self.prior_scale) <= 0:
-            raise ValueError("a Dirichlet-process mixture needs concentration, mean_precision and prior_scale above 0")
+            raise UserError("a Dirichlet-process mixture needs concentration, mean_precision and prior_scale above 0")
         if isinstance(self.component, Gaussian) and self.component.covariance not in ("full", "diagonal"):
-            raise ValueError(
+            raise UserError(
                 f"covariance={self.component.covariance} of a Dirichlet-process mixture must be full or diagonal"
             )
 
@@ -116,7 +117,7 @@ class DirichletProcessMixture(MixtureModel):
         beta, size = self.mean_precision + count, dim if full else 1
         nu_0 = float(size) if self.degrees_of_freedom is None else self.degrees_of_freedom
         if nu_0 <= size - 1:
-            raise ValueError(f"degrees_of_freedom={nu_0} must be above {size - 1}, one less than the dimensions")
+            raise UserError(f"degrees_of_freedom={nu_0} must be above {size - 1}, one less than the dimensions")
         nu = nu_0 + count
         m = (self.mean_precision * prior["mean"][None] + sums) / beta[:, None]
         outer = (lambda a: a[:, :, None] * a[:, None, :]) if full else jnp.square

@@ -12,6 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.markov.emissions import Emission, Gaussian, Mixture, singular_warnings
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_gather, cross_device_sum
 
@@ -36,11 +37,11 @@ class MixtureModel:
 
     def __post_init__(self) -> None:
         if self.num_components < 1:
-            raise ValueError("a mixture needs num_components >= 1")
+            raise UserError("a mixture needs num_components >= 1")
         if self.averaging is not None and not 0.5 < self.averaging <= 1.0:
-            raise ValueError(f"averaging={self.averaging} must lie in (0.5, 1], or be none")
+            raise UserError(f"averaging={self.averaging} must lie in (0.5, 1], or be none")
         if self.component.discrete or isinstance(self.component, Mixture):
-            raise ValueError("components of a mixture are gaussian or bernoulli")
+            raise UserError("components of a mixture are gaussian or bernoulli")
 
     def _flat(self, batch: Batch) -> Array:
         return batch["x"].reshape(batch["x"].shape[0], -1)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from genjax.errors import UserError
 from genjax.families.monte_carlo.kernels import Kernel
 
 Array = jax.Array
@@ -83,12 +84,12 @@ def run_gibbs(
       The parameters with leading axes [chains, draws].
 
     Raises:
-      ValueError: no update changes some parameter.
+      UserError: no update changes some parameter.
     """
     first = jax.tree.map(lambda a: a[0], start)
     changed = {name for update in updates for name in jax.eval_shape(update, key, first)}
     if set(start) - changed:
-        raise ValueError(
+        raise UserError(
             f"no update changes {', '.join(sorted(set(start) - changed))}: the chains would not leave the start"
         )
 

@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
+
 Array = jax.Array
 #: Error of the energy beyond which a trajectory counts as divergent, as in Stan.
 DIVERGENCE = 1000.0
@@ -349,7 +351,7 @@ class Tempering(Kernel):
 
     def __post_init__(self) -> None:
         if len(self.temperatures) < 2 or self.temperatures[0] != 1.0 or min(np.diff(self.temperatures)) <= 0:
-            raise ValueError(f"temperatures={self.temperatures} must rise from 1, and be at least two")
+            raise UserError(f"temperatures={self.temperatures} must rise from 1, and be at least two")
 
     @property
     def target_acceptance(self) -> float | None:
@@ -361,7 +363,7 @@ class Tempering(Kernel):
 
     def step(self, key, q, log_density, step_size, inverse_mass):
         if inverse_mass.ndim == 2:
-            raise ValueError("parallel tempering keeps a diagonal metric of each replica: set dense_mass=false")
+            raise UserError("parallel tempering keeps a diagonal metric of each replica: set dense_mass=false")
         count = self.num_replicas
         beta = 1.0 / jnp.asarray(self.temperatures, q.dtype)
         move_key, parity_key, swap_key = jax.random.split(key, 3)

@@ -17,6 +17,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.monte_carlo import diagnostics
 from genjax.families.monte_carlo.adaptation import adapt, start_adaptation, window_begin, window_ends
 from genjax.families.monte_carlo.kernels import Info, Kernel, Nuts
@@ -47,7 +48,7 @@ class Chains(abc.ABC):
 
     def __post_init__(self) -> None:
         if self.num_chains < 1 or self.num_draws < 4 or self.num_warmup < 0:
-            raise ValueError("chains need num_chains >= 1, num_draws >= 4 and num_warmup >= 0")
+            raise UserError("chains need num_chains >= 1, num_draws >= 4 and num_warmup >= 0")
 
     @abc.abstractmethod
     def _start(self, dim: int) -> tuple[int, dict[str, PyTree]]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from genjax.errors import UserError
 from genjax.families.monte_carlo import diagnostics
 from genjax.families.monte_carlo.adaptation import adapt, start_adaptation, window_begin, window_ends
 from genjax.families.monte_carlo.kernels import Info, Kernel, Nuts
@@ -79,13 +80,13 @@ def run_chains(
       step_size: at the start of the warm-up; the step size itself where there is none.
 
     Raises:
-      ValueError: a start of density zero.
+      UserError: a start of density zero.
     """
     unravel = ravel_pytree(jax.tree.map(lambda a: a[0], start))[1]
     flat = jax.vmap(lambda p: ravel_pytree(p)[0])(start)
     density = lambda q: log_density(unravel(q))  # noqa: E731
     if not np.isfinite(np.asarray(jax.vmap(density)(flat))).all():
-        raise ValueError("the log-density is not finite at the start of some chain: start where it is")
+        raise UserError("the log-density is not finite at the start of some chain: start where it is")
     run = functools.partial(_run, density, kernel, num_warmup, num_draws, dense_mass, step_size)
     positions, info, step, mass = jax.jit(run)(key, flat)
     swap = lambda a: a.swapaxes(0, 1)  # noqa: E731

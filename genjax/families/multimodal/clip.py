@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.model import (
     Array,
     Batch,
@@ -128,7 +129,7 @@ class CLIP:
     def module(self) -> CLIPNetwork:
         """The Linen module."""
         if self.vocab_size is None or self.data_shape is None:
-            raise ValueError("CLIP.vocab_size or CLIP.data_shape is None; give them, or resolve the experiment")
+            raise UserError("CLIP.vocab_size or CLIP.data_shape is None; give them, or resolve the experiment")
         # Positions of patches are the vision encoder's own table.
         return CLIPNetwork(
             self.vocab_size,

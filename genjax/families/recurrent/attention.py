@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax import decoding
+from genjax.errors import UserError
 from genjax.metrics import Ratio
 from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
 from genjax.nn.attention import MASKED
@@ -149,7 +150,7 @@ class AttentionSequenceModel:
     def module(self) -> AttentionNetwork:
         """The Linen module."""
         if self.vocab_size is None:
-            raise ValueError("AttentionSequenceModel.vocab_size is None; give it, or resolve the experiment")
+            raise UserError("AttentionSequenceModel.vocab_size is None; give it, or resolve the experiment")
         return AttentionNetwork(
             self.vocab_size,
             self.embedding_dim,
@@ -204,7 +205,7 @@ class AttentionSequenceModel:
         return self._forward(state.eval_params, batch)[1]
 
     def check_condition(self, source: Array | None = None, source_mask: Array | None = None) -> None:
-        """Raises ValueError if `source`, a condition of `sample`, has a token outside the vocabulary."""
+        """Raises UserError if `source`, a condition of `sample`, has a token outside the vocabulary."""
         del source_mask
         if source is not None:
             decoding.check_tokens(source, self.vocab_size, "the source")

@@ -21,6 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.energy.boltzmann_machine import RestrictedBoltzmannMachine
 from genjax.families.recurrent.framewise import PerFrame
 from genjax.families.recurrent.piano_roll import FrameNetwork, RollModel, frames_before
@@ -71,7 +72,7 @@ class RecurrentBoltzmannMachine(RollModel, PerFrame):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.partition == "enumerated" and self.num_hidden > MOST_ENUMERATED:
-            raise ValueError(
+            raise UserError(
                 f"num_hidden={self.num_hidden} are too many to enumerate in every frame: have at most {MOST_ENUMERATED}, "
                 "or set model.partition=annealed"
             )

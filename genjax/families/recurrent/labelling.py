@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.metrics import Ratio
 from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
 from genjax.nn.dropout import dropout, fold_in
@@ -132,7 +133,7 @@ class SequenceLabeller:
     def module(self) -> LabellingNetwork:
         """The Linen module."""
         if self.vocab_size is None or self.num_classes is None:
-            raise ValueError("SequenceLabeller needs vocab_size and num_classes; give them, or resolve the experiment")
+            raise UserError("SequenceLabeller needs vocab_size and num_classes; give them, or resolve the experiment")
         return LabellingNetwork(
             self.vocab_size,
             self.num_classes,
@@ -196,7 +197,7 @@ class SequenceLabeller:
         token_key, key = jax.random.split(key)
         if tokens is None:
             if self.sequence_length is None:
-                raise ValueError("SequenceLabeller.sequence_length is None; give it, or resolve the experiment")
+                raise UserError("SequenceLabeller.sequence_length is None; give it, or resolve the experiment")
             tokens = jax.random.randint(token_key, (num_samples, self.sequence_length), 0, self.vocab_size)
         mask = jnp.ones(tokens.shape, bool)
         scores, transitions = self.module().apply({"params": state.eval_params}, tokens, mask)

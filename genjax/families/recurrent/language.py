@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax import decoding
+from genjax.errors import UserError
 from genjax.metrics import Ratio
 from genjax.model import (
     Array,
@@ -112,12 +113,12 @@ class RecurrentLanguageModel(decoding.TokenModel):
 
     def __post_init__(self) -> None:
         if self.network.bidirectional:
-            raise ValueError("a language model cannot read from the end: set model.network.bidirectional=false")
+            raise UserError("a language model cannot read from the end: set model.network.bidirectional=false")
 
     def module(self) -> RecurrentNetwork:
         """The Linen module."""
         if self.vocab_size is None:
-            raise ValueError("RecurrentLanguageModel.vocab_size is None; give it, or resolve the experiment")
+            raise UserError("RecurrentLanguageModel.vocab_size is None; give it, or resolve the experiment")
         return RecurrentNetwork(
             self.vocab_size,
             self.embedding_dim,
@@ -135,7 +136,7 @@ class RecurrentLanguageModel(decoding.TokenModel):
         extra = {}
         if self.carry_state:
             if "window" not in batch:
-                raise ValueError("model.carry_state needs batches that number their windows, such as those of Text")
+                raise UserError("model.carry_state needs batches that number their windows, such as those of Text")
             extra = {
                 "carry": self.network.init_carry(tokens.shape[0]),
                 "next_window": jnp.full((tokens.shape[0],), -1, jnp.int32),

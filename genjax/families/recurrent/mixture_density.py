@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.recurrent.framewise import FramewiseModel
 from genjax.model import Array, Batch, ComputeDtype, PyTree, TrainState
 from genjax.nn.dropout import dropout, fold_in
@@ -140,18 +141,18 @@ class MixtureDensityModel(FramewiseModel):
 
     def __post_init__(self) -> None:
         if self.network.bidirectional:
-            raise ValueError(
+            raise UserError(
                 "a model of what comes next cannot read from the end: set model.network.bidirectional=false"
             )
 
     def module(self) -> MixtureNetwork:
         """The Linen module."""
         if self.data_shape is None:
-            raise ValueError("MixtureDensityModel.data_shape is None; give it, or resolve the experiment")
+            raise UserError("MixtureDensityModel.data_shape is None; give it, or resolve the experiment")
         num_binary = self.num_binary or 0
         size = self.data_shape[1] - num_binary
         if size < 1 or self.correlated and size != 2:
-            raise ValueError(
+            raise UserError(
                 f"of {self.data_shape[1]} features model.num_binary={num_binary} are 0 or 1; at least one must be left, and "
                 "with model.correlated two"
             )

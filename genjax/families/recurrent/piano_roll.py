@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.recurrent.framewise import FramewiseModel
 from genjax.model import Array, Batch, ComputeDtype, PyTree, TrainState
 from genjax.nn.dropout import dropout, fold_in
@@ -123,7 +124,7 @@ class RollModel(abc.ABC):
 
     def __post_init__(self) -> None:
         if self.network.bidirectional:
-            raise ValueError(
+            raise UserError(
                 "a model of what comes next cannot read from the end: set model.network.bidirectional=false"
             )
 
@@ -137,7 +138,7 @@ class RollModel(abc.ABC):
 
     def _build(self, network: type[FrameNetwork], num_features: int) -> FrameNetwork:
         if self.data_shape is None:
-            raise ValueError(f"{type(self).__name__}.data_shape is None; give it, or resolve the experiment")
+            raise UserError(f"{type(self).__name__}.data_shape is None; give it, or resolve the experiment")
         return network(
             self.data_shape[1],
             self.network,
@@ -151,11 +152,11 @@ class RollModel(abc.ABC):
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the frames have another number of notes than `data_shape` says.
+          UserError: the frames have another number of notes than `data_shape` says.
         """
         x, module = batch["x"], self.module()
         if x.shape[-1] != self.data_shape[-1]:
-            raise ValueError(f"frames have {x.shape[-1]} notes, but model.data_shape is {self.data_shape}")
+            raise UserError(f"frames have {x.shape[-1]} notes, but model.data_shape is {self.data_shape}")
         return TrainState.create(module.init(key, x[:1, :1])["params"], self.optimizer)
 
     def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:

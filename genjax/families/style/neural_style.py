@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.errors import UserError
 from genjax.model import Array, PyTree
 from genjax.optimizers import Adam, Optimizer
 
@@ -39,7 +40,7 @@ def captured_maps(
       prepare: what pictures in [0, 1] go through before.
 
     Raises:
-      ValueError: by the result, where the module has no such submodule or its output is no map.
+      UserError: by the result, where the module has no such submodule or its output is no map.
     """
 
     def maps(x: Array) -> dict[str, Array]:
@@ -52,7 +53,7 @@ def captured_maps(
             output = node["__call__"][0] if isinstance(node, dict) and "__call__" in node else None
             if output is None or output.ndim != 4:
                 known = ", ".join(k for k, v in state["intermediates"].items() if isinstance(v, dict))
-                raise ValueError(f"{type(module).__name__} has no maps of a layer {name!r}; its layers are {known}")
+                raise UserError(f"{type(module).__name__} has no maps of a layer {name!r}; its layers are {known}")
             found[name] = output.astype(jnp.float32)
         return found
 

@@ -24,6 +24,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.vae.vae import VAE
 from genjax.model import Array, Batch, BatchLoss, Metrics, PyTree, cross_device_gather, own_part
 from genjax.nn.distributions import DiagonalGaussian, gaussian_log_prob, standard_normal_log_prob
@@ -60,9 +61,7 @@ class CapacityVAE(VAE):
 
     def __post_init__(self) -> None:
         if self.free_bits or self.kl_warmup_steps:
-            raise ValueError(
-                "model.free_bits and model.kl_warmup_steps must be 0: the capacity says what the KL may be"
-            )
+            raise UserError("model.free_bits and model.kl_warmup_steps must be 0: the capacity says what the KL may be")
 
     def capacity(self, step: Array) -> Array:
         """Capacity at a step, in nats."""
@@ -158,6 +157,6 @@ class BetaTCVAE(VAE):
 
     def __post_init__(self) -> None:
         if self.num_examples is not None and self.num_examples < 2:
-            raise ValueError(f"model.num_examples={self.num_examples} must be at least 2, or none")
+            raise UserError(f"model.num_examples={self.num_examples} must be at least 2, or none")
         if self.free_bits:
-            raise ValueError("model.free_bits must be 0: beta-TCVAE weights parts of the KL that are not per dimension")
+            raise UserError("model.free_bits must be 0: beta-TCVAE weights parts of the KL that are not per dimension")

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.vae.vae import VAE
 from genjax.model import Array, Batch, TrainState, check_label_range, one_hot_classes
 
@@ -30,18 +31,18 @@ class ConditionalVAE(VAE):
 
     def __post_init__(self) -> None:
         if not self.condition_keys:
-            raise ValueError("model.condition_keys=() must name an entry of the batch; the model without one is VAE")
+            raise UserError("model.condition_keys=() must name an entry of the batch; the model without one is VAE")
 
     def condition(self, batch: Batch) -> Array:
         """The vector c of each example, shape [B, C].
 
         Raises:
-          ValueError: an entry is missing, or `num_classes` is not known.
+          UserError: an entry is missing, or `num_classes` is not known.
         """
         parts = []
         for name in self.condition_keys:
             if name not in batch:
-                raise ValueError(
+                raise UserError(
                     f"the model is conditional on {name!r}, which is not among {', '.join(batch)}; give model.condition_keys"
                 )
             value = jnp.asarray(batch[name])
@@ -55,10 +56,10 @@ class ConditionalVAE(VAE):
         """Refuses labels outside of the classes.
 
         Raises:
-          ValueError: the model is not conditional on classes, or there is no such class.
+          UserError: the model is not conditional on classes, or there is no such class.
         """
         if "label" not in self.condition_keys:
-            raise ValueError(f"this model is conditional on {', '.join(self.condition_keys)} and not on label")
+            raise UserError(f"this model is conditional on {', '.join(self.condition_keys)} and not on label")
         check_label_range(label, self.num_classes)
 
     def init(self, key: Array, batch: Batch) -> TrainState:
@@ -70,7 +71,7 @@ class ConditionalVAE(VAE):
     def _filled(self, state: TrainState, condition: dict[str, Any], count: int) -> Array:
         unknown = set(condition) - set(self.condition_keys)
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"{', '.join(unknown)} is not a condition of the model; it has {', '.join(self.condition_keys)}"
             )
         filled = {}

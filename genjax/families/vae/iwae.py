@@ -18,6 +18,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.families.vae.vae import VAE
 from genjax.model import Array, Batch, Metrics, PyTree, TrainState
 from genjax.nn.distributions import DiagonalGaussian
@@ -37,9 +38,9 @@ class IWAE(VAE):
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
-            raise ValueError(f"model.num_samples={self.num_samples} must be at least 1")
+            raise UserError(f"model.num_samples={self.num_samples} must be at least 1")
         if self.free_bits or self.kl_warmup_steps:
-            raise ValueError(
+            raise UserError(
                 "model.free_bits and model.kl_warmup_steps must be 0: the bound of IWAE has no KL of its own"
             )
 

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from genjax.errors import UserError
 from genjax.model import (
     Array,
     Batch,
@@ -90,7 +91,7 @@ class VAE:
     def decoder(self) -> Any:
         """The Linen module (z, condition) -> [B, *data_shape, P], parameters of p(x | z)."""
         if self.data_shape is None:
-            raise ValueError(f"{type(self).__name__}.data_shape is None; give it, or resolve the experiment")
+            raise UserError(f"{type(self).__name__}.data_shape is None; give it, or resolve the experiment")
         return OutputDecoder(self.network, self.output, self.data_shape, jnp.dtype(self.compute_dtype))
 
     def condition(self, batch: Batch) -> Array | None:
@@ -101,11 +102,11 @@ class VAE:
         """Returns the state before the first step.
 
         Raises:
-          ValueError: the examples have another shape than `data_shape`, or are dequantised and `output` has no density.
+          UserError: the examples have another shape than `data_shape`, or are dequantised and `output` has no density.
         """
         check_density(self.output, "log_abs_det" in batch)
         if self.data_shape is not None and batch["x"].shape[1:] != tuple(self.data_shape):
-            raise ValueError(
+            raise UserError(
                 f"examples have the shape {batch['x'].shape[1:]}, but model.data_shape is {self.data_shape}"
             )
         encoder_key, decoder_key = jax.random.split(key)
@@ -216,7 +217,7 @@ class VAE:
         """Looks for values that have no likelihood under `output`, outside of `jit`.
 
         Raises:
-          ValueError: naming them.
+          UserError: naming them.
         """
         check_support(self.output, batch["x"])
 
@@ -259,7 +260,7 @@ class VAE:
         Memory does not grow with `num_samples`: weights are summed over chunks of `importance_chunk_size` samples.
         """
         if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples}; an importance-weighted estimate needs at least one")
+            raise UserError(f"num_samples={num_samples}; an importance-weighted estimate needs at least one")
         params = state.eval_params
         posterior = self.posterior(params, batch)
         chunk = min(self.importance_chunk_size, num_samples)

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.errors import UserError
 from genjax.model import (
     Array,
     Batch,
@@ -133,9 +134,9 @@ class VQVAE:
 
     def __post_init__(self) -> None:
         if self.num_codes < 2:
-            raise ValueError(f"model.num_codes={self.num_codes} must be at least 2")
+            raise UserError(f"model.num_codes={self.num_codes} must be at least 2")
         if not 0.0 <= self.codebook_decay < 1.0:
-            raise ValueError(f"model.codebook_decay={self.codebook_decay} must be at least 0 and below 1")
+            raise UserError(f"model.codebook_decay={self.codebook_decay} must be at least 0 and below 1")
 
     # Networks.
 
@@ -149,14 +150,14 @@ class VQVAE:
         """Returns the state before the first step; codes start at vectors of the batch.
 
         Raises:
-          ValueError: the pictures have another shape than `data_shape`, cannot be halved often enough, or are dequantised
+          UserError: the pictures have another shape than `data_shape`, cannot be halved often enough, or are dequantised
             and `output` has no density.
         """
         check_density(self.output, "log_abs_det" in batch)
         if self.data_shape is None:
-            raise ValueError("VQVAE.data_shape is None; give it, or resolve the experiment")
+            raise UserError("VQVAE.data_shape is None; give it, or resolve the experiment")
         if batch["x"].shape[1:] != tuple(self.data_shape):
-            raise ValueError(
+            raise UserError(
                 f"examples have the shape {batch['x'].shape[1:]}, but model.data_shape is {self.data_shape}"
             )
         check_picture_shape(self.data_shape, len(self.channels))
@@ -298,7 +299,7 @@ class VQVAE:
         """Looks for values that have no likelihood under `output`, outside of `jit`.
 
         Raises:
-          ValueError: naming them.
+          UserError: naming them.
         """
         check_support(self.output, batch["x"])
 
@@ -336,7 +337,7 @@ class VQVAE:
         """
         codes = condition.pop("codes", None)
         if condition:
-            raise ValueError(f"{', '.join(condition)} is not a condition of VQVAE; it has codes")
+            raise UserError(f"{', '.join(condition)} is not a condition of VQVAE; it has codes")
         if codes is None:
             logits = jnp.log(state.extra["place_counts"] + 1e-12)
             codes = jax.random.categorical(key, logits[None], shape=(num_samples, logits.shape[0]))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from genjax.errors import UserError
 from genjax.interop.bindings import Bindings
 from genjax.nn.positions import LinearScaling, Llama3Scaling, RotaryScaling, YarnScaling
 from genjax.nn.transformer import Transformer
@@ -14,7 +15,7 @@ from genjax.nn.transformer import Transformer
 Config = Mapping[str, Any]
 
 
-class UnsupportedError(ValueError):
+class UnsupportedError(UserError):
     """A configuration that has no counterpart here; the message is one sentence for the user."""
 
 

@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
+
 Array = jax.Array
 Params = dict[str, Any]
 
@@ -66,7 +68,7 @@ def no_change(x: Array) -> Array:
     return jnp.zeros(x.shape[0], x.dtype)
 
 
-class LayerError(ValueError):
+class LayerError(UserError):
     """What a layer returned is not finite; the message names it by its path."""
 
     def __init__(self, what: str, path: str, count: str):
@@ -255,7 +257,7 @@ class MultiScale(Bijection):
             shapes.append(shape)
             if index < len(self.levels) - 1:
                 if shape[-1] % 2:
-                    raise ValueError(f"level {index} ends in {shape[-1]} channels, which cannot be split in two halves")
+                    raise UserError(f"level {index} ends in {shape[-1]} channels, which cannot be split in two halves")
                 shape = (*shape[:-1], shape[-1] // 2)
         return shapes
 

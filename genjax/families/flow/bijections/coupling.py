@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.errors import UserError
 from genjax.families.flow.bijections.base import Array, Bijection, Params, sum_rest
 from genjax.families.flow.bijections.elementwise import Affine, Elementwise
 
@@ -47,7 +48,7 @@ class Coupling(Bijection):
         else:
             a, b = jnp.split(x, [(x.shape[-1] + 1) // 2], axis=-1)
         if a.shape[-1] == 0 or b.shape[-1] == 0:
-            raise ValueError(
+            raise UserError(
                 f"a coupling cannot part {x.shape[-1]} number in two; use a checkerboard, a squeeze before it, or other layers"
             )
         return (b, a) if self.flip else (a, b)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
+from genjax.errors import UserError
 from genjax.families.flow.bijections.base import Array, Bijection, Params, no_change, sum_rest
 
 
@@ -167,7 +168,7 @@ class Squeeze(Bijection):
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(shape) != 3 or shape[0] % 2 or shape[1] % 2:
-            raise ValueError(
+            raise UserError(
                 f"squeeze needs images of even height and width, got shape {shape}; pad or crop them, or use fewer levels"
             )
         return (shape[0] // 2, shape[1] // 2, 4 * shape[2])
@@ -241,13 +242,13 @@ def check_range(x: Array, low: float, high: float) -> None:
     """Raises where values outside of `jit` leave their declared range (inside, they make the loss NaN).
 
     Raises:
-      ValueError: naming the range declared and the range found.
+      UserError: naming the range declared and the range found.
     """
     if isinstance(x, jax.core.Tracer):
         return
     # By numpy, as inside of `jit` even an operation on constants gives a tracer.
     smallest, largest = (float(f(np.asarray(x))) for f in (np.min, np.max))
     if not (low <= smallest and largest <= high):
-        raise ValueError(
+        raise UserError(
             f"values are declared to lie in [{low:g}, {high:g}], but reach from {smallest:g} to {largest:g}"
         )
