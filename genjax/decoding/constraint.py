@@ -1,6 +1,7 @@
 """Constrained decoding: an automaton says which tokens may follow (Willard & Louf 2023, arXiv:2307.09702).
 
-A table says for every state and token where the token's text leads, so that decoding looks one row up.  With the
+A table says for every state and kind of token where the token's text leads, so that decoding looks one row up.  Tokens
+that lead alike from every state are of one kind: a vocabulary has few of them for most patterns.  With the
 number n(s) of tokens of the shortest way from state s to the end of a text,
 
     token v may follow state s with m tokens left to write  <=>  n(table[s, v]) <= m - 1
@@ -16,6 +17,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse
+from scipy.sparse import csgraph
 
 from genjax.decoding.base import end_tokens
 from genjax.decoding.regular_expression import compile_pattern
@@ -25,46 +28,59 @@ Array = jax.Array
 
 #: Number of tokens of a way that there is none of.
 _NEVER = np.iinfo(np.int32).max
+#: Most entries of a table, 256 MiB.
+MOST_ENTRIES = 2**26
 
 
 class Automaton(flax.struct.PyTreeNode):
     """A deterministic automaton over tokens; see `from_table`.
 
     Attributes:
-      table: state after each token, -1 where it is not allowed, int32 [S, V].
+      table: state after each kind of token, -1 where it is not allowed, int32 [S, C].
+      kinds: kind of each token, int32 [V].
       accepting: states in which the text may end, bool [S].
       shortest: tokens of the shortest way on from a state to an accepting one, at least one token, int32 [S].
       start: first state.
     """
 
     table: Array
+    kinds: Array
     accepting: Array
     shortest: Array
     start: int = flax.struct.field(pytree_node=False, default=0)
 
     @classmethod
-    def from_table(cls, table: np.ndarray, accepting: np.ndarray, start: int = 0) -> Automaton:
-        """The automaton of a table int [S, V], -1 where a token is not allowed, and of accepting states bool [S].
+    def from_table(
+        cls, table: np.ndarray, accepting: np.ndarray, start: int = 0, kinds: np.ndarray | None = None
+    ) -> Automaton:
+        """The automaton of a table.
 
         Tokens from which no accepting state can be reached are not allowed either.
+
+        Args:
+          table: state after each token, -1 where it is not allowed, int [S, V]; after each kind of token with `kinds`.
+          accepting: states in which a text may end, bool [S].
+          start: first state.
+          kinds: kind of each token, int [V], or None where each has a column of its own.
 
         Raises:
           UserError: no text of tokens leads from the first state to an accepting one.
         """
         table, accepting = np.asarray(table, np.int32), np.asarray(accepting, bool)
-        leads = np.zeros((len(table), len(table) + 1), bool)  # the last column serves -1
-        leads[np.arange(len(table))[:, None], table] = True
-        shortest = np.full(len(table), _NEVER, np.int32)
-        length, reached = 0, accepting
-        while reached.any():
-            length += 1
-            reached = (shortest == _NEVER) & leads[:, :-1][:, reached].any(1)
-            shortest[reached] = length
-        live = accepting | (shortest < _NEVER)
-        if not live[start]:
+        kinds = np.arange(table.shape[1]) if kinds is None else np.asarray(kinds)
+        distance = np.append(_distances(table, accepting), _NEVER)  # the last serves -1
+        nearest = distance[table].min(1, initial=_NEVER)
+        shortest = np.where(nearest < _NEVER, nearest, _NEVER - 1) + 1
+        if distance[start] == _NEVER:
             raise UserError("no text of these tokens leads to an accepting state of the automaton")
-        table = np.where((table >= 0) & live[table], table, -1)
-        return cls(jnp.asarray(table), jnp.asarray(accepting), jnp.asarray(shortest), start)
+        table = np.where(distance[table] < _NEVER, table, -1)
+        arrays = (table, kinds.astype(np.int32), accepting, shortest.astype(np.int32))
+        return cls(*map(jnp.asarray, arrays), start)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number V of tokens of the vocabulary."""
+        return self.kinds.shape[0]
 
     def check(self, max_new_tokens: int) -> None:
         """Raises UserError if no text is short enough, where the automaton is known (not while a function is traced)."""
@@ -87,11 +103,12 @@ class Automaton(flax.struct.PyTreeNode):
           end_token: what ends a row, any of several, or None.
           left: number of tokens that may still be written, this one among them, [B]; None for any number.
         """
-        after = self.table[state]
+        after = self.table[state]  # [B, C]
         mask = after >= 0
         if left is not None:
             needed = jnp.where(self.accepting, 0, self.shortest)[after]
             mask &= needed < left[:, None]
+        mask = mask[:, self.kinds]
         if not (ends := end_tokens(end_token)):
             return mask
         mask = mask.at[:, jnp.array(ends)].set(False)
@@ -104,14 +121,14 @@ class Automaton(flax.struct.PyTreeNode):
 
     def advance(self, state: Array, token: Array) -> Array:
         """States after tokens [B]; where a token is not allowed the state stays."""
-        after = self.table[state, token]
+        after = self.table[state, self.kinds[token]]
         return jnp.where(after < 0, state, after)
 
     def matches(self, tokens: Sequence[int]) -> bool:
         """Whether a whole sequence is accepted."""
-        table, state = np.asarray(self.table), self.start
+        table, kinds, state = np.asarray(self.table), np.asarray(self.kinds), self.start
         for token in tokens:
-            state = table[state, token]
+            state = table[state, kinds[token]]
             if state < 0:
                 return False
         return bool(np.asarray(self.accepting)[state])
@@ -126,11 +143,17 @@ def from_regular_expression(pattern: str, vocabulary: Sequence[str | bytes]) -> 
         (padding, start, end) are never allowed by the table.
 
     Raises:
-      UserError: the pattern is not understood, or no text of these tokens matches it.
+      UserError: the pattern is not understood, no text of these tokens matches it, or its table would be too large.
     """
     by_byte, accepting = compile_pattern(pattern)
     pieces = [text.encode() if isinstance(text, str) else text for text in vocabulary]
-    table = _over_tokens(by_byte, pieces)
+    try:
+        table, kinds = _over_tokens(by_byte, pieces)
+    except _TooLargeError:
+        raise UserError(
+            f"the pattern {pattern!r} has {len(by_byte)} states, and a table over them and the vocabulary would take more "
+            f"than {4 * MOST_ENTRIES >> 20} MiB; shorten its repetitions"
+        ) from None
     # States within a token's text are those of no text of whole tokens.
     reached, new = np.zeros(len(table), bool), np.array([0])
     while new.size:
@@ -139,18 +162,60 @@ def from_regular_expression(pattern: str, vocabulary: Sequence[str | bytes]) -> 
         new = after[(after >= 0) & ~reached[after]]
     number = np.append(np.cumsum(reached) - 1, -1)  # the last serves -1
     try:
-        return Automaton.from_table(number[table[reached]], accepting[reached])
-    except ValueError:
+        return Automaton.from_table(number[table[reached]], accepting[reached], kinds=kinds)
+    except UserError:
         raise UserError(f"no text of the vocabulary's tokens matches the pattern {pattern!r}") from None
 
 
-def _over_tokens(by_byte: np.ndarray, pieces: Sequence[bytes]) -> np.ndarray:
-    """State after all bytes of each token, -1 where there is none or the token has no bytes; int32 [S, V]."""
-    lengths = np.array([len(piece) for piece in pieces], int)
-    table = np.full((len(by_byte), len(pieces)), -1, np.int32)
-    table[:, lengths > 0] = np.arange(len(by_byte))[:, None]
-    steps = np.concatenate([by_byte, np.full((1, 256), -1, np.int32)])  # the last row serves -1
-    for place in range(lengths.max(initial=0)):
-        tokens = np.flatnonzero(lengths > place)
-        table[:, tokens] = steps[table[:, tokens], np.array([pieces[token][place] for token in tokens])]
-    return table
+class _TooLargeError(Exception):
+    """A table would have more than MOST_ENTRIES entries."""
+
+
+def _distances(table: np.ndarray, accepting: np.ndarray) -> np.ndarray:
+    """Number of tokens of the shortest way from each state to an accepting one, _NEVER where there is none; int [S]."""
+    states, places = np.nonzero(table >= 0)
+    size, ends = len(table), np.flatnonzero(accepting)
+    # The search goes backwards, from one more node that all accepting states lead to.
+    heads = np.concatenate([table[states, places], np.full(len(ends), size)])
+    tails = np.concatenate([states, ends])
+    backwards = scipy.sparse.csr_matrix((np.ones(len(heads), bool), (heads, tails)), (size + 1, size + 1))
+    order, before = csgraph.breadth_first_order(backwards, size)
+    distance = np.full(size + 1, _NEVER, np.int32)
+    distance[size] = -1
+    for node in order[1:]:
+        distance[node] = distance[before[node]] + 1
+    return distance[:-1]
+
+
+def _over_tokens(by_byte: np.ndarray, pieces: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Where tokens lead.
+
+    Returns:
+      State after all bytes of each kind of token, -1 where there is none or the tokens have no bytes, int32 [S, C]; and the
+      kind of each token, int [V].
+    """
+    # Bytes that lead alike from every state are one letter, and tokens with the same letters one word.
+    rows = np.concatenate([by_byte, np.full((1, 256), -1, np.int32)]).T.copy()  # [256, S + 1], the last serves -1
+    letter_of = {row.tobytes(): byte for byte, row in enumerate(rows)}
+    letters = bytes(letter_of[row.tobytes()] for row in rows)
+    words = [piece.translate(letters) for piece in pieces]
+    nowhere = np.full(len(by_byte), -1, np.int32)
+    columns, kind_of, kind_of_word = [nowhere], {nowhere.tobytes(): 0}, {b"": 0}
+    # In order, so that words which begin alike share the way that they have in common.
+    path, way = b"", [np.arange(len(by_byte), dtype=np.int32)]
+    for word in sorted(set(words) - {b""}):
+        common = next((i for i, (a, b) in enumerate(zip(path, word)) if a != b), min(len(path), len(word)))
+        del way[common + 1 :]
+        for letter in word[len(way) - 1 :]:
+            way.append(rows[letter][way[-1]])
+            if (way[-1] < 0).all():
+                break
+        # A word that leads nowhere before its end has a shorter way.
+        path, column = word[: len(way) - 1], way[-1]
+        kind = kind_of.setdefault(column.tobytes(), len(columns))
+        if kind == len(columns):
+            if len(by_byte) * (kind + 1) > MOST_ENTRIES:
+                raise _TooLargeError
+            columns.append(column)
+        kind_of_word[word] = kind
+    return np.stack(columns, axis=1), np.array([kind_of_word[word] for word in words])

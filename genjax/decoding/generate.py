@@ -56,9 +56,9 @@ class Choice(NamedTuple):
 
     def init(self, prompts: Array, lengths: Array | None, vocab_size: int, max_new_tokens: int) -> ChoiceState:
         """The state after the prompts [B, P]; raises UserError if the constraint is one of another vocabulary."""
-        if self.constraint is not None and self.constraint.table.shape[1] != vocab_size:
+        if self.constraint is not None and self.constraint.num_tokens != vocab_size:
             raise UserError(
-                f"the constraint is one of {self.constraint.table.shape[1]} tokens and the model has {vocab_size}; "
+                f"the constraint is one of {self.constraint.num_tokens} tokens and the model has {vocab_size}; "
                 "tokens without text are empty ones in its vocabulary"
             )
         batch, size = prompts.shape

@@ -25,6 +25,9 @@ Intervals = tuple[tuple[int, int], ...]
 #: Edges of each state: bytes that lead on, or None where no byte is needed, and the next state.
 Edges = list[list[tuple[tuple[int, int] | None, int]]]
 
+#: Most states of an automaton, of the non-deterministic one before it, and of that one in all states of the automaton
+#: together: a few seconds' work.
+MOST_STATES, MOST_PARTS, MOST_MEMBERS = 20_000, 200_000, 4_000_000
 _LAST, _SURROGATES = 0x10FFFF, (0xD800, 0xDFFF)
 _CLASSES = {"d": string.digits, "w": string.ascii_letters + string.digits + "_", "s": " \t\n\r\f\v"}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v"}
@@ -38,9 +41,20 @@ def compile_pattern(pattern: str) -> tuple[np.ndarray, np.ndarray]:
       bool [S].
 
     Raises:
-      UserError: the pattern is not understood.
+      UserError: the pattern is not understood, or its automaton would be too large.
     """
-    return _determinize(*_Parser(pattern).automaton())
+    try:
+        return _determinize(*_Parser(pattern).automaton())
+    except _TooLargeError:
+        raise UserError(
+            f"the pattern {pattern!r} needs too large an automaton, of more than {MOST_STATES} states; shorten its repetitions"
+        ) from None
+    except RecursionError:
+        raise UserError(f"the pattern {pattern!r} has groups within groups too deep to be read") from None
+
+
+class _TooLargeError(Exception):
+    """An automaton would be larger than can be made in a few seconds."""
 
 
 def _points(characters: Iterable[str]) -> Intervals:
@@ -98,6 +112,8 @@ class _Parser:
         raise UserError(f"the pattern {self.pattern!r} has {what} at place {self.place}")
 
     def _state(self) -> int:
+        if len(self.edges) >= MOST_PARTS:
+            raise _TooLargeError
         self.edges.append([])
         return len(self.edges) - 1
 
@@ -146,11 +162,13 @@ class _Parser:
             return part
 
         start = end = self._state()
+        final = self._state()
         for i in range(low if high is None else high):
             part = (first, last) if i == 0 else copy()
             self.edges[end].append((None, part[0]))
             if i >= low:
-                self.edges[part[0]].append((None, part[1]))
+                # To the end at once: a way by all later copies would be as long as there are copies.
+                self.edges[end].append((None, final))
             end = part[1]
         if high is None:
             part = (first, last) if low == 0 else copy()
@@ -159,7 +177,6 @@ class _Parser:
             self.edges[loop].append((None, part[0]))
             self.edges[part[1]].append((None, loop))
             end = loop
-        final = self._state()
         self.edges[end].append((None, final))
         return start, final
 
@@ -174,7 +191,7 @@ class _Parser:
             case "{":
                 close = self.pattern.find("}", self.place)
                 low, comma, high = self.pattern[self.place + 1 : max(close, self.place + 1)].partition(",")
-                if close < 0 or not low.isdigit() or (high and not high.isdigit()):
+                if close < 0 or not low.isdecimal() or (high and not high.isdecimal()):
                     self._fail("a repetition that is not {m}, {m,} or {m,n}")
                 bounds = (int(low), int(high) if high else (None if comma else int(low)))
                 if bounds[1] is not None and bounds[1] < bounds[0]:
@@ -277,8 +294,11 @@ def _determinize(edges: Edges, start: int, end: int) -> tuple[np.ndarray, np.nda
         return frozenset(found)
 
     first = closure([start])
-    numbers, queue, table = {first: 0}, [first], []
+    numbers, queue, table, members = {first: 0}, [first], [], 0
     for current in queue:
+        members += len(current)
+        if len(queue) > MOST_STATES or members > MOST_MEMBERS:
+            raise _TooLargeError
         leading = [(*interval, after) for state in current for interval, after in edges[state] if interval]
         # Between two neighbouring cuts all bytes lead to the same states.
         cuts = sorted({cut for low, high, _ in leading for cut in (low, high + 1)})

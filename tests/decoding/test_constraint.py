@@ -32,6 +32,9 @@ LETTERS = ["a", "b", "ab", "c", ""]
         "a{0,1}c",
         r"[a-b\d]+",
         r"\W|[^\Wb]",
+        "(a?b?){0,2}c",
+        "(a|ab){1,3}",
+        "(b?c){0,3}a{0,2}",
     ],
 )
 def test_automata_accept_what_the_pattern_matches(pattern):
@@ -95,6 +98,31 @@ def test_punctuation_may_be_escaped():
     automaton = decoding.from_regular_expression(r"\^[$^\-\]]\$", ["^", "$", "-", "]"])
     found = {text for text in itertools.product(range(4), repeat=3) if automaton.matches(text)}
     assert found == {(0, i, 1) for i in range(4)}
+
+
+def test_tokens_that_lead_alike_share_a_column():
+    words = ["".join(letters) for size in (1, 2, 3) for letters in itertools.product("abcdefgh", repeat=size)]
+    automaton = decoding.from_regular_expression(".{1,300}", [*words, "\n", ""])
+    # One state for each number of characters; tokens of one, two, three, and those that are never allowed.
+    assert automaton.table.shape == (301, 4) and automaton.num_tokens == len(words) + 2
+    assert automaton.allowed(jnp.array([0, 298, 300]), None).sum(1).tolist() == [len(words), 8 + 64, 0]
+    assert automaton.matches([500] * 100) and not automaton.matches([500] * 100 + [0])
+
+
+@pytest.mark.parametrize("pattern", ["a{99999}", "(a{9999}){9999}", "(a|b)*a(a|b){20}", "((a?){1,100}){1,100}"])
+def test_patterns_that_would_take_minutes_are_refused(pattern, monkeypatch):
+    for name in ("MOST_STATES", "MOST_PARTS", "MOST_MEMBERS"):
+        monkeypatch.setattr(f"genjax.decoding.regular_expression.{name}", 500)
+    with pytest.raises(ValueError, match="needs too large an automaton, of more than 500 states"):
+        decoding.from_regular_expression(pattern, LETTERS)
+    monkeypatch.setattr("genjax.decoding.constraint.MOST_ENTRIES", 10)
+    with pytest.raises(ValueError, match="a table over them and the vocabulary would take more than"):
+        decoding.from_regular_expression("a{9}", LETTERS)
+
+
+def test_groups_too_deep_are_refused():
+    with pytest.raises(ValueError, match="groups within groups too deep"):
+        decoding.from_regular_expression("(" * 2000 + "a" + ")" * 2000, LETTERS)
 
 
 # What is written.

@@ -7,7 +7,8 @@ published schedule is width^-0.5 min(step^-0.5, step warmup^-1.5), which is `opt
 (width warmup)^-0.5 as learning rate.
 
 A batch has `source` [B, S] with `source_mask`, and `tokens` [B, T + 1] with `mask`: the start token, the targets, and
-the end token; `loss_mask` is False at tokens that are read and not counted.  Or it has a text `tokens` [B, T] alone, from which `objective` makes both (see denoising.py).
+the end token; `loss_mask` is False at tokens that are read and not counted.  Or it has a text `tokens` [B, T] alone, from
+which `objective` makes both (see denoising.py).
 """
 
 from __future__ import annotations
