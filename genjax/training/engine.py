@@ -355,6 +355,12 @@ class Engine:
 
         return jax.jit(evaluate, out_shardings=self._replicated)
 
+    def _evaluation_size(self, data: Data) -> int:
+        """Examples of a call of the evaluation, a multiple of the devices; padding is masked, so no result depends on it."""
+        limit = self.experiment.evaluation.num_examples
+        size = data.eval_batch_size if limit is None else min(data.eval_batch_size, limit)
+        return math.ceil(size / self.num_batch_devices) * self.num_batch_devices
+
     def evaluate(self, state: TrainState, split: str) -> dict[str, float]:
         """Mean of every metric over the examples of a split (of both parts of a `Ratio`), and `num_examples`.
 
@@ -368,8 +374,7 @@ class Engine:
         settings, data = self.experiment.evaluation, self.experiment.data
         check_tokens_known(self.experiment.model, data)
         key = jax.random.key(settings.seed)
-        # A multiple of the devices: padding is masked, so the result does not depend on it.
-        size = math.ceil(data.eval_batch_size / self.num_batch_devices) * self.num_batch_devices
+        size = self._evaluation_size(data)
         count = 0
         pending: list[Metrics] = []
         for batch, mask in evaluation_batches(data, split, size, settings.num_examples):
@@ -414,8 +419,7 @@ class Engine:
         """
         data = data or self.experiment.data
         settings = self.experiment.evaluation
-        size = min(data.eval_batch_size, settings.num_examples or data.eval_batch_size)
-        size = math.ceil(size / self.num_batch_devices) * self.num_batch_devices
+        size = self._evaluation_size(data)
         key = jax.random.key(settings.seed)
 
         def compute(state: TrainState, batch: Batch, key: jax.Array) -> Any:

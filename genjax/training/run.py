@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -155,7 +156,7 @@ def open_run(
             )
     step = checkpoints.latest() if step is None else step
     if step is None:
-        raise ConfigError(f"{workdir} has no checkpoint yet; train with --workdir={workdir} first")
+        raise ConfigError(f"{workdir} has no checkpoint yet; train with --workdir={shlex.quote(str(workdir))} first")
     mesh = experiment.training.mesh or _fitting_mesh(experiment.data.batch_size)
     training = dataclasses.replace(training, mesh=mesh)
     experiment = dataclasses.replace(experiment, data=experiment.data.beside(workdir), training=training)
