@@ -183,7 +183,17 @@ def alibi_bias(num_heads: int, query_index: Array, key_index: Array) -> Array:
 
 
 def t5_bucket(relative: Array, num_buckets: int, max_distance: int, bidirectional: bool) -> Array:
-    """Bucket of key index minus query index: half of them exact, the others logarithmic up to `max_distance`."""
+    """Bucket of key index minus query index: half of them exact, the others logarithmic up to `max_distance`.
+
+    Raises:
+      UserError: there are so few buckets that none is exact, or all distances are.
+    """
+    exact = num_buckets // (4 if bidirectional else 2)
+    if not 1 <= exact < max_distance:
+        raise UserError(
+            f"relative_buckets={num_buckets} and relative_max_distance={max_distance} make {exact} exact buckets; there must "
+            "be one at least, and fewer than the largest distance"
+        )
     bucket = jnp.zeros_like(relative)
     if bidirectional:
         num_buckets //= 2
@@ -191,7 +201,6 @@ def t5_bucket(relative: Array, num_buckets: int, max_distance: int, bidirectiona
         distance = jnp.abs(relative)
     else:
         distance = jnp.maximum(-relative, 0)
-    exact = num_buckets // 2
     ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(max_distance / exact)
     far = jnp.minimum(exact + (ratio * (num_buckets - exact)).astype(jnp.int32), num_buckets - 1)
     return bucket + jnp.where(distance < exact, distance, far)

@@ -66,6 +66,10 @@ def test_labellers_learn_and_draw_from_their_distribution(output):
     every = {"tokens": jnp.tile(tokens[1], (len(ALL), 1)), "token_labels": jnp.asarray(ALL)}
     p = np.exp(model.log_prob(state, every))
     np.testing.assert_allclose(p.sum(), 1.0, rtol=1e-4)
+    # What is not counted is summed over: the marginal of the first two labels.
+    counted = jnp.broadcast_to(jnp.arange(T) < 2, every["tokens"].shape)
+    marginal = [p[(ALL[:, :2] == row[:2]).all(1)].sum() for row in ALL]
+    np.testing.assert_allclose(np.exp(model.log_prob(state, {**every, "loss_mask": counted})), marginal, rtol=1e-4)
     np.testing.assert_array_equal(model.predict(state, {"tokens": tokens[1:2]})[0], ALL[p.argmax()])
     draws = jax.jit(model.sample, static_argnums=2)(state, jax.random.key(2), 20_000, jnp.tile(tokens[1], (20_000, 1)))
     counts = np.bincount(np.asarray(draws) @ (K ** np.arange(T - 1, -1, -1)), minlength=len(ALL))

@@ -233,6 +233,12 @@ def test_rotary_scalings_equal_those_of_transformers(scaling, theirs):
     assert scaling.attention_factor == pytest.approx(factor)
 
 
+@pytest.mark.parametrize("buckets, distance, bidirectional", [(2, 128, True), (1, 128, False), (32, 8, True)])
+def test_t5_buckets_of_no_distance_are_refused(buckets, distance, bidirectional):
+    with pytest.raises(ValueError, match=f"relative_buckets={buckets} and relative_max_distance={distance} make"):
+        P.t5_bucket(jnp.arange(4), buckets, distance, bidirectional)
+
+
 @pytest.mark.parametrize("dim", [2, 4, 8])
 def test_a_larger_base_keeps_the_fastest_angle_and_divides_the_slowest(dim):
     frequencies = 10000.0 ** (-np.arange(0, dim, 2) / dim)

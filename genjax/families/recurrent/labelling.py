@@ -8,7 +8,7 @@ arXiv:1508.01991).  Z is a sum by the forward algorithm, the likeliest labels ar
 forward sums, then labels from the last to the first.
 
 A batch has `tokens` [B, T], `token_labels` [B, T] (-1 where there is none), and `mask` [B, T], False at padding, which
-stands at the end.  Labels that are missing within a chain are summed over.
+stands at the end.  Labels that are missing within a chain, or that `loss_mask` [B, T] leaves out, are summed over.
 """
 
 from __future__ import annotations
@@ -154,6 +154,8 @@ class SequenceLabeller:
         mask = _mask(batch)
         scores, transitions = self.module().apply({"params": params}, batch["tokens"], mask, keys)
         labels = batch["token_labels"]
+        if "loss_mask" in batch:
+            labels = jnp.where(batch["loss_mask"], labels, -1)
         counted = mask & (labels >= 0)
         if self.output == "chain":
             return -chain_log_prob(scores, transitions, labels, mask), counted, scores, transitions
