@@ -18,13 +18,13 @@ import numpy as np
 
 from benchmarks.timing import compare
 from genjax.data import Evidence
-from genjax.families.markov.emissions import Gaussian
 from genjax.families.markov.hidden_markov_model import HiddenMarkovModel
 from genjax.families.mixture.mixture import MixtureModel
 from genjax.families.monte_carlo import diagnostics
 from genjax.families.monte_carlo.kernels import Nuts
 from genjax.families.monte_carlo.sampler import run_chains
 from genjax.families.monte_carlo.targets import CorrelatedGaussian, EightSchools, LogisticRegression
+from genjax.nn.emissions import Gaussian
 
 
 def hidden_markov_model(rounds: int) -> None:

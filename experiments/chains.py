@@ -4,7 +4,7 @@
 
 Prints a table of mean, standard deviation, R-hat and effective sample sizes of each parameter, and writes into the working
 directory the table (chains.csv), traces and ranks of the first parameters (chains_trace.png), their pairs with divergences
-in red (chains_pairs.png), and all draws (chains.npz), which `experiments.drawing.load_arviz` makes an object of arviz.
+in red (chains_pairs.png), and all draws (chains.npz), which `genjax.tools.drawing.load_arviz` makes an object of arviz.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from absl import flags
 
 from experiments import command_line
-from experiments.drawing import columns, plot_traces
 from genjax.config import ConfigError
 from genjax.data.evidence import plot_pairs
+from genjax.tools.drawing import columns, plot_traces
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
 command_line.define_step()

@@ -146,7 +146,7 @@ def restore_from_flags(arguments: list[str], usage: str) -> Run | None:
     Raises:
       ConfigError: --workdir is missing or holds no run.
     """
-    from genjax.training import run as runs
+    from genjax.training import runs as runs
 
     arguments = named_first(arguments, "workdir")
     first = first_flags(arguments, {"workdir": True, "help": False, "h": False})
@@ -175,7 +175,7 @@ def guided_by_step(run: Run, step: int | str | None) -> Run:
     if step is None:
         return run
     from genjax.families.diffusion.diffusion import Diffusion
-    from genjax.training import run as runs
+    from genjax.training import runs as runs
 
     if not isinstance(run.model, Diffusion):
         raise config.ConfigError(f"--weak_step guides diffusion models; {run.name} has {type(run.model).__name__}")

@@ -23,7 +23,6 @@ import numpy as np
 from absl import flags
 
 from experiments import command_line
-from experiments.features import classifier_features
 from genjax.config import ConfigError
 from genjax.data import Images, random_order, write_grid
 from genjax.data.videos import write_gif
@@ -33,7 +32,8 @@ from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.guidance import Guidance, with_classifier
 from genjax.families.diffusion.image_to_image import hole_mask
 from genjax.families.diffusion.noisy_classifier import NoisyClassifier
-from genjax.training import run as runs
+from genjax.tools.features import classifier_features
+from genjax.training import runs as runs
 from genjax.training.records import write_json
 
 TOOLS = ("trajectory", "schedule", "guidance", "inpaint", "edit")

@@ -26,7 +26,7 @@ from experiments import command_line
 from genjax import config
 
 if TYPE_CHECKING:
-    from genjax.data.tokenization import Tokenizer
+    from genjax.data.text.tokenizer import Tokenizer
     from genjax.training import Run
 
 #: Number of new tokens at most where nobody says.
@@ -110,7 +110,7 @@ def detect(run: Run, tokenizer: Tokenizer, path: str) -> None:
     """Prints the z-score of a text file, and how often text without the watermark has one as large."""
     import jax.numpy as jnp
 
-    from genjax.data.documents import read_utf8
+    from genjax.data.files import read_utf8
 
     mark = watermark_from_flags()
     if mark is None:
@@ -188,7 +188,7 @@ def continuation(run: Run, tokenizer: Tokenizer, decoder: Any, prompt: Any) -> I
     import jax.numpy as jnp
 
     from genjax import decoding
-    from genjax.training.run import restore
+    from genjax.training.runs import restore
 
     values, model = flags.FLAGS, run.model
     end, key = model.end_token, jax.random.key(values.seed)

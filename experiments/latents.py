@@ -33,12 +33,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import command_line, latent_tables
-from experiments.likelihood_sets import log_likelihoods
+from experiments import command_line
 from genjax.config import ConfigError
 from genjax.data import Images, random_order, write_grid
 from genjax.evaluation import disentanglement, latents, likelihood
 from genjax.model import ChecksLabels
+from genjax.tools import latents as latent_tables
+from genjax.tools.likelihood import log_likelihoods
 from genjax.training.records import write_json
 
 TOOLS = ("interpolate", "traverse", "arithmetic", "anomaly", "augment", "disentangle", "export", "decode")

@@ -19,8 +19,8 @@ import numpy as np
 from absl import flags
 
 from experiments import command_line
-from experiments.likelihood_sets import altered, has_density, other_set, scores_of_examples
 from genjax import config
+from genjax.tools.likelihood import altered, has_density, other_set, scores_of_examples
 from genjax.training.records import write_json
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")

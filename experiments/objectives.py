@@ -27,8 +27,12 @@ import numpy as np
 from absl import flags
 
 from experiments import command_line
-from experiments.features import feature_extractor
-from experiments.objective_runs import (
+from genjax import config
+from genjax.config import ConfigError
+from genjax.data import first_examples
+from genjax.evaluation.modes import mode_coverage
+from genjax.tools.features import feature_extractor
+from genjax.tools.objectives import (
     METHODS,
     MIXTURES,
     SETTINGS,
@@ -39,10 +43,6 @@ from experiments.objective_runs import (
     samples_of,
     train,
 )
-from genjax import config
-from genjax.config import ConfigError
-from genjax.data import first_examples
-from genjax.evaluation.modes import mode_coverage
 from genjax.training import Experiment, Training, host
 from genjax.training.records import write_json
 

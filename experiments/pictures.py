@@ -24,13 +24,13 @@ import numpy as np
 from absl import flags
 
 from experiments import command_line
-from experiments import generator_pictures as generator
-from experiments.features import feature_function
 from genjax.config import ConfigError
 from genjax.data import Images, random_order, write_grid
 from genjax.families.gan import equivariance as equivariances
 from genjax.families.gan import style_tools
 from genjax.families.gan.style_gan import StyleGAN
+from genjax.tools import generators as generator
+from genjax.tools.features import feature_function
 
 TOOLS = ("curves", "walk", "classes", "truncation", "mixing", "project", "equivariance")
 

@@ -28,10 +28,10 @@ from typing import Any
 from absl import flags
 
 from experiments import command_line
-from experiments.features import feature_extractor
-from experiments.quality_measures import METRICS, Counts, measure
 from genjax.config import ConfigError
 from genjax.data import Images
+from genjax.tools.features import feature_extractor
+from genjax.tools.quality import METRICS, Counts, measure
 from genjax.training.records import write_json
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")

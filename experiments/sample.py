@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     run = command_line.guided_by_step(run, flags.FLAGS.weak_step)
     import jax
 
-    from experiments.answers import examples_to_answer
+    from genjax.tools.answers import examples_to_answer
 
     values = flags.FLAGS
     condition, batch = {}, None

@@ -19,10 +19,10 @@ import numpy as np
 from absl import flags
 
 from experiments import command_line
-from experiments.drawing import draw_ellipses, draw_paths, draw_transitions
 from genjax.config import ConfigError
 from genjax.data import first_examples
-from genjax.families.markov.emissions import Gaussian
+from genjax.nn.emissions import Gaussian
+from genjax.tools.drawing import draw_ellipses, draw_paths, draw_transitions
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
 command_line.define_step()

@@ -54,7 +54,7 @@ def read_picture(path: str | None, name: str, size: int, shape: tuple[int, ...] 
 
 def feature_network(name: str | None) -> tuple[Any, Any, Callable, tuple[int, ...] | None, tuple[str, ...]]:
     """Module, its variables, what prepares pictures, the only shape it takes (or None), and layers from the first on."""
-    from genjax.training import run as runs
+    from genjax.training import runs as runs
 
     if name is None:
         raise ConfigError("--features is missing; it is the directory of a run of a classifier, or a file of weights")

@@ -56,8 +56,8 @@ def main(arguments: list[str]) -> int:
     run = command_line.restore_from_flags(arguments, __doc__)
     if run is None:
         return 0
-    from experiments import text_measures as measures
     from genjax.data import LabelledTokens, QuestionAnswering, TextToText
+    from genjax.tools import text as measures
 
     values, data = flags.FLAGS, run.experiment.data
     split = run.experiment.evaluation.split

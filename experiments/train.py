@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
 
     draw = None
     if experiment.training.pictures:
-        from experiments.generator_pictures import scheduled
+        from genjax.tools.generators import scheduled
 
         draw = scheduled(experiment)
     workdir = flags.FLAGS.workdir or f"runs/{entry.name.rpartition(':')[2]}"

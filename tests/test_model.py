@@ -10,16 +10,9 @@ import optax
 import pytest
 
 from genjax import optimizers
-from genjax.model import (
-    TrainState,
-    after_backward_pass,
-    check_label_range,
-    ema_update,
-    example_keys,
-    gradient_step,
-    gradient_update,
-    value_and_gradient,
-)
+from genjax.batch import check_label_range, example_keys
+from genjax.gradients import after_backward_pass, ema_update, gradient_step, gradient_update, value_and_gradient
+from genjax.model import TrainState
 
 
 def noisy_regression(params, batch, key):

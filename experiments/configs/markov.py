@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from genjax.config import register
 from genjax.data import PianoRolls, Text, TimeSeries
-from genjax.families.markov.emissions import AutoregressiveBernoulli, Bernoulli, Categorical, Mixture
 from genjax.families.markov.hidden_key import HiddenKeyModel
 from genjax.families.markov.hidden_markov_model import HiddenMarkovModel
 from genjax.families.markov.linear_gaussian import LinearGaussianModel
 from genjax.families.markov.ngram_model import NGramModel
+from genjax.nn.emissions import AutoregressiveBernoulli, Bernoulli, Categorical, Mixture
 from genjax.training import Experiment, Training
 
 _CHORDS = {"data.name": "chords", "data.batch_size": 16, "model.num_states": 4, "data.max_frames": 8}

@@ -6,9 +6,9 @@ import dataclasses
 
 from genjax.config import register
 from genjax.data import Images, Points
-from genjax.families.markov.emissions import Bernoulli
 from genjax.families.mixture.dirichlet_process import DirichletProcessMixture
 from genjax.families.mixture.mixture import MixtureModel
+from genjax.nn.emissions import Bernoulli
 from genjax.training import Experiment, Training
 
 _POINTS = {"data.num_train": 256, "data.num_held_out": 64, "data.batch_size": 64}

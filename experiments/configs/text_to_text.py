@@ -3,7 +3,7 @@
 from genjax.config import register
 from genjax.data import EncoderText, TextToText
 from genjax.families.language.bart import BART, bart_network
-from genjax.families.language.denoising import Denoising, Pairs
+from genjax.families.language.corruption import Denoising, Pairs
 from genjax.families.language.encoder_decoder import EncoderDecoder, translation_network
 from genjax.families.language.t5 import T5, t5_network
 from genjax.optimizers import Adam, AdamW, Cosine, InverseSquareRoot, Linear

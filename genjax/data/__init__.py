@@ -2,20 +2,20 @@
 
 from genjax.data.audio import Waveforms
 from genjax.data.base import ArrayExamples, Data, DataError, Examples
-from genjax.data.encoder_text import EncoderText
 from genjax.data.evidence import Evidence
 from genjax.data.images import Images, write_grid
-from genjax.data.labelled_text import LabelledText, LabelledTokens
 from genjax.data.latents import Latents
 from genjax.data.molecules import Molecules
 from genjax.data.music import NoteEvents, PianoRolls
 from genjax.data.pipeline import Pipeline, check_not_empty, evaluation_batches, first_examples, random_order
 from genjax.data.points import Points
-from genjax.data.python_source import PythonSource
-from genjax.data.questions import QuestionAnswering
 from genjax.data.sequences import TimeSeries, TokenPairs
-from genjax.data.text import Text
-from genjax.data.text_to_text import TextToText
+from genjax.data.text.encoder import EncoderText
+from genjax.data.text.labelled import LabelledText, LabelledTokens
+from genjax.data.text.pairs import TextToText
+from genjax.data.text.python_source import PythonSource
+from genjax.data.text.questions import QuestionAnswering
+from genjax.data.text.windows import Text
 from genjax.data.translations import Translations
 from genjax.data.videos import Videos
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.data.base import ArrayExamples, Data, DataError, check_any_files, check_split, files_below, split_files
+from genjax.data.base import ArrayExamples, Data, DataError, check_any_files, check_split, split_files
+from genjax.data.files import files_below
 from genjax.data.images import write_grid
 from genjax.data.sources import archive
 from genjax.data.training_files import save_training_files

@@ -6,9 +6,8 @@ import abc
 import dataclasses
 import functools
 import hashlib
-import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -222,40 +221,6 @@ def check_any_files(chosen: Sequence[Path], count: int, root: Path, split: str) 
             f"of the {count} files below {root} none falls into the split {split}: their names decide, a tenth each for "
             "validation and test; add files"
         )
-
-
-def walk_files(root: Path, suffixes: tuple[str, ...], above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Yields the files of `files_below` in no order.
-
-    Args:
-      root: the folder.
-      suffixes: suffixes in small letters.
-      above: real paths of the folders that led here; a link to one of them would be followed without end.
-
-    Raises:
-      DataError: a folder cannot be read.
-    """
-    here = os.path.realpath(root)
-    if here in above or not os.path.isdir(root):
-        return
-    try:
-        entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
-    except OSError as error:
-        raise DataError(f"the folder {root} cannot be read ({error.strerror})") from None
-    for entry in entries:
-        if entry.is_dir():
-            yield from walk_files(Path(entry.path), suffixes, (*above, here))
-        elif os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():
-            yield Path(entry.path)
-
-
-def files_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files of these suffixes under a folder, in the order of their paths; links to files and to folders are followed.
-
-    Hidden files, and those in hidden folders, are left out: systems and editors leave copies there, which would be in
-    several splits at once.
-    """
-    return sorted(walk_files(root, suffixes))
 
 
 def check_split(split: str, known: Any, name: str) -> None:

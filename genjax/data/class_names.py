@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from genjax.data.base import DataError
-from genjax.data.documents import read_utf8
-from genjax.data.tokenized import write_whole
+from genjax.data.files import read_utf8, write_whole
 
 CLASSES_FILE = "classes.json"
 

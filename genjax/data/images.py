@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from genjax.batch import example_keys
 from genjax.data import procedural, sources, transforms
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, split_indices
 from genjax.data.class_names import read_classes, save_classes
 from genjax.data.training_files import save_training_files
-from genjax.model import example_keys
 
 _LEVELS = {"digits": 17, "binarized_mnist": 2}
 

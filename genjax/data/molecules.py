@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split, split_indices
-from genjax.data.documents import lines_of
-from genjax.data.text_tasks import split_of
-from genjax.data.tokenization import Tokenizer, read_tokenizer, train_tokenizer
-from genjax.data.tokenized import TOKENIZER_FILE, write_whole
+from genjax.data.files import lines_of, write_whole
+from genjax.data.text.base import TOKENIZER_FILE
+from genjax.data.text.tasks import split_of
+from genjax.data.text.tokenizer import Tokenizer, read_tokenizer, train_tokenizer
 
 _CORES = (
     "c1ccc({})cc1{}",

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split, files_below, split_files
+from genjax.batch import example_keys
+from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split, split_files
+from genjax.data.files import files_below
 from genjax.data.images import write_grid
 from genjax.data.midi import NUM_NOTES, midi, read_midi, synthesize, wav
-from genjax.model import example_keys
 
 _logger = logging.getLogger(__name__)
 

@@ -23,12 +23,10 @@ from genjax.data.base import (
     Examples,
     check_any_files,
     check_split,
-    files_below,
     split_files,
     split_indices,
-    walk_files,
 )
-from genjax.data.shared_files import find_place, only_writer
+from genjax.data.files import files_below, find_place, only_writer, walk_files
 from genjax.errors import UserError
 
 _logger = logging.getLogger(__name__)

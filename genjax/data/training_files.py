@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from genjax.data.base import DataError
-from genjax.data.documents import read_utf8
-from genjax.data.tokenized import write_whole
+from genjax.data.files import read_utf8, write_whole
 
 TRAINING_FILES = "training_files.json"
 

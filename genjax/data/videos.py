@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from PIL import Image
 
+from genjax.batch import example_keys
 from genjax.data import sources, transforms
 from genjax.data.base import ArrayExamples, Data, DataError
 from genjax.data.images import tile
-from genjax.model import example_keys
 
 _LEVELS = 17
 

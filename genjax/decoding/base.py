@@ -7,16 +7,14 @@ batch as first axis when `ragged`, so that rows can be chosen, repeated and stan
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array, PyTree
 from genjax.errors import UserError
-
-Array = jax.Array
-PyTree = Any
 
 
 class Step(NamedTuple):

@@ -15,10 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.decoding.base import Decoder, end_tokens, is_end, prefill, repeat_rows, take_rows
 from genjax.errors import UserError
-
-Array = jax.Array
 
 _WORST = -1e30
 

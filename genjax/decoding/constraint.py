@@ -20,11 +20,10 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse import csgraph
 
+from genjax.batch import Array
 from genjax.decoding.base import end_tokens
 from genjax.decoding.regular_expression import compile_pattern
 from genjax.errors import UserError
-
-Array = jax.Array
 
 #: Number of tokens of a way that there is none of.
 _NEVER = np.iinfo(np.int32).max

@@ -10,11 +10,10 @@ from collections.abc import Collection
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.decoding.base import Decoder, Generation, end_tokens, is_end, prefill, repeat_rows, take_rows
 from genjax.decoding.generate import finished
 from genjax.errors import UserError
-
-Array = jax.Array
 
 
 def contrastive_search(

@@ -10,15 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, PyTree, example_keys
 from genjax.decoding.base import Decoder, Generation, Step, check_lengths, end_tokens, is_end, num_bytes, prefill
 from genjax.decoding.constraint import Automaton
 from genjax.decoding.sampling import FORBIDDEN, PLAIN, Sampling
 from genjax.decoding.watermark import Watermark
 from genjax.errors import UserError
-from genjax.model import example_keys
-
-Array = jax.Array
-PyTree = Any
 
 #: A memory of so many bytes grows in so many stages while it fills, where so many tokens are generated.
 LARGE_MEMORY, NUM_STAGES, FEWEST_TOKENS = 2**23, 6, 32

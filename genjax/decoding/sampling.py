@@ -17,9 +17,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.errors import UserError
-
-Array = jax.Array
 
 #: Logit of a token that is not allowed; finite, so that gradients and differences stay finite.
 FORBIDDEN = -1e30

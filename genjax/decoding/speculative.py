@@ -13,12 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.decoding.base import Decoder, Generation, end_tokens, is_end, prefill
 from genjax.decoding.generate import finished, row_keys
 from genjax.decoding.sampling import PLAIN, Sampling
 from genjax.errors import UserError
-
-Array = jax.Array
 
 
 def _draw(keys: Array, weights: Array) -> Array:

@@ -8,15 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array, Batch, Metrics, PyTree
 from genjax.decoding.base import Decoder, Generation
 from genjax.decoding.generate import generate
 from genjax.errors import UserError
 from genjax.metrics import Ratio
-from genjax.model import Batch, Metrics, TrainState
+from genjax.model import TrainState
 from genjax.nn.tokens import sequence_metrics, summarize, token_nll, token_weights
-
-Array = jax.Array
-PyTree = Any
 
 
 def check_tokens(tokens: Array, vocab_size: int, what: str = "the prompt") -> None:

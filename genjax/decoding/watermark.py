@@ -16,10 +16,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.errors import UserError
-
-Array = jax.Array
-
 
 #: Splits of the vocabulary that a detection makes at a time.
 SPLITS_AT_ONCE = 64

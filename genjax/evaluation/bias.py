@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genjax.data.documents import read_lines
+from genjax.data.files import read_lines
 from genjax.errors import UserError
 
 

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from genjax.batch import Array
 from genjax.errors import UserError
 
-Array = jax.Array
 Resize = Literal["tensorflow", "pytorch"]
 
 NUM_FEATURES = 2048

@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from genjax.batch import PyTree
 from genjax.interop.safetensors import CheckpointFileError, Tensor, shortened
-
-PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from genjax.batch import PyTree
 from genjax.interop import bindings as binding
 from genjax.interop import safetensors
 from genjax.interop.architectures import ARCHITECTURES
@@ -28,8 +29,6 @@ from genjax.interop.safetensors import CheckpointFileError, Tensor
 from genjax.model import TrainState
 from genjax.nn.transformer import Transformer
 from genjax.optimizers import SGD
-
-PyTree = Any
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"

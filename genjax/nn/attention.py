@@ -19,11 +19,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.nn.dropout import dropout
 from genjax.nn.positions import RotaryScaling, rotary_angles, rotate
-
-Array = jax.Array
 
 # Finite, so that a row with nothing to attend to gives a mean and not NaN.
 MASKED = -1e30

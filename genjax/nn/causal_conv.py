@@ -30,9 +30,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.nn.products import prefers_matrix_products, tall_product
 
-Array = jax.Array
 Mode = Literal["full", "row", "pixel"]
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-Array = jax.Array
+from genjax.batch import Array
 
 
 def equal_rows(first: Array, second: Array) -> Array:

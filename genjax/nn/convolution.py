@@ -21,10 +21,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.batch import Array
 from genjax.nn.mlp import Activation, activation_function
 from genjax.nn.products import prefers_matrix_products, tall_product
-
-Array = jax.Array
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _AFTER_ONE_COLUMN = ((0, 0), (0, 0), (1, 0), (0, 0), (0, 0))

@@ -22,9 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array
 from genjax.errors import UserError
-
-Array = jax.Array
 
 LOG_2PI = math.log(2.0 * math.pi)
 

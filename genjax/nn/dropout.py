@@ -9,9 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.errors import UserError
-
-Array = jax.Array
 
 
 def fold_in(keys: Array | None, index: int | Array) -> Array | None:

@@ -13,16 +13,14 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.nn.convolution import Downsample, ResidualBlock, Upsample
 from genjax.nn.distributions import OutputDistribution
 from genjax.nn.mlp import MLP, Activation, activation_function
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)

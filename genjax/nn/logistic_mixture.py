@@ -14,9 +14,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.nn.distributions import Lattice, discretized_logistic_log_prob
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

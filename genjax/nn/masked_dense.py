@@ -18,9 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array
 from genjax.errors import UserError
-
-Array = jax.Array
 
 
 def sequential_degrees(dim: int, hidden_dims: Sequence[int]) -> list[np.ndarray]:

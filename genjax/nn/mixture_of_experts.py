@@ -24,9 +24,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.errors import UserError
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.nn.tokens import logits_product
-
-Array = jax.Array
 
 #: Names of activations, as configurations and flags spell them.
 Activation = Literal["relu", "tanh", "gelu", "silu", "elu", "leaky_relu", "softplus", "sigmoid", "identity"]

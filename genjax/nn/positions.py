@@ -18,9 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array
 from genjax.errors import UserError
-
-Array = jax.Array
 
 
 def sinusoidal_table(length: int, dim: int, base: float = 10000.0) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import jax
 
-Array = jax.Array
+from genjax.batch import Array
 
 
 def prefers_matrix_products() -> bool:

@@ -30,11 +30,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, PyTree
 from genjax.errors import UserError
 from genjax.nn.dropout import dropout, fold_in, keep_mask
-
-Array = jax.Array
-PyTree = Any
 
 LINEAR = ("min_gru", "min_lstm", "lru", "s4d")
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.errors import UserError
-
-Array = jax.Array
 
 MIN_BIN = 1e-3
 MIN_DERIVATIVE = 1e-3

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from genjax.batch import Array, Batch, Metrics
 from genjax.metrics import Ratio
-
-Array = jax.Array
-Batch = Mapping[str, Array]
-Metrics = dict[str, Array]
 
 #: The `dot_general` of an output map: logits are float32, whatever type the network computes in.  Rounded to bfloat16, the
 #: two likeliest tokens are equal at one place in eighty.

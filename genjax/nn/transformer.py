@@ -17,14 +17,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, PyTree
 from genjax.errors import UserError
 from genjax.nn.attention import Attention, KVCache
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.mixture_of_experts import ExpertLayer, MixtureOfExperts
 from genjax.nn.positions import RotaryScaling, T5Bias, alibi_bias, segment_positions, sinusoidal_table
-
-Array = jax.Array
-PyTree = Any
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),

@@ -8,14 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.nn.mixture_of_experts import refuse_experts
 from genjax.nn.transformer import Transformer, TransformerStack
-
-Array = jax.Array
 
 
 class VisionTransformer(nn.Module):

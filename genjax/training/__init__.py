@@ -4,7 +4,7 @@ from genjax.errors import Interrupted
 from genjax.training.checkpoints import CheckpointError
 from genjax.training.experiment import Evaluation, Experiment, Training, resolve
 from genjax.training.loop import NonFiniteError, train
-from genjax.training.run import Run, restore
+from genjax.training.runs import Run, restore
 
 __all__ = [
     "CheckpointError",

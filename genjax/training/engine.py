@@ -18,11 +18,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from genjax.batch import DEVICE_AXIS, Batch, Metrics
 from genjax.config import ConfigError
 from genjax.data import Data, Pipeline, evaluation_batches
 from genjax.errors import UserError
 from genjax.metrics import Ratio, divided
-from genjax.model import DEVICE_AXIS, Batch, Metrics, TrainState
+from genjax.model import TrainState
 from genjax.training.experiment import Experiment, check_tokens_known
 
 MESH_AXES = ("data", "fsdp", "tensor")

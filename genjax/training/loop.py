@@ -46,7 +46,7 @@ from genjax.training.experiment import (
     save_config,
 )
 from genjax.training.records import Progress, Records, format_metrics, parameter_overview
-from genjax.training.run import Run
+from genjax.training.runs import Run
 
 SAMPLES_DIRECTORY = "samples"
 LOCK_FILE = "lock"

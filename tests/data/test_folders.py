@@ -8,7 +8,8 @@ from PIL import Image
 
 from genjax.data import DataError, Images, Pipeline, Points, Waveforms, sources
 from genjax.data.audio import write_wav
-from genjax.data.base import files_below, split_of_file
+from genjax.data.base import split_of_file
+from genjax.data.files import files_below
 
 SPLITS = ("train", "validation", "test")
 

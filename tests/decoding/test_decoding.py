@@ -13,9 +13,9 @@ import pytest
 from scipy import stats
 
 from genjax import decoding
+from genjax.batch import DEVICE_AXIS
 from genjax.decoding import Decoder, Sampling, Step, Watermark
 from genjax.decoding.generate import row_keys
-from genjax.model import DEVICE_AXIS
 
 V = 5
 

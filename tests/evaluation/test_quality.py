@@ -13,14 +13,14 @@ import PIL.Image
 import pytest
 
 import genjax
-from experiments.answers import examples_to_answer
-from experiments.features import feature_extractor
-from experiments.quality_measures import METRICS, Counts, measure, samples_of
 from genjax import config
 from genjax.config import ConfigError
 from genjax.data import ArrayExamples, Images, Translations, random_order
 from genjax.families.classifier.feature_net import shift_pictures
 from genjax.families.gan.gan import GAN
+from genjax.tools.answers import examples_to_answer
+from genjax.tools.features import feature_extractor
+from genjax.tools.quality import METRICS, Counts, measure, samples_of
 from genjax.training import Evaluation, train
 
 ROOT = Path(__file__).parents[2]

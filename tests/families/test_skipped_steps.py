@@ -12,10 +12,10 @@ from genjax.families.gan.augmentation import ADA
 from genjax.families.gan.dcgan import DCGANNetwork
 from genjax.families.gan.gan import GAN
 from genjax.families.gan.turns import Turns
-from genjax.families.markov.emissions import Gaussian
 from genjax.families.markov.hidden_markov_model import HiddenMarkovModel
 from genjax.families.vae.vq_vae import VQVAE
 from genjax.model import TrainState
+from genjax.nn.emissions import Gaussian
 from genjax.nn.encoder_decoder import MLPNetwork
 from genjax.optimizers import SGD
 

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exchange import VOCAB, build, check_gradients, check_round_trip, close, padded, torch, transformers
+
+from tests.interop.exchange import VOCAB, build, check_gradients, check_round_trip, close, padded, torch, transformers
 
 SIZES = {
     "vocab_size": VOCAB,

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from genjax import config
-from genjax.data.tokenization import train_tokenizer
+from genjax.data.text.tokenizer import train_tokenizer
 from genjax.families.language.bert import BERT, bert_network
 from genjax.families.language.encoder_tasks import Classification, MaskedLanguageModel
 from genjax.families.language.gpt import GPT, llama_network
@@ -22,7 +22,7 @@ from genjax.interop.huggingface import (
     load_pretrained,
     save_pretrained,
 )
-from genjax.nn.adaptation import LoRA
+from genjax.nn.lora import LoRA
 from genjax.nn.transformer import scanned
 from genjax.training import resolve, train
 

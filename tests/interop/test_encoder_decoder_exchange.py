@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exchange import (
+
+from genjax import decoding
+from genjax.interop.huggingface import load_pretrained, save_pretrained
+from tests.interop.exchange import (
     PADDING,
     VOCAB,
     build,
@@ -18,9 +21,6 @@ from exchange import (
     torch,
     transformers,
 )
-
-from genjax import decoding
-from genjax.interop.huggingface import load_pretrained, save_pretrained
 
 END = 2
 TOKENS = {"vocab_size": VOCAB, "pad_token_id": PADDING, "eos_token_id": END}

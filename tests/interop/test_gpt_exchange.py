@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exchange import (
+
+from genjax import decoding
+from tests.interop.exchange import (
     LENGTHS,
     PADDING,
     VOCAB,
@@ -17,8 +19,6 @@ from exchange import (
     torch,
     transformers,
 )
-
-from genjax import decoding
 
 END = 2
 COMMON = {

@@ -3,7 +3,6 @@
 import json
 import re
 
-import folders
 import jax
 import numpy as np
 import pytest
@@ -12,11 +11,12 @@ import genjax
 from genjax import config, decoding
 from genjax.data import EncoderText, Text
 from genjax.data.base import DataError
-from genjax.data.tokenization import read_tokenizer, train_tokenizer
+from genjax.data.text.tokenizer import read_tokenizer, train_tokenizer
 from genjax.interop.huggingface import save_pretrained
 from genjax.nn.tokens import with_more_tokens
 from genjax.training import resolve, train
 from tests.entry_points import entry_point
+from tests.interop import folders
 
 SHORT = {
     "model.optimizer": "sgd",

@@ -6,7 +6,8 @@ import stat
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_runs import TINY, call, flags
+
+from tests.training.tiny_runs import TINY, call, flags
 
 VAE = "--experiment=vae_digits"
 

@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import TINY, command, environment, flags, logged_losses, losses, tiny
 
 from genjax.config import ConfigError
 from genjax.data import Points, evaluation_batches
+from genjax.gradients import gradient_step
 from genjax.metrics import Ratio
-from genjax.model import TrainState, gradient_step
+from genjax.model import TrainState
 from genjax.optimizers import SGD
 from genjax.training import Experiment, Training, resolve, train
 from genjax.training.engine import Engine, parse_mesh
+from tests.training.tiny_runs import TINY, command, environment, flags, logged_losses, losses, tiny
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,10 @@ import pytest
 import genjax
 from genjax import config
 from genjax.config import ConfigError
-from genjax.data import DataError, Text, base, shared_files, tokenized
-from genjax.data.tokenization import train_tokenizer
+from genjax.data import DataError, Text, base
+from genjax.data import files as shared_files
+from genjax.data.text import base as tokenized
+from genjax.data.text.tokenizer import train_tokenizer
 from genjax.families.language.gpt import GPT
 from genjax.nn.transformer import Transformer
 from genjax.training import Evaluation, Experiment, Training, train

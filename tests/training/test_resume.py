@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import TINY, command, environment, flags, tiny
 
 import genjax
 from genjax import config
@@ -30,6 +29,7 @@ from genjax.training.checkpoints import Checkpoints, flatten, is_complete
 from genjax.training.checkpoints import damage as damage_of
 from genjax.training.engine import Engine
 from genjax.training.records import Records, read_lines
+from tests.training.tiny_runs import TINY, command, environment, flags, tiny
 
 LONG = {**TINY, "training.num_steps": 3000, "training.checkpoint_every": 100, "training.log_every": 100}
 

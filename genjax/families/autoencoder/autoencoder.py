@@ -18,20 +18,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, batch_size, cross_device_mean, example_keys
 from genjax.errors import UserError
-from genjax.model import (
-    Array,
-    Batch,
-    ComputeDtype,
-    Metrics,
-    PyTree,
-    TrainState,
-    batch_size,
-    cross_device_mean,
-    example_keys,
-    gradient_step,
-    unless_skipped,
-)
+from genjax.gradients import gradient_step, unless_skipped
+from genjax.model import TrainState
 from genjax.nn.distributions import Bernoulli, OutputDistribution, check_density, check_support, only_of_support
 from genjax.nn.encoder_decoder import MLPNetwork, Network, OutputDecoder
 from genjax.nn.mlp import Activation, activation_function

@@ -13,8 +13,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Metrics, PyTree
 from genjax.families.autoencoder.autoencoder import Autoencoder
-from genjax.model import Array, Metrics, PyTree
 from genjax.nn.mlp import Activation
 
 

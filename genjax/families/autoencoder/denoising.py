@@ -18,9 +18,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.autoencoder.autoencoder import Autoencoder
-from genjax.model import Array, TrainState
+from genjax.model import TrainState
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, Metrics, PyTree, cross_device_mean
 from genjax.errors import UserError
 from genjax.families.autoencoder.autoencoder import Autoencoder
-from genjax.model import Array, Batch, BatchLoss, Metrics, PyTree, TrainState, cross_device_mean
+from genjax.gradients import BatchLoss
+from genjax.model import TrainState
 from genjax.nn.mlp import Activation
 
 

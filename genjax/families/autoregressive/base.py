@@ -23,19 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, check_label_range, example_keys, one_hot_classes
 from genjax.errors import UserError
-from genjax.model import (
-    Array,
-    Batch,
-    ComputeDtype,
-    Metrics,
-    PyTree,
-    TrainState,
-    check_label_range,
-    example_keys,
-    gradient_step,
-    one_hot_classes,
-)
+from genjax.gradients import gradient_step
+from genjax.model import TrainState
 from genjax.nn.distributions import Bernoulli, Categorical, Lattice
 from genjax.optimizers import Adam, Optimizer
 

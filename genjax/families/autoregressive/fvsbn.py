@@ -12,8 +12,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from genjax.batch import Array, PyTree
 from genjax.families.autoregressive.base import VectorModel
-from genjax.model import Array, PyTree
 from genjax.nn.masked_dense import MADE as MaskedNetwork
 
 

@@ -20,8 +20,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.families.autoregressive.images import ImageModel
-from genjax.model import Array
 from genjax.nn.causal_conv import CausalConv, Mode, horizontal_taps, vertical_taps
 
 

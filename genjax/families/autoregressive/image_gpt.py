@@ -15,9 +15,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.autoregressive.images import ImageModel
-from genjax.model import Array
 from genjax.nn.causal_conv import Mode
 from genjax.nn.mixture_of_experts import refuse_experts
 from genjax.nn.transformer import Transformer, TransformerStack

@@ -23,9 +23,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, PyTree
 from genjax.errors import UserError
 from genjax.families.autoregressive.base import AutoregressiveModel, lattice_of
-from genjax.model import Array, PyTree
 from genjax.nn.causal_conv import Mode
 from genjax.nn.distributions import Bernoulli, Categorical
 from genjax.nn.logistic_mixture import DiscretizedLogisticMixture

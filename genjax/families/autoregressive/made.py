@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array, PyTree
 from genjax.errors import UserError
 from genjax.families.autoregressive.base import VectorModel, whole_passes
-from genjax.model import Array, PyTree
 from genjax.nn.masked_dense import MADE as MaskedNetwork
 from genjax.nn.masked_dense import natural_order, random_degrees, sequential_degrees
 

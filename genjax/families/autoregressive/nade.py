@@ -14,8 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, PyTree
 from genjax.families.autoregressive.base import VectorModel
-from genjax.model import Array, PyTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.families.autoregressive.images import ImageModel
-from genjax.model import Array
 from genjax.nn.causal_conv import CausalConv, Mode, raster_taps
 
 

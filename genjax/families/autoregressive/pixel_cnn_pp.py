@@ -21,9 +21,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.autoregressive.images import ImageModel
-from genjax.model import Array
 from genjax.nn.causal_conv import CausalConv, Mode, corner_taps, horizontal_taps, vertical_taps
 from genjax.nn.distributions import Bernoulli, Categorical
 from genjax.nn.dropout import dropout, fold_in

@@ -25,8 +25,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.families.autoregressive.images import ImageModel
-from genjax.model import Array
 from genjax.nn.causal_conv import CausalConv, Mode, corner_taps, raster_taps
 from genjax.nn.dropout import dropout, fold_in
 

@@ -16,10 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, Metrics, PyTree
 from genjax.errors import UserError
 from genjax.families.autoregressive.gated_pixel_cnn import GatedPixelCNN
 from genjax.families.vae.vq_vae import VQVAE
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, gradient_step
+from genjax.gradients import gradient_step
+from genjax.model import TrainState
 from genjax.nn.distributions import Categorical
 
 

@@ -19,18 +19,10 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, check_label_range, example_keys
 from genjax.errors import UserError
-from genjax.model import (
-    Array,
-    Batch,
-    ComputeDtype,
-    Metrics,
-    PyTree,
-    TrainState,
-    check_label_range,
-    example_keys,
-    gradient_step,
-)
+from genjax.gradients import gradient_step
+from genjax.model import TrainState
 from genjax.nn.convolution import Convolution, Downsample
 from genjax.nn.dropout import dropout
 from genjax.nn.encoder_decoder import check_picture_shape

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, Metrics, PyTree, example_keys
 from genjax.errors import UserError
 from genjax.families.diffusion import targets
 from genjax.families.diffusion.diffusion import Diffusion, copies_of_start
@@ -31,7 +32,8 @@ from genjax.families.diffusion.networks import Condition, as_function
 from genjax.families.diffusion.processes import GaussianProcess, Karras, expand
 from genjax.families.diffusion.samplers import Carry, Estimate, Sampler
 from genjax.families.diffusion.times import UniformTime
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step, unless_skipped
+from genjax.gradients import gradient_step, unless_skipped
+from genjax.model import TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array, Batch, Metrics, PyTree, batch_size, cross_device_gather, example_keys
 from genjax.errors import UserError
 from genjax.families.diffusion import targets
 from genjax.families.diffusion.diffusion import Diffusion
@@ -29,17 +30,8 @@ from genjax.families.diffusion.processes import Discrete, GaussianProcess, expan
 from genjax.families.diffusion.samplers import Ancestral, Estimate, Sampler
 from genjax.families.diffusion.step_sampling import StepHistory
 from genjax.families.diffusion.times import UniformTime
-from genjax.model import (
-    Array,
-    Batch,
-    Metrics,
-    PyTree,
-    TrainState,
-    batch_size,
-    cross_device_gather,
-    example_keys,
-    gradient_step,
-)
+from genjax.gradients import gradient_step
+from genjax.model import TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, check_label_range, example_keys
 from genjax.errors import UserError
 from genjax.families.diffusion import ode, targets
 from genjax.families.diffusion.guidance import Guidance
@@ -30,17 +31,8 @@ from genjax.families.diffusion.samplers import DDIM, Denoiser, Estimate, Sampler
 from genjax.families.diffusion.targets import Target, Weighting
 from genjax.families.diffusion.times import TimeDistribution, UniformTime
 from genjax.families.diffusion.unet import UNet
-from genjax.model import (
-    Array,
-    Batch,
-    ComputeDtype,
-    Metrics,
-    PyTree,
-    TrainState,
-    check_label_range,
-    example_keys,
-    gradient_step,
-)
+from genjax.gradients import gradient_step
+from genjax.model import TrainState
 from genjax.optimizers import Adam, Optimizer
 
 CONDITIONS = ("label", "vector", "context", "image")

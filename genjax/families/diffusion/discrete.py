@@ -26,11 +26,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
 from genjax.errors import UserError
 from genjax.families.diffusion.networks import sinusoidal_embedding
 from genjax.families.diffusion.times import spread_uniforms
+from genjax.gradients import gradient_step
 from genjax.metrics import Ratio
-from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.model import TrainState
 from genjax.nn.attention import Attention
 from genjax.nn.dropout import dropout, fold_in
 from genjax.optimizers import Adam, Optimizer

@@ -17,12 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.diffusion.networks import Condition, ConditionEmbedding, DenoisingNetwork, with_image
 from genjax.nn.attention import Attention
 from genjax.nn.dropout import dropout, fold_in
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.grids import Node, times
 from genjax.families.diffusion.processes import Spacing, posterior_from
-from genjax.model import Array, TrainState
+from genjax.model import TrainState
 
 
 def image_to_image(

@@ -17,12 +17,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch
 from genjax.families.diffusion.assignment import assign
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.processes import GaussianProcess, Process, Straight
 from genjax.families.diffusion.samplers import Euler, Sampler
 from genjax.families.diffusion.targets import Target
-from genjax.model import Array, Batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.diffusion.processes import GaussianProcess, Spacing
-
-Array = jax.Array
 
 
 class Node(NamedTuple):

@@ -22,11 +22,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.diffusion.processes import GaussianProcess
 from genjax.families.diffusion.samplers import Denoiser, Estimate
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch
 from genjax.errors import UserError
 from genjax.families.diffusion.edm import EDM
-from genjax.model import Array, Batch, TrainState
+from genjax.model import TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

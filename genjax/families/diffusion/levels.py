@@ -5,12 +5,10 @@ Values on other levels, such as v / (L - 1) from 0 to 1, have other bins: they w
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.nn.distributions import Lattice
-
-Array = jax.Array
 
 
 def are_levels(x: Array, num_levels: int) -> Array:

@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.nn.dropout import dropout, fold_in
 
-Array = jax.Array
 Condition = Mapping[str, Array]
 
 

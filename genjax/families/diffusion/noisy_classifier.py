@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, check_label_range, example_keys
 from genjax.errors import UserError
 from genjax.families.diffusion.guidance import with_classifier
 from genjax.families.diffusion.networks import DenoisingNetwork
@@ -28,17 +29,8 @@ from genjax.families.diffusion.processes import Karras, Process, expand
 from genjax.families.diffusion.samplers import Estimate, Heun, Sampler
 from genjax.families.diffusion.times import LogNormalNoise, TimeDistribution
 from genjax.families.diffusion.unet import UNet
-from genjax.model import (
-    Array,
-    Batch,
-    ComputeDtype,
-    Metrics,
-    PyTree,
-    TrainState,
-    check_label_range,
-    example_keys,
-    gradient_step,
-)
+from genjax.gradients import gradient_step
+from genjax.model import TrainState
 from genjax.optimizers import Adam, Optimizer
 
 

@@ -18,12 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.diffusion.grids import Node
 from genjax.families.diffusion.processes import GaussianProcess
 from genjax.families.diffusion.samplers import Denoiser, Sampler, ddim_step, ode_slope
-
-Array = jax.Array
 
 # Dormand & Prince's tableau.
 _NODES = np.array([0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0])

@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array
 from genjax.errors import UserError
 
-Array = jax.Array
 BetaSchedule = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
 Spacing = Literal["uniform", "quadratic", "karras", "log_snr"]
 

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, Metrics, PyTree, example_keys
 from genjax.errors import UserError
 from genjax.families.diffusion.diffusion import copies_of_start
 from genjax.families.diffusion.flow_matching import FlowMatching
@@ -26,7 +27,8 @@ from genjax.families.diffusion.guidance import Guidance
 from genjax.families.diffusion.networks import as_function
 from genjax.families.diffusion.processes import GaussianProcess, Straight, expand
 from genjax.families.diffusion.samplers import Denoiser, Euler, Heun, RungeKutta4, Sampler
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.gradients import gradient_step
+from genjax.model import TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,12 +23,11 @@ from typing import ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.diffusion.grids import Node, times
 from genjax.families.diffusion.processes import GaussianProcess, Spacing, posterior_from
 from genjax.families.diffusion.targets import epsilon_of
-
-Array = jax.Array
 
 
 class Estimate(NamedTuple):

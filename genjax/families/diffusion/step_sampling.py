@@ -8,10 +8,9 @@ The mean is that of the last ten values of each L_t; before every step has ten, 
 from __future__ import annotations
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from genjax.batch import Array
 
 #: Number of losses that are remembered of each step.
 LENGTH = 10

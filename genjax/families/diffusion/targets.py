@@ -16,13 +16,12 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.diffusion.processes import GaussianProcess, expand
 
-Array = jax.Array
 Target = Literal["epsilon", "x0", "v", "score", "velocity", "edm"]
 Weighting = Literal["target", "epsilon", "x0", "v", "velocity", "edm", "min_snr", "p2", "likelihood"]
 

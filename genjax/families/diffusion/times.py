@@ -8,10 +8,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, example_places
 from genjax.families.diffusion.processes import Discrete, GaussianProcess
-from genjax.model import Batch, example_places
-
-Array = jax.Array
 
 #: 2^32 (sqrt(5) - 1) / 2, odd.
 _GOLDEN = 2654435769

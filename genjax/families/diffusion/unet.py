@@ -17,14 +17,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.diffusion.networks import Condition, ConditionEmbedding, DenoisingNetwork, with_image
 from genjax.nn.attention import Attention
 from genjax.nn.convolution import repeat_and_convolve
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.products import prefers_matrix_products
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.batch import Array, Batch, Metrics, PyTree, example_keys
 from genjax.errors import UserError
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.levels import check_levels, only_of_levels
@@ -29,7 +30,7 @@ from genjax.families.diffusion.networks import Condition
 from genjax.families.diffusion.processes import Discrete, GaussianProcess, expand
 from genjax.families.diffusion.samplers import Ancestral, Sampler
 from genjax.families.diffusion.times import UniformTime, spread_uniforms
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys
+from genjax.model import TrainState
 
 
 class LearnedProcess(GaussianProcess):

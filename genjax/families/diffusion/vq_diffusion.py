@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from genjax.batch import Array, Batch, Metrics, PyTree
 from genjax.errors import UserError
 from genjax.families.autoregressive.vq_prior import VQPrior
 from genjax.families.diffusion.discrete import MaskedDiffusion
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState
+from genjax.model import TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

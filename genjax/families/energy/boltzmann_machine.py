@@ -16,8 +16,10 @@ import math
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, Metrics, PyTree, cross_device_gather
 from genjax.errors import UserError
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_gather, gradient_step, unless_skipped
+from genjax.gradients import gradient_step, unless_skipped
+from genjax.model import TrainState
 from genjax.nn.distributions import Lattice
 from genjax.optimizers import SGD, Optimizer
 

@@ -16,22 +16,21 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from genjax.errors import UserError
-from genjax.model import (
+from genjax.batch import (
     Array,
     Batch,
     ComputeDtype,
     Metrics,
     PyTree,
-    TrainState,
     batch_size,
     cross_device_gather,
     cross_device_sum,
     example_keys,
-    gradient_step,
     own_part,
-    unless_skipped,
 )
+from genjax.errors import UserError
+from genjax.gradients import gradient_step, unless_skipped
+from genjax.model import TrainState
 from genjax.nn.convolution import Convolution, Downsample
 from genjax.nn.tokens import logits_product
 from genjax.optimizers import Adam, Optimizer

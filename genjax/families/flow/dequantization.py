@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.flow.bijections import Bijection, Chain, Coupling, Permute
 from genjax.families.flow.bijections.base import sum_rest
@@ -29,7 +30,6 @@ from genjax.families.flow.bijections.linear import check_range
 from genjax.families.flow.networks import MLP
 from genjax.nn.distributions import Lattice
 
-Array = jax.Array
 Params = dict[str, Any]
 
 

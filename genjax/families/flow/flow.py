@@ -23,23 +23,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, check_label_range, example_keys, one_hot_classes
 from genjax.errors import UserError
 from genjax.families.flow.base import Base, StandardNormal
 from genjax.families.flow.bijections import Bijection, Chain, Logit
 from genjax.families.flow.bijections.linear import check_range
 from genjax.families.flow.dequantization import Dequantization
-from genjax.model import (
-    Array,
-    Batch,
-    ComputeDtype,
-    Metrics,
-    PyTree,
-    TrainState,
-    check_label_range,
-    example_keys,
-    gradient_step,
-    one_hot_classes,
-)
+from genjax.gradients import gradient_step
+from genjax.model import TrainState
 from genjax.optimizers import Adam, Optimizer
 
 

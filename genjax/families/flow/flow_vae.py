@@ -17,9 +17,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, PyTree
 from genjax.families.flow.bijections import Affine, Bijection, Chain, MaskedAutoregressive, Planar, Radial
 from genjax.families.vae.vae import VAE
-from genjax.model import Array, Batch, PyTree, TrainState
+from genjax.model import TrainState
 from genjax.nn.distributions import DiagonalGaussian, standard_normal_log_prob
 
 

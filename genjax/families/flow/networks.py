@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from genjax.batch import Array
+
 zeros = nn.initializers.zeros_init()
 
 

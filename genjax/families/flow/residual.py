@@ -24,12 +24,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.flow.bijections import ActNorm, Bijection, Flatten
 from genjax.families.flow.bijections.base import Params
 from genjax.families.flow.flow import Flow
-
-Array = jax.Array
 
 
 def limit_spectral_norm(kernel: Array, bound: float) -> Array:

@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, batch_size, example_keys
 from genjax.errors import UserError
 from genjax.families.gan.objectives import (
     Objective,
@@ -32,7 +33,7 @@ from genjax.families.gan.objectives import (
 )
 from genjax.families.gan.turns import Turns
 from genjax.families.gan.vae_gan import check_data_shape, normal_latents
-from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, batch_size, example_keys
+from genjax.model import TrainState
 from genjax.nn.distributions import Bernoulli, OutputDistribution, check_density, check_support, only_of_support
 from genjax.nn.encoder_decoder import MLPNetwork, Network, OutputDecoder
 from genjax.nn.mlp import MLP, Activation

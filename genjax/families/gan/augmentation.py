@@ -38,8 +38,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array
 from genjax.errors import UserError
-from genjax.model import Array
 
 Operation = Literal["flip", "color", "translation", "cutout"]
 Group = Literal["blit", "geometry", "color", "filter", "corruption"]

@@ -19,9 +19,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, batch_size
 from genjax.families.gan.turns import Turns
 from genjax.families.gan.vae_gan import FeatureDiscriminator, check_data_shape, normal_latents
-from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, batch_size
+from genjax.model import TrainState
 from genjax.nn.distributions import DiagonalGaussian
 from genjax.nn.encoder_decoder import MLPNetwork, Network
 from genjax.nn.mlp import Activation, activation_function

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, cross_device_gather, own_part
 from genjax.errors import UserError
 from genjax.families.gan.objectives import Objective, discriminator_objective, generator_objective
 from genjax.families.gan.translation import (
@@ -33,7 +34,7 @@ from genjax.families.gan.translation import (
     mean_over_pixels,
 )
 from genjax.families.gan.turns import Turns
-from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, cross_device_gather, own_part
+from genjax.model import TrainState
 from genjax.optimizers import Adam, Optimizer
 
 _NUM_KEPT = 16

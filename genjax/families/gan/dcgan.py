@@ -18,9 +18,9 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.batch import Array
 from genjax.families.gan.layers import Dense, Downsample, Normalization, Normalize, Upsample, scales_near_one
 from genjax.families.gan.networks import Conditioning, GANNetwork, Head, times_halved, with_label_maps
-from genjax.model import Array
 from genjax.nn.encoder_decoder import append_condition
 
 

@@ -28,11 +28,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.gan.style_gan import StyleGAN
 from genjax.families.gan.style_gan3 import StyleGAN3Network
 from genjax.families.gan.upfirdn import kaiser_shape
-from genjax.model import Array, TrainState
+from genjax.model import TrainState
 
 Motion = Literal["translation", "fractional", "rotation"]
 #: Radii of the filters in pixels.

@@ -20,6 +20,18 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import (
+    Array,
+    Batch,
+    ComputeDtype,
+    Metrics,
+    PyTree,
+    batch_size,
+    check_label_range,
+    cross_device_sum,
+    example_keys,
+    one_hot_classes,
+)
 from genjax.errors import UserError
 from genjax.families.gan.augmentation import Augmentation, DiffAugment
 from genjax.families.gan.networks import Conditioning, GANNetwork, PlainNetwork
@@ -36,22 +48,8 @@ from genjax.families.gan.objectives import (
 )
 from genjax.families.gan.turns import shares_of, with_skipped
 from genjax.families.gan.views import UNCHANGED, View, view_of
-from genjax.model import (
-    Array,
-    Batch,
-    ComputeDtype,
-    Metrics,
-    PyTree,
-    TrainState,
-    batch_size,
-    check_label_range,
-    cross_device_sum,
-    ema_update,
-    example_keys,
-    gradient_update,
-    one_hot_classes,
-    unless_skipped,
-)
+from genjax.gradients import ema_update, gradient_update, unless_skipped
+from genjax.model import TrainState
 from genjax.nn.encoder_decoder import ConvNetwork, MLPNetwork
 from genjax.optimizers import Adam, Optimizer
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from genjax.model import Array, cross_device_mean
+from genjax.batch import Array, cross_device_mean
 from genjax.nn.convolution import convolve, downsample, upsample
 from genjax.nn.products import prefers_matrix_products
 

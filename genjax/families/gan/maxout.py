@@ -15,10 +15,10 @@ from typing import Any
 
 from flax import linen as nn
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.gan.layers import Dense
 from genjax.families.gan.networks import Conditioning, GANNetwork, Head, PlainGenerator
-from genjax.model import Array
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.encoder_decoder import MLPNetwork, append_condition
 from genjax.nn.mlp import Activation

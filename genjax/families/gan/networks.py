@@ -23,9 +23,9 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.gan.layers import SPECTRAL, Dense
-from genjax.model import Array
 from genjax.nn.encoder_decoder import ConvNetwork, MLPNetwork, Network
 from genjax.nn.mlp import Activation, activation_function
 

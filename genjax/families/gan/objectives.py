@@ -26,8 +26,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, cross_device_mean
 from genjax.errors import UserError
-from genjax.model import Array, cross_device_mean
 
 Objective = Literal[
     "minimax",

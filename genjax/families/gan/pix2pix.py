@@ -14,6 +14,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
 from genjax.errors import UserError
 from genjax.families.gan.objectives import Objective, discriminator_objective, generator_objective
 from genjax.families.gan.translation import (
@@ -25,7 +26,7 @@ from genjax.families.gan.translation import (
     mean_over_pixels,
 )
 from genjax.families.gan.turns import Turns
-from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys
+from genjax.model import TrainState
 from genjax.optimizers import Adam, Optimizer
 
 _NUM_KEPT = 16

@@ -21,13 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from genjax.batch import Array, Batch, Metrics, PyTree, cross_device_mean, example_keys
 from genjax.errors import UserError
 from genjax.families.gan.gan import GAN, Penalty
 from genjax.families.gan.networks import GANNetwork
 from genjax.families.gan.style_layers import NOISE, STATISTICS, Mapping, truncate
 from genjax.families.gan.upfirdn import blur
 from genjax.families.gan.views import View
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_mean, ema_update, example_keys
+from genjax.gradients import ema_update
+from genjax.model import TrainState
 from genjax.optimizers import Adam, Optimizer
 
 

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from genjax.batch import Array, PyTree, cross_device_gather, own_part
 from genjax.errors import UserError
 from genjax.families.gan.networks import Conditioning, Head, with_label_maps
 from genjax.families.gan.style_gan import StyleGenerator, StyleNetwork
 from genjax.families.gan.style_layers import NOISE, EqualConvolution, EqualDense, leaky, modulated_convolution
 from genjax.families.gan.upfirdn import binomial, upfirdn
-from genjax.model import Array, PyTree, cross_device_gather, own_part
 from genjax.nn.convolution import convolve_patches, space_to_depth
 from genjax.nn.products import prefers_matrix_products
 

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from genjax.batch import Array, cross_device_mean
 from genjax.families.gan.networks import Conditioning
 from genjax.families.gan.style_gan import StyleGenerator, StyleNetwork
 from genjax.families.gan.style_gan2 import Discriminator, check_resolution
 from genjax.families.gan.style_layers import STATISTICS, EqualDense, leaky, modulated_convolution, unit_mean_square
 from genjax.families.gan.upfirdn import low_pass, upfirdn
-from genjax.model import Array, cross_device_mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from genjax.model import Array, cross_device_mean
+from genjax.batch import Array, cross_device_mean
 from genjax.nn.convolution import convolve, pad_picture
 from genjax.nn.products import prefers_matrix_products
 

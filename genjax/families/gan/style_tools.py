@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from genjax.batch import Array, PyTree
 from genjax.families.gan.style_gan import StyleGAN
 from genjax.families.gan.style_layers import STATISTICS
-from genjax.model import Array, PyTree, TrainState
+from genjax.model import TrainState
 
 
 def pyramid(x: Array) -> Array:

@@ -15,16 +15,14 @@ import abc
 import dataclasses
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.gan.layers import Convolution, Downsample, Upsample, scales_near_one
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.encoder_decoder import check_picture_shape
-
-Array = jax.Array
 
 
 class InstanceNorm(nn.Module):

@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, Metrics, batch_size
 from genjax.errors import UserError
-from genjax.model import Array, Batch, Metrics, TrainState, batch_size, ema_update, gradient_update, unless_skipped
+from genjax.gradients import ema_update, gradient_update, unless_skipped
+from genjax.model import TrainState
 
 
 def shares_of(batch: Batch, count: int, fresh: bool) -> Batch:

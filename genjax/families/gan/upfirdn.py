@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array
 from genjax.errors import UserError
-from genjax.model import Array
 from genjax.nn.products import prefers_matrix_products
 
 Filter = tuple[float, ...] | tuple[tuple[float, ...], ...]

@@ -23,10 +23,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, batch_size, example_keys
 from genjax.errors import UserError
 from genjax.families.gan.objectives import centred_penalty
 from genjax.families.gan.turns import Turns
-from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, batch_size, example_keys
+from genjax.model import TrainState
 from genjax.nn.distributions import DiagonalGaussian
 from genjax.nn.encoder_decoder import MLPNetwork, Network
 from genjax.nn.mlp import Activation, activation_function

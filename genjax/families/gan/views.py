@@ -8,8 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, example_keys
 from genjax.families.gan.augmentation import Augmentation
-from genjax.model import Array, Batch, TrainState, example_keys
+from genjax.model import TrainState
 
 
 class View(NamedTuple):

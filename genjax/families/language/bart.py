@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from genjax.families.language.denoising import Denoising, Objective
+from genjax.families.language.corruption import Denoising, Objective
 from genjax.families.language.encoder_decoder import EncoderDecoder
 from genjax.nn.transformer import Transformer
 from genjax.optimizers import AdamW, Linear, Optimizer

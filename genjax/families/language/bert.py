@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
 from genjax.errors import UserError
 from genjax.families.language.encoder_tasks import (
     Heads,
@@ -33,7 +34,8 @@ from genjax.families.language.encoder_tasks import (
     token_mask,
 )
 from genjax.families.language.pretrained import FromPretrained
-from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.gradients import gradient_step
+from genjax.model import TrainState
 from genjax.nn.dropout import fold_in
 from genjax.nn.mixture_of_experts import refuse_experts
 from genjax.nn.tokens import summarize

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from genjax.batch import Array, Batch, Metrics
 from genjax.errors import UserError
 from genjax.families.language.bert import BERT, EncoderNetwork, bert_network
 from genjax.families.language.encoder_tasks import (
@@ -31,7 +32,6 @@ from genjax.families.language.encoder_tasks import (
     token_mask,
 )
 from genjax.metrics import Ratio
-from genjax.model import Array, Batch, Metrics
 from genjax.nn.dropout import fold_in
 from genjax.nn.mixture_of_experts import refuse_experts
 from genjax.nn.transformer import ACTIVATIONS, Transformer, TransformerStack

@@ -21,11 +21,13 @@ import jax
 import jax.numpy as jnp
 
 from genjax import decoding
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
 from genjax.errors import UserError
-from genjax.families.language.denoising import Objective, Pairs, SpecialTokens
+from genjax.families.language.corruption import Objective, Pairs, SpecialTokens
 from genjax.families.language.pretrained import FromPretrained
+from genjax.gradients import gradient_step
 from genjax.metrics import Ratio
-from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.model import TrainState
 from genjax.nn.dropout import fold_in
 from genjax.nn.tokens import logits_product, seen_tokens, sequence_metrics, summarize, token_nll, token_weights
 from genjax.nn.transformer import Cache, StackOutput, TokenEmbedding, Transformer, TransformerStack, unrolled

@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from genjax.batch import Array, Batch, Metrics, PyTree, cross_device_gather, example_keys
 from genjax.errors import UserError
+from genjax.gradients import BatchLoss
 from genjax.metrics import Ratio
-from genjax.model import Array, Batch, BatchLoss, Metrics, PyTree, cross_device_gather, example_keys
 from genjax.nn.contrast import equal_rows, partner_scores
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.tokens import logits_product, token_nll

@@ -11,19 +11,11 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, Metrics, PyTree
 from genjax.errors import UserError
-from genjax.model import (
-    Array,
-    Batch,
-    Metrics,
-    PyTree,
-    TrainState,
-    ema_update,
-    gradient_step,
-    gradient_update,
-    unless_skipped,
-)
-from genjax.nn import adaptation
+from genjax.gradients import ema_update, gradient_step, gradient_update, unless_skipped
+from genjax.model import TrainState
+from genjax.nn import lora as adaptation
 
 
 class FineTuned:

@@ -21,12 +21,13 @@ import jax
 import jax.numpy as jnp
 
 from genjax import decoding
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
 from genjax.errors import UserError
 from genjax.families.language.fine_tuning import FineTuned
 from genjax.families.language.pretrained import FromPretrained
 from genjax.metrics import Ratio
-from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys
-from genjax.nn.adaptation import LoRA
+from genjax.model import TrainState
+from genjax.nn.lora import LoRA
 from genjax.nn.tokens import logits_product, seen_tokens, token_nll, token_weights
 from genjax.nn.transformer import Cache, TokenEmbedding, Transformer, TransformerStack, unrolled
 from genjax.optimizers import AdamW, Optimizer

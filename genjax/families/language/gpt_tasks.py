@@ -19,12 +19,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
 from genjax.errors import UserError
 from genjax.families.language.encoder_tasks import Classification, Heads, Outputs, Task, Vocabulary, token_mask
 from genjax.families.language.fine_tuning import FineTuned
 from genjax.families.language.pretrained import FromPretrained
-from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys
-from genjax.nn.adaptation import LoRA
+from genjax.model import TrainState
+from genjax.nn.lora import LoRA
 from genjax.nn.tokens import seen_tokens, summarize
 from genjax.nn.transformer import TokenEmbedding, Transformer, TransformerStack
 from genjax.optimizers import AdamW, Linear, Optimizer

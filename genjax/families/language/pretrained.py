@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from genjax.model import PyTree
+from genjax.batch import PyTree
 from genjax.nn.tokens import with_more_tokens
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from genjax.families.language.denoising import Objective, SpanCorruption
+from genjax.families.language.corruption import Objective, SpanCorruption
 from genjax.families.language.encoder_decoder import EncoderDecoder
 from genjax.nn.transformer import Transformer
 from genjax.optimizers import Adafactor, InverseSquareRoot, Optimizer

@@ -16,10 +16,11 @@ import math
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, Metrics, PyTree
 from genjax.errors import UserError
 from genjax.families.markov import inference
 from genjax.families.markov.hidden_markov_model import HiddenMarkovModel
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState
+from genjax.model import TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

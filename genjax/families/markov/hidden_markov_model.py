@@ -18,22 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array, Batch, Metrics, PyTree, cross_device_gather, cross_device_sum, example_keys
 from genjax.errors import UserError
 from genjax.families.markov import inference
-from genjax.families.markov.emissions import Bernoulli, Emission, log_dirichlet, singular_warnings
+from genjax.gradients import gradient_step, unless_skipped
 from genjax.metrics import Ratio
-from genjax.model import (
-    Array,
-    Batch,
-    Metrics,
-    PyTree,
-    TrainState,
-    cross_device_gather,
-    cross_device_sum,
-    example_keys,
-    gradient_step,
-    unless_skipped,
-)
+from genjax.model import TrainState
+from genjax.nn.emissions import Bernoulli, Emission, log_dirichlet, singular_warnings
 from genjax.optimizers import Adam, Optimizer
 
 

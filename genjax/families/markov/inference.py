@@ -28,9 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array
 from genjax.errors import UserError
-
-Array = jax.Array
 
 
 class Posterior(NamedTuple):

@@ -21,10 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array, Batch, Metrics, PyTree, cross_device_sum
 from genjax.errors import UserError
 from genjax.families.markov.inference import mask_warnings
 from genjax.metrics import Ratio
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_sum
+from genjax.model import TrainState
 
 
 class Filtered(NamedTuple):

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array, Batch, Metrics, PyTree, cross_device_gather
 from genjax.errors import UserError
 from genjax.metrics import Ratio
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_gather
+from genjax.model import TrainState
 
 #: Key of a free row of a table.
 _FREE = np.uint32(2**32 - 1)

@@ -24,10 +24,11 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import betaln, digamma, multigammaln
 
+from genjax.batch import Array, Batch, Metrics, PyTree, cross_device_sum
 from genjax.errors import UserError
-from genjax.families.markov.emissions import Bernoulli, Gaussian, random_frames
 from genjax.families.mixture.mixture import MixtureModel, kmeans_plus_plus
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_sum
+from genjax.model import TrainState
+from genjax.nn.emissions import Bernoulli, Gaussian, random_frames
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

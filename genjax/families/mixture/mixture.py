@@ -12,9 +12,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, Metrics, PyTree, cross_device_gather, cross_device_sum
 from genjax.errors import UserError
-from genjax.families.markov.emissions import Emission, Gaussian, Mixture, singular_warnings
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, cross_device_gather, cross_device_sum
+from genjax.model import TrainState
+from genjax.nn.emissions import Emission, Gaussian, Mixture, singular_warnings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

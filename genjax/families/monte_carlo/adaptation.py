@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = jax.Array
+from genjax.batch import Array
 
 
 class Adaptation(NamedTuple):

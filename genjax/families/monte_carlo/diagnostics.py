@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from genjax.batch import Array
 
 
 def split(draws: Array) -> Array:

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.monte_carlo.kernels import Kernel
 
-Array = jax.Array
 Position = dict[str, Any]
 #: `(key, position) -> {name: new value}` of one block, drawn given all others.
 Update = Callable[[Array, Position], Position]

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array
 from genjax.errors import UserError
 
-Array = jax.Array
 #: Error of the energy beyond which a trajectory counts as divergent, as in Stan.
 DIVERGENCE = 1000.0
 

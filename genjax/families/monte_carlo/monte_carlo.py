@@ -17,13 +17,14 @@ import math
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, Metrics, PyTree, batch_size, cross_device_gather
 from genjax.errors import UserError
 from genjax.families.monte_carlo import diagnostics
 from genjax.families.monte_carlo.adaptation import adapt, start_adaptation, window_begin, window_ends
 from genjax.families.monte_carlo.kernels import Info, Kernel, Nuts
 from genjax.families.monte_carlo.sampler import Draws, move
 from genjax.families.monte_carlo.targets import CorrelatedGaussian, Target
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, batch_size, cross_device_gather
+from genjax.model import TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.monte_carlo import diagnostics
 from genjax.families.monte_carlo.adaptation import adapt, start_adaptation, window_begin, window_ends
 from genjax.families.monte_carlo.kernels import Info, Kernel, Nuts
-
-Array = jax.Array
 
 
 class Draws(NamedTuple):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.model import Array, Batch
+from genjax.batch import Array, Batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

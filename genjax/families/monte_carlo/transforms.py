@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from genjax.batch import Array
 
 
 class Transform(abc.ABC):

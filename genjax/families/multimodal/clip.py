@@ -19,19 +19,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, cross_device_gather, example_keys
 from genjax.errors import UserError
-from genjax.model import (
-    Array,
-    Batch,
-    BatchLoss,
-    ComputeDtype,
-    Metrics,
-    PyTree,
-    TrainState,
-    cross_device_gather,
-    example_keys,
-    gradient_step,
-)
+from genjax.gradients import BatchLoss, gradient_step
+from genjax.model import TrainState
 from genjax.nn.contrast import equal_rows, partner_scores
 from genjax.nn.dropout import fold_in
 from genjax.nn.mixture_of_experts import refuse_experts

@@ -18,9 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from genjax import decoding
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
 from genjax.errors import UserError
+from genjax.gradients import gradient_step
 from genjax.metrics import Ratio
-from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.model import TrainState
 from genjax.nn.attention import MASKED
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.recurrent import Recurrent, RecurrentStack

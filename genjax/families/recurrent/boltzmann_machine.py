@@ -21,12 +21,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, Metrics, PyTree, example_keys
 from genjax.errors import UserError
 from genjax.families.energy.boltzmann_machine import RestrictedBoltzmannMachine
 from genjax.families.recurrent.framewise import PerFrame
 from genjax.families.recurrent.piano_roll import FrameNetwork, RollModel, frames_before
+from genjax.gradients import gradient_step
 from genjax.metrics import Ratio
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.model import TrainState
 from genjax.nn.dropout import fold_in
 from genjax.nn.recurrent import Recurrent
 

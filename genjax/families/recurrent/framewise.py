@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from genjax.batch import Array, Batch, Metrics, PyTree, example_keys
+from genjax.gradients import gradient_step
 from genjax.metrics import Ratio
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.model import TrainState
 
 
 class PerFrame:

@@ -20,9 +20,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
 from genjax.errors import UserError
+from genjax.gradients import gradient_step
 from genjax.metrics import Ratio
-from genjax.model import Array, Batch, ComputeDtype, Metrics, PyTree, TrainState, example_keys, gradient_step
+from genjax.model import TrainState
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.recurrent import Recurrent, RecurrentStack
 from genjax.nn.tokens import token_nll

@@ -17,9 +17,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, ComputeDtype, PyTree
 from genjax.errors import UserError
 from genjax.families.recurrent.framewise import FramewiseModel
-from genjax.model import Array, Batch, ComputeDtype, PyTree, TrainState
+from genjax.model import TrainState
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.recurrent import Recurrent, RecurrentStack
 from genjax.optimizers import Adam, Optimizer

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.batch import Array, PyTree
 from genjax.errors import UserError
-from genjax.model import Array, PyTree
 from genjax.optimizers import Adam, Optimizer
 
 #: Maps pictures [1, H, W, C] in [0, 1] to the maps of layers by name, each [1, h, w, N].

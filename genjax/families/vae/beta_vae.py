@@ -24,9 +24,10 @@ import math
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, Metrics, PyTree, cross_device_gather, own_part
 from genjax.errors import UserError
 from genjax.families.vae.vae import VAE
-from genjax.model import Array, Batch, BatchLoss, Metrics, PyTree, cross_device_gather, own_part
+from genjax.gradients import BatchLoss
 from genjax.nn.distributions import DiagonalGaussian, gaussian_log_prob, standard_normal_log_prob
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, check_label_range, one_hot_classes
 from genjax.errors import UserError
 from genjax.families.vae.vae import VAE
-from genjax.model import Array, Batch, TrainState, check_label_range, one_hot_classes
+from genjax.model import TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, Metrics, PyTree
 from genjax.errors import UserError
 from genjax.families.vae.vae import VAE
-from genjax.model import Array, Batch, Metrics, PyTree, TrainState
+from genjax.model import TrainState
 from genjax.nn.distributions import DiagonalGaussian
 
 

@@ -25,20 +25,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, batch_size, cross_device_mean, example_keys
 from genjax.errors import UserError
-from genjax.model import (
-    Array,
-    Batch,
-    BatchLoss,
-    ComputeDtype,
-    Metrics,
-    PyTree,
-    TrainState,
-    batch_size,
-    cross_device_mean,
-    example_keys,
-    gradient_step,
-)
+from genjax.gradients import BatchLoss, gradient_step
+from genjax.model import TrainState
 from genjax.nn.distributions import (
     Bernoulli,
     DiagonalGaussian,

@@ -26,19 +26,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, batch_size, cross_device_sum
 from genjax.errors import UserError
-from genjax.model import (
-    Array,
-    Batch,
-    ComputeDtype,
-    Metrics,
-    PyTree,
-    TrainState,
-    batch_size,
-    cross_device_sum,
-    gradient_step,
-    unless_skipped,
-)
+from genjax.gradients import gradient_step, unless_skipped
+from genjax.model import TrainState
 from genjax.nn.convolution import Convolution
 from genjax.nn.distributions import Gaussian, OutputDistribution, check_density, check_support, only_of_support
 from genjax.nn.encoder_decoder import ConvolutionalDecoder, ConvolutionalEncoder, check_picture_shape

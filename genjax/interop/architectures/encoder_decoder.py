@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from genjax.families.language.bart import BART, bart_network
-from genjax.families.language.denoising import Pairs
+from genjax.families.language.corruption import Pairs
 from genjax.families.language.t5 import T5, t5_network
 from genjax.interop.architectures.base import (
     THEIR_ACTIVATIONS,

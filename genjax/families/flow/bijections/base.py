@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Array
 from genjax.errors import UserError
 
-Array = jax.Array
 Params = dict[str, Any]
 
 

@@ -18,9 +18,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from genjax.batch import Array
 from genjax.nn.splines import rational_quadratic_spline
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,151 @@
+"""Files that are made once and read by every process: one makes them under a lock, the others wait for it.
+
+They lie beside the data, in the folder .genjax, or where that cannot be written in ~/.cache/genjax/tokens.  Their names are
+digests of what decides their content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from genjax.data.base import DataError
+
+#: Version of how texts are read and encoded, raised where the same files would now give another content.
+_VERSION = 2
+#: Where files lie if there is no writing beside the data.
+USER_FOLDER = Path("~/.cache/genjax/tokens")
+
+
+def name_of(*parts: str) -> str:
+    """The name of a file: a digest of what decides its content."""
+    return hashlib.sha256("\n".join([f"version {_VERSION}", *parts]).encode()).hexdigest()[:32]
+
+
+def find_place(folder: Path | None, name: str, is_complete: Callable[[Path], bool]) -> Path | None:
+    """Path without suffix where files of this name lie or can be written; None where no folder lets itself be written."""
+    beside = [] if folder is None else [folder / ".genjax"]
+    places = [*beside, USER_FOLDER.expanduser()]
+    for place in places:
+        if is_complete(place / name):
+            return place / name
+    for place in places:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{name}.lock").touch()
+        except OSError:
+            continue
+        return place / name
+    return None
+
+
+@contextlib.contextmanager
+def only_writer(path: Path) -> Iterator[str]:
+    """Holds the lock of files at `path`; gives a name for unfinished ones that no other writer has.
+
+    A lock of a shared disk may hold on one machine alone, and some disks know none: then several may write at once.
+    """
+    with path.with_suffix(".lock").open("w") as lock:
+        writer = platform.node()
+        try:
+            # Other processes wait for the one that writes; a killed one lets go.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            writer = f"{writer}-{os.getpid()}"
+        yield writer
+
+
+def write_whole(path: Path, content: str) -> None:
+    """Writes a file whole or not at all, also where the run is killed and while other processes look for it."""
+    temporary = path.with_suffix(".new")
+    temporary.write_text(content, encoding="utf-8")
+    temporary.replace(path)
+
+
+def find_file(directory: str | None, names: Sequence[str], what: str) -> Path:
+    """The first of these files that lies in a folder.
+
+    Raises:
+      DataError: the folder is not given, is none, or has none of them.
+    """
+    if not directory:
+        raise DataError(f"{what} needs the folder of its files: --data.dir=FOLDER")
+    root = Path(directory).expanduser()
+    if not root.is_dir():
+        raise DataError(f"--data.dir={directory} is not a folder")
+    for name in names:
+        if (root / name).is_file():
+            return root / name
+    raise DataError(f"{root} has no file {' or '.join(names)}, which {what} needs")
+
+
+def read_utf8(file: Path) -> str:
+    """The text of a file without its byte order mark, lines ended by LF.
+
+    Raises:
+      DataError: it cannot be read, or is not UTF-8.
+    """
+    return _decoded(file).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a file without its byte order mark; they end at LF or CR LF, and a CR elsewhere is a blank.
+
+    Raises:
+      DataError: it cannot be read, or is not UTF-8.
+    """
+    return lines_of(_decoded(file))
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines of a text, which end at LF or CR LF and nowhere else; a CR elsewhere is a blank."""
+    lines = text.replace("\r\n", "\n").replace("\r", " ").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def _decoded(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text (byte {error.start}); convert or remove it") from None
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def walk_files(root: Path, suffixes: tuple[str, ...], above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Yields the files of `files_below` in no order.
+
+    Args:
+      root: the folder.
+      suffixes: suffixes in small letters.
+      above: real paths of the folders that led here; a link to one of them would be followed without end.
+
+    Raises:
+      DataError: a folder cannot be read.
+    """
+    here = os.path.realpath(root)
+    if here in above or not os.path.isdir(root):
+        return
+    try:
+        entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"the folder {root} cannot be read ({error.strerror})") from None
+    for entry in entries:
+        if entry.is_dir():
+            yield from walk_files(Path(entry.path), suffixes, (*above, here))
+        elif os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():
+            yield Path(entry.path)
+
+
+def files_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files of these suffixes under a folder, in the order of their paths; links to files and to folders are followed.
+
+    Hidden files, and those in hidden folders, are left out: systems and editors leave copies there, which would be in
+    several splits at once.
+    """
+    return sorted(walk_files(root, suffixes))

@@ -1,0 +1,1 @@
+"""Everything that is text: documents, tokenizers, and how tokens become examples."""

@@ -1,0 +1,318 @@
+"""Tokenizers: characters, bytes, SMILES symbols, and byte-level BPE or unigram pieces trained on the user's text.
+
+All of them give every id its text as bytes (`pieces`), encode without loss and are saved as JSON beside a run.  The
+tokenizer.json of a checkpoint is read too.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genjax.data.base import DataError
+from genjax.data.files import read_utf8
+
+#: Symbols of SMILES: bracket atoms, two-letter elements, ring numbers above 9, and single characters (Schwaller et al. 2018).
+_SMILES = re.compile(r"\[[^\]]+\]|Br|Cl|%\d\d|.", re.DOTALL)
+
+
+#: Names that special tokens go by in files of other libraries, the usual ones first.
+_SPECIAL = {
+    "start": ("[CLS]", "<s>", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>"),
+    "separator": ("[SEP]", "</s>", "<|end_of_text|>", "<|endoftext|>"),
+    "padding": ("[PAD]", "<pad>"),
+    "mask": ("[MASK]", "<mask>"),
+    "first_sentinel": ("<extra_id_0>",),
+}
+
+#: What names of tokens begin with that no text can have: a character for private use.
+RESERVED = "\ue000"
+
+
+class UnknownSymbolError(DataError):
+    """A text with a symbol that the tokenizer does not have."""
+
+
+class Tokenizer:
+    """Maps text to ids and back.
+
+    Attributes:
+      kind: characters, bytes, smiles, bpe or unigram; or file for a tokenizer.json of another library.
+      pieces: text of each id as bytes (of a file of subwords with marks, about what they stand for).
+      library: the content of a tokenizer.json of the library tokenizers, or None.
+      special: ids of the special tokens start, separator, padding and mask, as far as a file has them, or where they
+        stay under a vocabulary that was extended.
+    """
+
+    def __init__(
+        self, kind: str, pieces: list[bytes], library: str | None = None, special: Mapping[str, int] | None = None
+    ):
+        self.kind, self.pieces, self.library = kind, pieces, library
+        self._ids = {piece: i for i, piece in enumerate(pieces)}
+        self.special: dict[str, int] = dict(special or {})
+        self._library: Any = None
+        if library is not None:
+            self._library = _opened(library)
+            if kind == "file":
+                self.special = {role: self._library.token_to_id(n) for role, names in _SPECIAL.items()
+                                for n in reversed(names) if self._library.token_to_id(n) is not None}  # fmt: skip
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return len(self.pieces)
+
+    @functools.cached_property
+    def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What a checkpoint's tokenizer puts before and behind a text; nothing in others."""
+        if self.kind != "file":
+            return (), ()
+        bare, framed = (self._library.encode("a", add_special_tokens=marks).ids for marks in (False, True))
+        places = (i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
+        first = next(places, len(framed))
+        return tuple(framed[:first]), tuple(framed[first + len(bare) :])
+
+    @functools.cached_property
+    def num_characters(self) -> np.ndarray:
+        """Characters that begin in each id's text, int32 [V]; their sum over a text is its length."""
+        # Bytes 10xxxxxx continue a character in UTF-8.
+        counts = np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self.pieces], np.int32)
+        counts[list(self.special.values())] = 0
+        return counts
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text, int32 [N].
+
+        Raises:
+          UnknownSymbolError: a character is not in the vocabulary.
+          DataError: the text has half of a surrogate pair.
+        """
+        if self.kind == "bytes":
+            check_unicode(text)
+            return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+        if self._library is not None:
+            check_unicode(text)
+            return np.array(self._library.encode(text, add_special_tokens=False).ids, np.int32)
+        symbols = _SMILES.findall(text) if self.kind == "smiles" else text
+        try:
+            return np.array([self._of_symbol[s] for s in symbols], np.int32)
+        except KeyError as error:
+            raise UnknownSymbolError(
+                f"the text has {error.args[0]!r}, which is not among the {self.vocab_size} symbols of the tokenizer"
+            ) from None
+
+    def encode_all(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """Ids of each text, int32 [N]; a library's tokenizer encodes several at once, on all cores."""
+        if self._library is None:
+            yield from map(self.encode, texts)
+            return
+        for part in _parts(texts, 4_000_000):
+            for text in part:
+                check_unicode(text)
+            for encoding in self._library.encode_batch_fast(part, add_special_tokens=False):
+                yield np.array(encoding.ids, np.int32)
+
+    def spans(self, text: str) -> np.ndarray:
+        """First character of each id's text in the text, and the one after its last, int [N, 2]."""
+        check_unicode(text)
+        if self._library is not None:
+            return np.array(self._library.encode(text, add_special_tokens=False).offsets, int).reshape(-1, 2)
+        byte_ends = np.cumsum([len(character.encode()) for character in text] or [0])
+        ends = np.cumsum([len(self.pieces[i]) for i in self.encode(text)], dtype=int)
+        starts = np.append(0, ends)[: len(ends)]
+        places = [np.searchsorted(byte_ends, starts, "right"), np.searchsorted(byte_ends, ends, "left") + 1]
+        return np.stack(places, axis=1)
+
+    @functools.cached_property
+    def _of_symbol(self) -> dict[str, int]:
+        return {piece.decode(): i for piece, i in self._ids.items()}
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids.
+
+        Raises:
+          DataError: an id lies outside the vocabulary.
+        """
+        ids = [int(i) for i in ids]
+        bad = [i for i in ids if not 0 <= i < self.vocab_size]
+        if bad:
+            raise DataError(f"token {bad[0]} lies outside the vocabulary of {self.vocab_size} tokens")
+        if self.kind == "file":
+            return self._library.decode(ids, skip_special_tokens=False)
+        return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
+
+    def to_json(self) -> str:
+        """All that `from_json` needs."""
+        pieces = None if self.library else [p.decode("latin-1") for p in self.pieces]
+        content = {"kind": self.kind, "pieces": pieces, "library": self.library}
+        if self.special and self.kind != "file":
+            content["special"] = self.special
+        return json.dumps(content, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Tokenizer:
+        """Reads what `to_json` wrote, or the tokenizer.json of a checkpoint of the library transformers.
+
+        Raises:
+          DataError: it is no tokenizer.
+        """
+        try:
+            content = json.loads(text)
+            if "added_tokens" in content and "model" in content:
+                return cls.of_library("file", text)
+            kind, library, special = content["kind"], content["library"], content.get("special")
+            pieces = None if library is not None else [p.encode("latin-1") for p in content["pieces"]]
+        except DataError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DataError("it is damaged; it is not what a run of this project wrote") from None
+        return cls(kind, pieces, special=special) if pieces is not None else cls.of_library(kind, library, special)
+
+    @classmethod
+    def of_library(cls, kind: str, library: str, special: Mapping[str, int] | None = None) -> Tokenizer:
+        """A tokenizer that the library tokenizers runs, from the content of its tokenizer.json."""
+        content = json.loads(library) if kind == "file" else None
+        return cls(kind, _library_pieces(_opened(library), content), library, special)
+
+    def normalize(self, text: str) -> str:
+        """The text as the pieces see it, in lower case where a checkpoint's tokenizer makes it so."""
+        normalizer = None if self._library is None else self._library.normalizer
+        return text if normalizer is None else normalizer.normalize_str(text)
+
+
+def check_unicode(text: str, name: str = "the text") -> None:
+    """Raises DataError if a text has half of a surrogate pair: Python's sign for a byte that is not UTF-8, or half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{name} has at {text[max(error.start - 20, 0) : error.end]!r} a byte that is not UTF-8, or half of a character; "
+            "convert or remove it"
+        ) from None
+
+
+def _parts(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
+    """Texts in lists of about so many characters, so that few of them are in memory."""
+    part, size = [], 0
+    for text in texts:
+        part.append(text)
+        size += len(text)
+        if size >= characters:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Makes a tokenizer of a corpus.
+
+    Args:
+      kind: characters, bytes, smiles, bpe or unigram.
+      texts: the corpus.
+      vocab_size: number of pieces at most, of bpe and unigram.
+    """
+    if kind == "bytes":
+        return Tokenizer(kind, [bytes([b]) for b in range(256)])
+    if kind in ("characters", "smiles"):
+        symbols = {s for text in texts for s in (_SMILES.findall(text) if kind == "smiles" else set(text))}
+        return Tokenizer(kind, [s.encode() for s in sorted(symbols)])
+    if vocab_size <= 256:
+        raise DataError(f"data.vocab_size={vocab_size} must exceed 256, the number of bytes")
+    library = _tokenizers()
+    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+    if kind == "bpe":
+        tokenizer = library.Tokenizer(library.models.BPE())
+        options = {"vocab_size": vocab_size, "initial_alphabet": alphabet, "show_progress": False}
+        trainer = library.trainers.BpeTrainer(**options)
+    else:
+        tokenizer = library.Tokenizer(library.models.Unigram())
+        options = {"vocab_size": vocab_size, "initial_alphabet": alphabet, "show_progress": False}
+        trainer = library.trainers.UnigramTrainer(**options)
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    # In parts: one long text would be one unit of work.
+    lines = (text[i : i + 10_000] for text in texts for i in range(0, len(text), 10_000))
+    tokenizer.train_from_iterator(lines, trainer)
+    return Tokenizer(kind, _library_pieces(tokenizer), tokenizer.to_str())
+
+
+def _opened(library: str) -> Any:
+    """A tokenizer of the library from its tokenizer.json, which encodes every text whole and always the same.
+
+    Raises:
+      DataError: it is no such file.
+    """
+    tokenizers = _tokenizers()
+    try:
+        opened = tokenizers.Tokenizer.from_str(library)
+    except Exception as error:  # the library raises nothing narrower
+        raise DataError(
+            f"it is no tokenizer.json of the library tokenizers {tokenizers.__version__}: {error}"
+        ) from None
+    # The file keeps how it was called last: cut to a length, filled up to one, with merges left out at random.
+    opened.no_truncation()
+    opened.no_padding()
+    if getattr(opened.model, "dropout", None) is not None:
+        opened.model.dropout = None
+    return opened
+
+
+def _tokenizers() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise DataError(
+            "data.tokenizer=bpe and unigram need the library tokenizers: pip install 'genjax[text]'"
+        ) from None
+    return tokenizers
+
+
+def _library_pieces(tokenizer: Any, content: dict[str, Any] | None = None) -> list[bytes]:
+    """Pieces of a byte-level vocabulary; those of another one with its marks of words and bytes resolved."""
+    table = _byte_of_character()
+    # Ids of a file may have gaps.
+    pieces = [tokenizer.id_to_token(i) or "" for i in range(max(tokenizer.get_vocab().values()) + 1)]
+    if content is None or "ByteLevel" in json.dumps(content.get("decoder")):
+        # Added tokens are kept as text, and not with a printable character for each byte.
+        added = {str(token) for token in tokenizer.get_added_tokens_decoder().values()}
+        texts = [
+            bytes(map(table.__getitem__, p)) if p not in added and table.keys() >= set(p) else p.encode()
+            for p in pieces
+        ]
+        return [b"" if text.startswith(RESERVED.encode()) else text for text in texts]
+    if content["model"].get("type") == "WordPiece":
+        prefix = content["model"].get("continuing_subword_prefix", "##")
+        return [p.removeprefix(prefix).encode() if p.startswith(prefix) else b" " + p.encode() for p in pieces]
+    single = re.compile("<0x([0-9A-F]{2})>")
+    return [bytes([int(m[1], 16)]) if (m := single.fullmatch(p)) else p.replace("▁", " ").encode() for p in pieces]
+
+
+@functools.cache
+def _byte_of_character() -> dict[str, int]:
+    """The printable characters that stand for bytes in byte-level vocabularies (Radford et al. 2019)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in printable]
+    return {**{chr(b): b for b in printable}, **{chr(256 + i): b for i, b in enumerate(others)}}
+
+
+def read_tokenizer(path: str | Path) -> Tokenizer:
+    """Opens a tokenizer file.
+
+    Raises:
+      DataError: there is none, or it is damaged.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(f"there is no tokenizer file {file}")
+    text = read_utf8(file)
+    try:
+        return Tokenizer.from_json(text)
+    except DataError as error:
+        raise DataError(f"the tokenizer file {file} cannot be used: {error}") from None

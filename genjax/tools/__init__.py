@@ -1,0 +1,1 @@
+"""What is done with a run: quality, likelihood, latents, prompts, tables.  Functions with options as dataclasses."""

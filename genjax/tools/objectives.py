@@ -1,0 +1,204 @@
+"""Runs of GANs that `experiments.objectives` compares: methods, seeds side by side, operations of a step, figures of pictures."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax import config
+from genjax.batch import PyTree
+from genjax.data import Pipeline, procedural, random_order
+from genjax.evaluation import quality
+from genjax.evaluation.quality import FeatureStatistics
+from genjax.nn.products import prefers_matrix_products
+from genjax.tools.features import Extract
+from genjax.tools.quality import pictures_of
+from genjax.training import Experiment
+from genjax.training.experiment import resolve
+
+_CRITIC = {"model.objective": "wasserstein", "model.num_discriminator_steps": 5}
+#: What each method changes of a GAN without penalty that updates both networks in turn.
+METHODS: dict[str, dict[str, Any]] = {
+    "minimax": {"model.objective": "minimax"},
+    "non_saturating": {"model.objective": "non_saturating"},
+    "least_squares": {"model.objective": "least_squares"},
+    "hinge": {"model.objective": "hinge"},
+    "relativistic": {"model.objective": "relativistic"},
+    "relativistic_average": {"model.objective": "relativistic_average"},
+    "wasserstein_clipped": {**_CRITIC, "model.penalty": "none", "model.clip_weights": 0.05},
+    "wasserstein_gp": {**_CRITIC, "model.penalty": "wgan_gp"},
+    "non_saturating_r1": {"model.objective": "non_saturating", "model.penalty": "r1"},
+    "relativistic_r1_r2": {"model.objective": "relativistic", "model.penalty": "r1_r2"},
+}
+#: Means and standard deviation of the mixtures.
+MIXTURES = {
+    "eight_gaussians": (procedural.eight_gaussians_means, 0.2),
+    "grid_gaussians": (procedural.grid_gaussians_means, 0.05),
+}
+#: Neighbours are looked for among so many pictures of a set.
+_NUM_KEPT = 2000
+_DISTANCES = ("frechet_distance", "recall")
+_PICTURES = {
+    "model.conditioning": "none",
+    "model.latent_dim": 32,
+    "model.network.base_channels": 16,
+    "model.network.discriminator_norm": "spectral",
+}
+#: Spectral norm would undo the clipping of weights and bound a critic whose gradients are bounded already; and in so few
+#: steps updates of the generator are worth more than further ones of the critic.
+_PICTURES_OF_CRITICS = {
+    "wasserstein_clipped": {"model.network.discriminator_norm": "batch", "model.clip_weights": 0.03},
+    "wasserstein_gp": {"model.network.discriminator_norm": "layer"},
+}
+#: Of each data set the experiment that it starts from, changes of it, learning rate, and weights of wgan_gp, R1 and R2.
+SETTINGS: dict[str, tuple[str, dict[str, Any], float, float, float]] = {
+    "eight_gaussians": ("wgan_gp_eight_gaussians", {}, 1e-3, 0.1, 0.1),
+    # Without a penalty most objectives lose modes of the grid.
+    "grid_gaussians": ("wgan_gp_eight_gaussians", {"model.penalty": "r1"}, 1e-3, 0.1, 0.03),
+    "digits": ("dcgan_digits", {**_PICTURES, "model.network.base_channels": 32}, 1e-3, 10.0, 0.1),
+    "mnist": ("dcgan_mnist", _PICTURES, 1e-3, 10.0, 0.1),
+}
+
+
+def examples_of_update(experiment: Experiment) -> int:
+    """Number of examples that an update of one network sees."""
+    model, size = experiment.model, experiment.data.batch_size
+    return size // model.num_discriminator_steps if model.fresh_examples else size
+
+
+def experiment_of(
+    method: str, name: str, learning_rate: float | None, directory: str | None, num_steps: int = 1
+) -> Experiment:
+    """The resolved experiment of a method on the named data, trained for so many steps."""
+    base, own, rate, weight, centred_weight = SETTINGS[name]
+    start = config.find_experiment(base).build()
+    changes = {"model.penalty": "none", "model.num_discriminator_steps": 1, "model.latent_dim": 16, **own}
+    changes |= {"model.penalty_every": 1, **METHODS[method]}
+    if name not in MIXTURES and method in _PICTURES_OF_CRITICS:
+        changes |= {"model.num_discriminator_steps": 2, **_PICTURES_OF_CRITICS[method]}
+    changes["model.fresh_examples"] = True
+    changes["data.batch_size"] = examples_of_update(start) * changes["model.num_discriminator_steps"]
+    changes["model.penalty_weight"] = weight if changes["model.penalty"] == "wgan_gp" else centred_weight
+    for network in ("generator", "discriminator"):
+        changes[f"model.{network}_optimizer.learning_rate"] = learning_rate or rate
+        changes[f"model.{network}_optimizer.schedule"] = "linear"
+    changes |= {"model.generator_optimizer.ema_decay": 0.999, "data.name": name, "data.dir": directory}
+    changes["training.num_steps"] = num_steps
+    return resolve(config.apply_overrides(start, changes))
+
+
+def first_states(experiment: Experiment, num_seeds: int) -> PyTree:
+    """The states of all seeds before the first step, stacked."""
+    data = experiment.data
+    batch = data.load("train").gather(np.zeros(data.batch_size, np.int64))
+    batch = data.transform({name: jnp.asarray(a) for name, a in batch.items()}, jax.random.key(0))
+    return jax.jit(jax.vmap(lambda key: experiment.model.init(key, batch)))(
+        jax.random.split(jax.random.key(0), num_seeds)
+    )
+
+
+def operations(experiment: Experiment, states: PyTree) -> float:
+    """Floating-point operations of a step: those of every update of the discriminator, and of the generator's."""
+    model = experiment.model
+    state = jax.eval_shape(lambda states: jax.tree.map(lambda leaf: leaf[0], states), states)
+    batch = jax.eval_shape(lambda: {"x": jnp.zeros((examples_of_update(experiment), *model.data_shape))})
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    discriminator, generator = (
+        jax.jit(update).lower(state, batch, key).cost_analysis()["flops"]
+        for update in (model.discriminator_update, model.generator_update)
+    )
+    return model.num_discriminator_steps * discriminator + generator
+
+
+def train(experiment: Experiment, states: PyTree, num_steps: int, chunk: int = 100) -> PyTree:
+    """The stacked states of seeds 0, 1, ... after so many steps, each on batches in an order of its own."""
+    model, data = experiment.model, experiment.data
+    num_seeds = len(states.step)
+    pipelines = [Pipeline(data, "train", seed) for seed in range(num_seeds)]
+    examples = data.load("train")
+    x = jnp.asarray(examples.gather(np.arange(len(examples)))["x"])
+    keys = jax.random.split(jax.random.key(1), num_seeds)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def advance(states: PyTree, rows: jax.Array) -> PyTree:
+        def one(state: PyTree, key: jax.Array, rows: jax.Array) -> PyTree:
+            batch = data.transform({"x": x[rows]}, key)
+            return model.train_step(state, {"x": batch["x"]}, jax.random.fold_in(key, state.step))[0]
+
+        def step(states: PyTree, rows: jax.Array) -> tuple[PyTree, None]:
+            # On CPU products that are batched over seeds are slower than one after the other.
+            if prefers_matrix_products():
+                return jax.lax.map(lambda arguments: one(*arguments), (states, keys, rows)), None
+            return jax.vmap(one)(states, keys, rows), None
+
+        return jax.lax.scan(step, states, rows)[0]
+
+    for start in range(0, num_steps, chunk):
+        steps = range(start, min(start + chunk, num_steps))
+        rows = np.stack([[pipeline.indices(step) for pipeline in pipelines] for step in steps])
+        states = advance(states, rows.astype(np.int32))
+    return states
+
+
+def samples_of(experiment: Experiment, states: PyTree, num_samples: int) -> Iterator[np.ndarray]:
+    """Samples [num_samples, *data_shape] of each seed in turn; those of a network that diverged lie far away."""
+    size = min(500, num_samples)
+    sample = jax.jit(lambda state, key: experiment.model.sample(state, key, size))
+    for seed in range(len(states.step)):
+        state = jax.tree.map(lambda leaf, seed=seed: leaf[seed], states)
+        keys = [jax.random.fold_in(jax.random.key(seed), i) for i in range(math.ceil(num_samples / size))]
+        samples = np.concatenate([np.asarray(sample(state, key)) for key in keys])[:num_samples]
+        yield np.nan_to_num(samples, nan=1e3, posinf=1e3, neginf=-1e3)
+
+
+class PictureMeasures:
+    """Measures pictures against the test split by a network's features."""
+
+    def __init__(self, experiment: Experiment, extract: Extract):
+        self._data, self._extract = experiment.data, extract
+        self._reference = FeatureStatistics(_NUM_KEPT)
+        for pictures in pictures_of(self._data, "test", random_order(len(self._data.load("test")))):
+            self._reference.add(*extract(pictures))
+
+    def __call__(self, pictures: Iterable[np.ndarray]) -> dict[str, float]:
+        """Figures of pictures in [0, 1], given in batches."""
+        statistics = FeatureStatistics(_NUM_KEPT, self._reference)
+        for batch in pictures:
+            statistics.add(*self._extract(batch))
+        found = quality.figures(self._reference, statistics, ("frechet", "classes", "precision_recall"))
+        figures = {name: found[name] for name in _DISTANCES}
+        if statistics.classes is not None:
+            shares = statistics.classes.shares
+            figures |= {"classes": int((shares > 0.01).sum()), "largest_class_share": float(shares.max())}
+        return figures
+
+    def of_samples(self, samples: np.ndarray) -> dict[str, float]:
+        """Figures of samples as the model gives them."""
+        size = self._data.eval_batch_size
+        return self(self._data.to_unit(samples[i : i + size]) for i in range(0, len(samples), size))
+
+    def floor(self) -> dict[str, float]:
+        """The figures of one half of the test pictures against the other."""
+        found = quality.floor(self._reference, ("frechet", "precision_recall"))
+        return {name: found[name] for name in _DISTANCES}
+
+    def protocol(self, num_samples: int) -> list[str]:
+        """How many pictures a figure of so many samples is made of, and what a reader must know, a line each."""
+        count, num_features = self._reference.count, len(self._reference.moments.mean)
+        sizes = {"samples": num_samples, "test pictures": count, "pictures in one of their halves": count // 2}
+        line = (
+            f"{num_samples} samples, or as many training pictures, against {count} test pictures, by {num_features} features; "
+            f"floor: {count // 2} against {count - count // 2} test pictures; recall among at most {_NUM_KEPT} of each set"
+        )
+        return [line, *(f"note: {text}" for text in quality.warnings(sizes, num_features))]
+
+    def of_training_pictures(self, count: int) -> dict[str, float]:
+        """Figures of so many training pictures, which no model can be expected to beat."""
+        order = random_order(len(self._data.load("train")))[:count]
+        return self(pictures_of(self._data, "train", order))

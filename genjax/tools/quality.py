@@ -1,0 +1,168 @@
+"""What `experiments.quality` measures of a run of pictures: samples, training pictures and a split, in a feature space."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import command_line
+from genjax.config import ConfigError
+from genjax.data import Images, random_order, write_grid
+from genjax.evaluation import quality
+from genjax.evaluation.neighbors import NearestNeighbors, memorization
+from genjax.evaluation.quality import FeatureStatistics
+from genjax.tools.answers import answers_sources, examples_in_order
+from genjax.tools.features import Extract
+
+METRICS = (*quality.METRICS, "memorization")
+
+
+def pictures_of(data: Images, split: str, order: np.ndarray) -> Iterator[np.ndarray]:
+    """Pictures in [0, 1] of a split in an order, batch after batch, as a model of these data sees them."""
+    examples, size = data.load(split), data.eval_batch_size
+    transform = jax.jit(data.transform)
+    for start in range(0, len(order), size):
+        rows = order[np.minimum(np.arange(start, start + size), len(order) - 1)]
+        batch = {**examples.gather(rows), "example_index": rows.astype(np.int32)}
+        yield data.to_unit(transform(batch, jax.random.key(0))["x"])[: len(order) - start]
+
+
+def samples_of(run: Any, seed: int, count: int) -> Iterator[np.ndarray]:
+    """Samples as pictures in [0, 1], batch after batch.
+
+    Samples of a translator are of the sources of the split, in turn.  Samples of a model conditional on classes have the
+    classes of the training pictures in `random_order`, so that each class is as frequent as in the data.
+    """
+    data = run.experiment.data
+    size = min(data.eval_batch_size, count)
+    order = random_order(len(data.load("train"))) if command_line.takes_labels(run.model) else None
+    for i in range(math.ceil(count / size)):
+        key, condition = jax.random.fold_in(jax.random.key(seed), i), {}
+        if answers_sources(run.model):
+            condition["source"] = examples_in_order(run, np.arange(i * size, (i + 1) * size), key)["source"]
+        if order is not None:
+            rows = order[np.arange(i * size, (i + 1) * size) % len(order)]
+            condition["label"] = data.load("train").gather(rows)["label"]
+        samples = run.sample(key, size, **condition)
+        yield data.to_unit(samples[: count - i * size])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many pictures a measurement takes; see the flags of the same names."""
+
+    num_samples: int = 10000
+    num_data: int | None = None
+    num_kept: int = 10000
+    num_queries: int = 1000
+    seed: int = 0
+
+
+@dataclasses.dataclass
+class Queries:
+    """The first pictures of a set with their features, to find their nearest training pictures."""
+
+    limit: int
+    pictures: list[np.ndarray] = dataclasses.field(default_factory=list)
+    features: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+    def add(self, pictures: np.ndarray, features: np.ndarray) -> None:
+        left = max(self.limit - sum(map(len, self.features)), 0)
+        self.pictures.append(pictures[:left])
+        self.features.append(features[:left])
+
+
+def draw_neighbors(
+    run: Any, queries: Queries, distances: np.ndarray, rows: np.ndarray, mirrored: np.ndarray, path: Path
+) -> None:
+    """Writes the ten samples nearest to a training picture, each followed by its nearest training pictures.
+
+    Args:
+      run: the run.
+      queries: the samples.
+      distances: from each sample to its nearest training pictures, ascending [Q, K].
+      rows: which training pictures these are [Q, K].
+      mirrored: whether each of them is the mirrored picture, bool [Q, K].
+      path: the file.
+    """
+    data = run.experiment.data
+    nearest = np.argsort(distances[:, 0])[:10]
+    shown = np.concatenate(list(pictures_of(data, "train", rows[nearest].reshape(-1))))
+    shown = np.where(mirrored[nearest].reshape(-1, 1, 1, 1), shown[:, :, ::-1], shown)
+    shown = shown.reshape(len(nearest), -1, *shown.shape[1:])
+    samples = np.concatenate(queries.pictures)[nearest][:, None]
+    write_grid(np.concatenate([samples, shown], 1).reshape(-1, *shown.shape[2:]), path, 1 + rows.shape[1])
+
+
+def measure(run: Any, extract: Extract, metrics: Sequence[str], values: Counts) -> dict[str, Any]:
+    """All figures by the name of the set that is held against the split, and what a reader must know."""
+    data = run.experiment.data
+    split, needs_train = run.experiment.evaluation.split, "memorization" in metrics
+    if answers_sources(run.model):
+        # A second translation of a source would be much the same picture.
+        values = dataclasses.replace(values, num_samples=min(values.num_samples, len(data.load(split))))
+    held_out, queries = Queries(values.num_queries), Queries(values.num_queries)
+    reference = FeatureStatistics(values.num_kept)
+    for pictures in pictures_of(data, split, random_order(len(data.load(split)))[: values.num_data]):
+        features, logits = extract(pictures)
+        reference.add(features, logits)
+        held_out.add(pictures, features)
+    samples = FeatureStatistics(values.num_kept, reference)
+    for pictures in samples_of(run, values.seed, values.num_samples):
+        features, logits = extract(pictures)
+        if not np.isfinite(features).all():
+            raise ConfigError(f"samples of {run.workdir} at step {run.step} have features that are not finite")
+        samples.add(features, logits)
+        queries.add(pictures, features)
+    train = FeatureStatistics(values.num_kept, reference)
+    order = random_order(len(data.load("train")))
+    order = order if needs_train else order[: values.num_samples]
+    near_samples = NearestNeighbors(np.concatenate(queries.features), min(5, len(order)))
+    near_held_out = NearestNeighbors(np.concatenate(held_out.features))
+    for pictures in pictures_of(data, "train", order):
+        features, logits = extract(pictures)
+        wanted = max(values.num_samples - train.count, 0)
+        if wanted:
+            train.add(features[:wanted], None if logits is None else logits[:wanted])
+        if needs_train:
+            near_samples.add(features)
+            near_held_out.add(features)
+    if needs_train and data.horizontal_flip:
+        # A model that saw mirrored pictures can copy these as well.
+        for pictures in pictures_of(data, "train", order):
+            features = extract(pictures[:, :, ::-1])[0]
+            near_samples.add(features)
+            near_held_out.add(features)
+    num_features = len(reference.moments.mean)
+    sizes = {
+        "samples": samples.count,
+        "training pictures": train.count,
+        f"pictures of the split {split}": reference.count,
+        "pictures in one of its halves": reference.count // 2,
+    }
+    result: dict[str, Any] = {
+        "counts": {"samples": samples.count, split: reference.count, "train": train.count, "kept": values.num_kept},
+        "num_features": num_features,
+        "samples": quality.figures(reference, samples, metrics),
+        "train": quality.figures(reference, train, metrics),
+        "floor": quality.floor(reference, metrics),
+        "notes": quality.warnings(sizes, num_features) if "frechet" in metrics else [],
+    }
+    if needs_train:
+        distances, indices = near_samples.result()
+        if split == "train":
+            result["notes"].append("the split is the training set itself, so memorization says nothing")
+        result["memorization"] = memorization(distances[:, 0], near_held_out.result()[0][:, 0])
+        path = Path(run.workdir) / "neighbors.png"
+        draw_neighbors(run, queries, distances, order[indices % len(order)], indices >= len(order), path)
+        result["notes"].append(
+            f"{path}: samples, the ones nearest to a training picture first, each with its {indices.shape[1]} nearest "
+            f"training pictures; memorization compares {len(distances)} samples with {len(order)} training pictures"
+        )
+    return result

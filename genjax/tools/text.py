@@ -1,0 +1,320 @@
+"""What experiments.text measures of a run: batches through the model, strings through genjax.evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import genjax
+from genjax import decoding
+from genjax.config import ConfigError
+from genjax.data import first_examples
+from genjax.data.text.base import TOKENIZER_FILE, DelimitedText, TokenizedData
+from genjax.data.text.tokenizer import UnknownSymbolError
+from genjax.evaluation import bias, memorization, text
+from genjax.evaluation.text_pictures import write_attention, write_embeddings
+from genjax.families.language.bert import BERT
+from genjax.families.language.gpt import GPT
+from genjax.families.markov.ngram import NGram
+from genjax.model import HasPretrained
+from genjax.training import Run, resolve
+from genjax.training.checkpoints import flatten
+from genjax.training.experiment import CONFIG_FILE
+
+#: Tokens of a prefix, and of the continuation that a model must not bring back.
+PREFIX_TOKENS, CONTINUED_TOKENS = 32, 32
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Answers, tags, spans
+
+
+def references_of(run: Run, split: str) -> list[Any]:
+    """What belongs to the examples of a split that an evaluation reads, in their order."""
+    references = run.experiment.data.references(split)
+    return [references[i] for i in first_examples(len(references), run.experiment.evaluation.num_examples)]
+
+
+def answer_scores(run: Run, split: str, num_beams: int = 1) -> tuple[dict[str, Any], list[str]]:
+    """Exact match, BLEU, chrF and ROUGE of the answers to the sources of a split, and the answers.
+
+    Of the mixture, the exact match of each task and the ROUGE of summaries: its other answers are no sentences.
+    """
+    data, model = run.experiment.data, run.model
+    if not hasattr(model, "translate"):
+        raise ConfigError(f"{type(model).__name__} does not write answers to sources")
+
+    def answer(state, batch, key):
+        source, mask = batch["source"], batch["source_mask"]
+        if num_beams > 1 or not hasattr(model, "generate"):
+            return model.translate(state, source, mask, num_beams=num_beams)
+        return model.generate(state, key, source, mask, sampling=decoding.Sampling(temperature=0.0)).tokens
+
+    rows, examples = run.engine.map(answer, run.state, split)
+    answers = [data.decode(row).strip() for row in rows]
+    tasks = examples["task"].tolist() if "task" in examples else []
+    references = references_of(run, split)
+    scores: dict[str, Any] = {"num_examples": len(answers), "literal_match": text.literal_match(answers, references)}
+    for number in sorted(set(tasks)):
+        own = [i for i, task in enumerate(tasks) if task == number]
+        found, wanted = [answers[i] for i in own], [references[i] for i in own]
+        scores[f"literal_match_{data.distinct_tasks[number]}"] = text.literal_match(found, wanted)
+        if data.distinct_tasks[number] == "summary":
+            scores |= {f"{name}_summary": value for name, value in text.rouge_scores(found, wanted).items()}
+    if not tasks:
+        scores |= text.translation_scores(answers, references, lowercase=data.lowercase)
+        scores |= text.rouge_scores(answers, references)
+    return scores, answers
+
+
+def entity_scores(run: Run, split: str) -> dict[str, float]:
+    """F1 of the entities of a split."""
+    data, model = run.experiment.data, run.model
+    likeliest, examples = run.engine.map(
+        lambda s, b, _: model.predict(s, b)["token_classes"].argmax(-1), run.state, split
+    )
+    labels = examples["token_labels"]
+    return text.entity_scores(data.tags(labels, likeliest), data.tags(labels, labels))
+
+
+def span_scores(run: Run, split: str) -> dict[str, Any]:
+    """Exact match and F1 of the answers to the questions of a split, each the likeliest of all windows of its text.
+
+    `evaluation.num_examples` counts questions, of which all windows are read.
+    """
+    data, model = run.experiment.data, run.model
+    likeliest = lambda s, b, _: model.task.likeliest_answers(model.predict(s, b), b)  # noqa: E731
+    references = data.references(split)
+    chosen = np.sort(first_examples(len(references), run.experiment.evaluation.num_examples))
+    examples = data.load(split)
+    question = examples.gather(np.arange(len(examples)))["question"]
+    windows = np.flatnonzero(np.isin(question, chosen))
+    found, examples = run.engine.map(likeliest, run.state, split, indices=windows)
+    answers = data.answers(split, examples["question"], examples["shift"], *found)
+    return {"num_questions": len(answers), **text.answer_scores(answers, [references[i] for i in chosen])}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Masked tokens beside an n-gram's
+
+
+def masked_scores(run: Run, split: str, order: int) -> dict[str, float]:
+    """Nats of the masked tokens, by the model from both sides and by an n-gram of the training text from the left."""
+    data, model = run.experiment.data, run.model
+    if not isinstance(model, BERT) or not model.task.masked:
+        raise ConfigError("--ngram needs a run of BERT or RoBERTa with masked tokens")
+    size = data.spec()["vocab_size"]
+    ngram = NGram([data.make_tokenizer().encode(t) for t in data.documents("train")], size, order)
+
+    def predict(state, batch, key):
+        prepared, _ = model.prepared(batch, key)
+        measures = model.task.measures(model.predict(state, prepared), prepared)
+        return prepared["places"], prepared["weights"], measures
+
+    (places, weights, measures), examples = run.engine.map(predict, run.state, split)
+    theirs = 0.0
+    for row, where, weight in zip(examples["tokens"], places, weights):
+        theirs -= (ngram.token_log_prob(row)[where] * weight).sum()
+    count = weights.sum(dtype=np.float64)
+    hits = measures["masked_accuracy"].numerator.sum(dtype=np.float64)
+    return {
+        "num_tokens": float(count),
+        "masked_nll_per_token": float(measures["nll"].sum(dtype=np.float64) / count),
+        f"{order}_gram_nll_per_token": float(theirs / count),
+        "masked_accuracy": float(hits / count),
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Samples
+
+
+def sample_texts(run: Run, num_samples: int) -> list[str]:
+    """Samples as text."""
+    data = run.experiment.data
+    if not hasattr(data, "decode"):
+        raise ConfigError(f"samples of {data.name} are no text")
+    seed = run.experiment.evaluation.seed
+    return [data.decode(row) for row in run.sample(jax.random.key(seed), num_samples)]
+
+
+def diversity(texts: list[str]) -> dict[str, float]:
+    """distinct-n, repetition and self-BLEU."""
+    return text.diversity_scores(texts)
+
+
+def _codes(texts: list[str]) -> list[np.ndarray]:
+    return [np.frombuffer(t.encode("utf-32-le"), np.uint32).astype(np.int64) for t in texts]
+
+
+def memorized(run: Run, texts: list[str]) -> dict[str, float]:
+    """Longest parts, in characters, of the samples that stand in the training text, beside those of unseen text.
+
+    Samples that are all empty have no parts: their number is then all that is said.
+    """
+    data = run.experiment.data
+    if not isinstance(data, TokenizedData):
+        raise ConfigError(f"{data.name} has no training text to compare samples with")
+    num_empty = sum(not t for t in texts)
+    if num_empty == len(texts):
+        return {"num_samples": len(texts), "num_empty_samples": num_empty}
+    corpus = _codes(["\n".join(data.documents("train"))])[0]
+    length = max(round(float(np.mean([len(t) for t in texts]))), 1)
+    unseen = "\n".join(data.documents("test"))
+    held_out = [unseen[i : i + length] for i in range(0, len(unseen) - length, length)][: len(texts)]
+    scores = _memorization_of(texts, corpus)
+    if held_out:
+        scores |= {f"{name}_of_unseen_text": value for name, value in _memorization_of(held_out, corpus).items()}
+    return scores
+
+
+def _memorization_of(texts: list[str], corpus: np.ndarray) -> dict[str, float]:
+    """Scores of texts against the characters of a corpus."""
+    return memorization.memorization_scores(memorization.longest_matches(_codes(texts), corpus))
+
+
+def extraction(run: Run, num_prefixes: int = 200) -> dict[str, float]:
+    """Share of training texts, and of unseen ones, whose likeliest continuation is their own."""
+    data, model = run.experiment.data, run.model
+    size = PREFIX_TOKENS + CONTINUED_TOKENS
+
+    @jax.jit
+    def go_on(state, prompts):
+        sampling = decoding.Sampling(temperature=0.0)
+        return model.generate(state, jax.random.key(0), prompts, CONTINUED_TOKENS, sampling=sampling).tokens
+
+    scores = {}
+    for split, suffix in (("train", ""), (run.experiment.evaluation.split, "_of_unseen_text")):
+        ids = np.concatenate([data.make_tokenizer().encode(t) for t in data.documents(split)])
+        if len(ids) < size:
+            raise ConfigError(f"the split {split} has {len(ids)} tokens, fewer than the {size} that extraction needs")
+        starts = np.linspace(0, len(ids) - size, num_prefixes).astype(int)
+        rows = np.stack([ids[s : s + size] for s in starts]).astype(np.int32)
+        found = np.asarray(go_on(run.state, rows[:, :PREFIX_TOKENS]))
+        own = memorization.extraction_scores(found, rows[:, PREFIX_TOKENS:])
+        scores |= {name + suffix: value for name, value in own.items()}
+    return scores
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Preferences and perplexities
+
+
+def bias_scores(run: Run, path: str) -> dict[str, float]:
+    """Which sentence of each pair is likelier; by pseudo-likelihood where tokens are masked (Salazar et al. 2020)."""
+    data, model = run.experiment.data, run.model
+    if not isinstance(data, TokenizedData) or not (hasattr(model, "pseudo_log_prob") or hasattr(model, "log_prob")):
+        raise ConfigError(f"{type(model).__name__} on {data.name} has no likelihood of sentences")
+    pairs = bias.read_pairs(path)
+    tokenizer = data.make_tokenizer()
+    rows = [tokenizer.encode(sentence) for pair in pairs for sentence in (pair.first, pair.second)]
+    spec = data.spec()
+    end = [spec["separator_token"]] if isinstance(data, DelimitedText) else []
+    rows = [np.concatenate([[spec["start_token"]], row, end]).astype(np.int32) for row in rows]
+    length = max(map(len, rows))
+    tokens = np.stack([np.pad(row, (0, length - len(row)), constant_values=spec["start_token"]) for row in rows])
+    batch = {"tokens": tokens, "mask": np.arange(length)[None] < np.array([len(row) for row in rows])[:, None]}
+    score = model.pseudo_log_prob if hasattr(model, "pseudo_log_prob") else model.log_prob
+    values = np.asarray(jax.jit(score)(run.state, batch), np.float64)
+    return bias.preference_scores(values[::2], values[1::2], [pair.kind for pair in pairs])
+
+
+def adaptation_scores(run: Run, before: str, other: str | None) -> dict[str, Any]:
+    """Perplexity of a run and of what it started from, on the text of both, each with its own tokenizer.
+
+    It is that of a token, or where tokens were added that of a character, since their tokens are then not the same.  A text
+    with characters that a tokenizer does not have is infinitely unlikely.
+    """
+    earlier = _earlier(run, before)
+    split = run.experiment.evaluation.split
+    own, theirs = run.experiment.data, earlier.experiment.data
+    if other is not None:
+        is_file = Path(other).expanduser().exists()
+        theirs = dataclasses.replace(theirs, name="file" if is_file else other, dir=other if is_file else theirs.dir)
+    elif earlier.workdir != Path(before).expanduser():
+        raise ConfigError(f"{before} does not say what text it was trained on; name one by --other=FILE or a data.name")
+    same = own.make_tokenizer().to_json() == earlier.experiment.data.make_tokenizer().to_json()
+    scores: dict[str, Any] = {"per": "token" if same else "character"}
+    for place, each in (("before", earlier), ("after", run)):
+        for name, data in (("new_text", own), ("old_text", theirs)):
+            data = data.with_tokenizer(each.experiment.data.tokenizer_file)
+            try:
+                metrics = type(each.engine)(dataclasses.replace(each.experiment, data=data)).evaluate(each.state, split)
+            except UnknownSymbolError:
+                metrics = {"perplexity": math.inf, "bits_per_character": math.inf}
+            if "perplexity" not in metrics or not (same or "bits_per_character" in metrics):
+                raise ConfigError(f"{type(each.model).__name__} has no perplexity of a {scores['per']}")
+            scores[f"{place}_{name}"] = float(metrics["perplexity"] if same else 2.0 ** metrics["bits_per_character"])
+    scores["gained_on_new_text"] = 1.0 - scores["after_new_text"] / scores["before_new_text"]
+    scores["forgotten_of_old_text"] = scores["after_old_text"] / scores["before_old_text"] - 1.0
+    return scores
+
+
+def _earlier(run: Run, before: str) -> Run:
+    """What a run started from: another run, or a checkpoint of another library as the run would start from it."""
+    folder, model = Path(before).expanduser(), run.model
+    config_file = folder / CONFIG_FILE
+    if not config_file.is_file() or "model_type" not in json.loads(config_file.read_text(encoding="utf-8")):
+        return genjax.restore(before)
+    if not isinstance(model, HasPretrained):
+        raise ConfigError(f"{type(model).__name__} starts from no checkpoint of another library, which {before} is")
+    experiment = dataclasses.replace(
+        run.experiment,
+        model=dataclasses.replace(model, pretrained=before),
+        data=run.experiment.data.with_tokenizer(folder / TOKENIZER_FILE),
+        training=dataclasses.replace(run.experiment.training, init_from=None),
+    )
+    experiment = resolve(experiment)
+    engine = type(run.engine)(experiment)
+    state = engine.init()
+    state = state.replace(params=experiment.model.pretrained_params(state.params), ema_params=None)
+    return dataclasses.replace(run, experiment=experiment, state=state, engine=engine)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+def token_embeddings(params: Any) -> np.ndarray | None:
+    """The table of tokens [V, C] among parameters; that of positions may have as many rows, or more."""
+    return next((np.asarray(a) for path, a in flatten(params).items() if path.endswith("token/embedding")), None)
+
+
+def pictures(run: Run, split: str) -> list[Path]:
+    """Attention of the first example, head by head, and the token embeddings in the plane of most variance."""
+    data, model = run.experiment.data, run.model
+    if not hasattr(model, "attention_weights") or not isinstance(data, TokenizedData):
+        raise ConfigError(f"{type(model).__name__} shows no attention")
+    batch = data.load(split).gather(np.arange(1))
+    batch = {name: jnp.asarray(a) for name, a in data.transform(batch, jax.random.key(0)).items()}
+    folder = Path(run.workdir) / "pictures"
+    folder.mkdir(exist_ok=True)
+    pieces = data.make_tokenizer().pieces
+    names = lambda ids: [pieces[i].decode(errors="replace") if i < len(pieces) else "·" for i in ids]  # noqa: E731
+    if not isinstance(model, GPT | BERT) and "source" not in batch:
+        raise ConfigError(f"{type(model).__name__} on {data.name} has no fixed pairs whose attention could be shown")
+    # Padding, which stands behind a text, would fill most of the picture.
+    real = {name: np.asarray(batch[name][0]) for name in ("mask", "source_mask") if name in batch}
+    tokens = np.asarray(batch["tokens"][0])[: real["mask"].sum() if "mask" in real else None]
+    columns = names(np.asarray(batch["source"][0])[real["source_mask"]]) if "source" in batch else None
+    weights = model.attention_weights(run.state, batch["tokens"][:, :-1] if isinstance(model, GPT) else batch)
+    paths = []
+    layers = [w if isinstance(w, tuple) else (w, None) for w in weights]
+    for kind, index in (("self", 0), ("cross", 1)):
+        chosen = [np.asarray(layer[index][0]) for layer in layers if layer[index] is not None]
+        if chosen:
+            own = names(tokens[: chosen[0].shape[1]])
+            others = own if kind == "self" else columns
+            chosen = [layer[:, : len(own), : len(others)] for layer in chosen]
+            paths += write_attention(chosen, own, others, folder / f"attention_{kind}")
+    table = token_embeddings(run.state.eval_params)
+    if table is not None:
+        paths.append(write_embeddings(table[: len(pieces)], names(range(len(pieces))), folder / "embeddings.png"))
+    return paths
