@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import flags
 
@@ -33,7 +32,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(
             f"{type(run.model).__name__} has no chains; give a run of a Markov chain Monte Carlo experiment"
         )
-    draws = jax.jit(run.model.draws)(run.state)
+    draws = run.model.draws(run.state)
     groups = draws.to_arviz()
     names, values = columns(groups["posterior"])
     summary = draws.summary()
@@ -42,6 +41,11 @@ def main(arguments: list[str]) -> int:
     print(f"{'':<16}" + "".join(f"{title:>20}" for title in summary))
     for i, name in enumerate(names):
         print(f"{name:<16}" + "".join(f"{column[i]:20.4g}" for column in summary.values()))
+    missing = [name for i, name in enumerate(names) if np.isnan(values[:, :, i]).any()]
+    still = [name for i, name in enumerate(names) if np.ptp(values[:, :, i]) == 0]
+    for what, some in (("hold NaN", missing), ("never change", still)):
+        if some:
+            print(f"warning: draws that {what} have no R-hat: {', '.join(some)}")
     stem = Path(run.workdir) / "chains"
     rows = [
         ",".join(["parameter", *summary]),

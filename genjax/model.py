@@ -163,6 +163,19 @@ class ChecksData(Protocol):
 
 
 @runtime_checkable
+class ChecksSteps(Protocol):
+    """A model that needs a number of steps, as chains of which a number of draws is asked."""
+
+    def check_steps(self, num_steps: int) -> None:
+        """Called before a run begins or goes on, with the number of its last step.
+
+        Raises:
+          UserError: so few steps do not give what is asked.
+        """
+        ...
+
+
+@runtime_checkable
 class ChecksCondition(Protocol):
     """A model whose `sample` takes conditions with values that can be wrong, which it cannot see where it is compiled."""
 

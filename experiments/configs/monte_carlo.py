@@ -8,7 +8,7 @@ from genjax.families.monte_carlo.monte_carlo import MonteCarlo, StochasticGradie
 from genjax.families.monte_carlo.targets import CorrelatedGaussian, EightSchools, Funnel, LogisticRegression, Target
 from genjax.training import Experiment, Training
 
-_SHRUNK = {"model.num_chains": 2, "model.num_draws": 8, "model.num_warmup": 2}
+_SHRUNK = {"model.num_chains": 2, "model.num_draws": 4, "model.num_warmup": 0}
 _SHRUNK_NUTS = {**_SHRUNK, "model.kernel.max_depth": 2}
 # NUTS takes long to compile, so one of its experiments is tested with it.
 _SHRUNK_MALA = {**_SHRUNK, "model.kernel": "mala"}

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from genjax.batch import Array, Batch, Metrics, PyTree
 from genjax.decoding.base import Decoder, Generation
@@ -14,17 +13,7 @@ from genjax.decoding.generate import generate
 from genjax.errors import UserError
 from genjax.metrics import Ratio
 from genjax.model import TrainState
-from genjax.nn.tokens import sequence_metrics, summarize, token_nll, token_weights
-
-
-def check_tokens(tokens: Array, vocab_size: int, what: str = "the prompt") -> None:
-    """Raises UserError if an id lies outside the vocabulary, where values are known (not while a function is traced)."""
-    if isinstance(tokens, jax.core.Tracer) or not getattr(tokens, "is_fully_addressable", True):
-        return
-    ids = np.asarray(tokens)
-    bad = ids[(ids < 0) | (ids >= vocab_size)]
-    if bad.size:
-        raise UserError(f"{what} has the token {bad[0]}, which lies outside the vocabulary of {vocab_size} tokens")
+from genjax.nn.tokens import check_tokens, sequence_metrics, summarize, token_nll, token_weights
 
 
 class TokenModel:

@@ -2,6 +2,7 @@
 
 Each is a frozen dataclass with
   init(key, x, K) -> params           from frames x [N, D] (or tokens [N]), with weights [N] of 0 and 1
+  check(x)                            refuses frames that it cannot emit
   log_prob(params, x) -> [..., K]     of frames [..., D]
   statistics(params, x, weights)      sums over frames [N] with responsibilities [N, K]
   maximize(statistics, params)        the M-step
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 
 from genjax.batch import Array, PyTree
 from genjax.errors import UserError
+from genjax.nn.tokens import check_tokens
 
 LOG_2PI = math.log(2.0 * math.pi)
 #: Share of the mean variance that rounding of float32 may take from the smallest one.
@@ -48,6 +50,10 @@ class Emission(abc.ABC):
     def shared(self) -> tuple[str, ...]:
         """Names of the parameters that all states have together."""
         return ()
+
+    def check(self, x: Array) -> None:
+        """Raises UserError for frames that cannot be emitted, where their values are known."""
+        del x
 
     @abc.abstractmethod
     def init(self, key: Array, x: Array, weights: Array, num_states: int) -> PyTree: ...
@@ -110,6 +116,10 @@ class Categorical(Emission):
     @property
     def discrete(self) -> bool:
         return True
+
+    def check(self, x: Array) -> None:
+        if self.vocab_size is not None:
+            check_tokens(x, self.vocab_size, "the batch")
 
     def init(self, key: Array, x: Array, weights: Array, num_states: int) -> PyTree:
         if self.vocab_size is None:
@@ -428,6 +438,9 @@ class Mixture(Emission):
     @property
     def shared(self) -> tuple[str, ...]:
         return self.component.shared
+
+    def check(self, x: Array) -> None:
+        self.component.check(x)
 
     def init(self, key: Array, x: Array, weights: Array, num_states: int) -> PyTree:
         parts = self.component.init(key, x, weights, num_states * self.num_components)

@@ -7,14 +7,26 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from genjax.batch import Array, Batch, Metrics
+from genjax.errors import UserError
 from genjax.metrics import Ratio
 
 #: The `dot_general` of an output map: logits are float32, whatever type the network computes in.  Rounded to bfloat16, the
 #: two likeliest tokens are equal at one place in eighty.
 logits_product = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+
+
+def check_tokens(tokens: Array, vocab_size: int, what: str = "the prompt") -> None:
+    """Raises UserError if an id lies outside the vocabulary, where values are known (not while a function is traced)."""
+    if isinstance(tokens, jax.core.Tracer) or not getattr(tokens, "is_fully_addressable", True):
+        return
+    ids = np.asarray(tokens)
+    bad = ids[(ids < 0) | (ids >= vocab_size)]
+    if bad.size:
+        raise UserError(f"{what} has the token {bad[0]}, which lies outside the vocabulary of {vocab_size} tokens")
 
 
 def token_weights(batch: Batch) -> Array:

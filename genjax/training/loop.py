@@ -30,7 +30,7 @@ from genjax.config.trees import leaves, override
 from genjax.data import check_not_empty
 from genjax.errors import Interrupted, UserError
 from genjax.metrics import Ratio, divided
-from genjax.model import CanDiagnose, ChecksStart, HasLearnedExtra, HasPretrained, HasWarnings, TrainState
+from genjax.model import CanDiagnose, ChecksStart, ChecksSteps, HasLearnedExtra, HasPretrained, HasWarnings, TrainState
 from genjax.training import host
 from genjax.training.checkpoints import Checkpoints, can_hold, warm_start
 from genjax.training.engine import Engine
@@ -214,6 +214,8 @@ def _train(experiment: Experiment, workdir: Path, name: str, quiet: bool, draw: 
         # Compared and saved as the flags say it, so that the next start compares the same.
         described = dataclasses.replace(resolved, data=experiment.data)
         check_resumable(workdir, names, saved, described)
+    if isinstance(resolved.model, ChecksSteps):
+        resolved.model.check_steps(resolved.training.num_steps)
     return _Run(Engine(resolved), described, workdir, name, quiet, draw).run()
 
 

@@ -1,1 +1,1 @@
-"""Markov models: hidden Markov models, n-grams, linear Gaussian state spaces, and Markov chain Monte Carlo."""
+"""Markov models: hidden Markov models, n-grams, and linear Gaussian state spaces."""

@@ -73,10 +73,17 @@ class HiddenMarkovModel:
             raise UserError(f"step_exponent={self.step_exponent} must lie in (0.5, 1], or stochastic EM diverges")
 
     def _frames(self, batch: Batch) -> Array:
-        """What the emission takes: tokens [B, T], frames [B, T, D], or pairs of a frame and the one before [B, T, 2 D]."""
-        if self.emission.discrete:
-            return batch["tokens"]
-        x = batch["x"]
+        """What the emission takes: tokens [B, T], frames [B, T, D], or pairs of a frame and the one before [B, T, 2 D].
+
+        Hidden frames, which may hold anything, are zeros.
+
+        Raises:
+          UserError: a frame that is seen is none that can be emitted, where values are known.
+        """
+        x = batch["tokens"] if self.emission.discrete else batch["x"]
+        if "mask" in batch:
+            x = jnp.where(batch["mask"].astype(bool).reshape(*x.shape[:2], *[1] * (x.ndim - 2)), x, 0)
+        self.emission.check(x)
         if self.emission.autoregressive:
             return jnp.concatenate([x, jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))], -1)
         return x

@@ -207,7 +207,8 @@ class LinearGaussianModel:
         random from slowly fading rotations, which EM may leave slowly.
       diagonal_noise: the noise of the frames is independent in each of their numbers.
       parallel: associative scans along time instead of sequential ones.
-      ridge: added to the diagonal of every covariance in the M-step, so that none becomes singular.
+      ridge: smallest variance, in any direction, that a covariance may have, so that none becomes singular; the M-step is
+        the best one under this bound.
       data_shape: (T, D) of the data; None takes the data set's.  T is the length of samples.
     """
 
@@ -235,9 +236,9 @@ class LinearGaussianModel:
             transition, emission = (jnp.where(related, a, b) for a, b in zip(found, (transition, emission)))
         params = {
             "initial_mean": jnp.zeros(size),
-            "initial_covariance": jnp.eye(size),
+            "initial_covariance": max(1.0, self.ridge) * jnp.eye(size),
             "transition": transition,
-            "transition_noise": 0.1 * jnp.eye(size),
+            "transition_noise": max(0.1, self.ridge) * jnp.eye(size),
             "emission": emission,
             "emission_noise": jnp.diag(variance + self.ridge),
         }
@@ -253,46 +254,67 @@ class LinearGaussianModel:
         return jax.vmap(smoother)(batch["x"], self._mask(batch))
 
     def _statistics(self, params: PyTree, batch: Batch) -> tuple[PyTree, Array]:
-        """Expected sums of products over the batch, and log-probabilities [B]."""
+        """Expected sums of products over the batch, and log-probabilities [B].
+
+        They are of what m, F and H leave unexplained, as sums of the numbers themselves lose their digits where little is
+        left: with w_t = z_t - F z_t-1 and e_t = x_t - H z_t, sums of w w^T, w z^T, e e^T and e z^T.
+        """
         posterior, mask = self.smooth(params, batch), self._mask(batch).astype(jnp.float32)
-        mean, x = posterior.mean, jnp.where(mask[..., None] > 0, batch["x"], 0.0)
-        square = posterior.covariance + mean[..., :, None] * mean[..., None, :]
-        cross = posterior.cross + mean[:, 1:, :, None] * mean[:, :-1, None, :]
+        f, h = params["transition"], params["emission"]
+        mean, covariance, cross = posterior.mean, posterior.covariance, posterior.cross
         pairs = jax.lax.cummax(mask, axis=1, reverse=True)[:, 1:]  # up to the last frame that was seen
         alive = mask.max(1)
         total = functools.partial(jnp.einsum, precision="highest")
+        outer = lambda a, b: a[..., :, None] * b[..., None, :]  # noqa: E731
+        first = mean[:, 0] - params["initial_mean"][None]
+        step = mean[:, 1:] - mean[:, :-1] @ f.T
+        x = jnp.where(mask[..., None] > 0, batch["x"], 0.0)
+        error = (x - mean @ h.T) * mask[..., None]
+        step_covariance = covariance[:, 1:] - f @ cross.swapaxes(-1, -2) - cross @ f.T + f @ covariance[:, :-1] @ f.T
         counts = {
             "sequences": alive.sum(),
             "pairs": pairs.sum(),
             "frames": mask.sum(),
-            "first": total("b,bi->i", alive, mean[:, 0]),
-            "first_square": total("b,bij->ij", alive, square[:, 0]),
-            "earlier": total("bt,btij->ij", pairs, square[:, :-1]),
-            "later": total("bt,btij->ij", pairs, square[:, 1:]),
-            "cross": total("bt,btij->ij", pairs, cross),
-            "state": total("bt,btij->ij", mask, square),
-            "frame_state": total("btd,bti->di", x, mean * mask[..., None]),
-            "frame": total("btd,bte->de", x, x),
+            "first": total("b,bi->i", alive, first),
+            "first_square": total("b,bij->ij", alive, covariance[:, 0] + outer(first, first)),
+            "earlier": total("bt,btij->ij", pairs, covariance[:, :-1] + outer(mean[:, :-1], mean[:, :-1])),
+            "step": total("bt,btij->ij", pairs, step_covariance + outer(step, step)),
+            "step_state": total("bt,btij->ij", pairs, cross - f @ covariance[:, :-1] + outer(step, mean[:, :-1])),
+            "state": total("bt,btij->ij", mask, covariance + outer(mean, mean)),
+            "error": total("bt,btij->ij", mask, h @ covariance @ h.T + outer(error, error)),
+            "error_state": total("bt,btij->ij", mask, outer(error, mean) - h @ covariance),
         }
         return counts, posterior.log_prob
 
     def _maximize(self, counts: PyTree, params: PyTree) -> PyTree:
-        eye = jnp.eye(self.state_dim)
-        regression = lambda xy, yy: jnp.linalg.solve(yy + 1e-6 * eye, xy.T).T  # noqa: E731
-        mean = counts["first"] / jnp.maximum(counts["sequences"], 1.0)
-        covariance = counts["first_square"] / jnp.maximum(counts["sequences"], 1.0) - mean[:, None] * mean[None]
-        f, h = regression(counts["cross"], counts["earlier"]), regression(counts["frame_state"], counts["state"])
-        q = (counts["later"] - f @ counts["cross"].T) / jnp.maximum(counts["pairs"], 1.0)
-        r = (counts["frame"] - h @ counts["frame_state"].T) / jnp.maximum(counts["frames"], 1.0)
-        if self.diagonal_noise:
-            r = jnp.diag(jnp.maximum(jnp.diagonal(r), 0.0))
+        """The best parameters for expected sums of products, with covariances bounded from below."""
+
+        def regression(left: Array, left_state: Array, state: Array, count: Array) -> tuple[Array, Array]:
+            """What is added to the map from states, and the covariance of what it then leaves."""
+            scale = jnp.trace(state) / len(state)
+            # Against rounding, and against sums of nothing.
+            safe = state + jnp.where(scale > 0, 1e-7 * scale, 1.0) * jnp.eye(len(state))
+            more = jnp.linalg.solve(safe, left_state.T).T
+            both = more @ left_state.T
+            return more, (left - both - both.T + more @ state @ more.T) / jnp.maximum(count, 1.0)
+
+        def bounded(covariance: Array) -> Array:
+            values, vectors = jnp.linalg.eigh(_symmetric(covariance))
+            return (vectors * jnp.maximum(values, self.ridge)[None]) @ vectors.T
+
+        number = jnp.maximum(counts["sequences"], 1.0)
+        first = counts["first"] / number
+        f, q = regression(counts["step"], counts["step_state"], counts["earlier"], counts["pairs"])
+        h, r = regression(counts["error"], counts["error_state"], counts["state"], counts["frames"])
         new = {
-            "initial_mean": mean,
-            "initial_covariance": _symmetric(covariance) + self.ridge * eye,
-            "transition": f,
-            "transition_noise": _symmetric(q) + self.ridge * eye,
-            "emission": h,
-            "emission_noise": _symmetric(r) + self.ridge * jnp.eye(len(r)),
+            "initial_mean": params["initial_mean"] + first,
+            "initial_covariance": bounded(counts["first_square"] / number - first[:, None] * first[None]),
+            "transition": params["transition"] + f,
+            "transition_noise": bounded(q),
+            "emission": params["emission"] + h,
+            "emission_noise": (
+                jnp.diag(jnp.maximum(jnp.diagonal(r), self.ridge)) if self.diagonal_noise else bounded(r)
+            ),
         }
         # Nothing is learned from a batch in which nothing was seen, nor F and Q from single frames.
         keep = {"transition": counts["pairs"] > 0, "transition_noise": counts["pairs"] > 0}

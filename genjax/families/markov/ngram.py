@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 
 from genjax.errors import UserError
+from genjax.nn.tokens import check_tokens
 
 
 class NGram:
@@ -113,7 +114,12 @@ class NGram:
         return np.where(known, (count - d[np.minimum(count, 3)] + taken * p) / safe, p)
 
     def token_log_prob(self, tokens: np.ndarray) -> np.ndarray:
-        """log p of each token given those before it in nats, [T]; the first ones have shorter contexts."""
+        """log p of each token given those before it in nats, [T]; the first ones have shorter contexts.
+
+        Raises:
+          UserError: a token lies outside the vocabulary.
+        """
+        check_tokens(tokens, self.vocab_size, "the text")
         tokens, starts = _join([tokens])
         p = np.full(len(tokens), 1.0 / self.vocab_size)
         context = _contexts(np.zeros(len(tokens), np.int64), starts, 0)
@@ -129,7 +135,12 @@ class NGram:
         return float(self.token_log_prob(tokens).sum())
 
     def next_token_probs(self, context: np.ndarray) -> np.ndarray:
-        """Probabilities [V] of the token after a context [T]."""
+        """Probabilities [V] of the token after a context [T].
+
+        Raises:
+          UserError: a token of the context lies outside the vocabulary.
+        """
+        check_tokens(context, self.vocab_size, "the context")
         context, every = np.asarray(context, np.int64), np.arange(self.vocab_size)
         p = np.full(self.vocab_size, 1.0 / self.vocab_size)
         for n in range(1, min(self.order, len(context) + 1) + 1):

@@ -1,7 +1,8 @@
 """n-grams as a model that trains: a step adds the n-grams of its batch to sorted tables, and each example is given once.
 
 The equations, and how an n-gram is known by its place in a table, are those of `ngram.py`.  Here the tables are arrays of
-a fixed `capacity` in the state, filled up with a key that is larger than all others, so that a step is a sort:
+a fixed `capacity` in the state, filled up with a key that is larger than all others, so that a step is a sort.  A key is a
+pair, the place of the context and the last token, and pairs are in order of the first and then of the second:
 
     keys of order n (renumbered by what the batch added to order n - 1)  +  n-grams of the batch  ->  sort, count equals
 
@@ -21,9 +22,26 @@ from genjax.batch import Array, Batch, Metrics, PyTree, cross_device_gather
 from genjax.errors import UserError
 from genjax.metrics import Ratio
 from genjax.model import TrainState
+from genjax.nn.tokens import check_tokens
 
-#: Key of a free row of a table.
-_FREE = np.uint32(2**32 - 1)
+#: Both numbers of the key of a free row of a table.
+_FREE = np.int32(2**31 - 1)
+
+
+def _first_not_below(keys: Array, context: Array, token: Array) -> Array:
+    """The first row of pairs in order [2, N] that is not below (context, token), N where all are; the shape of both."""
+    contexts, tokens = keys
+    size = len(contexts)
+
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = jnp.minimum((low + high) // 2, size - 1)
+        below = (contexts[middle] < context) | ((contexts[middle] == context) & (tokens[middle] < token))
+        below &= low < high
+        return jnp.where(below, middle + 1, low), jnp.where(below, high, middle)
+
+    start = jnp.zeros(context.shape, jnp.int32), jnp.full(context.shape, size, jnp.int32)
+    return jax.lax.fori_loop(0, size.bit_length(), halve, start)[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,29 +71,33 @@ class NGramModel:
     def __post_init__(self) -> None:
         if self.order < 1:
             raise UserError(f"order={self.order} must be at least 1")
-        if self.vocab_size is not None and self.capacity * self.vocab_size >= int(_FREE):
-            raise UserError(
-                f"capacity={self.capacity} times vocab_size={self.vocab_size} must be below 2^32, or keys do not fit"
-            )
+        if not 0 < self.capacity < 2**31 - 1:
+            raise UserError(f"capacity={self.capacity} must lie between 1 and 2^31 - 2")
+
+    def _check(self, batch: Batch) -> None:
+        tokens = batch["tokens"]
+        check_tokens(jnp.where(batch["mask"], tokens, 0) if "mask" in batch else tokens, self.vocab_size, "the batch")
 
     def _size(self, n: int) -> int:
-        return min(self.capacity, self.vocab_size**n) if n else 1
+        """Rows of the table of order n; that of single tokens has them all."""
+        return self.vocab_size**n if n < 2 else min(self.capacity, self.vocab_size**n)
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         """Returns the state before the first step: no n-gram but the single tokens, none of them counted."""
-        keys, counts = [jnp.arange(self.vocab_size, dtype=jnp.uint32)], [jnp.zeros(self.vocab_size, jnp.int32)]
+        every = jnp.arange(self.vocab_size, dtype=jnp.int32)
+        keys, counts = [jnp.stack([jnp.zeros_like(every), every])], [jnp.zeros(self.vocab_size, jnp.int32)]
         for n in range(2, self.order + 1):
-            keys.append(jnp.full(self._size(n), _FREE, jnp.uint32))
+            keys.append(jnp.full((2, self._size(n)), _FREE))
             counts.append(jnp.zeros(self._size(n), jnp.int32))
         tables = {"keys": keys, "counts": counts}
         return TrainState.create({**tables, **self._smoothing(tables)})
 
     def _find(self, params: PyTree, n: int, context: Array, token: Array) -> Array:
         """Places of n-grams in the table of order n; -1 where they, or their contexts, are not there."""
-        keys = params["keys"][n - 1]
-        wanted = jnp.where(context >= 0, context.astype(jnp.uint32) * self.vocab_size + token.astype(jnp.uint32), _FREE)
-        place = jnp.minimum(jnp.searchsorted(keys, wanted), len(keys) - 1).astype(jnp.int32)
-        return jnp.where((keys[place] == wanted) & (wanted != _FREE), place, -1)
+        keys, token = params["keys"][n - 1], token.astype(jnp.int32)
+        place = jnp.minimum(_first_not_below(keys, context, token), keys.shape[1] - 1)
+        found = (keys[0][place] == context) & (keys[1][place] == token) & (context >= 0) & (context < _FREE)
+        return jnp.where(found, place, -1)
 
     def _shift(self, place: Array, n: int) -> Array:
         """Contexts of the next order at each position [B, T + 1] from the places of n-grams that end there."""
@@ -88,45 +110,46 @@ class NGramModel:
         target = mask & (jnp.arange(tokens.shape[1]) > 0)[None]
         first = jnp.zeros(self.vocab_size, jnp.int32).at[tokens.reshape(-1)].add(target.reshape(-1).astype(jnp.int32))
         keys, counts, lost = [params["keys"][0]], [params["counts"][0] + first], jnp.zeros((), jnp.int32)
-        renumbered, place = jnp.arange(self.vocab_size, dtype=jnp.uint32), tokens.astype(jnp.int32)
+        renumbered, place = jnp.arange(self.vocab_size), tokens.astype(jnp.int32)
         for n in range(2, self.order + 1):
-            old, context = params["keys"][n - 1], self._shift(place, n - 1)
-            moved = renumbered[jnp.minimum(old // self.vocab_size, len(renumbered) - 1)]
-            old = jnp.where(old == _FREE, _FREE, moved * self.vocab_size + old % self.vocab_size)
-            fresh = context.astype(jnp.uint32) * self.vocab_size + tokens.astype(jnp.uint32)
-            fresh = jnp.where(target & (context >= 0), fresh, _FREE)
-            every = jnp.concatenate([old, fresh.reshape(-1)])
-            weight = jnp.concatenate([params["counts"][n - 1], (fresh != _FREE).astype(jnp.int32).reshape(-1)])
-            every, weight = jax.lax.sort((every, weight), num_keys=1)
-            new = jnp.append(True, every[1:] != every[:-1]) & (every != _FREE)
-            row = jnp.where(every == _FREE, len(every), jnp.cumsum(new) - 1)
+            (old, last), context = params["keys"][n - 1], self._shift(place, n - 1)
+            moved = jnp.where(old == _FREE, -1, renumbered[jnp.minimum(old, len(renumbered) - 1)])
+            # What follows a context that is lost is lost too.
+            lost += ((old != _FREE) & (moved < 0)).sum()
+            context = jnp.where(target, context, -1)
+            contexts = jnp.concatenate([moved, context.reshape(-1)])
+            used = contexts >= 0
+            contexts = jnp.where(used, contexts, _FREE)
+            lasts = jnp.where(used, jnp.concatenate([last, tokens.reshape(-1).astype(jnp.int32)]), _FREE)
+            weight = jnp.where(used, jnp.concatenate([params["counts"][n - 1], jnp.ones(tokens.size, jnp.int32)]), 0)
+            contexts, lasts, weight = jax.lax.sort((contexts, lasts, weight), num_keys=2)
+            differs = (contexts[1:] != contexts[:-1]) | (lasts[1:] != lasts[:-1])
+            new = jnp.append(True, differs) & (contexts != _FREE)
+            row = jnp.where(contexts == _FREE, len(contexts), jnp.cumsum(new) - 1)
             size = len(old)
-            keys.append(jnp.full(size, _FREE, jnp.uint32).at[row].set(every, mode="drop"))
+            keys.append(jnp.full((2, size), _FREE).at[:, row].set(jnp.stack([contexts, lasts]), mode="drop"))
             counts.append(jnp.zeros(size, jnp.int32).at[row].add(weight, mode="drop"))
             lost += jnp.maximum(new.sum() - size, 0)
-            renumbered = jnp.searchsorted(keys[-1], old).astype(jnp.uint32)
-            place = self._find({"keys": keys}, n, jnp.where(target, context, -1), tokens)
+            renumbered = self._find({"keys": keys}, n, moved, last)
+            place = self._find({"keys": keys}, n, context, tokens)
         return {"keys": keys, "counts": counts}, lost
 
     def _smoothing(self, tables: PyTree) -> PyTree:
         """Totals and kinds of each context, and discounts, of all orders."""
-        size, kneser_ney = self.vocab_size, self.smoothing == "kneser_ney"
-        numbers = list(tables["counts"])
-        suffix = jnp.zeros(size, jnp.int32)  # places of the n-grams without their first token
+        kneser_ney, numbers = self.smoothing == "kneser_ney", list(tables["counts"])
+        suffix = jnp.zeros(self.vocab_size, jnp.int32)  # places of the n-grams without their first token
         for n in range(2, self.order + 1):
-            keys = tables["keys"][n - 1]
-            free = keys == _FREE
-            context = jnp.where(free, 0, keys // size).astype(jnp.int32)
-            inner = suffix[context] if n > 2 else jnp.zeros_like(context)
-            suffix = self._find(tables, n - 1, jnp.where(free, -1, inner), keys % size)
+            context, last = tables["keys"][n - 1]
+            free = context == _FREE
+            inner = suffix[jnp.where(free, 0, context)] if n > 2 else jnp.zeros_like(context)
+            suffix = self._find(tables, n - 1, jnp.where(free, -1, inner), last)
             if kneser_ney:
                 kinds = jnp.zeros_like(numbers[n - 2])
                 kinds = kinds.at[jnp.where(suffix < 0, len(kinds), suffix)].add(1, mode="drop")
                 # What begins a text has no token before it; it counts once, as if that were a mark.
                 numbers[n - 2] = jnp.where(tables["counts"][n - 2] > 0, jnp.maximum(kinds, 1), 0)
         out: dict[str, list[Array]] = {"numbers": numbers, "totals": [], "kinds": [], "discounts": []}
-        for n, (keys, number) in enumerate(zip(tables["keys"], numbers), 1):
-            context = (keys // size).astype(jnp.int32) if n > 1 else jnp.zeros(size, jnp.int32)
+        for n, ((context, _), number) in enumerate(zip(tables["keys"], numbers), 1):
             total = lambda values, context=context, n=n: jax.ops.segment_sum(values, context, self._size(n - 1))  # noqa: E731
             out["totals"].append(total(number))
             out["kinds"].append(
@@ -167,20 +190,30 @@ class NGramModel:
         return jnp.log(p[:, 1:])
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """Counts a batch.  `loss` is nats a token of the batch under the counts before it."""
+        """Counts a batch.  `loss` is nats a token of the batch under the counts before it.
+
+        Raises:
+          UserError: a token lies outside the vocabulary, where values are known.
+        """
+        self._check(batch)
         batch = cross_device_gather({name: batch[name] for name in ("tokens", "mask") if name in batch})
         mask = batch.get("mask", jnp.ones(batch["tokens"].shape, bool))[:, 1:]
         log_prob = self.token_log_prob(state.params, batch["tokens"])
         tables, lost = self._count(state.params, batch)
         metrics = {
             "loss": Ratio(-jnp.where(mask, log_prob, 0.0).sum(), mask.sum().astype(jnp.float32)),
-            "num_ngrams": (tables["keys"][-1] != _FREE).sum().astype(jnp.float32),
+            "num_ngrams": (tables["keys"][-1][0] != _FREE).sum().astype(jnp.float32),
             "lost_ngrams": lost.astype(jnp.float32),
         }
         return state.replace(step=state.step + 1, params={**tables, **self._smoothing(tables)}), metrics
 
     def log_prob(self, state: TrainState, batch: Batch) -> Array:
-        """log p of all tokens but the first of each row in nats, [B]."""
+        """log p of all tokens but the first of each row in nats, [B].
+
+        Raises:
+          UserError: a token lies outside the vocabulary, where values are known.
+        """
+        self._check(batch)
         log_prob = self.token_log_prob(state.params, batch["tokens"])
         mask = batch.get("mask", jnp.ones(batch["tokens"].shape, bool))[:, 1:]
         return jnp.where(mask, log_prob, 0.0).sum(1)
@@ -208,7 +241,12 @@ class NGramModel:
         return jnp.stack([jnp.zeros((), jnp.int32), *places])
 
     def logits(self, state: TrainState, tokens: Array) -> Array:
-        """log p of every next token after each prefix, [B, T] -> [B, T, V]."""
+        """log p of every next token after each prefix, [B, T] -> [B, T, V].
+
+        Raises:
+          UserError: a token lies outside the vocabulary, where values are known.
+        """
+        check_tokens(tokens, self.vocab_size, "the text")
         start = jnp.full(self.order, -1).at[0].set(0)
 
         def step(contexts: Array, token: Array) -> tuple[Array, Array]:

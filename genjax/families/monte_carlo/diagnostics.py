@@ -1,6 +1,7 @@
 """Rank-normalised split R-hat and effective sample sizes (Vehtari et al. 2021, arXiv:1903.08008).
 
-All take draws [chains, draws] of one quantity; `summarize` maps them over the quantities of a vector.
+All take draws [chains, draws] of one quantity; `summarize` maps them over the quantities of a vector.  Of draws with a NaN
+all are NaN, and so is R-hat of draws that never change, as there is no variance within the chains to compare with.
 """
 
 from __future__ import annotations
@@ -18,25 +19,32 @@ def split(draws: Array) -> Array:
 
 
 def rank_normalize(draws: Array) -> Array:
-    """Normal scores of the ranks among all draws (eq. 14); ties share the mean of their ranks."""
+    """Normal scores of the ranks among all draws (eq. 14); ties share the mean of their ranks.  NaN where one is NaN."""
     ordered = jnp.sort(draws.reshape(-1))
     below, up_to = (jnp.searchsorted(ordered, draws, side) for side in ("left", "right"))
     ranks = 0.5 * (below + up_to + 1)
-    return jax.scipy.special.ndtri((ranks - 0.375) / (draws.size + 0.25))
+    return _unless_nan(draws, jax.scipy.special.ndtri((ranks - 0.375) / (draws.size + 0.25)))
+
+
+def _unless_nan(draws: Array, value: Array) -> Array:
+    return jnp.where(jnp.isnan(draws).any(), jnp.nan, value)
 
 
 def _r_hat(draws: Array) -> Array:
     length = draws.shape[1]
     within = draws.var(1, ddof=1).mean()
     between = draws.mean(1).var(ddof=1)
-    return jnp.sqrt((length - 1) / length + between / jnp.maximum(within, 1e-30))
+    apart = jnp.where(between > 0, jnp.inf, jnp.nan)
+    return jnp.where(within > 0, jnp.sqrt((length - 1) / length + between / jnp.where(within > 0, within, 1.0)), apart)
 
 
 def r_hat(draws: Array) -> Array:
     """The larger of bulk and folded rank-normalised split R-hat; 1 at convergence."""
     draws = split(jnp.asarray(draws))
     folded = jnp.abs(draws - jnp.median(draws))
-    return jnp.maximum(_r_hat(rank_normalize(draws)), _r_hat(rank_normalize(folded)))
+    bulk, folded = _r_hat(rank_normalize(draws)), _r_hat(rank_normalize(folded))
+    # Draws of two values that lie about their median are one value when folded, which says nothing.
+    return _unless_nan(draws, jnp.where(folded > bulk, folded, bulk))
 
 
 def effective_sample_size(draws: Array) -> Array:
@@ -44,7 +52,7 @@ def effective_sample_size(draws: Array) -> Array:
     draws = jnp.asarray(draws)
     chains, length = draws.shape
     if length < 4:
-        return jnp.asarray(float(draws.size))
+        return _unless_nan(draws, float(draws.size))
     centred = draws - draws.mean(1, keepdims=True)
     spectrum = jnp.fft.rfft(centred, 2 * length)
     power = spectrum.real**2 + spectrum.imag**2
@@ -63,7 +71,7 @@ def effective_sample_size(draws: Array) -> Array:
     tau = -1 + 2 * monotone.sum() + jnp.maximum(rho[2 * stop], 0.0)
     size = draws.size / jnp.maximum(tau, 1 / jnp.log10(draws.size))
     # What never changes has nothing to estimate.
-    return jnp.where(jnp.ptp(draws) == 0, float(draws.size), size)
+    return _unless_nan(draws, jnp.where(jnp.ptp(draws) == 0, float(draws.size), size))
 
 
 def bulk_ess(draws: Array) -> Array:
@@ -75,7 +83,7 @@ def tail_ess(draws: Array) -> Array:
     """The smaller effective sample size of the indicators of the 5% and 95% quantiles."""
     draws = jnp.asarray(draws)
     indicator = lambda q: (draws <= jnp.quantile(draws, q)).astype(jnp.float32)  # noqa: E731
-    return jnp.minimum(*(effective_sample_size(split(indicator(q))) for q in (0.05, 0.95)))
+    return _unless_nan(draws, jnp.minimum(*(effective_sample_size(split(indicator(q))) for q in (0.05, 0.95))))
 
 
 @jax.jit

@@ -1,7 +1,8 @@
 """Markov chain Monte Carlo on the contract: a training step is a transition of every chain, and the state holds the draws.
 
 The first `num_warmup` steps tune step size and metric; the state keeps the last `num_draws` positions of each chain, so a
-run of num_warmup + num_draws steps ends with all that came after the warm-up.  The batch is all the data, at every step.
+run of num_warmup + num_draws steps ends with all that came after the warm-up.  A shorter run is refused; what is asked of a
+state before its end rests on the draws that are there.  The batch is all the data, at every step.
 
 Stochastic-gradient Langevin dynamics (Welling & Teh 2011) needs only a part of the data at each step:
 
@@ -50,6 +51,18 @@ class Chains(abc.ABC):
     def __post_init__(self) -> None:
         if self.num_chains < 1 or self.num_draws < 4 or self.num_warmup < 0:
             raise UserError("chains need num_chains >= 1, num_draws >= 4 and num_warmup >= 0")
+
+    def check_steps(self, num_steps: int) -> None:
+        """Called before the first step of a run.
+
+        Raises:
+          UserError: a run of so few steps does not have the draws.
+        """
+        if num_steps < self.num_warmup + self.num_draws:
+            raise UserError(
+                f"training.num_steps={num_steps} is less than the model.num_warmup={self.num_warmup} steps of warm-up and the "
+                f"model.num_draws={self.num_draws} draws; take {self.num_warmup + self.num_draws} steps, or fewer of these"
+            )
 
     @abc.abstractmethod
     def _start(self, dim: int) -> tuple[int, dict[str, PyTree]]:
@@ -109,20 +122,51 @@ class Chains(abc.ABC):
         """What the state keeps of each transition, oldest first, [C, W, ...]."""
         return jnp.roll(state.extra[name], -(state.step % self.num_draws), 0).swapaxes(0, 1)
 
+    def _count(self, state: TrainState) -> Array:
+        """How many of the kept positions are draws: made by transitions after the warm-up."""
+        return jnp.clip(state.step - self.num_warmup, 0, self.num_draws)
+
     def draws(self, state: TrainState) -> Draws:
-        """The draws of all chains by the names that the target reports, with leading axes [C, W]."""
+        """The draws so far of all chains by the names that the target reports, with leading axes [C, W], W <= num_draws.
+
+        Raises:
+          UserError: there are none yet.
+        """
+        count = int(self._count(state))
+        if not count:
+            raise UserError(
+                f"there are no draws at step {int(state.step)}: the first num_warmup={self.num_warmup} steps are warm-up"
+            )
+        return self._draws(state, count)
+
+    def _draws(self, state: TrainState, count: int) -> Draws:
+        """The last `count` positions of all chains as draws."""
         adaptation = state.extra.get("adaptation")
+        last = lambda name: self._ordered(state, name)[:, self.num_draws - count :]  # noqa: E731
         return Draws(
-            jax.vmap(jax.vmap(self.target.report))(self.parameters(self._ordered(state, "draws"))),
-            *(self._ordered(state, name) for name in Info._fields),
+            jax.vmap(jax.vmap(self.target.report))(self.parameters(last("draws"))),
+            *map(last, Info._fields),
             jnp.exp(adaptation.log_average) if adaptation is not None else jnp.zeros(()),
             adaptation.inverse_mass if adaptation is not None else jnp.ones(()),
         )
 
+    def _chosen(self, state: TrainState, share: Array) -> Array:
+        """Draws [N, D] by their places in [0, 1) among the draws that are there; before there are any, of the positions."""
+        flat = state.extra["draws"].reshape(-1, state.extra["draws"].shape[-1])
+        count, chains = self._count(state), self.num_chains
+        # Oldest first, one chain after the other in each row.
+        number = jnp.where(count > 0, count, 1) * chains
+        place = jnp.minimum((share * number).astype(jnp.int32), number - 1)
+        row = (state.step - number // chains + place // chains) % self.num_draws
+        return flat[row * chains + place % chains]
+
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """`nll` of each example given the data in nats (by the mean of its density over the draws); and of the chains, the
-        largest R-hat, the smallest bulk and tail ESS of all that the target reports, and the share of divergences."""
-        draws = self.draws(state)
+        largest R-hat, the smallest bulk and tail ESS of all that the target reports, and the share of divergences.
+
+        Those of the chains are NaN until all draws are there.
+        """
+        draws, count = self._draws(state, self.num_draws), self._count(state)
         parts = [a.reshape(*a.shape[:2], -1) for a in draws.positions.values()]
         summary = diagnostics.summarize(jnp.concatenate(parts, -1))
         numbers = {
@@ -131,19 +175,21 @@ class Chains(abc.ABC):
             "min_tail_ess": summary["tail_ess"].min(),
             "divergences": draws.diverging.mean(dtype=jnp.float32),
         }
-        out = {name: jnp.full((batch_size(batch),), value) for name, value in numbers.items()}
+        whole = count == self.num_draws
+        out = {
+            name: jnp.full((batch_size(batch),), jnp.where(whole, value, jnp.nan)) for name, value in numbers.items()
+        }
         if self.target.has_data:
-            flat = state.extra["draws"].reshape(-1, state.extra["draws"].shape[-1])
             # A thousand draws are enough for a mean of densities.
-            flat = flat[:: max(len(flat) // 1000, 1)]
+            number = min(state.extra["draws"][..., 0].size, 1000)
+            flat = self._chosen(state, jnp.arange(number) / number)
             log_prob = jax.lax.map(lambda q: self.target.log_likelihood(self.parameters(q), batch), flat)
-            out["nll"] = math.log(len(flat)) - jax.nn.logsumexp(log_prob, 0)
+            out["nll"] = math.log(number) - jax.nn.logsumexp(log_prob, 0)
         return out
 
     def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:
         """Any of the draws, as vectors [num_samples, D] of what the target reports, in the order of its names."""
-        draws = state.extra["draws"].reshape(-1, state.extra["draws"].shape[-1])
-        chosen = draws[jax.random.randint(key, (num_samples,), 0, len(draws))]
+        chosen = self._chosen(state, jax.random.uniform(key, (num_samples,)))
         report = jax.vmap(self.target.report)(self.parameters(chosen))
         return jnp.concatenate([a.reshape(num_samples, -1) for a in report.values()], -1)
 

@@ -544,3 +544,25 @@ def test_bad_settings_are_named():
         HiddenMarkovModel(chunk_size=0)
     with pytest.raises(ValueError, match="num_states"):
         HiddenMarkovModel(num_states=0)
+
+
+@pytest.mark.parametrize("name", EMISSIONS)
+def test_hidden_frames_may_hold_anything(name):
+    emission, kind = EMISSIONS[name]
+    batch = batch_of(kind)
+    field = "tokens" if kind == "tokens" else "x"
+    seen = batch["mask"].reshape(*batch["mask"].shape, *[1] * (batch[field].ndim - 2))
+    values = (0, -7 if kind == "tokens" else np.nan)
+    batches = [{**batch, field: np.where(seen, batch[field], value).astype(batch[field].dtype)} for value in values]
+    model = HiddenMarkovModel(num_states=2, emission=emission)
+    step = jax.jit(lambda batch: model.train_step(model.init(jax.random.key(0), batch), batch, jax.random.key(1))[0])
+    with jax.debug_nans(False):
+        zeros, anything = (step(b).params for b in batches)
+    jax.tree.map(np.testing.assert_array_equal, anything, zeros)
+    if kind == "tokens":
+        state = model.init(jax.random.key(0), batches[1])
+        for token in (99, -1):
+            bad = {**batch, "tokens": batch["tokens"].at[0, 0].set(token)}
+            for call in (model.log_prob, model.posterior, model.decode_states):
+                with pytest.raises(ValueError, match="lies outside the vocabulary of 4"):
+                    call(state, bad)

@@ -151,3 +151,16 @@ def test_gaps_are_filled_and_a_batch_without_frames_changes_nothing(params, x):
         np.testing.assert_array_equal(after[name], value)
     with pytest.raises(ValueError, match="state_dim"):
         LinearGaussianModel(state_dim=0)
+
+
+@pytest.mark.parametrize("diagonal", [True, False])
+def test_em_of_a_constant_series_never_raises_the_loss(diagonal):
+    model = LinearGaussianModel(state_dim=2, diagonal_noise=diagonal)
+    batch = {"x": jnp.full((1, 20, 2), 3.0)}
+    state, metrics = jax.jit(
+        lambda state: jax.lax.scan(lambda s, _: model.train_step(s, batch, None), state, None, length=100)
+    )(model.init(jax.random.key(0), batch))
+    loss = metrics["loss"].value()
+    assert (np.diff(loss) < 1e-4).all() and loss[-1] < loss[0] - 10
+    for name in ("transition_noise", "emission_noise", "initial_covariance"):
+        assert np.linalg.eigvalsh(np.asarray(state.params[name], np.float64)).min() > 0.99e-5

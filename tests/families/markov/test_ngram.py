@@ -65,7 +65,7 @@ def test_tables_that_grow_by_batches_equal_those_of_all_documents(smoothing):
     assert metrics["lost_ngrams"] == 0
     counted = [np.asarray(t)[np.asarray(m)] for t, m in zip(tokens, mask)]
     oracle = NGram(counted, 7, 4, smoothing)
-    assert [int((np.asarray(k) != 2**32 - 1).sum()) for k in state.params["keys"][1:]] == oracle.num_ngrams[1:]
+    assert [int((np.asarray(k[0]) != 2**31 - 1).sum()) for k in state.params["keys"][1:]] == oracle.num_ngrams[1:]
     if smoothing == "kneser_ney":
         return
     # The mark itself is counted by the oracle only, which shows in single tokens alone.
@@ -95,8 +95,8 @@ def test_kneser_ney_of_one_text_on_the_contract():
     assert model.sample(state, jax.random.key(0), 3).shape == (3, 13)
     tiny = NGramModel(order=3, vocab_size=4, capacity=5)
     assert jax.jit(tiny.train_step)(tiny.init(jax.random.key(0), batch), batch, None)[1]["lost_ngrams"] > 0
-    with pytest.raises(ValueError, match="below 2"):
-        NGramModel(vocab_size=60000)
+    with pytest.raises(ValueError, match="capacity=0 must lie"):
+        NGramModel(capacity=0)
 
 
 def test_a_fitted_chain_has_its_stationary_distribution_and_mixes():
@@ -114,3 +114,35 @@ def test_a_fitted_chain_has_its_stationary_distribution_and_mixes():
     assert inference.mixing_time(transition, 0.01) > inference.mixing_time(transition, 0.25) >= 1
     with pytest.raises(ValueError, match="order=2"):
         NGramModel(order=3, vocab_size=3).transition_matrix(state)
+
+
+@pytest.mark.parametrize("vocab_size, capacity", [(64, 40), (100_000, 40)])
+def test_contexts_of_a_vocabulary_larger_than_the_tables_are_not_lost(vocab_size, capacity):
+    text = np.tile([vocab_size - 1, vocab_size - 30, vocab_size - 2, vocab_size - 30, 0], 6)
+    model = NGramModel(order=2, smoothing="witten_bell", vocab_size=vocab_size, capacity=capacity)
+    batch = {"tokens": jnp.asarray(text, jnp.int32)[None]}
+    state, metrics = jax.jit(model.train_step)(model.init(jax.random.key(0), batch), batch, None)
+    assert metrics["lost_ngrams"] == 0
+    # By hand: counts of the pairs, mixed with those of the single tokens behind the first.
+    pairs, nll = list(zip(text[:-1], text[1:])), 0.0
+    for before, token in pairs:
+        follow = [b for a, b in pairs if a == before]
+        kinds, singles = len(set(follow)), text[1:]
+        p = ((singles == token).sum() + len(set(singles)) / vocab_size) / (len(singles) + len(set(singles)))
+        nll -= np.log((follow.count(token) + kinds * p) / (len(follow) + kinds))
+    np.testing.assert_allclose(-jax.jit(model.log_prob)(state, batch), [nll], rtol=1e-5)
+
+
+def test_tokens_outside_of_the_vocabulary_are_refused():
+    model, inside = NGramModel(order=2, vocab_size=4), jnp.array([[0, 1, 2]])
+    state = model.init(jax.random.key(0), {"tokens": inside})
+    for token in (4, -1):
+        batch = {"tokens": inside.at[0, 1].set(token)}
+        for call in (
+            lambda batch=batch: model.log_prob(state, batch),
+            lambda batch=batch: model.train_step(state, batch, None),
+            lambda batch=batch: model.logits(state, batch["tokens"]),
+            lambda token=token: NGram(DOCUMENTS, 5, 2).log_prob(np.array([0, token if token < 0 else 5])),
+        ):
+            with pytest.raises(ValueError, match="lies outside the vocabulary"):
+                call()

@@ -162,6 +162,33 @@ def test_diagnostics_equal_those_of_arviz():
     np.testing.assert_allclose(diagnostics.r_hat(draws), arviz.rhat(draws), rtol=1e-4)
     np.testing.assert_allclose(diagnostics.bulk_ess(draws), arviz.ess(draws, method="bulk"), rtol=1e-3)
     np.testing.assert_allclose(diagnostics.tail_ess(draws), arviz.ess(draws, method="tail"), rtol=1e-3)
+    # Nothing is told of chains with NaN; what never changes has no R-hat; where only chains differ, it has no bound.
+    broken = [draws.copy() for _ in range(3)]
+    broken[0][:], broken[1][2], broken[2][:, 100:] = np.nan, np.nan, np.nan
+    still, apart = np.full((4, 200), 3.0), np.repeat([[1.0], [2.0], [3.0], [5.0]], 200, axis=1)
+    with jax.debug_nans(False), np.errstate(divide="ignore", invalid="ignore"):
+        for case in (*broken, still, apart):
+            found = [jax.jit(f)(case) for f in (diagnostics.r_hat, diagnostics.bulk_ess, diagnostics.tail_ess)]
+            theirs = [arviz.rhat(case), arviz.ess(case, method="bulk"), arviz.ess(case, method="tail")]
+            np.testing.assert_allclose(np.minimum(found, 1e6), np.minimum(theirs, 1e6), rtol=1e-3)
+
+
+def test_draws_are_those_that_were_made_after_the_warm_up():
+    model = MonteCarlo(target=EightSchools(), num_chains=2, num_warmup=3, num_draws=5, data_shape=(1,))
+    state = model.init(jax.random.key(0), SCHOOLS)
+    rows = jnp.arange(5.0)[:, None, None] + jnp.arange(2.0)[None, :, None] / 2 + jnp.zeros((5, 2, 10))
+    state = state.replace(extra={**state.extra, "draws": rows})
+    for step, kept in ((4, [3]), (6, [3, 4, 0]), (9, [4, 0, 1, 2, 3])):
+        now = state.replace(step=jnp.int32(step))
+        np.testing.assert_array_equal(model._draws(now, len(kept)).acceptance.shape, (2, len(kept)))
+        places = model._chosen(now, jnp.arange(2 * len(kept)) / (2 * len(kept)))[:, 0]
+        np.testing.assert_array_equal(places, np.add.outer(kept, [0.0, 0.5]).reshape(-1))
+        assert model.draws(now).positions["mu"].shape[1] == len(kept)
+    with pytest.raises(ValueError, match="no draws at step 3"):
+        model.draws(state.replace(step=jnp.int32(3)))
+    with pytest.raises(ValueError, match="num_steps=7 is less than the model.num_warmup=3 .* take 8 steps"):
+        model.check_steps(7)
+    model.check_steps(8)
 
 
 def test_bad_settings_are_named():
