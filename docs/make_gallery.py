@@ -1,0 +1,125 @@
+"""Makes the pictures of docs/pictures and the page docs/gallery.md anew, by training on embedded sets alone:
+
+    python docs/make_gallery.py --workdir=runs/gallery               # all, under half an hour on two cores
+    python docs/make_gallery.py --only=vae_digits,ebm_digits         # some
+    python docs/make_gallery.py --only=                              # the page alone
+
+Runs that are in the working directory already are not trained again.  Captions and commands stand in docs/gallery.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from PIL import Image, ImageSequence
+
+HERE = Path(__file__).parent
+MOST_BYTES = 60_000
+LARGEST_SIDE = 480
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", default="runs/gallery", help="directory of the runs")
+    parser.add_argument("--only", default=None, help="names of pictures, with commas between; all unless given")
+    options = parser.parse_args()
+    entries = json.loads((HERE / "gallery.json").read_text(encoding="utf-8"))
+    names = [entry["name"] for entry in entries]
+    chosen = names if options.only is None else [name for name in options.only.split(",") if name]
+    if unknown := set(chosen) - set(names):
+        parser.error(f"there is no picture {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    failed = []
+    for entry in entries:
+        if entry["name"] in chosen and not make(entry, Path(options.workdir)):
+            failed.append(entry["name"])
+    (HERE / "gallery.md").write_text(page(entries), encoding="utf-8")
+    print(f"{HERE / 'gallery.md'} has {len(entries)} entries" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
+
+
+def make(entry: dict, workdir: Path) -> bool:
+    """Runs the commands of an entry, and puts what they drew into docs/pictures; false where one of them failed."""
+    began = time.monotonic()
+    for command in entry["commands"]:
+        words = command.replace("runs/", f"{workdir}/").split()
+        print("$", " ".join(words), flush=True)
+        words[0] = sys.executable if words[0] == "python" else words[0]
+        with (workdir.parent / "gallery.log").open("a") as log:
+            if subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "MPLBACKEND": "Agg"}).returncode:
+                print(f"failed; the output is in {workdir.parent / 'gallery.log'}")
+                return False
+    (found,) = sorted(workdir.glob(entry["source"].removeprefix("runs/")))[-1:] or [None]
+    if found is None:
+        print(f"failed: nothing fits {entry['source']}")
+        return False
+    target = HERE / "pictures" / f"{entry['name']}{found.suffix}"
+    target.parent.mkdir(exist_ok=True)
+    shrink(found, target)
+    print(f"{target.relative_to(HERE.parent)}: {target.stat().st_size / 1000:.0f} kB, {time.monotonic() - began:.0f} s", flush=True)
+    return True
+
+
+def shrink(source: Path, target: Path) -> None:
+    """Copies a picture, an animation or a text, made small enough to be committed."""
+    if source.suffix not in (".png", ".gif"):
+        target.write_text(source.read_text(encoding="utf-8")[:1500], encoding="utf-8")
+        return
+    with Image.open(source) as picture:
+        frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(picture)]
+        duration = picture.info.get("duration", 80)
+    side, step = LARGEST_SIDE, 1
+    while True:
+        kept = [fitted(frame, side) for frame in frames[::step]]
+        if len(kept) == 1:
+            kept[0].quantize(64, dither=Image.Dither.NONE).save(target, optimize=True)
+        else:
+            kept = [frame.quantize(32, dither=Image.Dither.NONE) for frame in kept]
+            kept[0].save(target, save_all=True, append_images=kept[1:], duration=duration * step, loop=0, optimize=True)
+        if target.stat().st_size <= MOST_BYTES:
+            return
+        side, step = int(side * 0.85), step + (len(frames) > 12)
+
+
+def fitted(frame: Image.Image, side: int) -> Image.Image:
+    """A picture whose longer side is at most `side`; pixels of small pictures stay sharp when they are enlarged."""
+    scale = side / max(frame.size)
+    if scale >= 2:
+        return frame.resize((frame.width * int(scale), frame.height * int(scale)), Image.Resampling.NEAREST)
+    if scale >= 1:
+        return frame
+    return frame.resize((max(int(frame.width * scale), 1), max(int(frame.height * scale), 1)), Image.Resampling.BOX)
+
+
+def page(entries: list[dict]) -> str:
+    """The gallery: a heading a family, and for each picture its caption and commands."""
+    lines = [
+        "# Gallery",
+        "",
+        "Every picture is made by `python docs/make_gallery.py` from embedded data, by the commands below it.",
+    ]
+    family = None
+    for entry in entries:
+        if entry["family"] != family:
+            family = entry["family"]
+            lines += ["", f"## {family}", "", f"Numbers: [results/{family}.md](results/{family}.md)"]
+        lines += ["", f"### {entry['title']}", "", shown(entry), "", entry["caption"], "", "```sh", *entry["commands"], "```"]
+    return "\n".join(lines) + "\n"
+
+
+def shown(entry: dict) -> str:
+    """Markdown that shows an entry's picture or text."""
+    suffix = Path(entry["source"]).suffix
+    path = HERE / "pictures" / f"{entry['name']}{suffix}"
+    if suffix in (".png", ".gif"):
+        return f"![{entry['title']}](pictures/{path.name})"
+    return f"```text\n{path.read_text(encoding='utf-8').strip() if path.exists() else ''}\n```"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
