@@ -38,8 +38,9 @@ def main() -> int:
     for entry in entries:
         if entry["name"] in chosen and not make(entry, Path(options.workdir)):
             failed.append(entry["name"])
-    (HERE / "gallery.md").write_text(page(entries), encoding="utf-8")
-    print(f"{HERE / 'gallery.md'} has {len(entries)} entries" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    drawn = [entry for entry in entries if picture(entry).exists()]
+    (HERE / "gallery.md").write_text(page(drawn), encoding="utf-8")
+    print(f"{HERE / 'gallery.md'} has {len(drawn)} entries" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 
 
@@ -51,17 +52,22 @@ def make(entry: dict, workdir: Path) -> bool:
         print("$", " ".join(words), flush=True)
         words[0] = sys.executable if words[0] == "python" else words[0]
         with (workdir.parent / "gallery.log").open("a") as log:
-            if subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "MPLBACKEND": "Agg"}).returncode:
+            if subprocess.run(
+                words, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "MPLBACKEND": "Agg"}
+            ).returncode:
                 print(f"failed; the output is in {workdir.parent / 'gallery.log'}")
                 return False
     (found,) = sorted(workdir.glob(entry["source"].removeprefix("runs/")))[-1:] or [None]
     if found is None:
         print(f"failed: nothing fits {entry['source']}")
         return False
-    target = HERE / "pictures" / f"{entry['name']}{found.suffix}"
+    target = picture(entry)
     target.parent.mkdir(exist_ok=True)
     shrink(found, target)
-    print(f"{target.relative_to(HERE.parent)}: {target.stat().st_size / 1000:.0f} kB, {time.monotonic() - began:.0f} s", flush=True)
+    print(
+        f"{target.relative_to(HERE.parent)}: {target.stat().st_size / 1000:.0f} kB, {time.monotonic() - began:.0f} s",
+        flush=True,
+    )
     return True
 
 
@@ -108,17 +114,32 @@ def page(entries: list[dict]) -> str:
         if entry["family"] != family:
             family = entry["family"]
             lines += ["", f"## {family}", "", f"Numbers: [results/{family}.md](results/{family}.md)"]
-        lines += ["", f"### {entry['title']}", "", shown(entry), "", entry["caption"], "", "```sh", *entry["commands"], "```"]
+        lines += [
+            "",
+            f"### {entry['title']}",
+            "",
+            shown(entry),
+            "",
+            entry["caption"],
+            "",
+            "```sh",
+            *entry["commands"],
+            "```",
+        ]
     return "\n".join(lines) + "\n"
 
 
 def shown(entry: dict) -> str:
     """Markdown that shows an entry's picture or text."""
-    suffix = Path(entry["source"]).suffix
-    path = HERE / "pictures" / f"{entry['name']}{suffix}"
-    if suffix in (".png", ".gif"):
+    path = picture(entry)
+    if path.suffix in (".png", ".gif"):
         return f"![{entry['title']}](pictures/{path.name})"
-    return f"```text\n{path.read_text(encoding='utf-8').strip() if path.exists() else ''}\n```"
+    return f"```text\n{path.read_text(encoding='utf-8').strip()}\n```"
+
+
+def picture(entry: dict) -> Path:
+    """Where the picture or text of an entry lies."""
+    return HERE / "pictures" / f"{entry['name']}{Path(entry['source']).suffix}"
 
 
 if __name__ == "__main__":

@@ -63,7 +63,11 @@ def print_drift(found: list[results.Result]) -> int:
     folders = dict(part.split("=", 1) for part in values.folders if "=" in part)
     if unknown := set(values.only) - {r.name for r in found}:
         raise ConfigError(f"--only names no result: {', '.join(sorted(unknown))}; names stand in {FILE}")
-    chosen = [r for r in found if r.checks and (r.name in values.only if values.only else (r.minutes or 1e9) <= values.most_minutes)]
+    chosen = [
+        r
+        for r in found
+        if r.checks and (r.name in values.only if values.only else (r.minutes or 1e9) <= values.most_minutes)
+    ]
     if not chosen:
         raise ConfigError("none of these results has numbers that a command can check again")
     drifted = 0

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from genjax.config import ConfigError
 
-_BLOCK = re.compile(r"(<!-- results: (?P<name>[\w /]+) -->\n).*?(\n?<!-- end of results -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- results: (?P<name>[\w /]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 _MARKS = {True: "yes", False: "**no**", None: ""}
 
 
@@ -187,11 +187,14 @@ def family_table(results: Sequence[Result], families: Mapping[str, str]) -> str:
 
 
 def captions(results: Sequence[Result], names: Sequence[str]) -> str:
-    """A table of pictures with their numbers, three a row, for the README."""
-    chosen = {r.name: r for r in results}
+    """A table of results that have a picture, each with its number, three a row."""
+    by_name = {r.name: r for r in results}
+    chosen = [by_name[name] for name in names if by_name[name].picture]
+    if not chosen:
+        return ""
     lines = ["| | | |", "|---|---|---|"]
-    for start in range(0, len(names), 3):
-        row = [chosen[name] for name in names[start : start + 3]]
+    for start in range(0, len(chosen), 3):
+        row = chosen[start : start + 3]
         lines.append("| " + " | ".join(f"![{r.title}](docs/{r.picture})" for r in row) + " |")
         lines.append("| " + " | ".join(f"`{r.experiment}`: {r.ours}" for r in row) + " |")
     return "\n".join(lines)
@@ -208,7 +211,7 @@ def rendered(text: str, blocks: Mapping[str, str]) -> str:
         name = match["name"]
         if name not in blocks:
             raise ConfigError(f"a document asks for the results {name!r}; there are {', '.join(sorted(blocks))}")
-        return f"{match[1]}\n{blocks[name]}\n{match[3]}"
+        return f"{match[1]}\n{blocks[name]}\n\n{match[3]}"
 
     return _BLOCK.sub(replace, text)
 

@@ -1,0 +1,72 @@
+"""The documents say what experiments/results.jsonl says, their links lead somewhere, and recorded commands can be typed."""
+
+import re
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from experiments import results as command
+from genjax import config
+from genjax.tools import results
+
+ROOT = Path(__file__).parents[1]
+RESULTS = results.read_results(command.FILE)
+ENTRIES = config.import_experiments()
+DOCUMENTS = [ROOT / "README.md", ROOT / "BUILD_NOTES.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMANDS = {path.stem for path in (ROOT / "experiments").glob("*.py")}
+
+
+def test_tables_are_made_from_the_results():
+    stale = results.stale_documents(ROOT, command.blocks(RESULTS), write=False)
+    assert not stale, "python -m experiments.results --write brings them up to date"
+
+
+def test_the_readme_is_short():
+    text = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    text = re.sub(r"^    .*$", "", text, flags=re.MULTILINE)
+    assert len(text.split()) <= 700
+
+
+def test_cells_of_the_reproduction_table_are_short():
+    rows = [line for line in (ROOT / "BUILD_NOTES.md").read_text().splitlines() if "](docs/results/" in line]
+    assert len(rows) > 90
+    for cell in (cell for row in rows for cell in row.strip("|").split(" | ")):
+        assert len(cell.split()) <= 12, cell
+
+
+def anchors(path: Path) -> set[str]:
+    """What links within a page may end with."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    assert len(set(headings)) == len(headings), f"two sections of {path} have the same heading"
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_pictures_resolve(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        found = path.parent / name if name else path
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
+
+
+def test_results_name_experiments_and_pages_that_there_are():
+    for result in RESULTS:
+        assert result.experiment is None or result.experiment in ENTRIES, result.name
+        assert (ROOT / "docs" / "results" / f"{result.page}.md").exists(), result.name
+        assert result.picture is None or (ROOT / "docs" / result.picture).stat().st_size <= 60_000, result.name
+
+
+def test_recorded_training_commands_parse():
+    for line in {line for result in RESULTS for line in result.commands}:
+        words = line.split()
+        assert words[:2] == ["python", "-m"] and words[2].removeprefix("experiments.") in COMMANDS, line
+        given = dict(word.removeprefix("--").split("=", 1) for word in words[3:] if "=" in word)
+        assert given["workdir"].startswith("runs/"), line
+        if words[2] == "experiments.train":
+            own = [word for word in words[3:] if not word.startswith(("--experiment=", "--workdir="))]
+            values = flags.FlagValues()
+            config.flag_overrides(ENTRIES[given["experiment"]].build(), ["train", *own], values)
