@@ -8,18 +8,19 @@ import inspect
 import logging as stdlib_logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
 from genjax import config
 from genjax.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from genjax.training import Run
+
+Options = TypeVar("Options")
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
@@ -110,8 +111,14 @@ def named_first(arguments: list[str], flag: str) -> list[str]:
     return arguments
 
 
-def print_help(usage: str, experiment: Any = None, section: str = "") -> None:
+def print_help(usage: str, *options: Any, experiment: Any = None, section: str = "") -> None:
     """Prints what a command does, its flags, and the fields of an experiment; those at the path `section` alone if given.
+
+    Args:
+      usage: what the command does.
+      options: dataclasses whose fields are the flags of the command.
+      experiment: the experiment whose fields are flags too.
+      section: a path in the experiment.
 
     Raises:
       ConfigError: there is no field at `section`.
@@ -122,19 +129,72 @@ def print_help(usage: str, experiment: Any = None, section: str = "") -> None:
         print(config.help_text(experiment, section))
         return
     print(inspect.cleandoc(usage))
-    print("\nthe command")
-    for name, module_flags in flags.FLAGS.flags_by_module_dict().items():
-        if name.startswith("experiments") or name == sys.argv[0]:
-            for flag in sorted(module_flags, key=lambda f: f.name):
-                print(config.flag_line(flag.name, flag.help))
+    print(f"\nthe command\n{config.options_help(*options)}")
     if experiment is not None:
         print(f"\n{config.help_text(experiment)}")
 
 
-def parse_app_flags() -> None:
-    """Lets libraries that read absl flags (Grain's workers) see them as parsed."""
-    if not flags.FLAGS.is_parsed():
-        app.parse_flags_with_usage([sys.argv[0]])
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which checkpoint of which run a command takes.
+
+    Attributes:
+      workdir: directory of a run of experiments.train; the first argument may be it, too.
+      step: which checkpoint: a number of steps, or best by training.best_metric; by default the latest sound one.
+    """
+
+    workdir: str | None = None
+    step: int | Literal["best"] | None = None
+
+
+def run_and_options(arguments: list[str], usage: str, options: Options) -> tuple[Run, Options] | None:
+    """Restores the run that a command line names, and reads what it says of the command's options.
+
+    Flags are --workdir and --step, the fields of the options, and the fields of the run's experiment.  The first argument
+    may be the working directory alone.  A field `weak_step` of options is the tool's to use (`tools.conditions`).
+
+    Args:
+      arguments: the command line with the program's name first.
+      usage: what the command does, which --help prints.
+      options: the options with their defaults, a frozen dataclass.
+
+    Returns:
+      The run, with the fields that flags change, and the options; or None where only help was asked for.
+
+    Raises:
+      ConfigError: --workdir is missing or holds no run, or a flag does not exist or does not fit.
+    """
+    from genjax.training import runs
+
+    arguments = named_first(arguments, "workdir")
+    first = first_flags(arguments, {"workdir": True, "help": False, "h": False})
+    help_section = first.get("help", first.get("h"))
+    if "workdir" not in first:
+        if help_section is not None:
+            print_help(usage, Place(), options, section=help_section)
+            return None
+        raise config.ConfigError("--workdir is missing; it is the directory of a run of experiments.train")
+    workdir = Path(first["workdir"]).expanduser()
+    name, experiment, batch = runs.load_config(workdir)
+    experiment = runs.on_this_machine(experiment)
+    if help_section is not None:
+        experiment = config.with_choices(experiment, arguments)
+        print_help(usage, Place(), options, experiment=experiment, section=help_section)
+        return None
+    place, options, experiment = config.from_flags(arguments, Place(), options, experiment)
+    return runs.open_run(workdir, name, experiment, batch, place.step), options
+
+
+def options_only(arguments: list[str], usage: str, options: Options) -> Options | None:
+    """Reads the options of a command that takes no run; None where only help was asked for.
+
+    Raises:
+      ConfigError: a flag does not exist or does not fit.
+    """
+    if first_flags(arguments, {"help": False, "h": False}):
+        print_help(usage, options)
+        return None
+    return config.from_flags(arguments, options)[0]
 
 
 def restore_from_flags(arguments: list[str], usage: str) -> Run | None:
@@ -153,115 +213,14 @@ def restore_from_flags(arguments: list[str], usage: str) -> Run | None:
     help_section = first.get("help", first.get("h"))
     if "workdir" not in first:
         if help_section is not None:
-            print_help(usage, section=help_section)
+            print_help(usage, Place(), section=help_section)
             return None
         raise config.ConfigError("--workdir is missing; it is the directory of a run of experiments.train")
     workdir = Path(first["workdir"]).expanduser()
     name, experiment, batch = runs.load_config(workdir)
     experiment = runs.on_this_machine(experiment)
     if help_section is not None:
-        print_help(usage, config.with_choices(experiment, arguments), help_section)
+        print_help(usage, Place(), experiment=config.with_choices(experiment, arguments), section=help_section)
         return None
     experiment = config.flag_overrides(experiment, arguments)
     return runs.open_run(workdir, name, experiment, batch, flags.FLAGS.step)
-
-
-def guided_by_step(run: Run, step: int | str | None) -> Run:
-    """The run of a diffusion model with the parameters of another of its checkpoints as the weaker model of its guidance.
-
-    Raises:
-      ConfigError: the model is none of diffusion, or has no weight of guidance.
-    """
-    if step is None:
-        return run
-    from genjax.families.diffusion.diffusion import Diffusion
-    from genjax.training import runs as runs
-
-    if not isinstance(run.model, Diffusion):
-        raise config.ConfigError(f"--weak_step guides diffusion models; {run.name} has {type(run.model).__name__}")
-    if run.model.guidance.scale == 0.0:
-        raise config.ConfigError("--weak_step needs the weight of the guidance: --model.guidance.scale=1")
-    weak = runs.restore(run.workdir, step).state.eval_params
-    return dataclasses.replace(run, state=run.state.replace(extra={**run.state.extra, "weak_params": weak}))
-
-
-def _takes(model: Any, condition: str) -> bool:
-    """Whether `model.sample` takes a condition; models that take any name say themselves which they do not know."""
-    parameters = inspect.signature(model.sample).parameters.values()
-    return any(p.name == condition or p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def has_exact_log_prob(model: Any) -> bool:
-    """Whether the likelihood is exact; otherwise `log_prob_bound` is the one to ask for, as of flows that dequantise."""
-    from genjax.model import HasLogProb
-
-    return isinstance(model, HasLogProb) and getattr(model, "dequantization", None) is None
-
-
-def takes_labels(model: Any) -> bool:
-    """Whether samples of a model are conditional on classes: its `check_labels` says so."""
-    from genjax.model import ChecksLabels
-
-    if not isinstance(model, ChecksLabels):
-        return False
-    try:
-        # Before it is resolved a model does not know how many classes there are.
-        config.fill_none(model, {"num_classes": 1}).check_labels(np.zeros(1, np.int32))
-    except ValueError:
-        return False
-    return True
-
-
-def labels_for(model: Any, classes: list[str], count: int, names: Sequence[str] = ()) -> np.ndarray:
-    """Classes of the samples, in turn, int32 [count].
-
-    Args:
-      model: the model.
-      classes: names of classes, or numbers.
-      count: number of samples.
-      names: names of the classes of the data in the order of their numbers.  Where all of `classes` are among them they are names.
-
-    Raises:
-      ConfigError: they are neither names nor numbers, or the model does not take classes.
-    """
-    number = {name: i for i, name in enumerate(names)}
-    try:
-        chosen = [number[c] for c in classes] if set(classes) <= set(number) else [int(c) for c in classes]
-        label = np.resize(np.array(chosen, np.int32), count)
-    except (ValueError, OverflowError):
-        known = f" or names out of {', '.join(names)}" if names else ""
-        raise config.ConfigError(f"--label={','.join(classes)} is not a list of class numbers{known}") from None
-    if not _takes(model, "label"):
-        raise config.ConfigError(f"{type(model).__name__} is not conditional on classes; leave --label out")
-    from genjax.model import ChecksLabels
-
-    # Inside of the compiled sampler their values are not known.
-    if isinstance(model, ChecksLabels):
-        model.check_labels(label)
-    return label
-
-
-def condition_for(model: Any, data: Any, given: list[str], count: int) -> np.ndarray:
-    """The condition of samples that are drawn given numbers in the units of the data, float32 [count, K].
-
-    Raises:
-      ConfigError: they are no numbers, the data have no condition, or the model does not take one.
-    """
-    if not _takes(model, "condition"):
-        raise config.ConfigError(f"{type(model).__name__} is not conditional on columns; leave --condition out")
-    if not hasattr(data, "condition"):
-        raise config.ConfigError(f"the data {data.name} have no condition; leave --condition out")
-    try:
-        values = [float(number) for number in given]
-    except ValueError:
-        raise config.ConfigError(f"--condition={','.join(given)} is not a list of numbers") from None
-    return np.tile(data.condition(values), (count, 1))
-
-
-def check_finite(samples: np.ndarray, name: str) -> None:
-    """Raises ConfigError where samples are not numbers."""
-    if np.issubdtype(samples.dtype, np.floating) and not np.isfinite(samples).all():
-        raise config.ConfigError(
-            f"{name} are not finite: the run has diverged, or an adaptive solver ran out of steps "
-            "(--model.sampler.num_steps)"
-        )

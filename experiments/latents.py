@@ -38,6 +38,7 @@ from genjax.config import ConfigError
 from genjax.data import Images, random_order, write_grid
 from genjax.evaluation import disentanglement, latents, likelihood
 from genjax.model import ChecksLabels
+from genjax.tools import conditions
 from genjax.tools import latents as latent_tables
 from genjax.tools.likelihood import log_likelihoods
 from genjax.training.records import write_json
@@ -79,7 +80,7 @@ def encode(run: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 def labels(run: Any, examples: dict[str, np.ndarray]) -> np.ndarray | None:
     """Classes of examples [N] where the model decodes codes given them, else None."""
-    return examples["label"] if command_line.takes_labels(run.model) else None
+    return examples["label"] if conditions.takes_labels(run.model) else None
 
 
 def decode(run: Any, codes: np.ndarray, label: np.ndarray | None) -> np.ndarray:
@@ -172,7 +173,7 @@ def arithmetic(run: Any) -> None:
     strength = np.linspace(0.0, 1.5, flags.FLAGS.num_values)
     chosen = codes[examples["label"] == source][: flags.FLAGS.num_rows]
     points = chosen[:, None] + strength.reshape(1, -1, *[1] * vector.ndim) * vector[None, None]
-    label = np.full(len(chosen), source) if command_line.takes_labels(run.model) else None
+    label = np.full(len(chosen), source) if conditions.takes_labels(run.model) else None
     draw(run, decode(run, points, label), len(strength), f"arithmetic_{source}_to_{target}")
 
 
@@ -185,11 +186,11 @@ def anomaly(run: Any) -> None:
     if held_out in seen or not seen:
         rest = ",".join(str(c) for c in range(10) if c != held_out)
         raise ConfigError(f"the run has seen the class {held_out}; train one without it: --data.classes={rest}")
-    if command_line.takes_labels(run.model):
+    if conditions.takes_labels(run.model):
         raise ConfigError(
             f"--tool=anomaly needs a likelihood of all classes together; {type(run.model).__name__} has one given the class"
         )
-    bound = "log_prob" if command_line.has_exact_log_prob(run.model) else "log_prob_bound"
+    bound = "log_prob" if conditions.has_exact_log_prob(run.model) else "log_prob_bound"
     needs(run, bound)
     # Of the data before their transform, as in experiments.likelihood.
     score = lambda state, batch, key: -log_likelihoods(run.model, state, batch, key)[1]  # noqa: E731
@@ -268,10 +269,10 @@ def show_decoded(run: Any) -> None:
     codes = latent_tables.read_codes(flags.FLAGS.codes, shape, limit)
     name = f"decoded_{Path(flags.FLAGS.codes).stem}"
     label = None
-    if command_line.takes_labels(run.model):
+    if conditions.takes_labels(run.model):
         if flags.FLAGS.label:
             names = run.experiment.data.label_names()
-            label = command_line.labels_for(run.model, flags.FLAGS.label, len(codes), names)
+            label = conditions.labels_for(run.model, flags.FLAGS.label, len(codes), names)
         else:
             label = np.resize(np.arange(run.model.num_classes, dtype=np.int32), len(codes))
     draw(run, latent_tables.decode(run, codes, label), flags.FLAGS.num_values, name)

@@ -20,6 +20,7 @@ from absl import flags
 
 from experiments import command_line
 from genjax import config
+from genjax.tools import conditions
 from genjax.tools.likelihood import altered, has_density, other_set, scores_of_examples
 from genjax.training.records import write_json
 
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> int:
     split = run.experiment.evaluation.split
     if not isinstance(model, HasLogProb | HasLogProbBound):
         raise config.ConfigError(f"{type(model).__name__} has no likelihood")
-    exact = command_line.has_exact_log_prob(model)
+    exact = conditions.has_exact_log_prob(model)
     key = jax.random.key(run.experiment.evaluation.seed)
 
     score = jax.jit(functools.partial(scores_of_examples, model, data))
@@ -100,7 +101,7 @@ def main(arguments: list[str]) -> int:
             examples = {**test, "x": altered(name, test["x"], data.levels)}
             examples = {k: a[own] for k, a in examples.items()}
         else:
-            if command_line.takes_labels(model):
+            if conditions.takes_labels(model):
                 raise config.ConfigError(f"the run is conditional on classes, which --against={name} does not share")
             examples = other_set(data, name, split, test["x"].shape[1:], values.num_examples)
             name = name.partition("=")[0]

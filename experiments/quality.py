@@ -30,6 +30,7 @@ from absl import flags
 from experiments import command_line
 from genjax.config import ConfigError
 from genjax.data import Images
+from genjax.tools import conditions
 from genjax.tools.features import feature_extractor
 from genjax.tools.quality import METRICS, Counts, measure
 from genjax.training.records import write_json
@@ -76,7 +77,7 @@ def main(arguments: list[str]) -> int:
     run = command_line.restore_from_flags(arguments, __doc__)
     if run is None:
         return 0
-    run = command_line.guided_by_step(run, flags.FLAGS.weak_step)
+    run = conditions.guided_by_step(run, flags.FLAGS.weak_step)
     values, data = flags.FLAGS, run.experiment.data
     if not isinstance(data, Images):
         raise ConfigError(f"experiments.quality measures pictures; {run.name} has {type(data).__name__} data")

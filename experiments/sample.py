@@ -14,6 +14,7 @@ from absl import flags
 
 from experiments import command_line
 from genjax import config
+from genjax.tools import conditions
 
 flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
 command_line.define_step()
@@ -32,7 +33,7 @@ def main(arguments: list[str]) -> int:
     run = command_line.restore_from_flags(arguments, __doc__)
     if run is None:
         return 0
-    run = command_line.guided_by_step(run, flags.FLAGS.weak_step)
+    run = conditions.guided_by_step(run, flags.FLAGS.weak_step)
     import jax
 
     from genjax.tools.answers import examples_to_answer
@@ -41,10 +42,10 @@ def main(arguments: list[str]) -> int:
     condition, batch = {}, None
     if values.label is not None:
         names = run.experiment.data.label_names()
-        condition["label"] = command_line.labels_for(run.model, values.label, values.num_samples, names)
+        condition["label"] = conditions.labels_for(run.model, values.label, values.num_samples, names)
     if values.condition is not None:
         data = run.experiment.data
-        condition["condition"] = command_line.condition_for(run.model, data, values.condition, values.num_samples)
+        condition["condition"] = conditions.condition_for(run.model, data, values.condition, values.num_samples)
     if values.reconstruct:
         if not hasattr(run.model, "reconstruct"):
             raise config.ConfigError(f"{type(run.model).__name__} does not reconstruct; leave --reconstruct out")
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> int:
             condition |= {name: batch[name] for name in ("source", "source_mask") if name in batch}
         samples = run.sample(key, values.num_samples, **condition)
         kind = "samples"
-    command_line.check_finite(samples, f"{kind} of {run.workdir}")
+    conditions.check_finite(samples, f"{kind} of {run.workdir}")
     default = Path(run.workdir) / "samples" / f"{kind}_{run.step:08d}_seed{values.seed}"
     stem = Path(values.output).expanduser() if values.output else default
     stem.parent.mkdir(parents=True, exist_ok=True)

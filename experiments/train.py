@@ -10,23 +10,30 @@ the last checkpoint.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import shlex
 import textwrap
 from typing import Any
 
-from absl import flags
-
 from experiments import command_line
 from genjax import config
 
-flags.DEFINE_string("experiment", None, "name of a registered experiment, or path/to/file.py:function")
-flags.DEFINE_string("workdir", None, "directory of checkpoints, metrics and samples; runs/<experiment> unless given")
-flags.DEFINE_string(
-    "list",
-    None,
-    "print the experiments, a line each; --list=gan prints all of a family, a data set or a part of a name",
-)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is trained, and where.
+
+    Attributes:
+      experiment: name of a registered experiment, or path/to/file.py:function.
+      workdir: directory of checkpoints, metrics and samples; runs/<experiment> unless given.
+      list: print the experiments, a line each; --list=gan prints all of a family, a data set or a part of a name.
+    """
+
+    experiment: str | None = None
+    workdir: str | None = None
+    list: str | None = None
+
 
 _FIELDS_ARE_FLAGS = """
 Every field of the experiment is a flag, --name=value; --help=model.optimizer prints the fields of one part alone.
@@ -42,16 +49,17 @@ def main(arguments: list[str]) -> int:
     help_section = first.get("help", first.get("h"))
     if "experiment" not in first:
         if help_section is not None:
-            command_line.print_help(__doc__, section=help_section)
+            command_line.print_help(__doc__, Options(), section=help_section)
             return 0
         raise config.ConfigError("--experiment is missing; --list prints the names, e.g. --experiment=vae_digits")
     entry = config.find_experiment(first["experiment"])
     experiment = entry.build()
     if help_section is not None:
         usage = f"{entry.name}: {inspect.cleandoc(entry.build.__doc__ or '')}\n{_FIELDS_ARE_FLAGS}"
-        command_line.print_help(usage, config.with_choices(experiment, arguments), help_section)
+        experiment = config.with_choices(experiment, arguments)
+        command_line.print_help(usage, Options(), experiment=experiment, section=help_section)
         return 0
-    experiment = config.flag_overrides(experiment, arguments)
+    options, experiment = config.from_flags(arguments, Options(), experiment)
     from genjax import training
 
     draw = None
@@ -59,7 +67,7 @@ def main(arguments: list[str]) -> int:
         from genjax.tools.generators import scheduled
 
         draw = scheduled(experiment)
-    workdir = flags.FLAGS.workdir or f"runs/{entry.name.rpartition(':')[2]}"
+    workdir = options.workdir or f"runs/{entry.name.rpartition(':')[2]}"
     training.train(experiment, workdir, name=entry.name, draw=draw)
     print(f"finished; samples, metrics and checkpoints are in {workdir}")
     print(f"  evaluate: python -m experiments.evaluate --workdir={shlex.quote(workdir)}")

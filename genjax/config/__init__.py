@@ -5,8 +5,15 @@ dataclasses, or a choice between dataclasses (a union of them, or a base class w
 alone this package makes one absl flag per field, replaces fields by path (`model.latent_dim`), and writes and reads JSON.
 """
 
-from genjax.config.annotations import ConfigError, suggestion
-from genjax.config.command_line import define_flags, flag_line, flag_overrides, help_text, with_choices
+from genjax.config.annotations import ConfigError, check_at_least, suggestion
+from genjax.config.command_line import (
+    define_flags,
+    flag_overrides,
+    from_flags,
+    help_text,
+    options_help,
+    with_choices,
+)
 from genjax.config.registry import Entry, find_experiment, import_experiments, register
 from genjax.config.trees import apply_overrides, differences, fill_none, from_json, override, to_json
 
@@ -14,15 +21,17 @@ __all__ = [
     "ConfigError",
     "Entry",
     "apply_overrides",
+    "check_at_least",
     "define_flags",
     "differences",
     "fill_none",
     "find_experiment",
-    "flag_line",
     "flag_overrides",
+    "from_flags",
     "from_json",
     "help_text",
     "import_experiments",
+    "options_help",
     "override",
     "register",
     "suggestion",

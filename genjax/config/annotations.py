@@ -21,6 +21,18 @@ class ConfigError(UserError):
     """A configuration that cannot be used; the message is one sentence for the user."""
 
 
+def check_at_least(options: Any, **bounds: float) -> None:
+    """Holds fields of a dataclass to their least values; None is no value.
+
+    Raises:
+      ConfigError: a field is below its bound.
+    """
+    for name, bound in bounds.items():
+        value = getattr(options, name)
+        if value is not None and value < bound:
+            raise ConfigError(f"{name}={value} must be at least {bound}")
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """What to append to an error about an unknown word: the closest known ones, or nothing."""
     return _did_you_mean(difflib.get_close_matches(word, list(known), n=3, cutoff=0.5))
@@ -109,6 +121,7 @@ def type_name(hint: Any) -> str:
     members = union_members(hint)
     if len(members) > 1:
         words = {type(None): ["none"], bool: ["true", "false"]}
+        words |= {m: list(map(str, typing.get_args(m))) for m in members if typing.get_origin(m) is Literal}
         *names, last = [name for member in members for name in words.get(member, [type_name(member)])]
         return f"{', '.join(names)} or {last}"
     if typing.get_origin(hint) is tuple:

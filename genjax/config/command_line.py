@@ -95,6 +95,12 @@ def help_text(config: Any, section: str = "") -> str:
     return "\n".join(lines[1:])
 
 
+def options_help(*options: Any) -> str:
+    """The fields of dataclasses of options as flags with their texts, a line each, by name."""
+    rows = [(path, _flag_help(each, path, hint, value)) for each in options for path, hint, value in leaves(each)]
+    return "\n".join(flag_line(*row) for row in sorted(rows))
+
+
 def define_flags(config: Any, flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines one typed flag per field of a dataclass tree, named by its path; all of them default to None."""
     for path, hint, value in leaves(config):
@@ -130,39 +136,57 @@ def with_choices(config: Any, arguments: list[str]) -> Any:
     return config
 
 
-def flag_overrides(config: Any, arguments: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> Any:
-    """Defines flags for a configuration, chosen dataclasses included, and parses a command line into a new one.
+def from_flags(arguments: list[str], *configs: Any, flag_values: flags.FlagValues | None = None) -> tuple[Any, ...]:
+    """Parses a command line whose flags are the fields of dataclass trees, by path, chosen dataclasses included.
 
     Args:
-      config: the configuration whose values are the defaults.
       arguments: command line with the program's name first.
-      flag_values: where the flags are defined; other flags (`--experiment`) may be there already.
+      configs: the trees, such as the options of a command and an experiment; their values are the defaults.
+      flag_values: where the flags are defined; by default in a set of this call alone.
 
     Returns:
-      The configuration with the command line's values.
+      The trees with the command line's values.
 
     Raises:
       absl.flags.Error: a value of the wrong type.
       ConfigError: an unknown flag, or a choice that does not exist.
     """
-    config = with_choices(config, arguments)
-    define_flags(config, flag_values)
+    flag_values = flags.FlagValues() if flag_values is None else flag_values
+    configs = tuple(with_choices(each, arguments) for each in configs)
+    for each in configs:
+        define_flags(each, flag_values)
     try:
         remaining = flag_values(arguments)
     except flags.UnrecognizedFlagError as error:
-        raise ConfigError(_unknown_flag(config, error.flagname, list(flag_values))) from None
+        raise ConfigError(_unknown_flag(configs, error.flagname, list(flag_values))) from None
     if len(remaining) > 1:
         raise ConfigError(f"unexpected argument {remaining[1]!r}; flags are written --name=value")
-    present = {
-        path: flag_values[path].value
-        for path, hint, _ in leaves(config)
-        if path in flag_values and flag_values[path].present and not choices(hint)
-    }
-    return apply_overrides(config, present)
+    return tuple(
+        apply_overrides(
+            each,
+            {
+                path: flag_values[path].value
+                for path, hint, _ in leaves(each)
+                if flag_values[path].present and not choices(hint)
+            },
+        )
+        for each in configs
+    )
 
 
-def _unknown_flag(config: Any, name: str, known: list[str]) -> str:
+def flag_overrides(config: Any, arguments: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> Any:
+    """The same of one tree, whose flags stand beside others that are defined already."""
+    return from_flags(arguments, config, flag_values=flag_values)[0]
+
+
+def _unknown_flag(configs: tuple[Any, ...], name: str, known: list[str]) -> str:
     """The error about a flag that does not exist."""
+    reasons = filter(None, (_misused_path(config, name) for config in configs))
+    return next(reasons, f"there is no flag --{name}{path_suggestion(name, known)}")
+
+
+def _misused_path(config: Any, name: str) -> str | None:
+    """Why a path is no flag of a tree, where it is nearly one; None if the tree does not know it at all."""
     *parents, last = name.split(".")
     owners = list(itertools.accumulate(parents, lambda owner, part: getattr(owner, part, None), initial=config))
     if dataclasses.is_dataclass(owners[-1]):
@@ -182,4 +206,4 @@ def _unknown_flag(config: Any, name: str, known: list[str]) -> str:
         if having:
             here = format_value(owners[-1])
             return f"--{name} needs --{'.'.join(parents)}={' or '.join(having)}, which is {here} here"
-    return f"there is no flag --{name}{path_suggestion(name, known)}"
+    return None

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import grain
 import numpy as np
+from absl import flags
 
 from genjax.data.base import RESIDENT_BYTES, Data, DataError, Examples
 
@@ -114,6 +115,9 @@ class Pipeline:
         steps = grain.MapDataset.range(start, stop).map(self.batch)
         if self.data.num_workers:
             dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+            # Grain reads flags of its own, which must count as parsed.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(num_workers=self.data.num_workers)
             dataset = dataset.mp_prefetch(options, worker_init_fn=_leave_interrupts_to_the_run)
         else:

@@ -8,17 +8,17 @@ import jax
 import numpy as np
 from PIL import Image
 
-from experiments import command_line
 from genjax.batch import Array, Batch
 from genjax.config import ConfigError
 from genjax.data import Images, Latents, Points, TimeSeries, first_examples
 from genjax.data.base import Data
 from genjax.model import GenerativeModel, TrainState
+from genjax.tools import conditions
 
 
 def log_likelihoods(model: GenerativeModel, state: TrainState, batch: Batch, key: Array) -> tuple[Array, Array]:
     """Exact log-likelihoods, or bounds, of x and of the data before their transform, in nats, [B] each."""
-    exact = command_line.has_exact_log_prob(model)
+    exact = conditions.has_exact_log_prob(model)
     log_prob = model.log_prob(state, batch) if exact else model.log_prob_bound(state, batch, key)
     return log_prob, log_prob + batch["log_abs_det"] if "log_abs_det" in batch else log_prob
 

@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import command_line
 from genjax.config import ConfigError
 from genjax.data import Images, random_order, write_grid
 from genjax.evaluation import quality
 from genjax.evaluation.neighbors import NearestNeighbors, memorization
 from genjax.evaluation.quality import FeatureStatistics
+from genjax.tools import conditions
 from genjax.tools.answers import answers_sources, examples_in_order
 from genjax.tools.features import Extract
 
@@ -41,7 +41,7 @@ def samples_of(run: Any, seed: int, count: int) -> Iterator[np.ndarray]:
     """
     data = run.experiment.data
     size = min(data.eval_batch_size, count)
-    order = random_order(len(data.load("train"))) if command_line.takes_labels(run.model) else None
+    order = random_order(len(data.load("train"))) if conditions.takes_labels(run.model) else None
     for i in range(math.ceil(count / size)):
         key, condition = jax.random.fold_in(jax.random.key(seed), i), {}
         if answers_sources(run.model):

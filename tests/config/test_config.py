@@ -67,7 +67,7 @@ class Whole:
 
 
 def from_command_line(*arguments):
-    return config.flag_overrides(Whole(), ["program", *arguments], flags.FlagValues())
+    return config.from_flags(["program", *arguments], Whole())[0]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_fields_that_depend_on_each_other_change_at_once():
         changed = config.apply_overrides(WithInterval(), {path: wanted[path] for path in order})
         assert changed.interval == Interval(-5, -4)
         arguments = ["program", *(f"--{path}={wanted[path]}" for path in order)]
-        assert config.flag_overrides(WithInterval(), arguments, flags.FlagValues()) == changed
+        assert config.from_flags(arguments, WithInterval())[0] == changed
     with pytest.raises(ConfigError, match="low=2 is not below high=1"):
         config.apply_overrides(WithInterval(), {"interval.low": 2})
 

@@ -13,7 +13,6 @@ from absl.testing import flagsaver
 from PIL import Image
 
 import genjax
-from experiments import command_line
 from genjax import config
 from genjax.families.diffusion.consistency import ConsistencyModel
 from genjax.families.diffusion.discrete import MaskedDiffusion
@@ -22,6 +21,7 @@ from genjax.families.diffusion.image_to_image import ImageToImage
 from genjax.families.diffusion.networks import ResidualMLP
 from genjax.families.diffusion.noisy_classifier import NoisyClassifier
 from genjax.families.diffusion.samplers import Heun
+from genjax.tools import conditions
 from genjax.training import train
 from tests.entry_points import entry_point
 
@@ -124,25 +124,25 @@ def test_pictures_are_filled_in_and_changed(tools):
 
 def test_classes_are_asked_of_models_that_have_them_and_samples_are_numbers():
     model = EDM(num_classes=10, condition_on=("label",))
-    np.testing.assert_array_equal(command_line.labels_for(model, ["3", "10"], 3), [3, 10, 3])
+    np.testing.assert_array_equal(conditions.labels_for(model, ["3", "10"], 3), [3, 10, 3])
     # Names where all are names, as numbers may be names too; else numbers.
     names = ("10", "3", "cat")
     for classes, numbers in ((["cat", "3"], [2, 1]), (["10"], [0]), (["10", "2"], [10, 2])):
-        np.testing.assert_array_equal(command_line.labels_for(model, classes, len(classes), names), numbers)
+        np.testing.assert_array_equal(conditions.labels_for(model, classes, len(classes), names), numbers)
     with pytest.raises(
         config.ConfigError, match="--label=cat,2 is not a list of class numbers or names out of 10, 3, cat"
     ):
-        command_line.labels_for(model, ["cat", "2"], 2, names)
+        conditions.labels_for(model, ["cat", "2"], 2, names)
     # Classifiers of noisy data draw what they take for a class.
-    assert command_line.takes_labels(NoisyClassifier()) and not command_line.takes_labels(MaskedDiffusion())
+    assert conditions.takes_labels(NoisyClassifier()) and not conditions.takes_labels(MaskedDiffusion())
     with pytest.raises(config.ConfigError, match="--label=3,99999999999 is not a list of class numbers"):
-        command_line.labels_for(model, ["3", "99999999999"], 3)
+        conditions.labels_for(model, ["3", "99999999999"], 3)
     with pytest.raises(config.ConfigError, match="not a list of class numbers"):
-        command_line.labels_for(model, ["cat"], 3)
+        conditions.labels_for(model, ["cat"], 3)
     with pytest.raises(ValueError, match="between 0 and 9"):
-        command_line.labels_for(model, ["11"], 3)
+        conditions.labels_for(model, ["11"], 3)
     with pytest.raises(config.ConfigError, match="MaskedDiffusion is not conditional on classes"):
-        command_line.labels_for(MaskedDiffusion(), ["3"], 3)
-    command_line.check_finite(np.array([1, 2]), "samples")
+        conditions.labels_for(MaskedDiffusion(), ["3"], 3)
+    conditions.check_finite(np.array([1, 2]), "samples")
     with pytest.raises(config.ConfigError, match="ran out of steps"):
-        command_line.check_finite(np.array([1.0, np.inf]), "samples")
+        conditions.check_finite(np.array([1.0, np.inf]), "samples")

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import command_line
 from genjax.families.autoregressive.gated_pixel_cnn import GatedPixelCNN
 from genjax.families.autoregressive.image_gpt import ImageGPT
 from genjax.families.autoregressive.pixel_cnn import PixelCNN
@@ -28,6 +27,7 @@ from genjax.nn.mixture_of_experts import MixtureOfExperts
 from genjax.nn.transformer import Transformer
 from genjax.nn.vision_transformer import VisionTransformer
 from genjax.optimizers import AdamW
+from genjax.tools import conditions
 from genjax.training.checkpoints import Checkpoints, warm_start
 
 GREY = {"data_shape": (4, 4, 1), "output_dim": 5}
@@ -290,8 +290,8 @@ def test_experts_are_refused_where_nothing_would_balance_them():
 
 def test_the_tools_see_that_a_prior_over_codes_is_conditional():
     conditional = VQPrior(prior=GatedPixelCNN(class_conditional=True, num_classes=3))
-    assert command_line.takes_labels(conditional)
-    assert not command_line.takes_labels(VQPrior()) and not command_line.takes_labels(VQDiffusion())
+    assert conditions.takes_labels(conditional)
+    assert not conditions.takes_labels(VQPrior()) and not conditions.takes_labels(VQDiffusion())
 
 
 def test_a_prior_over_codes_learns_alone_and_adds_its_bits(tmp_path):

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import command_line
 from genjax.batch import example_keys
 from genjax.data.images import Images
 from genjax.data.points import Points
@@ -26,6 +25,7 @@ from genjax.families.gan.gan import GAN
 from genjax.families.vae.conditional_vae import ConditionalVAE
 from genjax.model import GenerativeModel, HasLatents, HasLogProb
 from genjax.optimizers import Adam
+from genjax.tools import conditions
 from genjax.tools import latents as latent_tables
 from genjax.tools.likelihood import log_likelihoods, scores_of_examples
 from genjax.training.experiment import Experiment, resolve
@@ -347,14 +347,14 @@ def test_the_latent_tools_decode_codes_given_the_classes_of_a_conditional_flow()
     model, state, _ = trained("conditional")
     batch, run = point_batch(), types.SimpleNamespace(model=model, state=state)
     codes = np.asarray(model.encode(state, batch))
-    assert command_line.takes_labels(model)
+    assert conditions.takes_labels(model)
     again = latent_tables.decode(run, codes, np.asarray(batch["label"]))
     np.testing.assert_allclose(again, batch["x"], atol=1e-4)
     for other in (ConditionalVAE(), EDM(condition_on=("label",)), GAN(conditioning="projection")):
-        assert command_line.takes_labels(other)
+        assert conditions.takes_labels(other)
     plain = POINT_MODELS["real_nvp"]
-    assert not any(map(command_line.takes_labels, (plain, ConditionalVAE(condition_keys=("context",)), EDM(), GAN())))
-    assert command_line.has_exact_log_prob(plain) and not command_line.has_exact_log_prob(IMAGE_MODELS["nice"])
+    assert not any(map(conditions.takes_labels, (plain, ConditionalVAE(condition_keys=("context",)), EDM(), GAN())))
+    assert conditions.has_exact_log_prob(plain) and not conditions.has_exact_log_prob(IMAGE_MODELS["nice"])
 
 
 def test_diagnosis_names_the_layer_that_broke():

@@ -1,0 +1,107 @@
+"""What the samples of a run are conditional on: classes, columns, and a weaker model that guides diffusion."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from genjax import config
+from genjax.families.diffusion.diffusion import Diffusion
+from genjax.model import ChecksLabels, HasLogProb
+from genjax.training import Run, runs
+
+
+def guided_by_step(run: Run, step: int | str | None) -> Run:
+    """The run of a diffusion model with the parameters of another of its checkpoints as the weaker model of its guidance.
+
+    Raises:
+      ConfigError: the model is none of diffusion, or has no weight of guidance.
+    """
+    if step is None:
+        return run
+    if not isinstance(run.model, Diffusion):
+        raise config.ConfigError(f"--weak_step guides diffusion models; {run.name} has {type(run.model).__name__}")
+    if run.model.guidance.scale == 0.0:
+        raise config.ConfigError("--weak_step needs the weight of the guidance: --model.guidance.scale=1")
+    weak = runs.restore(run.workdir, step).state.eval_params
+    return dataclasses.replace(run, state=run.state.replace(extra={**run.state.extra, "weak_params": weak}))
+
+
+def _takes(model: Any, condition: str) -> bool:
+    """Whether `model.sample` takes a condition; models that take any name say themselves which they do not know."""
+    parameters = inspect.signature(model.sample).parameters.values()
+    return any(p.name == condition or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def has_exact_log_prob(model: Any) -> bool:
+    """Whether the likelihood is exact; otherwise `log_prob_bound` is the one to ask for, as of flows that dequantise."""
+    return isinstance(model, HasLogProb) and getattr(model, "dequantization", None) is None
+
+
+def takes_labels(model: Any) -> bool:
+    """Whether samples of a model are conditional on classes: its `check_labels` says so."""
+    if not isinstance(model, ChecksLabels):
+        return False
+    try:
+        # Before it is resolved a model does not know how many classes there are.
+        config.fill_none(model, {"num_classes": 1}).check_labels(np.zeros(1, np.int32))
+    except ValueError:
+        return False
+    return True
+
+
+def labels_for(model: Any, classes: list[str], count: int, names: Sequence[str] = ()) -> np.ndarray:
+    """Classes of the samples, in turn, int32 [count].
+
+    Args:
+      model: the model.
+      classes: names of classes, or numbers.
+      count: number of samples.
+      names: names of the classes of the data in the order of their numbers.  Where all of `classes` are among them they are names.
+
+    Raises:
+      ConfigError: they are neither names nor numbers, or the model does not take classes.
+    """
+    number = {name: i for i, name in enumerate(names)}
+    try:
+        chosen = [number[c] for c in classes] if set(classes) <= set(number) else [int(c) for c in classes]
+        label = np.resize(np.array(chosen, np.int32), count)
+    except (ValueError, OverflowError):
+        known = f" or names out of {', '.join(names)}" if names else ""
+        raise config.ConfigError(f"--label={','.join(classes)} is not a list of class numbers{known}") from None
+    if not _takes(model, "label"):
+        raise config.ConfigError(f"{type(model).__name__} is not conditional on classes; leave --label out")
+    # Inside of the compiled sampler their values are not known.
+    if isinstance(model, ChecksLabels):
+        model.check_labels(label)
+    return label
+
+
+def condition_for(model: Any, data: Any, given: list[str], count: int) -> np.ndarray:
+    """The condition of samples that are drawn given numbers in the units of the data, float32 [count, K].
+
+    Raises:
+      ConfigError: they are no numbers, the data have no condition, or the model does not take one.
+    """
+    if not _takes(model, "condition"):
+        raise config.ConfigError(f"{type(model).__name__} is not conditional on columns; leave --condition out")
+    if not hasattr(data, "condition"):
+        raise config.ConfigError(f"the data {data.name} have no condition; leave --condition out")
+    try:
+        values = [float(number) for number in given]
+    except ValueError:
+        raise config.ConfigError(f"--condition={','.join(given)} is not a list of numbers") from None
+    return np.tile(data.condition(values), (count, 1))
+
+
+def check_finite(samples: np.ndarray, name: str) -> None:
+    """Raises ConfigError where samples are not numbers."""
+    if np.issubdtype(samples.dtype, np.floating) and not np.isfinite(samples).all():
+        raise config.ConfigError(
+            f"{name} are not finite: the run has diverged, or an adaptive solver ran out of steps "
+            "(--model.sampler.num_steps)"
+        )
