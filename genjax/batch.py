@@ -16,7 +16,7 @@ Array = jax.Array
 PyTree = Any
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array | Ratio]
-#: Types that a network can compute in; parameters, losses and likelihoods are float32 whatever it is.
+#: Types that a network can compute in.  Parameters, losses and likelihoods are always float32.
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 
 #: Name of the device axis in the `pmap` mode of the engine.
@@ -29,9 +29,9 @@ def batch_size(batch: Batch) -> int:
 
 
 def example_places(batch: Batch) -> Array:
-    """The place of each example in the whole batch, of which this may be a part, [B].
+    """The place of each example in the whole batch, [B]; `batch` may be a part of the whole batch.
 
-    Without `example_index` the devices of the `pmap` mode hold equal parts, one after the other.
+    If the batch has no `example_index`, the devices of the `pmap` mode hold equal parts, in their order.
     """
     if "example_index" in batch:
         return batch["example_index"]
@@ -45,27 +45,29 @@ def example_places(batch: Batch) -> Array:
 def example_keys(key: Array, batch: Batch) -> Array:
     """One random key per example, shape [B].
 
-    Noise that is drawn from these belongs to the example and not to its place in memory, so that
-    accumulation, `pmap` and evaluation in batches of another size all give the same numbers:
+    Noise drawn from these keys belongs to the example and not to its place in memory, so that accumulation, `pmap` and
+    evaluation in batches of another size all give the same numbers:
 
         epsilon = jax.vmap(lambda k: jax.random.normal(k, (latent_dim,)))(example_keys(key, batch))
 
-    The engine puts `example_index` into the batch wherever the batch at hand is a part of a larger one.
+    The engine adds `example_index` to every batch that is a part of a larger batch.
     """
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, example_places(batch))
 
 
 def check_label_range(label: Array, num_classes: int | None) -> None:
-    """Refuses labels [B] outside of 0 .. num_classes - 1; inside of compiled functions their values are not known.
+    """Refuses labels [B] outside of 0 .. num_classes - 1.
+
+    Inside compiled functions, where the values of labels are not known, only `num_classes` is checked.
 
     Raises:
-      UserError: one is none of the classes, or nobody has said how many there are.
+      UserError: a label is out of range, or `num_classes` is None.
     """
     if num_classes is None:
         raise UserError("model.num_classes is None; give it, or choose a data set with classes")
     if isinstance(label, jax.core.Tracer):
         return
-    # In numpy, as jnp's answer would be traced where the caller is compiled.
+    # In numpy: jnp would return a traced value if the caller is compiled.
     label = np.asarray(label)
     if label.size and (label.min() < 0 or label.max() >= num_classes):
         raise UserError(f"labels must lie between 0 and {num_classes - 1}, not {label.min()} and {label.max()}")
@@ -74,7 +76,7 @@ def check_label_range(label: Array, num_classes: int | None) -> None:
 def one_hot_classes(label: Array, num_classes: int | None) -> Array:
     """Classes [B] as float32 [B, num_classes].
 
-    Inside of compiled functions, where values are not known, a label outside of the classes gives NaN and stops the run.
+    Inside compiled functions, where values are not known, a label out of range gives NaN, which stops the run.
 
     Raises:
       UserError: as `check_label_range`.
@@ -85,7 +87,7 @@ def one_hot_classes(label: Array, num_classes: int | None) -> Array:
 
 
 def cross_device_mean(tree: PyTree) -> PyTree:
-    """Mean over the devices of the `pmap` mode; elsewhere the identity (under `jit` means are global already)."""
+    """Mean over the devices in the `pmap` mode; otherwise the input itself (under `jit` means are global already)."""
     try:
         jax.lax.axis_index(DEVICE_AXIS)
     except NameError:
@@ -94,7 +96,7 @@ def cross_device_mean(tree: PyTree) -> PyTree:
 
 
 def cross_device_sum(tree: PyTree) -> PyTree:
-    """Sum over the devices of the `pmap` mode; elsewhere the identity.  For sufficient statistics."""
+    """Sum over the devices in the `pmap` mode; otherwise the input unchanged.  For sufficient statistics."""
     try:
         jax.lax.axis_index(DEVICE_AXIS)
     except NameError:
@@ -103,7 +105,7 @@ def cross_device_sum(tree: PyTree) -> PyTree:
 
 
 def cross_device_gather(tree: PyTree) -> PyTree:
-    """The global batch from its parts on the devices of the `pmap` mode; elsewhere the identity."""
+    """Joins the parts of the batch on all devices in the `pmap` mode; otherwise returns the input unchanged."""
     try:
         jax.lax.axis_index(DEVICE_AXIS)
     except NameError:
@@ -112,9 +114,9 @@ def cross_device_gather(tree: PyTree) -> PyTree:
 
 
 def own_part(tree: PyTree, count: int) -> PyTree:
-    """Of arrays over the global batch the rows of this device's `count` examples in the `pmap` mode; elsewhere the identity.
+    """Selects this device's `count` rows of arrays over the global batch under `pmap`; otherwise returns all rows.
 
-    What a device draws in the shape of the global batch, and takes its part of, is what one device would draw.
+    A device that draws noise for the global batch and keeps its own part draws the same noise as a single device would.
     """
     try:
         device = jax.lax.axis_index(DEVICE_AXIS)

@@ -19,14 +19,14 @@ from genjax.optimizers import tree_norm
 
 @dataclasses.dataclass(frozen=True)
 class BatchLoss:
-    """A loss that is no mean over examples, as one that contrasts each with all others.
+    """A loss that is not a mean over examples, such as a loss that contrasts each example with all others.
 
-    With accumulation, the outputs of all microbatches are computed first; then each microbatch's share of the gradient
-    follows from the gradient of the loss by its outputs (Gao et al. 2021, arXiv:2101.06983).  This takes a second forward
-    pass, and gives the value and the gradient of the whole batch.
+    With accumulation, the outputs of all microbatches are computed first.  The gradient of the loss by these outputs is
+    then carried back through the network, microbatch by microbatch (Gao et al. 2021, arXiv:2101.06983).  This takes a
+    second forward pass and gives exactly the value and the gradient of the whole batch.
 
     Attributes:
-      outputs: `(params, batch, key) -> outputs`, floating-point arrays [B, ...] whose rows belong to the examples.
+      outputs: `(params, batch, key) -> outputs`, floating-point arrays [B, ...] with a row for each example.
       loss: `(outputs, batch, key) -> (loss, metrics)` of the whole batch, or of the device's part of it; with `extra`,
         `(outputs, batch, key, extra) -> (loss, (metrics, extra))`.
     """
@@ -35,14 +35,14 @@ class BatchLoss:
     loss: Callable[..., tuple[Array, Any]]
 
     def __call__(self, params: PyTree, batch: Batch, key: Array, *extra: PyTree) -> tuple[Array, Any]:
-        """The loss of a batch that is computed in one piece."""
+        """The loss of a batch, computed in one piece."""
         return self.loss(self.outputs(params, batch, key), batch, key, *extra)
 
 
 def _microbatches(batch: PyTree, count: int) -> PyTree:
     """Arrays [B, ...] as [count, B / count, ...].
 
-    Example i goes to microbatch i mod count: every device keeps a share of each microbatch.
+    Example i goes to microbatch i mod count, so that every device keeps a share of each microbatch.
     """
     return jax.tree.map(lambda a: a.reshape(a.shape[0] // count, count, *a.shape[1:]).swapaxes(0, 1), batch)
 
@@ -58,12 +58,13 @@ def value_and_gradient(
     """Gradient of a mean-over-examples loss, accumulated over microbatches and averaged over devices.
 
     Args:
-      loss: `(params, batch, key) -> (loss, metrics)`, means over the examples of its batch, or a `Ratio` of two among
-        the metrics; with `extra`, `(params, batch, key, extra) -> (loss, (metrics, extra))`.  Or a `BatchLoss`.
-      params: differentiated argument.
+      loss: `(params, batch, key) -> (loss, metrics)`, where the loss is a mean over the examples of its batch and each
+        metric is such a mean or a `Ratio` of two means; with `extra`, `(params, batch, key, extra) -> (loss, (metrics,
+        extra))`.  Or a `BatchLoss`.
+      params: the parameters that the loss is differentiated by.
       batch: global batch; its size must be a multiple of `accumulation_steps`.
       key: random key, the same for every microbatch (see `example_keys`).
-      accumulation_steps: number of microbatches that are taken one after the other to save memory.
+      accumulation_steps: number of microbatches, which are computed one after the other to save memory.
       extra: state that the loss carries from one microbatch to the next, or None.
 
     Returns:
@@ -91,7 +92,7 @@ def value_and_gradient(
         )
     batch = {"example_index": example_places(batch), **batch}
     microbatches = _microbatches(batch, accumulation_steps)
-    # XLA compiles gradients of convolutions badly inside of loops on CPU; a few microbatches need none.
+    # XLA compiles gradients of convolutions badly inside of loops on CPU; for a few microbatches the loop is unrolled.
     unroll = jax.default_backend() == "cpu" and accumulation_steps <= 4
     zeros = jax.tree.map(jnp.zeros_like, params)
     if isinstance(loss, BatchLoss):
@@ -122,9 +123,10 @@ def value_and_gradient(
 
 
 def after_backward_pass(gradients: PyTree, norm: Array) -> PyTree:
-    """Makes every gradient wait for the norm of all on CPU; values stay, but a norm that is NaN makes all of them NaN.
+    """On CPU, makes every gradient depend on the norm of all gradients; elsewhere returns the gradients unchanged.
 
-    Else XLA, free to update a parameter before the backward pass has read it for the last time, first copies them all.
+    Without this barrier XLA may schedule updates before the last read of a parameter, and copies all parameters.
+    Values stay as they are, but a NaN in `norm` makes all gradients NaN.
     """
     if jax.default_backend() != "cpu":
         return gradients
@@ -140,9 +142,9 @@ def gradient_update(
     key: Array,
     extra: PyTree = None,
 ) -> tuple[PyTree, PyTree, Metrics, PyTree]:
-    """One optimizer update of one network; families with several networks alternate these.
+    """One optimizer update of one network; families with several networks alternate such updates.
 
-    Arguments are those of `value_and_gradient`; `optimizer` is an `optimizers.Optimizer`.
+    `optimizer` is an `optimizers.Optimizer`; see `value_and_gradient` for the other arguments.
 
     Returns:
       New params, new optimizer state, metrics (with `loss` and `gradient_norm`), new extra.
@@ -164,12 +166,12 @@ def gradient_update(
 
 
 def unless_skipped(metrics: Metrics, new: PyTree, old: PyTree, name: str = "skipped") -> PyTree:
-    """`new`, or `old` where an update was skipped; for state that a family renews beside an update.
+    """`new`, or `old` if the update was skipped; for state that a family renews beside the parameters.
 
     Args:
-      metrics: of the update, where `name` is 1 if it was skipped (see `Optimizer.skip_nonfinite`).
+      metrics: metrics of the update.
       new, old: the state after the step and before it.
-      name: which metric says so.
+      name: the metric that is 1 if the update was skipped (see `Optimizer.skip_nonfinite`).
     """
     if name not in metrics:
         return new
@@ -177,7 +179,10 @@ def unless_skipped(metrics: Metrics, new: PyTree, old: PyTree, name: str = "skip
 
 
 def ema_update(ema_params: PyTree, params: PyTree, decay: float, step: Array) -> PyTree:
-    """Moving average of parameters; `step` counts from 0 and warms the decay up, so that early averages are not stale."""
+    """Moving average of parameters.
+
+    `step` counts from 0: the decay grows with it, up to `decay`, so that early averages are not stale.
+    """
     step = step.astype(jnp.float32)
     decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda e, p: (decay * e + (1.0 - decay) * p).astype(e.dtype), ema_params, params)
@@ -189,8 +194,8 @@ def gradient_step(
     """Turns a loss into a `train_step` with accumulation, clipping, moving average and cross-device means.
 
     Args:
-      loss: `(params, batch, key) -> (loss, metrics)`; with_extra, `(params, batch, key, extra) ->
-        (loss, (metrics, extra))`.  Both are means over the examples of the batch.
+      loss: `(params, batch, key) -> (loss, metrics)`, means over the examples of the batch; if `with_extra`, then
+        `(params, batch, key, extra) -> (loss, (metrics, extra))`.
       optimizer: an `optimizers.Optimizer`.
       with_extra: whether the loss reads and renews `state.extra`.
     """

@@ -11,25 +11,25 @@ import numpy as np
 class Ratio(flax.struct.PyTreeNode):
     """A metric that is a quotient of two sums, such as nats a token.
 
-    Parts of a batch differ in their numbers of tokens, so that the mean of their quotients is not the quotient of the
-    whole.  A pytree of two leaves is averaged part by part over microbatches, devices, examples and the steps of a line,
-    and divided once, at the end.
+    Parts of a batch have different numbers of tokens, so the mean of the parts' quotients is not the quotient of the
+    whole batch.  Numerator and denominator are therefore averaged separately, over microbatches, devices, examples and
+    the steps of a line of the log, and divided once, at the end.
 
     Attributes:
-      numerator: float, in training a scalar, in an evaluation one value an example, [B].
-      denominator: what it is divided by, of the same shape.
+      numerator: float; a scalar in training, one value an example, [B], in an evaluation.
+      denominator: float of the same shape.
     """
 
     numerator: Any
     denominator: Any
 
     def value(self) -> Any:
-        """The quotient, on the host; NaN where the denominator is 0, as there is nothing to tell the mean of."""
+        """The quotient, computed on the host; NaN where the denominator is 0, as nothing was counted there."""
         with np.errstate(divide="ignore", invalid="ignore"):
             quotient = np.asarray(self.numerator) / np.asarray(self.denominator)
         return np.where(np.asarray(self.denominator) == 0, np.nan, quotient)[()]
 
 
 def divided(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Metrics with the quotient in place of each `Ratio`."""
+    """Metrics with each `Ratio` replaced by its quotient."""
     return {name: metric.value() if isinstance(metric, Ratio) else metric for name, metric in metrics.items()}

@@ -9,9 +9,9 @@ Training is a pure function of a configuration and a seed:
 A model is a frozen dataclass of hyper-parameters that holds no arrays.  It is therefore its own
 configuration, hashable, and a static argument of `jit`.  All arrays live in a `TrainState`.
 
-A batch is a flat dict of arrays whose first axis is the batch axis: `x` is the modelled variable of
-continuous and image models, `tokens` of token models; `label`, `mask` and others accompany it.  In evaluations `padding`
-[B] is True at examples that only fill up the last batch.
+A batch is a flat dict of arrays whose first axis is the batch axis.  Continuous models and image models learn the array
+`x`, token models learn `tokens`; `label`, `mask` and other arrays accompany it.  In evaluations `padding` [B] is True
+at examples that only fill up the last batch.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class TrainState(flax.struct.PyTreeNode):
 
         Args:
           params: learned parameters.
-          optimizer: an `optimizers.Optimizer`; or a dict of them whose keys are keys of `params`,
-            for families that train several networks; or None.
-          extra: what the family adds.
+          optimizer: an `optimizers.Optimizer`; or, for families that train several networks, a dict of optimizers
+            whose keys are keys of `params`; or None.
+          extra: the entries of `TrainState.extra`, which the family defines.
         """
         if optimizer is None:
             opt_state, ema = (), None
@@ -66,10 +66,10 @@ class TrainState(flax.struct.PyTreeNode):
         return cls(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, ema_params=ema, extra=extra or {})
 
     def with_params(self, params: PyTree) -> TrainState:
-        """The state of a model with these parameters, for whatever evaluates, samples or generates with `eval_params`.
+        """The state with other parameters, which `eval_params` then returns: no average takes their place.
 
-        A caller inside of training, who wants the parameters of this step and not their average, gives `state.params` or
-        those that a loss is differentiated by.
+        Inside a training step this lets a model evaluate or sample with the parameters of the step itself
+        (`state.params`, or the argument of a loss) and not with their moving average.
         """
         return self.replace(params=params, ema_params=None)
 
@@ -88,19 +88,25 @@ class GenerativeModel(Protocol):
     """What the engine asks of a model.  All four methods are pure and traceable."""
 
     def init(self, key: Array, batch: Batch) -> TrainState:
-        """Returns the state before the first step; `batch` gives shapes (and values to data-dependent starts)."""
+        """Returns the state before the first step.
+
+        `batch` tells the shapes; models with a data-dependent start read its values too.
+        """
         ...
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """One update.  Metrics are float scalars or a `Ratio` of two, and `loss` is among them."""
+        """One update.  Each metric is a float scalar or a `Ratio` of two scalars; one metric is `loss`."""
         ...
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Returns one value per example under each name, [B], or a `Ratio` of two; the engine masks padding and averages."""
+        """Metrics of a batch: an array [B] with a value per example, or a `Ratio` of two such arrays.
+
+        The engine leaves out padding and averages.
+        """
         ...
 
     def sample(self, state: TrainState, key: Array, num_samples: int, **condition: Any) -> Array:
-        """Draws `num_samples` examples in the form that the batches have, shape [num_samples, ...]."""
+        """Draws `num_samples` examples, shape [num_samples, ...], in the form of the arrays in a batch."""
         ...
 
 
@@ -114,20 +120,23 @@ class HasPretrained(Protocol):
     pretrained: str | None
 
     def with_pretrained_sizes(self) -> GenerativeModel:
-        """The model with the sizes of the checkpoint; itself where none is named."""
+        """The model with the sizes of the checkpoint; the model itself where `pretrained` is None."""
         ...
 
     def pretrained_params(self, params: PyTree) -> PyTree:
-        """Parameters of the checkpoint, placed as `params` are, which they replace; new ones for what it does not have."""
+        """The parameters to start from, in the tree of `params` and on the same devices: values of the checkpoint.
+
+        Parameters that the checkpoint does not have are initialised anew.
+        """
         ...
 
 
 @runtime_checkable
 class HasLearnedExtra(Protocol):
-    """A model that learns arrays of `state.extra` with its parameters, so that a run which starts from all of these takes both.
+    """A model that learns arrays of `state.extra` too, so that a run which starts from this one takes them as well.
 
     Attributes:
-      learned_extra: their names, those among them that a configuration does not have included.
+      learned_extra: names of the learned entries of `state.extra`, including entries that only some settings create.
     """
 
     learned_extra: tuple[str, ...]
@@ -135,26 +144,27 @@ class HasLearnedExtra(Protocol):
 
 @runtime_checkable
 class ChecksStart(Protocol):
-    """A model that cannot start from any parameters, as one that is distilled from a teacher."""
+    """A model that needs certain parameters to start from, such as a student that is distilled from a teacher."""
 
     def check_start(self, source: GenerativeModel | None) -> None:
         """Called before the first step of a run.
 
         Args:
-          source: the model of the run `training.init_from` that parameters are taken from, or None where there is none.
+          source: the model of the run `training.init_from`, whose parameters the new run takes; None if
+            `training.init_from` is None.
 
         Raises:
-          UserError: the run cannot start from these.
+          UserError: the run cannot start from `source`.
         """
         ...
 
 
 @runtime_checkable
 class ChecksData(Protocol):
-    """A model that some data sets do not suit."""
+    """A model that cannot learn from every data set."""
 
     def check_data(self, spec: Mapping[str, Any]) -> None:
-        """Called with what a data set says of itself, before anything is computed.
+        """Called with the data set's `spec()` before anything is computed.
 
         Raises:
           UserError: the model cannot learn from such data.
@@ -177,10 +187,10 @@ class ChecksSteps(Protocol):
 
 @runtime_checkable
 class ChecksCondition(Protocol):
-    """A model whose `sample` takes conditions with values that can be wrong, which it cannot see where it is compiled."""
+    """A model whose `sample` takes conditions that can have wrong values; compiled code cannot see values."""
 
     def check_condition(self, **condition: Any) -> None:
-        """Called with what `sample` will be given.
+        """Called, outside compiled code, with the conditions that `sample` will be given.
 
         Raises:
           UserError: a value is not one that the model knows, such as a token outside its vocabulary.
@@ -193,7 +203,7 @@ class ChecksLabels(Protocol):
     """A model that can be conditional on classes."""
 
     def check_labels(self, label: Array) -> None:
-        """Called with the classes [N] that samples are asked of.
+        """Called with the classes [N] of the samples that are asked for.
 
         Raises:
           UserError: the model is not conditional on classes, or there is no such class.
@@ -250,16 +260,21 @@ class HasDenoise(Protocol):
 @runtime_checkable
 class HasWarnings(Protocol):
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
-        """What the means of the training metrics since the last line should tell the user; mostly nothing."""
+        """Sentences for the user about training metrics that look wrong; mostly none.
+
+        `metrics` are means over the steps since the last line of the log.
+        """
         ...
 
 
 @runtime_checkable
 class CanDiagnose(Protocol):
     def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
-        """Runs a step's forward pass outside of `jit`; called with a sound state after a step's loss was not finite.
+        """Looks for the cause of a loss that was not finite: runs the forward pass outside of `jit`.
+
+        `state` is the last finite state before the step.
 
         Raises:
-          UserError: naming the layer or the input that is to blame, as a part of a sentence.
+          UserError: names the layer or the input that is to blame, as a part of a sentence.
         """
         ...

@@ -1,4 +1,4 @@
-"""What a data set is to the engine: examples by index, a transform on the device, and files that show samples."""
+"""The interface of a data set: examples by index, a transform on the device, and files that show samples."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from genjax.errors import UserError
 
 #: Sets up to this size are held on the device, unless `resident` says otherwise.
 RESIDENT_BYTES = 256 * 2**20
-#: Fractions of a set without splits of its own that become validation and test.
+#: Of a set without splits of its own, this fraction becomes the validation split, and as much the test split.
 HELD_OUT_FRACTION = 0.1
 
 
 class DataError(UserError):
-    """A data set that cannot be read; the message says why and what would be right."""
+    """A data set that cannot be read; the message says why, and what would be right."""
 
 
 class Examples(Protocol):
     """Random access to the examples of a split.
 
-    A method `batch_indices(step, batch_size, seed) -> indices [batch_size] or None` replaces the shuffled order of training.
+    A class may also have a method `batch_indices(step, batch_size, seed)`; the indices [batch_size] that it returns,
+    unless it returns None, replace the shuffled order of training.
     """
 
     def __len__(self) -> int: ...
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Examples of these indices [B] as arrays with leading axis B."""
+        """The examples at indices [B], as arrays with leading axis B."""
         ...
 
     def arrays(self) -> dict[str, np.ndarray] | None:
-        """All examples as arrays with leading axis `len(self)`, or None where they do not lie in memory."""
+        """All examples as arrays with leading axis `len(self)`, or None if they are not in memory."""
         ...
 
 
@@ -64,14 +65,14 @@ class ArrayExamples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data(abc.ABC):
-    """A data set with its domain.  Every split is called train, validation or test.
+    """A data set with its domain (images, text, ...).  Its splits are called train, validation and test.
 
     Attributes:
-      name: which set.
-      dir: where it lies; for TFDS sets by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      name: name of the data set.
+      dir: directory of the data set; for TFDS sets the default is $TFDS_DATA_DIR or ~/tensorflow_datasets.
       batch_size: examples of a training step, over all devices and processes.
-      eval_batch_size: examples of one call of the evaluation; rounded up to a multiple of the devices.
-      resident: hold the training set on the device; by default where it takes at most 256 MiB.
+      eval_batch_size: examples of one evaluation step; rounded up to a multiple of the number of devices.
+      resident: hold the training set on the device; by default if it takes at most 256 MiB.
       num_workers: processes that read batches of a set that is not resident; 0 for threads.
     """
 
@@ -97,18 +98,18 @@ class Data(abc.ABC):
 
     @abc.abstractmethod
     def spec(self) -> dict[str, Any]:
-        """What models are filled from: data_shape, num_classes, vocab_size, ..., whatever the domain has."""
+        """Values for the fields of a model that are None: data_shape, num_classes, vocab_size or others, by domain."""
 
     @abc.abstractmethod
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
-        """Writes samples of a model as something to look at or listen to.
+        """Writes samples of a model to files that a person can look at or listen to.
 
         Args:
           samples: samples in the form of a transformed batch, shape [N, ...].
           stem: path of the file without its suffix.
 
         Returns:
-          The files written.
+          Paths of the written files.
         """
 
     def load(self, split: str) -> Examples:
@@ -116,49 +117,53 @@ class Data(abc.ABC):
         return _load(self, split)
 
     def augment(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-        """Random changes of training batches only; runs inside the compiled step."""
+        """Changes a training batch at random; runs inside the compiled step, and never in evaluations."""
         del key
         return batch
 
     def transform(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-        """Raw batch to what a model sees; runs inside the compiled step."""
+        """Turns a raw batch into the batch that a model sees; runs inside the compiled step."""
         del key
         return batch
 
     def save(self, workdir: Path) -> None:  # noqa: B027
-        """Writes beside a run what samples need later and the configuration does not say, such as a tokenizer.
+        """Writes what later commands need and the configuration does not hold, such as a tokenizer, into `workdir`.
 
-        The first process of a run writes; then the others call it too, to see that they would have written the same.
+        The first process of a run writes the files.  The other processes then call `save` too, which checks that they
+        would have written the same.
         """
 
     def beside(self, workdir: Path) -> Data:
-        """The same data, with what `save` wrote there."""
+        """The data with the files that `save` wrote into `workdir`."""
         return self
 
     def going_on(self, workdir: Path) -> Data:
-        """The same data as a run that lies there goes on with: what flags do not name is what `save` wrote there."""
+        """The data for resuming the run in `workdir`.
+
+        Settings that are not given as flags come from the files that `save` wrote.
+        """
         return self.beside(workdir)
 
     def starting_from(self, folder: str | Path) -> Data:
-        """The same data as a model that starts from the checkpoint of this folder must read them.
+        """The data for a model that starts from another library's checkpoint in `folder`: with its tokenizer, say.
 
         Raises:
-          DataError: the data mean something else by what the checkpoint knows, such as their tokens.
+          DataError: the data contradict the checkpoint, for instance by another tokenizer.
         """
         del folder
         return self
 
     def knows_tokens_of(self, folder: str | Path) -> bool:
-        """Whether the first of the data's tokens are known to be those of a checkpoint, so that others may be added."""
+        """Whether the vocabulary begins with the checkpoint's vocabulary, so that a model may add the rest to it."""
         del folder
         return False
 
     def label_names(self) -> tuple[str, ...]:
-        """Names of the classes in the order of their numbers; empty where there are no classes."""
+        """Names of the classes in the order of their numbers; empty if there are no classes."""
         return ()
 
     def protocol(self) -> str:
-        """How examples are prepared, in a few words, for the line above every evaluation."""
+        """How examples are prepared, in a few words; every evaluation prints them."""
         return "as stored"
 
 
@@ -168,12 +173,12 @@ def _load(data: Data, split: str) -> Examples:
 
 
 def split_indices(count: int, split: str, name: str) -> np.ndarray:
-    """Indices of a split of a set that has none of its own: a fixed random tenth each for validation and test.
+    """Indices of a split of a set without splits of its own: a fixed random tenth is validation, another tenth is test.
 
     Args:
       count: number of examples of the whole set.
       split: train, validation or test.
-      name: the set's name, for the message.
+      name: the set's name, for the error message.
 
     Returns:
       Increasing indices.
@@ -190,12 +195,12 @@ def split_indices(count: int, split: str, name: str) -> np.ndarray:
 
 
 def split_of_file(path: Path, root: Path) -> str:
-    """The split of a file in a folder without splits of its own: a tenth each is validation and test.
+    """The split of a file in a folder without splits of its own: a tenth is validation, another tenth is test.
 
-    A hash of the path below the folder, without the suffix, decides.  So a file keeps its split whatever files come and go,
-    and files of one name in two folders are in the same split.
+    A hash of the path below `root`, without the suffix, decides.  So a file keeps its split when other files come and
+    go, and files with the same relative path below two roots are in the same split.
     """
-    # Systems write accents in one character or in two.
+    # File systems write an accented letter as one character or as two.
     name = unicodedata.normalize("NFC", path.relative_to(root).with_suffix("").as_posix())
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
@@ -205,7 +210,7 @@ def split_of_file(path: Path, root: Path) -> str:
 
 
 def split_files(paths: Iterable[Path], root: Path, split: str, name: str) -> list[Path]:
-    """The files of a split of a folder without splits of its own, perhaps none; see `split_of_file`.
+    """The files of a split in a folder without splits of its own (see `split_of_file`); perhaps none.
 
     Raises:
       DataError: there is no such split.
@@ -215,7 +220,7 @@ def split_files(paths: Iterable[Path], root: Path, split: str, name: str) -> lis
 
 
 def check_any_files(chosen: Sequence[Path], count: int, root: Path, split: str) -> None:
-    """Raises DataError where `split_files` chose none of the `count` files for a split."""
+    """Raises DataError if `split_files` chose none of the `count` files for a split."""
     if not chosen:
         raise DataError(
             f"of the {count} files below {root} none falls into the split {split}: their names decide, a tenth each for "

@@ -1,7 +1,8 @@
-"""What decoding asks of a model: a memory of fixed shape, and a way to read more tokens into it.
+"""What decoding asks of a model: a memory of fixed shape, and a function that reads more tokens into it.
 
-The memory of a transformer is its keys and values, that of a recurrent network its state.  Every array of it has the
-batch as first axis when `ragged`, so that rows can be chosen, repeated and stand at different places.
+The memory of a transformer holds its keys and values (the KV cache); the memory of a recurrent network is its state.
+In a `ragged` memory every array has the batch as its first axis, so that rows can be chosen and repeated, and can hold
+different numbers of tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from genjax.errors import UserError
 
 
 class Step(NamedTuple):
-    """Logits [B, K, V] after each token that was read, the renewed memory, and hidden features [B, K, C] or None."""
+    """Logits [B, K, V] after each token that was read, the new memory, and hidden features [B, K, C] or None."""
 
     logits: Array
     memory: PyTree
@@ -29,13 +30,14 @@ class Decoder(NamedTuple):
     """A model as decoding sees it.
 
     Attributes:
-      init: (batch, length, ragged) -> an empty memory for so many tokens.
-      extend: (memory, tokens [B, K]) -> Step.  A ragged memory drops what it has no place for.
-      rewind: (memory, length [B]) -> the memory as it was after so many tokens; None where it cannot go back.
-      grow: (memory, length) -> the same memory with place for so many tokens; None where its size does not depend on them.
-      max_length: the most tokens that a memory can have place for, or None.
-      weight_bytes: size of the parameters that every step reads; None where rows cannot be continued in parts, one after the
-        other, because the decoder knows of all of them.
+      init: (batch, length, ragged) -> an empty memory for `length` tokens.
+      extend: (memory, tokens [B, K]) -> Step.  A ragged memory drops tokens that it has no place for.
+      rewind: (memory, length [B]) -> the memory as it was after `length` tokens; None if the memory cannot go back.
+      grow: (memory, length) -> the same memory with place for `length` tokens; None if the size of the memory does not
+        depend on the number of tokens.
+      max_length: the largest number of tokens that a memory can hold, or None.
+      weight_bytes: size of the parameters that every step reads; None if the batch must not be split (the decoder holds
+        per-row state such as an encoder's output).
     """
 
     init: Callable[[int, int, bool], PyTree]
@@ -50,9 +52,9 @@ class Generation(NamedTuple):
     """What was generated.
 
     Attributes:
-      tokens: new tokens, [B, N]; what follows the end is filled with the first end token, or 0 where there is none.
-      lengths: number of new tokens with the end token, [B].
-      log_probs: log-probability of each in the distribution it was drawn from, [B, N], 0 after the end.
+      tokens: new tokens, [B, N]; after its end a row is filled with the first end token, or with 0 if there is none.
+      lengths: number of new tokens, including the end token, [B].
+      log_probs: log-probability of each token in the distribution that it was drawn from, [B, N]; 0 after the end.
     """
 
     tokens: Array
@@ -67,16 +69,16 @@ def prefill(
 
     Args:
       decoder: the model.
-      prompts: [B, P], filled up on the right where they differ in length.
-      lengths: number of tokens of each prompt, [B], or None where all have P.
+      prompts: [B, P], padded on the right if they differ in length.
+      lengths: number of tokens of each prompt, [B], or None if all prompts have P tokens.
       capacity: number of tokens that the memory has place for.
-      ragged: whether rows may stand at different places later, which differing lengths imply.
+      ragged: whether rows may later hold different numbers of tokens; `lengths` implies it.
 
     Returns:
       Logits of the next token [B, V], the memory, and hidden features of the prompt [B, P, C] or None.
 
     Raises:
-      UserError: a prompt is empty or longer than the memory; of `lengths`, where they are known.
+      UserError: a prompt is empty or does not fit into the memory.  Values of `lengths` are checked outside `jit` only.
     """
     batch, size = prompts.shape
     if size < 1:
@@ -98,7 +100,10 @@ def prefill(
 
 
 def check_lengths(lengths: Array, batch: int, size: int) -> None:
-    """Raises UserError if these are no lengths of prompts [B, P], where values are known."""
+    """Raises UserError if `lengths` are not lengths of `batch` prompts of at most `size` tokens.
+
+    Inside `jit`, where values are not known, only the shape is checked.
+    """
     if lengths.shape != (batch,):
         raise UserError(f"lengths of {batch} prompts have the shape ({batch},), and not {lengths.shape}")
     if not isinstance(lengths, jax.core.Tracer):
@@ -108,7 +113,7 @@ def check_lengths(lengths: Array, batch: int, size: int) -> None:
 
 
 def _prefill_by_token(decoder: Decoder, prompts: Array, lengths: Array, memory: PyTree) -> tuple[Array, PyTree, None]:
-    """For memories that cannot go back: rows keep their memory once their prompt is over."""
+    """`prefill` for a memory without `rewind`: reads token by token; a row's memory is kept once its prompt is over."""
 
     def read(carry: tuple[Array, PyTree], inputs: tuple[Array, Array]) -> tuple[tuple[Array, PyTree], None]:
         logits, memory = carry
@@ -124,7 +129,7 @@ def _prefill_by_token(decoder: Decoder, prompts: Array, lengths: Array, memory: 
 
 
 def end_tokens(end_token: int | Collection[int] | None) -> tuple[int, ...]:
-    """The tokens that end a row: none, one, or any of several."""
+    """The tokens that end a row, as a tuple; empty for None."""
     if end_token is None:
         return ()
     return tuple(end_token) if isinstance(end_token, Collection) else (end_token,)
@@ -136,18 +141,18 @@ def is_end(tokens: Array, ends: tuple[int, ...]) -> Array:
 
 
 def num_bytes(tree: PyTree) -> int:
-    """Size of all arrays of a tree, or of their shapes."""
+    """Size in bytes of all arrays (or shapes) in a tree."""
     return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
 def where_rows(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
-    """Chooses whole rows of trees by condition [B]."""
+    """Takes each row from the tree `yes` or from the tree `no`, by condition [B]."""
     expand = lambda a: condition.reshape(condition.shape + (1,) * (a.ndim - 1))  # noqa: E731
     return jax.tree.map(lambda y, n: jnp.where(expand(y), y, n), yes, no)
 
 
 def take_rows(tree: PyTree, index: Array) -> PyTree:
-    """Rows of every array by index [B']."""
+    """The rows at index [B'] of every array in a tree."""
     return jax.tree.map(lambda a: jnp.take(a, index, axis=0), tree)
 
 

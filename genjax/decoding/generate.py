@@ -17,23 +17,23 @@ from genjax.decoding.sampling import FORBIDDEN, PLAIN, Sampling
 from genjax.decoding.watermark import Watermark
 from genjax.errors import UserError
 
-#: A memory of so many bytes grows in so many stages while it fills, where so many tokens are generated.
+#: KV caches above LARGE_MEMORY bytes are grown in NUM_STAGES steps when at least FEWEST_TOKENS are generated.
 LARGE_MEMORY, NUM_STAGES, FEWEST_TOKENS = 2**23, 6, 32
-#: On a CPU rows are continued in parts whose memory takes so many bytes with the parameters, of so many rows or more.
+#: On CPU the batch is split so that cache + parameters fit in PROCESSOR_CACHE, with at least FEWEST_ROWS rows a part.
 PROCESSOR_CACHE, FEWEST_ROWS = 13 * 2**20, 16
-#: Noise of all steps up to so many bytes is made before the first.
+#: Noise of all steps is drawn before the first step if it takes at most NOISE_IN_ADVANCE bytes.
 NOISE_IN_ADVANCE = 2**20
 
 
 class ChoiceState(NamedTuple):
-    """What the choice of tokens remembers.
+    """What `Choice` carries from one token to the next.
 
     Attributes:
-      seen: which tokens were seen, bool [B, V], or None where that does not matter.
-      state: state of the automaton, [B], or None.
+      seen: which tokens of the vocabulary each row already has, bool [B, V]; None if the sampling does not ask.
+      state: state of the constraint's automaton, [B], or None.
       previous: last token, [B].
-      left: number of tokens that may still be written, [B]; it stays where a row has ended.
-      ended: whether the row is over, [B].
+      left: number of tokens that may still be written, [B]; it no longer changes once a row has ended.
+      ended: whether the row has ended, [B].
     """
 
     seen: Array | None
@@ -44,7 +44,7 @@ class ChoiceState(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """How a token is chosen, from its settings."""
+    """The settings by which the next token is chosen, and the choice."""
 
     sampling: Sampling
     ends: tuple[int, ...]
@@ -52,7 +52,11 @@ class Choice(NamedTuple):
     watermark: Watermark | None
 
     def init(self, prompts: Array, lengths: Array | None, vocab_size: int, max_new_tokens: int) -> ChoiceState:
-        """The state after the prompts [B, P]; raises UserError if the constraint is one of another vocabulary."""
+        """The state after the prompts [B, P].
+
+        Raises:
+          UserError: the constraint was made for another vocabulary.
+        """
         if self.constraint is not None and self.constraint.num_tokens != vocab_size:
             raise UserError(
                 f"the constraint is one of {self.constraint.num_tokens} tokens and the model has {vocab_size}; "
@@ -72,11 +76,11 @@ class Choice(NamedTuple):
 
     @property
     def fill(self) -> int:
-        """What stands after the end of a row."""
+        """The token that fills a row after its end."""
         return self.ends[0] if self.ends else 0
 
     def _over(self, state: Array | None, left: Array) -> Array:
-        """Rows that no token can follow, and no end token either."""
+        """Rows [B] that have ended because the constraint allows no further token and there is no end token."""
         if self.constraint is None or self.ends:
             return jnp.zeros(left.shape, bool)
         return ~self.constraint.may_go_on(state, left)
@@ -84,7 +88,7 @@ class Choice(NamedTuple):
     def __call__(self, noise: Array | None, logits: Array, past: ChoiceState) -> tuple[Array, Array, ChoiceState]:
         """Chooses from logits [B, V]; returns tokens [B], their log-probabilities [B], and the state after them.
 
-        `noise` is that of `Sampling.noise`.
+        `noise` is a result of `Sampling.noise`.
         """
         logits = logits.astype(jnp.float32)
         if self.constraint is not None:
@@ -110,7 +114,7 @@ class Choice(NamedTuple):
 
 
 def row_keys(key: Array, prompts: Array, example_index: Array | None = None) -> Array:
-    """One key for each row of prompts [B, P] by `example_keys`, so that draws do not depend on how rows are divided."""
+    """One key for each row of prompts [B, P] (see `example_keys`), so that draws do not depend on how rows are split."""
     return example_keys(key, {"tokens": prompts} | ({} if example_index is None else {"example_index": example_index}))
 
 
@@ -131,25 +135,27 @@ def generate(
     watermark: Watermark | None = None,
     example_index: Array | None = None,
 ) -> Generation:
-    """Continues prompts in one compiled program: a loop, or a few with memories of growing size one after the other.
+    """Continues prompts in one compiled program.
 
-    On a CPU it may take the rows in parts.  Draws do not depend on that, as each row has a key of its own.
+    The program is one loop over tokens, or several loops, each with a larger memory than the one before.  On a CPU it
+    may continue the rows in parts.  Draws do not depend on the parts, as each row has a key of its own.
 
     Args:
       decoder: the model.
       key: random key.
-      prompts: [B, P] int32, filled up on the right where they differ in length.
-      max_new_tokens: number N of new tokens at most.
-      lengths: number of tokens of each prompt, [B]; None where all have P.
+      prompts: [B, P] int32, padded on the right if they differ in length.
+      max_new_tokens: largest number N of new tokens.
+      lengths: number of tokens of each prompt, [B]; None if all prompts have P tokens.
       sampling: filters and temperature.
-      end_token: after it, or any of several, a row is over; the loop stops when all are.
-      constraint: automaton that accepts what is written; without an end token a row is over where it has no way on.
+      end_token: a token, or several, that ends a row; the loop stops when all rows have ended.
+      constraint: automaton that the new tokens obey; without an end token a row ends where the automaton allows no
+        further token.
       watermark: green-list watermark to put in.
-      example_index: place of each row in the whole batch where these are a part of it, [B]; see `example_keys`.
+      example_index: place of each row in the whole batch, [B], if `prompts` are a part of it; see `example_keys`.
 
     Raises:
-      UserError: the prompt does not fit, no new token was asked for, or too few for the constraint, or that is one of
-        another vocabulary.
+      UserError: the prompt does not fit, max_new_tokens is less than 1 or too small for the constraint, or the
+        constraint was made for another vocabulary.
     """
     _check(max_new_tokens, constraint)
     if lengths is not None:
@@ -166,14 +172,14 @@ def generate(
 def _generate(
     decoder: Decoder, choice: Choice, max_new_tokens: int, keys: Array, prompts: Array, lengths: Array | None
 ) -> Generation:
-    """`generate` with a key for each row [B], all rows at once."""
+    """`generate` for all rows at once, with a key for each row [B]."""
     batch, size = prompts.shape
     stages = _stages(decoder, batch, size, max_new_tokens, lengths is not None)
     logits, memory, _ = prefill(decoder, prompts, lengths, stages[0])
     past = choice.init(prompts, lengths, logits.shape[-1], max_new_tokens)
     noise_of_step = _noise(choice.sampling, keys, max_new_tokens, logits.shape[-1])
     token, log_prob, past = choice(noise_of_step(0), logits, past)
-    # Step first: a row of each is then written in place.
+    # The step is the first axis, so that each step writes one row in place.
     tokens = jnp.full((max_new_tokens, batch), choice.fill, jnp.int32).at[0].set(token)
     log_probs = jnp.zeros((max_new_tokens, batch)).at[0].set(log_prob)
 
@@ -197,7 +203,7 @@ def _generate(
 
 
 def _noise(sampling: Sampling, keys: Array, num_steps: int, vocab_size: int) -> Callable[[Array | int], Array | None]:
-    """The noise of each step by its number; made in advance where it is small: cheaper than in the loop."""
+    """A function from the number of a step to its noise; small noise is drawn before the loop, which is cheaper."""
     of_step = lambda step: sampling.noise(_keys_of_step(keys, step), vocab_size)  # noqa: E731
     if sampling.temperature == 0.0 or 4 * num_steps * keys.shape[0] * vocab_size > NOISE_IN_ADVANCE:
         return of_step
@@ -213,9 +219,9 @@ def _check(max_new_tokens: int, constraint: Automaton | None) -> None:
 
 
 def _num_parts(decoder: Decoder, prompts: Array, max_new_tokens: int, ragged: bool) -> int:
-    """Parts of the rows, continued one after the other, so that a processor's cache keeps the memory of one between steps.
+    """Number of parts to continue one after the other, so that a part's KV cache stays in the processor's cache.
 
-    One where a part would still not fit, as then each of them only reads the parameters once more.
+    The number is 1 if even the smallest part would not fit, as every further part reads the parameters once more.
     """
     if jax.default_backend() != "cpu" or decoder.weight_bytes is None or max_new_tokens < FEWEST_TOKENS:
         return 1
@@ -227,15 +233,15 @@ def _num_parts(decoder: Decoder, prompts: Array, max_new_tokens: int, ragged: bo
 
 
 def _in_parts(continue_part: Callable[[PyTree], Generation], rows: PyTree, parts: int) -> Generation:
-    """Applies a function to parts of trees of rows [B, ...], one after the other, and puts the rows together again.
+    """Applies a function to parts of trees of rows [B, ...], one after the other, and joins the results.
 
-    Row i is in part i mod `parts`, so that each part has rows of every device that the rows are divided among.
+    Row i is in part i mod `parts`, so that each part has rows of every device that holds some of the rows.
     """
     batch = jax.tree.leaves(rows)[0].shape[0]
     size = -(-batch // parts)
 
     def divide(a: Array) -> Array:
-        # The last part is filled up with rows that are there twice.
+        # Copies of the last row fill up the parts.
         index = jnp.minimum(jnp.arange(size * parts), batch - 1)
         a = a if size * parts == batch else a[index]
         return a.reshape(size, parts, *a.shape[1:]).swapaxes(0, 1)
@@ -249,10 +255,10 @@ def _memory_bytes(decoder: Decoder, batch: int, capacity: int, ragged: bool) -> 
 
 
 def _stages(decoder: Decoder, batch: int, size: int, max_new_tokens: int, ragged: bool) -> tuple[int, ...]:
-    """Places that the memory has in each of the loops that follow one another; the last takes all that is to come.
+    """Number of places in the memory for each of the successive loops; the last number is enough for all tokens.
 
-    A step reads all places of the memory, empty ones too.  One that fits the processor's caches, or that the prompts fill
-    by half, would gain little for the time that more loops take to compile.
+    A step reads all places of the memory, also empty places.  A memory that fits into the processor's caches, or that
+    the prompts fill by half, would gain little for the time that more loops take to compile.
     """
     capacity = size + max_new_tokens - 1
     if decoder.grow is None or 2 * size > capacity or max_new_tokens < FEWEST_TOKENS:
@@ -263,13 +269,14 @@ def _stages(decoder: Decoder, batch: int, size: int, max_new_tokens: int, ragged
 
 
 def finished(tokens: Array, log_probs: Array, ends: tuple[int, ...]) -> Generation:
-    """Adds the lengths: up to and with the first end token."""
+    """A `Generation` with the length of each row, up to and including its first end token."""
     at_end = is_end(tokens, ends)
     lengths = jnp.where(at_end.any(1), at_end.argmax(1) + 1, tokens.shape[1])
     return Generation(tokens, lengths, log_probs)
 
 
-#: Compiled steps of `stream` by the decoder's `extend`, and forgotten with it: its closure holds the weights of a model.
+#: Compiled steps of `stream`, by the decoder's `extend`.  The keys are weak: the closure of `extend` holds a model's
+#: weights.
 _STREAM_STEPS: MutableMapping[Callable[..., Step], Callable[..., Any]] = weakref.WeakKeyDictionary()
 
 
@@ -277,7 +284,7 @@ def _stream_step(extend: Callable[..., Step]) -> Callable[..., tuple[Array, PyTr
     """One step of a stream, compiled once for each decoder."""
     if extend in _STREAM_STEPS:
         return _STREAM_STEPS[extend]
-    # The compiled function must not keep alive what it is kept by.
+    # A weak reference: the compiled function must not keep its own key alive.
     its_extend = weakref.ref(extend)
 
     @functools.partial(jax.jit, static_argnames=("sampling", "ends", "watermark", "first"), donate_argnums=0)
@@ -304,7 +311,7 @@ def stream(
     constraint: Automaton | None = None,
     watermark: Watermark | None = None,
 ) -> Iterator[int]:
-    """Yields the new tokens of one prompt [P] as they are chosen; the same ones as `generate` with the same key.
+    """Yields the new tokens of one prompt [P] as they are chosen; `generate` with the same key gives the same tokens.
 
     Raises:
       UserError: as `generate` does.

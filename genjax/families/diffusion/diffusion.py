@@ -4,9 +4,9 @@
 
     loss = E w(t) |target(x, epsilon, t) - network(z_t, t, condition)|^2 / D
 
-Named methods are settings of this one: see ddpm.py, score_sde.py, edm.py and flow_matching.py.  Conditions are dropped at random
-while training, so that one network also knows the unconditional distribution (Ho & Salimans 2022).  With self-conditioning the
-network also sees its last estimate of x (Chen et al. 2022, arXiv:2208.04202).
+Named methods are settings of this one: see ddpm.py, score_sde.py, edm.py and flow_matching.py.  Conditions are dropped
+at random while training, so that one network also knows the unconditional distribution (Ho & Salimans 2022).  With
+self-conditioning the network also sees its last estimate of x (Chen et al. 2022, arXiv:2208.04202).
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ class Diffusion:
     Attributes:
       data_shape: shape of one example; None takes the data set's.
       num_classes: number of classes, where it is conditional on them; None takes the data set's.
-      num_levels: number of levels of a pixel, for likelihoods of pictures in [-1, 1]; None takes the data set's, if it has any.  Not
-        used where the data are dequantised (data.preprocessing=dequantize_signed), which the likelihood by the ODE needs.
+      num_levels: number of levels of a pixel, for likelihoods of pictures in [-1, 1]; None takes the data set's, if it
+        has any.  Not used where the data are dequantised (data.preprocessing=dequantize_signed), which the likelihood
+        by the ODE needs.
       process: forward process.
       target: what the network predicts.
       weighting: which error is averaged over the times; `target` is that of the target itself.
@@ -93,7 +94,9 @@ class Diffusion:
     gives_path_ends: ClassVar[bool] = False
 
     def check(self) -> None:
-        """Raises UserError where the parts do not suit each other; not at construction, as flags set one after the other."""
+        """Raises UserError where the parts do not suit each other; not at construction, as flags set one after the
+        other.
+        """
         unknown = [name for name in self.condition_on if name not in self.network.conditions]
         if unknown:
             hint = "; a context needs DiT, or UNet with attention_levels" if "context" in unknown else ""
@@ -154,11 +157,15 @@ class Diffusion:
         return {name: batch[name] for name in names if name in self.condition_on or "context" in self.condition_on}
 
     def levels_of(self, batch: Batch) -> int | None:
-        """Number of levels of x, or None where x is continuous: data without levels, or dequantised ones with `log_abs_det`."""
+        """Number of levels of x, or None where x is continuous: data without levels, or dequantised ones with
+        `log_abs_det`.
+        """
         return None if "log_abs_det" in batch else self.num_levels
 
     def without(self, condition: Condition, drop: Array | None = None) -> dict[str, Array]:
-        """The conditions of no example, or of those examples only where `drop` [B] is true: class num_classes, zeros elsewhere."""
+        """The conditions of no example, or of those examples only where `drop` [B] is true: class num_classes, zeros
+        elsewhere.
+        """
         empty = {}
         for name, value in condition.items():
             if name == "context_mask":
@@ -200,7 +207,7 @@ class Diffusion:
         )
 
     def network_input(self, z: Array, x0_before: Array | None) -> Array:
-        """What the network sees of z [B, ...], with the last estimate of x behind its channels where it conditions on that."""
+        """The network's input: z [B, ...], and with self-conditioning the last estimate of x as further channels."""
         if not self.self_conditioning:
             return z
         return jnp.concatenate([z, jnp.zeros_like(z) if x0_before is None else x0_before], axis=-1)
@@ -219,8 +226,11 @@ class Diffusion:
         guidance: Guidance | None = None,
         weak_params: PyTree | None = None,
     ) -> Denoiser:
-        """The model as samplers use it, guided where the scale is not 0, or traced: away from the model of `weak_params`, or else,
-        where the condition is not empty, from the model without it."""
+        """The denoiser for samplers.
+
+        With guidance it extrapolates away from the model with `weak_params`, if given, else from the unconditional
+        estimate.  Without guidance (a scale that is known to be 0) it is the model itself.
+        """
         guidance = self.guidance if guidance is None else guidance
         guided = guidance.is_used
         if weak_params is None:
@@ -250,7 +260,7 @@ class Diffusion:
         return denoise
 
     def clipped(self, estimate: Estimate) -> Estimate:
-        """The estimate as sampling takes it, in [-1, 1] with clip_x0."""
+        """The estimate that sampling uses: clipped to [-1, 1] with clip_x0."""
         return estimate._replace(x0=jnp.clip(estimate.x0, -1.0, 1.0)) if self.clip_x0 else estimate
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -332,7 +342,9 @@ class Diffusion:
         return self.whole_loss(weight * error, batch, z, t, output), {"target_error": error}
 
     def whole_loss(self, error: Array, batch: Batch, z: Array, t: Array, output: Array) -> Array:
-        """The loss of each example, [B], from its weighted error [B] and the network's output for z [B, ...] at times t [B]."""
+        """The loss of each example, [B], from its weighted error [B] and the network's output for z [B, ...] at times t
+        [B].
+        """
         return error
 
     def loss(self, params: PyTree, batch: Batch, key: Array, step: Array) -> tuple[Array, Metrics]:
@@ -342,12 +354,16 @@ class Diffusion:
         return losses.mean(), {name: value.mean() for name, value in values.items()}
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """One update.  Metrics: loss, target_error = the unweighted squared error of the target, mean over dimensions."""
+        """One update.
+
+        Metrics: loss, target_error = the unweighted squared error of the target, mean over dimensions.
+        """
         return gradient_step(functools.partial(self.loss, step=state.step), self.optimizer)(state, batch, key)
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example, shape [B]: `loss` at a random time, and with likelihood_steps `nll` in nats, of the data before their
-        transform where the batch has `log_abs_det`, and `bits_per_dim`."""
+        """Per example, shape [B]: `loss` at a random time, and with likelihood_steps `nll` in nats, of the data before
+        their transform where the batch has `log_abs_det`, and `bits_per_dim`.
+        """
         losses, values = self.example_losses(state.eval_params, batch, key, training=False)
         metrics = {"loss": losses, **values}
         if self.likelihood_steps:
@@ -369,17 +385,18 @@ class Diffusion:
         """Draws samples.
 
         Args:
-          state: trained state; with parameters of a weaker model in `extra["weak_params"]` these guide, by guidance.scale.
+          state: trained state; with parameters of a weaker model in `extra["weak_params"]` these guide, by
+            guidance.scale.
           key: random key.
           num_samples: how many.
           label: classes [num_samples], or one for all, of a model conditional on them; by default each class in turn.
           trajectory: return all steps, [num_steps + 1, num_samples, *data_shape].
-          **condition: vector, context, context_mask or image, with leading axis num_samples; what the model knows and is not
-            given is as it is for a dropped condition.
+          **condition: vector, context, context_mask or image, with leading axis num_samples; what the model knows and
+            is not given is as it is for a dropped condition.
 
         Raises:
-          UserError: a condition that the model does not know or of another shape, a label outside the classes, or guidance that
-            the model cannot have.
+          UserError: a condition that the model does not know or of another shape, a label outside the classes, or
+            guidance that the model cannot have.
         """
         noise_key, step_key = jax.random.split(key)
         condition = self.sampling_condition(state, num_samples, label, condition)
@@ -489,7 +506,8 @@ class Diffusion:
 def copies_of_start(state: TrainState, names: Sequence[str]) -> dict[str, PyTree]:
     """Values of `state.extra` that are copies of the parameters a run starts from, by name.
 
-    Parameters of another run are put into a state after `init`, so the copies that it made are made again by the first step.
+    Parameters of another run are put into a state after `init`, so the copies that it made are made again by the first
+    step.
     """
     first = state.step == 0
     renew = lambda copy: jax.tree.map(lambda c, p: jnp.where(first, p, c), copy, state.params)  # noqa: E731

@@ -1,14 +1,15 @@
 """Generative adversarial networks (Goodfellow et al. 2014, arXiv:1406.2661) with any objective, penalty and network.
 
-A step updates the discriminator D one or more times and the generator G once.  objectives.py has what they minimise, and the
-penalties of D's gradients, with weight w; D adds
+A step updates the discriminator D one or more times and the generator G once.  objectives.py has what they minimise,
+and the penalties of D's gradients, with weight w; D adds
 
     consistency  c E (D(x) - D(T(x)))^2, and the same of G(z) where it is balanced    (Zhang et al. 2020, arXiv:1910.12027;
-                                                                                        Zhao et al. 2021, arXiv:2002.04724)
+                                                                                        Zhao et al. 2021,
+                                                                                        arXiv:2002.04724)
     auxiliary    a times the cross entropy of the class, of data and samples; G too   (Odena et al. 2017, arXiv:1610.09585)
 
-With `augmentation`, D sees pictures only through it.  A penalty taken every k-th step counts k times, so that its mean is the
-same (Karras et al. 2020, arXiv:1912.04958, section 3.1).
+With `augmentation`, D sees pictures only through it.  A penalty taken every k-th step counts k times, so that its mean
+is the same (Karras et al. 2020, arXiv:1912.04958, section 3.1).
 """
 
 from __future__ import annotations
@@ -60,26 +61,27 @@ class GAN:
 
     Attributes:
       data_shape: shape of one example; None takes the data set's.
-      num_classes: number of classes, where it is conditional on them; None takes the data set's.
+      num_classes: number of classes of a model that is conditional on classes; None takes the data set's.
       latent_dim: number of latent dimensions.
-      network: generator and discriminator; of an autoencoder's network the decoder and the encoder.
-      conditioning: how the two see the class; see genjax/families/gan/networks.py.
-      class_weight: weight a of the cross entropy of conditioning=auxiliary.
-      objective: what the two minimise.
+      network: networks of generator and discriminator; the decoder and the encoder of an autoencoder's network serve
+        too.
+      conditioning: how generator and discriminator see the class; see genjax/families/gan/networks.py.
+      class_weight: weight a of the cross entropy with conditioning=auxiliary.
+      objective: losses of generator and discriminator.
       penalty: gradient penalty of the discriminator.
       penalty_weight: weight w of the penalty.
-      penalty_every: steps between two penalties.
-      consistency: whether scores shall not change with changes of data, or of data and samples (balanced).
+      penalty_every: the penalty is computed once in this many steps.
+      consistency: penalise scores that change with transformations T of data (real), or of data and samples (balanced).
       consistency_weight: weight c of the consistency.
-      consistency_augmentation: the changes T.
-      augmentation: changes of everything that the discriminator sees, or None.
-      clip_weights: bound on the size of every weight of the discriminator (the first WGAN), or None.
-      num_discriminator_steps: updates of the discriminator before each one of the generator, on fresh samples.
-      fresh_examples: give every discriminator update its own examples: the batch then holds num_discriminator_steps times
-        the examples of one update.
+      consistency_augmentation: the transformations T.
+      augmentation: random transformations of everything that the discriminator sees, or None.
+      clip_weights: bound on the absolute value of every weight of the discriminator (the first WGAN), or None.
+      num_discriminator_steps: updates of the discriminator before each update of the generator, on fresh samples.
+      fresh_examples: give every discriminator update its own examples: the batch then holds num_discriminator_steps
+        times the examples of one update.
       compute_dtype: type that the networks compute in; parameters and losses are float32.
-      generator_optimizer: learning rule of the generator.
-      discriminator_optimizer: learning rule of the discriminator; its schedule counts steps too, not updates.
+      generator_optimizer: optimizer of the generator.
+      discriminator_optimizer: optimizer of the discriminator; its schedule counts training steps, not updates.
     """
 
     data_shape: tuple[int, ...] | None = None
@@ -172,8 +174,8 @@ class GAN:
         """Returns the state before the first step.
 
         Raises:
-          UserError: the examples have another shape than `data_shape`, labels are missing or outside the classes, or the
-            penalty does not go with the network.
+          UserError: the examples have another shape than `data_shape`, labels are missing or outside the classes, or
+            the penalty does not go with the network.
         """
         if self.penalty != "none" and self._network().mixes_examples:
             raise UserError(
@@ -291,8 +293,8 @@ class GAN:
     def discriminator_update(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update of the discriminator alone; the step does not count on.
 
-        Metrics: `discriminator_loss`, `discriminator_gradient_norm`, `penalty`, `real_score`, `fake_score`, and those of the
-        options in use: `class_accuracy`, `consistency`, `augmentation_probability`, `discriminator_skipped`.
+        Metrics: `discriminator_loss`, `discriminator_gradient_norm`, `penalty`, `real_score`, `fake_score`, and those
+        of the options in use: `class_accuracy`, `consistency`, `augmentation_probability`, `discriminator_skipped`.
         """
         generator, frozen = state.params["generator"], state.extra.get("generator", {})
 
@@ -405,24 +407,24 @@ class GAN:
     def generator_penalty(
         self, params: PyTree, variables: PyTree, batch: Batch, key: Array, step: Array
     ) -> tuple[Array, Metrics, PyTree]:
-        """What is added to the generator's loss, its metrics, and the generator's new variables; here nothing."""
+        """A term to add to the generator's loss, its metrics, and the generator's new variables; here the term is 0."""
         return jnp.zeros(()), {}, variables
 
     def averaged_variables(self, state: TrainState, batch: Batch, key: Array) -> PyTree:
-        """Running statistics of the averaged generator: every fourth step they take in a pass of it over new latents.
+        """Running statistics of batch norm for the averaged generator, updated every fourth step on new latents.
 
-        They are not the averages of the generator's own statistics: moments are no linear functions of the parameters.
+        Averages of the generator's own statistics would be wrong: moments are no linear functions of the parameters.
         """
         old = state.extra["averaged_generator"]
         due = state.step % 4 == 0
         return jax.lax.cond(due, lambda: self._fake(state.ema_params["generator"], old, batch, key)[1], lambda: old)
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """`num_discriminator_steps` updates of the discriminator and one of the generator.
+        """`num_discriminator_steps` updates of the discriminator, then one update of the generator.
 
-        The i-th update of the discriminator has the key fold_in(key, i), i from 1, the generator's i = 0, and what follows its
-        moving average one after the last.  Metrics are those of the two kinds of updates, `loss` the generator's; those of the
-        discriminator are its last update's, but `discriminator_skipped`, which is the share of them.
+        Keys: fold_in(key, 0) for the generator, 1 .. n for the n discriminator updates, n + 1 for statistics of the
+        averaged generator.  Metrics of the discriminator come from its last update, except `discriminator_skipped`, the
+        share of skipped updates; `loss` is the generator's loss.
         """
         if self.num_discriminator_steps == 1:
             state, critic_metrics = self.discriminator_update(state, batch, jax.random.fold_in(key, 1))

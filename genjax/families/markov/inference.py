@@ -1,4 +1,5 @@
-"""Inference in hidden Markov models, in log space, along time in sequence or in parallel (Särkkä & García-Fernández 2021).
+"""Inference in hidden Markov models, in log space, along time in sequence or in parallel (Särkkä & García-Fernández
+2021).
 
     alpha_t(j) = log p(x_1..t, z_t=j)  = l_t(j) + log sum_i exp(alpha_{t-1}(i) + A(i, j))
     beta_t(i)  = log p(x_t+1..T | z_t=i) = log sum_j exp(A(i, j) + l_{t+1}(j) + beta_{t+1}(j))
@@ -7,15 +8,16 @@
 with the log-initial probabilities [K], the log-transition matrix A [K, K] and l_t(j) = log p(x_t | z_t=j), [B, T, K].
 A frame whose l is 0 throughout is one that was not observed; ragged batches end in such frames, at no cost to log p(x).
 
-The parallel forms are associative scans over the matrices A(i, j) + l_t(j), in chunks, since T matrices of K x K may not
-fit into memory.
+The parallel forms are associative scans over the matrices A(i, j) + l_t(j), in chunks, since T matrices of K x K may
+not fit into memory.
 
-Sums of exponentials are matrix products of terms shifted by their maxima; terms below the smallest float `tiny` count as
-that, so that nothing becomes NaN.  This is exact unless transitions are (nearly) impossible: if none is below e^-30, what a
-state of relative weight tiny may still contribute is at most K T tiny e^60 of p(x).  Otherwise all is computed a second time
-with 0 for such terms: an upper and a lower bound, which mostly agree.  Where they do not (paths that are the best for long,
-and lead nowhere), the sums are computed a third time, term by term.  An impossible x has log p(x) = -inf and no marginals.
-Only log p(x) can be differentiated: its gradients are posterior expectations.
+Sums of exponentials are matrix products of terms shifted by their maxima.  Terms below the smallest float, `tiny`, are
+raised to `tiny`, so that nothing becomes NaN.  This is exact unless transitions are (nearly) impossible: if no
+transition is below e^-30, a state of relative weight tiny can contribute at most K T tiny e^60 of p(x).  Otherwise
+everything is computed a second time with 0 for such terms.  The two results are an upper and a lower bound, which
+mostly agree.  Where they differ (the best path for many frames leads nowhere), the sums are computed a third time, term
+by term.  An impossible x has log p(x) = -inf and no marginals.  Only log p(x) can be differentiated: its gradients are
+posterior expectations.
 """
 
 from __future__ import annotations
@@ -73,16 +75,16 @@ def _finite(x: Array) -> Array:
 
 
 def _shift(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """x less its maximum, which sequences would otherwise sum up to numbers of few correct decimals."""
+    """Subtracts the maximum: sums over long sequences would otherwise lose precision.  Returns the maximum too."""
     shift = jax.lax.stop_gradient(_finite(x.max(axes)))
     return x - jnp.expand_dims(shift, axes), shift
 
 
 def _scan_products(start: Array, matrix: Array, frames: Array, frame_first: bool, floor: float) -> tuple[Array, Array]:
-    """Products start @ (matrix, frame) @ (matrix, frame) ... [T, B, K], each divided by its largest entry, and the divisors
-    [T, B].
+    """Products start @ (matrix, frame) @ (matrix, frame) ... [T, B, K], each divided by its largest entry, and the
+    divisors [T, B].
 
-    The terms of `log_matmul`, but with logarithms taken of all frames at once.
+    It computes the terms of `log_matmul`, but takes logarithms of all frames at once.
     """
     tiny = jnp.finfo(start.dtype).tiny
 
@@ -100,7 +102,7 @@ def _scan_products(start: Array, matrix: Array, frames: Array, frame_first: bool
 
 
 def _scan_log(start: Array, matrix: Array, frames: Array, frame_first: bool, matmul: Callable) -> tuple[Array, Array]:
-    """What `_scan_products` returns, in logarithms, in the algebra of `matmul`."""
+    """The logarithms of the results of `_scan_products`, in the semiring of `matmul`."""
     if matmul is log_matmul or matmul is _log_matmul_from_zero:
         floor = float(jnp.finfo(start.dtype).tiny) if matmul is log_matmul else 0.0
         out, scales = _scan_products(jnp.exp(start), jnp.exp(matrix), jnp.exp(frames), frame_first, floor)
@@ -116,7 +118,7 @@ def _scan_log(start: Array, matrix: Array, frames: Array, frame_first: bool, mat
 def _scan_in_parallel(
     start: Array, matrix: Array, frames: Array, frame_first: bool, matmul: Callable, chunk_size: int
 ) -> tuple[Array, Array]:
-    """What `_scan_log` returns, by associative scans over chunks."""
+    """The results of `_scan_log`, by associative scans over chunks."""
 
     def product(a: Array, b: Array) -> Array:
         return _shift(matmul(a, b), (-2, -1))[0]
@@ -127,7 +129,7 @@ def _scan_in_parallel(
         products = jax.lax.associative_scan(product, matrices)
         start = jnp.broadcast_to(before[None, :, None], (*products.shape[:2], 1, products.shape[-1]))
         out = _shift(matmul(start, products)[:, :, 0], (-1,))[0]
-        # The numbers of single frames, which sums over the chunk would round.
+        # The normalisers of single frames are computed anew: differences of sums over the chunk would round them.
         before = jnp.concatenate([before[None], out[:-1]])
         out, scales = _shift(matmul(before[:, :, None], matrices)[:, :, 0], (-1,))
         return out[-1], (out, scales + shifts)
@@ -138,7 +140,10 @@ def _scan_in_parallel(
 def _filter(
     log_initial: Array, log_transition: Array, log_likelihood: Array, matmul: Callable, parallel: bool, chunk_size: int
 ) -> tuple[Array, Array]:
-    """alpha in the algebra of `matmul`, each frame's less the sum of the numbers up to it: [T, B, K], numbers [T, B]."""
+    """Forward messages alpha in the semiring of `matmul`, normalised per frame, [T, B, K]; also the normalisers [T, B].
+
+    Frame t of the unnormalised alpha is the returned frame plus the sum of the normalisers of frames 1 .. t.
+    """
     likelihood, offset = _shift(log_likelihood.swapaxes(0, 1), (-1,))  # [T, B, K], [T, B]
     first, scale = _shift(log_initial[None] + likelihood[0], (-1,))
     if parallel:
@@ -151,7 +156,10 @@ def _filter(
 def _smooth(
     log_transition: Array, log_likelihood: Array, matmul: Callable, parallel: bool, chunk_size: int
 ) -> tuple[Array, Array]:
-    """beta in the algebra of `matmul`, each frame's less the sum of the numbers from it on: [T, B, K], numbers [T, B]."""
+    """Backward messages beta in the semiring of `matmul`, normalised per frame, [T, B, K]; also the normalisers [T, B].
+
+    Frame t of the unnormalised beta is the returned frame plus the sum of the normalisers of frames t .. T.
+    """
     likelihood, offset = _shift(log_likelihood.swapaxes(0, 1)[1:][::-1], (-1,))  # frames T..2
     last = jnp.zeros_like(log_likelihood[:, 0])
     if parallel:
@@ -163,7 +171,7 @@ def _smooth(
 
 
 def _chunked(chunk: Callable, carry: Array, frames: Array, size: int) -> tuple[Array, Array]:
-    """Scans `chunk` over chunks of at most `size` frames; returns the vectors and numbers that it returns, joined."""
+    """Scans `chunk` over chunks of at most `size` frames and joins the vectors and the numbers that it returns."""
     whole = len(frames) // size * size
     vectors, numbers = [frames[:0]], [frames[:0, :, 0]]
     if whole:
@@ -181,7 +189,8 @@ def _when(predicate: Array, compute: Callable, value: Any, *inputs: Array) -> An
     """`compute(value, *inputs)`, or the value; unlike `lax.cond` it computes nothing under `vmap` if none asks."""
 
     def body(carry: tuple[Array, Any]) -> tuple[Array, Any]:
-        # Tied to the loop by a barrier: XLA computes what does not change inside of a loop ahead of it, asked for or not.
+        # Tied to the loop by a barrier: XLA computes what does not change inside of a loop ahead of it, asked for or
+        # not.
         value, tied = jax.lax.optimization_barrier((carry[1], inputs))
         return jnp.zeros_like(carry[0]), compute(value, *tied)
 

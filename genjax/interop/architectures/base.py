@@ -1,4 +1,4 @@
-"""What an architecture of the library transformers is here, and helpers to read its configuration."""
+"""How an architecture of the library transformers is described here, and helpers to read its configuration."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ Config = Mapping[str, Any]
 
 
 class UnsupportedError(UserError):
-    """A configuration that has no counterpart here; the message is one sentence for the user."""
+    """A configuration that genjax has no counterpart of; the message is one sentence for the user."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """An architecture, both ways.
+    """How one architecture of transformers is read into a model of genjax, and written from it.
+
+    "The body" is the network without its output layers; "the head" is the output layers.
 
     Attributes:
-      model_type: its name in config.json.
-      model: class of our model.
-      others: classes with the same body and other heads, which start from such checkpoints too.
-      read: configuration, and the names of the tensors, to model.
-      write: model to configuration, with `architectures`.
-      bind: model to the names of its tensors.
-      prefix: of the names of its body, which files of the bare body lack.
-      buffers: pattern of names of tensors that are no parameters.
-      copies: names that may repeat the token embeddings, which are then not read.
-      heads: pattern of names of tensors above the body, which a model with another head leaves.
-      head_paths: beginnings of our paths of parameters above the body.
-      fields: fields of the model that the configuration decides; others are the user's.
-      writes: whether a model of this class is of this architecture.
-      bare: whether a model is written as the body alone, without the prefix.
+      model_type: the architecture's name in config.json.
+      model: the model class of genjax.
+      others: model classes with the same body and other heads; they can start from the architecture's checkpoints too.
+      read: (config.json, names of the tensors) -> model.
+      write: model -> config.json, including its entry `architectures`.
+      bind: model -> names of its tensors, as `Bindings`.
+      prefix: first part of the names of the body's tensors; files that hold the body alone leave it out.
+      buffers: pattern of the names of tensors that are no parameters.
+      copies: names of tensors that may repeat the token embeddings; they are not read then.
+      heads: pattern of the names of the head's tensors; a model with another head does not read them.
+      head_paths: beginnings of the paths of the head's parameters in genjax.
+      fields: fields of the model that config.json decides; the user decides all other fields.
+      writes: whether a given model, of the class `model`, is written as this architecture.
+      bare: whether a given model is written as the body alone, without the prefix.
     """
 
     model_type: str
@@ -56,15 +58,15 @@ class Architecture:
     bare: Callable[[Any], bool] = lambda model: False
 
     def is_buffer(self, name: str) -> bool:
-        """Whether a tensor is no parameter of its own."""
+        """Whether the tensor of this name is not a parameter, or only repeats one."""
         return re.search(self.buffers, name) is not None or name in self.copies
 
     def is_head(self, name: str) -> bool:
-        """Whether a tensor, or a path of ours, stands above the body."""
+        """Whether a tensor's name, or the path of a parameter in genjax, belongs to the head."""
         return re.match(self.heads, name) is not None or name.startswith(self.head_paths or ("\0",))
 
 
-#: Their names of activations, and ours.
+#: Names of activations in transformers, and in genjax.
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -84,10 +86,10 @@ THEIR_ACTIVATIONS = {
 
 
 def activation(name: str) -> str:
-    """Our name of an activation.
+    """The name in genjax of an activation of transformers.
 
     Raises:
-      UnsupportedError: there is none.
+      UnsupportedError: genjax does not have it.
     """
     if name not in ACTIVATIONS:
         raise UnsupportedError(f"config.json has the activation {name!r}; known are {', '.join(ACTIVATIONS)}")
@@ -95,7 +97,7 @@ def activation(name: str) -> str:
 
 
 def require(config: Config, name: str, default: Any, *allowed: Any) -> None:
-    """Raises UnsupportedError unless a setting has one of these values."""
+    """Raises UnsupportedError unless the setting `name` has one of the values `allowed`."""
     value = config.get(name, default)
     if value not in allowed:
         raise UnsupportedError(
