@@ -52,7 +52,6 @@ def _dynamic_mnist(model: AutoregressiveModel, batch_size: int, num_steps: int =
 @register(
     "fvsbn_mnist",
     source="Frey 1998; Larochelle & Murray 2011",
-    expected="96.89 nats on dynamic binarisation after 60000 steps of 200, see BUILD_NOTES.md; 96.58 elsewhere",
     shrunk=_BINARY_DIGITS,
 )
 def fvsbn_mnist() -> Experiment:
@@ -69,7 +68,6 @@ def fvsbn_mnist() -> Experiment:
 @register(
     "nade_mnist",
     source="Larochelle & Murray 2011",
-    expected="91.6 nats on dynamic binarisation after 8000 steps; 85.65 elsewhere, 88.9 on static binarisation in the paper",
     shrunk={**_BINARY_DIGITS, "model.hidden_dim": 8},
 )
 def nade_mnist() -> Experiment:
@@ -85,7 +83,6 @@ def nade_mnist() -> Experiment:
 @register(
     "made_mnist",
     source="Germain et al. 2015, arXiv:1502.03509",
-    expected="test NLL 88.88 nats, 87.21 with dynamic binarisation (paper, static: 88.40 with one hidden layer, 86.64 with two)",
     shrunk={**_BINARY_DIGITS, "model.hidden_dims": (16, 16)},
 )
 def made_mnist() -> Experiment:
@@ -103,7 +100,6 @@ def made_mnist() -> Experiment:
 @register(
     "made_agnostic_mnist",
     source="Germain et al. 2015, arXiv:1502.03509, algorithm 1 with 32 sets of masks",
-    expected="not measured here",
     shrunk={**_BINARY_DIGITS, "model.hidden_dims": (16, 16), "model.num_masks": 2},
 )
 def made_agnostic_mnist() -> Experiment:
@@ -126,7 +122,6 @@ def made_agnostic_mnist() -> Experiment:
 @register(
     "pixel_cnn_mnist",
     source="van den Oord et al. 2016, arXiv:1601.06759",
-    expected="test NLL <= 86 nats, dynamic binarisation, after 20 minutes on two CPU cores (15 blocks to the end: 81.45)",
     shrunk={
         **_BINARY_DIGITS,
         "model.num_blocks": 1,
@@ -151,7 +146,6 @@ def pixel_cnn_mnist() -> Experiment:
 @register(
     "pixel_rnn_mnist",
     source="van den Oord et al. 2016, arXiv:1601.06759, diagonal BiLSTM",
-    expected="87.7 nats on dynamic binarisation after .6 epochs; 79.20 on static binarisation in the paper",
     shrunk={
         **_BINARY_DIGITS,
         "model.num_layers": 1,
@@ -177,7 +171,6 @@ _GATED = {"model.num_layers": 2, "model.hidden_dim": 4, "model.output_dim": 4, "
 @register(
     "gated_pixel_cnn_mnist",
     source="van den Oord et al. 2016, arXiv:1606.05328",
-    expected="88.33 nats with 5 layers of 32 features after 5 epochs; 81.5 with dynamic binarisation elsewhere",
     shrunk={**_BINARY_DIGITS, **_GATED},
 )
 def gated_pixel_cnn_mnist() -> Experiment:
@@ -194,7 +187,6 @@ def gated_pixel_cnn_mnist() -> Experiment:
 @register(
     "gated_pixel_cnn_digits",
     source="van den Oord et al. 2016, arXiv:1606.05328, on the UCI digits",
-    expected="not measured here",
     shrunk={**_DIGITS, **_GATED},
 )
 def gated_pixel_cnn_digits() -> Experiment:
@@ -231,7 +223,6 @@ def gated_pixel_cnn_digits() -> Experiment:
 @register(
     "pixel_snail_mnist",
     source="Chen et al. 2018, arXiv:1712.09763",
-    expected="84.99 nats with 4 blocks of 32 features after two thirds of an epoch; 78.6 with dynamic binarisation elsewhere",
     shrunk={
         **_BINARY_DIGITS,
         "model.hidden_dim": 4,
@@ -255,7 +246,6 @@ def pixel_snail_mnist() -> Experiment:
 @register(
     "image_gpt_mnist",
     source="Chen et al. 2020, Generative pretraining from pixels",
-    expected="132 nats of training batches after a tenth of an epoch; 79.2 with dynamic binarisation elsewhere",
     shrunk={
         **_BINARY_DIGITS,
         "model.transformer.num_layers": 1,
@@ -280,7 +270,6 @@ def image_gpt_mnist() -> Experiment:
 @register(
     "pixel_cnn_pp_cifar10",
     source="Salimans et al. 2017, arXiv:1701.05517",
-    expected="not measured here; 2.92 bits/dim in the paper",
     shrunk={**_DIGITS, "model.hidden_dim": 4, "model.num_blocks": 1, "model.num_levels": 2},
 )
 def pixel_cnn_pp_cifar10() -> Experiment:
@@ -300,7 +289,6 @@ def pixel_cnn_pp_cifar10() -> Experiment:
 @register(
     "vq_prior_digits",
     source="van den Oord et al. 2017, arXiv:1711.00937, a gated PixelCNN over the codes of a VQ-VAE",
-    expected="validation bound of 2.28 bits/dim on the 17 levels, code and picture together",
     shrunk={
         "data.batch_size": 32,
         "model.vq_vae.channels": (4,),
@@ -342,7 +330,6 @@ def vq_prior_digits() -> Experiment:
 @register(
     "vq_prior_mnist",
     source="van den Oord et al. 2017, arXiv:1711.00937, a gated PixelCNN over the codes of a VQ-VAE",
-    expected="not measured here; code_nll below that of a uniform prior, 354.9 nats",
     shrunk={
         "data.name": "digits",
         "data.batch_size": 32,

@@ -11,7 +11,6 @@ _SHRUNK = {"model.channels": (2,), "model.num_features": 4, "model.num_ascent_st
 @register(
     "feature_net_digits",
     source="LeCun et al. 1998, on the UCI digits",
-    expected="test accuracy above 97 %",
     shrunk=_SHRUNK,
 )
 def feature_net_digits() -> Experiment:
@@ -31,7 +30,6 @@ def feature_net_digits() -> Experiment:
 @register(
     "feature_net_mnist",
     source="LeCun et al. 1998, Proceedings of the IEEE 86(11)",
-    expected="test accuracy 99.44 %",
     shrunk={**_SHRUNK, "data.name": "digits"},
 )
 def feature_net_mnist() -> Experiment:

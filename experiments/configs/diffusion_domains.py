@@ -15,7 +15,6 @@ _EDM = "Karras et al. 2022, arXiv:2206.00364"
 @register(
     "edm_emoji",
     source=f"{_EDM}, on Noto Emoji (Apache 2.0) and Twemoji (CC BY 4.0)",
-    expected="pictures of nine categories; not measured",
     shrunk={
         "data.name": "digits",
         "data.image_size": None,
@@ -60,7 +59,6 @@ _SHRUNK_UNET = {
 @register(
     "edm_moving_digits",
     source="Ho et al. 2022, arXiv:2204.03458, with EDM, on videos after Srivastava et al. 2015, arXiv:1502.04681",
-    expected="digits that keep their shape while they move and bounce; a GIF",
     shrunk={**_SHRUNK_UNET, "data.num_frames": 2, "data.frame_size": 8},
 )
 def edm_moving_digits() -> Experiment:
@@ -84,7 +82,6 @@ def edm_moving_digits() -> Experiment:
 @register(
     "edm_tones",
     source=f"{_EDM}, with a one-dimensional U-Net",
-    expected="tones of five kinds; a WAV file and spectrograms",
     shrunk={**_SHRUNK_UNET, "data.num_samples": 64, "model.network.patch_size": 4},
 )
 def edm_tones() -> Experiment:
@@ -130,7 +127,6 @@ def _text(model) -> Experiment:
 @register(
     "masked_diffusion_text",
     source="Sahoo et al. 2024, arXiv:2406.07524, on the help texts that Python carries",
-    expected="test bound in nats a character",
     shrunk={**_SHRUNK_TEXT, "model.num_steps_sampling": 4},
 )
 def masked_diffusion_text() -> Experiment:
@@ -146,7 +142,6 @@ def masked_diffusion_text() -> Experiment:
 @register(
     "d3pm_text",
     source="Austin et al. 2021, arXiv:2107.03006, on the help texts that Python carries",
-    expected="test bound in nats a character, beside that of `masked_diffusion_text`",
     shrunk={**_SHRUNK_TEXT, "model.num_timesteps": 4},
 )
 def d3pm_text() -> Experiment:

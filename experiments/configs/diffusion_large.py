@@ -45,7 +45,6 @@ _SHRUNK_CIFAR = {
 @register(
     "ddpm_cifar10",
     source="Ho et al. 2020, arXiv:2006.11239",
-    expected="FID 3.17 and 3.75 bits/dim in the paper (800000 steps, 35.7M parameters)",
     shrunk={**_SHRUNK_CIFAR, "model.bound_terms": 2},
 )
 def ddpm_cifar10() -> Experiment:
@@ -64,7 +63,6 @@ def ddpm_cifar10() -> Experiment:
 @register(
     "edm_cifar10",
     source="Karras et al. 2022, arXiv:2206.00364",
-    expected="FID 1.97 at 35 evaluations in the paper (unconditional, 200 million pictures, with augmentation)",
     shrunk=_SHRUNK_CIFAR,
 )
 def edm_cifar10() -> Experiment:
@@ -93,7 +91,6 @@ def edm_cifar10() -> Experiment:
 @register(
     "ot_cfm_cifar10",
     source="Lipman et al. 2023, arXiv:2210.02747; Tong et al. 2024, arXiv:2302.00482",
-    expected="FID 3.5 in the paper (400000 steps)",
     shrunk={**_SHRUNK_CIFAR, "model.coupling": "independent"},
 )
 def ot_cfm_cifar10() -> Experiment:
@@ -156,7 +153,6 @@ _SHRUNK_DIT = {
 @register(
     "dit_b4_imagenet",
     source="Peebles & Xie 2023, arXiv:2212.09748",
-    expected="FID 68.3 after 400000 steps without guidance in the paper",
     shrunk=_SHRUNK_DIT,
 )
 def dit_b4_imagenet() -> Experiment:
@@ -172,7 +168,6 @@ def dit_b4_imagenet() -> Experiment:
 @register(
     "dit_xl2_imagenet",
     source="Peebles & Xie 2023, arXiv:2212.09748",
-    expected="FID 2.27 with guidance after 7 million steps in the paper",
     shrunk={**_SHRUNK_DIT, "model.network.remat": False},
 )
 def dit_xl2_imagenet() -> Experiment:

@@ -36,7 +36,6 @@ def _adam(learning_rate: float, warmup_steps: int) -> AdamW:
 @register(
     "bert_embedded",
     source="Devlin et al. 2019, arXiv:1810.04805, on the help texts that Python carries",
-    expected="test 1.30 nats a masked character, a 3-gram 1.80 on the same places (experiments.text --ngram=3)",
     shrunk=_SHRUNK,
 )
 def bert_embedded() -> Experiment:
@@ -63,7 +62,6 @@ def bert_embedded() -> Experiment:
 @register(
     "roberta_embedded",
     source="Liu et al. 2019, arXiv:1907.11692, on the help texts that Python carries",
-    expected="masked characters below a 3-gram's nats on the same places (experiments.text --ngram=3)",
     shrunk=_SHRUNK,
 )
 def roberta_embedded() -> Experiment:
@@ -83,7 +81,6 @@ def roberta_embedded() -> Experiment:
 @register(
     "electra_embedded",
     source="Clark et al. 2020, arXiv:2003.10555, on the help texts that Python carries",
-    expected="replaced characters found more often than by calling none of them replaced; no published figure",
     shrunk={**_SHRUNK, "model.generator.num_layers": 1, "model.generator.width": 4, "model.generator.num_heads": 2},
 )
 def electra_embedded() -> Experiment:
@@ -104,7 +101,6 @@ def electra_embedded() -> Experiment:
 @register(
     "bert_base",
     source="BERT-base, 110M parameters (Devlin et al. 2019)",
-    expected="the published size; needs text files and accelerators",
     shrunk={**_SHRUNK, "data.tokenizer": "bytes", "model.compute_dtype": "float32",
             "model.network.scan_layers": False, "model.network.remat": False},
 )  # fmt: skip
@@ -138,7 +134,6 @@ def _fine_tuned(task: Task, data: LabelledText | LabelledTokens | QuestionAnswer
 @register(
     "bert_sentiment",
     source="Devlin et al. 2019, section 4.1, on made reviews with negations",
-    expected="aim: test accuracy >= 0.99; 0.914 after these 1000 steps",
     shrunk={**_TINY, "data.sequence_length": 48},
 )
 def bert_sentiment() -> Experiment:
@@ -155,7 +150,6 @@ def bert_sentiment() -> Experiment:
 @register(
     "bert_entities",
     source="Devlin et al. 2019, section 5.3, on made sentences with persons and places",
-    expected="test entity F1 >= 99 (experiments.text)",
     shrunk={**_TINY, "data.sequence_length": 48},
 )
 def bert_entities() -> Experiment:
@@ -171,7 +165,6 @@ def bert_entities() -> Experiment:
 @register(
     "bert_questions",
     source="Devlin et al. 2019, section 4.2, on made texts of facts",
-    expected="aim: test exact match >= 99 (experiments.text); 74.8 after 720 of these steps",
     shrunk={**_TINY, "data.sequence_length": 96},
 )
 def bert_questions() -> Experiment:

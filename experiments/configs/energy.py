@@ -13,7 +13,6 @@ from genjax.training import Experiment, Training
 @register(
     "rbm_digits",
     source="Tieleman 2008, doi:10.1145/1390156.1390290; Salakhutdinov & Murray 2008, doi:10.1145/1390156.1390266",
-    expected="test nll_ais 22.94 nats, below the 23.64 of bernoulli_mixture_digits",
     shrunk={
         "data.batch_size": 16,
         "model.num_hidden": 4,
@@ -36,7 +35,6 @@ def rbm_digits() -> Experiment:
 @register(
     "ebm_digits",
     source="Du & Mordatch 2019, arXiv:1903.08689",
-    expected="samples that are digits; Frechet distance in pixels 1.58 to test pictures, training pictures 0.21; recall 0.34",
     shrunk={
         "data.batch_size": 16,
         "model.hidden_dims": (4,),

@@ -39,7 +39,6 @@ def _decayed(learning_rate: float, **fields) -> Adam:
 @register(
     "real_nvp_two_moons",
     source="Dinh et al. 2017, arXiv:1605.08803",
-    expected="test NLL 2.426 nats (full-covariance normal 3.299)",
     shrunk={**_POINTS, "model.num_couplings": 2, "model.hidden_dims": (8,)},
 )
 def real_nvp_two_moons() -> Experiment:
@@ -55,7 +54,6 @@ def real_nvp_two_moons() -> Experiment:
 @register(
     "spline_checkerboard",
     source="Durkan et al. 2019, arXiv:1906.04032",
-    expected="test NLL 2.118 nats; the entropy is log 8 = 2.079 (full-covariance normal 3.107)",
     shrunk={**_POINTS, "model.num_layers": 2, "model.hidden_dims": (8,), "model.num_bins": 4},
 )
 def spline_checkerboard() -> Experiment:
@@ -74,7 +72,6 @@ def spline_checkerboard() -> Experiment:
 @register(
     "spline_autoregressive_two_spirals",
     source="Durkan et al. 2019, arXiv:1906.04032",
-    expected="test NLL 2.585 nats",
     shrunk={**_POINTS, "model.num_layers": 2, "model.hidden_dims": (8,), "model.num_bins": 4},
 )
 def spline_autoregressive_two_spirals() -> Experiment:
@@ -93,7 +90,6 @@ def spline_autoregressive_two_spirals() -> Experiment:
 @register(
     "maf_pinwheel",
     source="Papamakarios et al. 2017, arXiv:1705.07057",
-    expected="test NLL 2.601 nats (full-covariance normal 3.633)",
     shrunk={**_POINTS, "model.num_layers": 2, "model.hidden_dims": (8,)},
 )
 def maf_pinwheel() -> Experiment:
@@ -109,7 +105,6 @@ def maf_pinwheel() -> Experiment:
 @register(
     "iaf_two_moons",
     source="Kingma et al. 2016, arXiv:1606.04934",
-    expected="test NLL 2.420 nats (full-covariance normal 3.299)",
     shrunk={**_POINTS, "model.num_layers": 2, "model.hidden_dims": (8,)},
 )
 def iaf_two_moons() -> Experiment:
@@ -125,7 +120,6 @@ def iaf_two_moons() -> Experiment:
 @register(
     "planar_two_moons",
     source="Rezende & Mohamed 2015, arXiv:1505.05770",
-    expected="test NLL 2.425 nats (full-covariance normal 3.299)",
     shrunk={**_POINTS, "model.num_layers": 2},
 )
 def planar_two_moons() -> Experiment:
@@ -141,7 +135,6 @@ def planar_two_moons() -> Experiment:
 @register(
     "residual_two_moons",
     source="Chen et al. 2019, arXiv:1906.02735",
-    expected="test NLL 2.604 nats (full-covariance normal 3.299)",
     shrunk={**_POINTS, "model.num_blocks": 2, "model.hidden_dims": (8,), "model.exact_dim": 0},
 )
 def residual_two_moons() -> Experiment:
@@ -157,7 +150,6 @@ def residual_two_moons() -> Experiment:
 @register(
     "ffjord_two_moons",
     source="Grathwohl et al. 2019, arXiv:1810.01367",
-    expected="test NLL 2.413 nats (full-covariance normal 3.299)",
     shrunk={**_POINTS, "model.hidden_dims": (8,), "model.tolerance": 1e-6, "model.max_steps": 64},
 )
 def ffjord_two_moons() -> Experiment:
@@ -173,7 +165,6 @@ def ffjord_two_moons() -> Experiment:
 @register(
     "spline_table",
     source="Durkan et al. 2019, arXiv:1906.04032",
-    expected="a likelihood above that of the full-covariance Gaussian, which experiments.likelihood prints beside it",
     shrunk={**_POINTS, "data.name": "two_moons", "model.num_layers": 2, "model.hidden_dims": (8,)},
 )
 def spline_table() -> Experiment:
@@ -207,7 +198,6 @@ def _digits(model, num_steps: int, preprocessing: str = "dequantize", **fields) 
 @register(
     "real_nvp_digits",
     source="Dinh et al. 2017, arXiv:1605.08803",
-    expected="test 2.01 bits/dim, uniform dequantisation (full-covariance normal 2.99 of the same)",
     shrunk={**_DIGITS, "model.couplings_per_mask": 1, "model.width": 4, "model.num_blocks": 1},
 )
 def real_nvp_digits() -> Experiment:
@@ -224,7 +214,6 @@ def real_nvp_digits() -> Experiment:
 @register(
     "glow_digits",
     source="Kingma & Dhariwal 2018, arXiv:1807.03039",
-    expected="test 2.02 bits/dim given the class, uniform dequantisation (full-covariance normal without class 2.99)",
     shrunk={**_DIGITS, "model.num_steps_per_level": 1, "model.width": 4},
 )
 def glow_digits() -> Experiment:
@@ -249,7 +238,6 @@ def glow_digits() -> Experiment:
 @register(
     "glow_variational_digits",
     source="Ho et al. 2019, Flow++, arXiv:1902.00275 (variational dequantisation)",
-    expected="test 2.07 bits/dim, one draw of the learned noise (2.12 with --model.dequantization=uniform)",
     shrunk={
         **_DIGITS,
         "model.num_steps_per_level": 1,
@@ -278,7 +266,6 @@ def glow_variational_digits() -> Experiment:
 @register(
     "maf_digits",
     source="Papamakarios et al. 2017, arXiv:1705.07057",
-    expected="test 2.20 bits/dim, uniform dequantisation (full-covariance normal 2.45 in the same logit space)",
     shrunk={**_DIGITS, "model.num_layers": 2, "model.hidden_dims": (8,)},
 )
 def maf_digits() -> Experiment:
@@ -295,7 +282,6 @@ def maf_digits() -> Experiment:
 @register(
     "nice_mnist",
     source="Dinh et al. 2014, arXiv:1410.8516",
-    expected="4.34 bits/dim in the paper; on the digits 2.84 (full-covariance normal 2.99), see BUILD_NOTES.md",
     shrunk={**_DIGITS, "model.num_couplings": 2, "model.hidden_dims": (8,)},
 )
 def nice_mnist() -> Experiment:
@@ -314,7 +300,6 @@ def nice_mnist() -> Experiment:
 @register(
     "real_nvp_mnist",
     source="Dinh et al. 2017, arXiv:1605.08803",
-    expected="1.06 bits/dim is reported for multi-scale RealNVP with uniform dequantisation",
     shrunk={**_DIGITS, "model.couplings_per_mask": 1, "model.width": 4, "model.num_blocks": 1},
 )
 def real_nvp_mnist() -> Experiment:
@@ -333,7 +318,6 @@ def real_nvp_mnist() -> Experiment:
 @register(
     "glow_mnist",
     source="Kingma & Dhariwal 2018, arXiv:1807.03039",
-    expected="1.05 bits/dim is reported with uniform dequantisation; at most 1.10 on one GPU",
     shrunk={**_DIGITS, "model.num_steps_per_level": 2, "model.width": 4},
 )
 def glow_mnist() -> Experiment:
@@ -360,7 +344,6 @@ def glow_mnist() -> Experiment:
 @register(
     "maf_mnist",
     source="Papamakarios et al. 2017, arXiv:1705.07057",
-    expected="test NLL 1219.7 nats in logit space, alpha 1e-6 (full-covariance normal 1366.1; paper's MAF(5) 1300.5)",
     shrunk={**_DIGITS, "model.num_layers": 2, "model.hidden_dims": (8,)},
 )
 def maf_mnist() -> Experiment:
@@ -407,7 +390,6 @@ _FLOW_VAE = {
 @register(
     "iaf_vae_digits",
     source="Kingma et al. 2016, arXiv:1606.04934",
-    expected="test NLL 21.55 nats (500 importance samples), ELBO -21.79",
     shrunk={**_FLOW_VAE, "model.flow_hidden_dims": (8,)},
 )
 def iaf_vae_digits() -> Experiment:
@@ -423,7 +405,6 @@ def iaf_vae_digits() -> Experiment:
 @register(
     "planar_vae_digits",
     source="Rezende & Mohamed 2015, arXiv:1505.05770",
-    expected="test NLL 21.55 nats (500 importance samples), ELBO -21.75",
     shrunk=_FLOW_VAE,
 )
 def planar_vae_digits() -> Experiment:

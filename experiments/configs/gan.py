@@ -23,7 +23,6 @@ _PICTURES = (*_UNCONDITIONAL, "classes")
 @register(
     "wgan_gp_eight_gaussians",
     source="Gulrajani et al. 2017, arXiv:1704.00028",
-    expected="all eight modes; after 6000 steps 99 % of 1000 samples lie within 4 standard deviations of one",
     shrunk={"model.latent_dim": 2, "model.network.hidden_dims": (8,), "data.batch_size": 40},
 )
 def wgan_gp_eight_gaussians() -> Experiment:
@@ -52,7 +51,6 @@ def wgan_gp_eight_gaussians() -> Experiment:
 @register(
     "gan_mnist",
     source="Goodfellow et al. 2014, arXiv:1406.2661",
-    expected="not run at length here",
     shrunk={
         "model.latent_dim": 4,
         "model.network.generator_dims": (8,),
@@ -90,7 +88,6 @@ def _dcgan(base_channels: int, **changes: object) -> GAN:
 @register(
     "dcgan_digits",
     source="Radford et al. 2016, arXiv:1511.06434; conditional on classes as Mirza & Osindero 2014, arXiv:1411.1784",
-    expected="each row of ten samples shows the ten digits",
     shrunk={"model.latent_dim": 4, "model.network.base_channels": 4, "data.batch_size": 32},
 )
 def dcgan_digits() -> Experiment:
@@ -107,7 +104,6 @@ def dcgan_digits() -> Experiment:
 @register(
     "dcgan_mnist",
     source="Radford et al. 2016, arXiv:1511.06434; projection: Miyato & Koyama 2018, arXiv:1802.05637",
-    expected="Frechet distance 2.3 to the test split in feature_net_mnist, beside 1.64 of training pictures; recall .83",
     shrunk={
         "model.latent_dim": 4,
         "model.network.base_channels": 4,
@@ -145,7 +141,6 @@ def dcgan_mnist() -> Experiment:
 @register(
     "dcgan_folder",
     source="Radford et al. 2016, arXiv:1511.06434",
-    expected="not run here; the paper shows samples alone",
     shrunk={
         "model.latent_dim": 4,
         "model.network.base_channels": 4,
@@ -175,7 +170,6 @@ def dcgan_folder() -> Experiment:
 @register(
     "wgan_mnist",
     source="Arjovsky et al. 2017, arXiv:1701.07875",
-    expected="not run at length here",
     shrunk={
         "model.latent_dim": 4,
         "model.network.base_channels": 4,
@@ -211,7 +205,6 @@ def wgan_mnist() -> Experiment:
 @register(
     "sngan_cifar10",
     source="Miyato et al. 2018, arXiv:1802.05957; projection: Miyato & Koyama 2018, arXiv:1802.05637",
-    expected="not run here; the papers: FID 14.32 without classes, 10.84 with the projection",
     shrunk={
         "model.latent_dim": 4,
         "model.network.generator_channels": 4,
@@ -249,7 +242,6 @@ def sngan_cifar10() -> Experiment:
 @register(
     "stylegan2_shapes",
     source="Karras et al. 2020, arXiv:1912.04958 and arXiv:2006.06676",
-    expected="not measured yet",
     shrunk=SHRUNK_STYLE_GAN2,
 )
 def stylegan2_shapes() -> Experiment:

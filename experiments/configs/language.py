@@ -42,7 +42,6 @@ def _adam(learning_rate: float, warmup_steps: int, final_scale: float = 0.1, wei
 @register(
     "gpt_text",
     source="GPT-2 (Radford et al. 2019) and Llama (Touvron et al. 2023) blocks, on the help texts that Python carries",
-    expected="aim: test about 2 bits per character; not run with its 2000 steps",
     shrunk=_SHRUNK,
 )
 def gpt_text() -> Experiment:
@@ -79,7 +78,6 @@ def _shakespeare(model: GPT, sequence_length: int, batch_size: int, num_steps: i
 @register(
     "gpt_shakespeare",
     source="nanoGPT's train_shakespeare_char (github.com/karpathy/nanoGPT): 6 layers, 6 heads, 384 wide, context 256",
-    expected="aim: validation <= 1.4697 nats per character, nanoGPT's split (its best figure), on a GPU; not run to its end",
     shrunk=_SHRUNK,
 )
 def gpt_shakespeare() -> Experiment:
@@ -104,7 +102,6 @@ def gpt_shakespeare() -> Experiment:
 @register(
     "gpt_shakespeare_small",
     source="nanoGPT's CPU setting has 4 layers, 128 wide, context 64, batch 12, 2000 steps, and reaches 1.88",
-    expected="validation 1.496 nats per character, nanoGPT's split",
     shrunk=_SHRUNK,
 )
 def gpt_shakespeare_small() -> Experiment:
@@ -121,7 +118,6 @@ def gpt_shakespeare_small() -> Experiment:
 @register(
     "gpt_molecules",
     source="a GPT beside the CharRNN of MOSES (Polykovskiy et al. 2020, arXiv:1811.12823)",
-    expected="aim: validity >= 0.95 and unique@10k >= 0.999 of 30000 samples, on a GPU; a short run in BUILD_NOTES.md",
     shrunk=_SHRUNK_MOLECULES,
 )
 def gpt_molecules() -> Experiment:
@@ -141,7 +137,6 @@ def gpt_molecules() -> Experiment:
 @register(
     "gpt2_124m",
     source="GPT-2 small (Radford et al. 2019), trained as by nanoGPT on OpenWebText",
-    expected="about 2.85 nats per token on OpenWebText after 600k steps of 0.5M tokens",
     shrunk={**_SHRUNK, "data.tokenizer": "bytes", "model.compute_dtype": "float32",
             "model.optimizer.accumulation_steps": 1, "model.network.remat": False, "model.network.scan_layers": False},
 )  # fmt: skip
@@ -174,7 +169,6 @@ def gpt2_124m() -> Experiment:
 @register(
     "llama_7b",
     source="LLaMA 7B (Touvron et al. 2023, arXiv:2302.13971)",
-    expected="the published size, 6.74G parameters; needs text files and accelerators",
     shrunk={**_SHRUNK, "data.tokenizer": "bytes", "model.compute_dtype": "float32", "model.network.mlp_dim": 16,
             "model.optimizer.accumulation_steps": 1, "model.network.remat": False, "model.network.scan_layers": False},
 )  # fmt: skip
@@ -207,7 +201,6 @@ def llama_7b() -> Experiment:
 @register(
     "gpt_chorales",
     source="RNN-NADE (Boulanger-Lewandowski et al. 2012, arXiv:1206.6392) has 5.56 nats a frame; here a GPT of note events",
-    expected="test 5.43 nats per frame at step 750 of --training.num_steps=1500, all frames, transposed training pieces",
     shrunk={"model.network.num_layers": 1, "model.network.width": 8, "model.network.num_heads": 2,
             "model.network.max_length": 128, "data.name": "chords", "data.crop": 16, "data.batch_size": 16,
             "evaluation.num_examples": 16},
@@ -237,7 +230,6 @@ def gpt_chorales() -> Experiment:
 @register(
     "gpt_sentiment",
     source="GPT with a head on its last token (Radford et al. 2018, section 3.2)",
-    expected="test accuracy >= 0.99 of made reviews, in which a negation turns the adjective around",
     shrunk={"model.network.num_layers": 1, "model.network.width": 8, "model.network.num_heads": 2,
             "data.batch_size": 16, "evaluation.num_examples": 50},
 )  # fmt: skip

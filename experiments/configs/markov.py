@@ -31,7 +31,6 @@ def _rolls(model: HiddenMarkovModel, name: str, num_steps: int, **fields) -> Exp
 @register(
     "hmm_chords",
     source="Rabiner 1989, doi:10.1109/5.18626",
-    expected="samples that are cadences; a loss that never rises",
     shrunk=_CHORDS,
 )
 def hmm_chords() -> Experiment:
@@ -45,7 +44,6 @@ def hmm_chords() -> Experiment:
 @register(
     "hmm_jsb",
     source="Rabiner 1989, doi:10.1109/5.18626; data of Boulanger-Lewandowski et al. 2012, arXiv:1206.6392",
-    expected="test 6.66 nats a frame",
     shrunk=_CHORDS,
 )
 def hmm_jsb() -> Experiment:
@@ -60,7 +58,6 @@ def hmm_jsb() -> Experiment:
 @register(
     "hmm_patterns_jsb",
     source="Rabiner 1989, section IV.A; data of Boulanger-Lewandowski et al. 2012, arXiv:1206.6392",
-    expected="test 7.22 nats a frame: worse than hmm_jsb (6.66), since states know absolute pitch and pieces are shifted",
     shrunk={**_CHORDS, "model.emission.num_components": 2},
 )
 def hmm_patterns_jsb() -> Experiment:
@@ -81,7 +78,6 @@ def hmm_patterns_jsb() -> Experiment:
 @register(
     "hmm_keys_jsb",
     source="Rabiner 1989, section IV.B; data of Boulanger-Lewandowski et al. 2012, arXiv:1206.6392",
-    expected="test 6.19 nats a frame",
     shrunk={**_CHORDS, "model.num_keys": 2, "model.num_restarts": 2},
 )
 def hmm_keys_jsb() -> Experiment:
@@ -101,7 +97,6 @@ def hmm_keys_jsb() -> Experiment:
 @register(
     "hmm_gibbs_chords",
     source="Scott 2002, doi:10.1198/016214502753479464",
-    expected="a loss that settles near that of hmm_chords",
     shrunk=_CHORDS,
 )
 def hmm_gibbs_chords() -> Experiment:
@@ -115,7 +110,6 @@ def hmm_gibbs_chords() -> Experiment:
 @register(
     "hmm_text",
     source="Rabiner 1989, doi:10.1109/5.18626; Cappé & Moulines 2009, arXiv:0712.4273",
-    expected="nats a character below those of single characters",
     shrunk={"data.batch_size": 16, "data.sequence_length": 16, "model.num_states": 4},
 )
 def hmm_text() -> Experiment:
@@ -131,7 +125,6 @@ def hmm_text() -> Experiment:
 @register(
     "kalman_waves",
     source="Shumway & Stoffer 1982, doi:10.1111/j.1467-9892.1982.tb00349.x",
-    expected="eigenvalues of the transition that turn in 12.00 and 5.00 frames, the periods of the data",
     shrunk={"data.batch_size": 16, "data.sequence_length": 8, "model.state_dim": 2},
 )
 def kalman_waves() -> Experiment:
@@ -148,7 +141,6 @@ def kalman_waves() -> Experiment:
 @register(
     "kneser_ney_shakespeare",
     source="Chen & Goodman 1999, doi:10.1006/csla.1999.0128",
-    expected="at most 1.66 nats a character on the last 10% with order 5, and less than with smoothing witten_bell",
     shrunk={
         "data.name": "python_topics",
         "data.sequence_length": 16,

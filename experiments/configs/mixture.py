@@ -22,7 +22,6 @@ def _points(model: MixtureModel, name: str) -> Experiment:
 @register(
     "gmm_two_moons",
     source="Dempster et al. 1977, doi:10.1111/j.2517-6161.1977.tb01600.x",
-    expected="a loss that never rises",
     shrunk={**_POINTS, "model.num_components": 3},
 )
 def gmm_two_moons() -> Experiment:
@@ -36,7 +35,6 @@ def gmm_two_moons() -> Experiment:
 @register(
     "dp_mixture_eight_gaussians",
     source="Blei & Jordan 2006, doi:10.1214/06-BA104",
-    expected="not yet run with its 2000 steps: eight active components of at most thirty-two are the aim",
     shrunk={**_POINTS, "model.num_components": 4},
 )
 def dp_mixture_eight_gaussians() -> Experiment:
@@ -51,7 +49,6 @@ def dp_mixture_eight_gaussians() -> Experiment:
 @register(
     "bernoulli_mixture_digits",
     source="Bishop 2006, Pattern Recognition and Machine Learning, section 9.3.3",
-    expected="samples that show digits; a loss that never rises",
     shrunk={"data.batch_size": 32, "model.num_components": 4},
 )
 def bernoulli_mixture_digits() -> Experiment:

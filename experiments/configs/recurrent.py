@@ -41,7 +41,6 @@ def _shakespeare(model: RecurrentLanguageModel, data: Text, num_steps: int) -> E
 @register(
     "lstm_shakespeare",
     source="char-rnn (Karpathy 2015), with truncated back-propagation through time",
-    expected="aim: validation about 1.5 nats per character, nanoGPT's split; not run to its end",
     shrunk=_SHRUNK,
 )
 def lstm_shakespeare() -> Experiment:
@@ -65,7 +64,6 @@ def lstm_shakespeare() -> Experiment:
 @register(
     "min_gru_shakespeare",
     source="Feng et al. 2024, arXiv:2410.01201: minGRU reaches 1.548",
-    expected="aim: validation about 1.55 nats per character, nanoGPT's split; not run to its end",
     shrunk={**_SHRUNK, "data.stride": None, "model.network.mlp_dim": 8},
 )
 def min_gru_shakespeare() -> Experiment:
@@ -93,7 +91,6 @@ def min_gru_shakespeare() -> Experiment:
 @register(
     "char_rnn_molecules",
     source="CharRNN of MOSES (Polykovskiy et al. 2020, arXiv:1811.12823)",
-    expected="aim: validity .975 and unique@10k .999 of 30000 samples after 80 epochs, the paper's; not run to its end",
     shrunk={"model.network.hidden_dim": 8, "model.network.num_layers": 1, "model.embedding_dim": 8,
             "data.name": "combinations", "data.batch_size": 16},
 )  # fmt: skip
@@ -135,7 +132,6 @@ def _chorales(model: RollModel, num_steps: int, metric: str = "nll_per_frame", e
 @register(
     "lstm_chorales",
     source="Boulanger-Lewandowski et al. 2012, arXiv:1206.6392; LSTM of Chung et al. 2014",
-    expected="test 8.43 nats per frame, all frames, independent notes, transposed training pieces",
     shrunk=_SHRUNK_ROLLS,
 )
 def lstm_chorales() -> Experiment:
@@ -156,7 +152,6 @@ def lstm_chorales() -> Experiment:
 @register(
     "rnn_nade_chorales",
     source="RNN-NADE (Boulanger-Lewandowski et al. 2012, arXiv:1206.6392): 5.56 nats",
-    expected="aim: test <= 5.6 nats per frame, all frames, transposed training pieces; 6.07 with 1400 steps",
     shrunk={**_SHRUNK_ROLLS, "model.nade_dim": 8},
 )
 def rnn_nade_chorales() -> Experiment:
@@ -179,7 +174,6 @@ def rnn_nade_chorales() -> Experiment:
 @register(
     "rnn_rbm_chorales",
     source="RNN-RBM (Boulanger-Lewandowski et al. 2012, arXiv:1206.6392): 6.27 nats",
-    expected="aim: test nll_ais_per_frame 6.27, the paper's, an estimate; 9.64 with 400 steps, not trained further",
     shrunk={
         **_SHRUNK_ROLLS,
         "model.num_hidden": 4,
@@ -208,7 +202,6 @@ def rnn_rbm_chorales() -> Experiment:
 @register(
     "attention_reversal",
     source="Bahdanau et al. 2015, arXiv:1409.0473; Luong et al. 2015 with --model.score=multiplicative",
-    expected="exact match >= 0.99 of reversed sequences of up to 10 symbols",
     shrunk={"model.embedding_dim": 8, "model.hidden_dim": 8, "model.encoder.hidden_dim": 8, "data.batch_size": 16},
 )
 def attention_reversal() -> Experiment:
@@ -228,7 +221,6 @@ def attention_reversal() -> Experiment:
 @register(
     "mixture_density_waves",
     source="Graves 2013, arXiv:1308.0850, section 4, on made series",
-    expected="test -0.64 nats per frame (noise alone has -0.88)",
     shrunk={"model.network.hidden_dim": 8, "data.batch_size": 16, "data.sequence_length": 12},
 )
 def mixture_density_waves() -> Experiment:
@@ -250,7 +242,6 @@ def mixture_density_waves() -> Experiment:
 @register(
     "label_python_source",
     source="bidirectional LSTM with a linear-chain field (Huang et al. 2015, arXiv:1508.01991)",
-    expected="test accuracy >= 0.97 of characters' lexical classes",
     shrunk={"model.network.hidden_dim": 8, "model.embedding_dim": 8, "data.sequence_length": 16, "data.batch_size": 16,
             "evaluation.num_examples": 100},
 )  # fmt: skip

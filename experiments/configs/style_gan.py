@@ -59,7 +59,6 @@ def _training(num_steps: int) -> Training:
 @register(
     "stylegan2_ffhq",
     source="Karras et al. 2020, arXiv:1912.04958, configuration F",
-    expected="not run here; the paper: FID 2.84 after 25 million pictures",
     shrunk=SHRUNK_STYLE_GAN2,
 )
 def stylegan2_ffhq() -> Experiment:
@@ -88,7 +87,6 @@ def stylegan2_ffhq() -> Experiment:
 @register(
     "stylegan2_celeba_hq",
     source="Karras et al. 2020, arXiv:1912.04958 and arXiv:2006.06676, on CelebA-HQ (Karras et al. 2018, arXiv:1710.10196)",
-    expected="not run here",
     shrunk=SHRUNK_STYLE_GAN2,
 )
 def stylegan2_celeba_hq() -> Experiment:
@@ -113,7 +111,6 @@ def stylegan2_celeba_hq() -> Experiment:
 @register(
     "stylegan3_ffhq",
     source="Karras et al. 2021, arXiv:2106.12423",
-    expected="not run here",
     shrunk={
         "model.latent_dim": 4,
         "model.network.style_dim": 4,
@@ -154,7 +151,6 @@ def stylegan3_ffhq() -> Experiment:
 @register(
     "stylegan2_emoji",
     source="Karras et al. 2020, arXiv:1912.04958 and arXiv:2006.06676",
-    expected="not measured yet",
     shrunk=SHRUNK_STYLE_GAN2,
 )
 def stylegan2_emoji() -> Experiment:

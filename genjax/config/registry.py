@@ -24,7 +24,7 @@ class Entry:
       name: what `--experiment` takes.
       build: returns the experiment with its defaults.
       source: the paper, or where the set-up comes from.
-      expected: the numbers that it is expected to reach, with their units.
+      expected: the numbers that it is expected to reach, with their units; "" where they stand in a file of results.
       shrunk: overrides by path that make it run in seconds on embedded data, for tests.
     """
 
@@ -39,14 +39,14 @@ _registry: dict[str, Entry] = {}
 
 
 def register(
-    name: str, *, source: str, expected: str, shrunk: Mapping[str, Any] | None = None
+    name: str, *, source: str, expected: str = "", shrunk: Mapping[str, Any] | None = None
 ) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
     """Registers a function that returns an experiment; its docstring states command, run time and numbers.
 
     Args:
       name: what `--experiment` takes, unique.
       source: citation.
-      expected: expected result in a few words.
+      expected: expected result in a few words, of an experiment outside the project.
       shrunk: overrides by path that make the experiment run in seconds on embedded data.
 
     Raises:
