@@ -11,15 +11,13 @@ have drifted by more than their tolerance; results whose data are not given by -
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
-from absl import flags
-
-from experiments import command_line
+from experiments import RESULTS, command_line
 from genjax.config import ConfigError
 from genjax.tools import results
 
-FILE = Path(__file__).parent / "results.jsonl"
 ROOT = Path(__file__).parents[1]
 #: Models of each family, as the README lists them.
 FAMILIES = {
@@ -40,12 +38,26 @@ FAMILIES = {
 #: Pictures at the top of the README.
 PICTURES = ("vae_digits", "edm_mnist", "dcgan_mnist", "real_nvp_two_moons", "ebm_digits", "nuts_funnel")
 
-flags.DEFINE_boolean("write", False, "bring the documents up to date")
-flags.DEFINE_boolean("rerun", False, "run recorded commands again and compare")
-flags.DEFINE_float("most_minutes", 10.0, "--rerun takes results that need at most this time")
-flags.DEFINE_list("only", [], "--rerun takes these results alone, by name")
-flags.DEFINE_list("folders", [], "where data lie, as TFDS=FOLDER,JSB=FILE")
-flags.DEFINE_string("workdir", "runs/rerun", "directory of the runs of --rerun")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to do with the recorded numbers.
+
+    Attributes:
+      write: bring the documents up to date.
+      rerun: run recorded commands again and compare.
+      most_minutes: --rerun takes results that need at most this time.
+      only: --rerun takes these results alone, by name.
+      folders: where data lie, as TFDS=FOLDER,JSB=FILE.
+      workdir: directory of the runs of --rerun.
+    """
+
+    write: bool = False
+    rerun: bool = False
+    most_minutes: float = 10.0
+    only: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    workdir: str = "runs/rerun"
 
 
 def blocks(found: list[results.Result]) -> dict[str, str]:
@@ -57,16 +69,15 @@ def blocks(found: list[results.Result]) -> dict[str, str]:
     return made
 
 
-def print_drift(found: list[results.Result]) -> int:
+def print_drift(found: list[results.Result], options: Options) -> int:
     """Runs results again; returns how many have drifted."""
-    values = flags.FLAGS
-    folders = dict(part.split("=", 1) for part in values.folders if "=" in part)
-    if unknown := set(values.only) - {r.name for r in found}:
-        raise ConfigError(f"--only names no result: {', '.join(sorted(unknown))}; names stand in {FILE}")
+    folders = dict(part.split("=", 1) for part in options.folders if "=" in part)
+    if unknown := set(options.only) - {r.name for r in found}:
+        raise ConfigError(f"--only names no result: {', '.join(sorted(unknown))}; names stand in {RESULTS}")
     chosen = [
         r
         for r in found
-        if r.checks and (r.name in values.only if values.only else (r.minutes or 1e9) <= values.most_minutes)
+        if r.checks and (r.name in options.only if options.only else (r.minutes or 1e9) <= options.most_minutes)
     ]
     if not chosen:
         raise ConfigError("none of these results has numbers that a command can check again")
@@ -75,7 +86,7 @@ def print_drift(found: list[results.Result]) -> int:
         if missing := results.needed_folders(result) - set(folders):
             print(f"left out  {result.name}: needs --folders={','.join(f'{name}=...' for name in sorted(missing))}")
             continue
-        directory = Path(values.workdir) / result.name
+        directory = Path(options.workdir) / result.name
         directory.mkdir(parents=True, exist_ok=True)
         for drift in results.rerun(result, directory, folders, directory / "log.txt"):
             drifted += not drift.holds
@@ -91,17 +102,16 @@ def print_drift(found: list[results.Result]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    if "help" in command_line.first_flags(arguments, {"help": False}):
-        command_line.print_help(__doc__)
+    options = command_line.options_only(arguments, __doc__, Options())
+    if options is None:
         return 0
-    flags.FLAGS(arguments)
-    found = results.read_results(FILE)
-    if flags.FLAGS.rerun:
-        return min(print_drift(found), 1)
-    stale = results.stale_documents(ROOT, blocks(found), flags.FLAGS.write)
+    found = results.read_results(RESULTS)
+    if options.rerun:
+        return min(print_drift(found, options), 1)
+    stale = results.stale_documents(ROOT, blocks(found), options.write)
     for path in stale:
-        print(f"{'written' if flags.FLAGS.write else 'out of date'}: {path.relative_to(ROOT)}")
-    return 0 if flags.FLAGS.write else min(len(stale), 1)
+        print(f"{'written' if options.write else 'out of date'}: {path.relative_to(ROOT)}")
+    return 0 if options.write else min(len(stale), 1)
 
 
 if __name__ == "__main__":

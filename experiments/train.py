@@ -16,8 +16,9 @@ import shlex
 import textwrap
 from typing import Any
 
-from experiments import command_line
+from experiments import RESULTS, command_line
 from genjax import config
+from genjax.tools import results
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,23 +94,31 @@ def listing(word: str = "") -> str:
         suggestion = config.suggestion(word, sorted(known))
         raise config.ConfigError(f"no experiment, family or data set is called {word!r}{suggestion}")
     describe = _described if word else _line
+    recorded = results.read_results(RESULTS)
+    reached = {
+        entry.name: results.summary(recorded, entry.name) or entry.expected
+        for rows in families.values()
+        for entry, _ in rows
+    }
     return "\n".join(
-        line for family in sorted(families) for line in (family, *(describe(*row) for row in families[family]), "")
+        line
+        for family in sorted(families)
+        for line in (family, *(describe(*row, reached[row[0].name]) for row in families[family]), "")
     )
 
 
-def _line(entry: config.Entry, experiment: Any) -> str:
+def _line(entry: config.Entry, experiment: Any, reached: str) -> str:
     columns = f"  {entry.name:<32} {experiment.data.name:<18} "
-    return columns + textwrap.shorten(entry.expected, max(120 - len(columns), 20), placeholder=" ...")
+    return columns + textwrap.shorten(reached, max(120 - len(columns), 20), placeholder=" ...")
 
 
-def _described(entry: config.Entry, experiment: Any) -> str:
+def _described(entry: config.Entry, experiment: Any, reached: str) -> str:
     return (
         f"  {entry.name}\n"
         f"    model    {type(experiment.model).__name__}\n"
         f"    data     {experiment.data.name}\n"
         f"    source   {entry.source}\n"
-        f"    expected {entry.expected}"
+        f"    reached  {reached}"
     )
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from experiments import RESULTS as RESULTS_FILE
 from experiments import results as command
 from genjax import config
 from genjax.tools import results
 
 ROOT = Path(__file__).parents[1]
-RESULTS = results.read_results(command.FILE)
+RESULTS = results.read_results(RESULTS_FILE)
 ENTRIES = config.import_experiments()
 DOCUMENTS = [ROOT / "README.md", ROOT / "BUILD_NOTES.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = {path.stem for path in (ROOT / "experiments").glob("*.py")}

@@ -111,7 +111,7 @@ def summary(results: Sequence[Result], experiment: str) -> str:
         if result.experiment != experiment:
             continue
         ours = (result.ours or "not measured").replace("**", "")
-        parts.append(f"{result.title}: {ours}" + (f" (target {result.target})" if result.target else ""))
+        parts.append(f"{result.title}: {ours}" + (f" (target: {result.target})" if result.target else ""))
     return "; ".join(parts)
 
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from experiments import RESULTS
 from genjax import config, optimizers
 from genjax.config.annotations import (
     choices,
@@ -31,9 +32,11 @@ from genjax.nn.distributions import OutputDistribution
 from genjax.nn.encoder_decoder import Network
 from genjax.nn.lora import LoRA
 from genjax.nn.positions import RotaryScaling
+from genjax.tools import results
 from tests.entry_points import entry_point
 
 ENTRIES = config.import_experiments()
+RECORDED = results.read_results(RESULTS)
 
 
 def reachable() -> list[type]:
@@ -186,11 +189,11 @@ def test_the_list_of_a_family_tells_all(train, arguments, capsys):
     shown = capsys.readouterr().out
     family = {n for n, e in ENTRIES.items() if ".markov." in type(e.build().model).__module__ or "markov" in n}
     assert set(re.findall(r"^  (\w+)$", shown, re.MULTILINE)) == family
-    assert all(ENTRIES[name].source in shown and ENTRIES[name].expected in shown for name in family)
+    assert all(ENTRIES[name].source in shown and results.summary(RECORDED, name) in shown for name in family)
 
 
 def test_the_list_knows_data_sets_and_parts_of_names(train):
-    assert "expected" in train.listing("two_moons") and "ddpm_moons" in train.listing("two_moons")
+    assert "reached" in train.listing("two_moons") and "ddpm_moons" in train.listing("two_moons")
     assert "score_sde_points" in train.listing("sde") and "vae_digits" not in train.listing("sde")
     with pytest.raises(config.ConfigError, match="called 'difusion'; did you mean diffusion"):
         train.listing("difusion")
