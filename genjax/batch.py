@@ -28,6 +28,14 @@ def batch_size(batch: Batch) -> int:
     return jax.tree.leaves(dict(batch))[0].shape[0]
 
 
+def counted_examples(batch: Batch) -> Array | None:
+    """True at examples, False at what only fills up the last batch of an evaluation, bool [B]; None where all are examples.
+
+    What compares the examples of a batch, or takes means over them, looks at no others; see `GenerativeModel.evaluate`.
+    """
+    return ~batch["padding"] if "padding" in batch else None
+
+
 def example_places(batch: Batch) -> Array:
     """The place of each example in the whole batch, [B]; `batch` may be a part of the whole batch.
 

@@ -101,7 +101,10 @@ class GenerativeModel(Protocol):
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Metrics of a batch: an array [B] with a value per example, or a `Ratio` of two such arrays.
 
-        The engine leaves out padding and averages.
+        The engine leaves out padding and averages.  The last batch is filled up with copies of its last example, so that all
+        batches have one size; `padding` [B] is True at these copies (see `batch.counted_examples`).  A model whose value of
+        one example depends on other examples of the batch (a contrast, a mean over the batch, a pairing) leaves the padding
+        out, so that the values are the same with padding and without, whatever the padding holds.
         """
         ...
 

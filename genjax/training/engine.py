@@ -409,7 +409,7 @@ class Engine:
         """Applies a function of the model to every example of a split.
 
         Args:
-          function: maps (state, transformed batch, key) to a pytree of arrays with leading axis B.
+          function: maps (state, transformed batch with `padding`, key) to a pytree of arrays with leading axis B.
           state: a state on the mesh.
           split: name of a split; at most `evaluation.num_examples` of it are read.
           data: another data set than the experiment's.
@@ -423,9 +423,10 @@ class Engine:
         size = self._evaluation_size(data)
         key = jax.random.key(settings.seed)
 
-        def compute(state: TrainState, batch: Batch, key: jax.Array) -> Any:
+        def compute(state: TrainState, batch: Batch, mask: jax.Array, key: jax.Array) -> Any:
             data_key, model_key = jax.random.split(key)
-            return function(self._gathered(state), data.transform(batch, data_key), model_key)
+            batch = {**data.transform(batch, data_key), "padding": mask == 0}
+            return function(self._gathered(state), batch, model_key)
 
         compiled = jax.jit(compute, out_shardings=self._replicated)
         results, examples = [], []
@@ -433,7 +434,7 @@ class Engine:
             count = int(mask.sum())
             placed = {name: self._place_global(a) for name, a in batch.items()}
             with self._named(data, batch):
-                values = compiled(state, placed, key)
+                values = compiled(state, placed, self._place_global(mask), key)
             values = jax.tree.map(lambda v: np.asarray(v.addressable_data(0)), values)
             results.append(jax.tree.map(lambda v, n=count: v[:n], values))
             examples.append({name: a[:count] for name, a in batch.items()})

@@ -17,7 +17,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from genjax.batch import Array, Batch
+from genjax.batch import Array, Batch, counted_examples
 from genjax.families.diffusion.assignment import assign
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.processes import GaussianProcess, Process, Straight
@@ -46,5 +46,10 @@ class FlowMatching(Diffusion):
             a, b = x.reshape(x.shape[0], -1), epsilon.reshape(x.shape[0], -1)
             # What belongs to a row or a column alone does not decide who is paired with whom.
             cost = -2.0 * jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
+            counted = counted_examples(batch)
+            if counted is not None:
+                # Dearer than any two pairs that it could replace, so that padding is paired with noise of padding.
+                dear = 2.0 * cost.max() - cost.min() + 1.0
+                cost = jnp.where(counted[:, None] == counted[None], cost, dear)
             epsilon = epsilon[assign(jax.lax.stop_gradient(cost))]
         return t, epsilon, keys

@@ -78,7 +78,14 @@ class _Discriminator(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, condition: Array | None = None, training: bool = False, keys: Any = None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        condition: Array | None = None,
+        training: bool = False,
+        keys: Array | None = None,
+        counted: Array | None = None,
+    ) -> Array:
         network, count = self.network, times_halved(x.shape[1:])
         spectral = network.discriminator_norm == "spectral"
         bias = network.discriminator_norm in ("spectral", "none")

@@ -29,6 +29,7 @@ from genjax.batch import (
     PyTree,
     batch_size,
     check_label_range,
+    counted_examples,
     cross_device_sum,
     example_keys,
     one_hot_classes,
@@ -126,7 +127,7 @@ class GAN:
         return self._network().generator(self.data_shape, jnp.dtype(self.compute_dtype))
 
     def discriminator(self) -> Any:
-        """The Linen module (x, condition, training, keys) -> [B, 1] or, with class logits, [B, 1 + K]."""
+        """The Linen module (x, condition, training, keys, counted) -> [B, 1] or, with class logits, [B, 1 + K]."""
         return self._network().discriminator(self.conditioning, jnp.dtype(self.compute_dtype))
 
     def _discriminator_rule(self) -> Optimizer:
@@ -229,9 +230,20 @@ class GAN:
         apply = self.generator().apply
         return apply({"params": params, **(variables or {})}, latents, condition, False, keys).astype(jnp.float32)
 
-    def score(self, params: PyTree, x: Array, condition: Array | None = None, variables: PyTree | None = None) -> Array:
-        """D(x) with the discriminator's parameters: a logit, or the critic's value, float32 [B]."""
-        outputs = self.discriminator().apply({"params": params, **(variables or {})}, x, condition, False)
+    def score(
+        self,
+        params: PyTree,
+        x: Array,
+        condition: Array | None = None,
+        variables: PyTree | None = None,
+        counted: Array | None = None,
+    ) -> Array:
+        """D(x) with the discriminator's parameters: a logit, or the critic's value, float32 [B].
+
+        A discriminator that compares examples looks at those that are `counted`, bool [B]; None for all.
+        """
+        variables = {"params": params, **(variables or {})}
+        outputs = self.discriminator().apply(variables, x, condition, False, counted=counted)
         return outputs[:, 0].astype(jnp.float32)
 
     def latents(self, key: Array, batch: Batch) -> Array:
@@ -461,17 +473,17 @@ class GAN:
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example [B]: `real_score` D(x), `fake_score` D(G(z)), and both objectives at them."""
         params, condition = state.eval_params, self.condition(batch.get("label"))
-        latents = self.latents(key, batch)
+        latents, counted = self.latents(key, batch), counted_examples(batch)
         fake = self.generate(params["generator"], latents, condition, self.generator_variables(state))
         real, generated = (
-            self.score(params["discriminator"], x, condition, state.extra.get("discriminator"))
+            self.score(params["discriminator"], x, condition, state.extra.get("discriminator"), counted)
             for x in (batch["x"], fake)
         )
         return {
             "real_score": real,
             "fake_score": generated,
-            "discriminator_objective": discriminator_objective(self.objective, real, generated),
-            "generator_objective": generator_objective(self.objective, generated, real),
+            "discriminator_objective": discriminator_objective(self.objective, real, generated, counted),
+            "generator_objective": generator_objective(self.objective, generated, real, counted),
         }
 
     def sampling_label(self, num_samples: int, label: Array | None) -> Array | None:

@@ -69,7 +69,12 @@ class _Discriminator(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, condition: Array | None = None, training: bool = False, keys: Array | None = None
+        self,
+        x: Array,
+        condition: Array | None = None,
+        training: bool = False,
+        keys: Array | None = None,
+        counted: Array | None = None,
     ) -> Array:
         network = self.network
         layer = functools.partial(

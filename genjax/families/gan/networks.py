@@ -3,9 +3,10 @@
 A network is a frozen dataclass that builds two Linen modules:
 
     generator:      z [B, L], condition [B, K] or None, training, keys [B] or None  ->  [B, *data_shape]
-    discriminator:  x [B, *data_shape], condition [B, K] or None, training, keys   ->  [B, 1] or [B, 1 + K]
+    discriminator:  x [B, *data_shape], condition [B, K] or None, training, keys, counted  ->  [B, 1] or [B, 1 + K]
 
-`condition` is the class as a one-hot vector; `keys` decide noise inside the network.  The discriminator's first output is
+`condition` is the class as a one-hot vector; `keys` decide noise inside the network; `counted` [B], or None for all, are the
+examples that others are compared with, which padding of an evaluation is not.  The discriminator's first output is
 the score.  Conditioning on a class y:
 
     concatenation  both see y beside their input                            (Mirza & Osindero 2014, arXiv:1411.1784)
@@ -50,7 +51,7 @@ class GANNetwork(abc.ABC):
 
     @abc.abstractmethod
     def discriminator(self, conditioning: Conditioning, dtype: Any) -> nn.Module:
-        """The module (x, condition, training, keys) -> [B, 1 + K] with conditioning=auxiliary, else [B, 1]."""
+        """The module (x, condition, training, keys, counted) -> [B, 1 + K] with conditioning=auxiliary, else [B, 1]."""
 
 
 def with_label_maps(x: Array, condition: Array | None) -> Array:
@@ -152,7 +153,14 @@ class PlainDiscriminator(nn.Module):
     spectral: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, condition: Array | None = None, training: bool = False, keys: Any = None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        condition: Array | None = None,
+        training: bool = False,
+        keys: Array | None = None,
+        counted: Array | None = None,
+    ) -> Array:
         if self.conditioning == "projection":
             raise UserError("conditioning=projection needs a network of pictures, such as model.network=dcgan_network")
         auxiliary = self.conditioning == "auxiliary"

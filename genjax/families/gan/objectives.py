@@ -43,14 +43,24 @@ Penalty = Literal["none", "wgan_gp", "r1", "r2", "r1_r2"]
 RELATIVISTIC = ("relativistic", "relativistic_average")
 
 
-def _against_average(above: Array, below: Array) -> Array:
+def _against_average(above: Array, below: Array, counted: Array | None) -> Array:
     """softplus of how far `above` fails to be above the other's mean, and `below` below."""
-    average = lambda scores: cross_device_mean(scores.mean())  # noqa: E731
+    average = lambda scores: cross_device_mean(jnp.mean(scores, where=counted))  # noqa: E731
     return jax.nn.softplus(average(below) - above) + jax.nn.softplus(below - average(above))
 
 
-def discriminator_objective(name: Objective, real: Array, fake: Array) -> Array:
-    """What the discriminator minimises, for each pair of scores [B] of data and samples, shape [B]."""
+def discriminator_objective(name: Objective, real: Array, fake: Array, counted: Array | None = None) -> Array:
+    """What the discriminator minimises, for each pair of scores [B] of data and samples, shape [B].
+
+    Args:
+      name: the objective.
+      real: scores of data, [B].
+      fake: scores of samples, [B].
+      counted: bool [B], the pairs that means are taken over; None for all.
+
+    Raises:
+      UserError: the objective is unknown.
+    """
     match name:
         case "minimax" | "non_saturating":
             return jax.nn.softplus(-real) + jax.nn.softplus(fake)
@@ -63,17 +73,18 @@ def discriminator_objective(name: Objective, real: Array, fake: Array) -> Array:
         case "relativistic":
             return jax.nn.softplus(fake - real)
         case "relativistic_average":
-            return _against_average(real, fake)
+            return _against_average(real, fake, counted)
     raise UserError(f"unknown objective {name!r}; choose one of {', '.join(Objective.__args__)}")
 
 
-def generator_objective(name: Objective, fake: Array, real: Array | None = None) -> Array:
+def generator_objective(name: Objective, fake: Array, real: Array | None = None, counted: Array | None = None) -> Array:
     """What the generator minimises, for each score [B] of a sample, shape [B].
 
     Args:
       name: the objective.
       fake: scores of samples, [B].
       real: scores of data, [B]; only the relativistic objectives look at them.
+      counted: bool [B], the pairs that means are taken over; None for all.
 
     Raises:
       UserError: the objective is unknown, or needs `real`.
@@ -90,7 +101,7 @@ def generator_objective(name: Objective, fake: Array, real: Array | None = None)
     if name in RELATIVISTIC:
         if real is None:
             raise UserError(f"the generator's {name} objective needs the scores of data too")
-        return discriminator_objective(name, fake, real)
+        return discriminator_objective(name, fake, real, counted)
     raise UserError(f"unknown objective {name!r}; choose one of {', '.join(Objective.__args__)}")
 
 

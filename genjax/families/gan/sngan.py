@@ -123,7 +123,14 @@ class _Discriminator(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, condition: Array | None = None, training: bool = False, keys: Any = None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        condition: Array | None = None,
+        training: bool = False,
+        keys: Array | None = None,
+        counted: Array | None = None,
+    ) -> Array:
         network, count = self.network, times_halved(x.shape[1:], 8)
         block = functools.partial(_DownBlock, network.discriminator_channels, network.spectral, self.dtype)
         x = with_label_maps(x, condition if self.conditioning == "concatenation" else None)

@@ -48,7 +48,7 @@ class StyleGAN2Network(StyleNetwork):
     """Skip generator and residual discriminator.
 
     Attributes:
-      group_size: examples over which the discriminator takes standard deviations; fewer where the batch does not divide.
+      group_size: examples over which the discriminator takes standard deviations; a few more where they do not divide the batch.
     """
 
     group_size: int = 4
@@ -174,18 +174,29 @@ class _Halve(nn.Module):
         return y
 
 
-def group_deviation(x: Array, group_size: int) -> Array:
+def group_deviation(x: Array, group_size: int, counted: Array | None = None) -> Array:
     """A channel with the mean standard deviation within an example's group, [B, H, W, C] to [B, H, W, C + 1].
 
-    Examples i, i + B / g, i + 2 B / g, ... are a group of g, the largest divisor of B up to `group_size`, where B counts those of
-    all devices: a few examples of one have too few others, a single one none.
+    Of n examples there are m = n // g groups, or one: i, i + m, i + 2 m, ... are a group, of g examples where g divides n and of
+    a few more elsewhere.  The examples are those of all devices: a few of one device have too few others, a single one none.
+
+    Args:
+      x: features, [B, H, W, C].
+      group_size: examples g of a group.
+      counted: bool [B], the first examples, which padding follows that belongs to no group; None where there is none.
     """
     everyone = cross_device_gather(x.astype(jnp.float32))
     batch = everyone.shape[0]
-    size = max(g for g in range(1, min(group_size, batch) + 1) if batch % g == 0)
-    groups = everyone.reshape(size, batch // size, -1)
-    deviation = jnp.sqrt(groups.var(0) + 1e-8).mean(-1)  # [B / g]
-    channel = own_part(jnp.tile(deviation, size), x.shape[0]).astype(x.dtype)[:, None, None, None]
+    counted = jnp.ones(batch, bool) if counted is None else cross_device_gather(counted)
+    most = max(batch // group_size, 1)
+    group = jnp.arange(batch) % jnp.maximum(counted.sum() // group_size, 1)
+    group = jnp.where(counted, group, most)  # which is none
+    total = lambda values: jax.ops.segment_sum(values, group, most)  # noqa: E731
+    size = jnp.maximum(total(jnp.ones(batch)), 1.0)[:, None]
+    flat = everyone.reshape(batch, -1)
+    centred = flat - (total(flat) / size)[jnp.minimum(group, most - 1)]
+    deviation = jnp.sqrt(total(centred**2) / size + 1e-8).mean(-1)  # [most]
+    channel = own_part(deviation[jnp.minimum(group, most - 1)], x.shape[0]).astype(x.dtype)[:, None, None, None]
     return jnp.concatenate([x, jnp.broadcast_to(channel, (*x.shape[:3], 1))], axis=-1)
 
 
@@ -197,7 +208,14 @@ class Discriminator(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, condition: Array | None = None, training: bool = False, keys: Any = None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        condition: Array | None = None,
+        training: bool = False,
+        keys: Array | None = None,
+        counted: Array | None = None,
+    ) -> Array:
         network, exponent = self.network, check_resolution(x.shape[1:])
         x = with_label_maps(x, condition if self.conditioning == "concatenation" else None)
         x = leaky(EqualConvolution(network.channels(2**exponent), 1, dtype=self.dtype, name="colors")(x))
@@ -207,7 +225,7 @@ class Discriminator(nn.Module):
             y = leaky(_Halve(after, 3, True, self.dtype, name=f"halve_{2**n}")(y))
             skip = _Halve(after, 1, False, self.dtype, name=f"skip_{2**n}")(x)
             x = (y + skip) * np.sqrt(0.5).astype(self.dtype)
-        x = group_deviation(x, network.group_size).astype(jnp.float32)
+        x = group_deviation(x, network.group_size, counted).astype(jnp.float32)
         x = leaky(EqualConvolution(network.channels(4), name="last")(x))
         x = leaky(EqualDense(network.channels(4), name="dense")(x.reshape(x.shape[0], -1)))
         return Head(self.conditioning, EqualDense)(x, condition)

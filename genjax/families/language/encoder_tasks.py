@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from genjax.batch import Array, Batch, Metrics, PyTree, cross_device_gather, example_keys
+from genjax.batch import Array, Batch, Metrics, PyTree, counted_examples, cross_device_gather, example_keys
 from genjax.errors import UserError
 from genjax.gradients import BatchLoss
 from genjax.metrics import Ratio
@@ -467,8 +467,9 @@ class SentenceEmbedding(Task):
         (first, second), (texts, partners) = cross_device_gather(pairs)
         similarities = first @ second.T
         excluded = equal_rows(texts, texts) | equal_rows(partners, partners) | equal_rows(texts, partners)
-        if "padding" in batch:
-            excluded |= batch["padding"][None]
+        counted = counted_examples(batch)
+        if counted is not None:
+            excluded |= ~counted[None]
         return *partner_scores(similarities / self.temperature, excluded), jnp.diagonal(similarities)
 
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:

@@ -19,7 +19,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, cross_device_gather, example_keys
+from genjax.batch import (
+    Array,
+    Batch,
+    ComputeDtype,
+    Metrics,
+    PyTree,
+    counted_examples,
+    cross_device_gather,
+    example_keys,
+)
 from genjax.errors import UserError
 from genjax.gradients import BatchLoss, gradient_step
 from genjax.model import TrainState
@@ -161,8 +170,9 @@ class CLIP:
         (image, text), tokens, x = cross_device_gather((embeddings, tokens, batch["x"]))
         logits = image @ text.T
         excluded = equal_rows(tokens, tokens) | equal_rows(x, x)
-        if "padding" in batch:
-            excluded |= batch["padding"][None]
+        counted = counted_examples(batch)
+        if counted is not None:
+            excluded |= ~counted[None]
         (text_nll, found), (image_nll, _) = partner_scores(logits, excluded), partner_scores(logits.T, excluded)
         return 0.5 * (text_nll + image_nll), found
 

@@ -141,3 +141,11 @@ def test_pairs_are_the_same_on_one_device_and_on_eight():
     draw = lambda x: model.draw({"x": x}, jax.random.key(1), model.process)[1]  # noqa: E731
     eight = jax.jit(draw, in_shardings=sharding, out_shardings=sharding)(jax.device_put(x, sharding))
     np.testing.assert_allclose(jax.jit(draw)(x), eight, rtol=1e-6)
+
+
+def test_padding_is_paired_with_noise_of_padding():
+    model = FlowMatching(data_shape=(2,), coupling="optimal_transport")
+    x = jax.random.normal(jax.random.key(0), (7, 2))
+    draw = jax.jit(lambda batch: model.draw(batch, jax.random.key(1), model.process)[1])
+    filled = {"x": x.at[4:].set(30.0), "padding": jnp.arange(7) > 3}
+    np.testing.assert_array_equal(draw(filled)[:4], draw({"x": x[:4]}))

@@ -1,12 +1,17 @@
 """Objectives of GANs against closed forms, penalties against finite differences, and the step's contract."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+from genjax.data import Points
 from genjax.families.gan.augmentation import DiffAugment
 from genjax.families.gan.gan import GAN
+from genjax.families.gan.networks import PlainNetwork
 from genjax.families.gan.objectives import (
     Objective,
     discriminator_objective,
@@ -14,8 +19,11 @@ from genjax.families.gan.objectives import (
     score_boundary,
     squared_gradient_norm,
 )
+from genjax.families.gan.style_gan2 import group_deviation
 from genjax.nn.encoder_decoder import MLPNetwork
 from genjax.optimizers import SGD, Adam, Cosine, Linear, tree_norm
+from genjax.training import Evaluation, Experiment, Training, resolve
+from genjax.training.engine import Engine
 
 KEY = jax.random.key(7)
 P, Q = np.array([0.5, 0.3, 0.2], np.float32), np.array([0.2, 0.2, 0.6], np.float32)
@@ -51,6 +59,7 @@ def test_best_least_squares_discriminator_is_the_share_of_data():
     np.testing.assert_allclose(best_scores("least_squares", jnp.zeros(3)), P / (P + Q), atol=1e-4)
 
 
+NAMES = ("real_score", "fake_score")
 TANH = MLPNetwork(hidden_dims=(5,), activation="tanh")
 
 
@@ -274,6 +283,46 @@ def test_updates_that_were_skipped_are_told_apart():
     assert "labels that are not between 0 and 2" in warning
     for metrics in ({}, {"discriminator_skipped": 1.0, "generator_skipped": 0.5, "skipped": 1.0}):
         assert not model.warnings({"loss": 1.0, **metrics}), "not every update"
+
+
+class _Compares(nn.Module):
+    """A discriminator that is nothing but the deviation of its group."""
+
+    @nn.compact
+    def __call__(self, x, condition=None, training=False, keys=None, counted=None):
+        return group_deviation(x[:, None, None] * self.param("factor", nn.initializers.ones, ()), 4, counted)[
+            :, 0, 0, -1:
+        ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Comparing(PlainNetwork):
+    def discriminator(self, conditioning, dtype):
+        return _Compares()
+
+
+def test_evaluation_of_a_discriminator_that_compares_examples_leaves_padding_out():
+    model = GAN(data_shape=(2,), latent_dim=2, network=_Comparing(network=TANH))
+    x = jax.random.normal(KEY, (7, 2))
+    state = jax.jit(model.init)(KEY, {"x": x})
+    filled = jax.jit(model.evaluate)(state, {"x": x.at[5:].set(9.0), "padding": jnp.arange(7) > 4}, KEY)
+    deviation = np.sqrt(np.asarray(x)[:5].var(0) + 1e-8).mean()
+    np.testing.assert_allclose(filled["real_score"][:5], deviation, rtol=1e-5)
+
+
+def test_evaluation_in_batches_of_5_of_7_examples_takes_means_over_examples_alone():
+    model = GAN(data_shape=(2,), latent_dim=2, network=TANH, objective="relativistic_average")
+    data, training = Points(eval_batch_size=5), Training(mesh="data:1")
+    experiment = Experiment(model=model, data=data, training=training, evaluation=Evaluation(num_examples=7))
+    engine = Engine(resolve(experiment))
+    state = engine.init()
+    means = engine.evaluate(state, "test")
+    scores, _ = engine.map(lambda *arguments: [model.evaluate(*arguments)[n] for n in NAMES], state, "test")
+    # Two batches, of 5 and of 2 examples.
+    real, fake = (np.split(np.asarray(s, np.float64), [5]) for s in scores)
+    expected = np.concatenate([FORMULAS["relativistic_average"](r, f) for r, f in zip(real, fake)], axis=1).mean(1)
+    found = [means["discriminator_objective"], means["generator_objective"]]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_wrong_shape_is_named():

@@ -130,12 +130,16 @@ def test_convolution_that_halves_equals_filter_then_strided_convolution():
     np.testing.assert_allclose(convolve_and_halve(ones, jnp.ones((1, 1, 1, 1)), True)[:, 1:-1, 1:-1], 1.0, rtol=1e-6)
 
 
-def test_group_deviation_is_that_of_the_examples_of_a_group():
-    x = jax.random.normal(jax.random.key(0), (6, 2, 2, 3))
-    channel = np.asarray(group_deviation(x, 4))[..., -1]
-    for i in range(2):
-        members = np.asarray(x)[[i, i + 2, i + 4]]
-        np.testing.assert_allclose(channel[[i, i + 2, i + 4]], np.sqrt(members.var(0) + 1e-8).mean(), rtol=1e-5)
+def test_group_deviation_is_that_of_the_examples_of_a_group_without_padding():
+    x = jax.random.normal(jax.random.key(0), (9, 2, 2, 3))
+    deviations = jax.jit(lambda x, counted: group_deviation(x, 3, counted)[..., -1])
+    for count in (9, 7, 6, 5, 2):
+        channel, groups = np.asarray(deviations(x, jnp.arange(9) < count)), max(count // 3, 1)
+        for i in range(groups):
+            members = np.arange(i, count, groups)
+            deviation = np.sqrt(np.asarray(x)[members].var(0) + 1e-8).mean()
+            np.testing.assert_allclose(channel[members], deviation, rtol=1e-5)
+    np.testing.assert_array_equal(deviations(x, None), deviations(x, jnp.ones(9, bool)))
 
 
 def test_groups_are_those_of_the_whole_batch_under_pmap():
