@@ -53,7 +53,7 @@ def test_every_error_that_we_raise_for_a_wrong_value_is_a_user_error():
     [
         "config.ConfigError",
         "data.base.DataError",
-        "data.tokenization.UnknownSymbolError",
+        "data.text.tokenizer.UnknownSymbolError",
         "families.flow.bijections.base.LayerError",
         "interop.architectures.base.UnsupportedError",
         "interop.safetensors.CheckpointFileError",
