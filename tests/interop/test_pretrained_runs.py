@@ -14,8 +14,8 @@ from genjax.data.base import DataError
 from genjax.data.text.tokenizer import read_tokenizer, train_tokenizer
 from genjax.interop.huggingface import save_pretrained
 from genjax.nn.tokens import with_more_tokens
+from genjax.tools import prompts
 from genjax.training import resolve, train
-from tests.entry_points import entry_point
 from tests.interop import folders
 
 SHORT = {
@@ -59,23 +59,22 @@ def started(request, tmp_path_factory):
 
 def test_a_run_needs_nothing_but_the_folder_and_writes_what_they_write(started):
     kind, theirs, tokenizer, run = started
-    generate = entry_point("generate")
     torch, text = folders.torch, "each value has a [mask] of its own"
     assert read_tokenizer(run.workdir / "tokenizer.json").kind == "file"
     assert np.isfinite(run.evaluate()["nll"]) and list((run.workdir / "samples").iterdir())
-    ours = generate.tokenizer_of(run)
+    ours = prompts.tokenizer_of(run)
     if kind == "bert":
         ids = torch.tensor([tokenizer.encode(text.replace("[mask]", "[MASK]")).ids])
         with torch.no_grad():
             logits = theirs(ids).prediction_logits[0]
         place = ids[0].tolist().index(4)
         best = int(logits[place].argmax())
-        lines = list(generate.fill_masks(run, ours, text))
+        lines = list(prompts.fill_masks(run, ours, text))
         assert re.match(r" +'\s*(.*?)' ", lines[1])[1] == tokenizer.id_to_token(best).removeprefix("##")
         return
     ids = tokenizer.encode(text).ids
     out = theirs.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False, pad_token_id=run.model.end_token)
-    decoder, prompt = generate.start_of(run, ours, text)
+    decoder, prompt = prompts.start_of(run, ours, text)
     greedy = decoding.Sampling(temperature=0.0)
     found = list(decoding.stream(decoder, jax.random.key(0), prompt, 8, end_token=run.model.end_token, sampling=greedy))
     wanted = out[0, 1:].tolist()

@@ -1,13 +1,11 @@
-"""`experiments.generate` as a user runs it."""
+"""Prompts from Python, and `experiments.generate` as a user runs it."""
 
 import re
-import subprocess
-from pathlib import Path
+import shutil
 
 import jax
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 import genjax
 from genjax.config import ConfigError
@@ -15,9 +13,10 @@ from genjax.data import DataError, Text
 from genjax.data.text.tokenizer import train_tokenizer
 from genjax.families.language.gpt import GPT
 from genjax.nn.transformer import Transformer
+from genjax.tools import prompts
+from genjax.tools.prompts import Options
 from genjax.training import Evaluation, Experiment, Training, train
-from tests.entry_points import entry_point
-from tests.training.tiny_runs import call
+from tests.experiments.commands import call
 
 NETWORK = Transformer(num_layers=1, width=8, num_heads=2, max_length=16)
 
@@ -35,8 +34,8 @@ def workdir(tmp_path_factory):
     return path
 
 
-def run(workdir: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return call("generate", f"--workdir={workdir}", *arguments)
+def run(workdir, *arguments):
+    return call("generate", f"--workdir={workdir}", "--training.mesh=data:1", *arguments)
 
 
 def test_a_prompt_is_continued_as_the_pattern_says(workdir):
@@ -45,46 +44,50 @@ def test_a_prompt_is_continued_as_the_pattern_says(workdir):
     assert re.fullmatch(r"[a-c]{3}(de|ed)+", result.stdout.rstrip("\n")), result.stdout
 
 
-@pytest.fixture
-def write(workdir, capsys):
-    """Runs the entry point in this process; returns what it wrote."""
-
-    def call_main(*arguments: str) -> str:
-        with flagsaver.flagsaver():
-            entry_point("generate").main(["generate", f"--workdir={workdir}", "--training.mesh=data:1", *arguments])
-        return capsys.readouterr().out
-
-    return call_main
+@pytest.fixture(scope="module")
+def greedy(workdir):
+    """The run with a model that takes the likeliest token."""
+    return genjax.restore(workdir, overrides={"training.mesh": "data:1", "model.sampling.temperature": 0.0})
 
 
-def test_every_search_writes_what_the_context_leaves_and_is_greedy_where_it_must_be(workdir, write):
-    greedy = write("--prompt=The ", "--model.sampling.temperature=0")
-    assert len(greedy) == 16 - len("The ") + len("\n")
-    draft = f"--draft_workdir={workdir}"
+@pytest.fixture(scope="module")
+def drawing(workdir):
+    """The run as it was trained."""
+    return genjax.restore(workdir, overrides={"training.mesh": "data:1"})
+
+
+def write(run, prompt="", **options):
+    return "".join(prompts.generate(run, prompt, Options(**options)))
+
+
+def test_every_search_writes_what_the_context_leaves_and_is_greedy_where_it_must_be(workdir, greedy):
+    text = write(greedy, "The ")
+    assert len(text) == 16 - len("The ")
     for options in (
-        ["--search=beam", "--num_beams=1"],
-        ["--search=contrastive", "--contrastive_alpha=0"],
-        ["--search=speculative", draft, "--model.sampling.temperature=0"],
+        {"search": "beam", "num_beams": 1},
+        {"search": "contrastive", "contrastive_alpha": 0.0},
+        {"search": "speculative", "draft_workdir": str(workdir)},
     ):
-        assert write("--prompt=The ", *options) == greedy, options
+        assert write(greedy, "The ", **options) == text, options
     with pytest.raises(ConfigError, match="--draft_workdir"):
-        write("--search=speculative")
+        write(greedy, search="speculative")
 
 
-def test_a_finite_pattern_ends_without_an_end_token_and_a_watermark_is_found(write, tmp_path):
-    assert re.fullmatch(r"[a-z]{4}\n", write("--regex=[a-z]{4}"))
-    mark = ["--watermark_seed=3", "--watermark_delta=50"]
-    path = tmp_path / "text.txt"
-    path.write_text(write(*mark).rstrip("\n"))
-    score = re.match(r"z-score ([\d.-]+) in \d+ tokens", write(*mark, f"--detect={path}"))
-    assert float(score[1]) > 3
+def test_a_finite_pattern_ends_without_an_end_token_and_a_watermark_is_found(workdir, drawing, tmp_path):
+    assert re.fullmatch(r"[a-z]{4}", write(drawing, regex="[a-z]{4}"))
+    mark = {"watermark_seed": 3, "watermark_delta": 50.0}
+    text = write(drawing, **mark)
+    assert prompts.detect(drawing, text, Options(**mark)).z_score > 3
     with pytest.raises(ConfigError, match="needs the secret"):
-        write(f"--detect={path}")
+        prompts.detect(drawing, text, Options())
+    path = tmp_path / "text.txt"
+    path.write_text(text)
+    flags = ["--watermark_seed=3", "--watermark_delta=50", f"--detect={path}"]
+    assert float(re.match(r"z-score ([\d.-]+) in \d+ tokens", run(workdir, *flags).stdout)[1]) > 3
     path.write_bytes(b"caf\xe9 caf\xe9")
-    with pytest.raises(DataError, match=f"{path.name} is not UTF-8 text"):
-        write(*mark, f"--detect={path}")
+    assert f"{path.name} is not UTF-8 text" in run(workdir, *flags).stderr
     with pytest.raises(DataError, match="is not among the"):
-        write("--prompt=a\udcff")
+        write(drawing, "a\udcff")
 
 
 def test_a_prompt_with_a_token_outside_the_vocabulary_is_refused(workdir):
@@ -98,7 +101,9 @@ def test_a_prompt_longer_than_the_context_is_refused(workdir):
     assert "the longest context is model.network.max_length=16" in result.stderr
 
 
-def test_a_tokenizer_of_another_run_is_refused(workdir):
-    (workdir / "tokenizer.json").write_text(train_tokenizer("characters", ["abc"], 0).to_json())
-    result = run(workdir, "--prompt=abc")
+def test_a_tokenizer_of_another_run_is_refused(workdir, tmp_path):
+    # What a process has read of a folder it keeps.
+    other = shutil.copytree(workdir, tmp_path / "run")
+    (other / "tokenizer.json").write_text(train_tokenizer("characters", ["abc"], 0).to_json())
+    result = run(other, "--prompt=abc")
     assert result.returncode == 1 and "it does not belong to the checkpoint" in result.stderr, result.stderr

@@ -1,0 +1,249 @@
+"""Text of a trained token model: prompts continued, answered or filled in, and watermarks looked for.
+
+    run = genjax.restore("runs/gpt")
+    print("".join(prompts.generate(run, "ROMEO:", prompts.Options(search="beam"))))
+
+How tokens are drawn is the model's: `sampling` of its configuration; see genjax/decoding.
+"""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax import config, decoding
+from genjax.data.text.tokenizer import Tokenizer
+from genjax.training import Run, runs
+
+#: Number of new tokens at most where nobody says.
+MOST_NEW_TOKENS = 256
+
+#: What a masked token is written as in a prompt.
+_MASK = re.compile(r"\[mask\]|\[MASK\]|<mask>")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a prompt is continued or answered.
+
+    Attributes:
+      max_new_tokens: number of new tokens at most; by default 256, or what the prompt leaves of the longest context.
+      seed: seed of the choices.
+      search: how tokens are chosen.
+      num_beams: hypotheses of --search=beam.
+      length_penalty: exponent of the length penalty of --search=beam.
+      contrastive_alpha: weight of the likeness penalty of --search=contrastive.
+      draft_workdir: run of a faster model that proposes tokens, for --search=speculative.
+      regex: regular expression that the new text must match as a whole; where texts have no end, it goes on while it can.
+      watermark_seed: secret of a watermark to put in, or to detect.
+      watermark_delta: what the watermark adds to green logits.
+      watermark_fraction: share of the vocabulary that is green.
+    """
+
+    max_new_tokens: int | None = None
+    seed: int = 0
+    search: Literal["sample", "beam", "contrastive", "speculative"] = "sample"
+    num_beams: int = 4
+    length_penalty: float = 0.6
+    contrastive_alpha: float = 0.6
+    draft_workdir: str | None = None
+    regex: str | None = None
+    watermark_seed: int | None = None
+    watermark_delta: float = 2.0
+    watermark_fraction: float = 0.25
+
+    def __post_init__(self) -> None:
+        config.check_at_least(self, max_new_tokens=1, num_beams=1)
+
+    def watermark(self) -> decoding.Watermark | None:
+        """The watermark, where there is a secret."""
+        if self.watermark_seed is None:
+            return None
+        return decoding.Watermark(
+            seed=self.watermark_seed, green_fraction=self.watermark_fraction, delta=self.watermark_delta
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection:
+    """What a watermark leaves in a text.
+
+    Attributes:
+      num_tokens: number of tokens of the text.
+      z_score: standard deviations by which its green tokens are more than by chance.
+      p_value: probability of as large a score in a text without the watermark.
+    """
+
+    num_tokens: int
+    z_score: float
+    p_value: float
+
+
+def generate(run: Run, prompt: str = "", options: Options | None = None) -> Iterator[str]:
+    """The new text of a prompt, piece after piece as it comes.
+
+    An encoder-decoder answers the prompt.  An encoder fills its masked tokens, [mask]: what comes is then the whole text, and
+    a line for each masked token with the likeliest tokens and their probabilities.
+
+    Args:
+      run: a run of a token model.
+      prompt: the text; empty for what begins a text.
+      options: how it is gone on with.
+
+    Raises:
+      ConfigError: the run continues no text, or options do not go together.
+    """
+    options = options or Options()
+    tokenizer = tokenizer_of(run)
+    if hasattr(run.model, "likeliest"):
+        return iter(["\n".join(fill_masks(run, tokenizer, prompt))])
+    tokens = continuation(run, tokenizer, prompt, options)
+    ends = decoding.end_tokens(run.model.end_token)
+    return pieces_as_text((token for token in tokens if token not in ends), pieces_of(tokenizer))
+
+
+def detect(run: Run, text: str, options: Options) -> Detection:
+    """Looks for the watermark of the options in a text.
+
+    Raises:
+      ConfigError: the options have no secret, or the text has fewer than two tokens.
+    """
+    mark = options.watermark()
+    if mark is None:
+        raise config.ConfigError("--detect needs the secret of the watermark: --watermark_seed=NUMBER")
+    tokens = tokenizer_of(run).encode(text)
+    if len(tokens) < 2:
+        raise config.ConfigError(f"the text has {len(tokens)} tokens, and the watermark needs at least two")
+    z = float(mark.z_score(jnp.asarray(tokens)[None], run.model.vocab_size)[0])
+    return Detection(len(tokens), z, 0.5 * math.erfc(z / math.sqrt(2)))
+
+
+def pieces_as_text(tokens: Iterable[int], pieces: Sequence[bytes]) -> Iterator[str]:
+    """Text of tokens as they come; bytes of one character wait for each other, and tokens without text are silent."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for token in tokens:
+        yield decoder.decode(pieces[token] if token < len(pieces) else b"")
+    yield decoder.decode(b"", True)
+
+
+def tokenizer_of(run: Run) -> Tokenizer:
+    """The tokenizer of a run.
+
+    Raises:
+      ConfigError: its data are no tokens with text, or the tokenizer is not that of the checkpoint.
+    """
+    data, model = run.experiment.data, run.model
+    writes = hasattr(model, "likeliest") or hasattr(model, "generator") or callable(getattr(model, "decoder", None))
+    if not hasattr(data, "make_tokenizer") or not writes:
+        raise config.ConfigError(
+            f"{run.workdir} holds a {type(model).__name__} of {type(data).__name__}, which continues no text"
+        )
+    size, tokenizer = data.spec()["vocab_size"], data.make_tokenizer()
+    # The table of another library's checkpoint may be longer than its tokenizer.
+    if size > model.vocab_size or (size < model.vocab_size and tokenizer.kind != "file"):
+        raise config.ConfigError(
+            f"the tokenizer in {run.workdir} makes {size} tokens and the checkpoint has {model.vocab_size}: it does not "
+            "belong to the checkpoint"
+        )
+    return tokenizer
+
+
+def fill_masks(run: Run, tokenizer: Tokenizer, text: str) -> Iterator[str]:
+    """Lines: the text with its masked tokens filled, and the likeliest tokens at each of them with their probabilities."""
+    data, model = run.experiment.data, run.model
+    first, *others = (tokenizer.encode(part) for part in _MASK.split(text))
+    if not others:
+        raise config.ConfigError(
+            f"{type(model).__name__} fills masked tokens: write [mask] in --prompt where one stands"
+        )
+    ids = np.concatenate([first, *(np.append(model.mask_token, part) for part in others)])
+    batch = {"tokens": jnp.asarray([[data.start_token, *ids, data.separator_token]], jnp.int32)}
+    filled = jax.jit(lambda state, batch: model.fill(state, jax.random.key(0), batch, temperature=0.0))(
+        run.state, batch
+    )
+    yield data.decode(np.asarray(filled[0]))
+    tokens, log_probs = (np.asarray(a[0]) for a in jax.jit(model.likeliest)(run.state, batch))
+    for place in np.flatnonzero(np.asarray(batch["tokens"][0]) == model.mask_token):
+        rows = zip(tokens[place], np.exp(log_probs[place]))
+        yield "  " + "  ".join(f"{data.decode(np.array([token]))!r} {probability:.3f}" for token, probability in rows)
+
+
+def start_of(run: Run, tokenizer: Tokenizer, text: str) -> tuple[Any, np.ndarray]:
+    """How the model goes on, and the tokens [P] from which: those of a prompt, or the beginning of the answer to it."""
+    model = run.model
+    if hasattr(model, "generator"):
+        source = np.array([run.experiment.data.source_ids(text)], np.int32)
+        return model.generator(run.state, source), np.array([model.special_tokens().start], np.int32)
+    prompt, start = np.append(tokenizer.frame[0], tokenizer.encode(text)), model.start_token or 0
+    # Where documents have a start of their own, so has the prompt.
+    own = start >= tokenizer.vocab_size or (tokenizer.kind != "file" and start in tokenizer.special.values())
+    if not len(prompt) or own:
+        prompt = np.append(start, prompt)
+    return model.decoder(run.state), prompt.astype(np.int32)
+
+
+def pieces_of(tokenizer: Tokenizer) -> list[bytes]:
+    """What is written of each token: its text in UTF-8, perhaps a part of a character, and nothing of special ones."""
+    special = set(tokenizer.special.values())
+    return [b"" if i in special else piece for i, piece in enumerate(tokenizer.pieces)]
+
+
+def num_new_tokens(options: Options, prompt: np.ndarray, *decoders: Any) -> int:
+    """Number of new tokens at most after a prompt [P]: what the options say, or what the contexts of the models leave."""
+    if options.max_new_tokens is not None:
+        return options.max_new_tokens
+    rooms = [decoder.max_length - len(prompt) for decoder in decoders if decoder.max_length is not None]
+    # At least one, so that a prompt that fills the context is refused by what the context has place for.
+    return max(1, min(rooms + [MOST_NEW_TOKENS]))
+
+
+def continuation(run: Run, tokenizer: Tokenizer, text: str, options: Options) -> Iterable[int]:
+    """The new tokens of a prompt; one at a time where the search allows it."""
+    model = run.model
+    decoder, prompt = start_of(run, tokenizer, text)
+    end, key = model.end_token, jax.random.key(options.seed)
+    rows, size = jnp.asarray(prompt)[None], num_new_tokens(options, prompt, decoder)
+    if options.search == "sample":
+        constraint = None
+        if options.regex is not None:
+            pieces = pieces_of(tokenizer)
+            missing = getattr(model, "num_tokens", model.vocab_size) - len(pieces)
+            constraint = decoding.from_regular_expression(options.regex, pieces + [b""] * missing)
+        return decoding.stream(
+            decoder,
+            key,
+            prompt,
+            size,
+            end_token=end,
+            sampling=model.sampling,
+            constraint=constraint,
+            watermark=options.watermark(),
+        )
+    if options.regex is not None or options.watermark_seed is not None:
+        raise config.ConfigError("--regex and --watermark_seed go with --search=sample")
+    if options.search == "beam":
+        beam = {"num_beams": options.num_beams, "alpha": options.length_penalty, "end_token": end}
+        beams = jax.jit(lambda rows: decoding.beam_search(decoder, rows, size, **beam))(rows)
+        return beams.tokens[0, 0, : int(beams.lengths[0, 0])].tolist()
+    if options.search == "contrastive":
+        alpha = options.contrastive_alpha
+        out = jax.jit(lambda rows: decoding.contrastive_search(decoder, rows, size, alpha=alpha, end_token=end))(rows)
+    else:
+        if options.draft_workdir is None:
+            raise config.ConfigError("--search=speculative needs a faster model: --draft_workdir=RUN")
+        draft = runs.restore(options.draft_workdir)
+        if tokenizer_of(draft).to_json() != tokenizer.to_json():
+            raise config.ConfigError(f"{options.draft_workdir} has another tokenizer than {run.workdir}")
+        drawn = {"sampling": model.sampling, "end_token": end}
+        proposing, _ = start_of(draft, tokenizer, text)
+        size = num_new_tokens(options, prompt, decoder, proposing)
+        out = jax.jit(lambda rows: decoding.speculative(decoder, proposing, key, rows, size, **drawn)[0])(rows)
+    return out.tokens[0, : int(out.lengths[0])].tolist()
