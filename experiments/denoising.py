@@ -4,11 +4,13 @@
 
 trajectory  the way from noise to samples as a GIF
 schedule    alpha, sigma and the log signal-to-noise ratio of the forward process over time, with the sampler's steps
-guidance    samples of each class by --scales of classifier-free guidance, a row each, or of the gradient of a classifier of noisy
-            data, the run of directory --classifier; with --features, the directory of a run of a classifier, also the share
-            recognised as their class, and precision and recall, as a table and as a plot
-inpaint     examples, what is left of them without their middle, and that filled in by RePaint, for a model not trained for it
-edit        examples, and image-to-image (SDEdit) from them by --strengths, a row each
+guidance    samples of each class, a row for each of the --scales of guidance.  Guidance is classifier-free, or with
+            --classifier by the gradient of that run's classifier of noisy data.  With --features (the directory of a
+            run of a classifier) also a table and a plot of the share of samples recognised as their class, and of
+            precision and recall
+inpaint     examples, the same examples without their middle, and the middle filled in by RePaint; the model need not be
+            trained for it
+edit        examples, and image-to-image (SDEdit) results that start from them, a row for each of the --strengths
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m experiments.evaluate --workdir=runs/vae --evaluation.split=test
 
-The model is rebuilt from the working directory alone; fields of it can be changed as long as the state fits, for
-instance the number of importance samples of an estimator.
+The model is rebuilt from the working directory alone.  Flags may change its fields as long as the trained state still
+fits, for instance the number of importance samples of an estimator.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Continues or answers a prompt with a trained token model, and writes to the terminal token by token:
+"""Continues or answers a prompt with a trained token model, and prints the text token by token:
 
     python -m experiments.generate --workdir=runs/gpt --prompt="ROMEO:" --model.sampling.temperature=0.8
     python -m experiments.generate --workdir=runs/gpt --prompt="ROMEO:" --search=beam --num_beams=4
@@ -7,7 +7,7 @@
     python -m experiments.generate --workdir=runs/t5 --prompt="sum: 12 + 30"           # an encoder-decoder answers
     python -m experiments.generate --workdir=runs/bert --prompt="The [mask] of a class."  # an encoder fills masks
 
---model.sampling.* choose how tokens are drawn; see genjax/decoding.
+--model.sampling.* set how tokens are drawn; see genjax/decoding.
 """
 
 from __future__ import annotations

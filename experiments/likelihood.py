@@ -1,12 +1,12 @@
-"""Holds the likelihood of a trained run against a normal distribution and against other data:
+"""Compares the likelihood of a trained run with a normal distribution, and with the likelihood of other data:
 
     python -m experiments.likelihood --workdir=runs/maf_mnist --against=black,uniform,inverted,shuffled
 
-Prints the log-likelihood of the evaluation split beside that of a full-covariance normal distribution fitted to the
-training split in the same space, where both are densities of the same numbers; draws the density of two-dimensional
-data and says what it integrates to; and prints how well the likelihood tells the split from other sets (area under the
-ROC curve; below 0.5 the others are likelier).  Pictures of another set are brought to the levels, the size and the
-channels of the run's.
+Prints the log-likelihood of the evaluation split.  Beside it stands the log-likelihood under a full-covariance normal
+distribution that is fitted to the training split, if the model is a density in the same space.  Prints how well the
+likelihood tells the split from the sets --against (area under the ROC curve; below 0.5 the other set is likelier).  Of
+two-dimensional data it draws the density and prints its integral.  Pictures of other sets are converted to the levels,
+the size and the channels of the run's pictures.
 """
 
 from __future__ import annotations

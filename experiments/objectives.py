@@ -1,20 +1,28 @@
-"""Compares the objectives of GANs under equal compute, several seeds of each trained side by side:
+"""Compares the objectives of GANs under equal compute; several seeds of each objective are trained side by side:
 
     python -m experiments.objectives --data=eight_gaussians --workdir=runs/objectives
     python -m experiments.objectives --data=grid_gaussians --num_steps=20000 --workdir=runs/objectives
     python -m experiments.objectives --data=mnist --data_dir=DIRECTORY --features=runs/feature_net_mnist \\
         --num_steps=4000 --workdir=runs/objectives
 
-The mixtures take the perceptrons of the experiment wgan_gp_eight_gaussians, the same for all methods, and on the grid R1 where
-a method has no penalty of its own and does not clip.  The pictures take DCGAN with spectral norm in the discriminator, but
-batch norm in the clipped critic, layer norm in the one with a gradient penalty, and two updates of these a step, where those of
-mixtures have five.  --num_steps is for non_saturating; another method takes as many steps as need the same number of
-floating-point operations, counted by XLA in one update of each network.
-Rates fall to 0 over a method's steps, and samples are drawn from the generator's moving average.  Of a mixture the table has
-the modes covered and the share of samples within three standard deviations of one; of pictures the Frechet distance to the
-test split in the features of --features, recall, the number of classes among the samples and the share of the largest: mean
-and standard deviation over the seeds, below the same figures of the data themselves (of pictures also those of one half of
-the test split against the other).  A method that --workdir holds with the same settings is not trained again.
+Networks, and updates of the critic in a step:
+
+data      method            network                             R1 penalty                         critic updates
+mixtures  weight clipping   perceptrons                         none                               5
+mixtures  gradient penalty  perceptrons                         none (the method has its own)      5
+mixtures  all others        perceptrons                         the method's own, else on the grid 1
+pictures  weight clipping   DCGAN, batch norm in the critic     none                               2
+pictures  gradient penalty  DCGAN, layer norm in the critic     none (the method has its own)      2
+pictures  all others        DCGAN, spectral norm in the critic  only the method's own              1
+
+Compute is matched in FLOPs to non_saturating at --num_steps; XLA counts the operations of one update of each network.
+Learning rates fall to 0 over a method's steps.  Samples are drawn from the generator's moving average.
+
+The table has mean and standard deviation over the seeds, below the same figures of the data themselves.  Figures of
+mixtures: the modes covered, and the share of samples within three standard deviations of a mode.  Figures of pictures:
+Frechet distance to the test split in the features of --features, recall, the number of classes among the samples and
+the share of the largest class; one half of the test split against the other half is given as well.  A method that
+--workdir already holds with the same settings is not trained again.
 """
 
 from __future__ import annotations

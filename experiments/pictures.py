@@ -1,15 +1,17 @@
-"""Draws pictures of what the generator of a trained run does:
+"""Draws pictures that show what the generator of a trained run has learned:
 
     python -m experiments.pictures --workdir=runs/dcgan_digits --tool=walk
 
 curves       losses, gradient penalties and scores over the steps of training
-walk         a GIF of --num_rows walks from latent to latent on great arcs, --num_values frames between two of --num_columns
-classes      a row for each class, the same latents in every row, of a model conditional on classes
-truncation   StyleGAN: a row for each latent, with w from the mean (0) to itself (1), and beyond
-mixing       StyleGAN: the layers --layers of the columns' styles in the rows' pictures; sources first
-project      StyleGAN: pictures of the evaluation split, and what the generator makes of the styles found for them, by the
-             distance of --features; it wants data.preprocessing signed or unit
-equivariance StyleGAN3: decibels for random shifts by whole pixels (EQ-T), any shifts (EQ-T_frac) and turns (EQ-R)
+walk         a GIF of --num_rows walks on great arcs, each from latent to latent of --num_columns latents, with
+             --num_values frames from one latent to the next
+classes      for a model conditional on classes: a row for each class, with the same latents in every row
+truncation   StyleGAN: a row for each latent, with its w scaled from the mean of w (0) to w itself (1), and beyond
+mixing       StyleGAN: a picture for each pair of latents: the style of the row's latent, except in the layers --layers,
+             which have the style of the column's latent; first row and first column show the latents themselves
+project      StyleGAN: pictures of the evaluation split, and the generator's pictures from the styles that come nearest
+             to them by the distance of --features; needs data.preprocessing signed or unit
+equivariance StyleGAN3: decibels for random shifts by whole pixels (EQ-T), by fractions (EQ-T_frac) and rotations (EQ-R)
 """
 
 from __future__ import annotations
@@ -129,7 +131,7 @@ def mixing(run: Any) -> None:
 
 
 def distance_features(run: Any) -> tuple[str, Callable[[jax.Array], jax.Array]]:
-    """What the distance of a projection is taken of, in words and as a function of the model's pictures [B, H, W, C]."""
+    """The features that a projection measures distances in: their name, and a function of pictures [B, H, W, C]."""
     name, preprocessing = flags.FLAGS.features, run.experiment.data.preprocessing
     if name is None:
         return "pixels at several sizes", style_tools.pyramid

@@ -1,22 +1,31 @@
-"""Measures the samples of a run whose data are pictures, in a feature space, beside the floor of data against data:
+"""Measures the samples of a run whose data are pictures, in a feature space, beside the floor (data against data):
 
     python -m experiments.quality --workdir=runs/dcgan_mnist --features=runs/feature_net_mnist --num_samples=10000
 
---features is `pixels`; the working directory of a classifier, a run of feature_net_mnist or feature_net_digits; or a file
-with the weights of the Inception network in the layout of pytorch-fid or torch-fidelity (a .pth file of torch.save, read
-without running what it may hold, .safetensors or .npz), with which frechet_distance is the FID.
+--features is one of
+- `pixels`;
+- the working directory of a classifier, such as a run of feature_net_mnist or feature_net_digits;
+- a file with the weights of the Inception network in the layout of pytorch-fid or torch-fidelity (.safetensors, .npz or
+  .pth of torch.save, whose code is never run); frechet_distance is then the FID.
 
-Metrics (--metrics, by default all): frechet, kernel, classes (with logits: class_score, by the Inception network the
-Inception score, and the shares of the classes), precision_recall, density_coverage, memorization.  Each is given for the
-samples, for as many training pictures, and for one half of the split against the other (the floor).  Moments are of all
-pictures; neighbours, and blocks of the kernel distance, are taken from a random sample of --num_kept.  memorization also draws
-the samples that lie nearest to a training picture (or to its mirror image where data.horizontal_flip was on) beside those
-pictures.  Samples of a translator are translations of the split's sources, each once; samples of a model conditional on classes
-have the classes of the training pictures that they stand beside.  Where a set is not taken whole, the first in one fixed random
-order are taken.
+Metrics (--metrics, by default all):
 
---weak_step names an earlier checkpoint of a diffusion model that guides its samples by being worse (autoguidance), by the
-weight --model.guidance.scale.
+frechet           Frechet distance, from the moments of all pictures
+kernel            kernel distance, over blocks of a random sample of --num_kept pictures
+classes           class_score (the Inception score, with the Inception network) and shares of the classes; needs logits
+precision_recall, density_coverage
+                  by nearest neighbours in a random sample of --num_kept pictures
+memorization      whether samples lie nearer to training pictures than held-out pictures do; also draws the samples
+                  nearest to a training picture (or to its mirror image, if data.horizontal_flip was on) beside that
+                  picture
+
+Each metric is given for the samples, for the same number of training pictures, and for one half of the split against
+the other half (the floor).  A translator translates each source of the split once.  Samples of a model conditional on
+classes have the classes of the training pictures that they are compared with.  A set that is not used whole contributes
+its first pictures in a fixed random order.
+
+--weak_step names an earlier checkpoint of a diffusion model, whose worse estimates guide the samples (autoguidance)
+with the weight --model.guidance.scale.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Gives one picture the style of another, through the maps of a trained classifier or of the FID's Inception network:
+"""Gives one picture the style of another, by the feature maps of a trained classifier or of the Inception network:
 
     python -m experiments.style --features=inception.pth --content=house.png --style=waves.png --output=styled.png
 
---features is as in experiments.quality: a file of Inception weights, for pictures of any size; or the directory of a run of
-a classifier, which takes pictures of its own size only.
+--features is a file of Inception weights (see experiments.quality), for pictures of any size, or the working directory
+of a classifier, for pictures of the size that the classifier was trained on.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def read_picture(path: str | None, name: str, size: int, shape: tuple[int, ...] 
 
 
 def feature_network(name: str | None) -> tuple[Any, Any, Callable, tuple[int, ...] | None, tuple[str, ...]]:
-    """Module, its variables, what prepares pictures, the only shape it takes (or None), and layers from the first on."""
+    """Module, its variables, function that prepares pictures, only shape that it takes (or None), and its layers."""
     from genjax.training import runs as runs
 
     if name is None:

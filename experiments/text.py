@@ -1,4 +1,4 @@
-"""Measures what a trained run writes:
+"""Measures the text that a trained run writes:
 
     python -m experiments.text --workdir=runs/t5                                     # text to text, tags, questions
     python -m experiments.text --workdir=runs/bert --ngram=3                         # masked tokens beside an n-gram's
@@ -6,14 +6,19 @@
     python -m experiments.text --workdir=runs/gpt --bias=PAIRS.tsv
     python -m experiments.text --workdir=runs/adapted --before=runs/bert --other=python_topics
 
-Sources of the evaluation split are answered and held against the references: the share that matches literally, BLEU, chrF
-and ROUGE of texts; exact match and F1 of spans; F1 of entities; and the diversity and repetition of texts beside those of
-the references.  As in their fields BLEU, chrF, ROUGE and the scores of spans and entities are from 0 to 100; other matches
-and accuracies, those of training and experiments.evaluate too, are shares in [0, 1].
+A model that answers sources answers the evaluation split, and its answers are compared with the references:
 
-Other runs write samples, of which diversity, repetition and the longest parts that stand in the training text are stated.
---before and --other state perplexities before and after further training, on both texts; --before is a run, or the folder
-of another library's checkpoint (then with --other).  --pictures draws attention maps and embeddings.
+texts     share of exact matches, BLEU, chrF, ROUGE; diversity and repetition of answers and of references
+spans     exact match and F1
+entities  F1
+
+BLEU, chrF, ROUGE and the scores of spans and entities run from 0 to 100, as is usual for them; all other matches and
+accuracies are shares in [0, 1], also in training and in experiments.evaluate.
+
+Other models write samples.  Their diversity and repetition are printed, with --memorized also the longest parts that
+stand in the training text.  --before names the run that --workdir was trained further from, or the folder of another
+library's checkpoint (then give --other too).  It prints perplexities before and after the further training, on the new
+text and on the text --other that was learned before.  --pictures draws attention maps and embeddings.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python -m experiments.train --experiment=vae_digits --workdir=runs/vae --model.latent_dim=16
 
 The first argument may be the name alone (`experiments.train vae_digits`).  Every field of the experiment is a flag:
-`--experiment=NAME --help` prints them, `--help=model.optimizer` those of one part.  `--list` prints the experiments,
-`--list=gan` all about those of a family, of a data set, or with a name of that part.  The same command again goes on from
-the last checkpoint.
+`--experiment=NAME --help` prints all of them, `--help=model.optimizer` prints one part.  `--list` prints a line for
+each experiment; `--list=gan` describes the experiments of a family, of a data set, or with `gan` in the name.  The same
+command, given again, goes on from the last checkpoint.
 """
 
 from __future__ import annotations

@@ -94,8 +94,9 @@ class Diffusion:
     gives_path_ends: ClassVar[bool] = False
 
     def check(self) -> None:
-        """Raises UserError where the parts do not suit each other; not at construction, as flags set one after the
-        other.
+        """Raises UserError if the parts do not fit together.
+
+        Not called at construction, because flags change one part after the other.
         """
         unknown = [name for name in self.condition_on if name not in self.network.conditions]
         if unknown:
@@ -157,14 +158,13 @@ class Diffusion:
         return {name: batch[name] for name in names if name in self.condition_on or "context" in self.condition_on}
 
     def levels_of(self, batch: Batch) -> int | None:
-        """Number of levels of x, or None where x is continuous: data without levels, or dequantised ones with
-        `log_abs_det`.
-        """
+        """Number of levels of x, or None if x is continuous (the data have no levels, or are dequantised)."""
         return None if "log_abs_det" in batch else self.num_levels
 
     def without(self, condition: Condition, drop: Array | None = None) -> dict[str, Array]:
-        """The conditions of no example, or of those examples only where `drop` [B] is true: class num_classes, zeros
-        elsewhere.
+        """Empties the conditions of all examples, or of the examples where `drop` [B] is true.
+
+        The empty class is number num_classes; all other empty conditions are 0.
         """
         empty = {}
         for name, value in condition.items():
@@ -321,7 +321,7 @@ class Diffusion:
     def example_losses(
         self, params: PyTree, batch: Batch, key: Array, training: bool
     ) -> tuple[Array, dict[str, Array]]:
-        """Weighted squared error of each example, mean over its dimensions, shape [B], and further values [B] by name."""
+        """Weighted squared error of each example, mean over dimensions, shape [B], and further values [B] by name."""
         process = self.process_of(params)
         x = batch["x"]
         t, epsilon, keys = self.draw(batch, key, process)
@@ -342,9 +342,7 @@ class Diffusion:
         return self.whole_loss(weight * error, batch, z, t, output), {"target_error": error}
 
     def whole_loss(self, error: Array, batch: Batch, z: Array, t: Array, output: Array) -> Array:
-        """The loss of each example, [B], from its weighted error [B] and the network's output for z [B, ...] at times t
-        [B].
-        """
+        """The loss of each example [B], from its weighted error [B] and the output for z [B, ...] at times t [B]."""
         return error
 
     def loss(self, params: PyTree, batch: Batch, key: Array, step: Array) -> tuple[Array, Metrics]:
@@ -385,14 +383,14 @@ class Diffusion:
         """Draws samples.
 
         Args:
-          state: trained state; with parameters of a weaker model in `extra["weak_params"]` these guide, by
-            guidance.scale.
+          state: trained state; parameters of a weaker model in `extra["weak_params"]` guide the samples, with the
+            weight guidance.scale.
           key: random key.
           num_samples: how many.
           label: classes [num_samples], or one for all, of a model conditional on them; by default each class in turn.
           trajectory: return all steps, [num_steps + 1, num_samples, *data_shape].
-          **condition: vector, context, context_mask or image, with leading axis num_samples; what the model knows and
-            is not given is as it is for a dropped condition.
+          **condition: vector, context, context_mask or image, with leading axis num_samples; conditions that are not
+            given are empty, as dropped conditions are in training.
 
         Raises:
           UserError: a condition that the model does not know or of another shape, a label outside the classes, or
@@ -506,8 +504,7 @@ class Diffusion:
 def copies_of_start(state: TrainState, names: Sequence[str]) -> dict[str, PyTree]:
     """Values of `state.extra` that are copies of the parameters a run starts from, by name.
 
-    Parameters of another run are put into a state after `init`, so the copies that it made are made again by the first
-    step.
+    Parameters of another run replace the parameters after `init`, so the first step makes the copies of them again.
     """
     first = state.step == 0
     renew = lambda copy: jax.tree.map(lambda c, p: jnp.where(first, p, c), copy, state.params)  # noqa: E731

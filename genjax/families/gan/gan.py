@@ -1,15 +1,15 @@
 """Generative adversarial networks (Goodfellow et al. 2014, arXiv:1406.2661) with any objective, penalty and network.
 
-A step updates the discriminator D one or more times and the generator G once.  objectives.py has what they minimise,
-and the penalties of D's gradients, with weight w; D adds
+A step updates the discriminator D one or more times and the generator G once.  objectives.py defines their losses and
+the penalties of D's gradients, which have weight w.  Two more terms can be added to D's loss, the second to G's loss
+too:
 
-    consistency  c E (D(x) - D(T(x)))^2, and the same of G(z) where it is balanced    (Zhang et al. 2020, arXiv:1910.12027;
-                                                                                        Zhao et al. 2021,
-                                                                                        arXiv:2002.04724)
-    auxiliary    a times the cross entropy of the class, of data and samples; G too   (Odena et al. 2017, arXiv:1610.09585)
+    consistency  c E (D(x) - D(T(x)))^2; if balanced, also with G(z) for x  (Zhang et al. 2020, arXiv:1910.12027;
+                                                                             Zhao et al. 2021, arXiv:2002.04724)
+    auxiliary    a times the cross entropy of the class of data and samples (Odena et al. 2017, arXiv:1610.09585)
 
-With `augmentation`, D sees pictures only through it.  A penalty taken every k-th step counts k times, so that its mean
-is the same (Karras et al. 2020, arXiv:1912.04958, section 3.1).
+With `augmentation`, D sees augmented pictures only.  A penalty that is computed every k-th step counts k times, so that
+its mean is the same (Karras et al. 2020, arXiv:1912.04958, section 3.1).
 """
 
 from __future__ import annotations
@@ -64,8 +64,7 @@ class GAN:
       data_shape: shape of one example; None takes the data set's.
       num_classes: number of classes of a model that is conditional on classes; None takes the data set's.
       latent_dim: number of latent dimensions.
-      network: networks of generator and discriminator; the decoder and the encoder of an autoencoder's network serve
-        too.
+      network: networks of generator and discriminator, or the decoder and the encoder of an autoencoder's network.
       conditioning: how generator and discriminator see the class; see genjax/families/gan/networks.py.
       class_weight: weight a of the cross entropy with conditioning=auxiliary.
       objective: losses of generator and discriminator.
@@ -156,7 +155,7 @@ class GAN:
         return one_hot_classes(label, self.num_classes)
 
     def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
-        """Raises UserError if labels of the batch are outside the classes, or values outside the augmentation's range."""
+        """Raises UserError if labels of the batch are no classes, or values lie outside the augmentation's range."""
         self.condition(batch.get("label"))
         if self.augmentation is not None:
             self.augmentation.check_values(batch["x"])
