@@ -1,4 +1,4 @@
-"""Generation of tokens, for every token model: one compiled loop of fixed shapes around a model's `Decoder`."""
+"""Generation of tokens for every token model: a compiled loop of fixed shapes around a model's `Decoder`."""
 
 from genjax.decoding.base import Decoder, Generation, Step, end_tokens, num_bytes, prefill, repeat_rows, take_rows
 from genjax.decoding.beam import Beams, beam_search, length_penalty

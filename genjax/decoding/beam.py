@@ -2,9 +2,10 @@
 
     score(y) = sum_t log p(y_t | y_<t) / penalty(|y|),    penalty(n) = ((5 + n) / 6)^alpha     (Wu et al. 2016, eq. 14)
 
-Of the K hypotheses of each row the 2K likeliest continuations (K more for each further end token) are looked at; those
-that end, and are among the K likeliest, are finished hypotheses; the K best others go on.  The search stops when no open hypothesis can beat the worst
-finished one any more.  With alpha 0 this is the search of the library transformers.
+Each row has K open hypotheses.  A step looks at their 2K likeliest continuations (K more for each further end token).
+Continuations that end, and are among the K likeliest, become finished hypotheses; the K best continuations that do not
+end stay open.  The search stops when no open hypothesis can beat the worst finished hypothesis any more.  With alpha 0
+this is the search of the library transformers.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ _WORST = -1e30
 
 
 class Beams(NamedTuple):
-    """The best hypotheses of each row, best first: tokens [B, K, N] filled after their ends, lengths [B, K], scores [B, K]."""
+    """The K best hypotheses of each row, best first.
+
+    Attributes:
+      tokens: new tokens, [B, K, N], filled up after their ends.
+      lengths: number of new tokens, [B, K].
+      scores: log-probability divided by the length penalty, [B, K].
+    """
 
     tokens: Array
     lengths: Array
@@ -49,12 +56,13 @@ def beam_search(
 
     Args:
       decoder: the model.
-      prompts: filled up on the right where they differ in length.
-      max_new_tokens: number N of new tokens at most, the end token among them; what has not ended then counts as it is.
+      prompts: [B, P], padded on the right if they differ in length.
+      max_new_tokens: largest number N of new tokens, the end token included; a hypothesis that has not ended by then
+        counts as finished.
       num_beams: number K of hypotheses.
-      end_token: what ends a hypothesis, any of several, or None.
-      lengths: number of tokens of each prompt, [B], or None.
-      alpha: strength of the length penalty; larger favours longer ones.
+      end_token: a token, or several, that ends a hypothesis; or None.
+      lengths: number of tokens of each prompt, [B], or None if all have P tokens.
+      alpha: strength of the length penalty; larger values favour longer hypotheses.
 
     Raises:
       UserError: a setting is below 1, or the prompt does not fit.
@@ -75,7 +83,7 @@ def beam_search(
     done_lengths = jnp.zeros((batch, k), jnp.int32)
 
     def insert(done, tokens, scores, lengths):
-        """The K best of finished hypotheses and new ones."""
+        """The K best of the finished hypotheses and the new hypotheses."""
         pool = [jnp.concatenate(pair, axis=1) for pair in zip(done, (tokens, scores, lengths))]
         scores, index = jax.lax.top_k(pool[1], k)
         pick = lambda a: jax.vmap(lambda rows, i: rows[i])(a, index)  # noqa: E731
@@ -83,7 +91,7 @@ def beam_search(
 
     def going_on(carry):
         step, _, _, totals, _, (_, done_scores, _) = carry
-        # Totals only fall; the penalty that suits an open hypothesis best is that of the longest (alpha > 0) or the next.
+        # Totals only fall.  An open hypothesis scores best at the largest length (alpha > 0) or at the next length.
         best_length = max_new_tokens if alpha > 0 else step + 1
         possible = totals.max(1) / length_penalty(best_length, alpha)
         return (step < max_new_tokens) & (possible > done_scores.min(1)).any()
@@ -96,7 +104,7 @@ def beam_search(
         rows = jax.vmap(lambda a, i: a[i])(tokens, parent).at[:, :, step].set(token)  # [B, 2K, N]
         at_end = is_end(token, ends)
         last = step + 1 == max_new_tokens
-        # The others are there so that enough hypotheses can go on.
+        # Continuations beyond the K likeliest only make sure that K hypotheses can stay open.
         among_best = (jnp.arange(best.shape[1]) < k)[None]
         finished = jnp.where((at_end | last) & among_best, best / length_penalty(step + 1, alpha), _WORST)
         finished = jnp.maximum(finished, _WORST)

@@ -1,12 +1,12 @@
 """Constrained decoding: an automaton says which tokens may follow (Willard & Louf 2023, arXiv:2307.09702).
 
-A table says for every state and kind of token where the token's text leads, so that decoding looks one row up.  Tokens
-that lead alike from every state are of one kind: a vocabulary has few of them for most patterns.  With the
-number n(s) of tokens of the shortest way from state s to the end of a text,
+A table holds, for every state and every kind of token, the state that the token's text leads to, so that decoding only
+looks up a row.  Two tokens are of one kind if they lead to the same state from every state; for most patterns a
+vocabulary has few kinds.  Let n(s) be the number of tokens on the shortest way from state s to the end of a text.  Then
 
     token v may follow state s with m tokens left to write  <=>  n(table[s, v]) <= m - 1
 
-so that what is written is a whole match, and never one that there was no place to finish.
+so that the written text is always a whole match: there is always room to finish it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from genjax.decoding.base import end_tokens
 from genjax.decoding.regular_expression import compile_pattern
 from genjax.errors import UserError
 
-#: Number of tokens of a way that there is none of.
+#: Length of a way that does not exist.
 _NEVER = np.iinfo(np.int32).max
-#: Most entries of a table, 256 MiB.
+#: Largest number of entries of a table: 256 MiB.
 MOST_ENTRIES = 2**26
 
 
@@ -35,10 +35,10 @@ class Automaton(flax.struct.PyTreeNode):
     """A deterministic automaton over tokens; see `from_table`.
 
     Attributes:
-      table: state after each kind of token, -1 where it is not allowed, int32 [S, C].
+      table: state after each kind of token, -1 where the token is not allowed, int32 [S, C].
       kinds: kind of each token, int32 [V].
-      accepting: states in which the text may end, bool [S].
-      shortest: tokens of the shortest way on from a state to an accepting one, at least one token, int32 [S].
+      accepting: whether the text may end in a state, bool [S].
+      shortest: number of tokens, at least one, on the shortest way from a state to an accepting state, int32 [S].
       start: first state.
     """
 
@@ -52,18 +52,19 @@ class Automaton(flax.struct.PyTreeNode):
     def from_table(
         cls, table: np.ndarray, accepting: np.ndarray, start: int = 0, kinds: np.ndarray | None = None
     ) -> Automaton:
-        """The automaton of a table.
+        """Makes an automaton from a table.
 
-        Tokens from which no accepting state can be reached are not allowed either.
+        Tokens after which no accepting state can be reached are not allowed either.
 
         Args:
-          table: state after each token, -1 where it is not allowed, int [S, V]; after each kind of token with `kinds`.
-          accepting: states in which a text may end, bool [S].
+          table: state after each token, -1 where the token is not allowed, int [S, V]; or, with `kinds`, state after
+            each kind of token, int [S, C].
+          accepting: whether a text may end in a state, bool [S].
           start: first state.
-          kinds: kind of each token, int [V], or None where each has a column of its own.
+          kinds: kind of each token, int [V], or None if each token has a column of its own.
 
         Raises:
-          UserError: no text of tokens leads from the first state to an accepting one.
+          UserError: no text of tokens leads from the first state to an accepting state.
         """
         table, accepting = np.asarray(table, np.int32), np.asarray(accepting, bool)
         kinds = np.arange(table.shape[1]) if kinds is None else np.asarray(kinds)
@@ -82,7 +83,7 @@ class Automaton(flax.struct.PyTreeNode):
         return self.kinds.shape[0]
 
     def check(self, max_new_tokens: int) -> None:
-        """Raises UserError if no text is short enough, where the automaton is known (not while a function is traced)."""
+        """Raises UserError if no accepted text is short enough; while a function is traced, nothing is checked."""
         if isinstance(self.shortest, jax.core.Tracer) or bool(np.asarray(self.accepting)[self.start]):
             return
         least = int(np.asarray(self.shortest)[self.start])
@@ -94,13 +95,12 @@ class Automaton(flax.struct.PyTreeNode):
     def allowed(self, state: Array, end_token: int | Collection[int] | None, left: Array | None = None) -> Array:
         """Tokens that may follow states [B], bool [B, V].
 
-        End tokens are allowed in accepting states, and only there; and where nothing else is, so that a row with no
-        way on ends.
+        End tokens are allowed in accepting states, and in states where no other token is allowed, so that the row ends.
 
         Args:
           state: states [B].
-          end_token: what ends a row, any of several, or None.
-          left: number of tokens that may still be written, this one among them, [B]; None for any number.
+          end_token: a token, or several, that ends a row; or None.
+          left: number of tokens that may still be written, this token included, [B]; None for any number.
         """
         after = self.table[state]  # [B, C]
         mask = after >= 0
@@ -115,11 +115,11 @@ class Automaton(flax.struct.PyTreeNode):
         return mask.at[:, jnp.array(ends)].set(may_end[:, None])
 
     def may_go_on(self, state: Array, left: Array) -> Array:
-        """Whether any token but the end token may follow states [B] with so many tokens left [B], bool [B]."""
+        """Whether a token other than the end token may follow states [B] with `left` [B] tokens to write, bool [B]."""
         return self.shortest[state] <= left
 
     def advance(self, state: Array, token: Array) -> Array:
-        """States after tokens [B]; where a token is not allowed the state stays."""
+        """States after tokens [B]; a token that is not allowed leaves the state as it is."""
         after = self.table[state, self.kinds[token]]
         return jnp.where(after < 0, state, after)
 
@@ -142,7 +142,7 @@ def from_regular_expression(pattern: str, vocabulary: Sequence[str | bytes]) -> 
         (padding, start, end) are never allowed by the table.
 
     Raises:
-      UserError: the pattern is not understood, no text of these tokens matches it, or its table would be too large.
+      UserError: the pattern is not understood, no text of the tokens matches it, or its table would be too large.
     """
     by_byte, accepting = compile_pattern(pattern)
     pieces = [text.encode() if isinstance(text, str) else text for text in vocabulary]
@@ -153,7 +153,7 @@ def from_regular_expression(pattern: str, vocabulary: Sequence[str | bytes]) -> 
             f"the pattern {pattern!r} has {len(by_byte)} states, and a table over them and the vocabulary would take more "
             f"than {4 * MOST_ENTRIES >> 20} MiB; shorten its repetitions"
         ) from None
-    # States within a token's text are those of no text of whole tokens.
+    # States that are reached only inside a token's text are left out.
     reached, new = np.zeros(len(table), bool), np.array([0])
     while new.size:
         reached[new] = True
@@ -171,10 +171,10 @@ class _TooLargeError(Exception):
 
 
 def _distances(table: np.ndarray, accepting: np.ndarray) -> np.ndarray:
-    """Number of tokens of the shortest way from each state to an accepting one, _NEVER where there is none; int [S]."""
+    """Number of tokens on the shortest way from each state to an accepting state, _NEVER if there is none; int [S]."""
     states, places = np.nonzero(table >= 0)
     size, ends = len(table), np.flatnonzero(accepting)
-    # The search goes backwards, from one more node that all accepting states lead to.
+    # The search goes backwards, from an additional node that all accepting states lead to.
     heads = np.concatenate([table[states, places], np.full(len(ends), size)])
     tails = np.concatenate([states, ends])
     backwards = scipy.sparse.csr_matrix((np.ones(len(heads), bool), (heads, tails)), (size + 1, size + 1))
@@ -190,17 +190,17 @@ def _over_tokens(by_byte: np.ndarray, pieces: Sequence[bytes]) -> tuple[np.ndarr
     """Where tokens lead.
 
     Returns:
-      State after all bytes of each kind of token, -1 where there is none or the tokens have no bytes, int32 [S, C]; and the
-      kind of each token, int [V].
+      State after all bytes of each kind of token, -1 where there is none or the tokens have no bytes, int32 [S, C]; and
+      the kind of each token, int [V].
     """
-    # Bytes that lead alike from every state are one letter, and tokens with the same letters one word.
+    # Bytes that lead to the same state from every state are one letter; tokens with the same letters are one word.
     rows = np.concatenate([by_byte, np.full((1, 256), -1, np.int32)]).T.copy()  # [256, S + 1], the last serves -1
     letter_of = {row.tobytes(): byte for byte, row in enumerate(rows)}
     letters = bytes(letter_of[row.tobytes()] for row in rows)
     words = [piece.translate(letters) for piece in pieces]
     nowhere = np.full(len(by_byte), -1, np.int32)
     columns, kind_of, kind_of_word = [nowhere], {nowhere.tobytes(): 0}, {b"": 0}
-    # In order, so that words which begin alike share the way that they have in common.
+    # In sorted order, so that words with the same beginning share the states along it.
     path, way = b"", [np.arange(len(by_byte), dtype=np.int32)]
     for word in sorted(set(words) - {b""}):
         common = next((i for i, (a, b) in enumerate(zip(path, word)) if a != b), min(len(path), len(word)))
@@ -209,7 +209,7 @@ def _over_tokens(by_byte: np.ndarray, pieces: Sequence[bytes]) -> tuple[np.ndarr
             way.append(rows[letter][way[-1]])
             if (way[-1] < 0).all():
                 break
-        # A word that leads nowhere before its end has a shorter way.
+        # The way is shorter than the word if the word leads nowhere before its end.
         path, column = word[: len(way) - 1], way[-1]
         kind = kind_of.setdefault(column.tobytes(), len(columns))
         if kind == len(columns):

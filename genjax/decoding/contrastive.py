@@ -1,4 +1,4 @@
-"""Contrastive search (Su et al. 2022, arXiv:2202.06417, eq. 5): likely, and unlike what was said.
+"""Contrastive search (Su et al. 2022, arXiv:2202.06417, eq. 5) chooses tokens that are likely and unlike the past text.
 
 x_t = argmax over the k likeliest v of  (1 - alpha) p(v | x_<t) - alpha max_{j<t} cos(h_v, h_j)
 """
@@ -31,9 +31,9 @@ def contrastive_search(
       decoder: a model whose steps have hidden features.
       prompts: int32 [B, P].
       max_new_tokens: number N of new tokens.
-      alpha: weight of the likeness penalty; 0 is greedy.
-      top_k: number of candidates; all tokens where there are fewer.
-      end_token: after it, or any of several, a row is over.
+      alpha: weight of the penalty on likeness to the past text; 0 is greedy decoding.
+      top_k: number of candidates; at most the number of tokens is used.
+      end_token: a token, or several, that ends a row.
 
     Raises:
       UserError: the model gives no hidden features, or a setting is out of range.

@@ -1,13 +1,13 @@
 """Regular expressions as deterministic automata over the bytes of UTF-8.
 
-A pattern becomes a non-deterministic automaton (Thompson's construction) and that a deterministic one (the subset
-construction).  Characters are intervals of code points, which split into a few sequences of intervals of bytes each:
+A pattern becomes a non-deterministic automaton (Thompson's construction), which becomes a deterministic automaton (the
+subset construction).  Each interval of code points is split into a few sequences of intervals of bytes:
 
     U+0000 .. U+07FF  =  [00-7F]  |  [C2-DF][80-BF]
 
-so that a token may begin or end within a character, as those of bytes and of byte-level BPE do.
+so that a token may begin or end inside a character, as tokens of bytes and of byte-level BPE do.
 
-Understood are literals, `.`, classes `[a-z]` and `[^...]`, `\\d \\w \\s` of ASCII and their opposites `\\D \\W \\S`,
+The syntax: literals, `.`, classes `[a-z]` and `[^...]`, `\\d \\w \\s` of ASCII and their opposites `\\D \\W \\S`,
 `\\n \\t \\r` and escaped punctuation, groups `( )` and `(?: )`, `|`, and `* + ? {m} {m,} {m,n}`.
 """
 
@@ -22,11 +22,11 @@ from genjax.errors import UserError
 
 #: Intervals of code points or of bytes, both ends included.
 Intervals = tuple[tuple[int, int], ...]
-#: Edges of each state: bytes that lead on, or None where no byte is needed, and the next state.
+#: Edges of each state: the interval of bytes that an edge reads (None if it reads no byte), and the next state.
 Edges = list[list[tuple[tuple[int, int] | None, int]]]
 
-#: Most states of an automaton, of the non-deterministic one before it, and of that one in all states of the automaton
-#: together: a few seconds' work.
+#: Limits, which a few seconds of work can reach: states of the deterministic automaton; states of the non-deterministic
+#: automaton; and the sum, over deterministic states, of the non-deterministic states that they stand for.
 MOST_STATES, MOST_PARTS, MOST_MEMBERS = 20_000, 200_000, 4_000_000
 _LAST, _SURROGATES = 0x10FFFF, (0xD800, 0xDFFF)
 _CLASSES = {"d": string.digits, "w": string.ascii_letters + string.digits + "_", "s": " \t\n\r\f\v"}
@@ -34,11 +34,11 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v"}
 
 
 def compile_pattern(pattern: str) -> tuple[np.ndarray, np.ndarray]:
-    """An automaton that accepts the texts which a pattern matches as a whole.
+    """Makes an automaton that accepts the texts which a pattern matches as a whole.
 
     Returns:
-      State after each byte, -1 where there is none, int32 [S, 256], of which state 0 is the first; and which accept,
-      bool [S].
+      State after each byte, -1 where the byte is not allowed, int32 [S, 256], with 0 as the first state; and whether
+      each state accepts, bool [S].
 
     Raises:
       UserError: the pattern is not understood, or its automaton would be too large.
@@ -54,7 +54,7 @@ def compile_pattern(pattern: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _TooLargeError(Exception):
-    """An automaton would be larger than can be made in a few seconds."""
+    """The automaton would be too large to be made in a few seconds."""
 
 
 def _points(characters: Iterable[str]) -> Intervals:
@@ -62,7 +62,7 @@ def _points(characters: Iterable[str]) -> Intervals:
 
 
 def _others(intervals: Iterable[tuple[int, int]]) -> Intervals:
-    """All characters but these."""
+    """All characters except the characters in `intervals`."""
     result, low = [], 0
     for first, last in sorted([*intervals, _SURROGATES]):
         if low < first:
@@ -73,15 +73,15 @@ def _others(intervals: Iterable[tuple[int, int]]) -> Intervals:
 
 def _as_bytes(low: int, high: int) -> Iterator[Intervals]:
     """Sequences of intervals of bytes whose products are the characters low .. high in UTF-8."""
-    for last in (0x7F, 0x7FF, 0xFFFF):  # of one byte, of two, of three
+    for last in (0x7F, 0x7FF, 0xFFFF):  # the last character of one byte, of two bytes, of three bytes
         if low <= last < high:
             yield from _as_bytes(low, last)
             yield from _as_bytes(last + 1, high)
             return
-    for bits in (6, 12, 18):  # those of the last byte, of the last two, of the last three
+    for bits in (6, 12, 18):  # the bits of the last byte, of the last two bytes, of the last three bytes
         rest = (1 << bits) - 1
         if low >> bits != high >> bits and high > 0x7F:
-            # What begins alike goes together only where all of its continuations belong to it.
+            # Characters with the same first bytes form one sequence only if all their continuations are in low .. high.
             if low & rest:
                 yield from _as_bytes(low, low | rest)
                 yield from _as_bytes((low | rest) + 1, high)
@@ -154,7 +154,7 @@ class _Parser:
             return first, last
 
         def copy() -> tuple[int, int]:
-            # Reading the atom again makes a copy of it.
+            # Parsing the atom again makes a copy of its states.
             after, self.place = self.place, begin
             part = self._atom()
             assert self.place == stop
@@ -167,7 +167,7 @@ class _Parser:
             part = (first, last) if i == 0 else copy()
             self.edges[end].append((None, part[0]))
             if i >= low:
-                # To the end at once: a way by all later copies would be as long as there are copies.
+                # An edge straight to the end: a way through all later copies would be as long as their number.
                 self.edges[end].append((None, final))
             end = part[1]
         if high is None:
@@ -232,7 +232,7 @@ class _Parser:
         return self._one_of(chosen)
 
     def _one_of(self, chosen: Intervals) -> tuple[int, int]:
-        """A part that reads one of these characters; what ends alike shares its states."""
+        """A part that reads one of the `chosen` characters; characters with the same last bytes share states."""
         start, end = self._state(), self._state()
         shared: dict[Intervals, int] = {(): end}
         for low, high in chosen:
@@ -281,7 +281,7 @@ class _Parser:
 
 
 def _determinize(edges: Edges, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-    """Subset construction; the result is that of `compile_pattern`."""
+    """Subset construction; returns what `compile_pattern` returns."""
 
     def closure(states: Iterable[int]) -> frozenset[int]:
         found = set(states)
@@ -300,7 +300,7 @@ def _determinize(edges: Edges, start: int, end: int) -> tuple[np.ndarray, np.nda
         if len(queue) > MOST_STATES or members > MOST_MEMBERS:
             raise _TooLargeError
         leading = [(*interval, after) for state in current for interval, after in edges[state] if interval]
-        # Between two neighbouring cuts all bytes lead to the same states.
+        # All bytes between two neighbouring cuts lead to the same states.
         cuts = sorted({cut for low, high, _ in leading for cut in (low, high + 1)})
         row = np.full(256, -1, np.int32)
         for low, stop in zip(cuts, cuts[1:]):

@@ -7,7 +7,7 @@
     typical       tokens whose surprise is nearest to the entropy, up to mass >= typical_p (Meister et al. 2023)
     repetition    logits of tokens seen before are divided (if positive) or multiplied by the penalty (Keskar et al. 2019)
 
-They are applied in that order, the penalty first.
+The repetition penalty is applied first, then the others in this order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from genjax.errors import UserError
 
 #: Logit of a token that is not allowed; finite, so that gradients and differences stay finite.
 FORBIDDEN = -1e30
-#: Vocabularies up to this size are ranked by comparing all pairs, several times as fast as by sorting.
+#: Vocabularies up to this size are ranked by comparing all pairs, which is several times as fast as sorting.
 COMPARED = 256
 
 
@@ -32,11 +32,11 @@ class Sampling:
 
     Attributes:
       temperature: tau; 0 takes the likeliest token.
-      top_k: number of likeliest tokens that stay.
-      top_p: mass of the likeliest tokens that stay.
-      min_p: least probability that stays, as a share of the largest.
-      typical_p: mass of the most typical tokens that stay.
-      repetition_penalty: 1 for none; above 1 tokens of prompt and continuation become unlikelier.
+      top_k: number of likeliest tokens that are kept.
+      top_p: probability mass of the likeliest tokens that are kept.
+      min_p: smallest probability that is kept, as a share of the largest probability.
+      typical_p: probability mass of the most typical tokens that are kept.
+      repetition_penalty: 1 for none; above 1, tokens of prompt and continuation become unlikelier.
     """
 
     temperature: float = 1.0
@@ -60,11 +60,11 @@ class Sampling:
 
     @property
     def needs_seen(self) -> bool:
-        """Whether `filter` wants to know which tokens were seen."""
+        """Whether `filter` needs to know which tokens were seen."""
         return self.repetition_penalty != 1.0
 
     def filter(self, logits: Array, seen: Array | None = None) -> Array:
-        """Unnormalised log-probabilities that tokens are drawn from; [..., V] and seen bool [..., V] -> float32 [..., V]."""
+        """Unnormalised log-probabilities to draw tokens from: logits [..., V], seen bool [..., V] -> float32 [..., V]."""
         logits = logits.astype(jnp.float32)
         if self.needs_seen and seen is not None:
             penalised = jnp.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
@@ -86,22 +86,22 @@ class Sampling:
         return logits
 
     def noise(self, keys: Array, vocab_size: int) -> Array | None:
-        """What `draw` needs for one key a row [B]: Gumbel noise [B, V]; None where nothing is drawn."""
+        """Gumbel noise [B, V] for `draw`, from a key for each row [B]; None if the choice is greedy."""
         if self.temperature == 0.0:
             return None
         return jax.vmap(lambda key: jax.random.gumbel(key, (vocab_size,)))(keys)
 
     def draw(self, noise: Array | None, logits: Array) -> Array:
-        """Draws from filtered logits [B, V], [B] int32: the largest sum of logit and noise (Gumbel 1954)."""
+        """Draws tokens, int32 [B], from filtered logits [B, V]: the largest sum of logit and noise (Gumbel 1954)."""
         return (logits if noise is None else logits + noise).argmax(-1).astype(jnp.int32)
 
 
-#: Every token with its own probability.
+#: Draws every token with its own probability.
 PLAIN = Sampling()
 
 
 def _largest(logits: Array, count: int) -> Array:
-    """Where the `count` largest of [..., V] stand, and what equals the last of them."""
+    """True at the `count` largest of the last axis [..., V], and at all values equal to the smallest of these."""
     if logits.shape[-1] <= COMPARED:
         return (logits[..., :, None] > logits[..., None, :]).sum(-2) < count
     return logits >= jax.lax.top_k(logits, count)[0][..., -1:]

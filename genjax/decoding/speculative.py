@@ -1,8 +1,9 @@
 """Speculative decoding (Leviathan et al. 2023, arXiv:2211.17192, algorithm 1; Chen et al. 2023).
 
-A draft model q proposes K tokens, the target p reads them in one pass.  Proposal x is kept with probability
-min(1, p(x) / q(x)); at the first that is not, a token is drawn from max(0, p - q), renormalised; where all are kept,
-one more from p.  The result is distributed exactly as samples of p, here p and q being the filtered distributions.
+A draft model q proposes K tokens, which the target model p reads in one pass.  Proposal x is kept with probability
+min(1, p(x) / q(x)).  In place of the first proposal that is not kept, a token is drawn from max(0, p - q),
+renormalised.  If all proposals are kept, one more token is drawn from p.  The result is distributed exactly as samples
+of p; p and q are the distributions after the filters of `Sampling`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from genjax.errors import UserError
 
 
 def _draw(keys: Array, weights: Array) -> Array:
-    """One token a row, with probabilities in proportion to weights [B, V] that may be 0."""
-    # The least normal number: the logarithm of a smaller one is NaN where XLA flushes them to zero.
+    """Draws one token a row, with probabilities in proportion to weights [B, V], which may be 0."""
+    # The smallest normal number: XLA may flush smaller numbers to zero, and their logarithm would be infinite.
     logits = jnp.log(jnp.maximum(weights, jnp.finfo(jnp.float32).tiny))
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
@@ -40,26 +41,26 @@ def speculative(
     end_token: int | Collection[int] | None = None,
     example_index: Array | None = None,
 ) -> tuple[Generation, Array]:
-    """Continues prompts [B, P] as `generate` with `target` would, in fewer of its passes.
+    """Continues prompts [B, P] with the distribution of `generate` with `target`, in fewer passes of `target`.
 
     Args:
       target: the model whose distribution the result has.
       draft: a faster model of the same vocabulary.
       key: random key.
-      prompts: filled up on the right where they differ in length.
-      max_new_tokens: number N of new tokens at most.
+      prompts: [B, P], padded on the right if they differ in length.
+      max_new_tokens: largest number N of new tokens.
       num_proposals: number K of tokens that the draft proposes at a time.
-      lengths: number of tokens of each prompt, [B], or None.
-      sampling: filters and temperature, of both models (without a repetition penalty).
-      end_token: after it, or any of several, a row is over.
-      example_index: place of each row in the whole batch where these are a part of it, [B]; see `example_keys`.
+      lengths: number of tokens of each prompt, [B], or None if all have P tokens.
+      sampling: filters and temperature of both models (without a repetition penalty).
+      end_token: a token, or several, that ends a row.
+      example_index: place of each row in the whole batch, [B], if `prompts` are a part of it; see `example_keys`.
 
     Returns:
-      The generation (its `log_probs` are 0, as they were not drawn by one distribution), and the number of passes of
-      the target after the prompt.
+      The generation (its `log_probs` are 0, as no single distribution drew the tokens), and the number of passes of the
+      target after the prompt.
 
     Raises:
-      UserError: a model cannot go back, the vocabularies differ, or the settings cannot be served.
+      UserError: a model has no `rewind`, the vocabularies differ, or a setting is not supported.
     """
     if target.rewind is None or draft.rewind is None:
         raise UserError("speculative decoding needs memories that can go back; recurrent networks have none")
@@ -70,10 +71,10 @@ def speculative(
     batch, size = prompts.shape
     ends = end_tokens(end_token)
     prompts = prompts.astype(jnp.int32)
-    # Proposals beyond the last token asked for have no place: memories drop them, and they decide nothing before them.
+    # Memories have no place for proposals beyond the last token, and drop them; no earlier token depends on them.
     room = size + max_new_tokens - 1
     place = jnp.full((batch,), size) if lengths is None else lengths
-    # Both memories lack the last token of the text, which is the first that a pass reads.
+    # Both memories lack the last token of the text: a pass reads it first.
     memories, sizes = [], []
     for decoder in (target, draft):
         logits, memory, _ = prefill(decoder, prompts, place, room, ragged=True)
@@ -106,7 +107,7 @@ def speculative(
             propose, (memories[1], last), step_keys[:, :num_proposals].swapaxes(0, 1)
         )
         proposals, q = proposals.T, q.swapaxes(0, 1)  # [B, K], [B, K, V]
-        # The draft reads its last proposal too, so that its memory is whole where all are kept.
+        # The draft reads its last proposal too, so that its memory is complete if all proposals are kept.
         draft_memory = draft.extend(draft_memory, token[:, None]).memory
         out = target.extend(memories[0], jnp.concatenate([last[:, None], proposals], axis=1))
         p = probabilities(out.logits)  # [B, K + 1, V]
@@ -118,7 +119,7 @@ def speculative(
         q = jnp.concatenate([q, jnp.zeros_like(q[:, :1])], axis=1)
         at = lambda probs: jnp.take_along_axis(probs, accepted[:, None, None], axis=1)[:, 0]  # noqa: E731
         rest = jnp.maximum(at(p) - at(q), 0.0)
-        # Rounding may leave nothing where p = q; p is then right as well.
+        # If p = q, rounding may leave no mass; p is then the right distribution too.
         rest = jnp.where(rest.sum(-1, keepdims=True) > 0, rest, at(p))
         extra = _draw(step_keys[:, -1], rest)
 

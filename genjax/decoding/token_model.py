@@ -1,4 +1,4 @@
-"""What models of token sequences share: likelihoods from their logits, and generation from their `Decoder`."""
+"""Methods that all models of token sequences share: likelihoods from logits, and generation with a `Decoder`."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from genjax.nn.tokens import check_tokens, sequence_metrics, summarize, token_nl
 
 
 class TokenModel:
-    """Mixin of a dataclass with the fields vocab_size, sequence_length, start_token, end_token and sampling.
+    """Mixin for a dataclass with the fields vocab_size, sequence_length, start_token, end_token and sampling.
 
-    It defines `_target_logits(params, batch) -> [B, T, V]`, logits of the targets tokens[:, 1:] without dropout, and
-    `decoder(state)`.
+    The dataclass defines `_target_logits(params, batch) -> [B, T, V]`, the logits of the targets tokens[:, 1:] without
+    dropout, and `decoder(state)`.
     """
 
     def _target_logits(self, params: PyTree, batch: Batch) -> Array:
         raise NotImplementedError
 
     def decoder(self, state: TrainState) -> Decoder:
-        """How the functions of `genjax.decoding` run this model."""
+        """The model in the form that the functions of `genjax.decoding` take."""
         raise NotImplementedError
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example: `nll` in nats of its targets, `num_tokens`; [B] each.  See `summarize`.
+        """Per example [B]: `nll` of its targets in nats, and their number `num_tokens`; see `summarize`.
 
-        `accuracy` is the share of all targets that are the likeliest tokens.
+        `accuracy` is the share of targets to which the model gives the largest probability.
         """
         del key
         check_tokens(batch["tokens"], self.vocab_size, "the batch")
@@ -59,7 +59,7 @@ class TokenModel:
         return -(token_nll(logits, batch["tokens"][:, 1:]) * token_weights(batch)).sum(1)
 
     def check_condition(self, prompt: Array | None = None, **options: Any) -> None:
-        """Raises UserError if `prompt`, one of the conditions of `sample`, has a token outside the vocabulary."""
+        """Raises UserError if the condition `prompt` of `sample` has a token outside the vocabulary."""
         del options
         if prompt is not None:
             check_tokens(prompt, self.vocab_size)
@@ -73,10 +73,10 @@ class TokenModel:
         lengths: Array | None = None,
         **options: Any,
     ) -> Generation:
-        """Continues prompts [B, P]; `options` are those of `decoding.generate`.
+        """Continues prompts [B, P]; `options` are keyword arguments of `decoding.generate`.
 
         Raises:
-          UserError: a token of the prompt lies outside the vocabulary, or the prompt and what follows do not fit.
+          UserError: a token of the prompt lies outside the vocabulary, or the prompt with the new tokens is too long.
         """
         check_tokens(prompts, self.vocab_size)
         options = {"sampling": self.sampling, "end_token": self.end_token, **options}
@@ -87,7 +87,7 @@ class TokenModel:
     ) -> Array:
         """Draws token sequences [num_samples, T + 1] that begin with the start token, or with `prompt` [P].
 
-        Places after an end token are filled with the first of them.
+        Places after an end token are filled with the first of the model's end tokens.
         """
         if self.sequence_length is None:
             raise UserError(f"{type(self).__name__}.sequence_length is None; give it, or resolve the experiment")

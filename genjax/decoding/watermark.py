@@ -1,11 +1,11 @@
 """A statistical watermark in generated text (Kirchenbauer et al. 2023, arXiv:2301.10226, algorithm 2 and eq. 3).
 
-The previous token seeds a random split of the vocabulary; the share `green_fraction` of it is green, and its logits are
-raised by `delta`.  A text of T tokens with g green ones is scored by
+The previous token seeds a random split of the vocabulary: the share gamma = `green_fraction` of the tokens is green,
+and the logits of green tokens are raised by `delta`.  The score of a text of T tokens, g of them green, is
 
     z = (g - gamma T) / sqrt(T gamma (1 - gamma)),
 
-which is about standard normal for text that was written without knowledge of the split.
+which is nearly standard normal for text that was written without knowledge of the split.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from genjax.batch import Array
 from genjax.errors import UserError
 
-#: Splits of the vocabulary that a detection makes at a time.
+#: Number of splits of the vocabulary that a detection makes at a time.
 SPLITS_AT_ONCE = 64
 
 
@@ -28,9 +28,9 @@ class Watermark:
     """Settings of the watermark.
 
     Attributes:
-      seed: the secret that decides the splits.
+      seed: the secret number that decides the splits.
       green_fraction: share gamma of the vocabulary that is green.
-      delta: what is added to green logits.
+      delta: number that is added to the logits of green tokens.
     """
 
     seed: int = 0
@@ -47,7 +47,7 @@ class Watermark:
         """Number of green tokens.
 
         Raises:
-          UserError: so few tokens that none or all would be green.
+          UserError: the vocabulary is so small that no token or every token would be green.
         """
         count = round(self.green_fraction * vocab_size)
         if not 0 < count < vocab_size:
@@ -72,25 +72,26 @@ class Watermark:
         return logits + self.delta * self.green(previous, logits.shape[-1])
 
     def z_score(self, tokens: Array, vocab_size: int, mask: Array | None = None) -> Array:
-        """Detects the watermark in tokens [B, T], whose first one is only the seed of the second; z [B].
+        """The score z [B] of each text; large values mean that the text carries the watermark.
 
-        Every pair of neighbours counts once, so that repeated phrases are no evidence (section 4.1 of the paper).
+        Each pair of neighbouring tokens counts once, so that repeated phrases are no evidence (section 4.1 of the
+        paper).
 
         Args:
-          tokens: [B, T].
-          vocab_size: number of tokens.
-          mask: True where tokens are no padding, [B, T].
+          tokens: the texts, [B, T]; the first token is not scored, it only seeds the split for the second.
+          vocab_size: number of tokens in the vocabulary.
+          mask: False at padding, [B, T].
         """
         previous, current = tokens[:, :-1], tokens[:, 1:]
         count = self.num_green(vocab_size)
         is_green = lambda pair: self._split(pair[0], count, vocab_size)[pair[1]]  # noqa: E731
-        # A few splits at a time: all of them together are an array [B, T, V].
+        # A few splits at a time, because all splits together are an array [B, T, V].
         hits = jax.lax.map(is_green, (previous.ravel(), current.ravel()), batch_size=SPLITS_AT_ONCE)
         hits = hits.reshape(current.shape)
         if mask is None:
             counted = jnp.ones(current.shape, bool)
         else:
-            # A split that padding decides says nothing, as nobody put it in.
+            # A split that is seeded by padding says nothing about the text.
             counted = (mask[:, :-1] & mask[:, 1:]).astype(bool)
         counted = counted & jax.vmap(_first_of_equals)(previous, current, counted)
         total = counted.sum(1)
@@ -99,7 +100,7 @@ class Watermark:
 
 
 def _first_of_equals(previous: Array, current: Array, counted: Array) -> Array:
-    """One place of each pair that occurs, and a counted one where there is any; bool, all arguments [T]."""
+    """Marks one place of each distinct pair, at a counted place if there is one; bool [T], all arguments [T]."""
     order = jnp.lexsort((~counted, current, previous))
     left, right = previous[order], current[order]
     again = (left[1:] == left[:-1]) & (right[1:] == right[:-1])
