@@ -2,5 +2,9 @@
 
 from pathlib import Path
 
+from genjax import config
+
 #: Recorded numbers of experiments, which `genjax.tools.results` reads.
 RESULTS = Path(__file__).parent / "results.jsonl"
+
+config.add_package(f"{__name__}.configs")

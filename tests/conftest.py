@@ -13,10 +13,13 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import jax
 import pytest
 
+from genjax import config
+
 jax.config.update("jax_debug_nans", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+config.add_package("experiments.configs")
 
 
 @pytest.fixture(autouse=True, scope="module")

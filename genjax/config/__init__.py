@@ -14,12 +14,13 @@ from genjax.config.command_line import (
     options_help,
     with_choices,
 )
-from genjax.config.registry import Entry, find_experiment, import_experiments, register
+from genjax.config.registry import Entry, add_package, find_experiment, import_experiments, register
 from genjax.config.trees import apply_overrides, differences, fill_none, from_json, override, to_json
 
 __all__ = [
     "ConfigError",
     "Entry",
+    "add_package",
     "apply_overrides",
     "check_at_least",
     "define_flags",

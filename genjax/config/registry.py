@@ -36,6 +36,7 @@ class Entry:
 
 
 _registry: dict[str, Entry] = {}
+_packages: list[str] = []
 
 
 def register(
@@ -64,11 +65,17 @@ def register(
     return decorate
 
 
-def import_experiments(package: str = "experiments.configs") -> dict[str, Entry]:
-    """Imports every module of `package`, and returns what is registered, by name."""
-    module = importlib.import_module(package)
-    for info in pkgutil.iter_modules(module.__path__):
-        importlib.import_module(f"{package}.{info.name}")
+def add_package(name: str) -> None:
+    """Tells of a package whose modules register experiments; they are imported when an experiment is asked for by name."""
+    if name not in _packages:
+        _packages.append(name)
+
+
+def import_experiments() -> dict[str, Entry]:
+    """Imports every module of the packages given to `add_package`, and returns what is registered, by name."""
+    for package in _packages:
+        for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+            importlib.import_module(f"{package}.{info.name}")
     return dict(sorted(_registry.items()))
 
 
