@@ -34,7 +34,12 @@ def listing() -> str:
     )
 
 
-def _run(arguments: list[str]) -> int | None:
+def run_command(arguments: list[str]) -> int | None:
+    """Runs the command that the first argument names.
+
+    Raises:
+      ConfigError: there is no such command.
+    """
     name = arguments[1] if len(arguments) > 1 else "--help"
     if name in ("--help", "-h", "help"):
         print(listing())
@@ -48,10 +53,11 @@ def _run(arguments: list[str]) -> int | None:
 
 
 def main() -> None:
+    """What `python -m experiments` and the script `genjax` run."""
     # As with `python -m`, a file of the user's finds the modules beside it, but none of them stands before the project's.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    command_line.run(_run)
+    command_line.run(run_command)
 
 
 if __name__ == "__main__":
