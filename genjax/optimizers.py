@@ -19,7 +19,8 @@ from genjax.errors import UserError
 
 def tree_norm(tree: Any) -> jax.Array:
     """Square root of the sum of the squares of all elements, a scalar."""
-    # Along the last axis first: XLA on CPU stores the squares of arrays that it sums as a whole (and where it merges both sums).
+    # Along the last axis first: XLA on CPU stores the squares of arrays that it sums as a whole (and where it merges
+    # both sums).
     rows = [jnp.square(jnp.atleast_1d(leaf)).sum(-1) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(r.sum() for r in rows))
 
@@ -58,7 +59,7 @@ class Schedule(abc.ABC):
         return lambda step: learning_rate * factor(step)
 
     def stretched(self, factor: int) -> Schedule:
-        """The same over `factor` times as many updates, for a network that makes so many at each step of a run."""
+        """The schedule over `factor` times as many updates, for a network with `factor` updates at each step of a run."""
         lengths = {name: getattr(self, name, None) for name in ("warmup_steps", "num_steps")}
         return dataclasses.replace(self, **{name: n * factor for name, n in lengths.items() if n is not None})
 
@@ -152,9 +153,9 @@ class Piecewise(Schedule):
         return optax.piecewise_constant_schedule(1.0, scales)
 
 
-#: Parameters that weight decay leaves alone, by how their names end: biases, scales and shifts, to which classes give a second
-#: axis; the gates' vectors of weights from the cell of an LSTM, which are one array; and the rates of s4d layers, which decay
-#: would pull to frequency 0.
+#: Parameters that weight decay leaves alone, by how their names end: biases, scales and shifts, to which classes give a
+#: second axis; the gates' vectors of weights from the cell of an LSTM, which are one array; and the rates of s4d
+#: layers, which decay would pull to frequency 0.
 _NOT_DECAYED = ("bias", "scale", "shift", "log_diagonal", "peepholes", "log_real", "imaginary")
 
 
@@ -163,7 +164,7 @@ def _key_names(path: tuple[Any, ...]) -> list[str]:
 
 
 def is_stacked(path: tuple[Any, ...]) -> bool:
-    """Whether the first axis of a parameter counts layers: those of a scanned transformer, or copies of a flow's `Repeat`."""
+    """Whether the first axis of a parameter counts layers, as in a scanned transformer or in a flow's `Repeat`."""
     return any(name == "layers" or name.endswith("_repeat") for name in _key_names(path))
 
 

@@ -1,8 +1,9 @@
 """Experiments as dataclass trees: a registry of names, typed flags, overrides, and JSON.
 
-A configuration is a frozen dataclass whose fields are numbers, strings, enums, tuples of these, other frozen
-dataclasses, or a choice between dataclasses (a union of them, or a base class with subclasses).  From the annotations
-alone this package makes one absl flag per field, replaces fields by path (`model.latent_dim`), and writes and reads JSON.
+A configuration is a frozen dataclass.  Its fields are numbers, strings, enums, tuples of numbers or strings, other
+frozen dataclasses, or a choice between dataclasses (a union of them, or a base class with subclasses).  From the
+annotations alone this package makes one absl flag per field, replaces fields by path (`model.latent_dim`), and writes
+and reads JSON.
 """
 
 from genjax.config.annotations import ConfigError, check_at_least, suggestion

@@ -56,13 +56,13 @@ def preference_scores(first: np.ndarray, second: np.ndarray, kinds: Sequence[str
 
     Args:
       first: log-likelihoods of the first sentences in nats, [N].
-      second: those of the second sentences, [N].
+      second: log-likelihoods of the second sentences in nats, [N].
       kinds: kind of each pair, N.
 
     Returns:
       `prefers_first`: percentage of pairs with the first likelier, ties counting half; `prefers_first_error`: its
-      standard error were there no preference; `difference`: mean difference in nats; with several pairs its standard error
-      `difference_error`; and `prefers_first_KIND` where there are several kinds.
+      standard error were there no preference; `difference`: mean difference in nats; with several pairs its standard
+      error `difference_error`; and `prefers_first_KIND` where there are several kinds.
 
     Raises:
       UserError: the lengths differ, there is no pair, or a value is not finite.

@@ -1,14 +1,14 @@
 """The Inception v3 network of the Frechet Inception distance (Heusel et al. 2017, arXiv:1706.08500, released weights).
 
 Szegedy et al. 2016 (arXiv:1512.00567) with the changes that the released graph has: averages at the borders count only
-pixels inside the picture, the last block pools by the maximum, and there are 1008 outputs.  Batch norm is folded into the
-convolutions (`genjax.interop.inception` reads the weights so), each of which is then relu(conv(x) + b).
+pixels inside the picture, the last block pools by the maximum, and there are 1008 outputs.  Batch norm is folded into
+the convolutions (`genjax.interop.inception` reads the weights so), each of which is then relu(conv(x) + b).
 
     pictures in [0, 1]  ->  levels u of 8 bits  ->  299 x 299, bilinear  ->  about [-1, 1]
                         ->  2048 features (mean over the last maps)  ->  1008 logits
 
-`resize="tensorflow"` samples at i * scale and gives (u - 128) / 128, as the graph of the paper and torch-fidelity do; "pytorch"
-samples at (i + 1/2) * scale - 1/2 and gives 2 u / 255 - 1, as pytorch-fid does.
+`resize="tensorflow"` samples at i * scale and gives (u - 128) / 128, as the graph of the paper and torch-fidelity do;
+"pytorch" samples at (i + 1/2) * scale - 1/2 and gives 2 u / 255 - 1, as pytorch-fid does.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def interpolation_matrix(size: int, new_size: int, resize: Resize) -> np.ndarray
 
 
 def prepare(x: Array, resize: Resize = "tensorflow", size: int = _SIZE) -> Array:
-    """Pictures [B, H, W, C] in [0, 1], C of 1 or 3, to what the network wants: [B, size, size, 3] about in [-1, 1].
+    """Pictures [B, H, W, C] in [0, 1], C of 1 or 3, to the network's input: [B, size, size, 3], nearly in [-1, 1].
 
-    They are rounded to 8 bits first, as those that are read from files, so that samples and data differ in nothing else;
-    gradients pass as if they were not.
+    Values are rounded to 8 bits first, as in picture files, so that samples and data are treated alike; gradients
+    ignore the rounding.
 
     Raises:
       UserError: the pictures are neither grey nor coloured.
@@ -168,7 +168,7 @@ class _BlockE(nn.Module):
 class InceptionV3(nn.Module):
     """Pictures [B, H, W, 3] in [-1, 1], H and W of at least 75, to features [B, 2048] and logits [B, 1008].
 
-    The logits have no bias, as those that the Inception score is computed from.  Smaller pictures are a UserError.
+    The logits have no bias, as the Inception score needs them.  Smaller pictures are a UserError.
     """
 
     @nn.compact

@@ -1,6 +1,7 @@
 """How many modes of a known mixture samples cover, and how many of the samples are good (as in Srivastava et al. 2017,
-arXiv:1705.07761, section 4.1): a sample is of high quality within three standard deviations of a mode, and a mode is covered
-that has such a sample nearest to it.  Of two-dimensional Gaussians themselves, 1 - exp(-9/2) = 98.9 % lie within three.
+arXiv:1705.07761, section 4.1): a sample is of high quality within three standard deviations of a mode, and a mode is
+covered that has such a sample nearest to it.  Of two-dimensional Gaussians themselves, 1 - exp(-9/2) = 98.9 % lie
+within three.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def mode_coverage(
       num_needed: good samples that a covered mode has at least.
 
     Returns:
-      `modes_covered` out of K, `high_quality_share` in [0, 1], and `mode_entropy`, that of the good samples' modes in nats,
-      at most log K.
+      `modes_covered` out of K, `high_quality_share` in [0, 1], and `mode_entropy`, the entropy of the modes of good
+      samples in nats, at most log K.
 
     Raises:
       UserError: the shapes do not fit.

@@ -7,7 +7,7 @@ With NND_k(y) the distance of y to its k-th nearest other member of its own set,
     density    1 / (k N) sum_x #{y : x in B_k(y)}                            (Naeem et al. 2020, arXiv:2002.09797, eq. 3)
     coverage   share of data y whose B_k(y) holds a sample                   (eq. 4)
 
-Distances are Euclidean, computed a block of rows at a time: memory is that of the features and of a block.
+Distances are Euclidean.  They are computed for a block of rows at a time, so memory holds the features and one block.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def precision_recall(
 def density_coverage(
     data: np.ndarray, samples: np.ndarray, num_neighbors: int = 5, block_size: int = 1000
 ) -> dict[str, float]:
-    """`density` (may exceed 1) and `coverage` with k = `num_neighbors`, of features [N, D] of data and [M, D] of samples."""
+    """`density` (may exceed 1) and `coverage` with k = `num_neighbors`, of features [N, D] of data and [M, D] of
+    samples.
+    """
     data, samples = np.asarray(data, np.float64), np.asarray(samples, np.float64)
     radii = neighbor_radii(data, num_neighbors)
     inside, covered = 0, np.zeros(len(data), bool)

@@ -1,8 +1,8 @@
-"""Quality of samples in a feature space: one figure after the other for samples, and for data against data, the floor.
+"""Quality of samples in a feature space: figures of samples against data, and of data against data (the floor).
 
-`FeatureStatistics` takes features in batch after batch.  It keeps moments of all of them, and a random sample of `num_kept`
-feature vectors, used for nearest-neighbour metrics and the kernel distance; so memory does not grow with the number of
-pictures, and sets may lie class after class.
+`FeatureStatistics` takes features in batch after batch.  It keeps moments of all of them, and a random sample of
+`num_kept` feature vectors, used for nearest-neighbour metrics and the kernel distance; so memory does not grow with the
+number of pictures, and sets may lie class after class.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ METRICS = ("frechet", "kernel", "classes", "precision_recall", "density_coverage
 
 
 class FeatureStatistics:
-    """What is kept of the features of a set of pictures.
+    """Statistics of the features of a set of pictures.
 
     Args:
-      num_kept: number of vectors that are kept as they are, a random sample.
-      reference: complete statistics of the data, for a set that is held against them by the kernel distance.
-      block_size: vectors of a block of the kernel distance.
+      num_kept: number of feature vectors in the random sample that is kept.
+      reference: complete statistics of the data, for a set whose kernel distance from the data is wanted.
+      block_size: number of vectors in a block of the kernel distance.
     """
 
     def __init__(self, num_kept: int = 10000, reference: FeatureStatistics | None = None, block_size: int = 1000):
@@ -35,7 +35,7 @@ class FeatureStatistics:
         self.kernel = None if reference is None else KernelBlocks(reference.kept, block_size, num_kept)
 
     def add(self, features: np.ndarray, logits: np.ndarray | None = None) -> FeatureStatistics:
-        """Takes features [B, D], and logits [B, K] where there are any, in."""
+        """Adds features [B, D], and logits [B, K] if there are any."""
         self._kept.add(np.asarray(features, np.float32))
         parity = (self.count + np.arange(len(features))) % 2
         for which, half in enumerate(self._halves):
@@ -74,7 +74,7 @@ class FeatureStatistics:
 
 
 def figures(data: FeatureStatistics, other: FeatureStatistics, metrics: Collection[str] = METRICS) -> dict[str, float]:
-    """The figures of another set held against the data; those of `classes` only where there are logits.
+    """The figures of another set compared with the data; the figures `classes` need logits.
 
     Args:
       data: complete statistics of the data.
@@ -99,7 +99,7 @@ def figures(data: FeatureStatistics, other: FeatureStatistics, metrics: Collecti
 
 
 def floor(data: FeatureStatistics, metrics: Collection[str] = METRICS) -> dict[str, float]:
-    """The same figures of one half of the data against the other: what a perfect model would get with so many samples."""
+    """The figures of one half of the data against the other half: a perfect model with as many samples would get them."""
     first = data.half(0)
     return figures(first, data.half(1, first), metrics)
 

@@ -4,9 +4,10 @@
     kernel_distance    unbiased MMD^2 with k(x, y) = (x . y / D + 1)^3                 (Binkowski et al. 2018, arXiv:1801.01401)
     class_score        exp E_x KL(p(c | x) | E_x p(c | x))                             (Salimans et al. 2016, arXiv:1606.03498)
 
-The trace of the square root is the sum of the square roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric.
-`Moments`, `KernelBlocks` and `ClassProbabilities` take one batch after the other.  None keeps all that it has seen:
-`KernelBlocks` keeps a random sample of fixed size.  With p of the Inception network the class score is the Inception score.
+The trace of the square root is the sum of the square roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is
+symmetric.  `Moments`, `KernelBlocks` and `ClassProbabilities` take one batch after the other.  None keeps all that it
+has seen: `KernelBlocks` keeps a random sample of fixed size.  With p of the Inception network the class score is the
+Inception score.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ class Moments:
 def frechet_distance(x: np.ndarray | Moments, y: np.ndarray | Moments) -> float:
     """Squared Frechet distance of the Gaussians with the moments of two sets of features [N, D] and [M, D].
 
-    With fewer vectors than features a covariance is singular, and the distance is far above that of the distributions.
+    With fewer vectors than features a covariance is singular, and the distance is far above the distributions'
+    distance.
 
     Raises:
       UserError: a set is no matrix, has fewer than two rows, or the two have other numbers of features.
@@ -108,14 +110,14 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
 
 
 class Reservoir:
-    """A uniform random sample of vectors that come in batches (Vitter 1985, algorithm R); memory is that of the sample.
+    """A uniform random sample of vectors that come in batches (Vitter 1985, algorithm R); only the sample is in memory.
 
     The sample does not depend on how the stream is cut into batches.
 
     Args:
       capacity: size of the sample; all vectors where there are fewer.
-      seed: decides the sample and its order; two samples that are compared need different ones, else blocks of both have
-        the same places of their streams, and so the same classes where both streams are ordered by class.
+      seed: decides the sample and its order; two samples that are compared need different ones, else blocks of both
+        have the same places of their streams, and so the same classes where both streams are ordered by class.
     """
 
     def __init__(self, capacity: int, seed: int = 0):
@@ -149,9 +151,9 @@ class Reservoir:
 class KernelBlocks:
     """Kernel distance of a stream of vectors to a reference, as the mean over blocks of `block_size` of each.
 
-    Blocks are drawn at random from both sets, which may lie in any order.  Every block's estimate is unbiased, and so is
-    their mean.  The blocks of the stream are disjoint; those of the reference are taken in turn, so that their spread is that
-    of the mean where the stream is no longer than the reference.
+    Blocks are drawn at random from both sets, which may lie in any order.  Every block's estimate is unbiased, and so
+    is their mean.  The blocks of the stream are disjoint.  The blocks of the reference are used in turn, so that the
+    spread of the estimates tells the spread of their mean if the stream is no longer than the reference.
 
     Args:
       reference: features [M, D]; at least `block_size` of them are used, else all.
@@ -198,7 +200,8 @@ class ClassProbabilities:
     """Class score and shares of the classes of samples, from a classifier's logits that come in batches.
 
     Args:
-      num_parts: the score's spread is that over so many parts, each of which takes its examples from all over.
+      num_parts: number of parts of the examples, spread evenly over the set; the spread of the score is taken over
+        parts.
     """
 
     def __init__(self, num_parts: int = 10):

@@ -71,7 +71,9 @@ def words(text: str) -> list[str]:
 
 
 class UnicodeWords:
-    """Words of letters, marks and numbers of any script in lower case, in the form that rouge-score asks tokenizers for."""
+    """Words of letters, marks and numbers of any script in lower case, in the form that rouge-score asks tokenizers
+    for.
+    """
 
     def tokenize(self, text: str) -> list[str]:
         """The words of a text."""
@@ -84,7 +86,9 @@ def _has_other_script(text: str) -> bool:
 
 
 def _bleu_tokenizer(texts: Sequence[str]) -> str | None:
-    """Name of sacrebleu's tokenizer: None for its default, or where most texts have letters of a script without blanks another."""
+    """Name of sacrebleu's tokenizer: None for its default, or where most texts have letters of a script without blanks
+    another.
+    """
     found = [{unicodedata.name(c).partition(" ")[0] for c in text if _is_a_word(c)} for text in texts]
     if 2 * sum(map(bool, found)) <= len(texts):
         return None
@@ -100,8 +104,8 @@ def translation_scores(
 ) -> dict[str, float | str]:
     """Corpus BLEU and chrF from 0 to 100, with the signatures that say how they were computed.
 
-    Where most references are in a script without blanks, BLEU counts characters as words: of Chinese the Han ones (sacrebleu's
-    `zh`), else all (`char`).
+    Where most references are in a script without blanks, BLEU counts characters as words: of Chinese the Han ones
+    (sacrebleu's `zh`), else all (`char`).
 
     Args:
       hypotheses: N texts.
@@ -134,8 +138,8 @@ def rouge_scores(
 ) -> dict[str, float]:
     """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L from 0 to 100; of several references the best counts.
 
-    The words are rouge-score's, runs of a to z and digits, which are few of another script or none: an example whose references
-    have letters that are not Latin is compared by `UnicodeWords`.
+    The words are rouge-score's, runs of a to z and digits, which are few of another script or none: an example whose
+    references have letters that are not Latin is compared by `UnicodeWords`.
 
     Raises:
       UserError: the numbers do not fit, or rouge-score is not installed.
@@ -201,7 +205,7 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
       Triples of type, first and last place.
 
     Raises:
-      UserError: a tag is none of these.
+      UserError: a tag has another form.
     """
     found: list[tuple[str, int, int]] = []
     open_kind = None  # type of the entity that the next tag may go on with
@@ -279,7 +283,7 @@ def self_bleu(texts: Sequence[str], max_texts: int = 200) -> float:
 
     Args:
       texts: at least two texts.
-      max_texts: only the first so many, since the time grows with the square.
+      max_texts: only the first `max_texts` texts are compared, since the time grows with the square of their number.
 
     Raises:
       UserError: there are fewer than two texts, or sacrebleu is not installed.
@@ -293,7 +297,9 @@ def self_bleu(texts: Sequence[str], max_texts: int = 200) -> float:
 
 
 def diversity_scores(texts: Sequence[str]) -> dict[str, float]:
-    """distinct-1 to 3 and repetition-2 to 4 of words, in [0, 1], and self-BLEU, from 0 to 100, where there are two texts."""
+    """distinct-1 to 3 and repetition-2 to 4 of words, in [0, 1], and self-BLEU, from 0 to 100, where there are two
+    texts.
+    """
     scores = {f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)}
     scores |= {f"repetition_{n}": repetition(texts, n) for n in (2, 3, 4)}
     if sum(bool(t.strip()) for t in texts) >= 2:

@@ -1,13 +1,13 @@
-"""Attention, in every form that the transformers here need.
+"""Attention, in all forms that genjax's transformers use.
 
     attention(q, k, v) = softmax(scale * q k^T + bias) v            (Vaswani et al. 2017, eq. 1)
 
 with several heads (eq. after 1), fewer key-value heads than query heads (Ainslie et al. 2023), masks that are
 causal, local (a window), of segments in packed sequences, and of padding.
 
-A `KVCache` is a pytree of fixed shape that goes in and comes out: new keys and values are written at `start`, and
-causality hides what stands beyond.  So the same compiled step serves every position, and rows of a batch may stand
-at different places.
+A `KVCache` is a pytree of fixed shape: attention takes it and returns a new one, with new keys and values written at
+place `start`.  Causality hides all later places.  So one compiled step serves every position, and the rows of a batch
+may be at different positions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from genjax.errors import UserError
 from genjax.nn.dropout import dropout
 from genjax.nn.positions import RotaryScaling, rotary_angles, rotate
 
-# Finite, so that a row with nothing to attend to gives a mean and not NaN.
+# Finite, so that a query that may attend to no key gives the mean of the values and not NaN.
 MASKED = -1e30
 
 
@@ -43,7 +43,8 @@ class KVCache(flax.struct.PyTreeNode):
     def write(self, keys: Array, values: Array, start: Array) -> KVCache:
         """Writes [B, K, T, D] at slots start .. start + T - 1.
 
-        `start` is one a row, and what overflows is dropped; or a scalar, and there is room for all.
+        `start` is an array [B], one place for each row, and keys beyond the last slot are dropped; or it is a scalar,
+        and the caller makes sure that all keys fit.
         """
 
         def put(cache: Array, new: Array) -> Array:
@@ -57,7 +58,7 @@ class KVCache(flax.struct.PyTreeNode):
         return KVCache(keys=put(self.keys, keys), values=put(self.values, values))
 
     def grow(self, length: int) -> KVCache:
-        """The same with place for `length` tokens."""
+        """The cache enlarged to `length` tokens."""
         more = [(0, 0), (0, 0), (0, length - self.keys.shape[2]), (0, 0)]
         return KVCache(keys=jnp.pad(self.keys, more), values=jnp.pad(self.values, more))
 
@@ -72,14 +73,15 @@ def attention_mask(
     key_segments: Array | None = None,
     key_mask: Array | None = None,
 ) -> Array | None:
-    """Which key each query may see, bool [B | 1, 1, T, S], or None where it may see all.
+    """Which keys each query may see, bool [B | 1, 1, T, S]; None if every query may see all keys.
 
     Args:
       query_index: place of each query in the sequence, [B | 1, T].
       key_index: place of each key, [S].
-      causal: only keys at or before the query.
-      window: only the keys less than this far away.
-      query_segments, key_segments: packed sequences, [B, T] and [B, S]; only keys of the query's own segment.
+      causal: a query sees only keys at or before its own place.
+      window: a query sees only keys less than this many places away.
+      query_segments, key_segments: numbers of the packed sequences, [B, T] and [B, S]; a query sees only its own
+        segment.
       key_mask: True at keys that are no padding, [B, S].
     """
     parts = []
@@ -103,7 +105,7 @@ def attention_mask(
 def _heads_first(
     q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, scale: float, rate: float, keys: Array | None
 ) -> tuple[Array, Array]:
-    """Attention on [B, H, T, D] and [B, K, S, D]; returns the values' mean [B, H, T, D] and weights [B, H, T, S]."""
+    """Attention of queries [B, H, T, D] to keys and values [B, K, S, D]: output [B, H, T, D] and weights [B, H, T, S]."""
     batch, heads, length, dim = q.shape
     kv_heads, size = k.shape[1:3]
     groups = heads // kv_heads
@@ -125,14 +127,14 @@ def flash_possible(
 ) -> bool:
     """Whether cuDNN's fused attention takes queries [B, T, H, D] and keys [B, S, K, D].
 
-    It needs a GPU, half precision and a head of at most 128 features; it knows windows to the left alone, and has no
-    gradient where a bias or a mask meets an odd length.
+    cuDNN needs a GPU, half precision and at most 128 features a head.  It supports windows to the left only, and has no
+    gradient if a bias or a mask is used with an odd length.
 
     Args:
       q, k: queries and keys.
       biased: whether there is a bias or a mask other than the causal one.
       causal, window: which keys a query sees.
-      platform: where it shall run; None for JAX's default.
+      platform: the platform to run on; None for JAX's default.
     """
     platform = platform or jax.default_backend()
     return (
@@ -148,9 +150,9 @@ def flash_possible(
 def _flash(
     q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, scale: float, causal: bool, window: int | None
 ) -> Array:
-    """Attention on [B, T, H, D] and [B, S, K, D] by cuDNN, [B, T, H, D]."""
+    """cuDNN's attention of queries [B, T, H, D] to keys and values [B, S, K, D], output [B, T, H, D]."""
     if mask is not None:
-        # It broadcasts rows and heads, and neither queries nor keys.
+        # cuDNN broadcasts a bias over rows and heads, but not over queries or keys.
         mask = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
     if bias is not None:
         # A float32 bias makes gradients NaN (jax-ml/jax issue 32242).
@@ -169,24 +171,24 @@ def _flash(
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x on itself, or on a context.
+    """Multi-head attention of x to itself, or to a context.
 
     Attributes:
       num_heads: query heads H.
       num_kv_heads: key and value heads K, which divides H; None for H.
       head_dim: width D of a head; None for width / H.
       qkv_bias, output_bias: whether the projections have biases.
-      cross: keys and values come from a context.
+      cross: whether keys and values come from a context.
       causal: queries see only keys at or before them (self-attention).
       window: queries see only keys less than this far away, or None.
-      rotary_dim: number of features of each head that rotary positions turn; 0 for none.
-      rotary_base, rotary_scaling: frequencies of these.
+      rotary_dim: number of features of each head that rotary positions rotate; 0 for none.
+      rotary_base, rotary_scaling: base of the rotary frequencies, and their scaling for longer contexts.
       qk_norm: RMS norm of queries and keys (as in Qwen 3).
       scale: factor on the logits; None for 1 / sqrt(D).
       dropout_rate: dropout of the attention weights.
       dtype: compute type; parameters stay float32.
       init_std: standard deviation of the weights; None for LeCun's.
-      output_init_std: that of the output projection.
+      output_init_std: standard deviation of the output projection's weights.
     """
 
     num_heads: int
@@ -231,14 +233,15 @@ class Attention(nn.Module):
         """Attends.
 
         Args:
-          x: queries' side, [B, T, C].
-          context: keys' side of cross-attention, [B, S, C'], or None for self-attention.
+          x: input that queries are made of, [B, T, C].
+          context: input that keys and values are made of in cross-attention, [B, S, C']; None for self-attention.
           positions: position of each token for rotary angles, [B | 1, T]; None for 0, 1, ...
           segment_ids: packed sequences, [B, T].
-          key_segment_ids: those of the context, [B, S].
+          key_segment_ids: packed sequences of the context, [B, S].
           key_mask: True at keys that are no padding, [B, S].
           bias: added to the logits, [B | 1, H | 1, T, S].
-          cache: keys and values so far.  In cross-attention those of the context, which is then not needed again.
+          cache: keys and values of earlier tokens; in cross-attention, keys and values of the context, which need not
+            be given again.
           start: number of tokens already in the cache, a scalar or [B].
           dropout_keys: keys [B], or None in evaluation.
           return_weights: whether to return the weights as well.
@@ -259,7 +262,7 @@ class Attention(nn.Module):
             raise UserError(f"num_heads={heads} must divide the width {width}, or head_dim must be given")
         dim = self.head_dim or width // heads
         if self.window is not None and self.window < 1:
-            # Such a query would get the mean of all values, those after it too.
+            # A query that sees nothing would get the mean of all values, also of later ones.
             raise UserError(f"window={self.window} of an attention must be at least 1, the query's own place, or none")
         if self.cross and context is None and cache is None:
             raise UserError("cross-attention needs a context, or a cache of one")

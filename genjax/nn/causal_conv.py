@@ -9,9 +9,9 @@ with one of these sets of taps (van den Oord et al. 2016, arXiv:1601.06759 and a
     horizontal  di = 0 and -columns < dj <= 0                                      (dj < 0 if exclude_self)
     corner      -rows < di <= 0 and -columns < dj <= 0
 
-Only the taps have weights; nothing is computed to be masked.  The sum is one matrix product over the shifted pictures
-side by side (im2col), which on CPU is about twice as fast as XLA's convolution with its gradients.  Of rows of three taps,
-two neighbouring outputs take four products there, not six (`minimal_filtering`).
+Only the taps have weights; no product is computed and then masked.  The sum is one matrix product over the shifted
+pictures side by side (im2col), which on CPU is about twice as fast as XLA's convolution with its gradients.  Where rows
+have three taps, two neighbouring outputs take four products there, not six (`minimal_filtering`).
 
 To sample, `CausalConv` is called in one of two stepwise modes, given the place (i, j) of the present pixel:
 
@@ -19,7 +19,7 @@ To sample, `CausalConv` is called in one of two stepwise modes, given the place 
     row    x [B, 1, W, C] of row i  -> y [B, 1, W, F] of row i          (vertical taps alone)
 
 It remembers as many rows of its input as it looks at, [rows, W + padding, B, C] in the collection "cache".  A
-convolution with exclude_self is given the pixel before the present one, or the row above, as the present one is not known.
+convolution with exclude_self is given the previous pixel, or the row above, because the present pixel is not known yet.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def raster_taps(size: int, exclude_self: bool) -> tuple[tuple[int, int], ...]:
 
 
 def vertical_taps(rows: int, size: int, exclude_self: bool = False) -> tuple[tuple[int, int], ...]:
-    """Taps of `rows` rows that end with the present one, or with the one above, each `size` wide."""
+    """Taps of `rows` rows, each `size` wide; the last row is the present row, or the row above it."""
     last = 0 if exclude_self else 1
     return tuple((di, dj) for di in range(last - rows, last) for dj in range(-(size // 2), size // 2 + 1))
 
 
 def horizontal_taps(columns: int, exclude_self: bool = False) -> tuple[tuple[int, int], ...]:
-    """Taps of `columns` pixels of the row that end with the present one, or with the one before."""
+    """Taps of `columns` pixels of the present row; the last is the present pixel, or the pixel before it."""
     last = 0 if exclude_self else 1
     return tuple((0, dj) for dj in range(last - columns, last))
 
@@ -68,7 +68,7 @@ class CausalConv(nn.Module):
       taps: offsets (di, dj), none of which is after (0, 0) in raster order.
       width: width W of the picture, for the stepwise modes.
       mode: "full" pictures, or stepwise by "row" or "pixel".
-      exclude_self: whether (0, 0), or the whole row of it in "row" mode, is not among the taps.
+      exclude_self: whether the taps leave out the pixel (0, 0); in "row" mode, its whole row.
       use_bias: whether to add b.
       dtype: compute type.
     """
@@ -118,7 +118,7 @@ class CausalConv(nn.Module):
     def _pixel(self, x: Array, place: tuple[Array, Array]) -> Array:
         cache, left, rows = self._cache(x)
         i, j = place
-        # Row r lies in slot r mod rows; what a slot still holds of older rows stands where no tap reads it.
+        # Row r lies in slot r mod rows; no tap reads what a slot still holds of older rows.
         wi, wj = i, j
         if self.exclude_self:
             wi, wj = jnp.where(j == 0, i - 1, i), (j - 1) % self.width
@@ -157,13 +157,14 @@ def shifted(x: Array, taps: tuple[tuple[int, int], ...]) -> Array:
 
 def allows_minimal_filtering(x: Array, taps: tuple[tuple[int, int], ...]) -> bool:
     """Whether `minimal_filtering` computes these taps, and is the faster way."""
-    # With few channels the sums before and after the products take longer than what is saved.
+    # With few channels the sums before and after the products take longer than the saved products.
     worthwhile = prefers_matrix_products() and x.dtype == jnp.float32 and x.shape[-1] >= 16
     return worthwhile and x.shape[2] % 2 == 0 and taps == vertical_taps(len(taps) // 3, 3)
 
 
 def minimal_filtering(x: Array, kernel: Array) -> Array:
-    """Convolution over `vertical_taps(rows, 3)` by F(2, 3) of Winograd (Lavin & Gray 2016, arXiv:1509.09308, section 4.1).
+    """Convolution over `vertical_taps(rows, 3)` by F(2, 3) of Winograd (Lavin & Gray 2016, arXiv:1509.09308, section
+    4.1).
 
     Of each row of taps w and four neighbouring pixels d, the outputs at the two in the middle are
 

@@ -1,16 +1,16 @@
 """Convolutions of pictures [B, H, W, C], written so that they are also fast on CPU.
 
-XLA's CPU convolutions are slow in their gradients, and slowest in those of strided ones.  On CPU these modules are matrix
-products of patches, with gradients that are matrix products too; elsewhere they are XLA's convolutions.  Both are the same
-functions of the same parameters:
+XLA's gradients of convolutions are slow on CPU, and slowest with strides.  On CPU these modules are matrix
+products of patches, with gradients that are matrix products too; elsewhere they are XLA's convolutions.  Both are the
+same functions of the same parameters:
 
     Convolution   y[i] = sum_k w[k] x[i + k - (K - 1) // 2]         K x K, stride 1, zero padding
     Downsample    y[i] = sum_k w[k] x[2 i + k - 1]                  4 x 4, stride 2: halves height and width
     Upsample      y[o] = sum_i x[i] w[o - 2 i + 1]                  4 x 4, stride 2, transposed: doubles them
 
-A strided convolution is a 2 x 2 one of the picture's 2 x 2 blocks (space to depth).  A transposed one takes, for each two
-rows that meet, the two rows of outputs between their centres (Shi et al. 2016, arXiv:1609.05158), four columns from each
-pixel; those that overlap are added.  No product is wasted on a zero in between.
+A strided convolution is computed as a 2 x 2 convolution of the picture's 2 x 2 blocks (space to depth).  A transposed
+convolution computes the two rows of outputs between the centres of each two neighbouring rows (Shi et al. 2016,
+arXiv:1609.05158), with four columns from each pixel, and adds overlapping columns.  No product with zeros is computed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def space_to_depth(x: Array) -> Array:
 def convolve(x: Array, kernel: Array, matrix_products: bool) -> Array:
     """`Convolution` without its bias: pictures [B, H, W, C], kernel [K, K, C, D], to [B, H, W, D].
 
-    An even K has no middle, and gives [B, H - 1, W - 1, D].
+    An even K gives [B, H - 1, W - 1, D], as the kernel has no middle.
     """
     if kernel.shape[0] == 1:
         return tall_product(x, kernel[0, 0])
@@ -93,7 +93,8 @@ def upsample(x: Array, kernel: Array, matrix_products: bool) -> Array:
 
 
 def repeat_and_convolve(x: Array, kernel: Array, matrix_products: bool) -> Array:
-    """3 x 3 convolution of pictures whose every pixel is repeated 2 x 2: [B, H, W, C], kernel [3, 3, C, D], to [B, 2H, 2W, D].
+    """3 x 3 convolution of pictures whose every pixel is repeated 2 x 2: [B, H, W, C], kernel [3, 3, C, D], to [B, 2H,
+    2W, D].
 
     Weights that meet the same pixel are added first: 16 products a pixel of x instead of 36.
     """

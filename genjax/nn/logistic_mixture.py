@@ -34,7 +34,7 @@ class DiscretizedLogisticMixture(Lattice):
     min_log_scale: float = -7.0
 
     def num_parameters(self, channels: int) -> int:
-        """P of pixels with so many channels."""
+        """Number P of parameters of a pixel with `channels` channels."""
         return self.num_components * (1 + 2 * channels + channels * (channels - 1) // 2)
 
     def _split(self, parameters: Array, channels: int) -> tuple[Array, Array, Array, Array]:

@@ -1,4 +1,4 @@
-"""How a transformer knows where its tokens stand.
+"""Positions: how a transformer knows the places of its tokens.
 
 learned, sinusoidal   added to the embeddings (Vaswani et al. 2017, section 3.5).
 rotary                queries and keys are turned by an angle position * frequency (RoPE, Su et al. 2021, eq. 34),
@@ -48,7 +48,7 @@ class RotaryScaling(abc.ABC):
     """A change of the rotary frequencies, so that a model reads further than it was trained.
 
     Attributes:
-      factor: how many times as far it reads.
+      factor: ratio of the new context's length to the trained length.
     """
 
     factor: float = 1.0
@@ -75,7 +75,7 @@ class LinearScaling(RotaryScaling):
 class NTKScaling(RotaryScaling):
     """A larger base, base * factor^(d / (d - 2)): fast angles stay, the slowest is divided by `factor`.
 
-    The one angle of two features is the fastest, base^0 whatever the base, and stays.
+    With d = 2 there is only the fastest angle, base^0, which stays.
     """
 
     def frequencies(self, frequencies: np.ndarray, base: float) -> np.ndarray:
@@ -88,12 +88,12 @@ class NTKScaling(RotaryScaling):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Llama3Scaling(RotaryScaling):
-    """Llama 3.1: wavelengths that fit often into the trained context stay, long ones are divided, with a ramp between.
+    """Llama 3.1: short wavelengths stay, angles of long wavelengths are divided by `factor`, with a ramp between.
 
     Attributes:
       original_length: context of the pre-training.
-      low_frequency_factor: below this many turns in it, an angle is divided by `factor`.
-      high_frequency_factor: above this many turns, it stays.
+      low_frequency_factor: angles with fewer turns than this in `original_length` are divided by `factor`.
+      high_frequency_factor: angles with more turns than this stay.
     """
 
     factor: float = 8.0
@@ -168,7 +168,10 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
-    """Slopes 2^(-8 h / H) for a power of two H; else those of the power below, and every other of the next one's."""
+    """Slopes 2^(-8 h / H), h = 1 .. H, if H is a power of two.
+
+    Otherwise the slopes of the power of two below H, then every other slope of the power above, until there are H.
+    """
     power = 2 ** math.floor(math.log2(num_heads))
     slopes = 2.0 ** (-8.0 * np.arange(1, power + 1) / power)
     more = 2.0 ** (-4.0 * np.arange(1, 2 * (num_heads - power), 2) / power)
@@ -185,7 +188,7 @@ def t5_bucket(relative: Array, num_buckets: int, max_distance: int, bidirectiona
     """Bucket of key index minus query index: half of them exact, the others logarithmic up to `max_distance`.
 
     Raises:
-      UserError: there are so few buckets that none is exact, or all distances are.
+      UserError: there are too few buckets for one to be exact, or all distances would be exact.
     """
     exact = num_buckets // (4 if bidirectional else 2)
     if not 1 <= exact < max_distance:

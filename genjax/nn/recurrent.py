@@ -17,8 +17,8 @@ With norms (Ba et al. 2016, eqs. 4 and 20 to 25), where LN(a) = g (a - mean) / s
 With variational dropout (Gal & Ghahramani 2016, eq. 7) U h becomes U (m h), m one scaled mask of a sequence and layer.
 
 The last four are h' = a h + b with a and b known beforehand, so all steps are computed at once by an associative scan.
-The products with inputs are taken out of the loop, and the LSTM has a backward pass of its own, whose weight gradient is
-one matrix product after the loop.
+The products with inputs are taken out of the loop, and the LSTM has a backward pass of its own, whose weight gradient
+is one matrix product after the loop.
 """
 
 from __future__ import annotations
@@ -45,15 +45,16 @@ class Recurrent:
       cell: which recurrence.
       num_layers: number of layers.
       hidden_dim: features H of a layer's state.
-      bidirectional: a second layer reads from the end; outputs stand side by side.
-      dropout: of each layer's output but the last.
-      variational_dropout: one decision for all times, of layers' outputs and, in an rnn, gru or lstm, of the states that
-        enter the recurrent product as well (Gal & Ghahramani 2016).
+      bidirectional: a second layer reads from the end; the outputs of both are concatenated.
+      dropout: rate of dropout of the layers' outputs, except the last.
+      variational_dropout: one dropout mask for all times; in an rnn, gru or lstm also on the states that enter the
+        recurrent product (Gal & Ghahramani 2016).
       zoneout: probability that a unit of an rnn, gru or lstm keeps its state (Krueger et al. 2017).
       peepholes: gates of an lstm see the cell (Gers & Schmidhuber 2000).
       layer_norm: norms of the products that enter rnn, gru or lstm gates, and of an lstm's cell (Ba et al. 2016).
       forget_bias: first value of the forget gate's bias of an lstm.
-      residual: layers add to what they read, after a norm; the first map brings it to H features.
+      residual: layers read a normalised input and add their output to it; a first linear map brings the input to H
+        features.
       mlp_dim: hidden width of a two-layer map after each residual layer; 0 for none.
       state_dim: complex states N of each feature of an s4d.
       parallel: whether linear recurrences are computed by an associative scan or step by step.
@@ -78,9 +79,7 @@ class Recurrent:
         needed = {"peepholes": ("lstm",), "zoneout": ("rnn", "gru", "lstm"), "layer_norm": ("rnn", "gru", "lstm")}
         for name, cells in needed.items():
             if getattr(self, name) and self.cell not in cells:
-                raise UserError(
-                    f"recurrent layers with cell={self.cell} know no {name}, but those of {', '.join(cells)}"
-                )
+                raise UserError(f"recurrent layers with cell={self.cell} have no {name}; it is for {', '.join(cells)}")
         if self.mlp_dim and not self.residual:
             raise UserError(
                 f"mlp_dim={self.mlp_dim} of recurrent layers needs residual ones: set residual=true as well"
@@ -94,7 +93,7 @@ class Recurrent:
     def init_state(self, batch: int) -> PyTree:
         """A layer's first state: (h, c) of an lstm, real and imaginary part of an lru or s4d, else h; zeros [B, H].
 
-        The states of an s4d are [B, H N], those of a feature side by side.
+        The states of an s4d are [B, H N]; the N states of a feature stand side by side.
         """
         zeros = jnp.zeros((batch, self.hidden_dim * (self.state_dim if self.cell == "s4d" else 1)))
         return (zeros, zeros) if self.cell in ("lstm", "lru", "s4d") else zeros
@@ -205,7 +204,8 @@ class RecurrentLayer(nn.Module):
     ) -> tuple[Array, PyTree]:
         """x [B, T, C] -> outputs [B, T, H] and the last state.
 
-        Where mask [B, T] is False the state stays; where resets [B, T] is True the step starts from a state of zeros.
+        Where mask [B, T] is False the state does not change; where resets [B, T] is True the step starts from a zero
+        state.
         """
         x = x.astype(self.dtype)
         kind = self.config.cell
@@ -279,7 +279,7 @@ class RecurrentLayer(nn.Module):
         rates = jax.lax.complex(-jnp.exp(log_real), imaginary)
         decay = jnp.exp(step * rates)
         weights = self.param("weights", nn.initializers.normal(0.5**0.5), (2, size, count))
-        # Zero-order hold: what an input that is constant over a step adds.
+        # Zero-order hold: the effect of an input that is constant over a step.
         b = ((decay - 1.0) / rates)[None, None] * u[..., None]  # [B, T, H, N]
         b = b.reshape(*u.shape[:2], size * count)
         return jnp.broadcast_to(decay.reshape(1, 1, -1), b.shape), b, jax.lax.complex(weights[0], weights[1])
@@ -359,7 +359,7 @@ class RecurrentLayer(nn.Module):
         return outputs.swapaxes(0, 1), jax.tree.map(lambda a: a.astype(jnp.float32), last)
 
     def _normalise(self, x: Array, gain: Array) -> Array:
-        """LN of products [..., gates H], in a gru that of the gates and that of the candidate."""
+        """LN of products [..., gates H]; in a gru, the gates and the candidate are normalised separately."""
         split = [2 * self.config.hidden_dim] if self.config.cell == "gru" else []
         parts = zip(jnp.split(x, split, axis=-1), jnp.split(gain, split))
         return jnp.concatenate([_layer_norm(part, own) for part, own in parts], axis=-1)
@@ -410,7 +410,7 @@ def _orthogonal_blocks(count: int) -> Any:
 
 
 def _beginnings(segment_ids: Array | None) -> Array | None:
-    """Where a segment begins behind another one, [B, T] -> bool [B, T]."""
+    """True where a segment begins, except at the beginning of a row, [B, T] -> bool [B, T]."""
     if segment_ids is None:
         return None
     changes = segment_ids[:, 1:] != segment_ids[:, :-1]
@@ -439,8 +439,8 @@ class RecurrentStack(nn.Module):
           carry: states before, as `Recurrent.init_carry` makes them; None for zeros.
           mask: False at padding, where states stay, [B, T]; None for none.
           dropout_keys: one key an example, or None in evaluation.
-          segment_ids: numbers of packed documents, [B, T]: each begins with states of zeros, but the first of a row,
-            which begins with `carry`; None where a row is one document.
+          segment_ids: numbers of packed documents, [B, T]; None if a row is one document.  The first document of a row
+            begins with `carry`, the others begin with zero states.
 
         Returns:
           Outputs [B, T, H] (2 H if bidirectional), and the states after.

@@ -3,8 +3,8 @@
     pre-norm   x <- x + attention(norm(x));  x <- x + cross(norm(x), context);  x <- x + mlp(norm(x));  norm at the end
     post-norm  x <- norm(x + attention(x)) and so on
 
-`Transformer` is the configuration, `TransformerStack` the network from embeddings to embeddings, `TokenEmbedding` what
-stands before and after it.  A decoder's `Cache` is an explicit argument of fixed shape.
+`Transformer` is the configuration, `TransformerStack` the network from embeddings to embeddings, `TokenEmbedding` the
+layers before and after it.  A decoder's `Cache` is an explicit argument of fixed shape.
 """
 
 from __future__ import annotations
@@ -41,36 +41,37 @@ class Transformer:
       num_layers: number of blocks.
       width: features C of the residual stream.
       num_heads: query heads.
-      num_kv_heads: key and value heads, None for as many (grouped-query attention has fewer).
+      num_kv_heads: key and value heads; None for num_heads (grouped-query attention has fewer).
       head_dim: features of a head, None for width / num_heads.
       mlp_dim: features of the hidden layer, None for 4 width (gated: 8/3 width, up to a multiple of 32).
       activation: non-linearity of the hidden layer.
       gated: multiply it by a second linear map: SwiGLU with "silu", GEGLU with "gelu" (Shazeer 2020).
       norm: "layer" (LayerNorm) or "rms" (RMSNorm).
-      norm_placement: "pre" or "post".
+      norm_placement: "pre", before each sublayer, or "post", after it.
       norm_epsilon: added to the variance.
-      final_norm: norm of the output; only where norms stand before.
+      final_norm: whether the output is normalised; used with norm_placement="pre" only.
       qk_norm: RMS norm of queries and keys.
       use_bias: biases of linear maps and of LayerNorm.
       qkv_bias: biases of queries, keys and values, None for `use_bias`.
       output_bias: bias of the attention's output, None for `use_bias`.
-      positions: how tokens know where they stand (see nn/positions.py).
+      positions: how tokens know their places (see nn/positions.py).
       max_length: largest sequence; the size of learned and sinusoidal tables.
-      rotary_base: slowest angle's base.
-      rotary_fraction: share of each head's features that turns.
-      rotary_scaling: change of the angles for longer contexts, or None.
+      rotary_base: base of the rotary frequencies.
+      rotary_fraction: share of each head's features that is rotated.
+      rotary_scaling: change of the rotary frequencies for longer contexts, or None.
       relative_buckets: number of buckets of T5's relative positions.
-      relative_max_distance: distance from which on all share the last bucket.
-      causal: tokens see only what is at or before them.
-      window: tokens see only what is less than this far away, or None.
+      relative_max_distance: all longer distances share the last bucket of T5's relative positions.
+      causal: a token sees only itself and earlier tokens.
+      window: a token sees only tokens less than this many places away, or None.
       cross_attention: blocks attend to a context as well.
       attention_scale: factor on attention logits, None for 1 / sqrt(head_dim).
-      dropout: of embeddings and of what each sublayer adds.
-      attention_dropout: of attention weights.
-      mlp_dropout: of the hidden layer.
+      dropout: rate of dropout of the embeddings and of each sublayer's output.
+      attention_dropout: rate of dropout of attention weights.
+      mlp_dropout: rate of dropout of the hidden layer.
       experts: mixture-of-experts settings, or None for a plain hidden layer.
       init_std: standard deviation of weights, None for LeCun's.
-      scale_residual_init: divide that of the maps which write to the residual stream by sqrt(2 num_layers) (GPT-2).
+      scale_residual_init: divide init_std by sqrt(2 num_layers) for the linear maps that write to the residual stream
+        (GPT-2).
       remat: recompute blocks in the backward pass to save memory.
       scan_layers: compile one block and scan it: faster to compile, slower on a CPU.
     """
@@ -125,14 +126,14 @@ class Transformer:
 
     @property
     def longest(self) -> int | None:
-        """Most places that the positions know.
+        """Largest length that the positions serve.
 
-        None where there are none, or where they are made to go beyond what was trained: biases by distance (ALiBi, T5).
+        None if there are no positions, or if positions serve any length: biases by distance (ALiBi, T5).
         """
         return self.max_length if self.positions in ("learned", "sinusoidal", "rotary") else None
 
     def check_length(self, length: int, what: str, name: str) -> None:
-        """Refuses a text that is longer than the positions know.
+        """Refuses a text that is longer than the positions serve.
 
         Args:
           length: its number of tokens.
@@ -140,7 +141,7 @@ class Transformer:
           name: of this configuration, as in "model.network".
 
         Raises:
-          UserError: it is.
+          UserError: the text is longer.
         """
         if self.longest is not None and length > self.longest:
             raise UserError(f"{what} {length} places, but the longest context is {name}.max_length={self.longest}")
@@ -183,7 +184,7 @@ class Cache(flax.struct.PyTreeNode):
 
 
 class StackOutput(NamedTuple):
-    """Output x [B, T, C]; the renewed cache; each layer's attention weights (self, cross) on request; auxiliary loss [B]."""
+    """Output x [B, T, C]; new cache; attention weights (self, cross) of each layer if asked for; auxiliary loss [B]."""
 
     x: Array
     cache: Cache | None
@@ -232,7 +233,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, layer: Array, cache: KVCache | None, cross: KVCache | None, inputs: dict[str, Any]):
-        """One block; `layer` is its number, `inputs` what all blocks share.  Returns x and (caches, weights, auxiliary)."""
+        """Runs block number `layer`; all blocks share `inputs`.  Returns x and (caches, weights, auxiliary)."""
         config = self.config
         pre = config.norm_placement == "pre"
         keys = fold_in(inputs["dropout_keys"], layer)
@@ -313,7 +314,10 @@ class Block(nn.Module):
 
 
 class TransformerStack(nn.Module):
-    """The blocks and the final norm.  Parameters: `layer_0`, `layer_1`, ..., or `layers` with a leading axis if scanned."""
+    """The blocks and the final norm.
+
+    Parameters: `layer_0`, `layer_1`, ..., or `layers` with a leading axis if scanned.
+    """
 
     config: Transformer
     dtype: Any = jnp.float32
@@ -442,7 +446,7 @@ class TokenEmbedding(nn.Module):
       norm: whether a norm follows (BERT).
       dtype: compute type.
       shared: a table of tokens that another module owns, or None for one of its own.
-      config_name: where the configuration stands in the model's, for errors.
+      config_name: path of the configuration in the model's fields, for error messages.
     """
 
     vocab_size: int
@@ -480,7 +484,7 @@ class TokenEmbedding(nn.Module):
         """tokens [B, T] -> [B, T, C]; `start` tokens came before (see `Cache.length`).
 
         Raises:
-          UserError: the tokens, where none came before, are more than the positions know.
+          UserError: no tokens came before, and the tokens are more than the positions serve.
         """
         config = self.config
         if start is None:
@@ -492,7 +496,7 @@ class TokenEmbedding(nn.Module):
             if positions is None:
                 positions = _index(tokens.shape[1], start) if segment_ids is None else segment_positions(segment_ids)
             if start is not None:
-                # Beyond the table stand only proposals that are dropped later; they must not be NaN.
+                # Only proposals that are dropped later lie beyond the table; they must not be NaN.
                 positions = jnp.minimum(positions, config.max_length - 1)
             if config.positions == "learned":
                 x = x + jnp.broadcast_to(self.position(positions + self.position_offset), x.shape)
@@ -512,7 +516,10 @@ class TokenEmbedding(nn.Module):
 
 
 def unrolled(params: PyTree, config: Transformer) -> PyTree:
-    """Parameters of a scanned stack as those of the same stack with `scan_layers=False`; others are returned as they are."""
+    """Turns the parameters of a scanned stack into parameters of the same stack with `scan_layers=False`.
+
+    Parameters that are not scanned are returned as they are.
+    """
     if "layers" not in params:
         return params
     layers = {f"layer_{i}": jax.tree.map(lambda a: a[i], params["layers"]) for i in range(config.num_layers)}  # noqa: B023

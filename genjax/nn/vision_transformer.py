@@ -20,7 +20,7 @@ class VisionTransformer(nn.Module):
     """Patches, a class token, learned positions and a stack.
 
     Attributes:
-      config: the stack; its norm, if it stands before the sublayers, is that of the output too.
+      config: the stack; if its norms stand before the sublayers, a norm follows the output too.
       patch_size: height and width P of a patch.
       input_norm: a norm before the first block (CLIP).
       dtype: compute type; parameters stay float32.
