@@ -24,11 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import compare
-from genjax.families.language.bert import BERT, bert_network
+from genjax.families.language.bert import BERT
 from genjax.families.language.encoder_tasks import MaskedLanguageModel
-from genjax.families.language.gpt import GPT, llama_network
-from genjax.interop.huggingface import abstract_params, load_pretrained, save_pretrained
+from genjax.families.language.gpt import GPT
+from genjax.families.language.networks import bert_network, llama_network
+from genjax.interop.huggingface import abstract_params
 from genjax.optimizers import Adam
+from genjax.pretrained import load_pretrained, save_pretrained
 from genjax.training import host
 
 LAYERS, WIDTH, HEADS, BATCH, LENGTH, VOCAB = 4, 256, 4, 16, 128, 8192

@@ -27,7 +27,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from benchmarks.timing import compare, peak_operations, torch_device, training_steps
 from genjax import decoding
-from genjax.families.language.gpt import GPT, gpt2_network
+from genjax.families.language.gpt import GPT
+from genjax.families.language.networks import gpt2_network
 from genjax.families.recurrent.language import RecurrentLanguageModel
 from genjax.nn.recurrent import Recurrent
 from genjax.optimizers import Adam

@@ -55,7 +55,7 @@ def test_every_error_that_we_raise_for_a_wrong_value_is_a_user_error():
         "data.base.DataError",
         "data.text.tokenizer.UnknownSymbolError",
         "families.flow.bijections.base.LayerError",
-        "interop.architectures.base.UnsupportedError",
+        "interop.architecture.UnsupportedError",
         "interop.safetensors.CheckpointFileError",
         "training.CheckpointError",
         "training.NonFiniteError",

@@ -2,7 +2,7 @@
 
 from genjax.config import register
 from genjax.data import EncoderText, LabelledText, LabelledTokens, QuestionAnswering
-from genjax.families.language.bert import BERT, RoBERTa, bert_network
+from genjax.families.language.bert import BERT, RoBERTa
 from genjax.families.language.electra import ELECTRA
 from genjax.families.language.encoder_tasks import (
     Classification,
@@ -11,6 +11,7 @@ from genjax.families.language.encoder_tasks import (
     Task,
     TokenClassification,
 )
+from genjax.families.language.networks import bert_network
 from genjax.optimizers import AdamW, Linear
 from genjax.training import Experiment, Training
 

@@ -2,8 +2,9 @@
 
 from genjax.config import register
 from genjax.data import LabelledText, Molecules, NoteEvents, Text
-from genjax.families.language.gpt import GPT, gpt2_network, llama_network
+from genjax.families.language.gpt import GPT
 from genjax.families.language.gpt_tasks import GPTForTask
+from genjax.families.language.networks import gpt2_network, llama_network
 from genjax.nn.transformer import Transformer
 from genjax.optimizers import AdamW, Cosine, Linear
 from genjax.training import Evaluation, Experiment, Training

@@ -2,10 +2,11 @@
 
 from genjax.config import register
 from genjax.data import EncoderText, TextToText
-from genjax.families.language.bart import BART, bart_network
+from genjax.families.language.bart import BART
 from genjax.families.language.corruption import Denoising, Pairs
-from genjax.families.language.encoder_decoder import EncoderDecoder, translation_network
-from genjax.families.language.t5 import T5, t5_network
+from genjax.families.language.encoder_decoder import EncoderDecoder
+from genjax.families.language.networks import bart_network, t5_network, translation_network
+from genjax.families.language.t5 import T5
 from genjax.optimizers import Adam, AdamW, Cosine, InverseSquareRoot, Linear
 from genjax.training import Experiment, Training
 

@@ -1,66 +1,32 @@
-"""Checkpoints of the library transformers as models of ours, and back.
+"""Models that start from a checkpoint of the library transformers: `--model.pretrained=FOLDER`.
 
-    pretrained = load_pretrained("folder")                     # config.json and safetensors
-    logits = pretrained.model.logits(pretrained.state, tokens)
-    save_pretrained("other", pretrained.model, pretrained.params)
-
-Weights are read one tensor at a time, each device its own part.  Nothing is ever unpickled.
+A model names the architectures that it starts from in `architectures`; their tables stand beside the models.  Weights are
+read one tensor at a time, each device its own part.  Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import traverse_util
 
 from genjax.batch import PyTree
 from genjax.interop import bindings as binding
 from genjax.interop import safetensors
-from genjax.interop.architectures import ARCHITECTURES
-from genjax.interop.architectures.base import Architecture, UnsupportedError
+from genjax.interop.architecture import Architecture, UnsupportedError
 from genjax.interop.safetensors import CheckpointFileError, Tensor
-from genjax.model import TrainState
-from genjax.nn.transformer import Transformer
+from genjax.nn.tokens import with_more_tokens
 from genjax.optimizers import SGD
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
-TOKENIZER_FILE = "tokenizer.json"
-#: What stands beside the weights in a checkpoint and says how texts and pictures become inputs.
-PROCESSING_FILES = (
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
-    "spiece.model", "tokenizer.model", "chat_template.jinja", "chat_template.json", "preprocessor_config.json",
-    "processor_config.json",
-)  # fmt: skip
 #: Settings that the library generates by, and looks up in the file for generation first.
-_GENERATION_SETTINGS = ("bos_token_id", "eos_token_id", "decoder_start_token_id")
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretrained:
-    """A checkpoint of another library.
-
-    Attributes:
-      model: ours, with the checkpoint's configuration.
-      params: its parameters.
-      folder: where it lies.
-    """
-
-    model: Any
-    params: PyTree
-    folder: Path
-
-    @property
-    def state(self) -> TrainState:
-        """A state to evaluate and generate with; to train, use `--model.pretrained`."""
-        return TrainState(step=jnp.zeros((), jnp.int32), params=self.params)
+GENERATION_SETTINGS = ("bos_token_id", "eos_token_id", "decoder_start_token_id")
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -74,19 +40,19 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise CheckpointFileError(
             f"{folder} holds no {CONFIG_FILE}: it is {_kind_of_folder(folder)}no checkpoint of the library transformers"
         )
-    config = _read_object(folder / CONFIG_FILE)
+    config = read_object(folder / CONFIG_FILE)
     if "model_type" not in config:
         raise CheckpointFileError(
             f"{folder / CONFIG_FILE} says no model_type: it is {_kind_of_config(config)}no checkpoint of the library "
             "transformers"
         )
     if (folder / GENERATION_FILE).is_file():
-        generation = _read_object(folder / GENERATION_FILE)
-        config |= {name: generation[name] for name in _GENERATION_SETTINGS if generation.get(name) is not None}
+        generation = read_object(folder / GENERATION_FILE)
+        config |= {name: generation[name] for name in GENERATION_SETTINGS if generation.get(name) is not None}
     return config
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
@@ -121,28 +87,30 @@ def _kind_of_config(config: dict[str, Any]) -> str:
     return ""
 
 
-def architecture_of(config: dict[str, Any]) -> Architecture:
-    """The architecture that a configuration names.
+class HasArchitectures(Protocol):
+    """A model that starts from checkpoints of another library.
+
+    Attributes:
+      architectures: whose checkpoints these are.
+    """
+
+    architectures: ClassVar[tuple[Architecture, ...]]
+
+
+def architecture_of(model: HasArchitectures, config: dict[str, Any], folder: str | Path) -> Architecture:
+    """The architecture that a checkpoint's configuration names, among those of a model.
 
     Raises:
-      UnsupportedError: it is not known; those that are, are named.
+      UnsupportedError: it is of another kind of model.
     """
-    name = config["model_type"]
-    if name not in ARCHITECTURES:
-        raise UnsupportedError(f"the architecture {name!r} is not known; known are {', '.join(sorted(ARCHITECTURES))}")
-    return ARCHITECTURES[name]
-
-
-def architecture_for(model: Any) -> Architecture:
-    """The architecture that a model of ours is written as.
-
-    Raises:
-      UnsupportedError: there is none.
-    """
-    for architecture in ARCHITECTURES.values():
-        if type(model) is architecture.model and architecture.writes(model):
+    for architecture in model.architectures:
+        if architecture.model_type == config["model_type"]:
             return architecture
-    raise UnsupportedError(f"the library transformers has no counterpart of {type(model).__name__} with these settings")
+    known = ", ".join(architecture.model_type for architecture in model.architectures)
+    raise UnsupportedError(
+        f"{folder} is a checkpoint of {config['model_type']}, and the experiment's model is a {type(model).__name__}, "
+        f"which starts from {known}"
+    )
 
 
 def configured(model: Any, folder: str | Path) -> Any:
@@ -151,15 +119,9 @@ def configured(model: Any, folder: str | Path) -> Any:
     Raises:
       UnsupportedError: the checkpoint is of another kind of model.
     """
-    architecture = architecture_of(config := read_config(folder))
+    architecture = architecture_of(model, config := read_config(folder), folder)
     theirs = architecture.read(config, safetensors.read_folder(Path(folder).expanduser()))
-    fitting = isinstance(model, (architecture.model, *architecture.others)) or isinstance(theirs, type(model))
-    if not fitting:
-        raise UnsupportedError(
-            f"{folder} is a checkpoint of {config['model_type']}, a {architecture.model.__name__}, and the experiment's "
-            f"model is a {type(model).__name__}"
-        )
-    changes = {name: getattr(theirs, name) for name in architecture.fields if hasattr(model, name)}
+    changes = {name: value for name, value in theirs.items() if name not in architecture.own and hasattr(model, name)}
     for name in {"network", "encoder", "decoder"} & set(changes):
         own = {field: getattr(getattr(model, name), field) for field in ("remat", "scan_layers")}
         changes[name] = dataclasses.replace(changes[name], **own)
@@ -185,56 +147,6 @@ def _fitting(architecture: Architecture, model: Any, tensors: dict[str, Tensor])
     return found
 
 
-def _written(architecture: Architecture, model: Any) -> binding.Bindings:
-    """The bindings of a model under the names that the library itself writes."""
-    found = architecture.bind(model)
-    return binding.without_prefix(found, architecture.prefix) if architecture.bare(model) else found
-
-
-def _whole(model: Any, params: PyTree) -> PyTree:
-    """The network's parameters, low-rank updates added where there are any."""
-    return model.network_params(params) if hasattr(model, "network_params") else params
-
-
-#: Fields of a stack that decide what it computes, and of a model above it.
-_STACK_FIELDS = (
-    "num_layers", "width", "num_heads", "activation", "gated", "norm", "norm_placement", "norm_epsilon", "qk_norm",
-    "use_bias", "positions", "window", "experts",
-)  # fmt: skip
-_MODEL_FIELDS = (
-    "num_types", "position_offset", "skip_padding", "embedding_norm", "tie_embeddings", "scale_logits", "logit_bias",
-    "patch_size",
-)  # fmt: skip
-
-
-def _computation(model: Any) -> dict[str, Any]:
-    """What a model computes from its parameters, by the names of its fields, as far as other libraries may not know it."""
-    found = {name: getattr(model, name) for name in _MODEL_FIELDS if hasattr(model, name)}
-    for part in ("network", "encoder", "decoder", "text", "vision"):
-        if not isinstance(stack := getattr(model, part, None), Transformer):
-            continue
-        found |= {f"{part}.{name}": getattr(stack, name) for name in _STACK_FIELDS}
-        found[f"{part}.attention_scale"] = stack.attention_scale or stack.size_of_head**-0.5
-        if stack.positions == "t5":
-            found[f"{part}.relative_buckets"] = stack.relative_buckets
-    if hasattr(model, "embedding_scale"):
-        scale = model.embedding_scale
-        found["embedding_scale"] = model.encoder.width**0.5 if scale is None else scale
-    # Positions of patches are the vision encoder's own table.
-    found.pop("vision.positions", None)
-    return found
-
-
-def _check_counterpart(architecture: Architecture, model: Any, config: dict[str, Any], names: list[str]) -> None:
-    """Raises UnsupportedError if a written configuration does not say all that the model computes."""
-    theirs = _computation(architecture.read(config, names))
-    for name, value in _computation(model).items():
-        if theirs[name] != value:
-            raise UnsupportedError(
-                f"the library transformers has no {architecture.model_type} with {name}={value!r} (it has {theirs[name]!r})"
-            )
-
-
 def load_params(
     model: Any, folder: str | Path, abstract: PyTree, fine_tune: bool = False, replace: bool = False
 ) -> PyTree:
@@ -251,7 +163,7 @@ def load_params(
       CheckpointFileError: missing tensors, extra tensors and wrong shapes, all at once; or a damaged file.
     """
     folder = Path(folder).expanduser()
-    architecture = architecture_of(read_config(folder))
+    architecture = architecture_of(model, read_config(folder), folder)
     tensors = safetensors.read_folder(folder)
     found = _fitting(architecture, model, tensors)
     optional = architecture.is_head if fine_tune else lambda name: False
@@ -271,79 +183,39 @@ def _given_up(arrays: PyTree, kept: set[str]) -> PyTree:
     return traverse_util.unflatten_dict(shapes, sep="/")
 
 
-def load_pretrained(folder: str | Path, dtype: Any = jnp.float32, shard: Any = None) -> Pretrained:
-    """Reads a checkpoint.
+class FromPretrained:
+    """What a model with a field `pretrained` needs to be a `genjax.model.HasPretrained`."""
 
-    Args:
-      folder: with config.json and model.safetensors (or its index and parts).
-      dtype: type of the parameters.
-      shard: function from shape and type (a `jax.ShapeDtypeStruct`) to a `jax.sharding.Sharding`, or None for the
-        default device.
+    architectures: ClassVar[tuple[Architecture, ...]]
+    pretrained: str | None
 
-    Raises:
-      CheckpointFileError: a file is missing, truncated or damaged; or tensors are missing, extra or of wrong shapes.
-      UnsupportedError: the architecture or a setting of it is not known.
-    """
-    folder = Path(folder).expanduser()
-    config = read_config(folder)
-    model = architecture_of(config).read(config, safetensors.read_folder(folder))
+    def with_pretrained_sizes(self) -> Any:
+        """The model with the sizes of the checkpoint, and its own task, optimizer and way to compute."""
+        if self.pretrained is None:
+            return self
+        return configured(self, self.pretrained)
 
-    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        sharding = None if shard is None else shard(leaf)
-        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+    def pretrained_params(self, params: PyTree) -> PyTree:
+        """The checkpoint's parameters, placed as `params` are, whose memory is given up; heads it lacks stay new.
 
-    return Pretrained(model, load_params(model, folder, jax.tree.map(placed, abstract_params(model))), folder)
+        Where the model has more tokens than the checkpoint, these get the mean of the others.
 
-
-def to_tensors(model: Any, params: PyTree) -> dict[str, np.ndarray]:
-    """Parameters (or gradients) under the names and in the arrangement of the library transformers."""
-    params = _whole(model, params)
-    return {name: make() for name, _, make in binding.tensors_of(params, _written(architecture_for(model), model))}
-
-
-def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str = "float32", source: Any = None) -> None:
-    """Writes config.json and model.safetensors, so that the library transformers loads them.
-
-    Args:
-      folder: made where it does not exist.
-      model: BERT, RoBERTa, GPT, T5, BART or CLIP.
-      params: its parameters.
-      dtype: type of the tensors: float32, bfloat16 or float16.
-      source: folder of a checkpoint or of a run whose tokenizer belongs to the model, or None; its files for texts, chats
-        and generation are copied.
-
-    Raises:
-      UnsupportedError: the library has no counterpart of the model.
-    """
-    folder = Path(folder).expanduser()
-    architecture = architecture_for(model)
-    config = {**architecture.write(model), "dtype": dtype, "torch_dtype": dtype}
-    kind, params = jnp.dtype(dtype), _whole(model, params)
-    rows = [
-        (name, shape, kind, make) for name, shape, make in binding.tensors_of(params, _written(architecture, model))
-    ]
-    _check_counterpart(architecture, model, config, [name for name, *_ in rows])
-    folder.mkdir(parents=True, exist_ok=True)
-    safetensors.write(folder / safetensors.WEIGHTS, rows)
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if source is not None and Path(source).expanduser().resolve() != folder.resolve():
-        source = Path(source).expanduser()
-        for name in (*PROCESSING_FILES, GENERATION_FILE):
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
-        if (source / TOKENIZER_FILE).is_file():
-            _copy_tokenizer(source / TOKENIZER_FILE, folder / TOKENIZER_FILE)
-    if (path := folder / GENERATION_FILE).is_file():
-        generation = _read_object(path)
-        # The library believes this file before config.json, so both must say the same.
-        generation |= {name: config[name] for name in _GENERATION_SETTINGS if name in generation and name in config}
-        path.write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
-
-
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies tokenizer.json; of one that a run saved, the part that the library tokenizers reads."""
-    content = json.loads(source.read_text(encoding="utf-8"))
-    if content.get("library") is not None:
-        target.write_text(content["library"], encoding="utf-8")
-    elif "pieces" not in content:
-        shutil.copyfile(source, target)
+        Raises:
+          UserError: the checkpoint does not fit.
+        """
+        # Low-rank updates belong to no checkpoint.
+        network = traverse_util.flatten_dict({name: part for name, part in params.items() if name != "lora"})
+        theirs = self.with_pretrained_sizes()
+        grown = {}
+        if theirs.vocab_size != self.vocab_size:
+            shapes = traverse_util.flatten_dict(abstract_params(theirs))
+            grown = {path: new for path, new in network.items() if new.shape != shapes[path].shape}
+            network = {
+                path: jnp.zeros(shapes[path].shape, a.dtype) if path in grown else a for path, a in network.items()
+            }
+        loaded = traverse_util.flatten_dict(
+            load_params(theirs, self.pretrained, traverse_util.unflatten_dict(network), fine_tune=True, replace=True)
+        )
+        for path in grown.keys() & loaded.keys():
+            loaded[path] = jax.device_put(with_more_tokens(loaded[path], grown[path].shape), grown[path].sharding)
+        return traverse_util.unflatten_dict(traverse_util.flatten_dict(params) | loaded)

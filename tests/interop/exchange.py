@@ -8,8 +8,8 @@ import pytest
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
-from genjax.interop.huggingface import load_pretrained, to_tensors  # noqa: E402
 from genjax.interop.safetensors import read_folder  # noqa: E402
+from genjax.pretrained import load_pretrained, save_pretrained, to_tensors  # noqa: E402
 
 LENGTHS = (7, 4)
 VOCAB, PADDING = 19, 1
@@ -56,8 +56,6 @@ def check_gradients(model, gradients, theirs) -> None:
 
 def check_round_trip(pretrained, theirs, folder) -> None:
     """Saving gives the same bytes of the same tensors, and transformers loads them."""
-    from genjax.interop.huggingface import save_pretrained
-
     save_pretrained(folder, pretrained.model, pretrained.params)
     before, after = read_folder(pretrained.folder), read_folder(folder)
     assert set(before) == set(after)

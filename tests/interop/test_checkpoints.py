@@ -11,19 +11,15 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from genjax import config
 from genjax.data.text.tokenizer import train_tokenizer
-from genjax.families.language.bert import BERT, bert_network
+from genjax.families.language.bert import BERT
 from genjax.families.language.encoder_tasks import Classification, MaskedLanguageModel
-from genjax.families.language.gpt import GPT, llama_network
+from genjax.families.language.gpt import GPT
+from genjax.families.language.networks import bert_network, llama_network
 from genjax.interop import safetensors
-from genjax.interop.huggingface import (
-    abstract_params,
-    configured,
-    load_params,
-    load_pretrained,
-    save_pretrained,
-)
+from genjax.interop.huggingface import abstract_params, configured, load_params
 from genjax.nn.lora import LoRA
 from genjax.nn.transformer import scanned
+from genjax.pretrained import load_pretrained, save_pretrained
 from genjax.training import resolve, train
 
 MODEL = GPT(vocab_size=160, network=llama_network(2, 32, 4, 2, mlp_dim=48, max_length=32), tie_embeddings=False)
@@ -194,7 +190,9 @@ def test_a_checkpoint_is_fine_tuned_with_a_new_head_and_with_low_rank_updates(pa
     loaded = model.pretrained_params(new)
     equal(loaded["stack"], old["stack"])
     assert set(loaded["heads"]) == {"classes"} and not loaded["heads"]["classes"]["kernel"].any()
-    with pytest.raises(ValueError, match="a checkpoint of bert, a BERT, and the experiment's model is a GPT"):
+    with pytest.raises(
+        ValueError, match="a checkpoint of bert, and the experiment's model is a GPT, which starts from gpt2, llama"
+    ):
         configured(MODEL, tmp_path)
     low = dataclasses.replace(MODEL, lora=LoRA(rank=2), pretrained=str(folder))
     loaded = low.pretrained_params(jax.tree.map(lambda s: jnp.zeros(s.shape), abstract_params(low)))

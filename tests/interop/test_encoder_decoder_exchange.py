@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from genjax import decoding
-from genjax.interop.huggingface import load_pretrained, save_pretrained
+from genjax.pretrained import load_pretrained, save_pretrained
 from tests.interop.exchange import (
     PADDING,
     VOCAB,

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genjax.families.language.gpt import GPT, llama_network
+from genjax.families.language.gpt import GPT
+from genjax.families.language.networks import llama_network
 from genjax.interop.export import export_forward, export_sampler
 from genjax.optimizers import Adam
 

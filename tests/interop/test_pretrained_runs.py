@@ -12,8 +12,8 @@ from genjax import config, decoding
 from genjax.data import EncoderText, Text
 from genjax.data.base import DataError
 from genjax.data.text.tokenizer import read_tokenizer, train_tokenizer
-from genjax.interop.huggingface import save_pretrained
 from genjax.nn.tokens import with_more_tokens
+from genjax.pretrained import save_pretrained
 from genjax.tools import prompts
 from genjax.training import resolve, train
 from tests.interop import folders

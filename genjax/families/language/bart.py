@@ -9,27 +9,13 @@ summarises and translates.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
+from genjax.families.language.checkpoints.encoder_decoder import BART_ARCHITECTURE
 from genjax.families.language.corruption import Denoising, Objective
 from genjax.families.language.encoder_decoder import EncoderDecoder
+from genjax.families.language.networks import bart_network
 from genjax.nn.transformer import Transformer
 from genjax.optimizers import AdamW, Linear, Optimizer
-
-
-def bart_network(num_layers: int = 6, width: int = 768, num_heads: int = 12, **changes: Any) -> Transformer:
-    """A stack of BART (the base one unless told)."""
-    settings = {
-        "activation": "gelu",
-        "norm_placement": "post",
-        "norm_epsilon": 1e-5,
-        "max_length": 1024,
-        "causal": False,
-        "dropout": 0.1,
-        "scale_residual_init": False,
-        **changes,
-    }
-    return Transformer(num_layers=num_layers, width=width, num_heads=num_heads, **settings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +24,8 @@ class BART(EncoderDecoder):
 
     Attributes: see `EncoderDecoder`.
     """
+
+    architectures = (BART_ARCHITECTURE,)
 
     encoder: Transformer = bart_network()
     decoder: Transformer = bart_network()

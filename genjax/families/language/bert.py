@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
 from genjax.errors import UserError
+from genjax.families.language.checkpoints.bert import BERT_ARCHITECTURE, ROBERTA_ARCHITECTURE
 from genjax.families.language.encoder_tasks import (
     Heads,
     MaskedLanguageModel,
@@ -33,30 +34,15 @@ from genjax.families.language.encoder_tasks import (
     normalized,
     token_mask,
 )
-from genjax.families.language.pretrained import FromPretrained
+from genjax.families.language.networks import bert_network
 from genjax.gradients import gradient_step
+from genjax.interop.huggingface import FromPretrained
 from genjax.model import TrainState
 from genjax.nn.dropout import fold_in
 from genjax.nn.mixture_of_experts import refuse_experts
 from genjax.nn.tokens import summarize
 from genjax.nn.transformer import TokenEmbedding, Transformer, TransformerStack
 from genjax.optimizers import AdamW, Linear, Optimizer
-
-
-def bert_network(num_layers: int = 12, width: int = 768, num_heads: int = 12, **changes: Any) -> Transformer:
-    """The stack of BERT (the base one unless told): post-norm, exact GELU, learned positions."""
-    settings = {
-        "activation": "gelu",
-        "norm_placement": "post",
-        "norm_epsilon": 1e-12,
-        "max_length": 512,
-        "causal": False,
-        "dropout": 0.1,
-        "attention_dropout": 0.1,
-        "scale_residual_init": False,
-        **changes,
-    }
-    return Transformer(num_layers=num_layers, width=width, num_heads=num_heads, **settings)
 
 
 class EncoderNetwork(nn.Module):
@@ -136,6 +122,8 @@ class BERT(FromPretrained):
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
       optimizer: learning rule.
     """
+
+    architectures = (BERT_ARCHITECTURE, ROBERTA_ARCHITECTURE)
 
     vocab_size: int | None = None
     sequence_length: int | None = None

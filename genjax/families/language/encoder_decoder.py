@@ -23,30 +23,17 @@ import jax.numpy as jnp
 from genjax import decoding
 from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
 from genjax.errors import UserError
+from genjax.families.language.checkpoints.encoder_decoder import BART_ARCHITECTURE, T5_ARCHITECTURE
 from genjax.families.language.corruption import Objective, Pairs, SpecialTokens
-from genjax.families.language.pretrained import FromPretrained
+from genjax.families.language.networks import translation_network
 from genjax.gradients import gradient_step
+from genjax.interop.huggingface import FromPretrained
 from genjax.metrics import Ratio
 from genjax.model import TrainState
 from genjax.nn.dropout import fold_in
 from genjax.nn.tokens import logits_product, seen_tokens, sequence_metrics, summarize, token_nll, token_weights
 from genjax.nn.transformer import Cache, StackOutput, TokenEmbedding, Transformer, TransformerStack, unrolled
 from genjax.optimizers import Adam, InverseSquareRoot, Optimizer
-
-
-def translation_network(num_layers: int = 6, width: int = 512, num_heads: int = 8, **changes: Any) -> Transformer:
-    """A stack of the original transformer (the base one unless told): post-norm, ReLU, sinusoidal positions."""
-    settings = {
-        "activation": "relu",
-        "norm_placement": "post",
-        "positions": "sinusoidal",
-        "max_length": 512,
-        "causal": False,
-        "dropout": 0.1,
-        "init_std": None,
-        **changes,
-    }
-    return Transformer(num_layers=num_layers, width=width, num_heads=num_heads, **settings)
 
 
 class EncoderDecoderNetwork(nn.Module):
@@ -167,6 +154,8 @@ class EncoderDecoder(FromPretrained):
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
       optimizer: learning rule.
     """
+
+    architectures = (T5_ARCHITECTURE, BART_ARCHITECTURE)
 
     vocab_size: int | None = None
     sequence_length: int | None = None

@@ -23,36 +23,15 @@ import jax.numpy as jnp
 from genjax import decoding
 from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
 from genjax.errors import UserError
+from genjax.families.language.checkpoints.gpt import ARCHITECTURES
 from genjax.families.language.fine_tuning import FineTuned
-from genjax.families.language.pretrained import FromPretrained
+from genjax.interop.huggingface import FromPretrained
 from genjax.metrics import Ratio
 from genjax.model import TrainState
 from genjax.nn.lora import LoRA
 from genjax.nn.tokens import logits_product, seen_tokens, token_nll, token_weights
 from genjax.nn.transformer import Cache, TokenEmbedding, Transformer, TransformerStack, unrolled
 from genjax.optimizers import AdamW, Optimizer
-
-
-def gpt2_network(num_layers: int = 12, width: int = 768, num_heads: int = 12, **changes: Any) -> Transformer:
-    """The stack of GPT-2 (the 124M one unless told): pre-norm, learned positions, tanh-approximated GELU."""
-    return Transformer(num_layers=num_layers, width=width, num_heads=num_heads, **changes)
-
-
-def llama_network(
-    num_layers: int, width: int, num_heads: int, num_kv_heads: int | None = None, **changes: Any
-) -> Transformer:
-    """The stack of Llama: RMSNorm, rotary positions, SwiGLU, no biases, grouped-query attention where asked."""
-    settings = {
-        "norm": "rms",
-        "positions": "rotary",
-        "activation": "silu",
-        "gated": True,
-        "use_bias": False,
-        "scale_residual_init": False,
-        "max_length": 4096,
-        **changes,
-    }
-    return Transformer(num_layers=num_layers, width=width, num_heads=num_heads, num_kv_heads=num_kv_heads, **settings)
 
 
 class LanguageModel(nn.Module):
@@ -120,6 +99,8 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
       optimizer: learning rule.
     """
+
+    architectures = ARCHITECTURES
 
     vocab_size: int | None = None
     sequence_length: int | None = None

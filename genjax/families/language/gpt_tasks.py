@@ -21,9 +21,10 @@ import jax.numpy as jnp
 
 from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
 from genjax.errors import UserError
+from genjax.families.language.checkpoints.gpt import ARCHITECTURES
 from genjax.families.language.encoder_tasks import Classification, Heads, Outputs, Task, Vocabulary, token_mask
 from genjax.families.language.fine_tuning import FineTuned
-from genjax.families.language.pretrained import FromPretrained
+from genjax.interop.huggingface import FromPretrained
 from genjax.model import TrainState
 from genjax.nn.lora import LoRA
 from genjax.nn.tokens import seen_tokens, summarize
@@ -73,6 +74,8 @@ class GPTForTask(FromPretrained, FineTuned):
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
       optimizer: learning rule.
     """
+
+    architectures = ARCHITECTURES
 
     vocab_size: int | None = None
     sequence_length: int | None = None

@@ -10,34 +10,13 @@ It is trained by span corruption (section 3.3.4), and fine-tuned on any task as 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
+from genjax.families.language.checkpoints.encoder_decoder import T5_ARCHITECTURE
 from genjax.families.language.corruption import Objective, SpanCorruption
 from genjax.families.language.encoder_decoder import EncoderDecoder
+from genjax.families.language.networks import t5_network
 from genjax.nn.transformer import Transformer
 from genjax.optimizers import Adafactor, InverseSquareRoot, Optimizer
-
-
-def t5_network(num_layers: int = 6, width: int = 512, num_heads: int = 8, **changes: Any) -> Transformer:
-    """A stack of T5 (the small one unless told); with activation="gelu_tanh" and gated=True that of form 1.1."""
-    settings = {
-        "head_dim": 64,
-        "activation": "relu",
-        "norm": "rms",
-        "norm_epsilon": 1e-6,
-        "use_bias": False,
-        "positions": "t5",
-        "causal": False,
-        "attention_scale": 1.0,
-        "dropout": 0.1,
-        "attention_dropout": 0.1,
-        "mlp_dropout": 0.1,
-        # Logits are not divided by sqrt(head_dim), so queries must start small.
-        "init_std": 0.05,
-        "scale_residual_init": False,
-        **changes,
-    }
-    return Transformer(num_layers=num_layers, width=width, num_heads=num_heads, **settings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +25,8 @@ class T5(EncoderDecoder):
 
     Attributes: see `EncoderDecoder`.
     """
+
+    architectures = (T5_ARCHITECTURE,)
 
     extra_tokens: int = 100
     encoder: Transformer = t5_network()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -30,7 +30,10 @@ from genjax.batch import (
     example_keys,
 )
 from genjax.errors import UserError
+from genjax.families.multimodal.checkpoints import CLIP_ARCHITECTURE
+from genjax.families.multimodal.networks import clip_network
 from genjax.gradients import BatchLoss, gradient_step
+from genjax.interop.architecture import Architecture
 from genjax.model import TrainState
 from genjax.nn.contrast import equal_rows, partner_scores
 from genjax.nn.dropout import fold_in
@@ -39,12 +42,6 @@ from genjax.nn.tokens import logits_product
 from genjax.nn.transformer import TokenEmbedding, Transformer, TransformerStack
 from genjax.nn.vision_transformer import VisionTransformer
 from genjax.optimizers import AdamW, Cosine, Optimizer
-
-
-def clip_network(num_layers: int = 12, width: int = 512, num_heads: int = 8, **changes: Any) -> Transformer:
-    """A stack of CLIP (the base text one unless told): pre-norm, x sigmoid(1.702 x)."""
-    settings = {"activation": "quick_gelu", "max_length": 77, **changes}
-    return Transformer(num_layers=num_layers, width=width, num_heads=num_heads, **settings)
 
 
 def _normalized(x: Array) -> Array:
@@ -112,6 +109,8 @@ class CLIP:
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
       optimizer: learning rule.
     """
+
+    architectures: ClassVar[tuple[Architecture, ...]] = (CLIP_ARCHITECTURE,)
 
     data_shape: tuple[int, ...] | None = None
     vocab_size: int | None = None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from genjax.batch import DEVICE_AXIS
-from genjax.families.language.bert import BERT, RoBERTa, bert_network
+from genjax.families.language.bert import BERT, RoBERTa
 from genjax.families.language.encoder_tasks import (
     Classification,
     MaskedLanguageModel,
@@ -17,6 +17,7 @@ from genjax.families.language.encoder_tasks import (
     TokenClassification,
     Vocabulary,
 )
+from genjax.families.language.networks import bert_network
 from genjax.gradients import value_and_gradient
 from genjax.model import GenerativeModel
 from genjax.optimizers import Adam

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from genjax.families.language.bert import BERT, bert_network
+from genjax.families.language.bert import BERT
 from genjax.families.language.electra import ELECTRA, ReplacedTokenDetection
+from genjax.families.language.networks import bert_network
 from genjax.model import GenerativeModel
 from genjax.optimizers import Adam
 

@@ -9,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from genjax.families.language.bart import BART, bart_network
+from genjax.families.language.bart import BART
 from genjax.families.language.corruption import Denoising, Pairs, SpanCorruption, SpecialTokens, infill, span_counts
-from genjax.families.language.encoder_decoder import EncoderDecoder, translation_network
-from genjax.families.language.t5 import T5, t5_network
+from genjax.families.language.encoder_decoder import EncoderDecoder
+from genjax.families.language.networks import bart_network, t5_network, translation_network
+from genjax.families.language.t5 import T5
 from genjax.model import GenerativeModel
 from genjax.nn.mixture_of_experts import MixtureOfExperts
 from genjax.optimizers import Adam, InverseSquareRoot

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from genjax import decoding
-from genjax.families.language.gpt import GPT, gpt2_network, llama_network, num_parameters
+from genjax.families.language.gpt import GPT, num_parameters
+from genjax.families.language.networks import gpt2_network, llama_network
 from genjax.model import GenerativeModel, HasLogits, HasLogProb
 from genjax.nn.lora import LoRA
 from genjax.nn.mixture_of_experts import MixtureOfExperts

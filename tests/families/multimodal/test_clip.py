@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from genjax.batch import DEVICE_AXIS
-from genjax.families.multimodal.clip import CLIP, clip_network
+from genjax.families.multimodal.clip import CLIP
+from genjax.families.multimodal.networks import clip_network
 from genjax.gradients import value_and_gradient
 from genjax.optimizers import SGD
 

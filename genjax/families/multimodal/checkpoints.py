@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from genjax.families.multimodal.clip import CLIP, clip_network
-from genjax.interop.architectures.base import THEIR_ACTIVATIONS, Architecture, Config, activation, token
+from genjax.families.multimodal.networks import clip_network
+from genjax.interop.architecture import THEIR_ACTIVATIONS, Architecture, Config, activation, token
 from genjax.interop.bindings import Binding, Bindings, embedding, linear, merge, norm, same
 from genjax.nn.transformer import Transformer
+
+if TYPE_CHECKING:
+    from genjax.families.multimodal.clip import CLIP
 
 #: Their defaults, which older files leave out: text, vision.
 _TEXT = {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048}
 _VISION = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 
 
-def _read(config: Config, names: Collection[str]) -> CLIP:
+def _read(config: Config, names: Collection[str]) -> dict[str, Any]:
     text, vision = _TEXT | dict(config.get("text_config") or {}), _VISION | dict(config.get("vision_config") or {})
 
     def stack(part: Config) -> Transformer:
@@ -33,17 +36,17 @@ def _read(config: Config, names: Collection[str]) -> CLIP:
 
     size = vision.get("image_size", 224)
     end = token(text, "eos_token_id", 49407)
-    return CLIP(
-        data_shape=(size, size, vision.get("num_channels", 3)),
-        vocab_size=text.get("vocab_size", 49408),
+    return {
+        "data_shape": (size, size, vision.get("num_channels", 3)),
+        "vocab_size": text.get("vocab_size", 49408),
         # Files from before the end token was corrected say 2, and mean the largest token.
-        end_token=None if end == 2 else end,
-        text=stack(text),
-        vision=stack(vision),
-        patch_size=vision.get("patch_size", 32),
-        embedding_dim=config.get("projection_dim", 512),
-        logit_scale=config.get("logit_scale_init_value", 2.6592),
-    )
+        "end_token": None if end == 2 else end,
+        "text": stack(text),
+        "vision": stack(vision),
+        "patch_size": vision.get("patch_size", 32),
+        "embedding_dim": config.get("projection_dim", 512),
+        "logit_scale": config.get("logit_scale_init_value", 2.6592),
+    }
 
 
 def _write(model: CLIP) -> dict[str, Any]:
@@ -111,23 +114,4 @@ def _bindings(model: CLIP) -> Bindings:
     )
 
 
-ARCHITECTURES = (
-    Architecture(
-        model_type="clip",
-        model=CLIP,
-        read=_read,
-        write=_write,
-        bind=_bindings,
-        buffers=r"position_ids$",
-        fields=(
-            "data_shape",
-            "vocab_size",
-            "end_token",
-            "text",
-            "vision",
-            "patch_size",
-            "embedding_dim",
-            "logit_scale",
-        ),
-    ),
-)
+CLIP_ARCHITECTURE = Architecture(model_type="clip", read=_read, write=_write, bind=_bindings, buffers=r"position_ids$")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from genjax.families.language.bart import BART, bart_network
 from genjax.families.language.corruption import Pairs
-from genjax.families.language.t5 import T5, t5_network
-from genjax.interop.architectures.base import (
+from genjax.families.language.networks import bart_network, t5_network
+from genjax.interop.architecture import (
     THEIR_ACTIVATIONS,
     Architecture,
     Config,
@@ -22,13 +21,17 @@ from genjax.interop.architectures.base import (
 from genjax.interop.bindings import Binding, Bindings, embedding, linear, merge, norm, same
 from genjax.nn.transformer import Transformer
 
+if TYPE_CHECKING:
+    from genjax.families.language.bart import BART
+    from genjax.families.language.t5 import T5
+
 _QKV = (("query", "q"), ("key", "k"), ("value", "v"))
 
 # ----------------------------------------------------------------------------------------------------------------------
 # T5
 
 
-def _read_t5(config: Config, names: Collection[str]) -> T5:
+def _read_t5(config: Config, names: Collection[str]) -> dict[str, Any]:
     words = config.get("feed_forward_proj", "relu").split("-")
     # The name gated-gelu means the approximation by tanh, for the sake of old files.
     kind = "gelu_tanh" if words == ["gated", "gelu"] else activation(words[-1])
@@ -54,20 +57,24 @@ def _read_t5(config: Config, names: Collection[str]) -> T5:
     vocab = number(config, "vocab_size")
     padding = token(config, "pad_token_id", 0)
     start = token(config, "decoder_start_token_id", padding)
-    return T5(
-        vocab_size=vocab,
-        extra_tokens=0,
+    return {
+        "vocab_size": vocab,
+        "extra_tokens": 0,
         # The published vocabulary has 28 tokens of padding above its sentinels.
-        first_sentinel=32099 if vocab == 32128 else None,
-        start_token=padding if start is None else start,
-        end_token=tokens(config, "eos_token_id", 1),
-        padding_token=padding,
-        encoder=encoder,
-        decoder=t5_network(**{**_settings(encoder), "num_layers": layers}),
-        objective=Pairs(),
-        tie_embeddings=scaled or "lm_head.weight" not in names,
-        scale_logits=scaled,
-    )
+        "first_sentinel": 32099 if vocab == 32128 else None,
+        "start_token": padding if start is None else start,
+        "end_token": tokens(config, "eos_token_id", 1),
+        "padding_token": padding,
+        "encoder": encoder,
+        "decoder": t5_network(**{**_settings(encoder), "num_layers": layers}),
+        "objective": Pairs(),
+        "tie_embeddings": scaled or "lm_head.weight" not in names,
+        "scale_logits": scaled,
+        "embedding_scale": 1.0,
+        "embedding_norm": False,
+        "position_offset": 0,
+        "logit_bias": False,
+    }
 
 
 def _settings(network: Transformer) -> dict[str, Any]:
@@ -137,7 +144,7 @@ def _t5_bindings(model: T5) -> Bindings:
 # BART
 
 
-def _read_bart(config: Config, names: Collection[str]) -> BART:
+def _read_bart(config: Config, names: Collection[str]) -> dict[str, Any]:
     require(config, "normalize_before", False, False)
     require(config, "tie_word_embeddings", True, True)
     width = config.get("d_model", 1024)
@@ -156,17 +163,24 @@ def _read_bart(config: Config, names: Collection[str]) -> BART:
             init_std=config.get("init_std", 0.02),
         )
 
-    return BART(
-        vocab_size=number(config, "vocab_size"),
-        start_token=token(config, "decoder_start_token_id", 2),
-        end_token=tokens(config, "eos_token_id", 2),
-        padding_token=token(config, "pad_token_id", 1),
-        mask_token=config.get("mask_token_id"),
-        encoder=stack("encoder"),
-        decoder=stack("decoder"),
-        objective=Pairs(),
-        embedding_scale=width**0.5 if config.get("scale_embedding", False) else 1.0,
-    )
+    return {
+        "vocab_size": number(config, "vocab_size"),
+        "start_token": token(config, "decoder_start_token_id", 2),
+        "end_token": tokens(config, "eos_token_id", 2),
+        "padding_token": token(config, "pad_token_id", 1),
+        "extra_tokens": 0,
+        "first_sentinel": None,
+        "mask_token": config.get("mask_token_id"),
+        "encoder": stack("encoder"),
+        "decoder": stack("decoder"),
+        "objective": Pairs(),
+        "embedding_scale": width**0.5 if config.get("scale_embedding", False) else 1.0,
+        "embedding_norm": True,
+        "position_offset": 2,
+        "logit_bias": True,
+        "tie_embeddings": True,
+        "scale_logits": False,
+    }
 
 
 def _write_bart(model: BART) -> dict[str, Any]:
@@ -228,37 +242,19 @@ def _bart_bindings(model: BART) -> Bindings:
     return merge(*parts)
 
 
-_FIELDS = (
-    "vocab_size",
-    "extra_tokens",
-    "first_sentinel",
-    "start_token",
-    "end_token",
-    "padding_token",
-    "encoder",
-    "decoder",
-    "embedding_scale",
-    "tie_embeddings",
-    "scale_logits",
+T5_ARCHITECTURE = Architecture(
+    model_type="t5",
+    read=_read_t5,
+    write=_write_t5,
+    bind=_t5_bindings,
+    buffers=r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",
+    own=("objective",),
 )
-
-ARCHITECTURES = (
-    Architecture(
-        model_type="t5",
-        model=T5,
-        read=_read_t5,
-        write=_write_t5,
-        bind=_t5_bindings,
-        buffers=r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",
-        fields=_FIELDS,
-    ),
-    Architecture(
-        model_type="bart",
-        model=BART,
-        read=_read_bart,
-        write=_write_bart,
-        bind=_bart_bindings,
-        prefix="model.",
-        fields=_FIELDS,
-    ),
+BART_ARCHITECTURE = Architecture(
+    model_type="bart",
+    read=_read_bart,
+    write=_write_bart,
+    bind=_bart_bindings,
+    prefix="model.",
+    own=("objective", "mask_token"),
 )

@@ -23,47 +23,46 @@ class UnsupportedError(UserError):
 class Architecture:
     """How one architecture of transformers is read into a model of genjax, and written from it.
 
-    "The body" is the network without its output layers; "the head" is the output layers.
+    It stands in `architectures` of each model class that can start from the architecture's checkpoints.  "The body" is the
+    network without its output layers; "the head" is the output layers.
 
     Attributes:
       model_type: the architecture's name in config.json.
-      model: the model class of genjax.
-      others: model classes with the same body and other heads; they can start from the architecture's checkpoints too.
-      read: (config.json, names of the tensors) -> model.
+      read: (config.json, names of the tensors) -> fields of the model.
       write: model -> config.json, including its entry `architectures`.
       bind: model -> names of its tensors, as `Bindings`.
       prefix: first part of the names of the body's tensors; files that hold the body alone leave it out.
-      buffers: pattern of the names of tensors that are no parameters.
+      buffers: pattern of the names of tensors that are no parameters, or None.
       copies: names of tensors that may repeat the token embeddings; they are not read then.
-      heads: pattern of the names of the head's tensors; a model with another head does not read them.
+      heads: pattern of the names of the head's tensors, or None; a model with another head does not read them.
       head_paths: beginnings of the paths of the head's parameters in genjax.
-      fields: fields of the model that config.json decides; the user decides all other fields.
-      writes: whether a given model, of the class `model`, is written as this architecture.
+      own: fields among those of `read` that the user decides where a model starts from a checkpoint.
+      writes: whether a given model is written as this architecture.
       bare: whether a given model is written as the body alone, without the prefix.
     """
 
     model_type: str
-    model: type
-    read: Callable[[Config, Collection[str]], Any]
+    read: Callable[[Config, Collection[str]], dict[str, Any]]
     write: Callable[[Any], dict[str, Any]]
     bind: Callable[[Any], Bindings]
-    others: tuple[type, ...] = ()
     prefix: str = ""
-    buffers: str = r"(?!)"
+    buffers: str | None = None
     copies: tuple[str, ...] = ()
-    heads: str = r"(?!)"
+    heads: str | None = None
     head_paths: tuple[str, ...] = ()
-    fields: tuple[str, ...] = ("network", "vocab_size")
+    own: tuple[str, ...] = ()
     writes: Callable[[Any], bool] = lambda model: True
     bare: Callable[[Any], bool] = lambda model: False
 
     def is_buffer(self, name: str) -> bool:
         """Whether the tensor of this name is not a parameter, or only repeats one."""
-        return re.search(self.buffers, name) is not None or name in self.copies
+        found = self.buffers is not None and re.search(self.buffers, name) is not None
+        return found or name in self.copies
 
     def is_head(self, name: str) -> bool:
         """Whether a tensor's name, or the path of a parameter in genjax, belongs to the head."""
-        return re.match(self.heads, name) is not None or name.startswith(self.head_paths or ("\0",))
+        found = self.heads is not None and re.match(self.heads, name) is not None
+        return found or name.startswith(self.head_paths)
 
 
 #: Names of activations in transformers, and in genjax.

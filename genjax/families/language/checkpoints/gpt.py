@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from genjax.families.language.gpt import GPT, gpt2_network, llama_network
-from genjax.families.language.gpt_tasks import GPTForTask
-from genjax.interop.architectures.base import (
+from genjax.families.language.networks import gpt2_network, llama_network
+from genjax.interop.architecture import (
     THEIR_ACTIVATIONS,
     Architecture,
     Config,
@@ -23,20 +22,23 @@ from genjax.interop.architectures.base import (
 )
 from genjax.interop.bindings import Binding, Bindings, embedding, linear, merge, norm
 
+if TYPE_CHECKING:
+    from genjax.families.language.gpt import GPT
+
 # ----------------------------------------------------------------------------------------------------------------------
 # GPT-2
 
 
-def _read_gpt2(config: Config, names: Collection[str]) -> GPT:
+def _read_gpt2(config: Config, names: Collection[str]) -> dict[str, Any]:
     require(config, "scale_attn_by_inverse_layer_idx", False, False)
     require(config, "scale_attn_weights", True, True)
     require(config, "add_cross_attention", False, False)
-    return GPT(
-        vocab_size=number(config, "vocab_size"),
-        start_token=token(config, "bos_token_id", 50256),
-        end_token=tokens(config, "eos_token_id", 50256),
-        tie_embeddings=config.get("tie_word_embeddings", True),
-        network=gpt2_network(
+    return {
+        "vocab_size": number(config, "vocab_size"),
+        "start_token": token(config, "bos_token_id", 50256),
+        "end_token": tokens(config, "eos_token_id", 50256),
+        "tie_embeddings": config.get("tie_word_embeddings", True),
+        "network": gpt2_network(
             config.get("n_layer", 12),
             config.get("n_embd", 768),
             config.get("n_head", 12),
@@ -48,7 +50,7 @@ def _read_gpt2(config: Config, names: Collection[str]) -> GPT:
             attention_dropout=config.get("attn_pdrop", 0.1),
             init_std=config.get("initializer_range", 0.02),
         ),
-    )
+    }
 
 
 def _write_gpt2(model: GPT) -> dict[str, Any]:
@@ -135,7 +137,7 @@ def _window(config: Config, kind: str) -> int | None:
 
 
 def _reader(kind: str, their_base: float = 10000.0):
-    def read(config: Config, names: Collection[str]) -> GPT:
+    def read(config: Config, names: Collection[str]) -> dict[str, Any]:
         attention_bias = config.get("attention_bias", False)
         # Qwen2 always has biases on queries, keys and values, and none on the output.
         qkv_bias, output_bias = (True, False) if kind == "qwen2" else (attention_bias, attention_bias)
@@ -159,13 +161,13 @@ def _reader(kind: str, their_base: float = 10000.0):
             init_std=config.get("initializer_range", 0.02),
             **read_rotary(config, their_base),
         )
-        return GPT(
-            vocab_size=number(config, "vocab_size"),
-            start_token=token(config, "bos_token_id", None),
-            end_token=tokens(config, "eos_token_id", None),
-            tie_embeddings=config.get("tie_word_embeddings", False),
-            network=network,
-        )
+        return {
+            "vocab_size": number(config, "vocab_size"),
+            "start_token": token(config, "bos_token_id", None),
+            "end_token": tokens(config, "eos_token_id", None),
+            "tie_embeddings": config.get("tie_word_embeddings", False),
+            "network": network,
+        }
 
     return read
 
@@ -257,39 +259,32 @@ def _llama_bindings(model: GPT) -> Bindings:
 
 #: What their classes for tasks have above the body.
 _HEADS = r"score\.|classifier\.|qa_outputs\."
-_FIELDS = ("network", "vocab_size", "tie_embeddings", "start_token", "end_token")
 
 ARCHITECTURES = (
     Architecture(
         model_type="gpt2",
-        model=GPT,
         read=_read_gpt2,
         write=_write_gpt2,
         bind=_gpt2_bindings,
-        others=(GPTForTask,),
         prefix="transformer.",
         # Older files hold the causal mask, and a copy of the tied embeddings.
         buffers=r"\.attn\.(masked_)?bias$",
         copies=("lm_head.weight",),
         heads=_HEADS,
         head_paths=("heads/",),
-        fields=_FIELDS,
         writes=_is_gpt2,
     ),
     *(
         Architecture(
             model_type=kind,
-            model=GPT,
             read=_reader(kind),
             write=_writer(kind),
             bind=_llama_bindings,
-            others=(GPTForTask,),
             prefix="model.",
             buffers=r"rotary_emb\.inv_freq$",
             copies=("lm_head.weight",),
             heads=_HEADS,
             head_paths=("heads/",),
-            fields=_FIELDS,
             writes=lambda model, kind=kind: _kind(model) == kind,
         )
         for kind in ("llama", "mistral", "qwen2", "qwen3")

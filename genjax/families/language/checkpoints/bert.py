@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from genjax.families.language.bert import BERT, RoBERTa, bert_network
 from genjax.families.language.encoder_tasks import (
     Classification,
     MaskedLanguageModel,
@@ -13,7 +12,8 @@ from genjax.families.language.encoder_tasks import (
     Task,
     TokenClassification,
 )
-from genjax.interop.architectures.base import (
+from genjax.families.language.networks import bert_network
+from genjax.interop.architecture import (
     THEIR_ACTIVATIONS,
     Architecture,
     Config,
@@ -25,6 +25,9 @@ from genjax.interop.architectures.base import (
     require,
 )
 from genjax.interop.bindings import Bindings, embedding, linear, merge, norm, same
+
+if TYPE_CHECKING:
+    from genjax.families.language.bert import BERT
 
 _HEADS = (
     "MaskedLM",
@@ -79,6 +82,7 @@ def _read(config: Config, kind: str) -> dict[str, Any]:
         "pooler": (config.get("architectures") or ["Model"])[0].endswith(("Model", "ForPreTraining")),
         "num_types": config.get("type_vocab_size", 2),
         "position_offset": offset,
+        "skip_padding": kind == "Roberta",
     }
 
 
@@ -173,35 +177,29 @@ def _roberta_bindings(model: BERT) -> Bindings:
     return merge(_body(model, "roberta."), heads)
 
 
-_FIELDS = ("network", "vocab_size", "num_types", "position_offset", "skip_padding")
-
-ARCHITECTURES = (
-    Architecture(
-        model_type="bert",
-        model=BERT,
-        read=lambda config, names: BERT(**_read(config, "Bert")),
-        write=lambda model: _write(model, "Bert"),
-        bind=_bert_bindings,
-        prefix="bert.",
-        buffers=r"position_ids$",
-        copies=("cls.predictions.decoder.weight",),
-        heads=r"cls\.|classifier\.|qa_outputs\.|(bert\.)?pooler\.",
-        head_paths=("heads/", "pooler/"),
-        fields=_FIELDS,
-        bare=lambda model: isinstance(model.task, SentenceEmbedding),
-    ),
-    Architecture(
-        model_type="roberta",
-        model=RoBERTa,
-        read=lambda config, names: RoBERTa(**_read(config, "Roberta")),
-        write=lambda model: _write(model, "Roberta"),
-        bind=_roberta_bindings,
-        prefix="roberta.",
-        buffers=r"position_ids$",
-        copies=("lm_head.decoder.weight",),
-        heads=r"lm_head\.|classifier\.|qa_outputs\.|(roberta\.)?pooler\.",
-        head_paths=("heads/", "pooler/"),
-        fields=_FIELDS,
-        bare=lambda model: isinstance(model.task, SentenceEmbedding),
-    ),
+BERT_ARCHITECTURE = Architecture(
+    model_type="bert",
+    read=lambda config, names: _read(config, "Bert"),
+    write=lambda model: _write(model, "Bert"),
+    bind=_bert_bindings,
+    prefix="bert.",
+    buffers=r"position_ids$",
+    copies=("cls.predictions.decoder.weight",),
+    heads=r"cls\.|classifier\.|qa_outputs\.|(bert\.)?pooler\.",
+    head_paths=("heads/", "pooler/"),
+    own=("task", "pooler"),
+    bare=lambda model: isinstance(model.task, SentenceEmbedding),
+)
+ROBERTA_ARCHITECTURE = Architecture(
+    model_type="roberta",
+    read=lambda config, names: _read(config, "Roberta"),
+    write=lambda model: _write(model, "Roberta"),
+    bind=_roberta_bindings,
+    prefix="roberta.",
+    buffers=r"position_ids$",
+    copies=("lm_head.decoder.weight",),
+    heads=r"lm_head\.|classifier\.|qa_outputs\.|(roberta\.)?pooler\.",
+    head_paths=("heads/", "pooler/"),
+    own=("task", "pooler"),
+    bare=lambda model: isinstance(model.task, SentenceEmbedding),
 )

@@ -1,0 +1,1 @@
+"""Language models of the library transformers: their settings and names of tensors, both ways."""

@@ -1,0 +1,233 @@
+"""Checkpoints of the library transformers as models of ours, and back.
+
+    pretrained = genjax.load_pretrained("folder")              # config.json and safetensors
+    logits = pretrained.model.logits(pretrained.state, tokens)
+    genjax.save_pretrained("other", pretrained.model, pretrained.params)
+
+The tables of names and settings stand beside the models (`families/language/checkpoints/`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax.batch import PyTree
+from genjax.families.language.bart import BART
+from genjax.families.language.bert import BERT, RoBERTa
+from genjax.families.language.gpt import GPT
+from genjax.families.language.t5 import T5
+from genjax.families.multimodal.clip import CLIP
+from genjax.interop import bindings as binding
+from genjax.interop import safetensors
+from genjax.interop.architecture import Architecture, UnsupportedError
+from genjax.interop.huggingface import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    GENERATION_SETTINGS,
+    HasArchitectures,
+    abstract_params,
+    load_params,
+    read_config,
+    read_object,
+)
+from genjax.model import TrainState
+from genjax.nn.transformer import Transformer
+
+#: Our model of each architecture, by the `model_type` of config.json.
+MODELS: dict[str, type[HasArchitectures]] = {
+    "bert": BERT,
+    "roberta": RoBERTa,
+    "gpt2": GPT,
+    "llama": GPT,
+    "mistral": GPT,
+    "qwen2": GPT,
+    "qwen3": GPT,
+    "t5": T5,
+    "bart": BART,
+    "clip": CLIP,
+}
+TOKENIZER_FILE = "tokenizer.json"
+#: What stands beside the weights in a checkpoint and says how texts and pictures become inputs.
+PROCESSING_FILES = (
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
+    "spiece.model", "tokenizer.model", "chat_template.jinja", "chat_template.json", "preprocessor_config.json",
+    "processor_config.json",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A checkpoint of another library.
+
+    Attributes:
+      model: ours, with the checkpoint's configuration.
+      params: its parameters.
+      folder: where it lies.
+    """
+
+    model: Any
+    params: PyTree
+    folder: Path
+
+    @property
+    def state(self) -> TrainState:
+        """A state to evaluate and generate with; to train, use `--model.pretrained`."""
+        return TrainState(step=jnp.zeros((), jnp.int32), params=self.params)
+
+
+def _architecture(model_type: str) -> Architecture:
+    """The architecture of a name in `MODELS`."""
+    return next(a for a in MODELS[model_type].architectures if a.model_type == model_type)
+
+
+def _architecture_for(model: Any) -> Architecture:
+    """The architecture that a model of ours is written as.
+
+    Raises:
+      UnsupportedError: there is none.
+    """
+    for model_type, kind in MODELS.items():
+        if type(model) is kind:
+            architecture = _architecture(model_type)
+            if architecture.writes(model):
+                return architecture
+    raise UnsupportedError(f"the library transformers has no counterpart of {type(model).__name__} with these settings")
+
+
+def _written(architecture: Architecture, model: Any) -> binding.Bindings:
+    """The bindings of a model under the names that the library itself writes."""
+    found = architecture.bind(model)
+    return binding.without_prefix(found, architecture.prefix) if architecture.bare(model) else found
+
+
+def _whole(model: Any, params: PyTree) -> PyTree:
+    """The network's parameters, low-rank updates added where there are any."""
+    return model.network_params(params) if hasattr(model, "network_params") else params
+
+
+#: Fields of a stack that decide what it computes, and of a model above it.
+_STACK_FIELDS = (
+    "num_layers", "width", "num_heads", "activation", "gated", "norm", "norm_placement", "norm_epsilon", "qk_norm",
+    "use_bias", "positions", "window", "experts",
+)  # fmt: skip
+_MODEL_FIELDS = (
+    "num_types", "position_offset", "skip_padding", "embedding_norm", "tie_embeddings", "scale_logits", "logit_bias",
+    "patch_size",
+)  # fmt: skip
+
+
+def _computation(model: Any) -> dict[str, Any]:
+    """What a model computes from its parameters, by the names of its fields, as far as other libraries may not know it."""
+    found = {name: getattr(model, name) for name in _MODEL_FIELDS if hasattr(model, name)}
+    for part in ("network", "encoder", "decoder", "text", "vision"):
+        if not isinstance(stack := getattr(model, part, None), Transformer):
+            continue
+        found |= {f"{part}.{name}": getattr(stack, name) for name in _STACK_FIELDS}
+        found[f"{part}.attention_scale"] = stack.attention_scale or stack.size_of_head**-0.5
+        if stack.positions == "t5":
+            found[f"{part}.relative_buckets"] = stack.relative_buckets
+    if hasattr(model, "embedding_scale"):
+        scale = model.embedding_scale
+        found["embedding_scale"] = model.encoder.width**0.5 if scale is None else scale
+    # Positions of patches are the vision encoder's own table.
+    found.pop("vision.positions", None)
+    return found
+
+
+def _check_counterpart(architecture: Architecture, model: Any, config: dict[str, Any], names: list[str]) -> None:
+    """Raises UnsupportedError if a written configuration does not say all that the model computes."""
+    theirs = _computation(type(model)(**architecture.read(config, names)))
+    for name, value in _computation(model).items():
+        if theirs[name] != value:
+            raise UnsupportedError(
+                f"the library transformers has no {architecture.model_type} with {name}={value!r} (it has {theirs[name]!r})"
+            )
+
+
+def load_pretrained(folder: str | Path, dtype: Any = jnp.float32, shard: Any = None) -> Pretrained:
+    """Reads a checkpoint.
+
+    Args:
+      folder: with config.json and model.safetensors (or its index and parts).
+      dtype: type of the parameters.
+      shard: function from shape and type (a `jax.ShapeDtypeStruct`) to a `jax.sharding.Sharding`, or None for the
+        default device.
+
+    Raises:
+      CheckpointFileError: a file is missing, truncated or damaged; or tensors are missing, extra or of wrong shapes.
+      UnsupportedError: the architecture or a setting of it is not known.
+    """
+    folder = Path(folder).expanduser()
+    config = read_config(folder)
+    name = config["model_type"]
+    if name not in MODELS:
+        raise UnsupportedError(f"the architecture {name!r} is not known; known are {', '.join(sorted(MODELS))}")
+    model = MODELS[name](**_architecture(name).read(config, safetensors.read_folder(folder)))
+
+    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = None if shard is None else shard(leaf)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+
+    return Pretrained(model, load_params(model, folder, jax.tree.map(placed, abstract_params(model))), folder)
+
+
+def to_tensors(model: Any, params: PyTree) -> dict[str, np.ndarray]:
+    """Parameters (or gradients) under the names and in the arrangement of the library transformers."""
+    params = _whole(model, params)
+    return {name: make() for name, _, make in binding.tensors_of(params, _written(_architecture_for(model), model))}
+
+
+def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str = "float32", source: Any = None) -> None:
+    """Writes config.json and model.safetensors, so that the library transformers loads them.
+
+    Args:
+      folder: made where it does not exist.
+      model: BERT, RoBERTa, GPT, T5, BART or CLIP.
+      params: its parameters.
+      dtype: type of the tensors: float32, bfloat16 or float16.
+      source: folder of a checkpoint or of a run whose tokenizer belongs to the model, or None; its files for texts, chats
+        and generation are copied.
+
+    Raises:
+      UnsupportedError: the library has no counterpart of the model.
+    """
+    folder = Path(folder).expanduser()
+    architecture = _architecture_for(model)
+    config = {**architecture.write(model), "dtype": dtype, "torch_dtype": dtype}
+    kind, params = jnp.dtype(dtype), _whole(model, params)
+    rows = [
+        (name, shape, kind, make) for name, shape, make in binding.tensors_of(params, _written(architecture, model))
+    ]
+    _check_counterpart(architecture, model, config, [name for name, *_ in rows])
+    folder.mkdir(parents=True, exist_ok=True)
+    safetensors.write(folder / safetensors.WEIGHTS, rows)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if source is not None and Path(source).expanduser().resolve() != folder.resolve():
+        source = Path(source).expanduser()
+        for name in (*PROCESSING_FILES, GENERATION_FILE):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+        if (source / TOKENIZER_FILE).is_file():
+            _copy_tokenizer(source / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+    if (path := folder / GENERATION_FILE).is_file():
+        generation = read_object(path)
+        # The library believes this file before config.json, so both must say the same.
+        generation |= {name: config[name] for name in GENERATION_SETTINGS if name in generation and name in config}
+        path.write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies tokenizer.json; of one that a run saved, the part that the library tokenizers reads."""
+    content = json.loads(source.read_text(encoding="utf-8"))
+    if content.get("library") is not None:
+        target.write_text(content["library"], encoding="utf-8")
+    elif "pieces" not in content:
+        shutil.copyfile(source, target)
