@@ -9,12 +9,10 @@ word and not in length.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from genjax.data.files import read_lines
 from genjax.errors import UserError
 
 
@@ -27,27 +25,24 @@ class SentencePair:
     kind: str = "all"
 
 
-def read_pairs(path: str | Path) -> list[SentencePair]:
-    """Reads a list of pairs; lines that are empty or begin with # are left out.
+def sentence_pairs(lines: Iterable[str], source: str) -> list[SentencePair]:
+    """The pairs of the lines of a list; lines that are empty or begin with # are left out.
 
     Raises:
-      UserError: there is no such file, it is not UTF-8, it has no pair, or a line has not two or three columns.
+      UserError: there is no pair, or a line has not two or three columns; `source` says of what list.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"there is no list of sentence pairs {file}")
     pairs = []
-    for number, line in enumerate(read_lines(file), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
         cells = [cell.strip() for cell in line.rstrip().split("\t")]
         if len(cells) not in (2, 3) or not all(cells):
             raise UserError(
-                f"line {number} of {file} is not two sentences, and if wanted a kind, with tabs between them"
+                f"line {number} of {source} is not two sentences, and if wanted a kind, with tabs between them"
             )
         pairs.append(SentencePair(*cells))
     if not pairs:
-        raise UserError(f"{file} has no pair of sentences")
+        raise UserError(f"{source} has no pair of sentences")
     return pairs
 
 

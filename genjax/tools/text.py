@@ -1,4 +1,8 @@
-"""What experiments.text measures of a run: batches through the model, strings through genjax.evaluation."""
+"""What a run writes, measured: batches through the model, strings through genjax.evaluation.
+
+run = genjax.restore("runs/t5")
+text.measure(run, text.Options(pictures=True))["answers"]
+"""
 
 from __future__ import annotations
 
@@ -13,23 +17,102 @@ import jax.numpy as jnp
 import numpy as np
 
 import genjax
-from genjax import decoding
+from genjax import config, decoding
 from genjax.config import ConfigError
-from genjax.data import first_examples
+from genjax.data import LabelledTokens, QuestionAnswering, TextToText, first_examples
+from genjax.data.files import read_lines
 from genjax.data.text.base import TOKENIZER_FILE, DelimitedText, TokenizedData
 from genjax.data.text.tokenizer import UnknownSymbolError
+from genjax.errors import UserError
 from genjax.evaluation import bias, memorization, text
-from genjax.evaluation.text_pictures import write_attention, write_embeddings
 from genjax.families.language.bert import BERT
 from genjax.families.language.gpt import GPT
 from genjax.families.markov.ngram import NGram
 from genjax.model import HasPretrained
+from genjax.tools.drawing import write_attention, write_embeddings
 from genjax.training import Run, resolve
 from genjax.training.checkpoints import flatten
 from genjax.training.experiment import CONFIG_FILE
 
 #: Tokens of a prefix, and of the continuation that a model must not bring back.
 PREFIX_TOKENS, CONTINUED_TOKENS = 32, 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured beside the answers to the evaluation split.
+
+    Attributes:
+      num_samples: samples whose diversity is measured, for models of text alone.
+      num_beams: hypotheses of the search for answers; 1 takes the likeliest token.
+      memorized: how much of the samples stands in the training text, and what prefixes bring back.
+      ngram: order of an n-gram of the training text to hold masked tokens against.
+      bias: file of sentence pairs, with a tab between, whose likelihoods are compared.
+      before: run or checkpoint that this one was trained further from, to state perplexities before and after.
+      other: text of that run (data.name, or a file), to see what was forgotten; by default its own.
+      pictures: write attention maps and a map of the token embeddings into the run.
+    """
+
+    num_samples: int = 0
+    num_beams: int = 1
+    memorized: bool = False
+    ngram: int = 0
+    bias: str | None = None
+    before: str | None = None
+    other: str | None = None
+    pictures: bool = False
+
+    def __post_init__(self) -> None:
+        config.check_at_least(self, num_samples=0, num_beams=1, ngram=0)
+
+
+def measure(run: Run, options: Options | None = None) -> dict[str, Any]:
+    """Measures what a run writes, each group of scores under its name.
+
+    Sources of the evaluation split are answered and held against the references: `answers`, `entities` or `spans`; the other
+    groups are those that the options ask for.  Answers and pictures are written into the run.
+
+    Returns:
+      `step`, `split`, the groups of scores by name, and `files`, the paths of what was written.
+
+    Raises:
+      ConfigError: the data have no references and the options ask for nothing, or the model cannot give what is asked for.
+    """
+    options, data = options or Options(), run.experiment.data
+    split = run.experiment.evaluation.split
+    groups: dict[str, dict[str, Any]] = {}
+    files: list[Path] = []
+    if isinstance(data, TextToText):
+        groups["answers"], answers = answer_scores(run, split, options.num_beams)
+        groups["diversity_of_answers"] = diversity(answers)
+        groups["diversity_of_references"] = diversity(references_of(run, split))
+        files.append(Path(run.workdir) / f"answers_{split}.txt")
+        # A line for each, whatever an answer has in it.
+        files[0].write_text("".join(" ".join(answer.splitlines()) + "\n" for answer in answers), encoding="utf-8")
+    elif isinstance(data, LabelledTokens):
+        groups["entities"] = entity_scores(run, split)
+    elif isinstance(data, QuestionAnswering):
+        groups["spans"] = span_scores(run, split)
+    if options.ngram:
+        groups["masked_tokens"] = masked_scores(run, split, options.ngram)
+    if options.num_samples or options.memorized:
+        texts = sample_texts(run, options.num_samples or 64)
+        groups["diversity"] = diversity(texts)
+        if options.memorized:
+            groups["memorization"] = memorized(run, texts)
+            if hasattr(run.model, "generate") and not isinstance(data, TextToText):
+                groups["extraction"] = extraction(run)
+    if options.bias is not None:
+        groups["bias"] = bias_scores(run, options.bias)
+    if options.before is not None:
+        groups["perplexity"] = adaptation_scores(run, options.before, options.other)
+    if options.pictures:
+        files += pictures(run, split)
+    elif not groups:
+        raise ConfigError(
+            f"{data.name} has no references; ask for one of --num_samples, --memorized, --ngram, --bias, --before, --pictures"
+        )
+    return {"step": run.step, "split": split, **groups, "files": list(map(str, files))}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -207,12 +290,24 @@ def extraction(run: Run, num_prefixes: int = 200) -> dict[str, float]:
 # Preferences and perplexities
 
 
+def read_pairs(path: str | Path) -> list[bias.SentencePair]:
+    """Reads a list of sentence pairs.
+
+    Raises:
+      UserError: there is no such file, it is not UTF-8, or it is no list of pairs.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"there is no list of sentence pairs {file}")
+    return bias.sentence_pairs(read_lines(file), str(file))
+
+
 def bias_scores(run: Run, path: str) -> dict[str, float]:
     """Which sentence of each pair is likelier; by pseudo-likelihood where tokens are masked (Salazar et al. 2020)."""
     data, model = run.experiment.data, run.model
     if not isinstance(data, TokenizedData) or not (hasattr(model, "pseudo_log_prob") or hasattr(model, "log_prob")):
         raise ConfigError(f"{type(model).__name__} on {data.name} has no likelihood of sentences")
-    pairs = bias.read_pairs(path)
+    pairs = read_pairs(path)
     tokenizer = data.make_tokenizer()
     rows = [tokenizer.encode(sentence) for pair in pairs for sentence in (pair.first, pair.second)]
     spec = data.spec()

@@ -3,7 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from genjax.evaluation import bias, memorization, text, text_pictures
+from genjax.evaluation import bias, memorization, text
+from genjax.tools.text import read_pairs
 
 HYPOTHESES = ["the cat sat on the mat", "a dog barks", "it rains in the north of spain"]
 REFERENCES = ["the cat sat on a mat", "the dog barks loudly", "it rains in the plains of spain"]
@@ -136,38 +137,20 @@ def test_extraction_by_hand():
 def test_bias_list_and_preferences(tmp_path):
     path = tmp_path / "pairs.tsv"
     path.write_text("# first\tsecond\tkind\nHe is a nurse.\tShe is a nurse.\tgender\n\nA\tB\tage\n")
-    pairs = bias.read_pairs(path)
+    pairs = read_pairs(path)
     assert [p.kind for p in pairs] == ["gender", "age"] and pairs[0].second == "She is a nurse."
     scores = bias.preference_scores([-1.0, -3.0], [-2.0, -2.0], [p.kind for p in pairs])
     assert scores["prefers_first"] == 50.0 and scores["difference"] == 0.0
     assert scores["prefers_first_gender"] == 100.0 and scores["prefers_first_age"] == 0.0
     path.write_bytes("\ufeffA\u2028b\tB\t\r\n".encode())
-    assert [(p.first, p.second) for p in bias.read_pairs(path)] == [("A\u2028b", "B")]
+    assert [(p.first, p.second) for p in read_pairs(path)] == [("A\u2028b", "B")]
     path.write_bytes(b"A\xe9\tB\n")
     with pytest.raises(ValueError, match="pairs.tsv is not UTF-8"):
-        bias.read_pairs(path)
+        read_pairs(path)
     path.write_text("one sentence alone\n")
     with pytest.raises(ValueError, match="line 1 of .* is not two sentences"):
-        bias.read_pairs(path)
+        read_pairs(path)
     with pytest.raises(ValueError, match="no list of sentence pairs"):
-        bias.read_pairs(tmp_path / "absent")
+        read_pairs(tmp_path / "absent")
     with pytest.raises(ValueError, match="not finite"):
         bias.preference_scores([float("nan")], [0.0], ["a"])
-
-
-def test_attention_and_embeddings_are_drawn(tmp_path):
-    weights = np.full((2, 3, 4), 0.25)
-    png, page = text_pictures.write_attention([weights, weights], ["a", "<", " "], list("wxyz"), tmp_path / "attention")
-    content = page.read_text()
-    assert png.stat().st_size > 0 and content.count("<table>") == 4 and "<th>&lt;" in content and "z 0.250" in content
-    with pytest.raises(ValueError, match="does not fit 2 rows"):
-        text_pictures.write_attention([weights], ["a", "b"], list("wxyz"), tmp_path / "attention")
-    # Points of a plane in five dimensions keep their distances.
-    rng = np.random.default_rng(0)
-    points = rng.normal(size=(20, 2)) @ np.linalg.qr(rng.normal(size=(5, 2)))[0].T
-    flat, shares = text_pictures.principal_plane(points)
-    np.testing.assert_allclose(np.linalg.norm(flat[3] - flat[7]), np.linalg.norm(points[3] - points[7]))
-    assert shares.sum() == pytest.approx(1)
-    assert text_pictures.write_embeddings(points, ["$"] * 20, tmp_path / "map.png").stat().st_size > 0
-    with pytest.raises(ValueError, match="a name for each"):
-        text_pictures.write_embeddings(points, ["a"], tmp_path / "map.png")

@@ -35,3 +35,21 @@ def test_transitions_paths_and_ellipses_are_drawn(tmp_path):
     for name in ("transition", "p", "e"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert np.asarray(picture.convert("L")).std() > 5
+
+
+def test_attention_and_embeddings_are_drawn(tmp_path):
+    weights = np.full((2, 3, 4), 0.25)
+    png, page = drawing.write_attention([weights, weights], ["a", "<", " "], list("wxyz"), tmp_path / "attention")
+    content = page.read_text()
+    assert png.stat().st_size > 0 and content.count("<table>") == 4 and "<th>&lt;" in content and "z 0.250" in content
+    with pytest.raises(ValueError, match="does not fit 2 rows"):
+        drawing.write_attention([weights], ["a", "b"], list("wxyz"), tmp_path / "attention")
+    # Points of a plane in five dimensions keep their distances.
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(20, 2)) @ np.linalg.qr(rng.normal(size=(5, 2)))[0].T
+    flat, shares = drawing.principal_plane(points)
+    np.testing.assert_allclose(np.linalg.norm(flat[3] - flat[7]), np.linalg.norm(points[3] - points[7]))
+    assert shares.sum() == pytest.approx(1)
+    assert drawing.write_embeddings(points, ["$"] * 20, tmp_path / "map.png").stat().st_size > 0
+    with pytest.raises(ValueError, match="a name for each"):
+        drawing.write_embeddings(points, ["a"], tmp_path / "map.png")

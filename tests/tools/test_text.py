@@ -15,7 +15,7 @@ from genjax.tools import text as text_measures
 from genjax.tools.answers import examples_to_answer
 from genjax.training import resolve, train
 from genjax.training.checkpoints import flatten
-from tests.training.tiny_runs import call
+from tests.experiments.commands import call
 
 SHORT = {
     "training.num_steps": 2,
@@ -45,7 +45,7 @@ def test_answers_are_held_against_references(tmp_path):
     assert data.tasks == ("sum", "reverse")
     ((batch, _),) = evaluation_batches(data, "test", 12, 12)
     assert [data.decode(row).strip() for row in batch["tokens"]] == text_measures.references_of(run, "test")
-    result = call("text", f"--workdir={tmp_path}/run", "--pictures")
+    result = call("text", f"--workdir={tmp_path}/run", "--pictures", "--training.mesh=data:1")
     assert result.returncode == 0, result.stderr
     scores = json.loads((tmp_path / "run" / "text_test.json").read_text())["answers"]
     assert scores["num_examples"] == 12 and "literal_match_reverse" in scores
