@@ -27,10 +27,10 @@ class Waveforms(Data):
     """Mono waveforms `x` [B, L, 1] in [-1, 1], with classes `label` [B] where the set has them.
 
     Attributes:
-      name: tones, which is embedded, of the classes sine, square, sawtooth, chirp and plucked; spoken_digits, the file fsdd.npz at
-        data.dir; or folder, 16-bit WAV files of one sample rate at data.dir.
+      name: tones (embedded, with the classes sine, square, sawtooth, chirp and plucked); spoken_digits, the file
+        fsdd.npz at data.dir; or folder, 16-bit WAV files with one sample rate at data.dir.
       num_samples: length L; longer recordings are cut and shorter ones padded with silence, both at the end.
-      num_train: number of tones of the training set; the others have a tenth of that.
+      num_train: number of tones in the training set; validation and test have a tenth as many.
     """
 
     name: str = "tones"
@@ -80,10 +80,10 @@ class Waveforms(Data):
         return ArrayExamples({"x": self._cut([read_wav(file)[0] for file in chosen])})
 
     def save(self, workdir: Path) -> None:
-        """Writes which files of a folder are trained on beside the run, where that is not there.
+        """Writes the list of training files of a folder into the run's directory, if it is not there yet.
 
         Raises:
-          DataError: the run was trained on others.
+          DataError: the run was trained on other files.
         """
         if self.name == "folder":
             root = Path(self.dir).expanduser()
@@ -94,7 +94,7 @@ class Waveforms(Data):
 
     @property
     def sample_rate(self) -> int:
-        """Samples a second; of a folder, those of its first file.
+        """Samples a second; for a folder, the rate of its first file.
 
         Raises:
           DataError: the files of a folder differ.
@@ -137,7 +137,7 @@ def tones(rng: np.random.Generator, count: int, length: int) -> tuple[np.ndarray
     time = np.arange(length) / _SAMPLE_RATE  # [L] seconds
     pitch = 110.0 * 2.0 ** rng.uniform(0.0, 3.0, (count, 1))
     turns = pitch * time + rng.random((count, 1))
-    harmonics = np.arange(1, 5)[:, None, None]  # no more, so that nothing lies above half the sample rate
+    harmonics = np.arange(1, 5)[:, None, None]  # so that no harmonic lies above half the sample rate
     waves = {
         "sine": np.sin(2 * np.pi * turns),
         "square": (np.sin(2 * np.pi * (2 * harmonics[:2] - 1) * turns) / (2 * harmonics[:2] - 1)).sum(0),

@@ -1,4 +1,4 @@
-"""Names of the classes of a run, beside it: what the numbers of its labels stand for, whatever data it is shown later."""
+"""Names of a run's classes, saved in its directory: the meaning of its label numbers for all later data."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ CLASSES_FILE = "classes.json"
 
 
 def read_classes(workdir: Path) -> tuple[str, ...] | None:
-    """The names that a run has learned, in the order of their numbers, or None where it has none."""
+    """The class names saved in a run's directory, in the order of their numbers, or None."""
     path = Path(workdir) / CLASSES_FILE
     return tuple(json.loads(read_utf8(path))) if path.is_file() else None
 
 
 def check_classes(workdir: Path, classes: Sequence[str]) -> None:
-    """Raises DataError if a run has learned other classes than these."""
+    """Raises DataError if a run has learned other classes than the given ones."""
     learned = read_classes(workdir)
     if learned is not None and tuple(classes) != learned:
         raise DataError(
@@ -29,10 +29,10 @@ def check_classes(workdir: Path, classes: Sequence[str]) -> None:
 
 
 def save_classes(workdir: Path, classes: Sequence[str]) -> None:
-    """Writes the names beside a run, where they are not there.
+    """Writes the class names into a run's directory, if they are not there yet.
 
     Raises:
-      DataError: the run has others.
+      DataError: the run has other class names.
     """
     check_classes(workdir, classes)
     path = Path(workdir) / CLASSES_FILE

@@ -1,4 +1,4 @@
-"""What posteriors are conditioned on: small data sets of classical problems; samples are parameters, and become pair plots."""
+"""Small data sets of classical problems, to condition posteriors on; samples are parameters, shown as pair plots."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SPLITS = ("train", "validation", "test")
 # Rubin 1981, table 1: effects of coaching, and their standard errors.
 _SCHOOL_EFFECTS = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)
 _SCHOOL_ERRORS = (15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0)
-#: Training, validation and test examples of breast_cancer; the first can be divided among eight devices.
+#: Number of training, validation and test examples of breast_cancer; 456 can be divided among eight devices.
 _SIZES = (456, 56, 57)
 
 
@@ -25,8 +25,9 @@ class Evidence(Data):
     """Observations `x` [B, D], with `scale` [B] and `group` [B], or `label` [B].
 
     Attributes:
-      name: eight_schools (effects, their errors and their numbers, the same in every split); breast_cancer (30 standardised
-        features after a one, and the label: 456, 56 and 57 examples); or nothing, for densities without data.
+      name: eight_schools (effects, their errors and their numbers, the same in every split); breast_cancer (30
+        standardised features after a one, and the label: 456, 56 and 57 examples); or nothing, for densities that need
+        no data.
     """
 
     name: Literal["eight_schools", "breast_cancer", "nothing"] = "nothing"

@@ -1,7 +1,7 @@
-"""Files that are made once and read by every process: one makes them under a lock, the others wait for it.
+"""Files that one process makes, under a lock, and every process reads.
 
-They lie beside the data, in the folder .genjax, or where that cannot be written in ~/.cache/genjax/tokens.  Their names are
-digests of what decides their content.
+The files lie beside the data in the folder .genjax, or, if that cannot be written, in ~/.cache/genjax/tokens.  Their
+names are digests of everything that their content depends on.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pathlib import Path
 
 from genjax.data.base import DataError
 
-#: Version of how texts are read and encoded, raised where the same files would now give another content.
+#: Version of how texts are read and encoded; it is raised when the same texts give another content.
 _VERSION = 2
-#: Where files lie if there is no writing beside the data.
+#: Folder of the files if the folder beside the data cannot be written.
 USER_FOLDER = Path("~/.cache/genjax/tokens")
 
 
 def name_of(*parts: str) -> str:
-    """The name of a file: a digest of what decides its content."""
+    """The name of a file: a digest of everything that its content depends on."""
     return hashlib.sha256("\n".join([f"version {_VERSION}", *parts]).encode()).hexdigest()[:32]
 
 
 def find_place(folder: Path | None, name: str, is_complete: Callable[[Path], bool]) -> Path | None:
-    """Path without suffix where files of this name lie or can be written; None where no folder lets itself be written."""
+    """Path, without suffix, of existing files of this name, or of files to write; None if no folder can be written."""
     beside = [] if folder is None else [folder / ".genjax"]
     places = [*beside, USER_FOLDER.expanduser()]
     for place in places:
@@ -46,14 +46,15 @@ def find_place(folder: Path | None, name: str, is_complete: Callable[[Path], boo
 
 @contextlib.contextmanager
 def only_writer(path: Path) -> Iterator[str]:
-    """Holds the lock of files at `path`; gives a name for unfinished ones that no other writer has.
+    """Holds the lock of the files at `path`, and yields a name for unfinished files that no other writer uses.
 
-    A lock of a shared disk may hold on one machine alone, and some disks know none: then several may write at once.
+    On a shared disk a lock may hold on one machine only, and some disks have no locks: then several processes may write
+    at once.
     """
     with path.with_suffix(".lock").open("w") as lock:
         writer = platform.node()
         try:
-            # Other processes wait for the one that writes; a killed one lets go.
+            # Other processes wait for the writing process; if it is killed, the lock is released.
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:
             writer = f"{writer}-{os.getpid()}"
@@ -61,17 +62,17 @@ def only_writer(path: Path) -> Iterator[str]:
 
 
 def write_whole(path: Path, content: str) -> None:
-    """Writes a file whole or not at all, also where the run is killed and while other processes look for it."""
+    """Writes a file atomically: other processes see the whole file or none, even if this process is killed."""
     temporary = path.with_suffix(".new")
     temporary.write_text(content, encoding="utf-8")
     temporary.replace(path)
 
 
 def find_file(directory: str | None, names: Sequence[str], what: str) -> Path:
-    """The first of these files that lies in a folder.
+    """Path of the first of the files `names` that exists in a folder.
 
     Raises:
-      DataError: the folder is not given, is none, or has none of them.
+      DataError: the folder is not given, is not a folder, or has none of the files.
     """
     if not directory:
         raise DataError(f"{what} needs the folder of its files: --data.dir=FOLDER")
@@ -123,7 +124,7 @@ def walk_files(root: Path, suffixes: tuple[str, ...], above: tuple[str, ...] = (
     Args:
       root: the folder.
       suffixes: suffixes in small letters.
-      above: real paths of the folders that led here; a link to one of them would be followed without end.
+      above: real paths of the folders above; links to them are not followed, as this would never end.
 
     Raises:
       DataError: a folder cannot be read.
@@ -143,9 +144,9 @@ def walk_files(root: Path, suffixes: tuple[str, ...], above: tuple[str, ...] = (
 
 
 def files_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files of these suffixes under a folder, in the order of their paths; links to files and to folders are followed.
+    """Files with one of the suffixes under a folder, in the order of their paths; links are followed.
 
-    Hidden files, and those in hidden folders, are left out: systems and editors leave copies there, which would be in
+    Hidden files and files in hidden folders are left out: systems and editors leave copies there, which would be in
     several splits at once.
     """
     return sorted(walk_files(root, suffixes))

@@ -25,21 +25,22 @@ class Images(Data):
     """Pictures `x`, with classes `label` [B] where the set has them (and `factors` [B, 5] of the sprites).
 
     Attributes:
-      name: digits, sprites or shapes, which are embedded; folder; emoji, the file emoji64.npz at data.dir; or the name of a TFDS
-        set such as mnist.
-      preprocessing: how integer levels become what the model sees; see genjax/data/transforms.py.
+      name: digits, sprites or shapes (embedded); folder, pictures at data.dir; emoji, the file emoji64.npz at data.dir;
+        or the name of a TFDS set such as mnist.
+      preprocessing: how integer levels become the model's input; see genjax/data/transforms.py.
       logit_alpha: margin of the preprocessing logit.
-      num_levels: quantise the levels to so many; by default all that the set has.
-      image_size: height and width that pictures are cropped (centrally) and scaled to; emoji are scaled to divisors of 64.
-      channels: 1 grey, 3 colour, 4 with transparency, which is white without; None takes what the set has, and 3 of a folder and
-        of emoji.
+      num_levels: number of levels after quantisation; by default all levels of the set.
+      image_size: height and width that pictures are cropped (centrally) and scaled to; for emoji divisors of 64.
+      channels: 1 grey, 3 colour, 4 colour with transparency (with 1 or 3, transparent places are white); None takes the
+        set's channels, and 3 for a folder and for emoji.
       pad_to: height and width that pictures are padded to with zeros, centrally, as 32,32 for MNIST.
-      classes: keep only examples of these classes, which are then numbered from 0 in this order; empty for all.
+      classes: keep only examples of the named classes, numbered from 0 in this order; empty keeps all classes.
       horizontal_flip: mirror training pictures at random.
       flatten: give the model vectors [B, D] instead of pictures [B, H, W, C].
-      class_names: names of the subfolders of a folder in the order of their numbers; None takes all of them that hold pictures, in
-        natural order (2 before 10), or those of the run that is looked at; empty where the subfolders are no classes.
-      skip_corrupt: leave pictures of a folder out that cannot be read, and say which, instead of refusing the folder.
+      class_names: names of a folder's subfolders in the order of their class numbers; None takes all subfolders with
+        pictures in natural order (2 before 10), or the classes of the run that a command looks at; empty if subfolders
+        are no classes.
+      skip_corrupt: leave out and name pictures of a folder that cannot be read, instead of refusing the folder.
     """
 
     name: str = "digits"
@@ -178,7 +179,7 @@ class Images(Data):
         return spec
 
     def label_names(self) -> tuple[str, ...]:
-        """Names of the classes in the order of their numbers, of those in `classes` where some are chosen."""
+        """Names of the classes in the order of their numbers; only the classes in `classes` if some are chosen."""
         names = self._all_classes()
         return tuple(names[number] for number in self.classes) if self.classes else names
 
@@ -203,10 +204,10 @@ class Images(Data):
         return tuple(sources.folder_classes(self.dir)) if self.class_names is None else self.class_names
 
     def save(self, workdir: Path) -> None:
-        """Writes the classes of a folder, and which files are trained on, beside the run, where they are not there.
+        """Writes a folder's classes and the list of training files into the run's directory, if they are not there yet.
 
         Raises:
-          DataError: the run has others.
+          DataError: the run has other classes or files.
         """
         if self.name != "folder":
             return
@@ -224,7 +225,7 @@ class Images(Data):
         return self if learned is None else dataclasses.replace(self, class_names=learned)
 
     def going_on(self, workdir: Path) -> Images:
-        # Its classes are those of the data, for `save` to compare; an earlier run may have them in another order.
+        # Classes come from the data, so that `save` can compare them; an earlier run may have another order.
         learned = read_classes(workdir) if self.name == "folder" and self.class_names is None else None
         same = learned is not None and set(learned) == set(self._folder_classes())
         return dataclasses.replace(self, class_names=learned) if same else self

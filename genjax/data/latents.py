@@ -1,6 +1,6 @@
 """Latents: arrays that another model made of its data, such as the maps of a picture autoencoder, read from .npy files.
 
-Files are mapped into memory and not read as a whole, so a set may be larger than it.
+Files are mapped, not read, so a set may be larger than the memory.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Latents(Data):
     """Arrays `x` float32 [B, ...], with classes `label` [B] where the set has them.
 
     Attributes:
-      name: files, at data.dir: train.npy [N, ...] of floats and, where there are classes, train_label.npy [N]; the same of
-        validation and test; or random, normal noise of ten classes that shows whether a run fits.
+      name: files, at data.dir: train.npy [N, ...] of floats and, where there are classes, train_label.npy [N]; the same
+        for validation and test; or random, normal noise of ten classes, to see whether a run fits into memory.
       shape: shape of an example of random.
-      scale: factor on the arrays, which should give them a standard deviation of about 1; 0.18215 for the autoencoder of Stable
-        Diffusion.
+      scale: factor on the arrays, chosen so that their standard deviation is about 1; 0.18215 for the autoencoder of
+        Stable Diffusion.
     """
 
     name: str = "files"
@@ -57,10 +57,10 @@ class Latents(Data):
         return MappedArrays(arrays)
 
     def save(self, workdir: Path) -> None:
-        """Writes which files are trained on beside the run, where that is not there.
+        """Writes the list of training files into the run's directory, if it is not there yet.
 
         Raises:
-          DataError: the run was trained on others.
+          DataError: the run was trained on other files.
         """
         if self.name == "files":
             folder = Path(self.dir).expanduser()
@@ -78,7 +78,9 @@ class Latents(Data):
         return {**batch, "x": batch["x"].astype(jnp.float32) * self.scale}
 
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
-        """Writes the arrays, for the decoder that they belong to, and of maps [H, W, C] a sheet of the first three channels."""
+        """Writes the arrays, for the decoder of their autoencoder; for maps [H, W, C] also a sheet of the first three
+        channels.
+        """
         samples = np.asarray(samples, np.float32)
         table = Path(stem).with_suffix(".npy")
         np.save(table, samples / self.scale)
@@ -94,7 +96,9 @@ class Latents(Data):
 
 
 class MappedArrays:
-    """Examples of arrays with one leading axis that need not fit into memory; a copy in another process maps the files again."""
+    """Examples of arrays with one leading axis that need not fit into memory; a copy in another process maps the files
+    again.
+    """
 
     def __init__(self, arrays: dict[str, np.ndarray]):
         lengths = {name: len(a) for name, a in arrays.items()}

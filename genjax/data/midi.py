@@ -1,4 +1,4 @@
-"""Piano rolls as MIDI files (Standard MIDI File 1.0) and as sound, both ways for the first.
+"""Piano rolls: written to and read from MIDI files (Standard MIDI File 1.0), and turned into sound.
 
 A roll is bool [T, 88]; column k is the MIDI note 21 + k.  A note that sounds on in the next frame is held.
 """
@@ -67,7 +67,7 @@ def read_midi(content: bytes, name: str, frames_per_quarter: int = 1) -> np.ndar
 
     Args:
       content: the file.
-      name: what messages call it.
+      name: name of the file in messages.
       frames_per_quarter: frames of a quarter note.
 
     Raises:
@@ -119,7 +119,7 @@ def _track_notes(track: bytes) -> list[tuple[int, int, int]]:
 
     while place < len(track):
         tick += number()
-        event = status  # that of the note or control before holds on, also behind a text or tempo
+        event = status  # without a status byte the last note's or control's status holds, also after a text or a tempo
         if track[place] >= 0x80:
             event, place = track[place], place + 1
             status = event if event < 0xF0 else status

@@ -49,13 +49,13 @@ class Molecules(Data):
     """SMILES strings as `tokens` int32 [B, T + 1]: the end token, the symbols, the end token, and padding; with `mask`.
 
     Attributes:
-      name: combinations, which is embedded; moses for the files of the benchmark at data.dir, where 10000 of the training
-        molecules, always the same, are for validation; or file for the user's file at data.dir, with one SMILES a line
+      name: combinations, which is embedded; moses for the files of the benchmark at data.dir, where validation takes
+        always the same 10000 of the training molecules; or file for the user's file at data.dir, with one SMILES a line
         or in a column of a table, see `read_smiles`.
       tokenizer: characters, or smiles with one token for each bracket atom, Cl, Br and ring number.
       tokenizer_file: a tokenizer to use instead, as a run saves it.
-      max_symbols: longer molecules are left out; None keeps all.
-      max_molecules: only the first so many of each split, or None for all.
+      max_symbols: molecules with more symbols are left out; None keeps all.
+      max_molecules: number of molecules that are kept of each split, the first ones; None keeps all.
     """
 
     name: str = "combinations"
@@ -89,7 +89,8 @@ class Molecules(Data):
             case "file":
                 strings = read_smiles(self.dir)
                 check_split(split, ("train", "validation", "test"), f"file {self.dir}")
-                # By a hash, so that a molecule keeps its split whatever others come and go, and is in one split alone.
+                # By a hash, so that a molecule keeps its split when other molecules come and go, and is in one split
+                # only.
                 strings = [string for string in strings if split_of(string) == split]
             case _:
                 raise DataError(f"data.name={self.name} is not a set of molecules: combinations, moses, file")
@@ -104,7 +105,7 @@ class Molecules(Data):
         return self.name == "moses"
 
     def make_tokenizer(self) -> Tokenizer:
-        """Symbols of the training split and of validation and test."""
+        """The tokenizer of the symbols in all splits."""
         return _tokenizer(self)
 
     def load_split(self, split: str) -> Examples:
@@ -201,8 +202,8 @@ def _longest(data: Molecules) -> int:
 def read_smiles(path: str | None) -> list[str]:
     """Reads strings from a text or CSV file, plain or gzipped: one a line, what follows after a blank left out.
 
-    Columns are divided by tabs, commas, semicolons or blanks.  The strings are the column whose name in a heading has the word
-    smiles in it, and without a heading the first one.
+    Columns are divided by tabs, commas, semicolons or blanks.  The strings are the column whose name in a heading has
+    the word smiles in it, and without a heading the first one.
 
     Raises:
       DataError: there is no such file, no molecule in it, or a line has something else where a SMILES should stand.
@@ -219,13 +220,14 @@ def read_smiles(path: str | None) -> list[str]:
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file} is no readable file of SMILES ({error})") from None
     names = [cell.strip().lower() for cell in rows[0][1]] if rows else []
-    # Of several such columns, as canonical and isomeric ones, the plain one and else the first.
+    # If several columns match (canonical and isomeric SMILES, say), the column called smiles, else the first.
     named = [name for name in ("smiles", *names) if "smiles" in name and name in names]
     column = names.index(named[0]) if named else 0
     strings = []
     for number, cells in rows[bool(named) :]:
         words = cells[column].split() if column < len(cells) else []
-        # The first line may be a heading or a name: C1 is no molecule.  Later ones may be wrong, as generated strings are.
+        # The first line may be a heading or a name: C1 is no molecule.  Later lines may be wrong SMILES, as generated
+        # strings are.
         if not words or not (_SYMBOLS.fullmatch if strings else is_smiles)(words[0]):
             found = repr(words[0][:40]) if words else "nothing"
             raise DataError(
@@ -239,18 +241,19 @@ def read_smiles(path: str | None) -> list[str]:
 
 
 def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Number and cells of the lines of a text that are not empty, in the columns that its first line has."""
+    """Number and cells of each line that is not empty, divided at the separator that the first line uses."""
     first = text.lstrip().partition("\n")[0]
     delimiter = next((mark for mark in "\t,;" if mark in first), None)
     if delimiter is None and not first.startswith('"'):
         yield from ((i, line.split()) for i, line in enumerate(lines_of(text), 1) if line.strip())
         return
-    # A cell between quotation marks may hold the end of a line, as in ZINC.
+    # A cell in quotation marks may contain a line break, as in ZINC.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter or ",", strict=True)
     yield from ((reader.line_num, cells) for cells in reader if "".join(cells).strip())
 
 
-#: Atoms, bonds, branches and rings as OpenSMILES has them, with the arrows of reactions; groups of atoms stand in brackets.
+#: Atoms, bonds, branches and rings as OpenSMILES has them, with the arrows of reactions; groups of atoms stand in
+#: brackets.
 _SYMBOLS = re.compile(
     r"(?:\[[^\[\]\s]+\]|[BCNOPSFIbcnops*])"
     r"(?:[BCNOPSFIbcnops*().\-=#$:~/\\>0-9]+|\[[^\[\]\s]+\]|(?<=C)l|(?<=B)r|%\d\d|%\(\d+\))*"
@@ -260,7 +263,9 @@ _NO_RING = re.compile(r"\[[^\]]*\]|%\d\d|%\(\d+\)")
 
 
 def is_smiles(string: str) -> bool:
-    """Whether a string is written as a SMILES: known symbols, closed branches and rings; its chemistry is not looked at."""
+    """Whether a string is written as a SMILES: known symbols, closed branches and rings; its chemistry is not looked
+    at.
+    """
     if not _SYMBOLS.fullmatch(string) or string.count("(") != string.count(")"):
         return False
     plain = _NO_RING.sub("", string) if "[" in string or "%" in string else string

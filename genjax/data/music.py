@@ -1,4 +1,5 @@
-"""Piano rolls: which of 88 notes sound in each time step; JSB chorales, MIDI files, or embedded chords that are put together.
+"""Piano rolls: which of 88 notes sound in each time step; JSB chorales, MIDI files, or embedded chords that are put
+together.
 
 Samples are written as MIDI and WAV files, and as one picture.  `NoteEvents` are the same pieces as token sequences.
 """
@@ -30,10 +31,10 @@ class PianoRolls(Data):
     """Rolls `x` float32 [B, T, 88] of zeros and ones, padded at the end, with `mask` bool [B, T].
 
     Attributes:
-      name: chords, which is embedded; jsb_chorales, the file jsb_chorales.npz at data.dir; or midi, the MIDI files under
-        the folder data.dir.
-      max_frames: longer pieces are cut into parts of this length; None pads all to the longest.
-      transpose: shift training pieces by up to so many semitones up or down at random; 0 for none.
+      name: chords, which is embedded; jsb_chorales, the file jsb_chorales.npz at data.dir; or midi, the MIDI files
+        under the folder data.dir.
+      max_frames: pieces longer than this are cut into parts of this length; None pads all pieces to the longest.
+      transpose: largest random shift of training pieces, up or down, in semitones; 0 for none.
       frames_per_quarter: frames of a quarter note of MIDI files.
       skip_unreadable: leave out MIDI files that cannot be read or have no notes, and count and name them in the log.
     """
@@ -127,12 +128,13 @@ class PianoRolls(Data):
 class NoteEvents(PianoRolls):
     """Piano rolls as `tokens` int32 [B, T + 1]: the start, then the notes of each frame from low to high and its end.
 
-    Tokens 0 .. 87 are notes, 88 ends a frame, 89 is the start and fills up.  `mask` is False at the filling, and
-    `num_frames` [B] lets likelihoods be told per frame.  A model that gives a piece's tokens the probability p gives its
-    roll at least p, so nats per frame are comparable with those of rolls, and on the safe side.
+    Tokens 0 .. 87 are notes, 88 ends a frame, 89 is the start and fills up.  `mask` is False at the filling.  With
+    `num_frames` [B] evaluations compute nats per frame.  They are comparable with nats per frame of piano rolls, and
+    never too
+    good: a model that gives a piece's tokens the probability p gives its roll at least the probability p.
 
     Attributes:
-      crop: training examples are parts of so many tokens, at random places; None for whole pieces.
+      crop: number of tokens of a training example, cut from a piece at a random place; None for whole pieces.
     """
 
     crop: int | None = None
@@ -171,14 +173,14 @@ class NoteEvents(PianoRolls):
             tokens = jnp.where(notes, tokens + jnp.clip(shift, -low, NUM_NOTES - 1 - high), tokens)
             if self.crop is None or self.crop >= tokens.shape[0] - 1:
                 return tokens, size
-            # Places before the first one are the first one, so that beginnings are learned as well.
+            # Places before a piece count as its beginning, so that beginnings are learned as often.
             start = jax.random.randint(place_key, (), -self.crop // 4, jnp.maximum(size - self.crop, 0) + 1)
             start = jnp.maximum(start, 0)
             tokens = jax.lax.dynamic_slice_in_dim(tokens, start, self.crop + 1)
             return tokens, jnp.minimum(size - start, self.crop)
 
         tokens, size = jax.vmap(change)(batch["tokens"].astype(jnp.int32), batch["num_events"], keys)
-        # Frames of a part are not counted: only whole pieces are told per frame.
+        # Frames of a part are not counted: only whole pieces are evaluated per frame.
         batch = {name: a for name, a in batch.items() if name != "num_frames"} if self.crop else batch
         return {**batch, "tokens": tokens, "num_events": size}
 
@@ -239,7 +241,7 @@ def _read_folder(
     files = files_below(root, (".mid", ".midi"))
     if not files:
         raise DataError(f"--data.dir={directory} is no folder with MIDI files (.mid, .midi)")
-    # The split comes first: a file that is left out leads no other one to another split.
+    # The split is decided first, so that leaving out a file moves no other file to another split.
     chosen = split_files(files, root, split, f"of MIDI files {directory}")
     rolls, skipped = [], []
     for file in chosen:
@@ -265,7 +267,7 @@ def _read_file(file: Path, frames_per_quarter: int) -> np.ndarray:
         raise DataError(f"{file} cannot be read: {error.strerror}") from None
     roll = read_midi(content, str(file), frames_per_quarter)
     if not len(roll):
-        raise DataError(f"{file} has no notes but those of drums, if any, which have no pitch")
+        raise DataError(f"{file} has no notes but notes of drums, if any, which have no pitch")
     return roll
 
 

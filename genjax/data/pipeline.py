@@ -1,7 +1,7 @@
-"""Batches as a function of (seed, step): any step's batch can be asked for, in any order, by any process.
+"""Batches as a function of (seed, step): any process can ask for the batch of any step, in any order.
 
-The stream of examples is one shuffled epoch after the other; batch t is the stream's part from t * batch_size on, so
-no example is left out and a batch may span two epochs.
+The stream of examples is one shuffled epoch after the other.  Batch t starts at place t * batch_size of the stream, so
+no example is left out, and a batch may span two epochs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from absl import flags
 
 from genjax.data.base import RESIDENT_BYTES, Data, DataError, Examples
 
-#: Examples of a set that is not small, whose content is compared between two starts of a run.
+#: Number of examples of a large set whose content is compared between two starts of a run.
 NUM_COMPARED = 16
 
 
@@ -31,9 +31,9 @@ def epoch_order(seed: int, epoch: int, count: int, stream: int = 0) -> np.ndarra
 
 
 def shuffled_indices(seed: int, step: int, batch_size: int, count: int, stream: int = 0) -> np.ndarray:
-    """Indices of the batch of a step in one shuffled epoch of `count` examples after the other, [batch_size].
+    """Indices [batch_size] of a step's batch, in a stream of shuffled epochs of `count` examples.
 
-    Streams of other numbers have orders of their own.
+    Each stream number has its own order.
     """
     epochs, offsets = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), count)
     return np.concatenate(
@@ -47,7 +47,7 @@ def _is_small(arrays: dict[str, np.ndarray] | None) -> bool:
 
 
 def _leave_interrupts_to_the_run(index: int, count: int) -> None:
-    """Ctrl-C in a terminal reaches the worker processes too, which must outlive what the run does at its end."""
+    """Lets worker processes ignore Ctrl-C, which a terminal sends to them too: a run needs them until its end."""
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -81,12 +81,12 @@ class Pipeline:
         return _is_small(self.examples.arrays())
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The whole split; read into memory where it does not lie there."""
+        """The whole split; it is read if it is not in memory."""
         arrays = self.examples.arrays()
         return self.examples.gather(np.arange(len(self.examples))) if arrays is None else arrays
 
     def fingerprint(self) -> str:
-        """A digest of the number of examples and of what they hold: all of a small set, some examples of a larger one."""
+        """A digest of the number of examples and of their content: all examples of a small set, some of a larger set."""
         count, arrays = len(self.examples), self.examples.arrays()
         if not _is_small(arrays):
             arrays = self.examples.gather(np.linspace(0, count - 1, NUM_COMPARED).astype(np.int64))
@@ -108,14 +108,14 @@ class Pipeline:
     def iterate(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
         """Yields batches of the steps from `start` to `stop`, read ahead by threads or worker processes.
 
-        Close it to end these, which otherwise leave memory that they share with this process behind.
+        Close the iterator to end the workers; otherwise memory that they share with this process is not released.
         """
         if start >= stop:
             return
         steps = grain.MapDataset.range(start, stop).map(self.batch)
         if self.data.num_workers:
             dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-            # Grain reads flags of its own, which must count as parsed.
+            # Grain reads absl flags, which must count as parsed.
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(num_workers=self.data.num_workers)
@@ -127,7 +127,7 @@ class Pipeline:
 
 
 def check_not_empty(data: Data, split: str) -> Examples:
-    """The examples of a split.
+    """The examples of a split, which must not be empty.
 
     Raises:
       DataError: there is no such split, or it has none.
@@ -139,15 +139,15 @@ def check_not_empty(data: Data, split: str) -> Examples:
 
 
 def random_order(count: int) -> np.ndarray:
-    """The one fixed order in which "the first examples" of a split are taken, a permutation [count].
+    """The fixed order that "the first examples" of a split refers to, a permutation [count].
 
-    Many sets lie class after class, so the first examples in the set's own order are no fair part of it.
+    Many sets are sorted by class, so the first examples in a set's own order are no fair part of it.
     """
     return np.random.default_rng(0).permutation(count)
 
 
 def first_examples(count: int, limit: int | None = None) -> np.ndarray:
-    """Indices of the first `limit` examples in `random_order`; without a limit below `count` all, in the set's order."""
+    """Indices of the first `limit` examples in `random_order`; all examples in the set's order if `limit` is no limit."""
     return np.arange(count) if limit is None or limit >= count else random_order(count)[:limit]
 
 

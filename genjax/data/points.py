@@ -20,16 +20,16 @@ _SPLITS = ("train", "validation", "test")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Points(Data):
-    """Vectors `x` float32 [B, D], and `condition` float32 [B, K] where columns are set apart for it.
+    """Vectors `x` float32 [B, D], and `condition` float32 [B, K] if there are condition_columns.
 
     Attributes:
       name: two_moons, circles, rings, swiss_roll, two_spirals, pinwheel, eight_gaussians, grid_gaussians, checkerboard
         (all embedded), or table, a .csv or .npy file that `dir` names.
       num_train: number of training examples of an embedded density.
       num_held_out: number of examples of each other split of an embedded density.
-      condition_columns: names of those columns of a table that the others are modelled given; column_0, column_1, ... where
-        the file has no names.
-      standardize: subtract the mean and divide by the standard deviation of the training set, column by column.
+      condition_columns: names of columns of a table that the model is conditional on; it models the other columns.
+        Columns are called column_0, column_1, ... if the file has no names.
+      standardize: subtract the mean of the training set and divide by its standard deviation, column by column.
     """
 
     name: str = "two_moons"
@@ -72,10 +72,10 @@ class Points(Data):
         return modelled, given
 
     def save(self, workdir: Path) -> None:
-        """Writes how large the table is beside the run, where that is not there.
+        """Writes the size of the table into the run's directory, if it is not there yet.
 
         Raises:
-          DataError: the run was trained on another.
+          DataError: the run was trained on another table.
         """
         if self.name == "table":
             # Whatever it is called.
@@ -99,7 +99,7 @@ class Points(Data):
         return {**batch, **standardized, "log_abs_det": log_abs_det}
 
     def condition(self, values: list[float]) -> np.ndarray:
-        """What a model sees of values of the condition columns in the units of the table, float32 [K].
+        """Turns values of the condition columns, in the table's units, into the model's condition, float32 [K].
 
         Raises:
           DataError: there are not as many columns.
@@ -138,7 +138,9 @@ class Points(Data):
 
 @functools.lru_cache(maxsize=8)
 def _moments(data: Points) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Mean and standard deviation of the columns of the training set, of `x` [D] and of `condition` [K] if there is one."""
+    """Mean and standard deviation of the columns of the training set, of `x` [D] and of `condition` [K] if there is
+    one.
+    """
     arrays = data.load("train").arrays()
     return {name: (a.mean(0), np.maximum(a.std(0), 1e-6)) for name, a in arrays.items()}
 

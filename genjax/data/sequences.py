@@ -1,4 +1,4 @@
-"""Small sequence sets that are made or read as numbers: source and target pairs of tokens, and time series."""
+"""Small sequence sets: made pairs of source and target tokens, and time series that are made or read as numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TokenPairs(Data):
     """Pairs `source` [B, S] with `source_mask`, and `tokens` [B, S + 2]: end token, target, end token, with `mask`.
 
     Attributes:
-      name: what the target is of the source: its reversal, its symbols sorted, or a copy.
+      name: how the target is made from the source: its reversal, its symbols sorted, or a copy.
       num_symbols: number of symbols.
       max_length: longest source; lengths are uniform from 1.
     """
@@ -66,7 +66,9 @@ class TokenPairs(Data):
         return " ".join(str(t) for t in row.tolist() if t < self.num_symbols)
 
     def write_answers(self, batch: dict[str, np.ndarray], answers: np.ndarray, stem: Path) -> list[Path]:
-        """Writes the source of each example of a batch, its answer [B, T] and its target, with tabs between, a line each."""
+        """Writes the source of each example of a batch, its answer [B, T] and its target, with tabs between, a line
+        each.
+        """
         path = Path(stem).with_suffix(".txt")
         rows = zip(np.asarray(batch["source"]), np.asarray(answers), np.asarray(batch["tokens"]))
         path.write_text("".join("\t".join(map(self._show, row)) + "\n" for row in rows))
@@ -78,9 +80,9 @@ class TimeSeries(Data):
     """Series `x` float32 [B, T, D].
 
     Attributes:
-      name: waves, embedded sums of two sines with noise and a random phase; strokes, made pen strokes (dx, dy, whether the
-        pen is lifted after it), of words of loops; or table, the rows of a .npy or .csv file at
-        data.dir in time order, standardised by the training part, with its columns as features.
+      name: waves, embedded sums of two sines with noise and a random phase; strokes, made pen strokes (dx, dy, whether
+        the pen is lifted after it), of words of loops; or table, the rows of a .npy or .csv file at data.dir in time
+        order, standardised by the training part, with its columns as features.
       sequence_length: length T.
     """
 
@@ -106,7 +108,7 @@ class TimeSeries(Data):
             return ArrayExamples({"x": np.stack([_strokes(rng, size) for _ in range(_SIZES[split] // 4)])})
         if self.name != "table":
             raise DataError(f"data.name={self.name} is not a set of time series: waves, strokes, table")
-        values, _ = sources.read_table(self.dir)  # refuses numbers that are not finite
+        values, _ = sources.read_table(self.dir)  # raises DataError for numbers that are not finite
         train = values[: round(0.8 * len(values))]
         values = (values - train.mean(0)) / np.maximum(train.std(0), 1e-6)
         begin, end = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}[split]

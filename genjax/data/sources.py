@@ -1,4 +1,4 @@
-"""Where raw examples come from: TFDS by name, the embedded digits, emoji, a folder of images, a table of numbers."""
+"""Sources of raw examples: TFDS by name, the embedded digits, emoji, a folder of images, a table of numbers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def tfds_directory(directory: str | None) -> Path:
 def open_tfds(name: str, directory: str | None) -> Any:
     """Opens a prepared TFDS set.
 
-    Looks for the files first, because TFDS would try for minutes to download what is not there.
+    Looks for the files first, because TFDS would try for minutes to download missing files.
 
     Args:
       name: name, name/config, or name:version, as in TFDS.
@@ -84,7 +84,7 @@ def open_tfds(name: str, directory: str | None) -> Any:
 def tfds_split(builder: Any, split: str) -> str:
     """The TFDS split expression of train, validation or test, or of an expression such as train[:90%].
 
-    A set without a validation split lends the last tenth of its training examples.
+    If a set has no validation split, the last tenth of its training examples is used.
 
     Raises:
       DataError: there is no such split.
@@ -110,7 +110,7 @@ class TfdsImages:
     Args:
       source: the set's data source.
       image, label: names of the features; label may be None.
-      fit: what a picture [H, W, C] is made into before it is stacked with others.
+      fit: function of a picture [H, W, C] that is applied before pictures are stacked.
     """
 
     def __init__(self, source: Any, image: str, label: str | None, fit: Callable[[np.ndarray], np.ndarray]):
@@ -155,7 +155,7 @@ def tfds_images(
       name: the set's name.
       directory: where prepared sets lie.
       split: the split.
-      size, channels: what pictures are made into; see `fit_picture`.
+      size, channels: size and channels of the result; see `fit_picture`.
       white: the largest level of a pixel.
 
     Raises:
@@ -260,7 +260,8 @@ def emoji_categories(directory: str | None) -> tuple[str, ...]:
 
 
 def emoji(directory: str | None, split: str, size: tuple[int, int] | None, channels: int) -> ArrayExamples:
-    """The captioned emoji of emoji64.npz, with their category as class; both drawings of one are in the same split.
+    """The captioned emoji of emoji64.npz, with their category as class; both drawings of an emoji are in the same
+    split.
 
     Args:
       directory: the file, or where it lies.
@@ -278,7 +279,7 @@ def emoji(directory: str | None, split: str, size: tuple[int, int] | None, chann
     height, width = size or (64, 64)
     if 64 % height or 64 % width:
         raise DataError(f"data.image_size={height},{width} must divide the 64 x 64 pixels of emoji")
-    # Colour counts as much as it covers.
+    # Colours are weighted by their opacity.
     colour, cover = pictures[..., :3] * pictures[..., 3:], pictures[..., 3:]
     blocks = lambda a: a.reshape(len(a), height, 64 // height, width, 64 // width, -1).mean((2, 4))  # noqa: E731
     colour, cover = blocks(colour), blocks(cover)
@@ -301,7 +302,7 @@ class UnreadablePicture(DataError):
 
 
 def open_picture(path: Path, channels: int) -> Image.Image:
-    """Opens a picture as a viewer shows it: turned as its camera says, on white where it is transparent.
+    """Opens a picture as a viewer shows it: rotated as the file says, with white behind transparent places.
 
     Args:
       path: the file.
@@ -317,7 +318,7 @@ def open_picture(path: Path, channels: int) -> Image.Image:
         with Image.open(path) as picture:
             picture = ImageOps.exif_transpose(picture)
             if picture.mode.startswith("I;16"):
-                # Pillow would cut off all above 255.
+                # Pillow would clip values above 255.
                 picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
             if picture.mode in ("I", "F"):
                 raise UserError("its pixels have 32 bits; save it with 8 or 16")
@@ -378,8 +379,8 @@ class FolderImages:
         """One picture, uint8 [H, W, C].
 
         Raises:
-          UnreadablePicture: it is none.
-          DataError: it has another size than the first.
+          UnreadablePicture: the file is not a readable picture.
+          DataError: the picture has another size than the first one.
         """
         array = read_image(path, self.size, self._channels)
         if array.shape != self.shape:
@@ -390,7 +391,7 @@ class FolderImages:
         return array
 
     def without(self, unreadable: Iterable[Path]) -> FolderImages:
-        """The same without some files."""
+        """The same examples without some files."""
         unreadable = set(unreadable)
         kept = np.array([path not in unreadable for path in self.paths])
         labels = None if self.labels is None else self.labels[kept]
@@ -412,13 +413,13 @@ def natural_order(name: str) -> tuple[list[str | int], str]:
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """The subfolders train, validation, test and others of a folder that is divided by the user, by name in small letters.
+    """The subfolders of a folder that the user has divided into splits, by their names in small letters.
 
     Returns:
-      Nothing where there is no subfolder train, in whatever case.
+      An empty dict if there is no subfolder train (in any case).
 
     Raises:
-      DataError: two of them differ in their case alone.
+      DataError: two subfolders differ only in upper and lower case.
     """
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     named = {p.name.lower(): p for p in folders}
@@ -431,9 +432,9 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def folder_classes(directory: str | None) -> list[str]:
-    """Names of the classes of a folder of pictures: its subfolders that hold some, in natural order.
+    """Names of the classes of a folder of pictures: its subfolders with pictures, in natural order.
 
-    There are none where the pictures lie in it directly.
+    There are none if the pictures lie in the folder itself.
     """
     root = _folder(directory)
     base = split_folders(root).get("train", root)
@@ -465,7 +466,8 @@ def picture_files(base: Path) -> list[Path]:
 def folder_files(directory: str | None, split: str) -> tuple[Path, list[Path]]:
     """The folder that a split's pictures lie under, and the pictures.
 
-    Subfolders train, validation, test are the splits where there is a subfolder train; else `split_files` divides them.
+    If there is a subfolder train, the subfolders train, validation and test are the splits; otherwise `split_files`
+    divides the pictures.
 
     Raises:
       DataError: there are no pictures, or no such split.
@@ -490,11 +492,11 @@ def labels_of_files(
     Args:
       base: the folder of the class folders.
       paths: the pictures.
-      found: classes of the training pictures; empty where they are in no subfolders.
-      class_names: names in the order of their numbers, None for those found, or empty where subfolders are no classes.
+      found: classes of the training pictures; empty if pictures are not in subfolders.
+      class_names: names in the order of their numbers; None takes `found`; empty if subfolders are no classes.
 
     Raises:
-      DataError: some pictures lie in class folders and others do not, or in a class that is none of the names.
+      DataError: only some pictures lie in class folders, or a class has none of the names.
     """
     if not found or class_names == ():
         return None
@@ -523,10 +525,11 @@ def folder_images(
 ) -> Examples:
     """Pictures under a folder, with classes where they lie in subfolders; see `folder_files` and `labels_of_files`.
 
-    Every picture is decoded once before the first is given, so that a training run does not end at a damaged one.
+    Every picture is decoded once at the start, so that a training run does not end at a damaged picture.
 
     Raises:
-      DataError: there are no pictures, one of them cannot be read or is of none of `class_names`, or they differ in size.
+      DataError: there are no pictures, one of them cannot be read or is of none of `class_names`, or they differ in
+        size.
     """
     base, paths = folder_files(directory, split)
     images = FolderImages(paths, labels_of_files(base, paths, folder_classes(directory), class_names), size, channels)
@@ -548,7 +551,7 @@ def folder_images(
 
 
 def _decoded(images: FolderImages, keep: bool) -> tuple[list[np.ndarray], dict[Path, str]]:
-    """The pictures of files (none unless `keep`), and why others cannot be read."""
+    """The decoded pictures of files (an empty list unless `keep`), and the reasons why other files cannot be read."""
 
     def attempt(path: Path) -> tuple[Path, np.ndarray | str | None]:
         try:
@@ -570,7 +573,7 @@ def _decoded(images: FolderImages, keep: bool) -> tuple[list[np.ndarray], dict[P
 
 
 def _known_unreadable(images: FolderImages, base: Path) -> dict[Path, str]:
-    """Files that are no readable pictures, and why; looked for once for each state of a folder, as that takes long."""
+    """Files that are no readable pictures, and the reasons; searched once for each state of a folder, as it takes long."""
     digest = hashlib.sha256(repr((str(base.resolve()), images.size, images.shape)).encode(errors="surrogateescape"))
     for path in images.paths:
         stat = path.stat()

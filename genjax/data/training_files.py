@@ -1,4 +1,4 @@
-"""Which files a run is trained on, beside it: a run that goes on must go on with the same ones."""
+"""Record of a run's training files, in its directory: a resumed run must have the same training files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TRAINING_FILES = "training_files.json"
 
 
 def save_training_files(workdir: Path, files: Mapping[Path, Sequence[Path]]) -> None:
-    """Writes number and digest of the training files beside a run, where they are not there.
+    """Writes number and digest of the training files into a run's directory, if they are not there yet.
 
     The digest is of the paths below their folders and of the sizes, so that folders can be moved.
 
@@ -23,7 +23,7 @@ def save_training_files(workdir: Path, files: Mapping[Path, Sequence[Path]]) -> 
       files: the training files of each folder.
 
     Raises:
-      DataError: the run was trained on others.
+      DataError: the run was trained on other files.
     """
     digest = hashlib.sha256()
     for root, paths in files.items():

@@ -1,4 +1,4 @@
-"""Named transforms of images, from integer levels v in {0, ..., L - 1} to what a model sees, with exact densities.
+"""Named transforms of images, from integer levels v in {0, ..., L - 1} to a model's input, with exact densities.
 
     unit                x = v / (L - 1)
     signed              x = 2 v / (L - 1) - 1
@@ -39,7 +39,7 @@ Preprocessing = Literal[
 ]
 
 
-#: Those of `Preprocessing` whose values fill the gaps between levels, so that they have a density.
+#: Values of `Preprocessing` that fill the gaps between levels, so that the result has a density.
 DEQUANTIZED = ("dequantize", "dequantize_signed", "logit")
 
 

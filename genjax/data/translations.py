@@ -35,8 +35,9 @@ class UnpairedExamples:
     """Pictures x and sources that do not belong together.
 
     A training batch takes x and sources from shuffled epochs of their own, so that each picture is seen as often as the
-    others of its domain, and pairs are drawn anew.  The example of an index below the length has pictures in fixed orders, from the
-    first on again in the smaller domain; the index length + M i + j stands for x i and source j of M.
+    others of its domain, and pairs are drawn anew.  The example of an index below the length has pictures in fixed
+    orders, where the smaller domain starts again from its first picture; the index length + M i + j means x number i
+    and source number j of M.
 
     Args:
       arrays: arrays of the examples x, with `x`.
@@ -69,17 +70,19 @@ class UnpairedExamples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Translations(Images):
-    """Pictures `x` of a set, and `source` [B, H, W, C'] of another domain: made of the same set, or a folder of its own.
+    """Pictures `x` of a set, and `source` [B, H, W, C'] of another domain: made of the same set, or a folder of its
+    own.
 
     Attributes:
-      source_dir: folder of the sources, where data.name=folder and data.dir is that of x.  Paired pictures have one name in
-        both, but for the suffix; unpaired ones are drawn from both folders at random, each as often as the others of its folder,
-        and no split has pairs.
-      domain: without source_dir, what the other domain shows: outline, the edges of the pictures, grey; grey, the mean of
-        their channels; negative, the pictures with light and dark exchanged.
-      paired: whether a training picture comes with its own source.  If not, sources of a domain that is made are those of
-        the first half of the training pictures, in another order, and x are the second half, so that no picture is seen in
-        both domains; validation and test examples are pairs then too, so that a translation can be held against the truth.
+      source_dir: folder of the sources, if data.name=folder; data.dir is then the folder of x.  Paired pictures have
+        the same name in both folders, up to the suffix.  Unpaired pictures are drawn from both folders at random, each
+        as often as the others of its folder, and no split has pairs.
+      domain: the other domain, if there is no source_dir: outline, the edges of the pictures in grey; grey, the mean of
+        their channels; or negative, the pictures with light and dark exchanged.
+      paired: whether a training picture comes with its own source.  If not, and
+        the other domain is made, sources are made of the first half of the training pictures in another order, and x
+        are the second half, so that no picture is seen in both domains.  Validation and test examples are always pairs
+        then, so that a translation can be compared with the truth.
     """
 
     name: str = "shapes"
@@ -121,7 +124,7 @@ class Translations(Images):
         return arrays
 
     def _with_folder(self, arrays: dict[str, np.ndarray], split: str) -> Examples:
-        """Pictures x with those of the folder of sources."""
+        """Pictures x with the pictures of the folder of sources."""
         if self.name != "folder":
             raise DataError(
                 f"data.source_dir is the second of two folders, but x is {self.name}; "
@@ -149,11 +152,11 @@ class Translations(Images):
         files = super()._training_files()
         if self.source_dir is None:
             return files
-        # A folder may be that of both domains.
+        # Both domains may have the same folder.
         return {**files, **dict([sources.folder_files(self.source_dir, "train")])}
 
     def spec(self) -> dict[str, Any]:
-        """That of the pictures, source_shape (H, W, C'), and paired."""
+        """The spec of the pictures, source_shape (H, W, C'), and paired."""
         example = self.load("train").gather(np.zeros(1, np.int64))
         return {**super().spec(), "source_shape": tuple(example["source"].shape[1:]), "paired": self.paired}
 

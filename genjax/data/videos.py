@@ -28,12 +28,12 @@ class Videos(Data):
 
     Attributes:
       name: moving_digits, which is embedded.
-      preprocessing: how integer levels become what the model sees; see genjax/data/transforms.py.
+      preprocessing: how integer levels become the model's input; see genjax/data/transforms.py.
       num_frames: length T.
       frame_size: height and width of a frame, at least 8.
       num_digits: digits in a video.
       max_speed: largest number of pixels that a digit goes along an axis between two frames.
-      num_train: videos of the training set; the others have a tenth of that.
+      num_train: number of videos in the training set; validation and test have a tenth as many.
       frames_per_second: speed of the GIF.
     """
 
@@ -96,7 +96,7 @@ def moving_pictures(
     """Lets pictures move through frames and bounce off the borders.
 
     Args:
-      rng: of their places at first and their speeds.
+      rng: generator of first places and speeds.
       pictures: [N, K, h, w], K that share a video.
       num_frames: T.
       frame_size: height and width S of a frame.
@@ -128,7 +128,7 @@ def write_gif(videos: np.ndarray, path: Path, frames_per_second: int = 8) -> Non
     frames = [tile(videos[:, t]) for t in range(videos.shape[1])]
     images = [Image.fromarray(frame) for frame in frames]
     if images[0].mode != "L":
-        # One palette of all frames, as one of its own would make each flicker; 256 greys need none.
+        # One palette for all frames, because separate palettes would flicker; 256 greys need no palette.
         palette = Image.fromarray(np.concatenate(frames)).convert("RGB").quantize(256)
         images = [image.convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     images[0].save(

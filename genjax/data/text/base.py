@@ -1,12 +1,12 @@
-"""What all text sets share: a tokenizer that is saved with the run, padded rows, and the tokens that text cannot have.
+"""Base of all text sets: a tokenizer that is saved with the run, padded rows, and special tokens.
 
 With V pieces of the tokenizer, sets for encoders and for pairs of texts have four tokens more:
 
     V  start        V + 1  separator and end        V + 2  padding        V + 3  mask
 
 They are the same in every such set, so that a checkpoint goes on with another task and the same tokenizer file.  The
-tokenizer.json of another library's checkpoint has its own, which are used then.  Where words of another domain are added
-(`added_tokens`), these stay where they are, and the words come behind them.
+tokenizer.json of another library's checkpoint has special tokens of its own, which are used then.  If words of another
+domain are added (`added_tokens`), special tokens keep their ids, and the words get the ids behind them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from genjax.data.text.trained import in_memory, made_once, sampled
 from genjax.data.text.vocabulary import extended
 
 TOKENIZER_FILE = "tokenizer.json"
-#: Names that files of a split go by; any other split is the name of a file itself.
+#: Usual names of a split's files; any other split is the name of a file itself.
 SPLIT_NAMES = {
     "train": ("train",),
     "validation": ("validation", "valid", "val", "dev"),
@@ -45,10 +45,11 @@ class TokenizedData(Data):
     Attributes:
       tokenizer: characters, bytes, or byte-level bpe or unigram pieces trained on the training split.
       vocab_size: number of pieces of bpe and unigram.
-      tokenizer_sample: characters of the training split that they are trained on at most, spread over all of it.
-      tokenizer_file: a tokenizer to use instead, as a run saves it or a checkpoint has it; None takes that of the checkpoint
-        that the model starts from, if it does.
-      added_tokens: words of the training split that are added to that tokenizer, at most so many; see vocabulary.py.
+      tokenizer_sample: largest number of characters that bpe and unigram are trained on, spread over the training
+        split.
+      tokenizer_file: a tokenizer to use instead, as a run saves it or a checkpoint has it; None takes the
+        tokenizer of the checkpoint that the model starts from, if any.
+      added_tokens: largest number of words of the training split that are added to tokenizer_file; see vocabulary.py.
     """
 
     renamed: ClassVar[dict[str, str]] = {"vocabulary": "vocab_size"}
@@ -71,13 +72,13 @@ class TokenizedData(Data):
         """The texts of a split."""
 
     def corpus(self, split: str) -> Documents:
-        """The texts of a split, which need not be in memory all at once."""
+        """The texts of a split, which need not all be in memory at once."""
         return in_memory(self.documents(split), self.dir)
 
     def make_tokenizer(self) -> Tokenizer:
-        """The tokenizer; characters are those of all splits, trained pieces those of the training split.
+        """The tokenizer.  Characters are collected from all splits; pieces are trained on the training split.
 
-        Pieces are trained by the first process that asks for them and read by the others (trained_tokenizers.py).
+        The first process that asks trains the pieces, the others read them (trained.py).
         """
         return _tokenizer(self)
 
@@ -85,7 +86,7 @@ class TokenizedData(Data):
         """Writes the tokenizer beside the run, if it is not there.
 
         Raises:
-          DataError: the run has another one.
+          DataError: the run has another tokenizer.
         """
         path, content = Path(workdir) / TOKENIZER_FILE, self.make_tokenizer().to_json()
         if not path.is_file():
@@ -111,15 +112,17 @@ class TokenizedData(Data):
         return dataclasses.replace(self, tokenizer_file=str(file), added_tokens=0)
 
     def special_ids(self) -> dict[str, int]:
-        """Ids above the tokenizer's own by the names of `Tokenizer.special`; those of the file where it has them."""
+        """Ids of the special tokens, by the names in `Tokenizer.special`: the file's if it has some, else above its
+        ids.
+        """
         return self.make_tokenizer().special
 
     def starting_from(self, folder: str | Path) -> TokenizedData:
         """The same data with the tokenizer of a checkpoint.
 
         Raises:
-          DataError: it has none and none is given, `tokenizer_file` does not begin with its tokens, or it has more of them
-            than the checkpoint.
+          DataError: the checkpoint has no tokenizer and none is given, `tokenizer_file` does not begin with its tokens,
+            or the tokenizer has more tokens than the model.
         """
         file = Path(folder).expanduser() / TOKENIZER_FILE
         if file.is_file():
@@ -141,13 +144,13 @@ class TokenizedData(Data):
 
     @property
     def tokenizer_name(self) -> str:
-        """What the tokenizer is, for the line above evaluations."""
+        """Description of the tokenizer; evaluations print it."""
         tokenizer = self.make_tokenizer()
         return f"{tokenizer.kind} of {tokenizer.vocab_size} tokens"
 
 
 def _check_size(file: Path) -> None:
-    """Raises DataError if a tokenizer has more tokens than the model of another library beside it; ours say so themselves."""
+    """Raises DataError if a tokenizer has more tokens than another library's model in the same folder."""
     config_file = file.with_name("config.json")
     content = json.loads(read_utf8(config_file)) if config_file.is_file() else {}
     known, size = content.get("vocab_size"), read_tokenizer(file).vocab_size
@@ -156,7 +159,7 @@ def _check_size(file: Path) -> None:
 
 
 def _check_begins_with(data: TokenizedData, earlier: TokenizedData, folder: str | Path) -> None:
-    """Raises DataError unless the tokens of `data` begin with those of the same data under a checkpoint's tokenizer."""
+    """Raises DataError unless the tokens of `data` begin with the tokens of `earlier`, of a checkpoint's tokenizer."""
     own, theirs = data.make_tokenizer(), earlier.make_tokenizer()
     hint = f"leave data.tokenizer_file out, or give one that begins with the {theirs.vocab_size} tokens of {folder}"
     if own.vocab_size < theirs.vocab_size:
@@ -192,7 +195,7 @@ def _tokenizer(data: TokenizedData) -> Tokenizer:
     kind = data.tokenizer if earlier is None else earlier.make_tokenizer().kind
     if kind == "bytes" and earlier is None:
         return train_tokenizer(kind, [], 0)
-    # A symbol that is left out cannot be encoded, a word can: symbols are looked for everywhere.
+    # Symbols are collected from all splits: a missing symbol cannot be encoded, a missing word can.
     symbols = kind in ("characters", "smiles")
     corpora = [data.corpus(split) for split in (("train", "validation", "test") if symbols else ("train",))]
 
@@ -220,15 +223,15 @@ class DelimitedText(TokenizedData):
         return tokenizer.special or above
 
     def _special(self, *roles: str) -> int:
-        """The id of the first role that there is, -1 where there is none."""
+        """The id of the first of the given roles that the tokenizer has; -1 if it has none of them."""
         special = self.special_ids()
         return next((special[role] for role in roles if role in special), -1)
 
     def _mark(self, *roles: str) -> int:
-        """The id of the first role that there is.
+        """The id of the first of the given roles that the tokenizer has.
 
         Raises:
-          DataError: the tokenizer has special tokens, but none of these.
+          DataError: the tokenizer has special tokens, but none with these roles.
         """
         token = self._special(*roles)
         if token < 0:
@@ -239,22 +242,22 @@ class DelimitedText(TokenizedData):
 
     @property
     def start_token(self) -> int:
-        """What every row begins with ([CLS], <s>)."""
+        """The token that begins every row ([CLS], <s>)."""
         return self._mark("start", "padding", "separator")
 
     @property
     def separator_token(self) -> int:
-        """What ends every text ([SEP], </s>)."""
+        """The token that ends every text ([SEP], </s>)."""
         return self._mark("separator", "start")
 
     @property
     def padding_token(self) -> int:
-        """What fills a row."""
+        """The token that fills the rest of a row."""
         return self._mark("padding", "separator", "start")
 
     @property
     def mask_token(self) -> int:
-        """What stands for a hidden token, -1 where a checkpoint's tokenizer has none."""
+        """The token that stands for a hidden token; -1 if a checkpoint's tokenizer has none."""
         return self._special("mask")
 
     def spec(self) -> dict[str, Any]:
@@ -273,7 +276,7 @@ class DelimitedText(TokenizedData):
         return {"vocab_size": size, **found, "special_tokens": hidden}
 
     def framed(self, ids: np.ndarray, length: int | None = None) -> list[int]:
-        """A text, cut to `length` tokens in all, with what a checkpoint's tokenizer puts around it and a separator behind."""
+        """A text with a separator behind it and the tokens that a checkpoint's tokenizer adds, cut to `length` tokens."""
         before, behind = self.make_tokenizer().frame
         behind = behind if self.separator_token in behind else (*behind, self.separator_token)
         room = None if length is None else length - len(before) - len(behind)
@@ -284,7 +287,7 @@ class DelimitedText(TokenizedData):
         return self.framed(self.make_tokenizer().encode(text))
 
     def pad(self, rows: Sequence[Sequence[int] | np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of at most `length` tokens as int32 [N, length], and True where they are no padding."""
+        """Rows of at most `length` tokens, padded to int32 [N, length]; and a mask that is False at padding."""
         tokens = np.full((len(rows), length), self.padding_token, np.int32)
         for place, row in zip(tokens, rows):
             place[: len(row)] = row
@@ -304,7 +307,7 @@ class DelimitedText(TokenizedData):
         tokenizer = self.make_tokenizer()
         names = {self.start_token: b"[start]", self.separator_token: b"[separator]", self.padding_token: b"[padding]"}
         names[self.mask_token] = b"[mask]"
-        # One join of bytes, since a character may be divided among tokens.
+        # Bytes are joined first, since a character may be divided among tokens.
         known = lambda i: i < tokenizer.vocab_size and (tokenizer.pieces[i] or i not in names)  # noqa: E731
         pieces = (tokenizer.pieces[i] if known(i) else names.get(i, b"[%d]" % i) for i in ids)
         return b"".join(pieces).decode(errors="replace")

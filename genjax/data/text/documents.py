@@ -1,7 +1,7 @@
 """Where texts come from: Python's help, a file or folder of the user, TFDS text sets; read one after the other.
 
-Splits of one text are its parts: 80%, 10% and 10%, in this order; so are those of a folder's files, in the order of their
-names.
+The splits of one text are its first 80%, the next 10% and the last 10%.  The files of a folder are divided in the same
+way, in the order of their names.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Documents:
 
     Attributes:
       count: number of texts.
-      num_bytes: their size, about.
-      identity: what they are, by names, sizes and times of files, without reading them.
-      folder: where they lie, or None where that is not on disk.
-      read: reads them one after the other.
-      is_part: it is one part of a text, to which the parts of other splits can be joined.
+      num_bytes: approximate size of all texts.
+      identity: names, sizes and times of the files, which tell the texts apart without reading them.
+      folder: folder of the texts, or None if they are not on disk.
+      read: function that reads the texts one after the other.
+      is_part: whether this is one part of a text, which can be joined with the parts of other splits.
     """
 
     count: int
@@ -52,7 +52,7 @@ def open_documents(name: str, directory: str | None, split: str) -> Documents:
     """The texts of a split, or of several joined by +, of python_topics, file, or a TFDS set.
 
     Raises:
-      DataError: there is no such set or split; when they are read, that one cannot be.
+      DataError: there is no such set or split.  While texts are read: a text cannot be read.
     """
     if "+" in split:
         return _joined([open_documents(name, directory, part) for part in split.split("+")])
@@ -124,7 +124,7 @@ def _user_documents(path: str | None, split: str) -> Documents:
 
 
 def _text_files(path: str | None) -> list[Path]:
-    """A text file, or those under a folder in the order of their names.
+    """A text file, or the text files under a folder in the order of their names.
 
     Raises:
       DataError: there is none.

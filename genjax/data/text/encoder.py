@@ -1,10 +1,10 @@
-"""Clean text for encoders and for models that learn by restoring what was corrupted; the corruption is the model's.
+"""Clean text for encoders and for models that learn by restoring what was corrupted; the model does the corruption.
 
     alone             [start] a_1 .. a_{T-2} [separator]
     in pairs          [start] a_1 .. a_n [separator] b_1 .. b_m [separator]        types 0 .. 0 1 .. 1
 
-Windows alone follow each other, so that every token is in one of them exactly once.  In pairs, b follows a in half of
-them (label 0) and comes from another place in the others (label 1; Devlin et al. 2019, section 3.1).
+Single windows follow each other, so that every token is in exactly one window.  In half of the pairs b follows a (label
+0); in the other half b comes from another place (label 1; Devlin et al. 2019, section 3.1).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class EncoderText(DelimitedText):
     Attributes:
       name: python_topics, the embedded texts of Python's help; file for the user's file or folder at data.dir; or the
         name of a TFDS set with a text feature.
-      sequence_length: tokens T of a window, special ones counted.
+      sequence_length: tokens T of a window, special tokens included.
       sentence_pairs: two parts of text in each window, of which the second follows the first in one half of them.
     """
 
@@ -80,7 +80,7 @@ class EncoderText(DelimitedText):
             )
         rng = np.random.default_rng(0)
         label = rng.permutation(np.arange(len(first)) % 2).astype(np.int32)
-        # Any part but the one that follows, by a step that never leads there.
+        # Any part except the following one: the step is never a multiple of the number of parts.
         others = (first + 1 + rng.integers(1, len(parts), len(first))) % len(parts)
         second = np.where(label == 0, first + 1, others)
         start, separator = self.start_token, self.separator_token

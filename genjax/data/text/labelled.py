@@ -30,14 +30,14 @@ from genjax.data.text.pairs import check_columns, read_table_of_texts
 
 _logger = logging.getLogger(__name__)
 
-#: Rows of a table from which on texts that are fewer than labels are taken for a mistake.
+#: In tables with at least this many rows, fewer different texts than labels are taken for a mistake.
 _FEW_ROWS = 20
 _MADE_SIZES = {"train": 6000, "validation": 500, "test": 1000}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelledData(DelimitedText):
-    """What sets of texts with targets share.
+    """Base of sets of texts with targets.
 
     Attributes:
       sequence_length: tokens T of a row; longer texts are cut.
@@ -55,7 +55,9 @@ class LabelledData(DelimitedText):
         return {**super().spec(), "sequence_length": self.sequence_length}
 
     def joined(self, texts: list[list[np.ndarray]]) -> dict[str, np.ndarray]:
-        """Rows of one or two encoded texts as `tokens`, `mask` and `types`; of texts that do not fit the longer one is cut."""
+        """Rows of one or two encoded texts as `tokens`, `mask` and `types`; if two texts do not fit, the longer one is
+        cut.
+        """
         whole, texts = texts, [self._fitting(parts) for parts in texts]
         num_cut = sum(sum(map(len, old)) > sum(map(len, new)) for old, new in zip(whole, texts))
         if num_cut:
@@ -70,7 +72,9 @@ class LabelledData(DelimitedText):
         return {"tokens": tokens, "mask": mask, "types": types.astype(np.int32)}
 
     def _fitting(self, parts: list[np.ndarray]) -> list[np.ndarray]:
-        """One or two texts that fit into a row with its marks; of two the longer one is cut first, then both in turns."""
+        """One or two texts, cut to fit into a row with its special tokens; the longer text is cut first, then both in
+        turns.
+        """
         room = self.sequence_length - 1 - len(parts)
         if len(parts) == 1:
             return [parts[0][:room]]
@@ -103,11 +107,11 @@ def made_examples(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifiedData(LabelledData):
-    """What sets share whose targets have names.  A run keeps the names that its numbers stand for, whatever it is shown later.
+    """Base of sets whose targets are named classes.  A run keeps the names of its class numbers for all later data.
 
     Attributes:
-      class_names: names of the classes in the order of their numbers; None takes those of the training split in order, or
-        those of the run that is looked at.
+      class_names: names of the classes in the order of their numbers; None takes the classes of the
+        training split in sorted order, or the classes of the run that a command looks at.
     """
 
     class_names: tuple[str, ...] | None = None
@@ -125,7 +129,7 @@ class ClassifiedData(LabelledData):
         """Number of each class.
 
         Raises:
-          DataError: the split has a class that is none of them.
+          DataError: the split has a class that is not in `classes`.
         """
         number = {name: i for i, name in enumerate(self.classes)}
         unknown = sorted(self.names(split) - set(number))
@@ -159,7 +163,7 @@ class ClassifiedData(LabelledData):
         return data if learned is None else dataclasses.replace(data, class_names=learned)
 
     def going_on(self, workdir: Path) -> ClassifiedData:
-        # Its classes are those of the data, for `save` to compare.
+        # Classes come from the data, so that `save` can compare them with the run's classes.
         return dataclasses.replace(super().going_on(workdir), class_names=self.class_names)
 
 
@@ -169,9 +173,9 @@ class LabelledText(ClassifiedData):
 
     Attributes:
       name: sentiment, made reviews; or table, tab-separated files at data.dir.
-      text_pairs: the table has two texts a line.
-      columns: columns of the table with text, second text and label, by the names in its heading or by their numbers from 1;
-        empty for a table of these columns alone.
+      text_pairs: whether the table has two texts in each line.
+      columns: columns of the table with text, second text (if any) and label, by their names in the heading or by their
+        numbers from 1; empty if the table has no other columns.
     """
 
     name: str = "sentiment"
@@ -244,7 +248,8 @@ def _review(rng: np.random.Generator) -> tuple[str, str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelledTokens(ClassifiedData):
-    """Sentences with a tag for each word: `tokens` [B, T], `mask`, and `token_labels` [B, T], -1 but at words' first tokens.
+    """Sentences with a tag for each word: `tokens` [B, T], `mask`, and `token_labels` [B, T], -1 except at the first
+    token of each word.
 
     Attributes:
       name: entities, made sentences; or columns, CoNLL files at data.dir.
@@ -270,7 +275,8 @@ class LabelledTokens(ClassifiedData):
             words = [tokenizer.encode(" " * (i > 0) + word) for i, (word, _) in enumerate(sentence)]
             places = 1 + np.cumsum([0, *map(len, words)])
             for place, ids, (_, tag) in zip(places, words, sentence):
-                # A word may leave no token, such as one of control characters alone: its place is that of the next one.
+                # A word may have no token, for instance if it consists of control characters; it then takes the next
+                # word's place.
                 if len(ids) and place < self.sequence_length - 1:
                     row[place] = number[tag]
             texts.append([np.concatenate(words)])

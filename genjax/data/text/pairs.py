@@ -24,21 +24,22 @@ _HELD_OUT_SIZES = {"validation": 1200, "test": 3000}
 class TextToText(DelimitedText):
     """Sources `source` int32 [B, S] with `source_mask`, and `tokens` [B, T + 1] with `mask`: start, target, end.
 
-    Sources and targets end with the separator; around them is what a checkpoint's tokenizer puts there.  Training pairs that
-    do not fit are left out; those of other splits are cut, and `references` stay whole.
+    Sources and targets end with the separator, and have the tokens around them that a checkpoint's tokenizer adds.
+    Training pairs that do not fit are left out.  Pairs of other splits are cut, but `references` are whole.
 
     Attributes:
-      name: mixture, made tasks whose answers a program checks; files, sentences line by line in data.dir/SPLIT.LANGUAGE,
-        as in Multi30k; or table, a file data.dir of a source, a tab and a target a line.
-      source_length: longest source S, its end counted.
-      target_length: longest target T, its end counted.
+      name: mixture, made tasks whose answers a program checks; files, sentences line by line in
+        data.dir/SPLIT.LANGUAGE, as in Multi30k; or table, a file data.dir of a source, a tab and a target a line.
+      source_length: longest source S, its end token included.
+      target_length: longest target T, its end token included.
       source_language: ending of the files of sources.
       target_language: ending of the files of targets.
-      columns: columns of the table with source and target, by the names in its heading or by their numbers from 1; empty for
-        a table of two columns.
-      prefix: what each source begins with, to tell a text-to-text model its task.
+      columns: columns of the table with source and target, by their names in the heading or by their numbers from 1;
+        empty for a table of two columns.
+      prefix: beginning of each source, which tells a text-to-text model its task.
       lowercase: turn all texts into lower case.
-      tasks: tasks of the mixture; one that is named more often has a larger share of the training examples, and of these alone.
+      tasks: tasks of the mixture; a task that is named twice has twice the share of training examples (other splits
+        take each task once).
       num_made: training examples of the mixture; validation has 1200 and test 3000.
     """
 
@@ -183,19 +184,21 @@ def read_table_of_texts(
 ) -> list[tuple[str, ...]]:
     """Rows of a file with tabs between the columns, or of SPLIT.tsv in a folder.
 
-    One file is divided by a hash of each row's texts, without the target or label, a tenth each for validation and test: a row
-    keeps its split whatever rows come and go, and equal texts are in one split.
+    One file is divided by a hash of each row's texts, without the target or label, a tenth each for validation and
+    test: a row keeps its split when other rows come and go, and equal texts are in one split.
 
-    A first line that holds only names which are usual in headings is one, and so is any where `columns` are names.
+    The first line is a heading if it holds only usual names of columns, or if `columns` are names.
 
     Args:
       path: file or folder.
-      wanted: what the columns are, such as text and label.
+      wanted: the meanings of the columns, such as text and label.
       split: train, validation, test, or the name of another file.
-      columns: names or numbers (from 1) of the columns, in the order of `wanted`; none where the table has these alone.
+      columns: names or numbers (from 1) of the columns, in the order of `wanted`; empty if the table has no
+        other columns.
 
     Raises:
-      DataError: there is no such file, a line has another number of columns, a cell is empty, or the columns are others.
+      DataError: there is no such file, a line has another number of columns, a cell is empty, or the columns are
+        others.
     """
     if path and Path(path).expanduser().is_file():
         file = Path(path).expanduser()

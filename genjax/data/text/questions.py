@@ -3,9 +3,9 @@
     SPLIT.json as SQuAD 1.1 or 2.0 has it (Rajpurkar et al. 2016, arXiv:1606.05250; 2018, arXiv:1806.03822)
     row        [start] question [separator] window of the text [separator]
 
-A text that is longer than a row is read in windows, whose beginnings are `stride` tokens apart.  A window that does not hold
-the whole answer has none, as has a question without an answer: both places are then the first token (Devlin et al. 2019,
-section 4.3).  An answer is that of the window where it is likeliest.
+A text that is longer than a row is read in windows, whose beginnings are `stride` tokens apart.  If a window does not
+hold the whole answer, or the question has no answer, both places of the answer are the first token (Devlin et al. 2019,
+section 4.3).  The answer to a question comes from the window that gives it the largest probability.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ class Question(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuestionAnswering(LabelledData):
-    """Windows of texts with questions: `tokens` [B, T], `mask`, `types`, and `span` [B, 2], first and last place of the answer.
+    """Windows of texts with questions: `tokens` [B, T], `mask`, `types`, and `span` [B, 2], first and last place of the
+    answer.
 
-    `context` [B, T] is True where the text stands, `question` [B] is the question's number, and `shift` [B] is what leads
-    from a place to the number of its token in the whole text.
+    `context` [B, T] is True at the text's tokens, `question` [B] is the question's number, and `shift` [B] is the
+    number to add to a place in the window to get the token's place in the whole text.
 
     Attributes:
       name: facts, made texts; or squad, JSON files at data.dir.
@@ -97,7 +98,7 @@ class QuestionAnswering(LabelledData):
         )
 
     def _answer_tokens(self, context: str, answer: str, place: int) -> tuple[int, int] | None:
-        """First and last token of an answer in the whole text; None where the tokenizer leaves nothing of it."""
+        """First and last token of an answer in the whole text; None if the answer has no token."""
         spans = self.make_tokenizer().spans(context)
         inside = np.flatnonzero((spans[:, 1] > place) & (spans[:, 0] < place + len(answer)))
         return (int(inside[0]), int(inside[-1])) if len(inside) else None
@@ -116,19 +117,19 @@ class QuestionAnswering(LabelledData):
         scores: np.ndarray,
         none: np.ndarray,
     ) -> list[str]:
-        """The answer to each question: the part of its text that the likeliest span of any of its windows covers.
+        """The answer to each question: the text of the likeliest span in any of its windows.
 
         Args:
-          split: of the questions.
+          split: split of the questions.
           question: number of each window's question, [N], in any order.
-          shift: of each window, [N].
-          spans: its likeliest answer, [N, 2].
-          scores: of that answer, [N].
-          none: score of there being no answer, [N].
+          shift: `shift` of each window, [N].
+          spans: first and last place of the likeliest answer in each window, [N, 2].
+          scores: score of the likeliest answer, [N].
+          none: score of having no answer, [N].
 
         Returns:
-          An answer for each question that has a window here, in the order of their numbers; empty where none is likelier in
-          every window, in sets that have such questions.
+          An answer for each question with a window here, in the order of their numbers.  In sets with unanswerable
+          questions an answer is empty if having no answer scores higher in every window.
         """
         asked, tokenizer, found = self.questions(split), self.make_tokenizer(), []
         may_be_none = self.has_unanswerable

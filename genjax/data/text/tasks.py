@@ -7,12 +7,13 @@
     table: name city age|Ann Rome 31|Bob Oslo 25? city of Bob   Bob Oslo 25: Oslo
     summary: Ann has 3 figs. It rains. Buys 4 more.             Ann has 7 figs.
 
-Sums are worked out column by column before the answer, and the row of a table is quoted before its value, as in Nye et al.
-2021 (arXiv:2112.00114): answers that take several steps at once are learned from many times as many examples only.
+Sums are worked out column by column before the answer, and the row of a table is quoted before its value, as in Nye et
+al. 2021 (arXiv:2112.00114): a model needs many times as many examples to learn an answer that takes several steps at
+once.
 
 `make_example` draws an example of a seed; `solve` reads the source alone and works out the answer, and shares no code
-with the maker but the words.  An example belongs to one split by a checksum of its source, so that no source of the test
-split is trained on; a sum in the other order counts as the same.
+with the maker but the words.  An example belongs to one split by a checksum of its source, so that no source of the
+test split is trained on; a sum in the other order counts as the same.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ _MAKERS = {"sum": _sum, "reverse": _reverse, "date": _date, "slots": _slots, "ta
 def split_of(source: str) -> str:
     """The split that a source belongs to: test and validation have a tenth of all sources each.
 
-    Two sums that differ in the order of their terms alone belong to the same, or the one would give the other away.
+    Two sums that differ only in the order of their terms belong to the same split, as one would give the other away.
     """
     if found := re.fullmatch(r"sum: (\d+)\+(\d+)", source):
         source = f"sum: {'+'.join(sorted(found.groups()))}"

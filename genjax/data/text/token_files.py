@@ -1,8 +1,8 @@
 """Rows of token ids: in memory for small corpora, else in a file that is written once and mapped into memory.
 
 A large corpus is encoded by the first process that asks for it, in parts, so that neither its text nor its tokens need
-fit into memory.  What decides the file (genjax/data/files.py) is the texts, by names, sizes and times of their files, the
-tokenizer, and the marks between documents.
+fit into memory.  The file (genjax/data/files.py) is found again
+by the names, sizes and times of the texts' files, the tokenizer, and the marks between documents.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def token_row(
     """The ids of all documents in one row.
 
     Args:
-      tokenizer: what encodes them.
+      tokenizer: tokenizer that encodes the texts.
       documents: the texts.
-      end: token that stands before the first document and after each; None for none.
-      separate: it stands before each document as well.
+      end: token before the first document and after each document, or None.
+      separate: whether `end` stands before each document as well.
 
     Returns:
       Ids [N], uint16 where they fit and else uint32, and the place where each document begins, int64.

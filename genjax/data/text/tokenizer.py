@@ -18,7 +18,8 @@ import numpy as np
 from genjax.data.base import DataError
 from genjax.data.files import read_utf8
 
-#: Symbols of SMILES: bracket atoms, two-letter elements, ring numbers above 9, and single characters (Schwaller et al. 2018).
+#: Symbols of SMILES: bracket atoms, two-letter elements, ring numbers above 9, and single characters (Schwaller et al.
+#: 2018).
 _SMILES = re.compile(r"\[[^\]]+\]|Br|Cl|%\d\d|.", re.DOTALL)
 
 
@@ -31,7 +32,7 @@ _SPECIAL = {
     "first_sentinel": ("<extra_id_0>",),
 }
 
-#: What names of tokens begin with that no text can have: a character for private use.
+#: Beginning of the names of tokens that no text can contain: a character for private use.
 RESERVED = "\ue000"
 
 
@@ -44,10 +45,10 @@ class Tokenizer:
 
     Attributes:
       kind: characters, bytes, smiles, bpe or unigram; or file for a tokenizer.json of another library.
-      pieces: text of each id as bytes (of a file of subwords with marks, about what they stand for).
+      pieces: text of each id as bytes (approximate for files whose subwords carry marks).
       library: the content of a tokenizer.json of the library tokenizers, or None.
-      special: ids of the special tokens start, separator, padding and mask, as far as a file has them, or where they
-        stay under a vocabulary that was extended.
+      special: ids of the special tokens start, separator, padding and mask, if the file has them, or if the vocabulary
+        was extended and they keep their ids.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Tokenizer:
 
     @functools.cached_property
     def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What a checkpoint's tokenizer puts before and behind a text; nothing in others."""
+        """Tokens that a checkpoint's tokenizer puts before and behind a text; other tokenizers put none."""
         if self.kind != "file":
             return (), ()
         bare, framed = (self._library.encode("a", add_special_tokens=marks).ids for marks in (False, True))
@@ -119,7 +120,7 @@ class Tokenizer:
                 yield np.array(encoding.ids, np.int32)
 
     def spans(self, text: str) -> np.ndarray:
-        """First character of each id's text in the text, and the one after its last, int [N, 2]."""
+        """For each id, the place of its first character in the text and of the character after its last, int [N, 2]."""
         check_unicode(text)
         if self._library is not None:
             return np.array(self._library.encode(text, add_special_tokens=False).offsets, int).reshape(-1, 2)
@@ -148,7 +149,7 @@ class Tokenizer:
         return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
 
     def to_json(self) -> str:
-        """All that `from_json` needs."""
+        """The tokenizer as JSON text, for `from_json`."""
         pieces = None if self.library else [p.decode("latin-1") for p in self.pieces]
         content = {"kind": self.kind, "pieces": pieces, "library": self.library}
         if self.special and self.kind != "file":
@@ -187,7 +188,9 @@ class Tokenizer:
 
 
 def check_unicode(text: str, name: str = "the text") -> None:
-    """Raises DataError if a text has half of a surrogate pair: Python's sign for a byte that is not UTF-8, or half a character."""
+    """Raises DataError if a text has half of a surrogate pair: Python's sign for a byte that is not UTF-8, or half a
+    character.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -198,7 +201,7 @@ def check_unicode(text: str, name: str = "the text") -> None:
 
 
 def _parts(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
-    """Texts in lists of about so many characters, so that few of them are in memory."""
+    """Lists of texts with about `characters` characters each, so that few texts are in memory."""
     part, size = [], 0
     for text in texts:
         part.append(text)
@@ -216,7 +219,7 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokeniz
     Args:
       kind: characters, bytes, smiles, bpe or unigram.
       texts: the corpus.
-      vocab_size: number of pieces at most, of bpe and unigram.
+      vocab_size: largest number of pieces, for bpe and unigram.
     """
     if kind == "bytes":
         return Tokenizer(kind, [bytes([b]) for b in range(256)])
@@ -237,7 +240,7 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokeniz
         trainer = library.trainers.UnigramTrainer(**options)
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = library.decoders.ByteLevel()
-    # In parts: one long text would be one unit of work.
+    # In parts, because the library takes one long text as one unit of work.
     lines = (text[i : i + 10_000] for text in texts for i in range(0, len(text), 10_000))
     tokenizer.train_from_iterator(lines, trainer)
     return Tokenizer(kind, _library_pieces(tokenizer), tokenizer.to_str())
@@ -252,11 +255,11 @@ def _opened(library: str) -> Any:
     tokenizers = _tokenizers()
     try:
         opened = tokenizers.Tokenizer.from_str(library)
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises no narrower error
         raise DataError(
             f"it is no tokenizer.json of the library tokenizers {tokenizers.__version__}: {error}"
         ) from None
-    # The file keeps how it was called last: cut to a length, filled up to one, with merges left out at random.
+    # The file keeps the settings of its last use: truncation, padding, dropout of merges.  They are switched off.
     opened.no_truncation()
     opened.no_padding()
     if getattr(opened.model, "dropout", None) is not None:
@@ -275,7 +278,7 @@ def _tokenizers() -> Any:
 
 
 def _library_pieces(tokenizer: Any, content: dict[str, Any] | None = None) -> list[bytes]:
-    """Pieces of a byte-level vocabulary; those of another one with its marks of words and bytes resolved."""
+    """Pieces of a vocabulary as bytes; in vocabularies that are not byte-level, marks of words and bytes are resolved."""
     table = _byte_of_character()
     # Ids of a file may have gaps.
     pieces = [tokenizer.id_to_token(i) or "" for i in range(max(tokenizer.get_vocab().values()) + 1)]

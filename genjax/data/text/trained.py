@@ -1,15 +1,15 @@
 """Tokenizers of a corpus: trained once, on a bounded part of the text that is spread over all of it.
 
-The first process that asks for a tokenizer trains it and leaves it in a file (genjax/data/files.py), which the others read, of
-this run and of later ones.  Unigram pieces need this to be right and not only fast: the library tokenizers adds up its
-expectations in an order of its own, so that two trainings on the same text give two tokenizers.
+The first process that asks for a tokenizer trains it and writes it to a file (genjax/data/files.py).  The other
+processes, of this run and of later runs, read the file.  For unigram pieces correctness depends on this: the library
+tokenizers sums expectations in a varying order, so that two trainings on the same text give two different tokenizers.
 
 Text is cut into blocks of 10,000 characters.  Block i is kept if
 
     frac(i / golden ratio) < 2^-k
 
-with the smallest k for which the kept blocks have at most so many characters.  The sequence is spread evenly over the text,
-and over every m-th block of it, so that sources and targets which take turns are both seen.
+with the smallest k for which the kept blocks have at most `limit` characters.  The kept blocks are spread evenly over
+the text, and over every m-th block of it, so that sources and targets which take turns are both seen.
 """
 
 from __future__ import annotations
@@ -28,16 +28,18 @@ from genjax.data.text.tokenizer import Tokenizer, read_tokenizer
 
 #: Characters of a block of text.
 BLOCK = 10_000
-#: 2^32 over the golden ratio; multiples of it modulo 2^32 are spread evenly (Knuth, The Art of Computer Programming 6.4).
+#: 2^32 over the golden ratio; multiples of it modulo 2^32 are spread evenly (Knuth, The Art of Computer Programming
+#: 6.4).
 _GOLDEN = 2654435769
 
 _logger = logging.getLogger(__name__)
 
 
 def spread_sample(texts: Iterable[str], limit: int) -> tuple[list[str], int]:
-    """Blocks of the texts, of at most `limit` characters in all where there are several; and the texts' characters.
+    """Blocks of the texts with at most `limit` characters in all (unless there is only one block); and the number of
+    characters of the texts.
 
-    No more than these blocks and one text are in memory.
+    Only these blocks and one text are in memory.
     """
     kept: list[tuple[int, str]] = []
     size, total, bound = 0, 0, 2**32
@@ -71,15 +73,15 @@ def made_once(make: Callable[[], Tokenizer], corpora: Sequence[Documents], setti
     """The tokenizer of a corpus from its file, which the first process writes.
 
     Args:
-      make: makes the tokenizer.
-      corpora: what it is made of, by whose identity it is found again.
-      settings: all else that decides it.
+      make: function that makes the tokenizer.
+      corpora: the texts that it is made of; their identity finds the file again.
+      settings: everything else that the tokenizer depends on.
 
     Raises:
       DataError: the file cannot be written or read.
     """
     name = name_of("tokenizer", *(corpus.identity for corpus in corpora), *settings, _library_version())
-    # No suffix of a text, for which a folder of texts is searched.
+    # The suffix is not a text's suffix, so that a folder of texts does not include the file.
     file_of = lambda path: path.with_suffix(".tokenizer")  # noqa: E731
     path = find_place(corpora[0].folder, name, lambda path: file_of(path).is_file())
     if path is None:
@@ -99,7 +101,7 @@ def made_once(make: Callable[[], Tokenizer], corpora: Sequence[Documents], setti
 
 
 def _keep_first(part: Path, file: Path) -> None:
-    """Gives a finished file its name, unless a writer on another machine was first: all go on with the same one."""
+    """Gives a finished file its name, unless a writer on another machine was first: all processes use the first file."""
     try:
         os.link(part, file)
     except FileExistsError:
@@ -119,11 +121,11 @@ def _library_version() -> str:
 
 
 def in_memory(texts: Sequence[str], folder: str | None) -> Documents:
-    """Texts that were read already as a corpus, whose identity is their content.
+    """Texts in memory as a corpus, whose identity is their content.
 
     Args:
       texts: the texts.
-      folder: file or folder that they came from, or None.
+      folder: file or folder of the texts, or None.
     """
     digest, size = hashlib.sha256(), 0
     for text in texts:

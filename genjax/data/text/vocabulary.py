@@ -1,11 +1,12 @@
-"""Tokenizers with more tokens, for text of another domain: old ids stay what they are, new ones come behind them.
+"""Tokenizers with more tokens, for text of another domain: old ids do not change, new ids come behind them.
 
-A tokenizer of pieces gets words of the new text that it divides, those first whose pieces cost the most:
+A tokenizer of pieces gets words of the new text that it splits into several pieces.  Words with the largest gain come
+first:
 
     gain(word) = count(word) (pieces(word) - 1)
 
-A tokenizer of characters or SMILES symbols gets the symbols that it lacks.  A model that starts from the checkpoint gets a row
-for each new token (`genjax.nn.tokens.with_more_tokens`).
+A tokenizer of characters or SMILES symbols gets the symbols that it lacks.  A model that starts from the checkpoint
+gets a row for each new token (`genjax.nn.tokens.with_more_tokens`).
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ def extended(tokenizer: Tokenizer, texts: Sequence[str], count: int, special: Ma
     """A tokenizer with up to `count` tokens more.
 
     Args:
-      tokenizer: of a checkpoint.
-      texts: of the new domain.
-      count: number of new tokens at most.
-      special: ids above the tokenizer's that its checkpoint uses for special tokens; they are kept free.
+      tokenizer: tokenizer of a checkpoint.
+      texts: texts of the new domain.
+      count: largest number of new tokens.
+      special: ids above the tokenizer's ids that its checkpoint uses for special tokens; they are kept free.
 
     Raises:
       DataError: the tokenizer is one of bytes, which has no words.
@@ -50,7 +51,7 @@ def extended(tokenizer: Tokenizer, texts: Sequence[str], count: int, special: Ma
     library.add_special_tokens([f"{RESERVED}{place}" for place in places])
     byte_level = "ByteLevel" in json.dumps(json.loads(tokenizer.library).get("decoder"))
     for word in divided_words(tokenizer, texts, count, " " if byte_level else ""):
-        # Bytes keep the space in front of a word, as pieces of theirs do; other kinds find whole words.
+        # Byte-level pieces include the space before a word; other kinds of pieces are whole words.
         options = {"normalized": False} if byte_level else {"normalized": True, "single_word": True}
         library.add_tokens([tokenizers.AddedToken(word, **options)])
     return Tokenizer.of_library(tokenizer.kind, library.to_str(), special)

@@ -1,9 +1,9 @@
 """Text: the embedded corpus, TFDS text sets, a file or folder of the user; packed into windows without loss of tokens.
 
-The ids of a split stand in one row, with an end token after each document where there are several.  Window i holds
-the T + 1 tokens from i * stride on: T inputs and their targets.  With the stride T, which is the default, every token but
-the first is predicted exactly once an epoch.  A large corpus is encoded once and mapped into memory (token_files.py);
-give it as a folder of files, since a text is read and encoded as a whole.
+The ids of a split form one row, with an end token after each document if there are several documents.  Window i holds
+the T + 1 tokens from i * stride on: T inputs and their targets.  With the stride T, which is the default, every token
+but the first is predicted exactly once an epoch.  A large corpus is encoded once and mapped into memory
+(token_files.py); give it as a folder of files, since a text is read and encoded as a whole.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ class Windows:
         return self._arrays
 
     def batch_indices(self, step: int, batch_size: int, seed: int) -> np.ndarray | None:
-        """Windows of a training step in contiguous order, where row b of a batch goes on in row b of the next; else None."""
+        """Windows of a training step in contiguous order, where row b of a batch goes on in row b of the next; else
+        None.
+        """
         del seed
         if self.order != "contiguous":
             return None
@@ -203,5 +205,5 @@ def _num_documents(name: str, directory: str | None) -> int:
 
 
 def _end_of(tokenizer: Tokenizer) -> int:
-    """The end of a document: that of a checkpoint's tokenizer, or the id above our own tokenizer's."""
+    """The token that ends a document: the separator of a checkpoint's tokenizer, or the first id above our tokenizer's."""
     return tokenizer.special.get("separator", tokenizer.vocab_size)
