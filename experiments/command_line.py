@@ -147,6 +147,11 @@ class Place:
     step: int | Literal["best"] | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """The options of a command that has none of its own."""
+
+
 def run_and_options(arguments: list[str], usage: str, options: Options) -> tuple[Run, Options] | None:
     """Restores the run that a command line names, and reads what it says of the command's options.
 

@@ -8,36 +8,24 @@ fits, for instance the number of importance samples of an estimator.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
-from absl import flags
-
 from experiments import command_line
+from genjax.tools import evaluate
 from genjax.training.records import write_json
-
-flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
-command_line.define_step()
 
 
 def main(arguments: list[str]) -> int:
-    run = command_line.restore_from_flags(arguments, __doc__)
-    if run is None:
+    given = command_line.run_and_options(arguments, __doc__, command_line.NoOptions())
+    if given is None:
         return 0
-    settings, data = run.experiment.evaluation, run.experiment.data
-    began = time.monotonic()
-    metrics = run.evaluate()
-    seconds = time.monotonic() - began
-    count = metrics.pop("num_examples")
-    protocol = (
-        f"{run.name}, step {run.step}: {type(run.model).__name__} on {data.name}, split {settings.split}, {count} examples, "
-        f"{data.protocol()}, seed {settings.seed}, {seconds:.1f} s"
-    )
-    print(protocol)
-    for name, value in metrics.items():
-        print(f"  {name:<24} {value:.6g}")
-    record = {"step": run.step, "split": settings.split, "protocol": protocol, "num_examples": count, **metrics}
-    path = Path(run.workdir) / f"evaluation_{settings.split}.json"
+    run, _ = given
+    record = evaluate.measure(run)
+    print(record["protocol"])
+    for name, value in record.items():
+        if name not in ("step", "split", "protocol", "num_examples"):
+            print(f"  {name:<24} {value:.6g}")
+    path = Path(run.workdir) / f"evaluation_{record['split']}.json"
     write_json(path, record)
     print(f"written to {path}")
     return 0

@@ -19,11 +19,16 @@ def examples_to_answer(run: Run, num_samples: int, key: Any) -> dict[str, Any] |
 
     Of text they have `source`, `source_mask` and `tokens`; of pictures that are translated, `source` and `x`.
     """
-    data, model = run.experiment.data, run.model
-    if not hasattr(data, "write_answers") or not answers_sources(model):
+    if not answers_examples(run):
         return None
+    model = run.model
     batch = examples_in_order(run, np.arange(num_samples), key)
     return jax.device_get(model.with_source(batch, key) if hasattr(model, "with_source") else batch)
+
+
+def answers_examples(run: Run) -> bool:
+    """Whether samples of a run are answers to examples, which its data can show beside them."""
+    return hasattr(run.experiment.data, "write_answers") and answers_sources(run.model)
 
 
 def answers_sources(model: Any) -> bool:

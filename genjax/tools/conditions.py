@@ -54,7 +54,7 @@ def takes_labels(model: Any) -> bool:
     return True
 
 
-def labels_for(model: Any, classes: list[str], count: int, names: Sequence[str] = ()) -> np.ndarray:
+def labels_for(model: Any, classes: Sequence[str], count: int, names: Sequence[str] = ()) -> np.ndarray:
     """Classes of the samples, in turn, int32 [count].
 
     Args:
@@ -81,21 +81,17 @@ def labels_for(model: Any, classes: list[str], count: int, names: Sequence[str] 
     return label
 
 
-def condition_for(model: Any, data: Any, given: list[str], count: int) -> np.ndarray:
+def condition_for(model: Any, data: Any, given: Sequence[float], count: int) -> np.ndarray:
     """The condition of samples that are drawn given numbers in the units of the data, float32 [count, K].
 
     Raises:
-      ConfigError: they are no numbers, the data have no condition, or the model does not take one.
+      ConfigError: the data have no condition, or the model does not take one.
     """
     if not _takes(model, "condition"):
         raise config.ConfigError(f"{type(model).__name__} is not conditional on columns; leave --condition out")
     if not hasattr(data, "condition"):
         raise config.ConfigError(f"the data {data.name} have no condition; leave --condition out")
-    try:
-        values = [float(number) for number in given]
-    except ValueError:
-        raise config.ConfigError(f"--condition={','.join(given)} is not a list of numbers") from None
-    return np.tile(data.condition(values), (count, 1))
+    return np.tile(data.condition(list(given)), (count, 1))
 
 
 def check_finite(samples: np.ndarray, name: str) -> None:

@@ -3,6 +3,7 @@ import gzip
 import numpy as np
 import pytest
 
+from genjax.data import Molecules
 from genjax.data.molecules import embedded_smiles
 from genjax.evaluation.molecules import (
     canonical,
@@ -17,7 +18,7 @@ from genjax.evaluation.molecules import (
     scaffolds,
     tanimoto,
 )
-from tests.entry_points import entry_point
+from genjax.tools.molecules import known_molecules
 
 pytest.importorskip("rdkit")
 KNOWN = embedded_smiles()
@@ -36,10 +37,6 @@ def test_counts_of_valid_unique_and_new_molecules():
 
 
 def test_molecules_of_the_training_set_are_not_new_however_it_writes_them(tmp_path):
-    from genjax.data import Molecules
-
-    known_molecules = entry_point("molecules").known_molecules
-
     data = Molecules(max_molecules=20)
     train = data.smiles("train")[::3]
     assert any(written != ours for written, ours in zip(train, canonical(train)))
@@ -52,10 +49,6 @@ def test_molecules_of_the_training_set_are_not_new_however_it_writes_them(tmp_pa
 
 
 def test_validation_molecules_of_moses_are_held_out_of_its_training_file(tmp_path):
-    from genjax.data import Molecules
-
-    known_molecules = entry_point("molecules").known_molecules
-
     whole = ["C" * n for n in range(1, 51)]
     for name, strings in (("train", whole), ("test", ["O", "CO"])):
         (tmp_path / f"{name}.csv.gz").write_bytes(gzip.compress("\n".join(["SMILES", *strings]).encode()))

@@ -3,13 +3,14 @@
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
 from experiments import command_line
 from genjax import config
 from genjax.data import Points
 from genjax.data.base import DataError
 from genjax.families.vae.vae import VAE
-from genjax.tools import conditions
+from genjax.tools import conditions, samples
 from genjax.training import resolve, train
 
 TINY = {
@@ -72,14 +73,14 @@ def test_columns_of_a_table_can_be_what_the_others_are_modelled_given(tmp_path):
     table = next(path for path in data.write_samples(batch["x"], tmp_path / "samples") if path.suffix == ".csv")
     assert table.read_text().startswith("height,weight\n")
     np.testing.assert_allclose(np.loadtxt(table, delimiter=",", skiprows=1), arrays["x"], rtol=1e-4, atol=1e-4)
-    seen = conditions.condition_for(chosen.model, data, [str(value) for value in arrays["condition"][3]], 2)
+    seen = conditions.condition_for(chosen.model, data, arrays["condition"][3].tolist(), 2)
     np.testing.assert_allclose(seen, np.tile(batch["condition"][3], (2, 1)), rtol=1e-4)
-    with pytest.raises(config.ConfigError, match="--condition=old is not a list of numbers"):
-        conditions.condition_for(chosen.model, data, ["old"], 2)
+    with pytest.raises(flags.Error, match="--condition=old: 'old' is not numbers separated by commas"):
+        config.from_flags(["sample", "--condition=old"], samples.Options())
     with pytest.raises(DataError, match="2 values are given, but these are the data's condition columns: age"):
-        conditions.condition_for(chosen.model, data, ["1", "2"], 2)
+        conditions.condition_for(chosen.model, data, [1.0, 2.0], 2)
     with pytest.raises(config.ConfigError, match="VAE is not conditional on columns"):
-        conditions.condition_for(VAE(), data, ["1"], 2)
+        conditions.condition_for(VAE(), data, [1.0], 2)
     with pytest.raises(DataError, match="has no column size; it has height, age, weight"):
         Points(name="table", dir=str(file), condition_columns=("size",)).load("train")
     with pytest.raises(DataError, match="none is left"):

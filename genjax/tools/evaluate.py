@@ -1,0 +1,26 @@
+"""The evaluation of a run on its split, with the protocol that its numbers belong to."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from genjax.training import Run
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Evaluates a run on `evaluation.split`.
+
+    Returns:
+      `step`, `split`, `protocol` (what was evaluated, how, and in what time), `num_examples`, and the metrics by name.
+    """
+    settings, data = run.experiment.evaluation, run.experiment.data
+    began = time.monotonic()
+    metrics = run.evaluate()
+    seconds = time.monotonic() - began
+    count = metrics.pop("num_examples")
+    protocol = (
+        f"{run.name}, step {run.step}: {type(run.model).__name__} on {data.name}, split {settings.split}, {count} examples, "
+        f"{data.protocol()}, seed {settings.seed}, {seconds:.1f} s"
+    )
+    return {"step": run.step, "split": settings.split, "protocol": protocol, "num_examples": count, **metrics}

@@ -1,0 +1,81 @@
+"""Samples of a run, its reconstructions, and its answers, written as the domain of the data shows them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+
+from genjax import config
+from genjax.tools import conditions
+from genjax.tools.answers import examples_to_answer
+from genjax.training import Run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is drawn, and where it is written.
+
+    Attributes:
+      weak_step: an early checkpoint that guides a diffusion model, by model.guidance.scale: a number of steps, or best.
+      num_samples: number of samples.
+      seed: seed of the samples.
+      output: path of the picture without its suffix; <workdir>/samples/... unless given.
+      label: classes of the samples, in turn, by name or number, for a model conditional on classes.
+      condition: a number for each column that the others are modelled given, in the data's units.
+      reconstruct: show examples of the evaluation split beside their reconstructions instead.
+    """
+
+    weak_step: int | Literal["best"] | None = None
+    num_samples: int = 64
+    seed: int = 0
+    output: str | None = None
+    label: tuple[str, ...] | None = None
+    condition: tuple[float, ...] | None = None
+    reconstruct: bool = False
+
+    def __post_init__(self) -> None:
+        config.check_at_least(self, num_samples=1)
+
+
+def write(run: Run, options: Options | None = None) -> list[Path]:
+    """Draws samples and writes them; returns the files.
+
+    A model that answers sources answers the first of the evaluation split, each beside its target.
+
+    Raises:
+      ConfigError: the model does not take the condition or does not reconstruct, or samples are not finite.
+    """
+    options = options or Options()
+    run = conditions.guided_by_step(run, options.weak_step)
+    data, batch, kind = run.experiment.data, None, "samples"
+    condition = _condition(run, options)
+    if options.reconstruct:
+        if not hasattr(run.model, "reconstruct"):
+            raise config.ConfigError(f"{type(run.model).__name__} does not reconstruct; leave --reconstruct out")
+        samples = run.engine.reconstruct(run.state, options.num_samples, run.experiment.evaluation.split)
+        kind = "reconstructions"
+    else:
+        key = jax.random.key(options.seed)
+        batch = examples_to_answer(run, options.num_samples, key)
+        if batch is not None:
+            condition |= {name: batch[name] for name in ("source", "source_mask") if name in batch}
+        samples = run.sample(key, options.num_samples, **condition)
+    conditions.check_finite(samples, f"{kind} of {run.workdir}")
+    default = Path(run.workdir) / "samples" / f"{kind}_{run.step:08d}_seed{options.seed}"
+    stem = Path(options.output).expanduser() if options.output else default
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    return run.write_samples(samples, stem) if batch is None else data.write_answers(batch, samples, stem)
+
+
+def _condition(run: Run, options: Options) -> dict[str, np.ndarray]:
+    """What the samples are drawn given, by name."""
+    data, count, condition = run.experiment.data, options.num_samples, {}
+    if options.label is not None:
+        condition["label"] = conditions.labels_for(run.model, options.label, count, data.label_names())
+    if options.condition is not None:
+        condition["condition"] = conditions.condition_for(run.model, data, options.condition, count)
+    return condition
