@@ -1,17 +1,24 @@
 """What commands share: their flags are the fields of their options, of the place of a run, and of its experiment."""
 
 import dataclasses
+import importlib
+import pkgutil
 from typing import Literal
 
 import pytest
 from absl import flags
 
 from experiments import command_line
-from genjax import config
+from experiments.__main__ import commands
+from genjax import config, tools
+from genjax.config.annotations import format_value, parse
+from genjax.config.command_line import field_help
+from genjax.config.trees import leaves
 from genjax.training import resolve
 from genjax.training.checkpoints import Checkpoints
 from genjax.training.engine import Engine
 from genjax.training.experiment import save_config
+from tests.experiments.commands import call
 from tests.training.tiny_runs import tiny
 
 
@@ -93,3 +100,38 @@ def test_a_command_without_a_run_has_its_options_alone():
     assert command_line.options_only(["program", "--method", "beam"], "usage", Options()) == Options(method="beam")
     with pytest.raises(config.ConfigError, match="did you mean levels"):
         command_line.options_only(["program", "--level=1"], "usage", Options())
+
+
+#: Commands that still define their flags where they are imported.
+OF_OLD = {"denoising", "latents", "likelihood", "objectives", "pictures", "quality", "style"}
+
+
+def test_all_commands_stand_in_one_process_and_one_after_the_other_runs(workdir):
+    before = set(flags.FLAGS)
+    modules = {name: importlib.import_module(f"experiments.{name}") for name in set(commands()) - OF_OLD}
+    assert len(modules) >= 10 and all(callable(module.main) for module in modules.values())
+    arguments = [f"--workdir={workdir}", "--training.mesh=data:1", "--evaluation.num_examples=8"]
+    evaluated = call("evaluate", *arguments)
+    assert evaluated.returncode == 0 and "8 examples" in evaluated.stdout, evaluated.stderr
+    drawn = call("sample", *arguments, "--num_samples=4", "--seed=3", f"--output={workdir}/four")
+    assert drawn.returncode == 0 and drawn.stdout.split() == [f"{workdir}/four.png"], drawn.stderr
+    wrong = call("evaluate", *arguments, "--num_samples=4")
+    assert wrong.returncode == 1 and "no flag --num_samples" in wrong.stderr
+    assert set(flags.FLAGS) == before
+
+
+def options_of_commands():
+    """Every dataclass of options that a module of the tools or a command has."""
+    names = [f"genjax.tools.{info.name}" for info in pkgutil.iter_modules(tools.__path__)]
+    found = {command_line.Place}
+    for name in [*names, *(f"experiments.{name}" for name in set(commands()) - OF_OLD)]:
+        module = importlib.import_module(name)
+        found |= {each for each in [vars(module).get("Options")] if dataclasses.is_dataclass(each)}
+    return sorted(found, key=lambda cls: cls.__module__)
+
+
+def test_every_option_has_a_help_text_and_a_default_that_its_flag_reads():
+    for cls in options_of_commands():
+        for path, hint, value in leaves(cls()):
+            assert len(field_help(cls, path).split()) >= 2, f"{cls.__module__}: {path}"
+            assert value == "" or parse(hint, format_value(value)) == value, f"{cls.__module__}: {path}"
