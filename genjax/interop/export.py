@@ -127,10 +127,10 @@ def export_forward(
       path: the file.
       model: a model with the method (state, *arrays).
       state: a trained state.
-      method: its name.
-      *examples: arrays of the shapes and types that it takes, batch first.
-      any_batch: whether the batch may have any size; if not, that of the examples.
-      platforms: where it shall run.
+      method: name of the method.
+      *examples: arrays with the shapes and types of the method's arguments, batch first.
+      any_batch: whether the batch may have any size; if not, it has the size of the examples' batch.
+      platforms: platforms that the exported function shall run on.
     """
     (batch,) = export.symbolic_shape("batch")
     shapes = [np.asarray(e).shape for e in examples]

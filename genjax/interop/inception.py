@@ -1,7 +1,8 @@
-"""Weights of the Inception network of the Frechet distance, from a file in the layout of pytorch-fid and torch-fidelity.
+"""Weights of the Inception network of the Frechet distance, from a file in the layout of pytorch-fid and
+torch-fidelity.
 
-Both packages give out the same tensors (Mixed_5b.branch1x1.conv.weight, ...bn.running_mean, ..., fc.weight), as a file of
-torch.save, which is read without unpickling code; .safetensors and .npz with the same names are read too.
+Both packages give out the same tensors (Mixed_5b.branch1x1.conv.weight, ...bn.running_mean, ..., fc.weight), as a file
+of torch.save, which is read without unpickling code; .safetensors and .npz with the same names are read too.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def inception_params(path: str | Path) -> dict:
     """Parameters of `InceptionV3`, float32, with batch norm folded into the convolutions.
 
     Raises:
-      CheckpointFileError: there is no such file, it cannot be read, or its tensors are not those of the network.
+      CheckpointFileError: there is no such file, it cannot be read, or its tensors do not fit the network.
     """
     path = Path(path).expanduser()
     if not path.is_file():

@@ -16,7 +16,7 @@ def load(path=None):
     """The function of an archive: of a seed for samplers, of arrays for forward passes.
 
     Args:
-      path: the archive; None for the one that this file was imported from.
+      path: the archive; None for the archive that this file was imported from.
     """
     archive = Path(__file__).parent if path is None else Path(path)
     if importlib.util.find_spec("flatbuffers") is None:

@@ -101,7 +101,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, CheckpointFileError):
             raise
-        raise CheckpointFileError(f"{path} is damaged: its header is not that of a safetensors file") from None
+        raise CheckpointFileError(f"{path} is damaged: it has no header of a safetensors file") from None
     if 8 + length + end != size:
         what = "truncated" if size < 8 + length + end else "damaged"
         raise CheckpointFileError(f"{path} is {what}: {size} bytes, and its tensors end at byte {8 + length + end}")

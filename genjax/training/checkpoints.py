@@ -109,8 +109,8 @@ class Checkpoints:
           keep: number of latest checkpoints that are kept, two at least.
           best_metric: metric whose best checkpoint is kept too, or None.
           best_mode: "min" or "max".
-          writable: whether this process saves.  Unfinished checkpoints, and damaged ones behind the last sound one, are then
-            moved out of the way.
+          writable: whether this process saves.  Unfinished checkpoints, and damaged ones behind the last sound one, are
+            then moved out of the way.
         """
         self.directory = workdir.resolve() / DIRECTORY
         # A new one is complete only once its digests are written, which is after the policy was followed.
@@ -131,7 +131,9 @@ class Checkpoints:
         )
 
     def _tidy(self) -> None:
-        """Moves checkpoints that cannot be used out of the way of new ones; older ones than the last sound one are not read."""
+        """Moves checkpoints that cannot be used out of the way of new ones; older ones than the last sound one are not
+        read.
+        """
         steps = self.steps()
         for step in steps:
             if not is_complete(self.directory / str(step)):
@@ -341,7 +343,8 @@ class Checkpoints:
     def read_parameters(self, step: int) -> dict[str, np.ndarray]:
         """Parameters of a checkpoint by path below `params`, averaged ones where they were kept, on the host.
 
-        What a family keeps beside its parameters, such as a codebook of moving averages, is found by its path below `extra`.
+        What a family keeps beside its parameters, such as a codebook of moving averages, is found by its path below
+        `extra`.
         """
         # On one device of each process, as all of them read.
         devices = [next(d for d in jax.devices() if d.process_index == i) for i in range(jax.process_count())]
@@ -355,7 +358,7 @@ class Checkpoints:
 
 
 def warm_start(params: Any, workdir: str, prefixes: tuple[str, ...], model: Any = None) -> Any:
-    """Replaces parameters by those of another run.
+    """Replaces parameters by the parameters of another run.
 
     Args:
       params: parameters after initialisation.

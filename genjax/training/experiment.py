@@ -30,19 +30,21 @@ class Training:
       evaluate_every: steps between two evaluations on evaluation.validation_split, or none.
       sample_every: steps between two sheets of samples, or none; the last step always makes one.
       num_samples: number of samples on a sheet.
-      pictures: what `experiments.train` draws beside each sheet: curves of the metrics; a walk between latents, as a GIF;
-        classes, a row of samples for each.
+      pictures: what `experiments.train` draws beside each sheet: curves of the metrics; a walk between latents, as a
+        GIF; classes, a row of samples for each.
       keep_checkpoints: number of latest checkpoints that are kept; two at least, as a kill may spoil the last.
-      best_metric: evaluation metric whose best checkpoint is kept too (`--step=best` of the tools), or none; each evaluation
-        then makes a checkpoint.  A run that goes on keeps its best one, whether this is given again or not.
+      best_metric: evaluation metric whose best checkpoint is kept too (`--step=best` of the tools), or none; each
+        evaluation then makes a checkpoint.  A run that goes on keeps its best one, whether this is given again or not.
       best_mode: whether the best value is the smallest or the largest.
       init_from: working directory of another run whose parameters to start from.
-      init_prefix: only parameters whose path starts with one of these, as in encoder or decoder/Dense_0; empty for all.
+      init_prefix: take only parameters of init_from whose path starts with one of the prefixes, such as encoder or
+        decoder/Dense_0; empty for all.
       tensorboard: write TensorBoard event files.
       compilation_cache: directory of compiled programs kept between runs; empty for none.
       profile_steps: write a profiler trace of that many steps, after the first dispatches; 0 for none.
       debug_nans: let JAX stop at the operation that made a NaN; slow.
-      distributed: join the other processes of a SLURM, Open MPI or Kubernetes job, or of a TPU pod, which JAX finds itself.
+      distributed: join the other processes of a SLURM, Open MPI or Kubernetes job, or of a TPU pod, which JAX finds
+        itself.
       coordinator_address: host:port of process 0 of a run of several processes that JAX does not find.
       num_processes: number of processes of the run, with coordinator_address.
       process_id: number of this process from 0, with coordinator_address.
@@ -142,7 +144,7 @@ def resolve(experiment: Experiment) -> Experiment:
 
     Raises:
       ConfigError: the data set cannot be read, or has no field that the model needs.
-      DataError: the data's tokenizer is not that of the checkpoint.
+      DataError: the data's tokenizer is not the checkpoint's.
     """
     model, data, training = experiment.model, experiment.data, experiment.training
     pretrained = model.pretrained if isinstance(model, HasPretrained) else None
@@ -177,7 +179,7 @@ def check_tokens_known(model: GenerativeModel, data: Data) -> None:
 
 
 def _takes_embeddings(prefixes: tuple[str, ...]) -> bool:
-    """Whether parameters below these paths mean tokens, so that the tokenizer must be that of the checkpoint."""
+    """Whether parameters below these paths depend on tokens, so that the data must have the checkpoint's tokenizer."""
     return not prefixes or any("embedding" in prefix or prefix.startswith("token") for prefix in prefixes)
 
 
@@ -250,7 +252,7 @@ def check_same_kind(workdir: Path, names: tuple[str, str], saved: Experiment, ex
 
 
 def check_resumable(workdir: Path, names: tuple[str, str], saved: Experiment, experiment: Experiment) -> None:
-    """Raises ConfigError with the fields that differ if `experiment` is not the one that `workdir` holds, by name or by field."""
+    """Raises ConfigError with the differing fields if `workdir` holds another experiment than `experiment`."""
     differing = [
         d
         for d in config.differences(saved, experiment)

@@ -110,7 +110,9 @@ class Autoencoder:
     # The contract.
 
     def loss(self, params: PyTree, batch: Batch, key: Array, sums: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
-        """Mean over examples of the reconstruction error in nats with the regulariser; adds to sums of the codes' moments."""
+        """Mean over examples of the reconstruction error in nats with the regulariser; adds to sums of the codes'
+        moments.
+        """
         x = batch["x"]
         seen = self.corrupt(x, example_keys(key, batch))
         codes = self.code(params, seen)
@@ -134,7 +136,7 @@ class Autoencoder:
         return self.loss
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """One update.  Metrics: loss, reconstruction = -log p(x | h) in nats an example, and those of the regulariser."""
+        """One update.  Metrics: loss, reconstruction = -log p(x | h) in nats an example, and the regulariser's."""
         zeros = jax.tree.map(jnp.zeros_like, state.extra)
         new, metrics = gradient_step(self.objective, self.optimizer, with_extra=True)(
             state.replace(extra=zeros), batch, key

@@ -89,7 +89,9 @@ class AutoregressiveModel(abc.ABC):
         """
 
     def training_log_likelihood(self, params: PyTree, x: Array, label: Array | None, keys: Array, step: Array) -> Array:
-        """What `loss` averages, shape [B], given keys [B]; models that train otherwise than they are evaluated override it."""
+        """What `loss` averages, shape [B], given keys [B]; models that train otherwise than they are evaluated override
+        it.
+        """
         return self.log_likelihood(params, x, label)
 
     # Bookkeeping.
@@ -225,8 +227,8 @@ class AutoregressiveModel(abc.ABC):
         Args:
           state: the trained state.
           key: random key.
-          x: examples [B, *data_shape]; what they hold at unknown places is ignored.
-          known: boolean, shape data_shape or that of x.
+          x: examples [B, *data_shape]; values at unknown places are ignored.
+          known: boolean, of shape data_shape or of the shape of x.
           label, temperature, cached: as in `sample`.
         """
         temperature = self.temperature if temperature is None else temperature
@@ -282,8 +284,8 @@ class VectorModel(AutoregressiveModel):
         """The conditionals one after the other.
 
         Returns:
-          The carry before the first value; `parameters_of(carry, d)`, those of x_d [B, P]; and `observe(carry, d, value)`,
-          the carry once x_d is known, scaled values [B].
+          The carry before the first value; `parameters_of(carry, d)`, which gives the distribution parameters of x_d,
+          [B, P]; and `observe(carry, d, value)`, which gives the carry once x_d is known, for scaled values [B].
         """
 
     def order(self) -> np.ndarray:

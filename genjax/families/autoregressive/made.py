@@ -2,17 +2,17 @@
 
 One pass of a masked network gives all conditionals; the masks are in genjax/nn/masked_dense.py.  Training may cycle
 through `num_masks` sets of masks (algorithm 1): order-agnostic, with the inputs' order drawn anew in each set, or
-connectivity-agnostic, with the degrees of the hidden units drawn anew.  Densities are then those of the mixture
+connectivity-agnostic, with the degrees of the hidden units drawn anew.  The density is then the mixture
 
     p(x) = 1/M sum_m p_m(x)                                                                       (section 4.3, ensembles)
 
-whose components share all parameters, which is a density again.  A sample draws its component first.  Where the order was
-drawn anew in several sets, what is half hidden is completed in an order of its own: all known values first, then the
-others in their component's order, so that each of them sees all that is known (and what was drawn before).  The component
-is drawn by its posterior given the known values that come before the first unknown one, which are then all of them.
+whose components share all parameters, which is a density again.  A sample draws its component first.  Where the order
+was drawn anew in several sets, what is half hidden is completed in an order of its own: all known values first, then
+the others in their component's order, so that each of them sees all that is known (and what was drawn before).  The
+component is drawn by its posterior given the known values, which all come before the first unknown value.
 
-To sample, hidden units are sorted by degree: at the t-th value only those of degree t become final, and the first layer
-is a running sum over the inputs, so that all D values together cost about one pass.
+To sample, hidden units are sorted by degree: at the t-th value only the units of degree t become final.
+The first layer is a running sum over the inputs.  So all D values together cost about one pass.
 """
 
 from __future__ import annotations
@@ -167,7 +167,9 @@ class MADE(VectorModel):
         return [jnp.asarray(_groups(degrees, self.dim)) for degrees in layers]
 
     def incremental(self, params: PyTree, label: Array | None, batch_size: int, places: Any = None, groups: Any = None):
-        """As in `VectorModel`; of the first set of masks, or given the places [D] and for each layer its groups of units."""
+        """As in `VectorModel`; of the first set of masks, or given the places [D] and for each layer its groups of
+        units.
+        """
         places = jnp.asarray(self.first_places() if places is None else places)
         groups = [table[0] for table in self.unit_groups()] if groups is None else groups
         condition = self.one_hot(label)
@@ -192,7 +194,7 @@ class MADE(VectorModel):
             if layers:
                 sums[0] = sums[0] + value[:, None] * params["hidden_0_kernel"][d][None]
             for i in range(layers):
-                units = groups[i][places[d] - 1]  # those of this place's degree, padded with an index beyond the last
+                units = groups[i][places[d] - 1]  # units of this place's degree, padded with an index beyond the last
                 final = nn.relu(jnp.take(sums[i], units, axis=1, mode="fill", fill_value=0.0))
                 name = f"hidden_{i + 1}" if i + 1 < layers else "output"
                 kernel = jnp.take(params[f"{name}_kernel"], units, axis=0, mode="fill", fill_value=0.0)
@@ -218,7 +220,9 @@ def known_first(places: Array, known: Array) -> Array:
 
 
 def _groups(degrees: np.ndarray, dim: int) -> np.ndarray:
-    """Units of each degree 1..D in each set of degrees [M, units]: [M, D, largest group], padded with the number of units."""
+    """Units of each degree 1..D in each set of degrees [M, units]: [M, D, largest group], padded with the number of
+    units.
+    """
     num_sets, num_units = degrees.shape
     members = [[np.flatnonzero(row == degree) for degree in range(1, dim + 1)] for row in degrees]
     largest = max(1, max(len(units) for row in members for units in row))

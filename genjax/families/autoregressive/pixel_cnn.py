@@ -64,7 +64,7 @@ class PixelCNN(ImageModel):
       hidden_dim: h above; the residual stream has 2h features.
       num_blocks: number of residual blocks.
       first_size: height and width of the first convolution.
-      kernel_size: that of the blocks' convolutions.
+      kernel_size: height and width of the blocks' convolutions.
       learned_positions: add a learned vector for each place after the first convolution (not in the paper), as pixels
         far from the borders cannot tell where they are.
       output_dim: features before the output.

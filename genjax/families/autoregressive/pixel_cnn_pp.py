@@ -7,9 +7,9 @@ Two streams, u from the rows above and l from the pixels to the left and u, thro
 whose convolutions are 2 x 3 in u and 2 x 2 in l.  A first pass halves height and width between levels, a second doubles
 them again, and each of its blocks takes the first pass's block of the same place as aux (figure 2).
 
-Unlike in the paper, doubling is a 1 x 1 convolution followed by depth-to-space, blocks have no weight normalisation, and l
-is started from u.  What a level of half size holds at (I, J) is made at pixel (2I, 2J) and used by the four pixels from
-there on, all later in raster order.
+Unlike in the paper, doubling is a 1 x 1 convolution followed by depth-to-space, blocks have no weight normalisation,
+and l is started from u.  What a level of half size holds at (I, J) is made at pixel (2I, 2J) and used by the four
+pixels from there on, all later in raster order.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ class Double(nn.Module):
 
 
 class Stream(nn.Module):
-    """One of both streams: u (whose `context` is None) from x, or l from x and the outputs of u's layers.
+    """One of the two streams: u (with `context` None) from x, or l from x and the outputs of u's layers.
 
-    The output of u is a tuple, one a layer in order, that of l the features.
+    The output of u is a tuple with the features of each layer in order; the output of l is its last features.
     """
 
     config: PixelCNNPP

@@ -3,7 +3,8 @@
     z(x) = codes of the VQ-VAE,    -log p(x) <= -log p(x | z(x)) - log p(z(x))
 
 p(z) is a gated PixelCNN over the map of codes; samples are drawn from it and decoded.  The VQ-VAE is trained before and
-given by `--training.init_from`; it stays as it is, and its codebook is among the parameters here, however it was learned.
+given by `--training.init_from`; it stays as it is, and its codebook is among the parameters here, however it was
+learned.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from genjax.nn.distributions import Categorical
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VQPrior:
-    """A VQ-VAE that stays as it is, and the model of its codes, which learns.
+    """A model of the codes of a fixed VQ-VAE.
 
-    Parameters are those of the VQ-VAE (encoder, decoder, codebook) and `prior`.
+    Parameters: encoder, decoder and codebook of the VQ-VAE, which do not change, and `prior`, which is learned.
 
     Attributes:
       vq_vae: the trained autoencoder.
@@ -117,8 +118,8 @@ class VQPrior:
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example in nats: `code_nll` = -log p(z), `reconstruction` = -log p(x | z), and `nll_bound`, their sum.
 
-        `nll_bound`, and with it `bits_per_dim_bound` of the whole, is of the data before its transform where the batch has
-        `log_abs_det`; it is of levels, and so comparable, where the output of the VQ-VAE is discrete.
+        `nll_bound`, and with it `bits_per_dim_bound` of the whole, is of the data before its transform where the batch
+        has `log_abs_det`; it is of levels, and so comparable, where the output of the VQ-VAE is discrete.
         """
         params = state.eval_params
         codes = self.codes(params, batch)

@@ -1,10 +1,12 @@
-"""A small convolutional classifier after LeNet (LeCun et al. 1998), trained to give features for the judgement of samples.
+"""A small convolutional classifier after LeNet (LeCun et al. 1998), trained to give features for the judgement of
+samples.
 
     h(x) = relu(W1 conv(x) + b1)        the features
     p(c | x) = softmax(W2 h(x) + b2)    the class probabilities
     loss = -E log p(c | shift(x)),  shift a random translation with zeros behind, h under dropout
 
-Its `sample` are not draws from a distribution: they show what the classifier takes for each class, by gradient ascent on
+Its `sample` are not draws from a distribution: they show what the classifier takes for each class, by gradient ascent
+on
 
     log p(c | x) - w |x|^2,  0 <= x <= 1                            (Simonyan et al. 2014, arXiv:1312.6034, eq. 1)
 """
@@ -78,8 +80,8 @@ class FeatureNet:
       num_classes: number of classes; None takes the data set's.
       channels: of the feature maps after each halving of height and width.
       num_features: number of features.
-      dropout_rate: share of the features that training leaves out.
-      largest_shift: training pictures are translated by up to so many pixels each way.
+      dropout_rate: share of the features that are set to 0 in training.
+      largest_shift: training pictures are shifted at random by at most this many pixels in each direction.
       num_ascent_steps: steps of the gradient ascent that shows a class.
       ascent_decay: weight w of the squared norm there.
       compute_dtype: type that the network computes in; parameters and losses are float32.

@@ -1,17 +1,19 @@
-"""Consistency models, trained from data or from a teacher (Song et al. 2023, arXiv:2303.01469; Song & Dhariwal 2023, arXiv:2310.14189).
+"""Consistency models, trained from data or from a teacher (Song et al. 2023, arXiv:2303.01469; Song & Dhariwal 2023,
+arXiv:2310.14189).
 
     f(z, sigma) = c_skip z + c_out F(c_in z, sigma),    f(z, sigma_min) = z                                  (2303.01469, eq. 5)
     c_skip = s_d^2 / ((sigma - sigma_min)^2 + s_d^2),    c_out = s_d (sigma - sigma_min) / sqrt(sigma^2 + s_d^2)
 
     loss = E 1 / (sigma_(n+1) - sigma_n) d(f(x + sigma_(n+1) e, sigma_(n+1)), stop_gradient f(x + sigma_n e, sigma_n))
 
-with the pseudo-Huber distance d(a, b) = sqrt(|a - b|^2 + c^2) - c, c = 0.00054 sqrt(D), a log-normal choice of n, and a number of
-levels that doubles from `min_levels` to `max_levels` over the training (2310.14189, table 1).  One evaluation maps noise to
-data; more of them alternate with fresh noise (2303.01469, algorithm 1).
+with the pseudo-Huber distance d(a, b) = sqrt(|a - b|^2 + c^2) - c, c = 0.00054 sqrt(D), a log-normal choice of n, and a
+number of levels that doubles from `min_levels` to `max_levels` over the training (2310.14189, table 1).  One evaluation
+maps noise to data; more of them alternate with fresh noise (2303.01469, algorithm 1).
 
-Distillation (2303.01469, algorithm 2) has a fixed number of levels and replaces x + sigma_n e by one Heun step of the teacher D from
-z = x + sigma_(n+1) e to sigma_n along dz = (z - D(z, sigma)) / sigma dsigma; the answer there is that of a target network, whose
-parameters theta^- follow the student's by theta^- <- mu theta^- + (1 - mu) theta.  At mu = 0 it is the student itself.
+Distillation (2303.01469, algorithm 2) has a fixed number of levels and replaces x + sigma_n e by one Heun step of the
+teacher D from z = x + sigma_(n+1) e to sigma_n along dz = (z - D(z, sigma)) / sigma dsigma; a target network answers
+there.  Its parameters theta^- follow the student's by theta^- <- mu theta^- + (1 - mu) theta.  With mu = 0 it is the
+student itself.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ from genjax.model import TrainState
 class ConsistencySampler(Sampler):
     """Maps noise to data in one evaluation a step, and noises the data again in between (2303.01469, algorithm 1).
 
-    The levels of noise lie on the grid that ends at sigma_min, where nothing is left to map; so `to_data` changes nothing.
+    The levels of noise lie on the grid that ends at sigma_min, where nothing is left to map; so `to_data` changes
+    nothing.
     """
 
     num_steps: int = 1
@@ -187,13 +190,16 @@ class ConsistencyModel(Diffusion):
 class ConsistencyDistillation(ConsistencyModel):
     """A consistency model of a diffusion model that was trained before.
 
-    The teacher is the network that the run starts from, given by `--training.init_from`, a run of `EDM` with the same network and
-    sigma_data; the student starts as its copy.
+    The teacher is the network that the run starts from, given by `--training.init_from`, a run of `EDM` with the same
+    network and sigma_data; the student starts as its copy.
 
     Attributes:
-      num_distillation_levels: N, number of noise levels; `min_levels`, `max_levels`, `level_mean` and `level_scale` are not used.
-      target_decay: mu of the target network; 0 (the paper's for CIFAR-10) takes the student, 0.95 is the paper's for ImageNet.
-      untrained_teacher: start without a trained teacher, to try a configuration out; what is distilled then means nothing.
+      num_distillation_levels: N, number of noise levels; `min_levels`, `max_levels`, `level_mean` and `level_scale` are
+        not used.
+      target_decay: mu of the target network; 0 (the paper's for CIFAR-10) takes the student, 0.95 is the paper's for
+        ImageNet.
+      untrained_teacher: start without a trained teacher, to try a configuration out; what is distilled then means
+        nothing.
     """
 
     num_distillation_levels: int = 18
@@ -232,7 +238,7 @@ class ConsistencyDistillation(ConsistencyModel):
                 f"--model.sigma_data={source.sigma_data}"
             )
         if as_function(source.network) != as_function(self.network):
-            raise UserError("the network is not that of the teacher in training.init_from; give the same model.network")
+            raise UserError("the network differs from the teacher's in training.init_from; give the same model.network")
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         state = super().init(key, batch)
@@ -286,8 +292,10 @@ class ConsistencyDistillation(ConsistencyModel):
         return new.replace(extra={**new.extra, **copies}), metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example, shape [B]: `loss` of a random pair of levels, the distance of the evaluated student, whose parameters are the
-        averaged ones where these are kept, to the target network; with target_decay 0 to that student itself."""
+        """Per example, shape [B]: `loss` of a random pair of levels, the distance of the evaluated student, whose
+        parameters are the averaged ones where these are kept, to the target network; with target_decay 0 to that
+        student itself.
+        """
         copies = self._copies(state)
         losses = self._pair_losses(
             state.eval_params, batch, key, state.step, False, copies["teacher"], copies.get("target")

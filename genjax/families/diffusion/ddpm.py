@@ -1,14 +1,16 @@
-"""Denoising diffusion probabilistic models (Ho et al. 2020, arXiv:2006.11239; Nichol & Dhariwal 2021, arXiv:2102.09672).
+"""Denoising diffusion probabilistic models (Ho et al. 2020, arXiv:2006.11239; Nichol & Dhariwal 2021,
+arXiv:2102.09672).
 
 The chain z_T -> ... -> z_1 -> x with p(z_(k-1) | z_k) = N(a z_k + b x0(z_k), v) has the bound (DDPM, eq. 5)
 
     -log p(x) <= KL(q(z_T | x) || p(z_T))  +  sum_{k=2}^T E KL(q(z_(k-1) | z_k, x) || p(z_(k-1) | z_k))  -  E log p(x | z_1)
                  prior                        diffusion                                                    reconstruction
 
-Of pictures in [-1, 1] with L levels, p(x | z_1) is the probability that a Gaussian gives to the bin of each pixel (eq. 13); of
-other data, its density.  The loss is L_simple, the unweighted error of epsilon (eq. 14).  With learned variances it is
-L_simple + hybrid_weight L_bound, where the bound trains the variance only (improved DDPM, eq. 15 and 16).  With objective=bound it is
-the bound itself, of a step drawn uniformly or, as improved DDPM does for its L_vlb, by the size of the step's last losses.
+Of pictures in [-1, 1] with L levels, p(x | z_1) is the probability that a Gaussian gives to the bin of each pixel (eq.
+13); of other data, its density.  The loss is L_simple, the unweighted error of epsilon (eq. 14).  With learned
+variances it is L_simple + hybrid_weight L_bound, where the bound trains the variance only (improved DDPM, eq. 15 and
+16).  With objective=bound it is the bound itself, of a step drawn uniformly or, as improved DDPM does for its L_vlb, by
+the size of the step's last losses.
 """
 
 from __future__ import annotations
@@ -40,13 +42,15 @@ class DDPM(Diffusion):
 
     Attributes:
       variance: of the reverse steps in the bound: small (beta-tilde), large (beta), or learned between the two.
-      objective: simple, the error of the target, and with learned variances beside it the bound, which trains these alone; bound, the
-        bound's term at the drawn step, times their number, in nats a dimension, which trains all.
-      step_sampling: with objective=bound, how the trained steps are drawn: uniform, or importance, in proportion to the root mean square
-        of their last ten losses, which gives the same expectation with less noise (improved DDPM, eq. 18).
+      objective: simple, the error of the target, and with learned variances beside it the bound, which trains these
+        alone; bound, the bound's term at the drawn step, times their number, in nats a dimension, which trains all.
+      step_sampling: with objective=bound, how the trained steps are drawn: uniform, or importance, in proportion to the
+        root mean square of their last ten losses, which gives the same expectation with less noise (improved DDPM, eq.
+        18).
       hybrid_weight: weight of the bound beside the simple loss, with learned variances.
-      bound_terms: number of steps k whose terms estimate the bound of `evaluate`, without bias; at least T - 1 takes all.  Of pictures
-        it is NaN where pixels are none of the levels from -1 to 1, as with data.preprocessing=unit; signed has these.
+      bound_terms: number of steps k whose terms estimate the bound of `evaluate`, without bias; at least T - 1 takes
+        all.  Of pictures it is NaN where pixels are none of the levels from -1 to 1, as with data.preprocessing=unit;
+        signed has these.
     """
 
     process: Discrete = Discrete()
@@ -104,8 +108,10 @@ class DDPM(Diffusion):
         return state
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """One update.  Metrics: those of `Diffusion`, and with step_sampling=importance `history_filled`, the share of the steps that
-        have ten losses; until it is 1 the steps are drawn uniformly."""
+        """One update.  Metrics: as for `Diffusion`, and with step_sampling=importance also `history_filled`.
+
+        `history_filled` is the share of steps that have ten losses; until it is 1, steps are drawn uniformly.
+        """
         if self.step_sampling == "uniform":
             return super().train_step(state, batch, key)
         history, size = state.extra["step_history"], batch_size(batch)
@@ -158,8 +164,10 @@ class DDPM(Diffusion):
         return error + self.hybrid_weight * self._drawn_term(batch, z, t, jnp.concatenate([mean, rest], axis=-1))
 
     def _drawn_term(self, batch: Batch, z: Array, t: Array, output: Array) -> Array:
-        """The bound's term at the drawn steps over the probability of these, in nats a dimension, shape [B]; without the prior's, which
-        learns not."""
+        """The bound's term at the drawn steps divided by their probability, in nats a dimension, shape [B].
+
+        The prior's term is left out, as it has nothing to learn.
+        """
         x = batch["x"]
         estimate = self._estimate_of(output, self.process, z, t)
         divergence = self._step_divergence(estimate, x, t)
@@ -174,7 +182,7 @@ class DDPM(Diffusion):
     # The bound
 
     def _log_variance(self, estimate: Estimate, t: Array, like: Array) -> Array:
-        """Log-variance of p(z_(k-1) | z_k); at k = 1 the small one is that of k = 2, as its own is 0."""
+        """Log-variance of p(z_(k-1) | z_k); the small variance is 0 at k = 1, so its value at k = 2 is used there."""
         step = 1.0 / self.process.num_timesteps
         s = t - step
         _, _, small = posterior(self.process, jnp.maximum(t, 2.0 * step), jnp.maximum(s, step))
@@ -208,7 +216,8 @@ class DDPM(Diffusion):
         return log_prob.reshape(x.shape[0], -1).sum(-1)
 
     def bound_terms_of(self, params: PyTree, batch: Batch, key: Array) -> dict[str, Array]:
-        """The three terms of the bound of what Ancestral samples, with clip_x0 as there, and their `total`, in nats, shape [B] each.
+        """The three terms of the bound of what Ancestral samples, with clip_x0 as there, and their `total`, in nats,
+        shape [B] each.
 
         NaN for examples that are on no levels in [-1, 1] but should be.
         """
@@ -256,8 +265,11 @@ class DDPM(Diffusion):
         return -self.bound_terms_of(state.eval_params, batch, key)["total"]
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example, shape [B]: those of `Diffusion`, and with bound_terms the bound: `nll_bound` and its terms `prior`,
-        `diffusion` and `reconstruction` in nats, and `bits_per_dim_bound`."""
+        """Per example, shape [B]: metrics of `Diffusion`, and with bound_terms the bound.
+
+        The bound is `nll_bound` with its terms `prior`, `diffusion` and `reconstruction` in nats, and
+        `bits_per_dim_bound`.
+        """
         metrics = super().evaluate(state, batch, key)
         if self.bound_terms:
             terms = self.bound_terms_of(state.eval_params, batch, jax.random.fold_in(key, 1))
@@ -268,7 +280,9 @@ class DDPM(Diffusion):
 
 
 def bound_strata(num_timesteps: int, num_terms: int) -> np.ndarray:
-    """Edges of strata of the steps 2, ..., T, [n + 1] with n <= num_terms; finest at small steps, whose terms vary most."""
+    """Edges of strata of the steps 2, ..., T, [n + 1] with n <= num_terms; finest at small steps, whose terms vary
+    most.
+    """
     count = num_timesteps - 1
     place = np.arange(min(num_terms, count) + 1)
     quadratic = np.round(count * (place / max(place[-1], 1)) ** 2).astype(np.int32)

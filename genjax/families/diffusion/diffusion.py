@@ -50,7 +50,7 @@ class Diffusion:
         by the ODE needs.
       process: forward process.
       target: what the network predicts.
-      weighting: which error is averaged over the times; `target` is that of the target itself.
+      weighting: which error is averaged over the times; `target` is the error of the network's target itself.
       weighting_gamma: parameter of the weightings min_snr and p2.
       sigma_data: standard deviation of the data, for `scale_input` and the target edm.
       scale_input: divide z by its standard deviation before the network.
@@ -90,7 +90,7 @@ class Diffusion:
     compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = Adam(learning_rate=2e-4, ema_decay=0.9999)
 
-    #: Whether `estimate` gives the end of the ODE's path through z, as that of a consistency model, and not E[x | z].
+    #: Whether `estimate` gives the end of the ODE's path through z, as in a consistency model, and not E[x | z].
     gives_path_ends: ClassVar[bool] = False
 
     def check(self) -> None:
@@ -176,7 +176,7 @@ class Diffusion:
         return empty
 
     def drop_conditions(self, condition: Condition, keys: Array) -> dict[str, Array]:
-        """The conditions with those of each example left out with probability condition_dropout, by its key [B]."""
+        """The conditions, emptied for each example with probability condition_dropout, by its key [B]."""
         if not condition or not self.condition_dropout:
             return dict(condition)
         return self.without(condition, jax.vmap(lambda k: jax.random.bernoulli(k, self.condition_dropout))(keys))
@@ -193,7 +193,7 @@ class Diffusion:
     ) -> Array:
         """The network's prediction of the target for z [B, ...] at times [B], float32 [B, ..., num_outputs].
 
-        `process` stands in for that of the parameters.
+        `process` replaces the process that the parameters describe.
         """
         process = self.process_of(params) if process is None else process
         if self.scale_input:
@@ -468,7 +468,7 @@ class Diffusion:
         if self.self_conditioning:
             raise UserError(
                 "with self_conditioning a sample depends on the estimates of all steps before, so that the likelihood of single "
-                f"steps is not that of samples; give {remedy}, or self_conditioning=false"
+                f"steps is not the likelihood of samples; give {remedy}, or self_conditioning=false"
             )
 
     def _check_density(self, batch: Batch) -> None:

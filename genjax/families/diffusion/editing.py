@@ -1,7 +1,8 @@
 """Editing pictures with a model that was not trained for it: image-to-image (SDEdit) and inpainting (RePaint).
 
 SDEdit   start the sampler at z_t = alpha x + sigma epsilon of a given x            Meng et al. 2022, arXiv:2108.01073
-RePaint  after each ancestral step put the known pixels, noised, back in place, and go back by some steps and forth again a few
+RePaint  after each ancestral step put the known pixels, noised, back in place, and go back by some steps and forth
+again a few
          times, so that both parts come to fit                                     Lugmayr et al. 2022, arXiv:2201.09865
 """
 
@@ -50,11 +51,12 @@ def image_to_image(
 def resampling_steps(num_steps: int, num_resamples: int, jump_length: int) -> np.ndarray:
     """The order in which RePaint takes its steps (Lugmayr et al. 2022, section 4.2 and appendix).
 
-    Nodes are numbered from 0 (noise) to num_steps (data).  From every jump_length-th node, counted backwards from the last that
-    has noise, it goes back by jump_length nodes, num_resamples - 1 times.
+    Nodes are numbered from 0 (noise) to num_steps (data).  From every jump_length-th node, counted backwards from the
+    last that has noise, it goes back by jump_length nodes, num_resamples - 1 times.
 
     Returns:
-      Rows (node before the step, node to go back to after it, or the node after it where it does not go back), int32 [M, 2].
+      Rows (node before the step, node to go back to after it, or the node after it where it does not go back), int32
+      [M, 2].
     """
     left = dict.fromkeys(range(num_steps - 1, jump_length - 1, -jump_length), num_resamples - 1)
     rows, node = [], 0
@@ -89,9 +91,9 @@ def inpaint(
       x: examples [N, *data_shape]; their values where the mask is 0 are not used.
       mask: 1 where x is known, of the shape of x, with axes of length 1 where it is the same along them.
       num_steps: steps from noise to data (250 in the paper).
-      num_resamples: how often each step is taken; 1 replaces the known part only (10 in the paper).
-      jump_length: how many steps it goes back at once (10 in the paper).
-      spacing: of the steps; None takes that of the model's sampler.
+      num_resamples: number of times that each step is taken; 1 replaces the known part only (10 in the paper).
+      jump_length: number of steps to go back at once (10 in the paper).
+      spacing: spacing of the steps; None takes the model's sampler's.
       **condition: label and others, as for `sample`.
 
     Returns:

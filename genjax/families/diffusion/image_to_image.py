@@ -1,7 +1,7 @@
 """Diffusion conditional on a degraded picture, which is concatenated to the noisy one.
 
-Saharia et al. 2021 (SR3, arXiv:2104.07636) for super-resolution; Saharia et al. 2022 (Palette, arXiv:2111.05826) for inpainting
-and colourisation.  The degraded picture is made of x itself, so any set of pictures serves.
+Saharia et al. 2021 (SR3, arXiv:2104.07636) for super-resolution; Saharia et al. 2022 (Palette, arXiv:2111.05826) for
+inpainting and colourisation.  The degraded picture is made of x itself, so any set of pictures serves.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class ImageToImage(EDM):
     """EDM that restores pictures [H, W, C].
 
     Attributes:
-      degradation: low_resolution, the mean of blocks of `factor` pixels; hole, the middle `1 / factor` of height and width is
-        missing; grey, the mean of the channels.
-      factor: size of the blocks of low_resolution; height and width over those of the hole.
+      degradation: low_resolution, the mean of blocks of `factor` pixels; hole, the middle `1 / factor` of height and
+        width is missing; grey, the mean of the channels.
+      factor: size of the blocks of low_resolution; for hole, ratio of the picture's sides to the hole's sides.
     """
 
     degradation: Literal["low_resolution", "hole", "grey"] = "low_resolution"

@@ -1,10 +1,11 @@
-"""A classifier of noisy data, whose gradient guides diffusion models (Dhariwal & Nichol 2021, arXiv:2105.05233, section 4).
+"""A classifier of noisy data, whose gradient guides diffusion models (Dhariwal & Nichol 2021, arXiv:2105.05233, section
+4).
 
     loss = -E log p(y | z_t, t),    z_t = alpha(t) x + sigma(t) epsilon,    t ~ p(t)
 
-Its logits are the mean, over all places, of what a denoising network gives there.  `guidance.with_classifier` adds the gradient by
-z to the score of a diffusion model of the same process.  Its own samples show what it takes for each class: it guides the
-denoiser of a normal distribution,
+Its logits are the mean, over all places, of what a denoising network gives there.  `guidance.with_classifier` adds the
+gradient by z to the score of a diffusion model of the same process.  Its own samples show what it takes for each class:
+it guides the denoiser of a normal distribution,
 
     x0 = alpha s^2 z / (alpha^2 s^2 + sigma^2) + w sigma^2 / alpha grad_z log p(y | z, t)
 
@@ -41,7 +42,7 @@ class NoisyClassifier:
     Attributes:
       data_shape: shape of one example; None takes the data set's.
       num_classes: number of classes; None takes the data set's.
-      process: forward process; that of the model to be guided.
+      process: forward process; it must be the process of the model to be guided.
       times: distribution of the training times; wide, as guidance asks at every time.
       sigma_data: standard deviation of the data, to scale what the network sees.
       network: network whose outputs at all places are averaged.
@@ -117,7 +118,9 @@ class NoisyClassifier:
         return gradient_step(self.loss, self.optimizer)(state, batch, key)
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example, shape [B]: `cross_entropy` (nats) and `accuracy` (0 or 1) at a random time, `accuracy_clean` at the earliest."""
+        """Per example, shape [B]: `cross_entropy` (nats) and `accuracy` (0 or 1) at a random time, `accuracy_clean` at
+        the earliest.
+        """
         metrics = self._noised(state.eval_params, batch, key, training=False)
         t = jnp.full(batch["label"].shape, self.process.earliest_time)
         z = expand(self.process.alpha(t), batch["x"]) * batch["x"]
@@ -125,7 +128,9 @@ class NoisyClassifier:
         return {**metrics, "accuracy_clean": clean["accuracy"]}
 
     def log_likelihood(self, state: TrainState, label: Array) -> Callable[[Array, Array], Array]:
-        """(z [B, ...], t scalar) -> log p(label | z, t) [B] for classes `label` [B], as `guidance.with_classifier` takes it."""
+        """(z [B, ...], t scalar) -> log p(label | z, t) [B] for classes `label` [B], as `guidance.with_classifier`
+        takes it.
+        """
 
         def value(z: Array, t: Array) -> Array:
             logits = self.class_logits(state.eval_params, z, jnp.broadcast_to(t, label.shape))

@@ -4,9 +4,9 @@
 
     log p_0(z_0) = log p_T(z_T) + integral_0^T div v(z_t, t) dt                                              (eq. 39)
 
-The divergence is the trace of the Jacobian, either exactly (one Jacobian-vector product a dimension) or by Hutchinson's estimate
-e^T J e with signs e (Hutchinson 1990; Grathwohl et al. 2019, arXiv:1810.01367).  Steps are those of Dormand & Prince 1980, with
-the error per step held below atol + rtol |z|, or the classical fourth-order ones at fixed times.
+The divergence is the trace of the Jacobian, either exactly (one Jacobian-vector product a dimension) or by Hutchinson's
+estimate e^T J e with signs e (Hutchinson 1990; Grathwohl et al. 2019, arXiv:1810.01367).  Steps are either Dormand &
+Prince's (1980), with the error per step held below atol + rtol |z|, or classical fourth-order steps at fixed times.
 """
 
 from __future__ import annotations
@@ -166,7 +166,8 @@ def log_likelihood(
       x: data, shape [B, ...].
       probes: random signs in the shape of x for Hutchinson's estimate of the divergence, or None for the exact one.
       num_steps: steps of the fourth-order solver, uniform in log(sigma / alpha), or in time where that is infinite.
-      rtol: use adaptive steps of that tolerance instead; where 1000 of them do not reach the end the answer is not a number.
+      rtol: use adaptive steps of that tolerance instead; where 1000 of them do not reach the end the answer is not a
+        number.
 
     Raises:
       UserError: probes of another shape.

@@ -3,8 +3,8 @@
     epsilon ~ N(0, I),    x = where the teacher's ODE leads from epsilon
     loss = E |v(z_t, t) - (epsilon - x)|^2,    z_t = (1 - t) x + t epsilon
 
-The flow that learns these pairs has the teacher's distribution, costs no more transport, and its paths bend less, so that few steps
-follow them (theorems 3.3, 3.5 and 3.7).  How much they bend is
+The flow that learns these pairs has the teacher's distribution, costs no more transport, and its paths bend less, so
+that few steps follow them (theorems 3.3, 3.5 and 3.7).  How much they bend is
 
     S = E integral_0^1 |(epsilon - x) - dz_t / dt|^2 dt
 
@@ -35,12 +35,14 @@ from genjax.model import TrainState
 class Reflow(FlowMatching):
     """A rectified flow of pairs that another one makes.
 
-    The teacher is the network that the run starts from, given by `--training.init_from`, a run of `FlowMatching` with the same
-    network; the student starts as its copy.  A second reflow starts from a run of this one.
+    The teacher is the network that the run starts from, given by `--training.init_from`, a run of `FlowMatching` with
+    the same network; the student starts as its copy.  A second reflow starts from a run of this one.
 
     Attributes:
-      teacher_sampler: how the teacher's ODE is followed from noise to data; also the steps that the straightness is measured by.
-      untrained_teacher: start without a trained teacher, to try a configuration out; what is learned then means nothing.
+      teacher_sampler: how the teacher's ODE is followed from noise to data; also the steps that the straightness is
+        measured by.
+      untrained_teacher: start without a trained teacher, to try a configuration out; what is learned then means
+        nothing.
     """
 
     teacher_sampler: Sampler = Heun(num_steps=20, spacing="uniform", variable="time")
@@ -76,7 +78,7 @@ class Reflow(FlowMatching):
                 "target; straighten a run of FlowMatching"
             )
         if as_function(source.network) != as_function(self.network):
-            raise UserError("the network is not that of the teacher in training.init_from; give the same model.network")
+            raise UserError("the network differs from the teacher's in training.init_from; give the same model.network")
         for name in ("scale_input", "sigma_data"):
             theirs, ours = getattr(source, name), getattr(self, name)
             if theirs != ours:
@@ -114,7 +116,9 @@ class Reflow(FlowMatching):
         return new.replace(extra={**new.extra, "teacher": teacher}), metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example, shape [B]: those of `Diffusion` with `loss` and `target_error` of a pair, and `straightness`, S of a path."""
+        """Per example, shape [B]: metrics of `Diffusion`, with `loss` and `target_error` of a pair, and `straightness`
+        S.
+        """
         paired = self.paired(state.extra["teacher"], batch, key)
         losses, values = self.example_losses(state.eval_params, paired, key, training=False)
         denoise = self.denoiser(state.eval_params, self.condition(batch), Guidance())

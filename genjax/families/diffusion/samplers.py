@@ -35,7 +35,8 @@ class Estimate(NamedTuple):
 
     Attributes:
       x0: E[x | z_t], shape of z.
-      variance_fraction: where between log-beta-tilde (0) and log-beta (1) the model's log-variance lies, shape of z; None is 0.
+      variance_fraction: where between log-beta-tilde (0) and log-beta (1) the model's log-variance lies, shape of z;
+        None is 0.
     """
 
     x0: Array
@@ -55,7 +56,9 @@ class Carry(NamedTuple):
 
 
 def ddim_step(z: Array, x0: Array, now: Node, then: Node) -> Array:
-    """Exact solution of the ODE for an x0 that does not change: sigma_s / sigma_t z + (alpha_s - sigma_s alpha_t / sigma_t) x0."""
+    """Exact solution of the ODE for an x0 that does not change: sigma_s / sigma_t z + (alpha_s - sigma_s alpha_t /
+    sigma_t) x0.
+    """
     ratio = then.sigma / now.sigma
     return ratio * z + (then.alpha - ratio * now.alpha) * x0
 
@@ -66,11 +69,12 @@ class Sampler(abc.ABC):
 
     Attributes:
       num_steps: number of steps between noise and data.
-      spacing: how times are placed: uniform, quadratic, karras (in sigma / alpha) or log_snr; None takes the process's own, which
-        is karras for EDM's and uniform for the others.
+      spacing: how times are placed: uniform, quadratic, karras (in sigma / alpha) or log_snr; None takes the process's
+        own, which is karras for EDM's and uniform for the others.
       rho: power of the karras spacing.
       to_data: end at the data; otherwise at the process's t_min.
-      min_log_ratio: where the karras and log_snr spacings of processes that start from N(0, I) begin in log(alpha / sigma).
+      min_log_ratio: where the karras and log_snr spacings of processes that start from N(0, I) begin in log(alpha /
+        sigma).
     """
 
     num_steps: int = 50
@@ -81,7 +85,8 @@ class Sampler(abc.ABC):
 
     #: Whether the first step divides by alpha(t_max), which pure noise does not allow.
     needs_signal: ClassVar[bool] = False
-    #: Whether it takes the model's answer for the end of the ODE's path, which only consistency models give, and not for E[x | z].
+    #: Whether it takes the model's answer for the end of the ODE's path, which only consistency models give, and not
+    #: for E[x | z].
     needs_path_ends: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -154,8 +159,9 @@ class Ancestral(Sampler):
     """z_s ~ N(a z_t + b x0, v I) with the posterior's a and b.
 
     Attributes:
-      variance: small, the posterior's v (beta-tilde); large, that of q(z_t | z_s) (beta); learned, between them by the network
-        (Nichol & Dhariwal 2021, eq. 15); model, that of the model's bound, and small where it has none.
+      variance: small, the posterior variance v (beta-tilde); large, the variance of q(z_t | z_s) (beta); learned,
+        between the two, by the network (Nichol & Dhariwal 2021, eq. 15); model, the variance in the model's bound, or
+        small if the model has no bound.
     """
 
     num_steps: int = 1000
@@ -212,7 +218,7 @@ def ode_slope(process: GaussianProcess, z: Array, x0: Array, node: Node) -> Arra
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Euler(Sampler):
-    """First-order steps of the ODE; in the variable sigma / alpha they are those of DDIM.
+    """First-order steps of the ODE; in the variable sigma / alpha they equal the steps of DDIM.
 
     Attributes:
       variable: integrate z over time, or z / alpha over sigma / alpha as EDM does.
@@ -395,8 +401,8 @@ class PredictorCorrector(Sampler):
 
     Attributes:
       num_corrections: Langevin steps after each predictor step.
-      signal_to_noise: r in their step size 2 (r |noise| / |score|)^2 (Song et al. 2021, algorithm 4), which on processes with
-        falling alpha is multiplied by 1 - beta of the step, (alpha_t / alpha_s)^2 (algorithm 5).
+      signal_to_noise: r in their step size 2 (r |noise| / |score|)^2 (Song et al. 2021, algorithm 4), which on
+        processes with falling alpha is multiplied by 1 - beta of the step, (alpha_t / alpha_s)^2 (algorithm 5).
     """
 
     num_steps: int = 500

@@ -2,7 +2,7 @@
 
     L = sum_t L_t = E_{t ~ p_t} [L_t / p_t],    p_t proportional to sqrt(E[L_t^2])                                   (eq. 18)
 
-The mean is that of the last ten values of each L_t; before every step has ten, p_t is uniform.
+The mean is over the last ten values of each L_t; p_t is uniform until every step has ten values.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from genjax.batch import Array
 
 #: Number of losses that are remembered of each step.
 LENGTH = 10
-#: Share of the steps that is drawn uniformly, so that one whose losses were tiny is seen again (0.001 in the authors' program).
+#: Share of the steps that is drawn uniformly, so that one whose losses were tiny is seen again (0.001 in the authors'
+#: program).
 UNIFORM_SHARE = 0.001
 
 

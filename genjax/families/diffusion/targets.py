@@ -1,6 +1,6 @@
-"""What a network predicts, how predictions become each other, and how errors are weighted.
+"""Prediction targets of a network, conversions between them, and weights of errors.
 
-Given z = alpha x + sigma epsilon, all of these know the same and differ in where they are accurate:
+Given z = alpha x + sigma epsilon, all targets carry the same information and differ in where they are accurate:
 
     x0         x
     epsilon    epsilon                                        (Ho et al. 2020)
@@ -9,7 +9,8 @@ Given z = alpha x + sigma epsilon, all of these know the same and differ in wher
     velocity   alpha' x + sigma' epsilon, ' = d / dt          (Lipman et al. 2023)
     edm        F = (x - c_skip z / alpha) / c_out             (Karras et al. 2022, table 1), for data of deviation sigma_data
 
-Each is affine in (z, x):  target = a z + b x.  So x = (target - a z) / b, and an error of the target is b times that of x.
+Each is affine in (z, x):  target = a z + b x.  So x = (target - a z) / b, and an error of the target is b times the
+error of x.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def loss_weight(
     sigma_data: float = 1.0,
     gamma: float = 5.0,
 ) -> Array:
-    """Factor on the squared error of the target, so that the loss is the one that `weighting` names.
+    """Factor on the squared error of the target that turns it into the loss named by `weighting`.
 
     In terms of the squared error of x0 the weights are
 

@@ -20,8 +20,9 @@ def spread_uniforms(key: Array, batch: Batch) -> Array:
 
         u_i = u + i (sqrt(5) - 1) / 2  modulo 1,    with one uniform u of the batch
 
-    A loss that is drawn at these times varies less than at independent ones (Kingma et al. 2021, arXiv:2107.00630, appendix I.1,
-    who space them by 1 / B; here none depends on the size of the batch, so that parts of it get the same).
+    A loss that is drawn at these times varies less than at independent ones (Kingma et al. 2021, arXiv:2107.00630,
+    appendix I.1, who space them by 1 / B; here none depends on the size of the batch, so that parts of it get the
+    same).
     """
     start = jax.random.bits(jax.random.fold_in(key, 2**31), (), jnp.uint32)
     # Whole numbers of 2^-32 overflow as the modulus wants it, and are exact at any place; float32 holds 24 bits.
@@ -51,7 +52,7 @@ class UniformTime(TimeDistribution):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogNormalNoise(TimeDistribution):
-    """log(sigma / alpha) ~ N(mean, scale^2): that of EDM (Karras et al. 2022, table 1).
+    """log(sigma / alpha) ~ N(mean, scale^2), as in EDM (Karras et al. 2022, table 1).
 
     Attributes:
       mean: mean P_mean of the logarithm.

@@ -1,10 +1,10 @@
 """The U-Net of DDPM and its descendants, over sequences, pictures and videos.
 
-Ho et al. 2020 (arXiv:2006.11239, appendix B); Dhariwal & Nichol 2021 (arXiv:2105.05233) for adaptive group norm and attention at
-several resolutions; Rombach et al. 2022 (arXiv:2112.10752) for cross-attention; Ho et al. 2022 (arXiv:2204.03458) for the
-factorised space-time form.  One module serves [B, L, C], [B, H, W, C] and, with `video`, [B, T, H, W, C], whose frames are
-convolved one by one and meet in temporal attention.  With `patch_size` the network works on patches and so at a fraction of the
-places (Hoogeboom et al. 2023, arXiv:2301.11093, section 3.2).
+Ho et al. 2020 (arXiv:2006.11239, appendix B); Dhariwal & Nichol 2021 (arXiv:2105.05233) for adaptive group norm and
+attention at several resolutions; Rombach et al. 2022 (arXiv:2112.10752) for cross-attention; Ho et al. 2022
+(arXiv:2204.03458) for the factorised space-time form.  One module serves [B, L, C], [B, H, W, C] and, with `video`, [B,
+T, H, W, C], whose frames are convolved one by one and meet in temporal attention.  With `patch_size` the network works
+on patches and so at a fraction of the places (Hoogeboom et al. 2023, arXiv:2301.11093, section 3.2).
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ class UNet(DenoisingNetwork):
       channels: width at full resolution.
       channel_multipliers: width of each level as a multiple of `channels`; between levels the size is halved.
       num_blocks: residual blocks a level, one more on the way up.
-      attention_levels: levels, counted from 0 at full resolution, that have self-attention; the middle has it if any has.
+      attention_levels: levels, counted from 0 at full resolution, that have self-attention; the middle has it if any
+        has.
       num_heads: heads of attention, where head_channels is not given.
       head_channels: channels of a head (64 in ADM); each attention then has as many heads as that makes of its width.
       num_groups: groups of group norm; fewer where the width does not divide.
       scale_shift_norm: the embedding scales and shifts after the norm (ADM); otherwise it is added (DDPM).
       resample_convolution: halve by strided and double by convolution; otherwise by mean and repetition alone.
-      resample_blocks: halve and double inside of a residual block of its own (BigGAN, ADM), in place of resample_convolution.
+      resample_blocks: halve and double inside of a residual block of its own (BigGAN, ADM), in place of
+        resample_convolution.
       dropout_rate: dropout inside the blocks.
       video: data are [B, T, H, W, C].
       patch_size: length, height and width of the patches that are one place each; 1 takes every pixel by itself.
@@ -96,10 +98,12 @@ def num_groups_for(channels: int, num_groups: int) -> int:
 
 
 class GroupNorm(nn.Module):
-    """Group norm (Wu & He 2018, arXiv:1803.08494), optionally scaled and shifted for each example, as `nn.GroupNorm` has it.
+    """Group norm (Wu & He 2018, arXiv:1803.08494), optionally scaled and shifted for each example, as `nn.GroupNorm`
+    has it.
 
-    Moments are of channels before they are of groups, and everything that follows is one multiple and one summand for each
-    channel of an example: a quarter of the time of `nn.GroupNorm` on CPU, as no array of the data's size is kept in between.
+    Moments are of channels before they are of groups, and everything that follows is one multiple and one summand for
+    each channel of an example: a quarter of the time of `nn.GroupNorm` on CPU, as no array of the data's size is kept
+    in between.
 
     Attributes:
       num_groups: the most groups; see `num_groups_for`.
@@ -198,7 +202,7 @@ def _resized(x: Array, places: tuple[int, ...]) -> Array:
 
 
 class _ResidualBlock(nn.Module):
-    """GroupNorm, convolution, embedding, GroupNorm, dropout, convolution; `places` are those of the result, if not those of x."""
+    """GroupNorm, convolution, embedding, GroupNorm, dropout, convolution; `places` of the result, if it changes them."""
 
     features: int
     config: UNet

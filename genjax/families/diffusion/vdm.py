@@ -6,11 +6,11 @@ with gamma = -log snr a learned rising function.  In continuous time the bound i
 
     -log p(x) <= KL(q(z_1 | x) || N(0, I))  +  1/2 E gamma'(t) |epsilon - epsilon(z_t, t)|^2  -  E log p(x | z_0)
 
-and depends on gamma through its ends alone; what is between them changes the variance of the estimate only.  So the ends follow
-the gradient of the bound, and the inside that of the squared diffusion term, whose mean is its variance but for a constant
-(appendix I.2).  Times are spread evenly over a batch (appendix I.1).  p(x | z_0) gives each level the mass that
-N(z_0 / alpha_0, sigma_0^2 / alpha_0^2) has at it, normalised over all levels (eq. 8 and appendix E); of other data it is that
-Gaussian's density.
+and depends on gamma through its ends only; gamma between its ends changes only the variance of the estimate.  So the
+ends follow the gradient of the bound.  The inside follows the gradient of the squared diffusion term, whose mean is the
+variance up to a constant (appendix I.2).  Times are spread evenly over a batch (appendix I.1).  p(x | z_0) gives each
+level the mass that N(z_0 / alpha_0, sigma_0^2 / alpha_0^2) has at it, normalised over all levels (eq. 8 and appendix
+E); of other data it is that Gaussian's density.
 """
 
 from __future__ import annotations
@@ -65,10 +65,11 @@ class DrawnProcess(LearnedProcess):
 
 @jax.custom_vjp
 def scaled_gradient(values: Array, marks: Array) -> tuple[Array, Array]:
-    """The identity of values [N, B] and marks [2, B], but the gradient by the values is multiplied by that by marks[0] / marks[1].
+    """The identity of values [N, B] and marks [2, B], but the gradient by the values is multiplied by that by marks[0]
+    / marks[1].
 
-    Where a loss adds `factor * marks[0] + marks[1]`, which are zeros, to each example, the gradient by its values is so scaled by the
-    factor, although that is known only after the values were used, and in one backward pass.
+    Where a loss adds `factor * marks[0] + marks[1]`, which are zeros, to each example, the gradient by its values is so
+    scaled by the factor, although that is known only after the values were used, and in one backward pass.
     """
     return values, marks
 
@@ -126,8 +127,8 @@ class VDM(Diffusion):
       gamma_min: gamma(0) at first: how little noise the data end with.
       gamma_max: gamma(1) at first.
       schedule_dim: width of the monotone network between the ends; 0 for a line.
-      fourier_exponents: show the network sin and cos of 2^n pi z as well for these n, which tell the levels of 8-bit pixels apart
-        (appendix C; 7 and 8 there).
+      fourier_exponents: show the network sin and cos of 2^n pi z as well for these n, which tell the levels of 8-bit
+        pixels apart (appendix C; 7 and 8 there).
       num_bound_samples: times and noises for the bound of one example in `evaluate`.
     """
 
@@ -184,9 +185,11 @@ class VDM(Diffusion):
     def bound_terms_of(
         self, params: PyTree, batch: Batch, key: Array, condition: Condition, dropout_keys: Array | None = None
     ) -> dict[str, Array]:
-        """One-sample estimates of the bound's terms prior, diffusion and reconstruction, and their total, nats, [B] each.
+        """One-sample estimates of the bound's terms prior, diffusion and reconstruction, and their total, nats, [B]
+        each.
 
-        The gradient of the mean of `diffusion` / (D log 2) by the inside of the schedule is that of the mean of its square.
+        By the inside of the schedule, the gradient of the mean of `diffusion` / (D log 2) is replaced by the gradient
+        of the mean of its square.
         """
         x, process = batch["x"], self.process_of(params)
         axes = tuple(range(1, x.ndim))
@@ -261,7 +264,9 @@ class VDM(Diffusion):
         return jax.lax.scan(add, dict.fromkeys(names, zero), jnp.arange(self.num_bound_samples))[0]
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example, shape [B]: the bound `nll_bound` and its terms in nats, `bits_per_dim_bound`, which is also `loss`."""
+        """Per example, shape [B]: the bound `nll_bound` and its terms in nats, `bits_per_dim_bound`, which is also
+        `loss`.
+        """
         terms = self._mean_terms(state, batch, key)
         nll = terms.pop("total") - batch.get("log_abs_det", 0.0)
         bits = nll / (math.prod(self.data_shape) * math.log(2.0))

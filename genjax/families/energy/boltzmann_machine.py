@@ -91,8 +91,11 @@ class RestrictedBoltzmannMachine:
         return jax.lax.scan(step, v, jax.random.split(key, num_steps))[0]
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """One step.  `loss` is mean F of the data less mean F of the chains in nats, whose gradient that of the NLL is."""
-        # Chains from all of the data under pmap too, where each device would draw the same noise for its own.
+        """One step.
+
+        `loss` is mean F of the data less mean F of the chains, in nats; its gradient is the gradient of the NLL.
+        """
+        # Under pmap too, chains start from the data of all devices; otherwise all devices would draw the same noise.
         start = state.extra["chains"] if self.num_chains else cross_device_gather(self._flat(batch))
         chains = self.gibbs(state.params, key, start, self.num_gibbs_steps)
 

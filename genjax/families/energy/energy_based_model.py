@@ -3,9 +3,9 @@
     p(x) = exp(-E(x)) / Z;    L = E(x+) - E(x-) + alpha (E(x+)^2 + E(x-)^2)
     x- by K steps of Langevin dynamics,  x <- x - lambda dE(x) + sigma N(0, 1),
 
-that start from the buffer of earlier x-, or, one in `restart_rate`, from noise.  Their lambda is far above sigma^2 / 2, so
-the chains sample exp(-E(x) / t) with the temperature t = sigma^2 / (2 lambda), as far as steps are not clipped.  Learning
-makes the energies fit that: with the defaults t is 1.25e-6, and a gap of energies of 1e-4 is one of 80 nats.
+that start from the buffer of earlier x-, or, one in `restart_rate`, from noise.  Their lambda is far above sigma^2 / 2,
+so the chains sample exp(-E(x) / t) with the temperature t = sigma^2 / (2 lambda), as far as steps are not clipped.
+Learning makes the energies fit that: with the defaults t is 1.25e-6, and a gap of energies of 1e-4 is one of 80 nats.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class EnergyBasedModel:
         return jax.lax.scan(step, x, jax.random.split(key, num_steps))[0]
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """One step.  `loss` is L; `energy_gap` the mean energy of samples less that of data, in units of E."""
+        """One step.  `loss` is L; `energy_gap` is mean energy of samples less mean energy of data, in units of E."""
         buffer, own_count, shape = state.extra["buffer"], batch_size(batch), batch["x"].shape[1:]
         keys, count = jax.random.split(key, 5), cross_device_sum(own_count)
         places = jax.random.permutation(keys[0], len(buffer))[:count]

@@ -26,7 +26,7 @@ class Base(abc.ABC):
     """A distribution that is easy to draw from.
 
     Attributes:
-      dim: number D of dimensions; None takes that of the data.
+      dim: number D of dimensions; None takes the data's.
     """
 
     dim: int | None = None

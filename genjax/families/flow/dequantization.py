@@ -8,8 +8,9 @@ With y = (k + u) / L, u in [0, 1)^D drawn from q(u | k), for the probability of 
     Variational   u = sigmoid(v), v by a flow of couplings from logistic noise given k  (Flow++, Ho et al. 2019,
                                                                                          arXiv:1902.00275, eq. 12)
 
-Flow++ draws v by convolutional couplings from normal noise.  Here dense networks see all levels as one vector, which suits
-small pictures alone; and the noise is logistic, so that u starts as uniform and the bound as that of `Uniform`.
+Flow++ draws v by convolutional couplings from normal noise.  Here dense networks see all levels as one vector, which
+suits small pictures only.  The noise is logistic, so that u is uniform at the start and the bound equals the bound of
+`Uniform`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Dequantization(abc.ABC):
     """Noise that fills the gaps between levels.
 
     Attributes:
-      num_levels: number L of levels; None takes that of the data.
+      num_levels: number L of levels; None takes the data's.
       minimum: x of the lowest level.
       maximum: x of the highest level.
     """
@@ -127,7 +128,8 @@ class Variational(Dequantization):
             )
         network = MLP(hidden_dims=self.hidden_dims)
         couplings = [Coupling(network=network, flip=index % 2 == 1) for index in range(self.num_couplings)]
-        # One permutation, that the halves may be spread over the picture: another one would leave pixels to neither half.
+        # One permutation, that the halves may be spread over the picture: another one would leave pixels to neither
+        # half.
         return Chain(layers=(Permute(seed=0), *couplings))
 
     def init(self, key: Array, x: Array) -> Params:

@@ -5,9 +5,9 @@
 A paper's file subclasses `Flow` and says which bijections f is made of.
 
 Bookkeeping.  `nll` is in nats, of x as the batch holds it: of the density where x is continuous, of the bound on the
-probability of the levels where the model dequantises.  `bits_per_dim` always speaks of the data before any transform
-(of the levels of a picture, of the raw columns of a table): -(log p(x) + log_abs_det) / (D log 2), where `log_abs_det`
-[B] is that of the map from (dequantised) raw data to x, given by the data as a batch key or known to the model.
+probability of the levels where the model dequantises.  `bits_per_dim` is always about the data before any transform
+(the levels of a picture, the raw columns of a table): -(log p(x) + log_abs_det) / (D log 2), where `log_abs_det`
+[B] belongs to the map from (dequantised) raw data to x; the batch gives it, or the model knows it.
 `nll_estimate` and `bits_per_dim_estimate` take their place where log-determinants are estimated at random: the estimate
 of log p(x) has the right mean for each example, but its own variance.
 """
@@ -42,8 +42,8 @@ class Flow(abc.ABC):
       data_shape: shape of one example.
       num_classes: number of classes of the data.
       class_conditional: model p(x | label).
-      condition_dim: length of a vector that the batch gives as `condition` [B, K] to model p(x | condition), 0 for none;
-        None takes that of the data, if they have one.
+      condition_dim: length of a vector that the batch gives as `condition` [B, K] to model p(x | condition), 0 for
+        none; None takes the length of the data's condition, if they have one.
       base: distribution of z.
       dequantization: turns levels into continuous values inside the model; none where x is continuous already.
       logit_alpha: start with logit(alpha + (1 - 2 alpha) x), for x in [0, 1]; none to leave x.
@@ -189,7 +189,7 @@ class Flow(abc.ABC):
     def _log_prob(
         self, params: PyTree, batch: Batch, key: Array | None, exact: bool = False
     ) -> tuple[Array, Array | None]:
-        """log p of x as the batch holds it [B], and that of the levels [B] or None; `exact` estimates no determinant."""
+        """log p of the batch's x [B], and log p of the levels [B] or None; with `exact` no determinant is estimated."""
         self._check_levels(batch)
         x, condition = batch["x"], self._condition(batch)
         keys = None if key is None else example_keys(key, batch)
@@ -254,8 +254,8 @@ class Flow(abc.ABC):
         """x of each z [B, D], in the form that batches have, given classes [B] (or one for all) or vectors [B, K].
 
         Raises:
-          UserError: the flow is not conditional on what is given, lacks what it is conditional on, or a label is none of
-            its classes.
+          UserError: the flow is not conditional on what is given, lacks what it is conditional on, or a label is none
+            of its classes.
         """
         if label is not None:
             self.check_labels(label)

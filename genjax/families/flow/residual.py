@@ -4,10 +4,10 @@
     log det(I + J) = sum_{k>=1} (-1)^{k+1} tr(J^k) / k                                         (2019a, eq. 4)
     d log det(I + J) = sum_{k>=1} (-1)^{k+1} tr(J^{k-1} dJ)                                    (2019b, eq. 8)
 
-Both series are estimated without bias (2019b, eqs. 6-8): the first n terms, then N more with N geometric, each divided by
-the probability that it is reached, and tr(A) = E[v^T A v] with v of random signs.  The gradient is taken of one product
-w^T dJ v, w^T = v^T sum (-1)^{k+1} J^{k-1}, and nothing of the series is stored.  In few dimensions, or without random
-keys, the determinant of the whole Jacobian is taken instead.
+Both series are estimated without bias (2019b, eqs. 6-8): the first n terms, then N more with N geometric, each divided
+by the probability that it is reached, and tr(A) = E[v^T A v] with v of random signs.  The gradient is taken of one
+product w^T dJ v, w^T = v^T sum (-1)^{k+1} J^{k-1}, and nothing of the series is stored.  In few dimensions, or without
+random keys, the determinant of the whole Jacobian is taken instead.
 
 Every kernel is divided by its largest singular value where that exceeds c^(1 / layers).  It is computed exactly rather
 than by power iteration, so that the bound holds at each step and no state is carried along.
@@ -133,7 +133,7 @@ class Residual(Bijection):
         start = (jnp.ones((), x.dtype), v, jnp.zeros(x.shape[0], x.dtype), jnp.zeros_like(x))
         last = self.num_exact_terms + further.max()
         _, _, total, left = jax.lax.while_loop(lambda carry: carry[0] <= last, body, start)
-        # The value is the series', the gradient that of w^T J v with w held.
+        # The value is the series; the gradient is the gradient of w^T J v with w held fixed.
         slope = jax.jvp(lambda y: self._residual(params, y, condition), (x,), (v,))[1]
         product = (left * slope).sum(-1)
         return total + product - jax.lax.stop_gradient(product)
@@ -148,8 +148,8 @@ class Residual(Bijection):
     ) -> tuple[Array, Array]:
         c = self.network.lipschitz
         allowed = self.tolerance * (1.0 + jnp.abs(z).max(-1))  # [B]
-        # |x_n - x| <= c^n / (1 - c) |x_1 - x_0|, and |x_n - x| <= c / (1 - c) |x_n - x_{n-1}|.  Twice the iterations that a
-        # first step of length 1 needs, as it may be longer.
+        # |x_n - x| <= c^n / (1 - c) |x_1 - x_0|, and |x_n - x| <= c / (1 - c) |x_n - x_{n-1}|.  Twice the iterations
+        # that a first step of length 1 needs, as it may be longer.
         most = 2 * math.ceil(math.log(self.tolerance * (1.0 - c)) / math.log(c))
 
         def body(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -171,8 +171,8 @@ class ResidualFlow(Flow):
       num_blocks: number of residual blocks.
       hidden_dims: widths of each block's network.
       lipschitz: largest Lipschitz constant c of a block's network, below 1.
-      exact_dim: largest dimension in which training and evaluation take whole Jacobians; above, they estimate, and their
-        metrics are called so (`log_prob` is exact in any dimension).
+      exact_dim: largest dimension in which training and evaluation take whole Jacobians; above, they estimate, and
+        their metrics are called so (`log_prob` is exact in any dimension).
     """
 
     num_blocks: int = 8

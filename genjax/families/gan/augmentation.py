@@ -8,23 +8,24 @@ DiffAugment (Zhao et al. 2020, arXiv:2006.10738) always applies, each with its o
     translation  a shift of up to 1/8 of the size each way, zeros coming in
     cutout       a square of half the size set to zero
 
-Numbers are those of pictures with values in [-1, 1], whose middle is 0; others are brought there and back.
+The numbers hold for pictures with values in [-1, 1], whose middle is 0; other pictures are mapped there and back.
 
 ADA (Karras et al. 2020, arXiv:2006.06676) applies each of its transforms with a probability p that follows how far the
 discriminator overfits, r = E sign(D(x) - b) over data:
 
     p <- clip(p + sign(r - target) B / images_to_one, 0, 1)
 
-where b is the score between data and samples: 0 for the paper's objective; see `score_boundary` in objectives.py for the others.
+where b is the score between data and samples: 0 for the paper's objective; see `score_boundary` in objectives.py for
+the others.
 
-Its transforms are those of the paper's appendix B, but that the resampling is bilinear instead of by an orthogonal wavelet.
-The group filter splits frequencies into four bands [0, pi/8], [pi/8, pi/4], [pi/4, pi/2] and [pi/2, pi].  With a halfband
-filter L(z) = h(z) h(1/z) / 2 of an orthogonal wavelet h and H(z) = 1 - L(z) = L(-z) they are
+The transforms follow the paper's appendix B, except that resampling is bilinear and not by an orthogonal wavelet.
+The group filter splits frequencies into four bands [0, pi/8], [pi/8, pi/4], [pi/4, pi/2] and [pi/2, pi].  With a
+halfband filter L(z) = h(z) h(1/z) / 2 of an orthogonal wavelet h and H(z) = 1 - L(z) = L(-z) they are
 
     L(z) L(z^2) L(z^4)      L(z) L(z^2) H(z^4)      L(z) H(z^2)      H(z)
 
-and add up to 1.  Each band in turn gets a gain of 2^N(0, 1) with probability p, and then all are divided so that the power of
-a natural picture, whose bands have it as 10 : 1 : 1 : 1, stays the same.
+and add up to 1.  Each band in turn gets a gain of 2^N(0, 1) with probability p, and then all are divided so that the
+power of a natural picture, whose bands have it as 10 : 1 : 1 : 1, stays the same.
 """
 
 from __future__ import annotations

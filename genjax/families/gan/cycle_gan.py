@@ -1,6 +1,7 @@
 """CycleGAN: translation learned without pairs (Zhu et al. 2017, arXiv:1703.10593).
 
-With pictures s of one domain and x of another, generators G(s) and F(x) and judges of patches D_x and D_s (least squares):
+With pictures s of one domain and x of another, generators G(s) and F(x) and judges of patches D_x and D_s (least
+squares):
 
     G, F   1/2 E (D_x(G(s)) - 1)^2 + 1/2 E (D_s(F(x)) - 1)^2                                               (section 4)
            + c (E |F(G(s)) - s| + E |G(F(x)) - x|)                                                         (eq. 2)
@@ -9,8 +10,9 @@ With pictures s of one domain and x of another, generators G(s) and F(x) and jud
 
 The paper's generators minimise twice that, so that its weight of 10 is c = 5.
 
-pool is a memory of earlier translations (Shrivastava et al. 2017, arXiv:1612.07828, section 2.3): while it is not full it
-keeps what comes and gives it back; then with probability 1/2 it gives back an earlier picture and keeps the new one instead.
+pool is a memory of earlier translations (Shrivastava et al. 2017, arXiv:1612.07828, section 2.3): while it is not full
+it keeps what comes and gives it back; then with probability 1/2 it gives back an earlier picture and keeps the new one
+instead.
 """
 
 from __future__ import annotations
@@ -193,7 +195,8 @@ class CycleGAN:
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update of both generators, then one of both discriminators on pictures out of the pools.
 
-        Metrics: `loss` (the generators'), `discriminators_loss`, `cycle_l1` and `identity_l1` (sums over both directions).
+        Metrics: `loss` (the generators'), `discriminators_loss`, `cycle_l1` and `identity_l1` (sums over both
+        directions).
         """
         turns = Turns(state, self._optimizers())
         # Before the update, as the translations that the generators were judged by.
@@ -224,8 +227,9 @@ class CycleGAN:
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example [B], of data that are pairs.
 
-        `l1` and `source_l1`, mean absolute errors of both translations (which say nothing where the data are no pairs);
-        `unchanged_l1`, that of leaving pictures as they are (where the channels allow it); `cycle_l1`, that of there and back.
+        Mean absolute errors: `l1` and `source_l1` of the two translations (meaningless if the data are no pairs);
+        `unchanged_l1` of pictures left as they are (if both domains have the same channels); `cycle_l1` of pictures
+        translated there and back.
         """
         del key
         params, x, source = state.eval_params["generators"], batch["x"], batch["source"]

@@ -3,10 +3,10 @@
     generator      z -> dense to 4 x 4 -> [norm, relu, transposed convolution 4 x 4 with stride 2]* -> tanh
     discriminator  [convolution 4 x 4 with stride 2, norm, leaky relu .2]* -> dense to the score
 
-No norm follows the discriminator's first layer nor precedes the outputs.  Weights start from N(0, .02^2) and scales of norms
-from N(1, .02^2); the paper trains with Adam at 2e-4 and beta1 = .5 on pictures in [-1, 1] (data.preprocessing=signed).  Kernels
-are those of the authors' Torch code, 4 x 4.
-Every halving doubles the channels.  28 pixels end at 7 x 7 instead of 4 x 4.
+No norm follows the discriminator's first layer nor precedes the outputs.  Weights start from N(0, .02^2) and scales of
+norms from N(1, .02^2); the paper trains with Adam at 2e-4 and beta1 = .5 on pictures in [-1, 1]
+(data.preprocessing=signed).  Kernels are 4 x 4, as in the authors' Torch code.  Every halving doubles the channels.  28
+pixels end at 7 x 7 instead of 4 x 4.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     generator      z -> [dense, relu]* -> dense -> sigmoid
     discriminator  dropout of x -> [dense to p pieces of every unit, their largest, dropout]* -> dense to the score
 
-Maxout (Goodfellow et al. 2013, arXiv:1302.4389): a unit is max_k (W_k x + b_k) over its pieces k.  Dropout (Srivastava et al.
-2014) sets inputs to zero with a probability p in training, and divides the others by 1 - p.
+Maxout (Goodfellow et al. 2013, arXiv:1302.4389): a unit is max_k (W_k x + b_k) over its pieces k.  Dropout (Srivastava
+et al. 2014) sets inputs to zero with a probability p in training, and divides the others by 1 - p.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from genjax.nn.mlp import Activation
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaxoutNetwork(GANNetwork):
-    """Perceptrons on flattened arrays of any shape; the defaults are those of the authors' code on MNIST.
+    """Perceptrons on flattened arrays of any shape; the defaults come from the authors' code for MNIST.
 
     Attributes:
       generator_dims: widths of the generator's hidden layers.
-      output_activation: of the generator's outputs; sigmoid keeps pictures in [0, 1], tanh in [-1, 1].
+      output_activation: activation of the generator's outputs; sigmoid keeps pictures in [0, 1], tanh in [-1, 1].
       discriminator_dims: numbers of units of the discriminator's hidden layers.
-      num_pieces: pieces of each of these units.
+      num_pieces: number of linear pieces of each unit of the discriminator's hidden layers.
       input_dropout: probability with which a value of x is dropped before the discriminator; its class never is.
       dropout: probability with which a unit's output is dropped.
       spectral: divide the discriminator's weights by their largest singular values, which the paper does not.

@@ -106,7 +106,8 @@ def generator_objective(name: Objective, fake: Array, real: Array | None = None,
 
 
 def score_boundary(name: Objective, real: Array, fake: Array) -> Array:
-    """The score above which the discriminator takes an example for data, a scalar, given scores [B] of data and samples.
+    """The score above which the discriminator takes an example for data, a scalar, given scores [B] of data and
+    samples.
 
     Objectives that only look at differences have none; theirs is halfway between the mean scores.
     """
@@ -165,7 +166,7 @@ def gradient_penalty(name: Penalty, score: Callable[[Array], Array], x: Array, f
 
 
 def lazily(penalty: Callable[[], Array], every: int, step: Array) -> Array:
-    """`every` times a penalty at every so many steps, otherwise 0, so that its mean is the same."""
+    """`every` times a penalty in one of `every` steps, otherwise 0, so that the mean over steps is the same."""
     if every == 1:
         return penalty()
     return jax.lax.cond(step % every == 0, lambda: every * penalty(), lambda: jnp.zeros(()))

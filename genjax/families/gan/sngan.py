@@ -1,4 +1,5 @@
-"""The residual networks of SNGAN (Miyato et al. 2018, arXiv:1802.05957, appendix B.4), also those of cGANs with projection.
+"""The residual networks of SNGAN (Miyato et al. 2018, arXiv:1802.05957, appendix B.4), also used by cGANs with
+projection.
 
     generator      z -> dense to 4 x 4 -> residual blocks that double -> norm, relu, convolution 3 x 3 -> tanh
     discriminator  residual blocks that halve down to 8 x 8, two more -> relu -> sum over places -> score
@@ -6,8 +7,8 @@
     block that doubles   x -> up(conv1(x)) + conv3(relu(norm(conv3(up(relu(norm(x)))))))      up: nearest neighbour
     block that halves    x -> mean(conv1(x)) + mean(conv3(relu(conv3(relu(x)))))              mean: of 2 x 2 pixels
 
-The discriminator's weights are spectrally normalised and it has no other norm.  Where the class is given by projection, the
-generator's batch norms have scales and offsets of each class (Miyato & Koyama 2018, arXiv:1802.05637).
+The discriminator's weights are spectrally normalised and it has no other norm.  Where the class is given by projection,
+the generator's batch norms have scales and offsets of each class (Miyato & Koyama 2018, arXiv:1802.05637).
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ class _UpBlock(nn.Module):
 
 
 class _DownBlock(nn.Module):
-    """A block that halves, or keeps the size where `halve` is false; the first has no activation before its convolutions."""
+    """A block that halves, or keeps the size where `halve` is false; the first has no activation before its
+    convolutions.
+    """
 
     features: int
     spectral: bool

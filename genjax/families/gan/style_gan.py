@@ -1,13 +1,14 @@
 """StyleGAN (Karras et al. 2019, arXiv:1812.04948; 2020, arXiv:1912.04958): how its networks are trained and sampled.
 
-A mapping network takes z to w; a synthesis network takes a w for each of its layers, and noise, to a picture.  In training some
-pictures get two w, one for the layers before a random place and one for those behind it (style mixing).  Every 16th step the
-discriminator pays R1, and every few steps the generator pays for an uneven Jacobian (2020, eq. 4):
+A mapping network takes z to w; a synthesis network takes a w for each of its layers, and noise, to a picture.  In
+training some pictures get two w, one for the layers before a random place and one for those behind it (style mixing).
+Every 16th step the discriminator pays R1, and every few steps the generator pays for an uneven Jacobian (2020, eq. 4):
 
     w E (|J^T y| - a)^2,   J^T y = grad_w <G(w), y>,   y ~ N(0, I) / sqrt(H W),   a: running mean of |J^T y|
 
-For StyleGAN3-R everything that the discriminator sees is blurred at first, ever less, so that it does not win by details that the
-generator cannot have yet.  Truncation moves w towards its mean over the training: w' = mean + psi (w - mean).
+For StyleGAN3-R everything that the discriminator sees is blurred at first, ever less, so that it does not win by
+details that the generator cannot have yet.  Truncation moves w towards its mean over the training: w' = mean + psi (w -
+mean).
 """
 
 from __future__ import annotations
@@ -186,7 +187,9 @@ class StyleGAN(GAN):
         return value, {"path_length_penalty": value, "mean_path_length": mean}, variables
 
     def averaged_variables(self, state: TrainState, batch: Batch, key: Array) -> PyTree:
-        """The moving averages of the generator's statistics, which change slowly and are nearly linear in its parameters."""
+        """The moving averages of the generator's statistics, which change slowly and are nearly linear in its
+        parameters.
+        """
         old, new = state.extra["averaged_generator"], state.extra["generator"]
         return ema_update(old, new, self.generator_optimizer.ema_decay, state.step)
 
@@ -251,8 +254,8 @@ class StyleGAN(GAN):
           state: trained state.
           styles: [B, layers, style_dim].
           keys: what noise is drawn from, [B]; without them it is 0.
-          transform: where StyleGAN3's generator reads its Fourier features, a matrix [3, 3] that takes the place (x, y, 1)
-            of a pixel, in widths of the picture from its centre, to another.
+          transform: where StyleGAN3's generator reads its Fourier features, a matrix [3, 3] that takes the place (x, y,
+            1) of a pixel, in widths of the picture from its centre, to another.
           noise: maps that are added instead of drawn ones, as `network.noise_maps` has them.
 
         Returns:
@@ -265,7 +268,7 @@ class StyleGAN(GAN):
         return apply(variables, styles, keys, False, transform, method="synthesize").astype(jnp.float32)
 
     def mix_styles(self, state: TrainState, rows: Array, columns: Array, layers: tuple[int, int]) -> Array:
-        """Pictures whose layers first..last - 1 have the style of the column, and the others that of the row.
+        """Pictures whose layers first .. last - 1 have the column's style, and all other layers the row's style.
 
         Args:
           state: trained state.

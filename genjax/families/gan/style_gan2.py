@@ -4,8 +4,8 @@
                    convolution gives colours, which are added up (skip generator)
     discriminator  residual blocks that halve -> standard deviation over groups of examples -> convolution -> dense
 
-Doubling and halving go through the filter [1, 3, 3, 1].  With adaptive augmentation in genjax/families/gan/augmentation.py this
-is also StyleGAN2-ADA (arXiv:2006.06676).
+Doubling and halving go through the filter [1, 3, 3, 1].  With adaptive augmentation in
+genjax/families/gan/augmentation.py this is also StyleGAN2-ADA (arXiv:2006.06676).
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class StyleGAN2Network(StyleNetwork):
     """Skip generator and residual discriminator.
 
     Attributes:
-      group_size: examples over which the discriminator takes standard deviations; a few more where they do not divide the batch.
+      group_size: examples over which the discriminator takes standard deviations; a few more where they do not divide
+        the batch.
     """
 
     group_size: int = 4
@@ -177,8 +178,9 @@ class _Halve(nn.Module):
 def group_deviation(x: Array, group_size: int, counted: Array | None = None) -> Array:
     """A channel with the mean standard deviation within an example's group, [B, H, W, C] to [B, H, W, C + 1].
 
-    Of n examples there are m = n // g groups, or one: i, i + m, i + 2 m, ... are a group, of g examples where g divides n and of
-    a few more elsewhere.  The examples are those of all devices: a few of one device have too few others, a single one none.
+    n examples form m = max(n // g, 1) groups.  Examples i, i + m, i + 2 m, ... are a group; it has g examples if g
+    divides n, otherwise some groups have a few more.  Groups are made of the examples of all devices, because a single
+    device may have too few examples for a group.
 
     Args:
       x: features, [B, H, W, C].

@@ -1,9 +1,9 @@
 """The alias-free generator of StyleGAN3 (Karras et al. 2021, arXiv:2106.12423), configurations T and R.
 
-Feature maps are samples of continuous signals with a bandwidth (cutoff) that grows geometrically from layer to layer.  The
-input is Fourier features, sin(2 pi (f . x + phase)), which a learned transform of w turns and shifts.  A layer is a modulated
-convolution, then the leaky relu of the signal upsampled to at least twice its rate, then a low-pass filter and downsampling;
-without noise, and with a margin around the picture that is cropped at the end.
+Feature maps are samples of continuous signals with a bandwidth (cutoff) that grows geometrically from layer to layer.
+The input is Fourier features, sin(2 pi (f . x + phase)), which a learned transform of w turns and shifts.  A layer is a
+modulated convolution, then the leaky relu of the signal upsampled to at least twice its rate, then a low-pass filter
+and downsampling; without noise, and with a margin around the picture that is cropped at the end.
 
     T   translation: 3 x 3 convolutions and separable filters
     R   rotation too: 1 x 1 convolutions, radial downsampling filters, and twice the channels
@@ -33,8 +33,8 @@ class StyleGAN3Network(StyleNetwork):
     """Alias-free generator and StyleGAN2's discriminator.
 
     Attributes:
-      num_layers: layers of the generator, without the colours.
-      num_critical: last layers at the highest bandwidth, that of the pictures.
+      num_layers: number of layers of the generator, without the layer that makes colours.
+      num_critical: number of last layers at the highest bandwidth, which is the pictures' bandwidth.
       first_cutoff: bandwidth of the input, in cycles per picture.
       first_stopband: frequency above which the input's filters let nothing pass.
       last_stopband: the same of the last layer, as a multiple of its bandwidth.
@@ -70,7 +70,9 @@ class StyleGAN3Network(StyleNetwork):
 
 @dataclasses.dataclass(frozen=True)
 class Signal:
-    """A feature map: its cutoff and half the width of its transition band in cycles per picture, rate, size and channels."""
+    """A feature map: its cutoff and half the width of its transition band in cycles per picture, rate, size and
+    channels.
+    """
 
     cutoff: float
     half_width: float
@@ -81,7 +83,7 @@ class Signal:
 
 @functools.cache
 def signals(network: StyleGAN3Network, resolution: int) -> tuple[Signal, ...]:
-    """The signals behind each layer, the first also that of the input, the last that of the colours (section 3.2)."""
+    """The signals between layers (section 3.2): the input's signal first, the colours' signal last."""
     count = network.num_layers
     exponent = np.minimum(np.arange(count + 1) / (count - network.num_critical), 1.0)
     last_cutoff = resolution / 2
@@ -147,7 +149,9 @@ class _FourierInput(nn.Module):
 
 
 class _AliasFreeLayer(nn.Module):
-    """Modulated convolution and filtered activation from one signal to the next; `colors` for the last, which is linear."""
+    """Modulated convolution and filtered activation from one signal to the next; `colors` for the last, which is
+    linear.
+    """
 
     network: StyleGAN3Network
     before: Signal

@@ -1,7 +1,7 @@
 """Layers of StyleGAN2 and StyleGAN3: weights scaled at run time, the mapping network, and modulated convolution.
 
-Equalised learning rate (Karras et al. 2018, arXiv:1710.10196, section 4.1): a weight is stored as N(0, 1) / m and used times
-m / sqrt(inputs), where m is the layer's factor on the learning rate.
+Equalised learning rate (Karras et al. 2018, arXiv:1710.10196, section 4.1): a weight is stored as N(0, 1) / m and used
+times m / sqrt(inputs), where m is the layer's factor on the learning rate.
 
 Modulated convolution (Karras et al. 2020, arXiv:1912.04958, eq. 1 and 3), with styles s of each example's inputs i:
 
@@ -47,7 +47,8 @@ class EqualDense(nn.Module):
       use_bias: whether an offset is added.
       bias_init: the initial offset.
       learning_rate_factor: m.
-      init_scale: spread of the initial weights, times that of a layer that keeps the variance.
+      init_scale: standard deviation of the initial weights, in units of the deviation that keeps the variance of the
+        input.
       dtype: type to compute in.
     """
 
@@ -118,7 +119,9 @@ class Mapping(nn.Module):
 
 
 def truncate(styles: Array, mean: Array, truncation: Array | float, num_layers: int | None = None) -> Array:
-    """Styles [B, layers, W] pulled towards the mean [W]: mean + truncation (w - mean), of the first `num_layers`, or all."""
+    """Styles [B, layers, W] pulled towards the mean [W]: mean + truncation (w - mean), of the first `num_layers`, or
+    all.
+    """
     truncation = jnp.asarray(truncation, styles.dtype)
     mean = mean[None, None]
     pulled = mean + truncation * (styles - mean)

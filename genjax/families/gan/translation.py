@@ -6,7 +6,8 @@
     PatchGAN  halvings and two 4 x 4 convolutions to a map of scores, each of one patch               (2017, section 3.2.2)
 
 Maps are normalised over each picture, which is batch norm with the batches of one that the papers train with.  Strided
-convolutions are 4 x 4 everywhere, and borders are zeros.  Weights start from N(0, .02^2), and scales of norms from N(1, .02^2).
+convolutions are 4 x 4 everywhere, and borders are zeros.  Weights start from N(0, .02^2), and scales of norms from N(1,
+.02^2).
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ class _ResNet(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Translator(abc.ABC):
-    """A network from pictures [B, H, W, C] and keys [B] of its noise (or None) to pictures [B, H, W, num_outputs] in [-1, 1]."""
+    """A network from pictures [B, H, W, C] and keys [B] of its noise (or None) to pictures [B, H, W, num_outputs] in
+    [-1, 1].
+    """
 
     @abc.abstractmethod
     def build(self, num_outputs: int, dtype: Any = jnp.float32) -> nn.Module:
@@ -129,7 +132,7 @@ class ResNetTranslator(Translator):
 class PatchDiscriminator(nn.Module):
     """Pictures [B, H, W, C] to scores of patches [B, H / 2^n - 2, W / 2^n - 2], where n is the number of channels.
 
-    But for the norms, a score sees 16, 34 or 70 pixels each way for n of 1, 2 or 3; the papers' is that of 70.
+    Apart from the norms, a score sees 16, 34 or 70 pixels in each direction for n = 1, 2 or 3; the papers use 70.
 
     Attributes:
       channels: of the maps after each halving.

@@ -4,9 +4,9 @@ Along each axis, with x stretched by zeros, z[u i] = x[i], and padded or cropped
 
     y[j] = sum_t f[t] z[d j + T - 1 - t - before]        u: up, d: down, T: length of the filter
 
-which is `scipy.signal.upfirdn` for before = T - 1 and after = T - u.  A separable filter is a banded matrix along each axis; on
-CPU it is applied as such, elsewhere as convolutions of single channels.  Filters are designed by Kaiser's window (Karras et
-al. 2021, arXiv:2106.12423, appendix C).
+which is `scipy.signal.upfirdn` for before = T - 1 and after = T - u.  A separable filter is a banded matrix along each
+axis; on CPU it is applied as such, elsewhere as convolutions of single channels.  Filters are designed by Kaiser's
+window (Karras et al. 2021, arXiv:2106.12423, appendix C).
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def upfirdn(
 
     Args:
       x: pictures, [B, H, W, C].
-      taps: filter of both axes, [T], or one of both together, [T][T].
+      taps: filter for each axis, [T], or for both axes together, [T][T].
       up: factor by which the picture is stretched.
-      down: of so many pixels, one is kept.
+      down: one pixel in `down` is kept along each axis.
       padding: zeros before and after each stretched axis; negative ones crop.
       matrix_products: whether separable filters are matrices; by default on CPU.
 
@@ -91,12 +91,13 @@ def binomial(gain: float = 1.0) -> tuple[float, ...]:
 
 
 def blur(x: Array, radius: Array, largest: float) -> Array:
-    """Pictures [B, H, W, C] under the filter 2^-(i / radius)^2, |i| <= 3 radius, of sum 1, along each axis, with zeros around.
+    """Pictures [B, H, W, C] under the filter 2^-(i / radius)^2, |i| <= 3 radius, of sum 1, along each axis, with zeros
+    around.
 
     Args:
       x: pictures.
-      radius: distance in pixels at which the filter has half of its height, a scalar that may be traced; below 1/3 only the
-        middle is left, and pictures stay as they are.
+      radius: distance in pixels at which the filter has half of its height, a scalar that may be traced; below 1/3 only
+        the middle is left, and pictures stay as they are.
       largest: the largest radius.
     """
 
@@ -111,7 +112,7 @@ def blur(x: Array, radius: Array, largest: float) -> Array:
 
 
 def kaiser_shape(num_taps: int, width: float) -> float:
-    """The parameter of Kaiser's window of so many taps; `width` is that of the transition band in cycles per tap."""
+    """The parameter of Kaiser's window with `num_taps` taps; `width` of the transition band in cycles per tap."""
     attenuation = 2.285 * (num_taps - 1) * np.pi * 2.0 * width + 7.95
     if attenuation > 50.0:
         return 0.1102 * (attenuation - 8.7)

@@ -3,8 +3,8 @@
     h = transformer(embedding(x) + position + type),   p(x_i | corrupted x) = softmax(E g(h_i) + b)   for the chosen i
 
 with E the token embeddings and g a dense layer, GELU and a norm.  RoBERTa has the same network; it draws the corruption
-anew for each epoch (as is done here for both), drops the prediction of the next sentence and the token types, and counts
-positions over tokens that are no padding, from 2 on.
+anew for each epoch (as is done here for both), drops the prediction of the next sentence and the token types, and
+counts positions over tokens that are no padding, from 2 on.
 
 What is learned is the field `task` (see encoder_tasks.py, which also says what a batch has).
 """
@@ -203,7 +203,7 @@ class BERT(FromPretrained):
         return self.task.objective(self.prepared, outputs)
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """One update.  Metrics: loss, and those of the task."""
+        """One update.  Metrics: loss, and the task's metrics."""
         return gradient_step(self.loss, self.optimizer)(state, batch, key)
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
@@ -266,7 +266,7 @@ class BERT(FromPretrained):
     def fill(self, state: TrainState, key: Array, batch: Batch, temperature: float = 1.0) -> Array:
         """Draws the masked tokens in `num_sampling_rounds` rounds, the surest of each round first; [B, T].
 
-        The order is that of Mask-Predict (Ghazvininejad et al. 2019); the tokens are drawn, or the likeliest if the
+        The order follows Mask-Predict (Ghazvininejad et al. 2019); the tokens are drawn, or the likeliest if the
         temperature is 0.
         """
         vocabulary, rounds = self._vocabulary(), self.num_sampling_rounds

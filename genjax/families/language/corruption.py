@@ -23,7 +23,8 @@ from genjax.errors import UserError
 
 
 class SpecialTokens(NamedTuple):
-    """Tokens that corruption needs: what targets begin with, what texts end with, padding, mask, and the first sentinel.
+    """Tokens that corruption needs: what targets begin with, what texts end with, padding, mask, and the first
+    sentinel.
 
     `num_sentinels` is how many there are from the first one down, where that is known.
     """
@@ -61,7 +62,7 @@ class Pairs(Objective):
 
 
 def span_counts(length: Array | int, density: float, mean_span: float):
-    """Numbers of noise tokens and of spans in a text of so many tokens, which must be at least 2."""
+    """Number of noise tokens and number of spans in a text of `length` >= 2 tokens."""
     numpy = jnp if isinstance(length, jax.Array) else np
     noise = numpy.clip(numpy.round(length * density), 1, length - 1)
     spans = numpy.clip(numpy.round(noise / mean_span), 1, numpy.minimum(noise, length - noise))
@@ -172,7 +173,7 @@ class SpanCorruption(Objective):
 
         source, source_mask, target, target_mask, counted = jax.vmap(corrupt)(keys, tokens, mask, counted)
         others = _others(batch)
-        # The characters of the whole text are not those of its spans.
+        # The count of characters is of the whole text, not of its spans.
         others.pop("num_characters", None)
         targets = {**_targets(target, target_mask, special), **_counted(batch, counted)}
         return {**others, "source": source, "source_mask": source_mask, **targets}
@@ -256,8 +257,8 @@ def infill(
 ) -> tuple[Array, Array]:
     """Replaces spans of the text [T] by one mask token each; a span of length 0 is a mask token that is put in.
 
-    Of the tokens, round(rate length) are in spans, whose places are distinct and otherwise uniform.  Spans for which there is
-    no place are joined.
+    Of the tokens, round(rate length) are in spans, whose places are distinct and otherwise uniform.  Spans for which
+    there is no place are joined.
     """
     size = row.shape[0]
     most = max(1, round(rate * size * max(1.0, 2.0 / mean_span)))
@@ -265,7 +266,7 @@ def infill(
     lengths = jax.random.poisson(length_key, mean_span, (most,))
     total = jnp.minimum(jnp.round(rate * length).astype(jnp.int32), jnp.maximum(length - 2, 0))
     before = jnp.cumsum(lengths) - lengths
-    used = before < total  # so many spans that the tokens suffice; the last one is cut
+    used = before < total  # as many spans as the tokens allow; the last span is cut
     lengths = jnp.where(used, jnp.minimum(lengths, total - before), 0)
     kept = length - lengths.sum()
     count = jnp.minimum(used.sum(), jnp.minimum(kept - 1, size - kept))

@@ -5,8 +5,9 @@
     L = L_MLM(G) + 50 L_Disc(D),   L_Disc = mean_i -log p(y_i | x^c),   y_i = 1 where x^c_i differs from x_i
 
 The generator G is a small encoder on the token embeddings of the discriminator D, by a linear map to its width (section
-3.2).  It learns by its own loss alone: nothing flows through the tokens that it draws.  A place where it draws the token that
-was there counts as not replaced.  D is a `BERT` by its parameters, so that its tasks start from a run of this model:
+3.2).  It learns by its own loss alone: nothing flows through the tokens that it draws.  A place where it draws the
+token that was there counts as not replaced.  D is a `BERT` by its parameters, so that its tasks start from a run of
+this model:
 
     --training.init_from=RUN --training.init_prefix=embedding,stack
 """
@@ -80,10 +81,11 @@ class ReplacedTokenDetection(MaskedLanguageModel):
         return loss + self.weight * nll.sum() / real.size, metrics
 
     def measures(self, outputs: Outputs, batch: Batch) -> Metrics:
-        """Those of masked tokens for the generator; `detection_nll` in nats a token, and shares in [0, 1].
+        """Metrics of masked tokens for the generator; for the discriminator `detection_nll` in nats a token and shares.
 
-        `detection_accuracy` is to be held against 1 - `replaced_share`, that of finding none, and `detection_auc` against 1/2:
-        the share of pairs of a replaced token and another of its text that the logits order rightly.
+        Compare `detection_accuracy` with 1 - `replaced_share`, the accuracy of a discriminator that finds no token
+        replaced.  `detection_auc` is the share of pairs, of a replaced token and an original token of one text, that
+        the logits order rightly; compare it with 1/2.
         """
         nll, hits, real = self._detection(outputs, batch)
         count = real.sum(1)
@@ -127,7 +129,9 @@ class ElectraNetwork(EncoderNetwork):
         return self.heads("replaced", hidden)[:, :, 0]
 
     def __call__(self, batch: Batch, dropout_keys: Array | None = None) -> Outputs:
-        """`replaced` [B, T]; of a prepared batch also the generator's `logits` [B, K, V], and `tokens` and `labels` [B, T]."""
+        """`replaced` [B, T]; of a prepared batch also the generator's `logits` [B, K, V], and `tokens` and `labels` [B,
+        T].
+        """
         if "places" not in batch:
             if self.is_initializing():
                 self.generator_logits(batch)

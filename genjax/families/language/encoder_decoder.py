@@ -7,8 +7,8 @@ published schedule is width^-0.5 min(step^-0.5, step warmup^-1.5), which is `opt
 (width warmup)^-0.5 as learning rate.
 
 A batch has `source` [B, S] with `source_mask`, and `tokens` [B, T + 1] with `mask`: the start token, the targets, and
-the end token; `loss_mask` is False at tokens that are read and not counted.  Or it has a text `tokens` [B, T] alone, from
-which `objective` makes both (see denoising.py).
+the end token; `loss_mask` is False at tokens that are read and not counted.  Or it has a text `tokens` [B, T] alone,
+from which `objective` makes both (see denoising.py).
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class EncoderDecoderNetwork(nn.Module):
         return_weights: bool = False,
         target_mask: Array | None = None,
     ) -> tuple[Array, StackOutput]:
-        """Logits of the targets and the decoder's output, whose auxiliary loss is that of both stacks."""
+        """Logits of the targets, and the decoder's output with the auxiliary loss of both stacks."""
         encoded = self._encode(source, mask, dropout_keys)
         logits, out = self.decode(tokens, encoded.x, mask, None, dropout_keys, return_weights, target_mask)
         return logits, out._replace(auxiliary=encoded.auxiliary + out.auxiliary)
@@ -133,10 +133,10 @@ class EncoderDecoder(FromPretrained):
       sequence_length: tokens T that are predicted of each example, and longest output; None takes the data set's.
       start_token: what targets begin with; None takes the data set's.
       end_token: what ends targets, or any of several; None takes the data set's.
-      padding_token: what fills rows; None takes the data set's.
-      mask_token: what stands for a hidden span; None takes the data set's.
-      extra_tokens: tokens above those of the data, which are sentinels.
-      first_sentinel: the first sentinel, the others lie below it; None for the last token.
+      padding_token: token that fills rows; None takes the data set's.
+      mask_token: token that stands for a hidden span; None takes the data set's.
+      extra_tokens: number of tokens above the data's tokens; they are sentinels.
+      first_sentinel: id of the first sentinel; the next sentinels have the ids below it; None for the last token.
       encoder: the encoder's stack.
       decoder: the decoder's stack, with the encoder's width; it is made causal and attends to the encoder.
       objective: what is learned from a batch.
@@ -277,7 +277,8 @@ class EncoderDecoder(FromPretrained):
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example [B], given the source: `nll` in nats, `num_tokens`, and shares in [0, 1] of the likeliest tokens.
 
-        `accuracy` is the share of all tokens, each after the true ones before it; `exact_match` says whether all are right.
+        `accuracy` is the share of all tokens, each after the true ones before it; `exact_match` says whether all are
+        right.
         """
         batch, _ = self._prepared(batch, key)
         logits, _ = self._forward(state.eval_params, batch)
@@ -316,7 +317,7 @@ class EncoderDecoder(FromPretrained):
     # Generation.
 
     def generator(self, state: TrainState, source: Array, source_mask: Array | None = None) -> decoding.Decoder:
-        """How the functions of `genjax.decoding` continue targets of these sources [B, S]."""
+        """A decoder for `genjax.decoding` that continues targets of sources [B, S]."""
         self.check_condition(source)
         module = self.module(unroll=True)
         params = {**state.eval_params, "decoder": unrolled(state.eval_params["decoder"], self.decoder)}
@@ -375,7 +376,7 @@ class EncoderDecoder(FromPretrained):
         source_mask: Array | None = None,
         **options: Any,
     ) -> decoding.Generation:
-        """Draws targets of sources [B, S]; `options` are those of `decoding.generate`."""
+        """Draws targets of sources [B, S]; `options` are keyword arguments of `decoding.generate`."""
         options = {"sampling": self.sampling, "end_token": self._ends, **options}
         generator, starts = self.generator(state, source, source_mask), self._starts(source.shape[0])
         return decoding.generate(generator, key, starts, self.sequence_length, **options)

@@ -1,4 +1,5 @@
-"""What a transformer encoder is trained for: masked language modelling, classification, token labels, spans, embeddings.
+"""What a transformer encoder is trained for: masked language modelling, classification, token labels, spans,
+embeddings.
 
 A task is a frozen dataclass with four pieces, and `bert.py` is the encoder that they stand on:
 
@@ -7,9 +8,9 @@ A task is a frozen dataclass with four pieces, and `bert.py` is the encoder that
     loss      mean over examples
     measures  one value per example
 
-Batches have `tokens` [B, T], `mask` [B, T] (False at padding), `loss_mask` [B, T] (False at tokens that are read and that
-no loss of tokens counts), `types` [B, T] (0 and 1 for two sentences), and the task's
-targets, which each task's docstring names.
+Batches have `tokens` [B, T], `mask` [B, T] (False at padding), `loss_mask` [B, T] (False at tokens that are read and
+that no loss of tokens counts), `types` [B, T] (0 and 1 for two sentences), and the task's targets, which each task's
+docstring names.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Vocabulary(NamedTuple):
 
 
 def dense(features: int, config: Transformer, dtype: Any, name: str | None = None, **options: Any) -> nn.Dense:
-    """A linear map of a head, with the encoder's initialisation; `options` are those of the module."""
+    """A linear map of a head, with the encoder's initialisation; `options` are arguments of `nn.Dense`."""
     std = 0.02 if config.init_std is None else config.init_std
     return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(std), name=name, **options)
 
@@ -77,7 +78,9 @@ class MaskedHead(nn.Module):
 
 
 class Heads(nn.Module):
-    """The modules of a task, made as its `heads` says: names and numbers of outputs of linear maps, and the masked head."""
+    """The modules of a task, made as its `heads` says: names and numbers of outputs of linear maps, and the masked
+    head.
+    """
 
     linear: tuple[tuple[str, int], ...]
     masked: bool
@@ -184,16 +187,18 @@ def choose_places(key: Array, eligible: Array, rate: float) -> tuple[Array, Arra
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedLanguageModel(Task):
-    """Masked language modelling (Devlin et al. 2019, section 3.1), drawn anew at every step (RoBERTa's dynamic masking).
+    """Masked language modelling (Devlin et al. 2019, section 3.1), drawn anew at every step (RoBERTa's dynamic
+    masking).
 
-    Of each example's tokens, `mask_rate` are chosen; of these `replaced` become the mask token, `randomized` any token,
-    and the others stay.  With `next_sentence` the batch has `label` [B]: 0 where the second sentence followed the first,
-    1 where it is another.  The loss is the mean nats of the chosen tokens, plus those of the label.
+    The share `mask_rate` of each example's tokens is chosen.  Of the chosen tokens the share `replaced` becomes the
+    mask token, the share `randomized` any token, and the rest stays.  With `next_sentence` the batch has `label` [B]: 0
+    where the second sentence followed the first, 1 where it is another sentence.  The loss is the mean nats of the
+    chosen tokens, plus the nats of the label.
 
     Attributes:
       mask_rate: share of tokens that are predicted.
-      replaced: share of these that the mask token replaces.
-      randomized: share of these that a random token replaces.
+      replaced: share of predicted tokens that the mask token replaces.
+      randomized: share of predicted tokens that a random token replaces.
       next_sentence: whether next-sentence prediction is learned too.
     """
 
@@ -223,7 +228,7 @@ class MaskedLanguageModel(Task):
     def prepare(self, batch: Batch, keys: Array, vocabulary: Vocabulary) -> Batch:
         """Corrupts `tokens` and adds `places`, `targets` and `weights`, each [B, K].
 
-        `num_characters` [B], where there are any, become those of as many tokens as are chosen.
+        `num_characters` [B], if the batch has it, is scaled to the number of chosen tokens.
         """
         tokens, eligible = batch["tokens"], counted_tokens(batch)
         for special in vocabulary.special_tokens:
@@ -257,7 +262,8 @@ class MaskedLanguageModel(Task):
 
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
         nll, weights = token_nll(outputs["logits"], batch["targets"]), batch["weights"]
-        # Divided by a number that is the same for all, so that microbatches and devices give the whole batch's gradient.
+        # Divided by a number that is the same for all, so that microbatches and devices give the whole batch's
+        # gradient.
         loss = (nll * weights).sum() / weights.size
         metrics = {"nll_per_token": Ratio((nll * weights).sum(), weights.sum())}
         if self.next_sentence:
@@ -266,7 +272,9 @@ class MaskedLanguageModel(Task):
         return loss, metrics
 
     def measures(self, outputs: Outputs, batch: Batch) -> Metrics:
-        """`nll` in nats of the chosen tokens, `num_tokens`, `num_characters`, `next_sentence_accuracy`; `masked_accuracy`."""
+        """`nll` in nats of the chosen tokens, `num_tokens`, `num_characters`, `next_sentence_accuracy`;
+        `masked_accuracy`.
+        """
         targets, weights = batch["targets"], batch["weights"]
         hits = (outputs["logits"].argmax(-1) == targets) * weights
         metrics = {
@@ -362,7 +370,8 @@ class TokenClassification(Task):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpanExtraction(Task):
-    """The span that answers a question (Devlin et al. 2019, section 4.2); the batch has `span` [B, 2], first and last place.
+    """The span that answers a question (Devlin et al. 2019, section 4.2); the batch has `span` [B, 2], first and last
+    place.
 
     A question without an answer has the span (0, 0), the first token.
 
@@ -389,7 +398,7 @@ class SpanExtraction(Task):
         return 0.5 * self._nll(outputs, batch).mean(), {}
 
     def likeliest_answers(self, outputs: Outputs, batch: Batch) -> tuple[Array, Array, Array]:
-        """The likeliest answer, its score, and that of there being none.
+        """The likeliest answer, its score, and the score of having no answer.
 
         An answer is a span first <= last of at most `max_answer_length` places, within `context` [B, T] where the batch
         has it.  Scores are sums of both logits, to be compared between windows of one text.
@@ -408,7 +417,7 @@ class SpanExtraction(Task):
         return spans, score.max(-1), start[:, 0] + end[:, 0]
 
     def best_spans(self, outputs: Outputs, batch: Batch) -> Array:
-        """Likeliest span, that of no answer (0, 0) counted, int32 [B, 2]."""
+        """Likeliest span, int32 [B, 2]; (0, 0) stands for no answer."""
         spans, score, none = self.likeliest_answers(outputs, batch)
         return jnp.where((score >= none)[:, None], spans, 0)
 
@@ -426,12 +435,13 @@ class SpanExtraction(Task):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SentenceEmbedding(Task):
-    """Mean-pooled sentence embeddings by contrast (SimCSE, Gao et al. 2021, eq. 1 and 4; pooling as in Reimers & Gurevych 2019).
+    """Mean-pooled sentence embeddings by contrast (SimCSE, Gao et al. 2021, eq. 1 and 4; pooling as in Reimers &
+    Gurevych 2019).
 
-    Two texts that belong together stand in one example: `tokens` and `mask`, and `tokens_pair` and `mask_pair` (or, of sets
-    of pairs, `source` and `source_mask`).  Without the pair, a text is its own partner and dropout makes the difference, so
-    `network.dropout` must then not be 0.  The other examples of the batch are the negatives, on all devices and of all
-    microbatches, but for those with an equal text; so the loss depends on the batch.
+    Two texts that belong together stand in one example: `tokens` and `mask`, and `tokens_pair` and `mask_pair` (or, of
+    sets of pairs, `source` and `source_mask`).  Without the pair, a text is its own partner and dropout makes the
+    difference, so `network.dropout` must then not be 0.  The other examples of the batch are the negatives, on all
+    devices and of all microbatches, but for those with an equal text; so the loss depends on the batch.
 
     Attributes:
       temperature: of the cosine similarities.

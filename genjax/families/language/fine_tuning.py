@@ -1,7 +1,7 @@
 """What is trained of a network: all of it, all but frozen paths, or low-rank updates and new heads (Hu et al. 2021).
 
-Start from a checkpoint with --training.init_from=RUN, and --training.init_prefix=embedding,stack where the new model has
-parameters that the old one lacks.
+Start from a checkpoint with --training.init_from=RUN, and --training.init_prefix=embedding,stack where the new model
+has parameters that the old one lacks.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class FineTuned:
         return self.lora.merge(base, params["lora"])
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """One update of what is trained.  Metrics: loss, and those of `loss`."""
+        """One update of the trained parameters.  Metrics: loss, and the metrics that `loss` returns."""
         if not self._partial:
             return gradient_step(self.loss, self.optimizer)(state, batch, key)
         trained, rest = adaptation.split(state.params, self._trained)

@@ -1,9 +1,10 @@
 """Classification, token labels and spans by a GPT (Radford et al. 2018, section 3.2): heads on a causal transformer.
 
-    h = transformer(x),   p(y | x) = softmax(W h_T)   with T the last token that is no padding
+    h = transformer(x),   p(y | x) = softmax(W h_T)   with T the last token before padding
 
-Token labels and spans read every h_t.  The tasks are those of encoder_tasks.py, which says what a batch has; the
-network's parameters have the paths of `GPT`, so that a run starts from one that was trained on text:
+Token labels and spans read every h_t.  The tasks, and the arrays that a batch must have, are described in
+encoder_tasks.py.  The network's parameters have the paths of `GPT`, so that a run can start from a run that was trained
+on text:
 
     --training.init_from=RUN --training.init_prefix=embedding,stack
 

@@ -61,7 +61,7 @@ def bert_network(num_layers: int = 12, width: int = 768, num_heads: int = 12, **
 
 
 def t5_network(num_layers: int = 6, width: int = 512, num_heads: int = 8, **changes: Any) -> Transformer:
-    """A stack of T5 (the small one unless told); with activation="gelu_tanh" and gated=True that of form 1.1."""
+    """A stack of T5, by default the small one; activation="gelu_tanh" and gated=True give T5 1.1."""
     settings = {
         "head_dim": 64,
         "activation": "relu",

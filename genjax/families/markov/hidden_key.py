@@ -1,4 +1,5 @@
-"""Hidden Markov models of music in a hidden key: the states describe chords of one key, and each piece is shifted into it.
+"""Hidden Markov models of music in a hidden key: the states describe chords of one key, and each piece is shifted into
+it.
 
     p(x) = 1/S sum_s p_hmm(x shifted by s semitones)                               (a shift is a rotation of the 88 notes)
     E-step: p(s | x), and for each s what Baum-Welch counts of the shifted piece, weighted by p(s | x)
@@ -25,7 +26,8 @@ from genjax.model import TrainState
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HiddenKeyModel(HiddenMarkovModel):
-    """Hidden Markov model of piano rolls `x` [B, T, 88] that knows no absolute pitch, but num_keys shifts of each piece.
+    """Hidden Markov model of piano rolls `x` [B, T, 88] that knows no absolute pitch, but num_keys shifts of each
+    piece.
 
     Attributes:
       num_keys: number S of shifts, as many below as above; 12 are all keys, 1 is the ordinary model.
@@ -111,7 +113,7 @@ class HiddenKeyModel(HiddenMarkovModel):
         return (jax.nn.logsumexp(frames, 0) - math.log(self.num_restarts)).sum(-1)
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """As the base class; with `average`, `nll` is that of all restarts together."""
+        """As the base class; with `average`, `nll` is the nll of all restarts together."""
         if not self.average:
             return super().evaluate(state, batch, key)
         frames = self.frame_log_prob(state, batch)
@@ -121,8 +123,8 @@ class HiddenKeyModel(HiddenMarkovModel):
         return {"nll": -together.sum(-1), "num_frames": mask.sum(1).astype(jnp.float32), **alone}
 
     def sample(self, state: TrainState, key: Array, num_samples: int, num_frames: int | None = None) -> Array:
-        """Draws rolls [num_samples, T, 88] from what `log_prob` evaluates: with `average`, each frame is drawn by a restart
-        that is chosen anew, given the frames before; otherwise all are the best restart's, in any key.
+        """Draws rolls [num_samples, T, 88] from what `log_prob` evaluates: with `average`, each frame is drawn by a
+        restart that is chosen anew, given the frames before; otherwise all are the best restart's, in any key.
         """
         if not self.average:
             keys = jax.random.split(key, 2 * num_samples).reshape(2, num_samples)

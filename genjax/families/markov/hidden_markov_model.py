@@ -1,4 +1,5 @@
-"""Hidden Markov models (Rabiner 1989), learned by Baum-Welch, stochastic EM (Cappé & Moulines 2009), gradient, or Gibbs.
+"""Hidden Markov models (Rabiner 1989), learned by Baum-Welch, stochastic EM (Cappé & Moulines 2009), gradient, or
+Gibbs.
 
     p(x, z) = pi(z_1) p(x_1 | z_1) prod_t A(z_{t-1}, z_t) p(x_t | z_t)
 
@@ -269,7 +270,7 @@ class HiddenMarkovModel:
         return {"nll": nll[state.extra["score"].argmax()], "num_frames": num_frames, **every}
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
-        """Adds nll_per_frame (and that of each restart), all frames of the split together."""
+        """Adds nll_per_frame over all frames of the split (also for each restart)."""
         nats = {name: value for name, value in means.items() if "nll" in name}
         frames = means["num_frames"]
         per_frame = {name.replace("nll", "nll_per_frame"): Ratio(v, frames).value() for name, v in nats.items()}

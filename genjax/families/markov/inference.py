@@ -240,7 +240,7 @@ def log_prob(
 ) -> Array:
     """log p(x) [B] in nats.  Its gradients are posterior expectations (Fisher's identity), 0 where x is impossible.
 
-    Arguments are those of `forward`.
+    For the arguments see `forward`.
     """
     alpha, scale = _filter_exactly(log_initial, log_transition, log_likelihood, parallel, chunk_size)
     return jax.nn.logsumexp(alpha[-1], -1) + scale.sum(0)
@@ -353,8 +353,9 @@ def viterbi(
     The parallel form takes the best state of each frame by max-marginals: the same path, unless two are equally likely.
 
     Args:
-      log_initial, log_transition, log_likelihood, parallel, chunk_size: those of `forward`.
-      mask: observed frames [B, T]; a path ends at the last of them, and stays there.  None is all.
+      log_initial, log_transition, log_likelihood, parallel, chunk_size: as for `forward`.
+      mask: True at observed frames [B, T]; a path ends at the last observed frame and stays there.  None if all frames
+        are observed.
     """
 
     def vector(alpha: Array, matrix: Array) -> Array:
@@ -421,7 +422,7 @@ def sample_states(
 def predict(
     log_initial: Array, log_transition: Array, log_likelihood: Array, parallel: bool = False, chunk_size: int = 64
 ) -> Array:
-    """p(z_t | x_1..t-1) for t = 1..T+1, [B, T+1, K]; arguments are those of `forward`."""
+    """p(z_t | x_1..t-1) for t = 1..T+1, [B, T+1, K]; for the arguments see `forward`."""
     filtered = jnp.exp(forward(log_initial, log_transition, log_likelihood, parallel, chunk_size)[1])
     first = jnp.broadcast_to(jnp.exp(log_initial), filtered[:, :1].shape)
     return jnp.concatenate([first, jnp.matmul(filtered, jnp.exp(log_transition), precision="highest")], 1)
@@ -430,7 +431,7 @@ def predict(
 def frame_log_prob(
     log_initial: Array, log_transition: Array, log_likelihood: Array, parallel: bool = False, chunk_size: int = 64
 ) -> Array:
-    """log p(x_t | x_1..t-1) [B, T], which sum to log p(x); arguments are those of `forward`."""
+    """log p(x_t | x_1..t-1) [B, T], whose sum is log p(x); for the arguments see `forward`."""
     alpha, scale = _filter_exactly(log_initial, log_transition, log_likelihood, parallel, chunk_size)
     sums = jax.nn.logsumexp(alpha, -1)
     return (sums - jnp.concatenate([jnp.zeros_like(sums[:1]), _finite(sums[:-1])]) + scale).swapaxes(0, 1)

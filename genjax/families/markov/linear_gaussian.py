@@ -138,7 +138,7 @@ def _combine_smoothers(later: tuple[Array, ...], earlier: tuple[Array, ...]) -> 
 
 
 def kalman_smoother(params: PyTree, x: Array, mask: Array, parallel: bool = False) -> Smoothed:
-    """Smooths one sequence; arguments are those of `kalman_filter`."""
+    """Smooths one sequence; for the arguments see `kalman_filter`."""
     filtered = kalman_filter(params, x, mask, parallel)
     f = params["transition"]
 
@@ -172,7 +172,8 @@ def kalman_smoother(params: PyTree, x: Array, mask: Array, parallel: bool = Fals
 
 
 def realize(x: Array, mask: Array, state_dim: int) -> tuple[Array, Array, Array]:
-    """Transition [N, N] and emission [D, N] from the covariances of frames of different times, and whether there are any.
+    """Transition [N, N] and emission [D, N] from the covariances of frames of different times, and whether there are
+    any.
 
     Of the basis U [L D, N] of the span above, with row blocks U_i, F = sum_i U_i^T U_i+1, whose norm is at most 1.
 
@@ -199,7 +200,8 @@ def realize(x: Array, mask: Array, state_dim: int) -> tuple[Array, Array, Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearGaussianModel:
-    """Linear Gaussian state-space model of sequences `x` [B, T, D], ragged or with gaps by `mask` [B, T], learned by EM.
+    """Linear Gaussian state-space model of sequences `x` [B, T, D], ragged or with gaps by `mask` [B, T], learned by
+    EM.
 
     Attributes:
       state_dim: number N of hidden numbers.
@@ -207,8 +209,8 @@ class LinearGaussianModel:
         random from slowly fading rotations, which EM may leave slowly.
       diagonal_noise: the noise of the frames is independent in each of their numbers.
       parallel: associative scans along time instead of sequential ones.
-      ridge: smallest variance, in any direction, that a covariance may have, so that none becomes singular; the M-step is
-        the best one under this bound.
+      ridge: smallest variance, in any direction, that a covariance may have, so that none becomes singular; the M-step
+        is the best one under this bound.
       data_shape: (T, D) of the data; None takes the data set's.  T is the length of samples.
     """
 
@@ -256,7 +258,8 @@ class LinearGaussianModel:
     def _statistics(self, params: PyTree, batch: Batch) -> tuple[PyTree, Array]:
         """Expected sums of products over the batch, and log-probabilities [B].
 
-        They are of what m, F and H leave unexplained, as sums of the numbers themselves lose their digits where little is
+        They are of what m, F and H leave unexplained, as sums of the numbers themselves lose their digits where little
+        is
         left: with w_t = z_t - F z_t-1 and e_t = x_t - H z_t, sums of w w^T, w z^T, e e^T and e z^T.
         """
         posterior, mask = self.smooth(params, batch), self._mask(batch).astype(jnp.float32)

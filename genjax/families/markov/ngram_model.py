@@ -1,8 +1,9 @@
-"""n-grams as a model that trains: a step adds the n-grams of its batch to sorted tables, and each example is given once.
+"""n-grams as a model that trains: a step adds the n-grams of its batch to sorted tables; it sees each example once.
 
-The equations, and how an n-gram is known by its place in a table, are those of `ngram.py`.  Here the tables are arrays of
-a fixed `capacity` in the state, filled up with a key that is larger than all others, so that a step is a sort.  A key is a
-pair, the place of the context and the last token, and pairs are in order of the first and then of the second:
+For the equations, and for the numbering of n-grams by their places in a table, see `ngram.py`.  Here the tables are
+arrays of a fixed `capacity` in the state, filled up with a key that is larger than all others, so that a step is a
+sort.  A key is a pair, the place of the context and the last token, and pairs are in order of the first and then of the
+second:
 
     keys of order n (renumbered by what the batch added to order n - 1)  +  n-grams of the batch  ->  sort, count equals
 
@@ -79,7 +80,7 @@ class NGramModel:
         check_tokens(jnp.where(batch["mask"], tokens, 0) if "mask" in batch else tokens, self.vocab_size, "the batch")
 
     def _size(self, n: int) -> int:
-        """Rows of the table of order n; that of single tokens has them all."""
+        """Number of rows in the table of order n; the table of single tokens has a row for each token."""
         return self.vocab_size**n if n < 2 else min(self.capacity, self.vocab_size**n)
 
     def init(self, key: Array, batch: Batch) -> TrainState:
@@ -256,7 +257,8 @@ class NGramModel:
         return jax.vmap(lambda row: jax.lax.scan(step, start, row)[1])(tokens)
 
     def transition_matrix(self, state: TrainState) -> Array:
-        """p(next token | token) of a chain of first order, [V, V]; `inference` has its stationary distribution and mixing.
+        """p(next token | token) of a chain of first order, [V, V]; `inference` has its stationary distribution and
+        mixing.
 
         Raises:
           UserError: the order is larger than 2, so that a token alone is no state.

@@ -1,4 +1,5 @@
-"""Dirichlet-process mixtures by variational inference with a truncated stick (Blei & Jordan 2006, doi:10.1214/06-BA104).
+"""Dirichlet-process mixtures by variational inference with a truncated stick (Blei & Jordan 2006,
+doi:10.1214/06-BA104).
 
     w_k = v_k prod_{j<k} (1 - v_j),   v_k ~ Beta(1, alpha),   v_K = 1;     component k ~ its conjugate prior
 
@@ -8,7 +9,7 @@ The posterior is approximated by q(v) q(components) q(assignments), each the bes
 
     Gaussian, full:      q(mu, L) = N(mu | m, (beta L)^-1) Wishart(L | (nu S)^-1, nu)         (Bishop 2006, section 10.2)
         beta = beta_0 + N,  m = (beta_0 m_0 + N x) / beta,  nu = nu_0 + N,
-        nu S = S_0 + N cov + beta_0 N / beta (x - m_0)(x - m_0)^T           with N, x, cov those of the component's examples
+        nu S = S_0 + N cov + beta_0 N / beta (x - m_0)(x - m_0)^T           with N, x, cov of the component's examples
         E log p(x | k) = log N(x | m, S) + (sum_i psi((nu + 1 - i) / 2) + D log(2 / nu) - D / beta) / 2
     Gaussian, diagonal:  the same of every coordinate by itself, D = 1
     Bernoulli:           q(p_d) = Beta(a + ones, a + zeros)
@@ -88,8 +89,9 @@ class DirichletProcessMixture(MixtureModel):
         return TrainState.create(params, extra=extra)
 
     def _posterior(self, counts: PyTree, prior: PyTree) -> tuple[PyTree, PyTree]:
-        """Mean parameters of q, and what the E-step takes: `log_weights` with the terms of E log p(x | k) that do not depend
-        on x, parts where they are not the mean ones, and the divergence of q from the prior in nats."""
+        """Mean parameters of q, and what the E-step takes: `log_weights` with the terms of E log p(x | k) that do not
+        depend on x, parts where they are not the mean ones, and the divergence of q from the prior in nats.
+        """
         log_mean, log_weights, divergence = stick_posterior(counts["weights"], self.concentration)
         component = self._bits if isinstance(self.component, Bernoulli) else self._normals
         parts, constant, more, own = component(counts["parts"], prior)

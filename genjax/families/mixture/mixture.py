@@ -194,7 +194,8 @@ class MixtureModel:
             x = jnp.where(seen, x, 0.0)
             difference = jnp.where(seen[None], x[None] - mean, 0.0)  # [K, D]
             both = (seen[:, None] & seen[None, :])[None]
-            # Hidden rows and columns become those of the identity: they add nothing to square and determinant.
+            # Hidden rows and columns become rows and columns of the identity: they add nothing to square and
+            # determinant.
             eye = jnp.eye(len(x))[None]
             factor = jnp.linalg.cholesky(jnp.where(both, covariance, eye))
             solve = lambda f, d: jax.scipy.linalg.cho_solve((f, True), d)  # noqa: E731

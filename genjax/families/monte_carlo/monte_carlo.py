@@ -1,8 +1,9 @@
-"""Markov chain Monte Carlo on the contract: a training step is a transition of every chain, and the state holds the draws.
+"""Markov chain Monte Carlo on the contract: a training step is a transition of every chain, and the state holds the
+draws.
 
-The first `num_warmup` steps tune step size and metric; the state keeps the last `num_draws` positions of each chain, so a
-run of num_warmup + num_draws steps ends with all that came after the warm-up.  A shorter run is refused; what is asked of a
-state before its end rests on the draws that are there.  The batch is all the data, at every step.
+The first `num_warmup` steps tune step size and metric; the state keeps the last `num_draws` positions of each chain, so
+a run of num_warmup + num_draws steps ends with all that came after the warm-up.  A shorter run is refused; what is
+asked of a state before its end rests on the draws that are there.  The batch is all the data, at every step.
 
 Stochastic-gradient Langevin dynamics (Welling & Teh 2011) needs only a part of the data at each step:
 
@@ -61,7 +62,7 @@ class Chains(abc.ABC):
         if num_steps < self.num_warmup + self.num_draws:
             raise UserError(
                 f"training.num_steps={num_steps} is less than the model.num_warmup={self.num_warmup} steps of warm-up and the "
-                f"model.num_draws={self.num_draws} draws; take {self.num_warmup + self.num_draws} steps, or fewer of these"
+                f"model.num_draws={self.num_draws} draws; take {self.num_warmup + self.num_draws} steps, or fewer draws"
             )
 
     @abc.abstractmethod
@@ -127,7 +128,8 @@ class Chains(abc.ABC):
         return jnp.clip(state.step - self.num_warmup, 0, self.num_draws)
 
     def draws(self, state: TrainState) -> Draws:
-        """The draws so far of all chains by the names that the target reports, with leading axes [C, W], W <= num_draws.
+        """The draws so far of all chains by the names that the target reports, with leading axes [C, W], W <=
+        num_draws.
 
         Raises:
           UserError: there are none yet.
@@ -151,7 +153,9 @@ class Chains(abc.ABC):
         )
 
     def _chosen(self, state: TrainState, share: Array) -> Array:
-        """Draws [N, D] by their places in [0, 1) among the draws that are there; before there are any, of the positions."""
+        """Draws [N, D] by their places in [0, 1) among the draws that are there; before there are any, of the
+        positions.
+        """
         flat = state.extra["draws"].reshape(-1, state.extra["draws"].shape[-1])
         count, chains = self._count(state), self.num_chains
         # Oldest first, one chain after the other in each row.
@@ -161,8 +165,8 @@ class Chains(abc.ABC):
         return flat[row * chains + place % chains]
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """`nll` of each example given the data in nats (by the mean of its density over the draws); and of the chains, the
-        largest R-hat, the smallest bulk and tail ESS of all that the target reports, and the share of divergences.
+        """`nll` of each example given the data in nats (by the mean of its density over the draws); and of the chains,
+        the largest R-hat, the smallest bulk and tail ESS of all that the target reports, and the share of divergences.
 
         Those of the chains are NaN until all draws are there.
         """

@@ -83,7 +83,10 @@ class Simplex(Transform):
 def unconstrained(
     log_density: Callable[[dict[str, Any]], Array], transforms: Mapping[str, Transform]
 ) -> Callable[[dict[str, Any]], Array]:
-    """The log-density of unconstrained parameters by name, from that of constrained ones; others stay as they are."""
+    """The log-density of unconstrained parameters, from the log-density of constrained parameters.
+
+    `transforms` are by the names of parameters; parameters without a transform stay as they are.
+    """
 
     def density(position: dict[str, Any]) -> Array:
         out, log_det = dict(position), jnp.zeros(())

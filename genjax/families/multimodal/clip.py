@@ -3,10 +3,10 @@
     u = normalize(W_x picture(x)),  v = normalize(W_t text(t)),   logits = exp(s) u v^T
     loss = (cross-entropy of the rows + cross-entropy of the columns) / 2,   the partner being the right answer
 
-A batch has `x` [B, H, W, C] and `tokens` [B, T] (with `mask`); the other examples of the batch are the negatives, on all
-devices and of all microbatches, but for those with the same text or the same picture, which are right answers too.
-exp(s) is kept at 100 or below (section 2.5).  The network is a part of other models (retrieval, guidance, captions), and
-draws nothing itself.
+A batch has `x` [B, H, W, C] and `tokens` [B, T] (with `mask`); the other examples of the batch are the negatives, on
+all devices and of all microbatches, but for those with the same text or the same picture, which are right answers too.
+exp(s) is kept at 100 or below (section 2.5).  The network is a part of other models (retrieval, guidance, captions),
+and draws nothing itself.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class CLIP:
     Attributes:
       data_shape: shape (H, W, C) of the pictures; None takes the data set's.
       vocab_size: number of tokens; None takes the data set's.
-      end_token: the first of these gives a text's features; None for the largest token (the published vocabulary's last).
+      end_token: a text's features come from its first end token; None for the largest token (in the published
+        vocabulary, the last).
       text: the text's stack, made causal.
       vision: the pictures' stack.
       patch_size: height and width of a patch.

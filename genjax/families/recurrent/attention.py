@@ -188,7 +188,9 @@ class AttentionSequenceModel:
         return gradient_step(self.loss, self.optimizer)(state, batch, key)
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example [B], given the source: `nll` in nats, `num_tokens`, `exact_match` in [0, 1] of the likeliest tokens."""
+        """Per example [B], given the source: `nll` in nats, `num_tokens`, `exact_match` in [0, 1] of the likeliest
+        tokens.
+        """
         del key
         logits, _ = self._forward(state.eval_params, batch)
         targets, weights = batch["tokens"][:, 1:], token_weights(batch)
@@ -213,7 +215,7 @@ class AttentionSequenceModel:
             decoding.check_tokens(source, self.vocab_size, "the source")
 
     def decoder(self, state: TrainState, source: Array, source_mask: Array | None = None) -> decoding.Decoder:
-        """How the functions of `genjax.decoding` continue targets of these sources [B, S]."""
+        """A decoder for `genjax.decoding` that continues targets of sources [B, S]."""
         self.check_condition(source)
         module, params = self.module(), {"params": state.eval_params}
         mask = jnp.ones(source.shape, bool) if source_mask is None else source_mask

@@ -3,8 +3,8 @@
     p(v_1 .. v_T) = prod_t exp(-F_t(v_t)) / Z_t,    F_t(v) = -b_t.v - sum_j softplus(c_t + v W)_j
     b_t, c_t affine in u_{t-1},    u_t = recurrent(u_{t-1}, v_t)
 
-A frame is a restricted Boltzmann machine whose biases the frames before tell; the weights W are those of every frame.
-The gradient of -log p is by contrastive divergence that of
+A frame is a restricted Boltzmann machine whose biases depend on the frames before; all frames share the weights W.  By
+contrastive divergence, the gradient of -log p is the gradient of
 
     sum_t F_t(v_t) - F_t(v*_t),    v*_t the end of k rounds of Gibbs sampling from v_t under b_t, c_t, held fixed,
 
@@ -32,7 +32,7 @@ from genjax.model import TrainState
 from genjax.nn.dropout import fold_in
 from genjax.nn.recurrent import Recurrent
 
-#: The states of so many hidden bits are summed over in every frame; more would not fit into memory.
+#: Largest number of hidden bits whose states are all summed over in every frame; more would not fit into memory.
 MOST_ENUMERATED = 12
 #: Machines of frames [N] share their weights: the axes of their parameters for `jax.vmap`.
 _MACHINE_AXES = {"kernel": None, "visible_bias": 0, "hidden_bias": 0}
@@ -58,7 +58,8 @@ class RecurrentBoltzmannMachine(RollModel, PerFrame):
       num_hidden: hidden bits of a frame.
       num_gibbs_steps: k, rounds of Gibbs sampling from the data in a training step.
       num_sampling_steps: rounds of Gibbs sampling from independent notes for a frame of a sample.
-      partition: how an evaluation finds Z of a frame: annealed (an estimate) or enumerated (exact, at most 12 hidden bits).
+      partition: how an evaluation finds Z of a frame: annealed (an estimate) or enumerated (exact, at most 12 hidden
+        bits).
       num_temperatures: steps of the annealed importance sampling.
       num_importance_chains: chains of the annealed importance sampling for each frame.
     """
@@ -116,7 +117,7 @@ class RecurrentBoltzmannMachine(RollModel, PerFrame):
     def contrast(self, machines: PyTree, v: Array, ends: Array) -> Array:
         """F_t(v_t) - F_t(v*_t) of frames v and ends of chains, [N, D] each; [N].
 
-        Where the ends come from the RBMs themselves, its gradient is on average that of -log p.
+        If the ends are samples of the RBMs themselves, the mean of its gradient is the gradient of -log p.
         """
         return self.free_energy(machines, v) - self.free_energy(machines, jax.lax.stop_gradient(ends))
 
@@ -149,8 +150,8 @@ class RecurrentBoltzmannMachine(RollModel, PerFrame):
         """Per sequence, in nats of all frames from the first on, and `num_frames`; see `summarize`.
 
         enumerated: `nll`, exact.
-        annealed: `nll_ais`, an estimate that is too low on average, for the logarithm of an unbiased estimate of Z_t is;
-        `nll_ais_bias` says about how much, as far as the spread of the chains' weights shows it.
+        annealed: `nll_ais`, an estimate that is too low on average, for the logarithm of an unbiased estimate of Z_t
+        is; `nll_ais_bias` says about how much, as far as the spread of the chains' weights shows it.
         """
         params, x, mask = state.eval_params, batch["x"], _mask(batch)
         size, length, notes = x.shape
@@ -183,7 +184,7 @@ def _mask(batch: Batch) -> Array:
 
 
 def _frame_keys(keys: Array, length: int) -> Array:
-    """Keys of all frames [B T] from those of examples [B]."""
+    """Keys of all frames [B T] from the keys of examples [B]."""
     return jax.vmap(lambda key: jax.random.split(key, length))(keys).reshape(keys.shape[0] * length, *keys.shape[1:])
 
 

@@ -4,8 +4,8 @@
     chain         p(y | x) = exp(sum_t f_t[y_t] + sum_t A[y_{t-1}, y_t]) / Z(x)
 
 The second is the linear-chain conditional random field on a network (Lafferty et al. 2001; Huang et al. 2015,
-arXiv:1508.01991).  Z is a sum by the forward algorithm, the likeliest labels are found by Viterbi's, and draws are exact:
-forward sums, then labels from the last to the first.
+arXiv:1508.01991).  Z is a sum by the forward algorithm, the likeliest labels are found by Viterbi's, and draws are
+exact: forward sums, then labels from the last to the first.
 
 A batch has `tokens` [B, T], `token_labels` [B, T] (-1 where there is none), and `mask` [B, T], False at padding, which
 stands at the end.  Labels that are missing within a chain, or that `loss_mask` [B, T] leaves out, are summed over.
@@ -63,7 +63,7 @@ def chain_backward(alphas: Array, transitions: Array, mask: Array, choose: Any) 
     def step(following: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         alpha, real, place = inputs
         label = choose(alpha + transitions[:, following].T, place)
-        # At padding the sums are those of the last real place, whose label must not be chosen anew.
+        # At padding the sums still belong to the last real place, whose label must not be chosen again.
         label = jnp.where(real, label, following)
         return label, label
 

@@ -128,7 +128,7 @@ class RecurrentLanguageModel(decoding.TokenModel):
         extra = {}
         if self.carry_state:
             if "window" not in batch:
-                raise UserError("model.carry_state needs batches that number their windows, such as those of Text")
+                raise UserError("model.carry_state needs batches that number their windows, as Text gives them")
             extra = {
                 "carry": self.network.init_carry(tokens.shape[0]),
                 "next_window": jnp.full((tokens.shape[0],), -1, jnp.int32),

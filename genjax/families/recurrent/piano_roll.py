@@ -1,4 +1,5 @@
-"""Recurrent models of piano rolls (Boulanger-Lewandowski et al. 2012, arXiv:1206.6392); the RNN-RBM is a file of its own.
+"""Recurrent models of piano rolls (Boulanger-Lewandowski et al. 2012, arXiv:1206.6392); the RNN-RBM is a file of its
+own.
 
     p(v_1 .. v_T) = prod_t p(v_t | h_t),    h_t = recurrent(h_{t-1}, v_{t-1}),    v_0 = 0
 
@@ -59,7 +60,7 @@ class FrameNetwork(nn.Module):
 
 
 class RollNetwork(FrameNetwork):
-    """Notes of a frame that are independent without features, or follow each other by those of a NADE."""
+    """Notes of a frame: independent if num_features is 0, else each given the notes before it (NADE)."""
 
     def setup(self) -> None:
         super().setup()

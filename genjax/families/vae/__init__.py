@@ -1,1 +1,1 @@
-"""Variational autoencoders: `vae.py` is the one that the others vary."""
+"""Variational autoencoders: `vae.py` is the basic model, all others vary it."""

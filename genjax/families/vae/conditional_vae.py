@@ -1,4 +1,5 @@
-"""The conditional variational autoencoder (Kingma et al. 2014, arXiv:1406.5298, M2 with observed labels; Sohn et al. 2015).
+"""The conditional variational autoencoder (Kingma et al. 2014, arXiv:1406.5298, M2 with observed labels; Sohn et al.
+2015).
 
     log p(x | c) >= E_q[log p(x | z, c)] - KL(q(z | x, c) || N(0, I)),    q and p both see the condition c.
 
@@ -91,7 +92,7 @@ class ConditionalVAE(VAE):
     def sample(self, state: TrainState, key: Array, num_samples: int, **condition: Any) -> Array:
         """Decodes draws from the prior given conditions by name, e.g. label=[num_samples] or one class for all.
 
-        Without them, labels are all classes in turn, and other conditions those of the example that `init` saw.
+        By default, labels run through all classes in turn, and other conditions come from the example that `init` saw.
 
         Returns:
           Samples, shape [num_samples, *data_shape].

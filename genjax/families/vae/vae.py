@@ -5,14 +5,16 @@
     log p(x) >= elbo(x) = E_q[log p(x | z)] - KL(q(z | x) || N(0, I))                                     (eq. 3)
     z = mu(x) + sigma(x) epsilon,    epsilon ~ N(0, I)                                                    (eq. 9)
 
-The loss is the mean of -E_q[log p(x | z)] + penalty(KL), where the penalty of the VAE is w(t) sum_d max(mean KL_d, free_bits):
-w(t) rises linearly to 1 over `kl_warmup_steps` (Bowman et al. 2016), and free bits are those of Kingma et al. 2016, eq. 15.
+The loss is the mean of -E_q[log p(x | z)] + penalty(KL), where the penalty of the VAE is w(t) sum_d max(mean KL_d,
+free_bits): w(t) rises linearly to 1 over `kl_warmup_steps` (Bowman et al. 2016), and `free_bits` follow Kingma et al.
+2016, eq. 15.
 
 Importance weights give the likelihood itself (Burda et al. 2016, eq. 8), from below, and tightly for many samples:
 
     log p(x) >= E log 1/S sum_s w_s,    w_s = p(x, z_s) / q(z_s | x),    z_s ~ q(z | x)
 
-Other objectives subclass `VAE` and override `loss` or `kl_penalty`; another prior or posterior, `posterior` and what calls it.
+Other objectives subclass `VAE` and override `loss` or `kl_penalty`; another prior or posterior, `posterior` and what
+calls it.
 """
 
 from __future__ import annotations
@@ -125,7 +127,9 @@ class VAE:
         return jax.vmap(draw, out_axes=1)(example_keys(key, batch))
 
     def log_likelihood_given(self, params: PyTree, batch: Batch, latents: Array) -> Array:
-        """log p(x | z) in nats for latents [S, B, latent_dim], shape [S, B]; NaN for values of x that have no likelihood."""
+        """log p(x | z) in nats for latents [S, B, latent_dim], shape [S, B]; NaN for values of x that have no
+        likelihood.
+        """
         check_density(self.output, "log_abs_det" in batch)
         num_samples, size = latents.shape[:2]
         condition = self.condition(batch)
@@ -190,8 +194,8 @@ class VAE:
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example in nats, shape [B] each.
 
-        `elbo` (one sample of z, exact KL), `kl`, `reconstruction` = -E_q[log p(x | z)]; `nll_bound`, the negative elbo of the
-        data before its transform where the batch has `log_abs_det`; and the importance-weighted `nll` with
+        `elbo` (one sample of z, exact KL), `kl`, `reconstruction` = -E_q[log p(x | z)]; `nll_bound`, the negative elbo
+        of the data before its transform where the batch has `log_abs_det`; and the importance-weighted `nll` with
         `num_importance_samples`.
         """
         log_likelihood, kl = self.elbo_terms(state.eval_params, batch, key)

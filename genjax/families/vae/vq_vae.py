@@ -5,15 +5,15 @@ The encoder gives a vector z_e at each place of a small map, which is replaced b
     k(x) = argmin_k |z_e(x) - e_k|^2,    z_q(x) = e_k(x)                                                     (eq. 1, 2)
     loss = -log p(x | z_q) + |sg(z_e) - e|^2 + beta |z_e - sg(e)|^2                                               (eq. 3)
 
-with the gradient of z_q copied to z_e (straight through).  The middle term trains the codes by gradient; instead of it, they
-can be moving averages of the vectors that chose them (appendix A.1):
+with the gradient of z_q copied to z_e (straight through).  The middle term trains the codes by gradient; instead of it,
+they can be moving averages of the vectors that chose them (appendix A.1):
 
     N_k <- gamma N_k + (1 - gamma) n_k,    m_k <- gamma m_k + (1 - gamma) sum of z_e that chose k,    e_k = m_k / N_k
 
 A code that is hardly chosen any more starts anew at a vector of the batch (Jukebox, Dhariwal et al. 2020, section 3.2).
 
-With a uniform prior over the codes of the P places, the code is a bound in nats:  -log p(x) <= -log p(x | z_q) + P log K.
-A learned prior over `encode_codes` takes the place of P log K, and `decode_codes` turns its samples into data.
+With a uniform prior over the codes of the P places, the code is a bound in nats:  -log p(x) <= -log p(x | z_q) + P log
+K.  A learned prior over `encode_codes` takes the place of P log K, and `decode_codes` turns its samples into data.
 """
 
 from __future__ import annotations
@@ -99,9 +99,9 @@ class VQVAE:
       embedding_dim: D, length of a code.
       num_codes: K, size of the codebook.
       codebook: "ema", moving averages of the vectors that chose a code; or "gradient", learned by the loss.
-      commitment_weight: beta, weight of the term that keeps the encoder near its codes.
+      commitment_weight: beta, weight of the term that keeps the encoder's output near its codes.
       codebook_decay: gamma, decay of the moving averages of codes, and of the frequencies that `sample` draws from.
-      restart_below: a code chosen less often than so many times a batch, on average, starts anew; 0 for never.
+      restart_below: a code that is chosen fewer than this many times a batch, on average, starts anew; 0 for never.
       output: distribution of the data given the decoder's output.
       compute_dtype: type that the networks compute in; parameters, codes and likelihoods are float32.
       optimizer: learning rule.
@@ -141,8 +141,8 @@ class VQVAE:
         """Returns the state before the first step; codes start at vectors of the batch.
 
         Raises:
-          UserError: the pictures have another shape than `data_shape`, cannot be halved often enough, or are dequantised
-            and `output` has no density.
+          UserError: the pictures have another shape than `data_shape`, cannot be halved often enough, or are
+            dequantised and `output` has no density.
         """
         check_density(self.output, "log_abs_det" in batch)
         if self.data_shape is None:
@@ -209,7 +209,9 @@ class VQVAE:
         return loss, ({"reconstruction": reconstruction, "commitment": commitment}, extra)
 
     def _totals(self, batch: Batch, key: Array, vectors: Array, index: Array, extra: PyTree) -> dict[str, Array]:
-        """Sums over this part of the batch: how often each code was chosen, by what, and a vector for each to restart at."""
+        """Sums over this part of the batch: how often each code was chosen, by what, and a vector for each to restart
+        at.
+        """
         size, places = vectors.shape[0], math.prod(self.code_shape)
         one_hot = jax.nn.one_hot(index.reshape(size, places), self.num_codes)  # [B, P, K]
         rows = vectors.reshape(size, places, -1)
@@ -228,8 +230,8 @@ class VQVAE:
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update of networks and codes.
 
-        Metrics: loss, reconstruction = -log p(x | z_q) in nats an example, commitment, perplexity of the codes chosen in
-        this batch, and the number of codes restarted.
+        Metrics: loss, reconstruction = -log p(x | z_q) in nats an example, commitment, perplexity of the codes chosen
+        in this batch, and the number of codes restarted.
         """
         zeros = {
             "place_counts": jnp.zeros_like(state.extra["place_counts"]),
@@ -322,7 +324,8 @@ class VQVAE:
         return self.decode_codes(state, self.encode_codes(state, batch))
 
     def sample(self, state: TrainState, key: Array, num_samples: int, **condition: Any) -> Array:
-        """Decodes codes drawn at each place by itself, as often as they were chosen there; shape [num_samples, *data_shape].
+        """Decodes codes drawn at each place by itself, as often as they were chosen there; shape [num_samples,
+        *data_shape].
 
         Pictures worth the name need a prior over codes; give its draws as `codes` [num_samples, h, w].
         """

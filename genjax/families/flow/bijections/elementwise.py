@@ -73,7 +73,7 @@ class Affine(Elementwise):
         return 2
 
     def _shift_and_log_scale(self, parameters: Array) -> tuple[Array, Array]:
-        # The gradient of a split is a concatenation; that of slices would be a sum of padded arrays.
+        # The gradient of a split is a concatenation; the gradient of slices would be a sum of padded arrays.
         shift, raw = jnp.split(parameters, 2, axis=-1)
         if self.scale == "tanh":
             return shift, self.bound * jnp.tanh(raw / self.bound)

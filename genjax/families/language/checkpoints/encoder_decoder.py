@@ -52,7 +52,8 @@ def _read_t5(config: Config, names: Collection[str]) -> dict[str, Any]:
         mlp_dropout=dropout,
     )
     layers = config.get("num_decoder_layers") or encoder.num_layers
-    # Files of the first form scale, and repeat or leave out the tied output map; those of form 1.1 have one of their own.
+    # Files of the first T5 scale, and repeat or leave out the tied output map; files of T5 1.1 have an output map of
+    # their own.
     scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
     vocab = number(config, "vocab_size")
     padding = token(config, "pad_token_id", 0)
