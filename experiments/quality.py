@@ -30,40 +30,12 @@ with the weight --model.guidance.scale.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 from experiments import command_line
-from genjax.config import ConfigError
-from genjax.data import Images
-from genjax.tools import conditions
-from genjax.tools.features import feature_extractor
-from genjax.tools.quality import METRICS, Counts, measure
+from genjax.tools import quality
 from genjax.training.records import write_json
-
-flags.DEFINE_string("workdir", None, "directory of a run of experiments.train")
-command_line.define_step()
-flags.DEFINE_integer("weak_step", None, "an early checkpoint that guides a diffusion model, by model.guidance.scale")
-flags.DEFINE_string(
-    "features", "pixels", "pixels, the directory of a run of a classifier, or a file of Inception weights"
-)
-flags.DEFINE_enum(
-    "resize", "tensorflow", ("tensorflow", "pytorch"), "how pictures are scaled for the Inception network"
-)
-flags.DEFINE_list("metrics", list(METRICS), f"which of {', '.join(METRICS)}")
-flags.DEFINE_integer("num_samples", 10000, "number of samples", lower_bound=2)
-flags.DEFINE_integer("num_data", None, "at most this many pictures of the split; by default all", lower_bound=4)
-flags.DEFINE_integer(
-    "num_kept",
-    10000,
-    "features of each set that are kept at random, for neighbours and the kernel distance",
-    lower_bound=8,
-)
-flags.DEFINE_integer("num_queries", 1000, "samples, and pictures of the split, compared with all the training set")
-flags.DEFINE_integer("seed", 0, "seed of the samples")
 
 
 def report(result: dict[str, Any], split: str) -> None:
@@ -83,28 +55,15 @@ def report(result: dict[str, Any], split: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    run = command_line.restore_from_flags(arguments, __doc__)
-    if run is None:
+    given = command_line.run_and_options(arguments, __doc__, quality.Options())
+    if given is None:
         return 0
-    run = conditions.guided_by_step(run, flags.FLAGS.weak_step)
-    values, data = flags.FLAGS, run.experiment.data
-    if not isinstance(data, Images):
-        raise ConfigError(f"experiments.quality measures pictures; {run.name} has {type(data).__name__} data")
-    unknown = [name for name in values.metrics if name not in METRICS]
-    if unknown:
-        raise ConfigError(f"--metrics has no {', '.join(unknown)}; choose from {', '.join(METRICS)}")
-    description, extract = feature_extractor(values.features, values.resize)
-    split = run.experiment.evaluation.split
-    counts = Counts(**{field.name: values[field.name].value for field in dataclasses.fields(Counts)})
-    result = measure(run, extract, values.metrics, counts)
-    protocol = (
-        f"{run.name}, step {run.step}: {type(run.model).__name__} on {data.name}, split {split}, {data.protocol()}; "
-        f"features: {description}, {result['num_features']} of them; seed {values.seed}"
-    )
-    print(protocol)
+    run, options = given
+    result, split = quality.measure(run, options), run.experiment.evaluation.split
+    print(result["protocol"])
     report(result, split)
     path = Path(run.workdir) / f"quality_{split}.json"
-    write_json(path, {"protocol": protocol, "step": run.step, **result})
+    write_json(path, result)
     print(f"written to {path}")
     return 0
 

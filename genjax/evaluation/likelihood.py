@@ -8,7 +8,6 @@ half (Mann-Whitney).  Likelihoods as scores of novelty fail where the other set 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -70,18 +69,3 @@ def density_grid(
     points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
     density = np.exp(np.asarray(log_prob(points), np.float64)).reshape(size, size)
     return density, float(density.sum() * width.prod())
-
-
-def write_density(density: np.ndarray, low: np.ndarray, high: np.ndarray, data: np.ndarray, path: Path) -> None:
-    """Draws a density [N, N] beside a histogram of data [M, 2] on the same square, as a PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    extent = (low[0], high[0], low[1], high[1])
-    limits = [[low[0], high[0]], [low[1], high[1]]]
-    shown = np.histogram2d(data[:, 0], data[:, 1], bins=len(density), range=limits, density=True)[0]
-    for axis, values, title in zip(figure.subplots(1, 2), (shown, density), ("data", "model"), strict=True):
-        # One scale for both, cut at what the model reaches almost everywhere.
-        axis.imshow(values.T, origin="lower", extent=extent, vmin=0.0, vmax=np.quantile(density, 0.999), cmap="magma")
-        axis.set_title(title)
-    figure.savefig(path, dpi=120)

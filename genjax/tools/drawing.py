@@ -194,3 +194,16 @@ def write_embeddings(x: np.ndarray, names: Sequence[str], path: str | Path, max_
     axes.set_ylabel(f"second axis, {shares[1]:.0%} of the variance")
     figure.savefig(path, dpi=100)
     return Path(path)
+
+
+def draw_density(density: np.ndarray, low: np.ndarray, high: np.ndarray, data: np.ndarray, path: Path) -> None:
+    """Writes a density [N, N] beside a histogram of data [M, 2] on the same square."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    extent = (low[0], high[0], low[1], high[1])
+    limits = [[low[0], high[0]], [low[1], high[1]]]
+    shown = np.histogram2d(data[:, 0], data[:, 1], bins=len(density), range=limits, density=True)[0]
+    for axis, values, title in zip(figure.subplots(1, 2), (shown, density), ("data", "model"), strict=True):
+        # One scale for both, cut at what the model reaches almost everywhere.
+        axis.imshow(values.T, origin="lower", extent=extent, vmin=0.0, vmax=np.quantile(density, 0.999), cmap="magma")
+        axis.set_title(title)
+    figure.savefig(path, dpi=120)

@@ -1,24 +1,191 @@
-"""Likelihoods of raw examples, and what `experiments.likelihood` holds them against: altered pictures, other sets, a normal."""
+"""Likelihoods of raw examples, and what they are compared with: a normal distribution, altered pictures, other sets.
+
+run = genjax.restore("runs/maf_mnist")
+print(likelihood.compare(run, likelihood.Options(against=("black", "uniform"))))
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image
 
 from genjax.batch import Array, Batch
-from genjax.config import ConfigError
+from genjax.config import ConfigError, check_at_least
 from genjax.data import Images, Latents, Points, TimeSeries, first_examples
 from genjax.data.base import Data
-from genjax.model import GenerativeModel, TrainState
-from genjax.tools import conditions
+from genjax.evaluation import likelihood
+from genjax.model import GenerativeModel, HasLogProb, HasLogProbBound, TrainState
+from genjax.tools.conditions import has_exact_log_prob, takes_labels
+from genjax.tools.drawing import draw_density
+from genjax.training import Run
+
+#: Pictures that are made from those of the split.
+ALTERED = ("uniform", "constant", "black", "inverted", "shuffled")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a likelihood is compared with.
+
+    Attributes:
+      against: other sets: uniform, constant, black, inverted or shuffled pictures made from the split, or the names of
+        sets, with their place where it is another: emoji=FILE.
+      num_examples: examples of each set that are compared.
+      output: path of the density picture; <workdir>/density.png unless given.
+    """
+
+    against: tuple[str, ...] = ()
+    num_examples: int = 2000
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least(self, num_examples=2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Likelihood:
+    """Mean log-likelihood of a split.
+
+    Attributes:
+      log_likelihood: in nats an example, in the model's space.
+      bits_per_dim: the negative likelihood of the raw data, in bits a number.
+      exact: whether it is no bound.
+    """
+
+    log_likelihood: float
+    bits_per_dim: float
+    exact: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The likelihood of a run beside others.
+
+    Attributes:
+      step: the run's step.
+      split: the split.
+      num_examples: number of examples of the split.
+      likelihoods: those of the split under the model and under the normal distribution, by name.
+      roc_auc: how well the likelihood tells the split from each other set; below 0.5 the other set is likelier.
+      bits_per_dim: the negative likelihood of each other set, in bits a number.
+      integral: what a two-dimensional density integrates to over the square of its picture.
+      picture: where that picture is.
+    """
+
+    step: int
+    split: str
+    num_examples: int
+    likelihoods: dict[str, Likelihood]
+    roc_auc: dict[str, float]
+    bits_per_dim: dict[str, float]
+    integral: float | None = None
+    picture: Path | None = None
+
+
+def compare(run: Run, options: Options | None = None) -> Comparison:
+    """Compares the likelihood of the evaluation split with a normal distribution and with the likelihood of other sets.
+
+    Raises:
+      ConfigError: the model has no likelihood, or another set cannot be compared.
+    """
+    options = options or Options()
+    model, data, split = run.model, run.experiment.data, run.experiment.evaluation.split
+    if not isinstance(model, HasLogProb | HasLogProbBound):
+        raise ConfigError(f"{type(model).__name__} has no likelihood")
+    held_out = data.load(split)
+    test = held_out.gather(np.arange(len(held_out)))
+    others = {against.partition("=")[0]: _compared_with(run, against, test, options) for against in options.against}
+    score = functools.partial(scores, run, jax.jit(functools.partial(scores_of_examples, model, data)))
+    log_prob, raw, x = score(test)
+    nats_per_bit = math.prod(x.shape[1:]) * math.log(2.0)
+    shift = (raw - log_prob).mean()
+    means = {type(model).__name__: log_prob.mean()} | _likelihood_of_normal(run, test, x)
+    exact = has_exact_log_prob(model)
+    likelihoods = {
+        name: Likelihood(
+            log_likelihood=float(value),
+            bits_per_dim=float(-(value + shift) / nats_per_bit),
+            exact=exact or name != type(model).__name__,
+        )
+        for name, value in means.items()
+    }
+    integral = picture = None
+    if x.shape[1:] == (2,) and exact and "condition" not in test:
+        picture = Path(options.output or Path(run.workdir) / "density.png").expanduser()
+        integral = _draw_density(run, x, picture)
+    own = first_examples(len(raw), options.num_examples)
+    theirs = {name: score(examples)[1] for name, examples in others.items()}
+    return Comparison(
+        step=run.step,
+        split=split,
+        num_examples=len(x),
+        likelihoods=likelihoods,
+        # Values that underflow to a likelihood of 0 are simply the least likely.
+        roc_auc={n: likelihood.roc_auc(np.nan_to_num(a, nan=-np.inf), raw[own]) for n, a in theirs.items()},
+        bits_per_dim={name: float(-values.mean() / nats_per_bit) for name, values in theirs.items()},
+        integral=integral,
+        picture=picture,
+    )
+
+
+def scores(run: Run, score: Any, examples: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """What the compiled `scores_of_examples` gives of all raw examples, in batches of `data.eval_batch_size`."""
+    size, count = run.experiment.data.eval_batch_size, len(examples["x"])
+    key, parts = jax.random.key(run.experiment.evaluation.seed), []
+    for start in range(0, count, size):
+        index = np.minimum(np.arange(start, start + size), count - 1)
+        batch = {name: a[index] for name, a in examples.items()}
+        part = score(run.state, {**batch, "example_index": index.astype(np.int32)}, key)
+        parts.append([np.asarray(p)[: count - start] for p in part])
+    return [np.concatenate(p) for p in zip(*parts, strict=True)]
+
+
+def _compared_with(run: Run, against: str, test: dict[str, np.ndarray], options: Options) -> dict[str, np.ndarray]:
+    """The raw examples that an entry of `against` names."""
+    data, shape = run.experiment.data, test["x"].shape[1:]
+    if against in ALTERED:
+        if not isinstance(data, Images):
+            raise ConfigError(f"--against={against} is made from pictures, but {data.name} has none")
+        examples = {**test, "x": altered(against, test["x"], data.levels)}
+        own = first_examples(len(test["x"]), options.num_examples)
+        return {name: a[own] for name, a in examples.items()}
+    if takes_labels(run.model):
+        raise ConfigError(f"the run is conditional on classes, which --against={against} does not share")
+    return other_set(data, against, run.experiment.evaluation.split, shape, options.num_examples)
+
+
+def _likelihood_of_normal(run: Run, test: dict[str, np.ndarray], x: np.ndarray) -> dict[str, float]:
+    """Mean log-density of x [N, ...] under a normal distribution fitted to training examples, where both are densities."""
+    data, key = run.experiment.data, jax.random.key(run.experiment.evaluation.seed)
+    if getattr(run.model, "dequantization", None) is not None or not has_density(data, test, key):
+        return {}
+    train = data.load("train")
+    batch = train.gather(first_examples(len(train), 60000))
+    batch["example_index"] = np.arange(len(batch["x"]), dtype=np.int32)
+    transformed = np.asarray(jax.jit(data.transform)(batch, jax.random.fold_in(key, 1))["x"])
+    name = "normal without condition" if "condition" in test else "full-covariance normal"
+    return {name: likelihood.gaussian_log_prob(x, *likelihood.fit_gaussian(transformed)).mean()}
+
+
+def _draw_density(run: Run, x: np.ndarray, path: Path) -> float:
+    """Draws a density of two dimensions beside x [N, 2], and gives its integral over the square of the picture."""
+    low, high = x.min(0) - 1.0, x.max(0) + 1.0
+    log_prob = jax.jit(run.model.log_prob)
+    density, integral = likelihood.density_grid(lambda points: log_prob(run.state, {"x": points}), low, high, 400)
+    draw_density(density, low, high, x, path)
+    return integral
 
 
 def log_likelihoods(model: GenerativeModel, state: TrainState, batch: Batch, key: Array) -> tuple[Array, Array]:
     """Exact log-likelihoods, or bounds, of x and of the data before their transform, in nats, [B] each."""
-    exact = conditions.has_exact_log_prob(model)
+    exact = has_exact_log_prob(model)
     log_prob = model.log_prob(state, batch) if exact else model.log_prob_bound(state, batch, key)
     return log_prob, log_prob + batch["log_abs_det"] if "log_abs_det" in batch else log_prob
 

@@ -1,26 +1,64 @@
-"""What `experiments.quality` measures of a run of pictures: samples, training pictures and a split, in a feature space."""
+"""Quality of a run of pictures: samples, training pictures and a split, held against each other in a feature space.
+
+run = genjax.restore("runs/dcgan_mnist")
+figures = quality.measure(run, quality.Options(features="runs/feature_net_mnist", num_samples=1000))
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from genjax.config import ConfigError
+from genjax.config import ConfigError, check_at_least
 from genjax.data import Images, random_order, write_grid
 from genjax.evaluation import quality
 from genjax.evaluation.neighbors import NearestNeighbors, memorization
 from genjax.evaluation.quality import FeatureStatistics
-from genjax.tools import conditions
 from genjax.tools.answers import answers_sources, examples_in_order
-from genjax.tools.features import Extract
+from genjax.tools.conditions import guided_by_step, takes_labels
+from genjax.tools.features import Extract, feature_extractor
+from genjax.training import Run
 
 METRICS = (*quality.METRICS, "memorization")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured, and of how many pictures.
+
+    Attributes:
+      features: pixels, the directory of a run of a classifier, or a file of Inception weights.
+      resize: how pictures are scaled for the Inception network.
+      metrics: groups of metrics: frechet, kernel, classes, precision_recall, density_coverage, memorization.
+      num_samples: number of samples.
+      num_data: at most this many pictures of the split; by default all.
+      num_kept: features of each set that are kept at random, for neighbours and the kernel distance.
+      num_queries: samples, and pictures of the split, that are compared with all training pictures.
+      seed: seed of the samples.
+      weak_step: an early checkpoint that guides a diffusion model, by model.guidance.scale.
+    """
+
+    features: str = "pixels"
+    resize: Literal["tensorflow", "pytorch"] = "tensorflow"
+    metrics: tuple[str, ...] = METRICS
+    num_samples: int = 10000
+    num_data: int | None = None
+    num_kept: int = 10000
+    num_queries: int = 1000
+    seed: int = 0
+    weak_step: int | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least(self, num_samples=2, num_data=4, num_kept=8)
+        unknown = [name for name in self.metrics if name not in METRICS]
+        if unknown:
+            raise ConfigError(f"--metrics has no {', '.join(unknown)}; choose from {', '.join(METRICS)}")
 
 
 def pictures_of(data: Images, split: str, order: np.ndarray) -> Iterator[np.ndarray]:
@@ -33,7 +71,7 @@ def pictures_of(data: Images, split: str, order: np.ndarray) -> Iterator[np.ndar
         yield data.to_unit(transform(batch, jax.random.key(0))["x"])[: len(order) - start]
 
 
-def samples_of(run: Any, seed: int, count: int) -> Iterator[np.ndarray]:
+def samples_of(run: Run, seed: int, count: int) -> Iterator[np.ndarray]:
     """Samples as pictures in [0, 1], batch after batch.
 
     Samples of a translator are of the sources of the split, in turn.  Samples of a model conditional on classes have the
@@ -41,7 +79,7 @@ def samples_of(run: Any, seed: int, count: int) -> Iterator[np.ndarray]:
     """
     data = run.experiment.data
     size = min(data.eval_batch_size, count)
-    order = random_order(len(data.load("train"))) if conditions.takes_labels(run.model) else None
+    order = random_order(len(data.load("train"))) if takes_labels(run.model) else None
     for i in range(math.ceil(count / size)):
         key, condition = jax.random.fold_in(jax.random.key(seed), i), {}
         if answers_sources(run.model):
@@ -51,17 +89,6 @@ def samples_of(run: Any, seed: int, count: int) -> Iterator[np.ndarray]:
             condition["label"] = data.load("train").gather(rows)["label"]
         samples = run.sample(key, size, **condition)
         yield data.to_unit(samples[: count - i * size])
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Counts:
-    """How many pictures a measurement takes; see the flags of the same names."""
-
-    num_samples: int = 10000
-    num_data: int | None = None
-    num_kept: int = 10000
-    num_queries: int = 1000
-    seed: int = 0
 
 
 @dataclasses.dataclass
@@ -79,7 +106,7 @@ class Queries:
 
 
 def draw_neighbors(
-    run: Any, queries: Queries, distances: np.ndarray, rows: np.ndarray, mirrored: np.ndarray, path: Path
+    run: Run, queries: Queries, distances: np.ndarray, rows: np.ndarray, mirrored: np.ndarray, path: Path
 ) -> None:
     """Writes the ten samples nearest to a training picture, each followed by its nearest training pictures.
 
@@ -100,34 +127,65 @@ def draw_neighbors(
     write_grid(np.concatenate([samples, shown], 1).reshape(-1, *shown.shape[2:]), path, 1 + rows.shape[1])
 
 
-def measure(run: Any, extract: Extract, metrics: Sequence[str], values: Counts) -> dict[str, Any]:
-    """All figures by the name of the set that is held against the split, and what a reader must know."""
+def measure(run: Run, options: Options | None = None) -> dict[str, Any]:
+    """Measures samples of a run of pictures; with memorization it draws `<workdir>/neighbors.png`.
+
+    Returns:
+      `protocol` and `step`, and what `figures` gives.
+
+    Raises:
+      ConfigError: the data are no pictures, there are no such features, or samples are not finite.
+      UserError: the file of weights cannot be used.
+    """
+    options = options or Options()
+    run, data = guided_by_step(run, options.weak_step), run.experiment.data
+    if not isinstance(data, Images):
+        raise ConfigError(f"experiments.quality measures pictures; {run.name} has {type(data).__name__} data")
+    description, extract = feature_extractor(options.features, options.resize)
+    result = figures(run, extract, options)
+    protocol = (
+        f"{run.name}, step {run.step}: {type(run.model).__name__} on {data.name}, split {run.experiment.evaluation.split}, "
+        f"{data.protocol()}; features: {description}, {result['num_features']} of them; seed {options.seed}"
+    )
+    return {"protocol": protocol, "step": run.step, **result}
+
+
+def figures(run: Run, extract: Extract, options: Options) -> dict[str, Any]:
+    """All figures in the features of `extract`, by the set that is held against the split, and what a reader must know.
+
+    Returns:
+      `samples`, `train` and `floor`, each with figures by name; `memorization` where it was asked for; `counts` of
+      pictures by set, `num_features`, and `notes`, a list of sentences.
+
+    Raises:
+      ConfigError: features of samples are not finite.
+    """
     data = run.experiment.data
-    split, needs_train = run.experiment.evaluation.split, "memorization" in metrics
+    split, needs_train = run.experiment.evaluation.split, "memorization" in options.metrics
     if answers_sources(run.model):
         # A second translation of a source would be much the same picture.
-        values = dataclasses.replace(values, num_samples=min(values.num_samples, len(data.load(split))))
-    held_out, queries = Queries(values.num_queries), Queries(values.num_queries)
-    reference = FeatureStatistics(values.num_kept)
-    for pictures in pictures_of(data, split, random_order(len(data.load(split)))[: values.num_data]):
+        options = dataclasses.replace(options, num_samples=min(options.num_samples, len(data.load(split))))
+    held_out, queries = Queries(options.num_queries), Queries(options.num_queries)
+    reference = FeatureStatistics(options.num_kept)
+    for pictures in pictures_of(data, split, random_order(len(data.load(split)))[: options.num_data]):
         features, logits = extract(pictures)
         reference.add(features, logits)
         held_out.add(pictures, features)
-    samples = FeatureStatistics(values.num_kept, reference)
-    for pictures in samples_of(run, values.seed, values.num_samples):
+    samples = FeatureStatistics(options.num_kept, reference)
+    for pictures in samples_of(run, options.seed, options.num_samples):
         features, logits = extract(pictures)
         if not np.isfinite(features).all():
             raise ConfigError(f"samples of {run.workdir} at step {run.step} have features that are not finite")
         samples.add(features, logits)
         queries.add(pictures, features)
-    train = FeatureStatistics(values.num_kept, reference)
+    train = FeatureStatistics(options.num_kept, reference)
     order = random_order(len(data.load("train")))
-    order = order if needs_train else order[: values.num_samples]
+    order = order if needs_train else order[: options.num_samples]
     near_samples = NearestNeighbors(np.concatenate(queries.features), min(5, len(order)))
     near_held_out = NearestNeighbors(np.concatenate(held_out.features))
     for pictures in pictures_of(data, "train", order):
         features, logits = extract(pictures)
-        wanted = max(values.num_samples - train.count, 0)
+        wanted = max(options.num_samples - train.count, 0)
         if wanted:
             train.add(features[:wanted], None if logits is None else logits[:wanted])
         if needs_train:
@@ -147,12 +205,12 @@ def measure(run: Any, extract: Extract, metrics: Sequence[str], values: Counts) 
         "pictures in one of its halves": reference.count // 2,
     }
     result: dict[str, Any] = {
-        "counts": {"samples": samples.count, split: reference.count, "train": train.count, "kept": values.num_kept},
+        "counts": {"samples": samples.count, split: reference.count, "train": train.count, "kept": options.num_kept},
         "num_features": num_features,
-        "samples": quality.figures(reference, samples, metrics),
-        "train": quality.figures(reference, train, metrics),
-        "floor": quality.floor(reference, metrics),
-        "notes": quality.warnings(sizes, num_features) if "frechet" in metrics else [],
+        "samples": quality.figures(reference, samples, options.metrics),
+        "train": quality.figures(reference, train, options.metrics),
+        "floor": quality.floor(reference, options.metrics),
+        "notes": quality.warnings(sizes, num_features) if "frechet" in options.metrics else [],
     }
     if needs_train:
         distances, indices = near_samples.result()

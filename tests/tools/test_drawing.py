@@ -53,3 +53,9 @@ def test_attention_and_embeddings_are_drawn(tmp_path):
     assert drawing.write_embeddings(points, ["$"] * 20, tmp_path / "map.png").stat().st_size > 0
     with pytest.raises(ValueError, match="a name for each"):
         drawing.write_embeddings(points, ["a"], tmp_path / "map.png")
+
+
+def test_a_density_is_drawn_beside_its_data(tmp_path):
+    rng, corner = np.random.default_rng(0), np.full(2, 3.0)
+    drawing.draw_density(rng.random((60, 60)), -corner, corner, rng.normal(size=(100, 2)), tmp_path / "density.png")
+    assert (tmp_path / "density.png").stat().st_size > 1000

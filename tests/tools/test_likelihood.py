@@ -6,7 +6,10 @@ import pytest
 
 from genjax.config import ConfigError
 from genjax.data import Images, Points
-from genjax.tools.likelihood import altered, fitted, has_density, other_set
+from genjax.tools import likelihood
+from genjax.tools.likelihood import Options, altered, compare, fitted, has_density, other_set
+from tests.experiments.commands import call
+from tests.tools.untrained import untrained
 
 
 def test_levels_of_another_set_keep_black_and_white():
@@ -57,3 +60,20 @@ def test_altered_pictures_keep_their_levels(kind):
     assert other.shape == x.shape and other.dtype == x.dtype and other.max() <= 16
     if kind == "shuffled":
         np.testing.assert_array_equal(np.sort(other.reshape(3, -1)), np.sort(x.reshape(3, -1)))
+
+
+def test_a_density_stands_beside_a_normal_distribution_and_other_sets(tmp_path, monkeypatch):
+    run = untrained("real_nvp_two_moons", tmp_path / "run")
+    found = compare(run, Options(against=("circles",), num_examples=50))
+    assert list(found.likelihoods) == ["RealNVP", "full-covariance normal"] and list(found.roc_auc) == ["circles"]
+    assert all(row.exact for row in found.likelihoods.values()) and 0.0 <= found.roc_auc["circles"] <= 1.0
+    # A square a unit wider than the data holds most of the normal distribution that the flow begins with.
+    assert 0.5 < found.integral < 1.001 and found.picture.stat().st_size > 1000
+    nats = found.likelihoods["RealNVP"]
+    assert nats.bits_per_dim == pytest.approx(-nats.log_likelihood / (2 * np.log(2)), rel=1e-5)
+    with pytest.raises(ConfigError, match="--against=black is made from pictures, but two_moons has none"):
+        compare(run, Options(against=("black",)))
+    monkeypatch.setattr(likelihood, "compare", lambda run, options: found)
+    shown = call("likelihood", str(tmp_path / "run"), "--against=circles", "--num_examples=50")
+    assert f"against circles          ROC-AUC {found.roc_auc['circles']:.4f}" in shown.stdout
+    assert f"log-likelihood {nats.log_likelihood:10.4f} nats" in shown.stdout

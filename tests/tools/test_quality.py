@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,10 +17,10 @@ from genjax.families.classifier.feature_net import shift_pictures
 from genjax.families.gan.gan import GAN
 from genjax.tools.answers import examples_to_answer
 from genjax.tools.features import feature_extractor
-from genjax.tools.quality import METRICS, Counts, measure, samples_of
+from genjax.tools.quality import Options, figures, measure, samples_of
 from genjax.training import Evaluation, train
+from tests.experiments.commands import call
 
-ROOT = Path(__file__).parents[2]
 SHORT = {
     "data.batch_size": 32,
     "training.num_steps": 5,
@@ -53,9 +50,8 @@ def runs(tmp_path_factory):
 
 def test_all_figures_are_given_with_counts_floor_and_picture(runs):
     run = genjax.restore(runs / "vae")
-    description, extract = feature_extractor(str(runs / "net"), "tensorflow")
-    assert "FeatureNet, step 50, trained on digits" in description
-    result = measure(run, extract, METRICS, Counts(num_samples=120, num_queries=50))
+    result = measure(run, Options(features=str(runs / "net"), num_samples=120, num_queries=50))
+    assert "FeatureNet, step 50, trained on digits" in result["protocol"]
     assert (
         result["counts"] == {"samples": 120, "test": 179, "train": 120, "kept": 10000} and result["num_features"] == 8
     )
@@ -91,7 +87,7 @@ def test_samples_of_a_translator_are_those_of_the_split_each_once(tmp_path):
     first_again = test["source"][order[np.arange(200) % len(order)]]
     np.testing.assert_allclose(data.to_unit(shown["source"]), first_again / 16, atol=1e-6)
     _, extract = feature_extractor("pixels", "tensorflow")
-    assert measure(run, extract, ("frechet",), Counts())["counts"]["samples"] == len(test["x"])
+    assert figures(run, extract, Options(metrics=("frechet",)))["counts"]["samples"] == len(test["x"])
 
 
 def test_samples_of_a_conditional_model_have_the_classes_of_the_data():
@@ -132,12 +128,12 @@ def test_sets_that_lie_class_after_class_are_judged_by_fair_parts_of_them(tmp_pa
         workdir=tmp_path,
     )
     _, extract = feature_extractor("pixels", "tensorflow")
-    result = measure(run, extract, METRICS, Counts(num_samples=800, num_data=400, num_kept=300, num_queries=400))
+    result = figures(run, extract, Options(num_samples=800, num_data=400, num_kept=300, num_queries=400))
     for name in ("samples", "train", "floor"):
         # By the first half of the split, which is dark, these were 1.0, 0.4, 0.4 and 0.5.
-        figures = result[name]
-        assert figures["frechet_distance"] < 0.02 and abs(figures["kernel_distance"]) < 0.02
-        assert figures["precision"] > 0.85 and figures["density"] == pytest.approx(1.0, abs=0.2)
+        found = result[name]
+        assert found["frechet_distance"] < 0.02 and abs(found["kernel_distance"]) < 0.02
+        assert found["precision"] > 0.85 and found["density"] == pytest.approx(1.0, abs=0.2)
     assert result["memorization"]["memorization_auc"] == pytest.approx(0.5, abs=0.06)
     assert result["memorization"]["sample_distance_q01"] < 1e-3
     with PIL.Image.open(tmp_path / "neighbors.png") as sheet:
@@ -145,14 +141,14 @@ def test_sets_that_lie_class_after_class_are_judged_by_fair_parts_of_them(tmp_pa
 
 
 def test_the_command_prints_its_protocol_and_names_what_is_wrong(runs):
-    arguments = [f"--workdir={runs / 'vae'}", "--num_samples=40", "--metrics=frechet"]
-    command = [sys.executable, "-m", "experiments.quality", *arguments]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    ended = call("quality", f"--workdir={runs / 'vae'}", "--num_samples=40", "--metrics=frechet")
     assert ended.returncode == 0, ended.stderr
     assert (
         "features: pixels in [0, 1], 64 of them" in ended.stdout
         and "the 40 samples and the 40 training pictures are no more than the 64 features" in ended.stdout
     )
+    with pytest.raises(ConfigError, match="metrics has no fid; choose from frechet"):
+        Options(metrics=("fid",))
     record = json.loads((runs / "vae" / "quality_test.json").read_text())
     assert f"{record['samples']['frechet_distance']:.5g}" in ended.stdout
     with pytest.raises(ConfigError, match="neither pixels, nor the directory of a run"):

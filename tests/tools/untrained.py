@@ -1,0 +1,25 @@
+"""Runs before their first step, which tools take like any other."""
+
+from pathlib import Path
+from typing import Any
+
+import genjax
+from genjax import config
+from genjax.training import Run, resolve
+from genjax.training.checkpoints import Checkpoints
+from genjax.training.engine import Engine
+from genjax.training.experiment import save_config
+
+
+def untrained(name: str, workdir: Path, **changes: Any) -> Run:
+    """A shrunk experiment as a run of no steps, in a new directory; dots of changed fields are two underscores."""
+    entry = config.find_experiment(name)
+    changes = {path.replace("__", "."): value for path, value in changes.items()}
+    fields = {**entry.shrunk, "training.compilation_cache": "", "training.mesh": "data:1", **changes}
+    engine = Engine(resolve(config.apply_overrides(entry.build(), fields)))
+    workdir.mkdir(parents=True)
+    save_config(workdir, name, engine.experiment, engine.batch_spec)
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(0, engine.init())
+    checkpoints.close()
+    return genjax.restore(workdir)
