@@ -19,14 +19,14 @@ from genjax.errors import UserError
 
 def tree_norm(tree: Any) -> jax.Array:
     """Square root of the sum of the squares of all elements, a scalar."""
-    # Along the last axis first: XLA on CPU stores the squares of arrays that it sums as a whole (and where it merges
-    # both sums).
+    # Sums run along the last axis first: if XLA on CPU sums an array as a whole (or merges both
+    # sums), it stores all squares.
     rows = [jnp.square(jnp.atleast_1d(leaf)).sum(-1) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(r.sum() for r in rows))
 
 
 def clip_by_tree_norm(max_norm: float) -> optax.GradientTransformation:
-    """Scales gradients down to the norm `max_norm` where theirs is larger."""
+    """Scales gradients down to the norm `max_norm` if their norm is larger."""
 
     def clip(updates: Any, params: Any = None) -> Any:
         norm = tree_norm(updates)
@@ -37,7 +37,8 @@ def clip_by_tree_norm(max_norm: float) -> optax.GradientTransformation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule(abc.ABC):
-    """Factor on the learning rate: linear warm-up from 0 to 1 over `warmup_steps`, then what a subclass says.
+    """Factor on the learning rate: linear warm-up from 0 to 1 over `warmup_steps`, then as the
+    subclass defines.
 
     Attributes:
       warmup_steps: steps over which the factor rises from 0 to 1; 0 for no warm-up.
@@ -53,7 +54,7 @@ class Schedule(abc.ABC):
         """Returns the learning rate as a function of the step."""
         factor = self.after_warmup()
         if self.warmup_steps:
-            # One step late, as the first update would otherwise have rate 0 and be lost.
+            # Shifted by one step: otherwise the first update would have rate 0 and be lost.
             warmup = optax.linear_schedule(1.0 / self.warmup_steps, 1.0, max(self.warmup_steps - 1, 1))
             factor = optax.join_schedules([warmup, factor], [self.warmup_steps])
         return lambda step: learning_rate * factor(step)
@@ -78,7 +79,7 @@ class _Decay(Schedule):
 
     Attributes:
       num_steps: step at which the schedule ends, warm-up included; None takes the run's length.
-      final_scale: factor from there on.
+      final_scale: factor at the end of the schedule and after it.
     """
 
     num_steps: int | None = None
@@ -124,7 +125,7 @@ class InverseSquareRoot(Schedule):
 
     def after_warmup(self) -> optax.Schedule:
         warmup = max(self.warmup_steps, 1)
-        # join_schedules also asks for negative steps, and throws the answer away.
+        # join_schedules also asks for negative steps, but does not use the answer.
         return lambda step: (warmup / (jnp.maximum(step, 0) + warmup)) ** 0.5
 
 
@@ -135,7 +136,7 @@ class Piecewise(Schedule):
     Attributes:
       num_steps: length that the boundaries are fractions of, warm-up included; None takes the run's.
       boundaries: fractions of `num_steps` at which the factor changes.
-      scale: what the factor is multiplied by at each of them.
+      scale: number by which the factor is multiplied at each boundary.
     """
 
     num_steps: int | None = None
@@ -147,15 +148,15 @@ class Piecewise(Schedule):
             raise UserError("Piecewise.num_steps is None; give it, or resolve the experiment")
         scales: dict[int, float] = {}
         for boundary in self.boundaries:
-            # Several boundaries of a short run may fall into one step.
+            # In a short run several boundaries may fall on one step.
             step = int(boundary * self.num_steps) - self.warmup_steps
             scales[step] = scales.get(step, 1.0) * self.scale
         return optax.piecewise_constant_schedule(1.0, scales)
 
 
-#: Parameters that weight decay leaves alone, by how their names end: biases, scales and shifts, to which classes give a
-#: second axis; the gates' vectors of weights from the cell of an LSTM, which are one array; and the rates of s4d
-#: layers, which decay would pull to frequency 0.
+#: Ends of the names of parameters without weight decay: biases, scales and shifts (classes may give them a second
+#: axis); the peephole weights of an LSTM, which are vectors in one array; and the rates of s4d layers, which decay
+#: would pull to frequency 0.
 _NOT_DECAYED = ("bias", "scale", "shift", "log_diagonal", "peepholes", "log_real", "imaginary")
 
 
@@ -176,16 +177,16 @@ def decays_weight(path: tuple[Any, ...], leaf: jax.Array) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer(abc.ABC):
-    """What all optimizers share.
+    """Base of all optimizers.
 
     Attributes:
       learning_rate: peak learning rate.
       schedule: factor on the learning rate over the steps.
-      weight_decay: decoupled decay, multiplied by the learning rate; biases and norms are left alone.
+      weight_decay: decoupled weight decay, multiplied by the learning rate; not applied to biases and norms.
       clip_norm: largest global norm of the gradient, or None.
       ema_decay: decay of the moving average of the parameters, or None to keep none.
       accumulation_steps: number of microbatches a batch is split into to save memory.
-      skip_nonfinite: leave the state as it is where loss or gradient is not finite, and count it in `skipped`.
+      skip_nonfinite: skip updates with a loss or a gradient that is not finite, and count them in `skipped`.
     """
 
     learning_rate: float = 1e-3
@@ -218,7 +219,7 @@ class Adam(Optimizer):
     Attributes:
       b1: decay of the average of gradients.
       b2: decay of the average of squared gradients.
-      eps: added to the square root of the latter.
+      eps: number added to the square root of the average of squared gradients.
     """
 
     b1: float = 0.9
@@ -240,7 +241,7 @@ class AdamW(Adam):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SGD(Optimizer):
-    """Stochastic gradient descent, with momentum where it is not 0.
+    """Stochastic gradient descent, with momentum if it is not 0.
 
     Attributes:
       momentum: decay of the sum of gradients that updates follow; 0 follows the gradient itself.
@@ -260,7 +261,7 @@ class RMSProp(Optimizer):
 
     Attributes:
       decay: decay of the average of squared gradients.
-      eps: added to the root of that average.
+      eps: number added to the square root of the average.
       momentum: decay of the sum of scaled gradients that updates follow; 0 for none.
     """
 
@@ -279,7 +280,7 @@ class RMSProp(Optimizer):
 class Adafactor(Optimizer):
     """Adafactor with factored second moments and update clipping (Shazeer & Stern 2018), without relative step sizes.
 
-    Layers that are stacked in one array are matrices of their own, as they are where they are not stacked.
+    Layers that are stacked in one array count as separate matrices, as if they were not stacked.
 
     Attributes:
       min_dim_size_to_factor: second moments are factored where both axes of a matrix have at least this size.
@@ -298,7 +299,7 @@ class Adafactor(Optimizer):
         clip = optax.clip_by_block_rms(self.clipping_threshold)
 
         def by_layer(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-            """Applies a function to each parameter with what belongs to it, to each layer of stacked ones by itself."""
+            """Applies a function to each parameter with its state; in stacked parameters, to each layer separately."""
 
             def apply(path: tuple[Any, ...], *leaves: jax.Array) -> Any:
                 return (jax.vmap(function) if is_stacked(path) else function)(*leaves)

@@ -1,4 +1,4 @@
-"""Checkpoints of the library transformers as models of ours, and back.
+"""Reads checkpoints of the library transformers into models of genjax, and writes them.
 
     pretrained = genjax.load_pretrained("folder")              # config.json and safetensors
     logits = pretrained.model.logits(pretrained.state, tokens)
@@ -41,7 +41,7 @@ from genjax.interop.huggingface import (
 from genjax.model import TrainState
 from genjax.nn.transformer import Transformer
 
-#: Our model of each architecture, by the `model_type` of config.json.
+#: The model class of genjax for each `model_type` of config.json.
 MODELS: dict[str, type[HasArchitectures]] = {
     "bert": BERT,
     "roberta": RoBERTa,
@@ -55,7 +55,7 @@ MODELS: dict[str, type[HasArchitectures]] = {
     "clip": CLIP,
 }
 TOKENIZER_FILE = "tokenizer.json"
-#: What stands beside the weights in a checkpoint and says how texts and pictures become inputs.
+#: Files of a checkpoint, beside the weights, that say how texts and pictures become inputs.
 PROCESSING_FILES = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
     "spiece.model", "tokenizer.model", "chat_template.jinja", "chat_template.json", "preprocessor_config.json",
@@ -68,9 +68,9 @@ class Pretrained:
     """A checkpoint of another library.
 
     Attributes:
-      model: ours, with the checkpoint's configuration.
-      params: its parameters.
-      folder: where it lies.
+      model: the model of genjax, with the checkpoint's configuration.
+      params: the model's parameters.
+      folder: folder of the checkpoint.
     """
 
     model: Any
@@ -89,7 +89,7 @@ def _architecture(model_type: str) -> Architecture:
 
 
 def _architecture_for(model: Any) -> Architecture:
-    """The architecture that a model of ours is written as.
+    """The architecture that a model of genjax is written as.
 
     Raises:
       UnsupportedError: there is none.
@@ -125,7 +125,7 @@ _MODEL_FIELDS = (
 
 
 def _computation(model: Any) -> dict[str, Any]:
-    """What a model computes from its parameters, by the names of its fields, as far as other libraries may not know it."""
+    """Settings of a model's computation, by the names of its fields, that other libraries may not have."""
     found = {name: getattr(model, name) for name in _MODEL_FIELDS if hasattr(model, name)}
     for part in ("network", "encoder", "decoder", "text", "vision"):
         if not isinstance(stack := getattr(model, part, None), Transformer):
@@ -143,7 +143,7 @@ def _computation(model: Any) -> dict[str, Any]:
 
 
 def _check_counterpart(architecture: Architecture, model: Any, config: dict[str, Any], names: list[str]) -> None:
-    """Raises UnsupportedError if a written configuration does not say all that the model computes."""
+    """Raises UnsupportedError if a written configuration does not describe the model's computation completely."""
     theirs = _computation(type(model)(**architecture.read(config, names)))
     for name, value in _computation(model).items():
         if theirs[name] != value:
@@ -191,10 +191,10 @@ def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str =
     Args:
       folder: made where it does not exist.
       model: BERT, RoBERTa, GPT, T5, BART or CLIP.
-      params: its parameters.
+      params: the model's parameters.
       dtype: type of the tensors: float32, bfloat16 or float16.
-      source: folder of a checkpoint or of a run whose tokenizer belongs to the model, or None; its files for texts, chats
-        and generation are copied.
+      source: folder of a checkpoint or of a run whose tokenizer belongs to the model, or None; its files for texts,
+        chats and generation are copied.
 
     Raises:
       UnsupportedError: the library has no counterpart of the model.
@@ -219,13 +219,13 @@ def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str =
             _copy_tokenizer(source / TOKENIZER_FILE, folder / TOKENIZER_FILE)
     if (path := folder / GENERATION_FILE).is_file():
         generation = read_object(path)
-        # The library believes this file before config.json, so both must say the same.
+        # The library prefers this file to config.json, so both must agree.
         generation |= {name: config[name] for name in GENERATION_SETTINGS if name in generation and name in config}
         path.write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies tokenizer.json; of one that a run saved, the part that the library tokenizers reads."""
+    """Copies tokenizer.json; of a file that a run saved, only the part that the library tokenizers reads."""
     content = json.loads(source.read_text(encoding="utf-8"))
     if content.get("library") is not None:
         target.write_text(content["library"], encoding="utf-8")

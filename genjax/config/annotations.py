@@ -22,7 +22,7 @@ class ConfigError(UserError):
 
 
 def check_at_least(options: Any, **bounds: float) -> None:
-    """Holds fields of a dataclass to their least values; None is no value.
+    """Checks that fields of a dataclass are not below their smallest values; fields that are None pass.
 
     Raises:
       ConfigError: a field is below its bound.
@@ -34,12 +34,13 @@ def check_at_least(options: Any, **bounds: float) -> None:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """What to append to an error about an unknown word: the closest known ones, or nothing."""
+    """Text to append to an error about an unknown word: the closest known words, or nothing."""
     return _did_you_mean(difflib.get_close_matches(word, list(known), n=3, cutoff=0.5))
 
 
 def path_suggestion(path: str, known: Iterable[str]) -> str:
-    """The same for a path of names: known ones that share its last name, are close, or have it as initials or as a word.
+    """`suggestion` for a path of names: known paths that share its last name, are close, or
+    have it as initials or word.
 
     model.lr -> model.optimizer.learning_rate; steps -> training.num_steps.
     """
@@ -54,7 +55,7 @@ def path_suggestion(path: str, known: Iterable[str]) -> str:
         lambda: difflib.get_close_matches(path, known, n=3, cutoff=0.6),
     )
     found = next(filter(None, (guess() for guess in guesses)), [])
-    # Those of the same part of the experiment come first, and then the shortest.
+    # Paths in the same part of the experiment come first, then the shortest paths.
     part = path.partition(".")[0]
     found.sort(key=lambda other: (other.partition(".")[0] != part, other.count("."), len(words[other])))
     return _did_you_mean(found[:3])
@@ -91,7 +92,7 @@ def snake_case(name: str) -> str:
 
 
 def choice_name(cls: type) -> str:
-    """What a flag takes for a dataclass: its `flag_name` where the class itself has one (LoRA is lora), or snake case."""
+    """The value of a flag that chooses a dataclass: its own `flag_name` if it has one (lora for LoRA), else snake case."""
     return vars(cls).get("flag_name") or snake_case(cls.__name__)
 
 
@@ -195,7 +196,7 @@ def _parse_one(hint: Any, text: str) -> Any:
             raise ValueError
         return words[text.lower()]
     if hint is int:
-        # 1e5 is how people write a number of steps.
+        # People write a number of steps as 1e5.
         value = float(text) if re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d+", text) else int(text)
         if not -(2**63) <= value < 2**63 or value != int(value):
             raise ValueError

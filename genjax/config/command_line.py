@@ -55,7 +55,7 @@ def _attributes(cls: type) -> dict[str, str]:
 
 
 def field_help(cls: type, name: str) -> str:
-    """What the docstring of a dataclass, or of one of its bases, says of a field; empty if nothing."""
+    """The text about a field in the docstring of a dataclass or of one of its bases; empty if there is none."""
     return next((_attributes(c)[name] for c in cls.__mro__ if name in _attributes(c)), "")
 
 
@@ -76,7 +76,7 @@ def help_text(config: Any, section: str = "") -> str:
 
     Args:
       config: the configuration.
-      section: a path; only the field there and those below it are shown.
+      section: a path; only the field at this path and the fields below it are shown.
 
     Raises:
       ConfigError: there is no field at `section`.
@@ -175,7 +175,7 @@ def from_flags(arguments: list[str], *configs: Any, flag_values: flags.FlagValue
 
 
 def flag_overrides(config: Any, arguments: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> Any:
-    """The same of one tree, whose flags stand beside others that are defined already."""
+    """The values of flags for one tree, as overrides by path; other flags may be defined already."""
     return from_flags(arguments, config, flag_values=flag_values)[0]
 
 
@@ -186,7 +186,7 @@ def _unknown_flag(configs: tuple[Any, ...], name: str, known: list[str]) -> str:
 
 
 def _misused_path(config: Any, name: str) -> str | None:
-    """Why a path is no flag of a tree, where it is nearly one; None if the tree does not know it at all."""
+    """The reason why a path is no flag of a tree, if it is nearly one; None if the tree does not know it at all."""
     *parents, last = name.split(".")
     owners = list(itertools.accumulate(parents, lambda owner, part: getattr(owner, part, None), initial=config))
     if dataclasses.is_dataclass(owners[-1]):

@@ -21,9 +21,9 @@ class Entry:
     """A registered experiment.
 
     Attributes:
-      name: what `--experiment` takes.
+      name: value of `--experiment` for it.
       build: returns the experiment with its defaults.
-      source: the paper, or where the set-up comes from.
+      source: the paper, or the origin of the set-up.
       expected: the numbers that it is expected to reach, with their units; "" where they stand in a file of results.
       shrunk: overrides by path that make it run in seconds on embedded data, for tests.
     """
@@ -84,7 +84,7 @@ def load_file(path: str | Path) -> types.ModuleType:
     path = Path(path).expanduser().resolve()
     if not path.is_file():
         raise ConfigError(f"there is no file {path}; an experiment of your own is given as path/to/file.py:function")
-    # A name made of the path, so that annotations resolve and a second file of the same name does not collide.
+    # The module's name is made of the path, so that annotations resolve and files of the same name do not collide.
     name = f"genjax_experiment_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
@@ -99,10 +99,10 @@ def load_file(path: str | Path) -> types.ModuleType:
 
 
 def find_experiment(name: str) -> Entry:
-    """The experiment registered under a name, or the one of `path/to/file.py:function`.
+    """The experiment registered under a name, or the experiment of `path/to/file.py:function`.
 
     Raises:
-      ConfigError: there is none of that name; the closest names are told.
+      ConfigError: there is no experiment of that name; the message has the closest names.
     """
     if ".py" in name:
         path, _, function = name.partition(":")

@@ -38,7 +38,7 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 def renamed_fields(cls: type) -> dict[str, str]:
-    """New names of fields by the names that older saved configurations have, from `renamed` of a class and its bases."""
+    """New names of fields by their names in older saved configurations, from `renamed` of a class and its bases."""
     return {old: new for base in cls.__mro__ for old, new in vars(base).get("renamed", {}).items()}
 
 
@@ -58,9 +58,10 @@ def override(config: Any, path: str, value: Any, *, text: bool = False) -> Any:
 
 
 def apply_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
-    """Applies overrides by path: a choice before the fields of what is chosen, and all of a dataclass at once.
+    """Applies overrides by path: a choice before the fields of the chosen dataclass, and all
+    fields of a dataclass at once.
 
-    What relates two fields (in `__post_init__`) thus sees both of them changed, in whatever order they are given.
+    So checks that relate two fields (in `__post_init__`) see both of them changed, in whatever order they are given.
 
     Raises:
       ConfigError: see `override`.
@@ -119,7 +120,7 @@ def _choose(hint: Any, current: Any, path: str, name: str) -> Any:
         raise ConfigError(f"{path}: {name!r} is not one of {', '.join(options)}{suggestion(name, options)}")
     if type(current) is chosen:
         return current
-    # What was set on purpose and exists in both stays: a new optimizer keeps the learning rate.
+    # Fields that were changed from their defaults and exist in both are kept: a new optimizer keeps the learning rate.
     kept = {}
     if current is not None:
         names = {f.name for f in dataclasses.fields(chosen) if f.init}

@@ -1,9 +1,9 @@
-"""Checkpoints of a run: asynchronous, atomic, checked byte for byte, the last ones and the best one kept.
+"""Checkpoints of a run: asynchronous, atomic, checked byte for byte; the latest and the best are kept.
 
 All use of orbax is here.  A checkpoint is a flat dict of arrays named by their place in the state
-(`params/encoder/Dense_0/kernel`), so that it can be restored on another mesh, in part, and refused with the names that
-do not fit.  When a checkpoint is complete, the digests of its files are written into it; a checkpoint whose files do
-not have them is damaged or unfinished, and the one before is taken.
+(`params/encoder/Dense_0/kernel`), so that it can be restored on another mesh or in part, and errors can name the arrays
+that do not fit.  When a checkpoint is complete, the digests of its files are written into it.  If they are missing or
+do not match, the checkpoint is unfinished or damaged, and the previous checkpoint is used.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _logger = logging.getLogger(__name__)
 
 DIRECTORY = "checkpoints"
 DIGESTS_FILE = "digests.json"
-#: Where orbax keeps the metrics that a checkpoint was rated by, and the index of its arrays, below the checkpoint.
+#: Paths, inside a checkpoint, of the metrics that rate it and of the index of its arrays; orbax writes both.
 METRICS_FILE = Path("metrics") / "metrics"
 ARRAYS_FILE = Path("state") / "manifest.ocdbt"
 
@@ -65,7 +65,7 @@ def _digests(directory: Path) -> dict[str, str]:
 
 
 def damage(directory: Path) -> str | None:
-    """What is wrong with a checkpoint directory, or None."""
+    """Description of the damage of a checkpoint directory, or None if it is sound."""
     try:
         expected = json.loads((directory / DIGESTS_FILE).read_text())
     except FileNotFoundError:
@@ -82,12 +82,12 @@ def damage(directory: Path) -> str | None:
 
 
 def is_complete(directory: Path) -> bool:
-    """Whether a checkpoint was written to its end, as far as its list of files tells; its bytes are not read."""
+    """Whether a checkpoint was written to its end, judging by its list of files; its bytes are not read."""
     return (directory / DIGESTS_FILE).is_file()
 
 
 def can_hold(workdir: Path) -> bool:
-    """Whether checkpoints can be written below a path: orbax takes * ? [ for a pattern, and would leave the arrays out."""
+    """Whether checkpoints can be written below a path: orbax reads * ? [ as a pattern, and would lose the arrays."""
     return not glob.has_magic(str(workdir.resolve()))
 
 
@@ -106,21 +106,22 @@ class Checkpoints:
 
         Args:
           workdir: the run's directory.
-          keep: number of latest checkpoints that are kept, two at least.
+          keep: number of latest checkpoints that are kept, at least two.
           best_metric: metric whose best checkpoint is kept too, or None.
           best_mode: "min" or "max".
-          writable: whether this process saves.  Unfinished checkpoints, and damaged ones behind the last sound one, are
-            then moved out of the way.
+          writable: whether this process saves.  If so, unfinished checkpoints, and damaged checkpoints after the last
+            sound one, are moved out of the way.
         """
         self.directory = workdir.resolve() / DIRECTORY
-        # A new one is complete only once its digests are written, which is after the policy was followed.
+        # A new checkpoint is complete only when its digests are written, which happens after
+        # orbax has applied the policy.
         self._keep, self._best_metric, self._best_mode = max(keep, 2), best_metric, best_mode
         self._pending: tuple[int, Future[None]] | None = None
-        # One thread: digests are written while the run goes on.
+        # One thread, which writes digests while the run goes on.
         self._finisher = ThreadPoolExecutor(max_workers=1)
         self._checkpointer = None
         self._failed = False
-        # What is wrong with a checkpoint, or None, of those whose bytes were read already.
+        # The damage, or None, of each checkpoint whose bytes were read already.
         self._known_damage: dict[int, str | None] = {}
         if not writable:
             return
@@ -131,9 +132,7 @@ class Checkpoints:
         )
 
     def _tidy(self) -> None:
-        """Moves checkpoints that cannot be used out of the way of new ones; older ones than the last sound one are not
-        read.
-        """
+        """Moves unusable checkpoints out of the way of new ones; checkpoints before the last sound one are not read."""
         steps = self.steps()
         for step in steps:
             if not is_complete(self.directory / str(step)):
@@ -144,13 +143,13 @@ class Checkpoints:
             self._set_aside(step, reason)
 
     def _damage(self, step: int) -> str | None:
-        """What is wrong with a checkpoint, or None; its bytes are read once."""
+        """The damage of a checkpoint, or None; its bytes are read once."""
         if step not in self._known_damage:
             self._known_damage[step] = damage(self.directory / str(step))
         return self._known_damage[step]
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints on disk, damaged ones among them, in order."""
+        """Steps of all checkpoints on disk, also of damaged ones, in order."""
         if not self.directory.is_dir():
             return []
         return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
@@ -166,7 +165,7 @@ class Checkpoints:
         self._known_damage.pop(step, None)
 
     def metrics(self, step: int) -> dict[str, float] | None:
-        """The metrics that a checkpoint was rated by, or None where it was not."""
+        """The metrics that rate a checkpoint, or None if it has no rating."""
         try:
             saved = json.loads((self.directory / str(step) / METRICS_FILE).read_text())
             return {name: math.nan if value is None else value for name, value in saved.items()}
@@ -174,10 +173,10 @@ class Checkpoints:
             return None
 
     def best(self, known: Mapping[int, Mapping[str, float] | None] | None = None) -> int | None:
-        """Step of the best checkpoint by `best_metric`, the first of equal ones; None where none was rated by it.
+        """Step of the best checkpoint by `best_metric`, the first of equal ones; None if no checkpoint has the metric.
 
         Args:
-          known: metrics by step, of all checkpoints that there are; by default what is on disk.
+          known: metrics of all checkpoints, by step; by default they are read from disk.
         """
         if known is None:
             known = {step: self.metrics(step) for step in self.steps()}
@@ -186,17 +185,17 @@ class Checkpoints:
             for step, metrics in known.items()
             if self._best_metric in (metrics or {})
         }
-        # NaN has no place in an order.
+        # NaN cannot be ordered.
         rated = {step: value for step, value in rated.items() if math.isfinite(value)}
         choose = min if self._best_mode == "min" else max
         return choose(rated, key=rated.get, default=None)
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """The last checkpoints and the best one; called by orbax after each new one, which it lists too."""
+        """Chooses the latest checkpoints and the best one; orbax calls it after each new checkpoint, with all of them."""
         del context
         known = {c.step: self.metrics(c.step) if c.metrics is None else c.metrics for c in checkpoints}
         last = sorted(known)[-self._keep :]
-        # The newest takes the place of the best one only when it is complete.
+        # The newest checkpoint replaces the best one only when it is complete.
         kept = {*last, self.best({step: metrics for step, metrics in known.items() if step != last[-1]})}
         return [c.step in kept for c in checkpoints]
 
@@ -206,10 +205,10 @@ class Checkpoints:
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
         """Starts to write a checkpoint and returns once the state may be changed again.
 
-        A checkpoint that is there already, as of a run that was stopped before its evaluation, is rated by `metrics`.
+        If the checkpoint exists already (the run was stopped before its evaluation), `metrics` are added to it.
 
         Raises:
-          CheckpointError: this or the one before cannot be written; older checkpoints are untouched.
+          CheckpointError: this checkpoint, or the previous one, cannot be written; older checkpoints are untouched.
         """
         self.wait()
         if step in self.steps():
@@ -257,7 +256,7 @@ class Checkpoints:
         digests = _digests(directory)
         temporary.write_text(json.dumps(digests, indent=1))
         temporary.replace(directory / DIGESTS_FILE)
-        # These are the bytes that were just read.
+        # The digests belong to the bytes that were just read.
         self._known_damage[step] = None
 
     def _write_error(self, step: int, error: Exception) -> CheckpointError:
@@ -277,7 +276,7 @@ class Checkpoints:
         finally:
             self._finisher.shutdown()
             if self._checkpointer is not None:
-                # Orbax tells a failed write again when it is closed.
+                # Orbax raises the error of a failed write again when it is closed.
                 with contextlib.suppress(Exception) if self._failed else contextlib.nullcontext():
                     self._checkpointer.close()
 
@@ -308,10 +307,10 @@ class Checkpoints:
 
         Args:
           step: which one.
-          like: pytree of `jax.ShapeDtypeStruct` with shardings; they may differ from those it was saved with.
+          like: pytree of `jax.ShapeDtypeStruct` with shardings, which may differ from the shardings at saving.
 
         Raises:
-          CheckpointError: it is damaged, or of another model.
+          CheckpointError: the checkpoint is damaged, or belongs to another model.
         """
         directory = self.directory / str(step)
         if not directory.is_dir():
@@ -341,12 +340,11 @@ class Checkpoints:
             return dict(reader.metadata(int(directory.name)).metadata)
 
     def read_parameters(self, step: int) -> dict[str, np.ndarray]:
-        """Parameters of a checkpoint by path below `params`, averaged ones where they were kept, on the host.
+        """Parameters of a checkpoint by path below `params`, averaged where averages were kept, on the host.
 
-        What a family keeps beside its parameters, such as a codebook of moving averages, is found by its path below
-        `extra`.
+        Entries of `extra`, such as a codebook of moving averages, are included by their paths below `extra`.
         """
-        # On one device of each process, as all of them read.
+        # On one device of each process, as every process reads.
         devices = [next(d for d in jax.devices() if d.process_index == i) for i in range(jax.process_count())]
         everywhere = NamedSharding(Mesh(devices, ("process",)), PartitionSpec())
         with ocp.training.Checkpointer(self.directory) as reader:
@@ -364,8 +362,8 @@ def warm_start(params: Any, workdir: str, prefixes: tuple[str, ...], model: Any 
       params: parameters after initialisation.
       workdir: the other run.
       prefixes: paths below which parameters are taken; empty for all of them.
-      model: whose parameters they are; where it has more tokens than the other run's model, their rows are made from
-        the others (`genjax.nn.tokens.with_more_tokens`).
+      model: the model of `params`; if it has more tokens than the other run's model, rows of the new tokens are made
+        from the old rows (`genjax.nn.tokens.with_more_tokens`).
 
     Raises:
       ConfigError: nothing fits, or a shape differs.
@@ -397,7 +395,7 @@ def warm_start(params: Any, workdir: str, prefixes: tuple[str, ...], model: Any 
 
 
 def _with_tokens_of(model: Any, workdir: str, array: Any, shape: tuple[int, ...]) -> Any:
-    """A parameter of another run, with rows for the tokens that a model has beside that run's; or as it is."""
+    """A parameter of another run, with rows for a model's additional tokens if it has any."""
     differing = [sizes for sizes in zip(array.shape, shape) if sizes[0] != sizes[1]]
     if getattr(model, "vocab_size", None) is None or len(differing) != 1 or array.ndim != len(shape):
         return array

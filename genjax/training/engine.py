@@ -1,7 +1,8 @@
 """Compiles and shards a training step: one function of (state, batch), on a mesh by `jit` or on devices by `pmap`.
 
 The step t draws its randomness from fold_in(key(seed), t) and reads batch(seed, t); both are functions of the step
-alone.  Where the data set lies on the device, a step is given indices and gathers its batch there.
+alone.  If the data set lies on the device, a step gets indices and
+gathers its batch there.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from genjax.model import TrainState
 from genjax.training.experiment import Experiment, check_tokens_known
 
 MESH_AXES = ("data", "fsdp", "tensor")
-#: Parameters smaller than this are copied to every device: a collective costs more than their memory.
+#: Parameters smaller than this are copied to every device, because a collective would cost more than their memory.
 SMALLEST_SHARDED = 1024
 
 
@@ -63,9 +64,9 @@ def build_mesh(text: str | None) -> Mesh:
 
 
 def leaf_spec(leaf: jax.ShapeDtypeStruct, mesh: Mesh) -> PartitionSpec:
-    """Where the axes of an array of the state go: the last to `tensor`, the largest remaining one to `fsdp`.
+    """Sharding of an array of the state: the last axis over `tensor`, the largest remaining axis over `fsdp`.
 
-    Parameters, their moments and their averages have the same shapes and so the same places.
+    Parameters, their moments and their averages have the same shapes and so the same shardings.
     """
     axes: list[str | None] = [None] * len(leaf.shape)
     if math.prod(leaf.shape) < SMALLEST_SHARDED or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -86,11 +87,11 @@ class Engine:
     Attributes:
       experiment: the resolved experiment.
       mesh: device mesh of `jit`, also used for evaluation and sampling.
-      pipeline: training batches by step, or None where the training data are not needed.
+      pipeline: training batches by step, or None if training data are not needed.
     """
 
     def __init__(self, experiment: Experiment, batch_spec: dict[str, Any] | None = None):
-        """Opens the training data, unless `batch_spec` (shapes and types of a batch) makes them unnecessary."""
+        """Opens the training data, unless `batch_spec` tells shapes and types of a batch."""
         training = experiment.training
         self.experiment = experiment
         self.mesh = build_mesh(training.mesh)
@@ -134,7 +135,7 @@ class Engine:
             )
 
     def _own_part(self) -> tuple[int, int]:
-        """Which part of every batch the devices of this process hold, and how many parts there are.
+        """Number of the part of every batch that this process's devices hold, and number of parts.
 
         Processes that share an axis tensor hold the same part.
         """
@@ -164,7 +165,9 @@ class Engine:
 
     @contextlib.contextmanager
     def _named(self, data: Data, batch: Batch) -> Iterator[None]:
-        """Says what is missing where a model, as it is traced, asks a batch for an array that the data do not give."""
+        """Raises a sentence that names the missing array if a traced model asks a batch for
+        one that the data do not give.
+        """
         try:
             yield
         except KeyError as error:
@@ -192,7 +195,7 @@ class Engine:
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
 
     def _place(self, array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-        """Puts what every process holds a part of (or a copy of) on the devices."""
+        """Puts an array on the devices, of which every process holds a part (or a copy)."""
         if jax.process_count() == 1:
             return jax.device_put(array, sharding)
         return jax.make_array_from_process_local_data(sharding, array)
@@ -224,7 +227,7 @@ class Engine:
         if not self.pmap:
             return state
         count, devices = self.mesh.local_mesh.size, self.mesh.devices.flatten().tolist()
-        # On the axis of the step, as its program is compiled anew for a state on another.
+        # Sharded along the axis that the step uses: for a state on another axis its program would be compiled again.
         copy = jax.pmap(lambda state, _: state, DEVICE_AXIS, in_axes=(None, 0), devices=devices)
         return copy(jax.device_get(state), np.arange(count))
 
@@ -238,7 +241,7 @@ class Engine:
     def _gathered(self, state: TrainState) -> TrainState:
         """Parameters as the step computes with them: gathered over fsdp, still split over tensor.
 
-        XLA's partitioner would gather them itself, but gives wrong gradients where all three axes are in use.
+        XLA's partitioner would gather them itself, but gives wrong gradients if all three axes are in use.
         """
         if self.mesh.shape["fsdp"] == 1:
             return state
@@ -258,10 +261,11 @@ class Engine:
         return data.transform(data.augment(batch, augment_key), data_key), model_key
 
     def diagnose(self, state: TrainState, step: int) -> None:
-        """Lets the model look for what is wrong at a step, outside of `jit`, given a sound state from before.
+        """Lets the model look for the cause of a non-finite loss at a step, outside of
+        `jit`, from a sound earlier state.
 
         Raises:
-          UserError: what the model found.
+          UserError: the model has found the cause.
         """
         batch, key = self._prepared(self.pipeline.batch(step), jax.random.fold_in(self._step_key, step))
         self.experiment.model.diagnose(self.collect(state), batch, key)
@@ -269,7 +273,7 @@ class Engine:
     def _chunk(
         self, state: TrainState, resident: dict[str, jax.Array] | None, inputs: Any, key: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        """Advances by as many steps as `inputs` has rows: indices [K, B], or batches [K, B, ...]."""
+        """Advances by K steps, for `inputs` of indices [K, B] or batches [K, B, ...]."""
 
         def step(state: TrainState, row: Any) -> tuple[TrainState, Metrics]:
             batch = row if resident is None else {name: array[row["indices"]] for name, array in resident.items()}
@@ -323,7 +327,10 @@ class Engine:
         return indices[self._part * size :][:size]
 
     def advance(self, state: TrainState, inputs: dict[str, Any]) -> tuple[TrainState, Metrics]:
-        """Runs one dispatch; the old state is donated.  Metrics have one row per step (per device first, under pmap)."""
+        """Runs one dispatch; the old state is donated.
+
+        Metrics have one row per step (per device first, under pmap).
+        """
         with self._named(self.experiment.data, self._abstract_batch()):
             return self._compiled_chunk(state, self._resident, inputs, self._step_key)
 
@@ -341,7 +348,7 @@ class Engine:
 
         def evaluate(state: TrainState, batch: Batch, mask: jax.Array, key: jax.Array) -> Metrics:
             data_key, model_key = jax.random.split(key)
-            # What compares the examples of a batch must know which of them are padding.
+            # Metrics that compare the examples of a batch must know which examples are padding.
             batch = {**data.transform(batch, data_key), "padding": mask == 0}
             values = model.evaluate(self._gathered(state), batch, model_key)
             for name, value in values.items():
@@ -351,13 +358,15 @@ class Engine:
                         f"{type(model).__name__}.evaluate returned {name} of shape {shapes.pop()}; it must give "
                         f"one value per example, {mask.shape}"
                     )
-            # Padding may hold anything, so it is cut out, not multiplied away.
+            # Padding may hold any value, so it is cut out and not multiplied by 0.
             return jax.tree.map(lambda value: jnp.sum(jnp.where(mask > 0, value, 0.0)), values)
 
         return jax.jit(evaluate, out_shardings=self._replicated)
 
     def _evaluation_size(self, data: Data) -> int:
-        """Examples of a call of the evaluation, a multiple of the devices; padding is masked, so no result depends on it."""
+        """Examples of a call of the evaluation, a multiple of the devices; padding is
+        masked, so no result depends on it.
+        """
         limit = self.experiment.evaluation.num_examples
         size = data.eval_batch_size if limit is None else min(data.eval_batch_size, limit)
         return math.ceil(size / self.num_batch_devices) * self.num_batch_devices
@@ -386,7 +395,7 @@ class Engine:
         mean = lambda *sums: np.sum(sums, dtype=np.float64) / count  # noqa: E731
         means = jax.tree.map(mean, *jax.device_get(pending)) if pending else {}
         means = {name: float(value) for name, value in divided(means).items()}
-        # What follows from means, such as the perplexity of nats a token.
+        # Metrics that follow from means, such as the perplexity from nats a token.
         means = getattr(self.experiment.model, "summarize", lambda m: m)(means)
         return {**means, "num_examples": count}
 
@@ -411,7 +420,7 @@ class Engine:
         Args:
           function: maps (state, transformed batch with `padding`, key) to a pytree of arrays with leading axis B.
           state: a state on the mesh.
-          split: name of a split; at most `evaluation.num_examples` of it are read.
+          split: name of a split; at most `evaluation.num_examples` examples are read.
           data: another data set than the experiment's.
           indices: the examples to read, in place of the first `evaluation.num_examples`.
 
@@ -455,7 +464,8 @@ class Engine:
         return np.asarray(self._compiled_sample(state, key, num_samples, condition).addressable_data(0))
 
     def reconstruct(self, state: TrainState, num_examples: int, split: str | None = None) -> np.ndarray:
-        """First examples of a split, in `random_order`, and their reconstructions in turn, [2 * num_examples // 2, ...].
+        """First examples of a split, in `random_order`, and their reconstructions in turn,
+        [2 * num_examples // 2, ...].
 
         For models with a method `reconstruct(state, batch, key)`.
         """

@@ -1,4 +1,4 @@
-"""What an experiment is: a model, its data, and how it is trained and evaluated, as one frozen tree."""
+"""An experiment: a model, its data, and how it is trained and evaluated, as one frozen tree."""
 
 from __future__ import annotations
 
@@ -24,27 +24,26 @@ class Training:
       seed: decides initial parameters, order of the data and all noise.
       parallelism: jit over a mesh, or pmap, the simple data-parallel mode of the same step.
       mesh: sizes of the axes data, fsdp and tensor, as in data:4,fsdp:2; by default all devices on data.
-      steps_per_dispatch: steps scanned in one compiled call; saves dispatch time of small models.
+      steps_per_dispatch: number of steps in one compiled call; more steps save dispatch time of small models.
       log_every: steps between two lines of metrics.
       checkpoint_every: steps between two checkpoints; the last step always makes one.
-      evaluate_every: steps between two evaluations on evaluation.validation_split, or none.
-      sample_every: steps between two sheets of samples, or none; the last step always makes one.
+      evaluate_every: steps between two evaluations on evaluation.validation_split, or none for no evaluations.
+      sample_every: steps between two sheets of samples, or none; the last step makes a sheet in any case.
       num_samples: number of samples on a sheet.
-      pictures: what `experiments.train` draws beside each sheet: curves of the metrics; a walk between latents, as a
-        GIF; classes, a row of samples for each.
-      keep_checkpoints: number of latest checkpoints that are kept; two at least, as a kill may spoil the last.
-      best_metric: evaluation metric whose best checkpoint is kept too (`--step=best` of the tools), or none; each
-        evaluation then makes a checkpoint.  A run that goes on keeps its best one, whether this is given again or not.
+      pictures: further pictures beside each sheet: curves of the metrics; walk between latents, as a GIF; classes, a
+        row of samples for each class.
+      keep_checkpoints: number of latest checkpoints that are kept; at least two, as a kill may spoil the last.
+      best_metric: evaluation metric whose best checkpoint is kept too (`--step=best` of the tools), or none.  Each
+        evaluation then makes a checkpoint.  A resumed run keeps its best checkpoint even without this flag.
       best_mode: whether the best value is the smallest or the largest.
       init_from: working directory of another run whose parameters to start from.
       init_prefix: take only parameters of init_from whose path starts with one of the prefixes, such as encoder or
         decoder/Dense_0; empty for all.
       tensorboard: write TensorBoard event files.
       compilation_cache: directory of compiled programs kept between runs; empty for none.
-      profile_steps: write a profiler trace of that many steps, after the first dispatches; 0 for none.
+      profile_steps: number of steps, after the first dispatches, in a profiler trace; 0 for no trace.
       debug_nans: let JAX stop at the operation that made a NaN; slow.
-      distributed: join the other processes of a SLURM, Open MPI or Kubernetes job, or of a TPU pod, which JAX finds
-        itself.
+      distributed: join the other processes of a SLURM, Open MPI or Kubernetes job, or of a TPU pod; JAX finds them.
       coordinator_address: host:port of process 0 of a run of several processes that JAX does not find.
       num_processes: number of processes of the run, with coordinator_address.
       process_id: number of this process from 0, with coordinator_address.
@@ -94,12 +93,12 @@ class Training:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What an evaluation reads.
+    """The examples that an evaluation reads.
 
     Attributes:
-      split: split of `experiments.evaluate`, the one to report.
-      validation_split: split that is looked at while training.
-      num_examples: at most this many examples of the split, the first in one fixed random order; or none for all.
+      split: split to report, which `experiments.evaluate` reads.
+      validation_split: split that is evaluated during training.
+      num_examples: largest number of examples, the first in a fixed random order of the split; or none for all.
       seed: decides the noise of estimators.
     """
 
@@ -115,7 +114,7 @@ class Evaluation:
 
 
 def _check_seed(path: str, seed: int) -> None:
-    # NumPy takes no negative ones, and JAX keeps 32 bits.
+    # NumPy takes no negative seeds, and JAX keeps 32 bits.
     if not 0 <= seed < 2**32:
         raise ConfigError(f"{path}={seed} must lie between 0 and {2**32 - 1}")
 
@@ -140,7 +139,8 @@ class Experiment:
 def resolve(experiment: Experiment) -> Experiment:
     """Fills the fields that were left None: shapes from the data set, lengths of schedules from the run.
 
-    A run that starts from a checkpoint gets its tokenizer and sizes; tokens that were added to it make the model grow.
+    A run that starts from a checkpoint gets the checkpoint's tokenizer and sizes; if tokens were added to the
+    tokenizer, the model gets more rows.
 
     Raises:
       ConfigError: the data set cannot be read, or has no field that the model needs.
@@ -168,7 +168,7 @@ def resolve(experiment: Experiment) -> Experiment:
 
 
 def check_tokens_known(model: GenerativeModel, data: Data) -> None:
-    """Raises ConfigError if data have tokens that a model does not know, which compiled functions would make NaN of."""
+    """Raises ConfigError if data have tokens outside a model's vocabulary, for which compiled code would give NaN."""
     known = getattr(model, "vocab_size", None)
     used = None if known is None else data.spec().get("vocab_size")
     if used is not None and used > known:
@@ -188,7 +188,7 @@ def save_config(
 ) -> None:
     """Writes the resolved experiment beside its checkpoints, with shapes and types of a training batch.
 
-    `fingerprint` is what `Pipeline.fingerprint` says of the training data.
+    `fingerprint` is `Pipeline.fingerprint` of the training data.
     """
     content = {"name": name, "experiment": config.to_json(experiment), "batch": batch, "fingerprint": fingerprint}
     temporary = path / (CONFIG_FILE + ".new")
@@ -215,18 +215,18 @@ def load_config(workdir: Path) -> tuple[str, Experiment, dict[str, Any]]:
 
 
 def load_fingerprint(workdir: Path) -> str | None:
-    """The fingerprint of the training data that `save_config` wrote, or None where there is none."""
+    """The fingerprint of the training data that `save_config` wrote, or None."""
     path = workdir / CONFIG_FILE
     return json.loads(path.read_text()).get("fingerprint") if path.is_file() else None
 
 
-#: Fields that do not decide the state of a run, so that a run goes on although they changed.
+#: Fields that do not influence the state of a run, so that a run may be resumed with other values.
 _FREE_FIELDS = (
     "training.",
     "evaluation.",
     "data.dir",
     "data.source_dir",
-    # The tokenizer itself is compared with the one beside the run.
+    # Not the path but the tokenizer itself is compared with the run's.
     "data.tokenizer_file",
     "data.tokenizer_sample",
     "data.eval_batch_size",

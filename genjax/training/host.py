@@ -18,8 +18,8 @@ _logger = logging.getLogger(__name__)
 def keep_freed_memory() -> None:
     """Tells glibc to keep freed memory instead of giving it back to the kernel.
 
-    XLA on CPU allocates and frees large buffers at every step, and faulting their pages in anew costs 10 to 30 % of
-    the step of most models (BUILD_NOTES.md).  Costs some resident memory.
+    XLA on CPU allocates and frees large buffers at every step, and faulting their pages in again costs 10 to 30 % of
+    the step of most models (docs/design.md).  Keeping the memory costs some resident memory.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -32,12 +32,12 @@ def keep_freed_memory() -> None:
 
 
 def initialize(training: Training) -> None:
-    """Prepares this process for a run; to be called before the first array is made.
+    """Prepares this process for a run; must be called before the first array is made.
 
     Raises:
       ConfigError: the flags of a run of several processes do not fit together.
     """
-    # A compiled program is found again in seconds instead of being compiled in tens of seconds.
+    # Loading a compiled program takes seconds, compiling it tens of seconds.
     if training.compilation_cache and jax.config.jax_compilation_cache_dir is None:
         directory = Path(training.compilation_cache).expanduser()
         try:

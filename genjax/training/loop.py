@@ -1,7 +1,8 @@
 """The training loop: dispatches compiled steps, and between them writes metrics, checkpoints and pictures.
 
-The host never waits for the step that runs: metrics are fetched one dispatch late.  A dispatch ends wherever something
-is due, as a function of the step alone, so that a resumed run makes the same dispatches, and the same bits.
+The host never waits for the step that runs: metrics are fetched one dispatch late.  A dispatch ends at every step where
+something is due (a line, an evaluation, a checkpoint).  This depends on the step alone, so that a resumed run makes the
+same dispatches and gives the same bits.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ from genjax.training.runs import Run
 
 SAMPLES_DIRECTORY = "samples"
 LOCK_FILE = "lock"
-#: Updates in a row that may be skipped before a run is given up.
+#: Number of skipped updates in a row after which a run stops with an error.
 MOST_SKIPPED = 100
-#: What the system says of a file that cannot grow.
+#: Error numbers of the system for a file that cannot grow.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-#: Draws more of a run than its samples into a folder, and gives the files by name.
+#: Function that draws further pictures of a run into a folder and returns the files by name.
 Draw = Callable[[Run, Path], Mapping[str, Path]]
 
 
@@ -63,11 +64,13 @@ _logger = logging.getLogger(__name__)
 
 
 class NonFiniteError(UserError):
-    """A loss or a gradient that is not finite; the message says where, and where to go back to."""
+    """A loss or a gradient that is not finite; the message names the step and the checkpoint to go back to."""
 
 
 def dispatches(start: int, training: Training) -> Iterator[tuple[int, int]]:
-    """Yields the (start, stop) steps of each compiled call: at most `steps_per_dispatch`, ending where something is due."""
+    """Yields the (start, stop) steps of each compiled call: at most `steps_per_dispatch`,
+    ending where something is due.
+    """
     periods = [training.steps_per_dispatch, training.log_every, training.checkpoint_every]
     periods += [p for p in (training.evaluate_every, training.sample_every) if p is not None]
     while start < training.num_steps:
@@ -90,7 +93,7 @@ def prepare_workdir(workdir: Path) -> Path:
         )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        # A name of its own, as several processes of a run look at once.
+        # A different name in each process, as several processes of a run check at once.
         with tempfile.NamedTemporaryFile(dir=workdir) as probe:
             probe.write(b"genjax")
     except OSError as error:
@@ -102,7 +105,7 @@ def prepare_workdir(workdir: Path) -> Path:
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds a working directory for one run; the system lets go of it when the process ends, however it ends.
+    """Locks a working directory for one run; the system releases the lock when the process ends in any way.
 
     Raises:
       ConfigError: another run holds it.
@@ -127,7 +130,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _told_in_one_sentence(workdir: Path) -> Iterator[None]:
-    """Turns what the system says of a full disk into a ConfigError."""
+    """Turns the system's errors about a full disk into a ConfigError."""
     try:
         yield
     except OSError as error:
@@ -140,7 +143,7 @@ def _told_in_one_sentence(workdir: Path) -> Iterator[None]:
 
 
 class _StopSignals:
-    """Turns the first SIGTERM or SIGINT into a wish that the loop asks for; a second SIGINT stops at once."""
+    """Notes the first SIGTERM or SIGINT, which the loop then acts on; a second SIGINT stops at once."""
 
     def __enter__(self) -> _StopSignals:
         self.received: int | None = None
@@ -172,16 +175,16 @@ def train(
     Args:
       experiment: what to train.
       workdir: directory of configuration, checkpoints, metrics and samples.
-      name: what the experiment is called in the saved configuration.
+      name: name of the experiment in the saved configuration.
       quiet: print nothing.
-      draw: called beside every sheet of samples, in runs of one process.
+      draw: function to call with every sheet of samples, in runs of one process.
 
     Returns:
       The state after the last step, on the mesh.
 
     Raises:
-      ConfigError: the experiment cannot run, or the directory holds another one.
-      CheckpointError: a checkpoint cannot be written, or none of those that are there can be read.
+      ConfigError: the experiment cannot run, or the directory holds another experiment.
+      CheckpointError: a checkpoint cannot be written, or there are checkpoints and none can be read.
       NonFiniteError: the loss or its gradient is not finite.
       Interrupted: a signal asked the run to stop; its state is saved.
     """
@@ -205,13 +208,13 @@ def _train(experiment: Experiment, workdir: Path, name: str, quiet: bool, draw: 
         resolved = described = resolve(experiment)
     else:
         if experiment.training.best_metric is None:
-            # The best checkpoint is kept although the flag was left out.
+            # A resumed run keeps its best checkpoint even if the flag was left out.
             best = {"best_metric": saved.training.best_metric, "best_mode": saved.training.best_mode}
             experiment = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, **best))
         names = (saved_name, name)
         check_same_kind(workdir, names, saved, experiment)
         resolved = resolve(dataclasses.replace(experiment, data=experiment.data.going_on(workdir)))
-        # Compared and saved as the flags say it, so that the next start compares the same.
+        # The experiment is compared and saved as the flags give it, so that the next start compares the same values.
         described = dataclasses.replace(resolved, data=experiment.data)
         check_resumable(workdir, names, saved, described)
     if isinstance(resolved.model, ChecksSteps):
@@ -227,7 +230,7 @@ class _Run:
         self.draw = draw if jax.process_count() == 1 else None
         self.experiment, self.training = engine.experiment, engine.experiment.training
         if self.training.evaluate_every is not None or hasattr(self.experiment.model, "reconstruct"):
-            # Else a run would come as far as its first evaluation, and end there.
+            # Otherwise the run would fail only at its first evaluation.
             check_not_empty(self.experiment.data, self.experiment.evaluation.validation_split)
         self.primary = jax.process_index() == 0
         if self.primary:
@@ -242,7 +245,8 @@ class _Run:
             save_config(workdir, name, described, engine.batch_spec, fingerprint)
             engine.experiment.data.save(workdir)
         if jax.process_count() > 1:
-            # Tokens must mean the same in all processes: the others compare theirs with what the first one saved.
+            # Tokens must mean the same in all processes: the first saves its tokenizer, the
+            # others compare theirs with it.
             multihost_utils.sync_global_devices("saved")
             if not self.primary:
                 engine.experiment.data.save(workdir)
@@ -255,7 +259,9 @@ class _Run:
         self.num_skipped = 0
 
     def _first_state(self) -> TrainState:
-        """Resumes; else starts from a checkpoint of another library or another run's parameters; else from nothing."""
+        """The first state: of the run's own checkpoint, else from another library's
+        checkpoint or another run, else new.
+        """
         step = self.checkpoints.latest()
         if step is not None:
             state = self.checkpoints.restore(step, self.engine.abstract_state)
@@ -331,7 +337,7 @@ class _Run:
             except Exception:
                 if signals.received is None or jax.process_count() > 1:
                     raise
-                # The signal has ended the processes that read the batches, too.
+                # The signal has also ended the processes that read batches.
                 self._stop(state, first, signals)
             if number == profiled:
                 jax.block_until_ready(state)
@@ -358,7 +364,7 @@ class _Run:
             stopping = self._asked_to_stop(signals, last)
             if due := self._due(last, stopping):
                 if pending is not None:
-                    # A state is written only after its loss and its gradient were seen to be finite.
+                    # A state is saved only after its loss and its gradient were checked to be finite.
                     window.append(self._fetch(*pending))
                     pending = None
                 began = time.monotonic()
@@ -384,15 +390,15 @@ class _Run:
     def _asked_to_stop(self, signals: _StopSignals, step: int) -> bool:
         if jax.process_count() == 1:
             return signals.received is not None
-        # All processes stop at the same step; asking costs a collective, so only where a line is due anyway.
+        # All processes must stop at the same step.  Asking costs a collective, so they ask only where a line is due.
         if step % self.training.log_every:
             return False
         return bool(np.any(multihost_utils.process_allgather(np.array(signals.received is not None))))
 
     def _due(self, step: int, stopping: bool) -> set[str]:
-        """What happens after a step: evaluate, save, draw.
+        """Names of what is due after a step: evaluate, save, draw.
 
-        A run that is asked to stop only saves; `_missed` makes up for the rest when it goes on.
+        A run that is asked to stop only saves; `_missed` names the rest when the run is resumed.
         """
         training, last = self.training, step == self.training.num_steps
         every = lambda period: period is not None and step % period == 0  # noqa: E731
@@ -408,7 +414,9 @@ class _Run:
         return {name for name, is_due in due.items() if is_due}
 
     def _missed(self, step: int) -> set[str]:
-        """What was due after the step that a run goes on from, and left no trace, as it was stopped or killed just there."""
+        """Does what was due after the step that a run is resumed from, but was not done
+        because the run was stopped there.
+        """
         split = self.experiment.evaluation.validation_split
         done = [
             self.records is not None and self.records.has(step, split),
@@ -467,11 +475,11 @@ class _Run:
     def _fetch(self, first: int, metrics: Any) -> dict[str, np.ndarray | Ratio]:
         """Metrics of a dispatch on the host; looks at every step's loss and gradient.
 
-        A loss is finite still when its gradient has just spoilt the parameters, which must not become a checkpoint.
+        A loss may still be finite when its gradient has just spoilt the parameters, which must not become a checkpoint.
         """
         fetched = self.engine.fetch(metrics)
         watched = {
-            # Of a step without anything to tell the mean of, 0 / 0, both parts are sound.
+            # A step that counts nothing has the ratio 0 / 0, whose parts are both finite.
             name: np.logical_and.reduce([np.isfinite(part) for part in jax.tree.leaves(v)])
             for name, v in fetched.items()
             if name == "loss" or name.endswith("gradient_norm")
@@ -503,7 +511,7 @@ class _Run:
         return fetched
 
     def _why_skipped(self, state: TrainState, step: int) -> str:
-        """A sentence about updates that are all skipped, with the metrics of the next one, which is not skipped."""
+        """A sentence about updates that are all skipped, with the metrics of another update that is not skipped."""
         count, experiment = self.num_skipped, self.experiment
         for path, _, value in leaves(experiment):
             if path.endswith("skip_nonfinite") and value:
@@ -519,7 +527,7 @@ class _Run:
         )
 
     def _diagnosis(self, step: int) -> str:
-        """What a model that can diagnose finds at a step, from the state at the start of the dispatch, by replay."""
+        """The model's diagnosis of a step, found by replaying the dispatch from the state at its start."""
         if not isinstance(self.experiment.model, CanDiagnose) or jax.process_count() > 1:
             return ""
         state = self._first_state()
@@ -534,7 +542,7 @@ class _Run:
         return ""
 
     def _log(self, step: int, window: list[dict[str, np.ndarray | Ratio]], rate: float) -> None:
-        """Means over the steps since the last line whose update was not skipped; NaN where all were."""
+        """Means over the steps since the last line, without skipped updates; NaN if all were skipped."""
         rows = jax.tree.map(lambda *parts: np.concatenate(parts), *window)
         if "skipped" in rows:
             taken = rows["skipped"] == 0

@@ -1,4 +1,4 @@
-"""What a run tells: metrics to JSON lines and TensorBoard, a progress bar or plain lines, a table of parameters."""
+"""Output of a run: metrics as JSON lines and in TensorBoard, a progress bar or plain lines, a table of parameters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
 
 
 def finite_json(value: Any, indent: int | None = None) -> str:
-    """JSON of metrics; numbers that are not finite, which JSON does not have, become null."""
+    """Metrics as JSON; numbers that are not finite become null, as JSON does not have them."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -55,11 +55,11 @@ class Records:
     """Writes metrics of one run; only process 0 makes one."""
 
     def __init__(self, workdir: Path, start_step: int, tensorboard: bool):
-        """Opens the files; lines of steps after `start_step` are of a life that ended, and are dropped."""
+        """Opens the files; lines of steps after `start_step` come from a run that was killed, and are dropped."""
         path = workdir / METRICS_FILE
         kept = [row for row in read_lines(workdir) if row["step"] <= start_step]
         self._written = {(row["step"], row["kind"]) for row in kept}
-        # The file is replaced as a whole, since the disk may be full.
+        # The file is replaced as a whole, so that it is not lost if the disk is full.
         temporary = path.with_suffix(".new")
         temporary.write_text("".join(finite_json(row) + "\n" for row in kept))
         temporary.replace(path)

@@ -26,7 +26,7 @@ class Run:
 
     Attributes:
       name: name of the experiment.
-      workdir: where the run lies.
+      workdir: directory of the run.
       experiment: its resolved configuration.
       state: its state, on the mesh.
       engine: compiles evaluation and sampling.
@@ -51,13 +51,14 @@ class Run:
     def sample(self, key: jax.Array, num_samples: int, **condition: Any) -> np.ndarray:
         """Draws samples in the form that training batches have, shape [num_samples, ...].
 
-        More of them than `data.eval_batch_size` are drawn in batches of this size, each with a key of its own.  Conditions
-        with a row for each sample are divided with them; others, such as a prompt [P] or one class, are of all samples.
+        More samples than `data.eval_batch_size` are drawn in batches of this size, each with its own key.
+        Conditions with a row for each sample are divided in the same way; other conditions, such as a prompt [P] or
+        one class, hold for all samples.
 
         Raises:
-          UserError: a condition is not one that the model knows, such as a class or a token that there is not.
+          UserError: the model does not have the condition, or its value (a class or a token, say) does not exist.
         """
-        # Here and not in `model.sample`, which is compiled and sees no values.
+        # Checked here, because `model.sample` is compiled and sees no values.
         if isinstance(self.model, ChecksCondition):
             self.model.check_condition(**condition)
         if condition.get("label") is not None and isinstance(self.model, ChecksLabels):
@@ -66,7 +67,7 @@ class Run:
         if num_samples <= size:
             return self.engine.sample(self.state, key, num_samples, **condition)
         if "label" not in condition and (count := _num_classes(self.model)) is not None:
-            # In turn over all batches, of which each would begin with the first class.
+            # Classes run through all batches in turn; otherwise each batch would begin with the first class.
             condition["label"] = np.arange(num_samples, dtype=np.int32) % count
         parts = []
         for i, start in enumerate(range(0, num_samples, size)):
@@ -85,7 +86,7 @@ class Run:
 
 
 def _num_classes(model: GenerativeModel) -> int | None:
-    """Number of classes of a model that draws all of them in turn unless it is told which; else None."""
+    """Number of classes of a model that draws all classes in turn if no label is given; None for other models."""
     if not isinstance(model, ChecksLabels):
         return None
     try:
@@ -98,7 +99,7 @@ def _num_classes(model: GenerativeModel) -> int | None:
 def _has_rows(name: str, condition: Any, num_samples: int) -> bool:
     """Whether a condition has one row for each sample."""
     shape = np.shape(condition)
-    # A prompt [P] goes before all samples, and may have as many tokens as there are samples.
+    # A prompt [P] is for all samples, even if it has as many tokens as there are samples.
     return len(shape) > (1 if name == "prompt" else 0) and shape[0] == num_samples
 
 
@@ -109,7 +110,8 @@ def restore(
 
     Args:
       workdir: directory of a run of `experiments.train`.
-      step: which checkpoint, by default the latest sound one; best for the best one by `training.best_metric`.
+      step: step of the checkpoint; by default the latest sound checkpoint; "best" for the
+        best by `training.best_metric`.
       overrides: fields by path to change, e.g. {"evaluation.num_examples": 100}; the state must still fit.
 
     Raises:
@@ -123,7 +125,7 @@ def restore(
 
 
 def on_this_machine(experiment: Experiment) -> Experiment:
-    """Forgets the devices of the training: where a run was trained does not decide where it is used."""
+    """The experiment without its settings of devices: a run may be used on other devices than it was trained on."""
     training = dataclasses.replace(
         experiment.training,
         mesh=None,
