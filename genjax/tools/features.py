@@ -11,7 +11,9 @@ import numpy as np
 
 from genjax.config import ConfigError
 from genjax.data import Images
-from genjax.training import runs as runs
+from genjax.evaluation.inception import InceptionV3, prepare
+from genjax.interop.inception import inception_params
+from genjax.training import runs
 
 #: What maps pictures [B, H, W, C] in [0, 1] to features [B, D] and logits [B, K] or None.
 Extract = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
@@ -46,9 +48,6 @@ def feature_function(name: str, resize: str) -> tuple[str, Any]:
         return _classifier_function(path)
     if not path.is_file():
         raise ConfigError(f"--features={name} is neither pixels, nor the directory of a run, nor a file of weights")
-    from genjax.evaluation.inception import InceptionV3, prepare
-    from genjax.interop.inception import inception_params
-
     params = inception_params(path)
     apply = lambda x: InceptionV3().apply({"params": params}, prepare(x, resize))  # noqa: E731
     return f"Inception v3 of the FID ({path.name}, resized as {resize} does)", apply

@@ -2,8 +2,8 @@
 
     z(x) = codes of the VQ-VAE,    -log p(x) <= -log p(x | z(x)) + bound of -log p(z(x))
 
-The codes are a sequence of tokens, row by row, and p(z) is a `MaskedDiffusion` of them.  As `VQPrior`, with another prior: train a
-VQ-VAE, and give its run by `--training.init_from` with `--training.init_prefix=encoder,decoder,codebook`.
+The codes are a sequence of tokens, row by row, and p(z) is a `MaskedDiffusion` of them.  Train a VQ-VAE, and give its run by
+`--training.init_from` with `--training.init_prefix=encoder,decoder,codebook` (vae/coded.py).
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import dataclasses
 import math
 
 from genjax.batch import Array, Batch, Metrics, PyTree
-from genjax.errors import UserError
-from genjax.families.autoregressive.vq_prior import VQPrior
 from genjax.families.diffusion.discrete import MaskedDiffusion
+from genjax.families.vae.coded import CodePrior
 from genjax.model import TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VQDiffusion(VQPrior):
+class VQDiffusion(CodePrior):
     """A VQ-VAE that stays as it is, and the masked diffusion of its codes, which learns.
 
     Attributes:
@@ -27,21 +26,6 @@ class VQDiffusion(VQPrior):
     """
 
     prior: MaskedDiffusion = MaskedDiffusion()
-
-    @property
-    def class_conditional(self) -> bool:
-        """Never, as the codes are not."""
-        return False
-
-    def check_labels(self, label: Array) -> None:
-        """Refuses labels.
-
-        Raises:
-          UserError: always, as the codes are not conditional on classes.
-        """
-        raise UserError(
-            "the masked diffusion of codes is not conditional on classes; use a VQPrior with a conditional prior"
-        )
 
     def code_model(self) -> MaskedDiffusion:
         """The prior over sequences of codes [h w]."""
@@ -61,7 +45,7 @@ class VQDiffusion(VQPrior):
         return loss, {"bits_per_code_bound": loss / math.log(2.0)}
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example in nats: `code_nll_bound`, `reconstruction` = -log p(x | z), and their sum `nll_bound`; see `VQPrior`."""
+        """Per example in nats: `code_nll_bound`, `reconstruction` = -log p(x | z), and their sum `nll_bound`."""
         params = state.eval_params
         prior = TrainState.create(params["prior"])
         code_nll = -self.code_model().log_prob_bound(prior, self.codes(params, batch), key)

@@ -22,7 +22,7 @@ import optax
 
 from genjax.batch import Array, Batch, Metrics
 from genjax.errors import UserError
-from genjax.families.language.bert import BERT, EncoderNetwork, bert_network
+from genjax.families.language.bert import BERT, EncoderNetwork
 from genjax.families.language.encoder_tasks import (
     MaskedLanguageModel,
     Outputs,
@@ -32,6 +32,7 @@ from genjax.families.language.encoder_tasks import (
     dense,
     token_mask,
 )
+from genjax.families.language.networks import bert_network
 from genjax.metrics import Ratio
 from genjax.nn.dropout import fold_in
 from genjax.nn.mixture_of_experts import refuse_experts
