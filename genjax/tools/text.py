@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import genjax
 from genjax import config, decoding
 from genjax.config import ConfigError
 from genjax.data import LabelledTokens, QuestionAnswering, TextToText, first_examples
@@ -30,7 +29,7 @@ from genjax.families.language.gpt import GPT
 from genjax.families.markov.ngram import NGram
 from genjax.model import HasPretrained
 from genjax.tools.drawing import write_attention, write_embeddings
-from genjax.training import Run, resolve
+from genjax.training import Run, resolve, restore
 from genjax.training.checkpoints import flatten
 from genjax.training.experiment import CONFIG_FILE
 
@@ -357,7 +356,7 @@ def _earlier(run: Run, before: str) -> Run:
     folder, model = Path(before).expanduser(), run.model
     config_file = folder / CONFIG_FILE
     if not config_file.is_file() or "model_type" not in json.loads(config_file.read_text(encoding="utf-8")):
-        return genjax.restore(before)
+        return restore(before)
     if not isinstance(model, HasPretrained):
         raise ConfigError(f"{type(model).__name__} starts from no checkpoint of another library, which {before} is")
     experiment = dataclasses.replace(
