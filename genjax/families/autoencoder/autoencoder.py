@@ -1,4 +1,4 @@
-"""The autoencoder (Hinton & Salakhutdinov 2006), which the regularised ones vary.
+"""The autoencoder (Hinton & Salakhutdinov 2006), base of the regularised autoencoders.
 
     h = encoder(x),    loss = -log p(x | decoder(h)) + regulariser
 
@@ -37,7 +37,7 @@ class Autoencoder:
       latent_dim: number of dimensions of the code.
       network: encoder and decoder.
       code_activation: activation of the code.
-      output: distribution of the data given the decoder's output, whose negative logarithm is the reconstruction error.
+      output: distribution of the data given the decoder's output; -log p(x | h) is the reconstruction error.
       code_decay: decay of the moving averages of the codes' moments, which samples are drawn from.
       compute_dtype: type that the networks compute in; parameters and losses are float32.
       optimizer: learning rule.
@@ -98,12 +98,12 @@ class Autoencoder:
     # What subclasses vary.
 
     def corrupt(self, x: Array, keys: Array) -> Array:
-        """What the encoder sees of x [B, ...] while training; `keys` [B] are random keys of the examples."""
+        """The encoder's input for x [B, ...] in training; `keys` [B] are random keys of the examples."""
         del keys
         return x
 
     def regulariser(self, params: PyTree, x: Array, codes: Array) -> tuple[Array, Metrics]:
-        """What the loss adds, a scalar, and metrics; x is what the encoder saw, [B, ...]."""
+        """A term of the loss, a scalar, and metrics; x is the encoder's input, [B, ...]."""
         del params, x, codes
         return jnp.zeros(()), {}
 
@@ -116,7 +116,7 @@ class Autoencoder:
         x = batch["x"]
         seen = self.corrupt(x, example_keys(key, batch))
         codes = self.code(params, seen)
-        # Of the data, as `encode` gives them, not of what is corrupted.
+        # Codes of the clean data, as `encode` gives them, not of the corrupted data.
         clean = codes if seen is x else self.code(params, x)
         errors = self.reconstruction_error(params, codes, x)
         return self._total(errors, *self.regulariser(params, seen, codes), clean, sums)

@@ -2,8 +2,9 @@
 
     loss = -log p(x | decoder(h)) + weight ||J||_F^2,    J = dh / dx                                            (eq. 4)
 
-The norm is exact for any encoder: one reverse pass of the batch for each dimension of the code, one after the other, so that
-memory does not grow with their number.  For h = sigmoid(W x + b) it is sum_j (h_j (1 - h_j))^2 sum_i W_ji^2 (eq. 7).
+The norm is exact for any encoder.  It takes one reverse pass of the batch for each dimension of the code, one after the
+other, so that memory does not grow with the dimensions.  For h = sigmoid(W x + b) it is sum_j (h_j (1 -
+h_j))^2 sum_i W_ji^2 (eq. 7).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class ContractiveAutoencoder(Autoencoder):
     """Autoencoder with a penalty on the Jacobian of its code.
 
     Attributes:
-      weight: of the squared Frobenius norm.
+      weight: weight of the squared Frobenius norm.
       code_activation: activation of the code.
     """
 
@@ -35,7 +36,7 @@ class ContractiveAutoencoder(Autoencoder):
         _, pullback = jax.vjp(lambda x: self.code(params, x), x)
 
         def row(index: Array) -> Array:
-            # Examples do not touch each other, so one pass gives row `index` of every example's Jacobian.
+            # Examples do not influence each other, so one pass gives row `index` of every example's Jacobian.
             unit = jax.nn.one_hot(index, self.latent_dim)
             (gradient,) = pullback(jnp.broadcast_to(unit, (x.shape[0], self.latent_dim)))
             return jnp.square(gradient.astype(jnp.float32)).reshape(x.shape[0], -1).sum(-1)

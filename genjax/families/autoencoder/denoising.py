@@ -52,7 +52,7 @@ class Masking(Corruption):
     """Sets values to 0.
 
     Attributes:
-      probability: with which each value is.
+      probability: probability that a value is set to 0.
     """
 
     probability: float = 0.25
@@ -66,7 +66,7 @@ class SaltAndPepper(Corruption):
     """Sets values to the lowest or the highest, with equal probability.
 
     Attributes:
-      probability: with which each value is changed.
+      probability: probability that a value is changed.
       low: the lowest value.
       high: the highest value.
     """
@@ -86,7 +86,7 @@ class DenoisingAutoencoder(Autoencoder):
     """Autoencoder that is trained to undo a corruption.
 
     Attributes:
-      corruption: what is done to the encoder's input while training.
+      corruption: corruption of the encoder's input in training.
     """
 
     corruption: Corruption = GaussianNoise()
@@ -95,7 +95,8 @@ class DenoisingAutoencoder(Autoencoder):
         return jax.vmap(self.corruption)(x, keys)
 
     def denoise(self, state: TrainState, x: Array, noise_level: Array | None = None) -> Array:
-        """Reconstruction of noisy x [B, ...], the shape of x; the network was trained for one noise level alone."""
+        """Reconstruction of noisy x [B, ...], the shape of x; the network was trained for one noise level
+        only."""
         del noise_level
         return self.decode(state, self.code(state.eval_params, x))
 

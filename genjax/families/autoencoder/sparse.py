@@ -35,7 +35,7 @@ class SparseAutoencoder(Autoencoder):
 
     Attributes:
       penalty: "l1", or "kl" to a target activation, which needs code_activation=sigmoid.
-      weight: of the penalty.
+      weight: weight of the penalty.
       target: rho, the mean activation that "kl" asks for.
       code_activation: activation of the code.
     """
@@ -81,7 +81,7 @@ class SparseAutoencoder(Autoencoder):
             value = jnp.abs(codes).sum(-1).mean()
         else:
             mean = codes.mean(0)
-            # The mean over all devices, of which each device's share is differentiated.
+            # The mean over all devices; each device differentiates its share of it.
             everywhere = cross_device_mean(jax.lax.stop_gradient(mean))
             everywhere = jnp.clip(everywhere + mean - jax.lax.stop_gradient(mean), 1e-6, 1.0 - 1e-6)
             value = bernoulli_kl(self.target, everywhere).sum()

@@ -1,14 +1,14 @@
-"""What autoregressive models share: the chain rule, its bookkeeping, and the sampler of vectors.
+"""Base of autoregressive models: the chain rule, its bookkeeping, and the sampler of vectors.
 
     log p(x | y) = sum_d log p(x_d | x_<d, y)
 
-One draw takes D steps, each of which needs only the parameters of x_d.  Models keep what the inputs so far have made of
-their activations, so that a step costs the work of one value and not of a whole pass; both ways draw the same values
-from the same key.  Known values are put in place of drawn ones, which completes what is half hidden.  Temperature T
-raises every conditional to the power 1/T and normalises it again.
+One draw takes D steps; step d needs only the parameters of x_d.  Models keep the activations of the values so far, so
+that a step costs the work of one value and not of a whole pass; both ways draw the same values from the same key.  To
+complete a partly hidden example, known values replace drawn values.  Temperature T raises every conditional to the
+power 1/T and normalises it again.
 
-Every output is of a lattice of values.  Others have no probability: `log_prob` of an example with one is NaN, so that a
-cross-entropy is not taken for a likelihood.
+Every output has a lattice of possible values.  Other values have no probability: `log_prob` of an example with such a
+value is NaN, so that a cross-entropy is not taken for a likelihood.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class AutoregressiveModel(abc.ABC):
       data_shape: shape of one example; None takes the data set's.
       class_conditional: whether the model is p(x | label).
       num_classes: number of classes; None takes the data set's.
-      temperature: T of samples; below 1, they are likelier and more alike.
+      temperature: temperature T of samples; below 1, samples are likelier and more alike.
       compute_dtype: type that the network computes in; parameters and likelihoods are float32.
       optimizer: learning rule.
     """
@@ -76,7 +76,7 @@ class AutoregressiveModel(abc.ABC):
         temperature: Any = 1.0,
         cached: bool = True,
     ) -> Array:
-        """Draws what is not known.
+        """Draws the unknown values.
 
         Args:
           params: the network's.
@@ -85,13 +85,11 @@ class AutoregressiveModel(abc.ABC):
           known: boolean, shape of x.
           label: classes [B] or None.
           temperature: T above; 1 draws from the model.
-          cached: False runs the whole network for every value: slow, and the same draws.
+          cached: False runs the whole network for every value, which is slow and gives the same draws.
         """
 
     def training_log_likelihood(self, params: PyTree, x: Array, label: Array | None, keys: Array, step: Array) -> Array:
-        """What `loss` averages, shape [B], given keys [B]; models that train otherwise than they are evaluated override
-        it.
-        """
+        """The log-likelihoods [B] that `loss` averages, given keys [B]; models override it if training differs."""
         return self.log_likelihood(params, x, label)
 
     # Bookkeeping.
@@ -123,7 +121,7 @@ class AutoregressiveModel(abc.ABC):
         check_label_range(label, self.num_classes)
 
     def check_values(self, x: Array) -> None:
-        """Refuses values that the output gives no probability; traced ones pass.
+        """Refuses values to which the output gives no probability; traced values pass.
 
         Raises:
           UserError: naming the range or the value found.
@@ -170,7 +168,7 @@ class AutoregressiveModel(abc.ABC):
     def log_prob(self, state: TrainState, batch: Batch) -> Array:
         """Exact log p(x) (given the label, where the model is class-conditional) in nats, shape [B].
 
-        NaN for examples with values that the output gives no probability: out of its range, or between its levels.
+        NaN for examples with values to which the output gives no probability: out of its range, or between its levels.
         """
         return self.only_of_values(self.log_likelihood(state.eval_params, batch["x"], self.labels(batch)), batch["x"])
 
@@ -202,12 +200,13 @@ class AutoregressiveModel(abc.ABC):
           state: the trained state.
           key: random key.
           num_samples: how many.
-          label: classes [num_samples] of a class-conditional model, or one for all; by default all classes in turn.
-          temperature: in place of the model's own.
+          label: classes [num_samples] for a class-conditional model, or one class for all; by
+            default all classes in turn.
+          temperature: temperature to use instead of the model's.
           cached: False samples by whole passes of the network; for comparison.
 
         Raises:
-          UserError: a label for a model that takes none or of no class, or a temperature that is not positive.
+          UserError: the model takes no labels, a label is no class, or the temperature is not positive.
         """
         x = jnp.zeros((num_samples, *self.shape()))
         return self.complete(state, key, x, jnp.zeros(self.shape(), bool), label, temperature, cached)
@@ -259,8 +258,7 @@ class VectorModel(AutoregressiveModel):
     """Autoregressive models that take an example as a vector of D values, in the order of memory unless they say so.
 
     Attributes:
-      output: distribution of one value given those before it.
-    """
+      output: distribution of one value given the values before it."""
 
     output: Bernoulli | Categorical = Bernoulli()
 
@@ -304,11 +302,11 @@ class VectorModel(AutoregressiveModel):
         return self.draw_in_order(jnp.asarray(self.order()), steps, key, x, known, temperature)
 
     def draw_in_order(self, order: Array, steps: Any, key: Array, x: Array, known: Array, temperature: Any) -> Array:
-        """Draws what is not known, one value of all examples after the other.
+        """Draws the unknown values one after the other, each for all examples at once.
 
         Args:
           order: indices of the values, [D].
-          steps: what `incremental` returns; a carry that is None stands for the values so far.
+          steps: result of `incremental`; a carry of None stands for the values so far.
           key: random key.
           x: values [B, *data_shape], read where they are known.
           known: boolean, shape of x.
@@ -331,7 +329,7 @@ class VectorModel(AutoregressiveModel):
 
 
 def whole_passes(parameters: Callable[[Array], Array]) -> tuple[None, Callable, Callable]:
-    """What `incremental` returns for a network that is run whole for every value.
+    """The result of `incremental` for a network that runs whole passes for every value.
 
     Args:
       parameters: maps vectors [B, D] to the parameters of all conditionals, [B, D, P].

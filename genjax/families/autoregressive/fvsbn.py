@@ -19,10 +19,10 @@ from genjax.nn.masked_dense import MADE as MaskedNetwork
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FVSBN(VectorModel):
-    """Logistic regression of every value on those before it.
+    """Logistic regression of every value on the values before it.
 
     Attributes:
-      output: distribution of one value given those before it.
+      output: distribution of one value given the values before it.
     """
 
     def network(self) -> Any:
@@ -47,6 +47,6 @@ class FVSBN(VectorModel):
         def parameters_of(logits: Array, d: Array) -> Array:
             return jnp.take(logits.reshape(batch_size, self.dim, num_parameters), d, axis=1)
 
-        # Logits of values before d change too; nobody reads them any more.
+        # Logits of values before d change too, but are not read any more.
         observe = lambda logits, d, value: logits + value[:, None] * kernel[d][None]  # noqa: E731
         return start, parameters_of, observe

@@ -5,8 +5,8 @@ Two stacks, so that there is no blind spot: v sees all rows above, h the pixels 
     a = W_v * v + V_v y,                    v <- tanh(a_1) sigmoid(a_2)
     b = W_h * h + W_vh a + V_h y,           h <- h + W_r (tanh(b_1) sigmoid(b_2))                  (eq. 4, figure 2)
 
-where W_v is n // 2 + 1 rows of n pixels, W_h n // 2 + 1 pixels of the row, and y the one-hot class.  The first layer leaves
-out the present row (v) and pixel (h).
+where W_v is n // 2 + 1 rows of n pixels, W_h n // 2 + 1 pixels of the row, and y the one-hot class.  The first layer
+leaves out the present row (v) and pixel (h).
 
 To sample, v is computed a row at a time when the row above is complete, and h a pixel at a time.
 """
@@ -62,7 +62,7 @@ class Link(nn.Module):
 
 
 class VerticalStack(nn.Module):
-    """x [B, H, W, C] -> what each layer of h is told, a tuple of [B, H, W, 2F]."""
+    """x [B, H, W, C] -> the input for each layer of h, a tuple of [B, H, W, 2F]."""
 
     config: GatedPixelCNN
     mode: Mode
@@ -76,7 +76,7 @@ class VerticalStack(nn.Module):
             taps = vertical_taps(size // 2 + (not first), size, exclude_self=first)
             conv = CausalConv(width, taps, config.shape()[1], self.mode, first, dtype=dtype, name=f"conv_{n}")
             if n == config.num_layers - 1:
-                # Nobody reads the last v, so that its two maps are one.
+                # The last v is not read, so that its two maps are merged into one.
                 links.append(conv(v, place, then=Link(width, name=f"link_{n}")()))
                 break
             a = conv(v, place)
@@ -116,9 +116,9 @@ class GatedPixelCNN(ImageModel):
     Attributes:
       hidden_dim: features F of each stack.
       num_layers: number of layers, the first included.
-      first_size: n of the first layer.
-      kernel_size: n of the others.
-      output_dim: features before the output.
+      first_size: kernel size n of the first layer.
+      kernel_size: kernel size n of the other layers.
+      output_dim: number of features of the last hidden layer.
     """
 
     hidden_dim: int = 128

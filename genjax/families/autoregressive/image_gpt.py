@@ -56,7 +56,7 @@ class ImageGPTTrunk(nn.Module):
         index = place[0] * width + place[1]
         h = jnp.where(index == 0, start[None, None], embed(x.reshape(size, 1, -1)))
         h = h + positions[index][None, None]
-        # The place says how much is remembered, so that a fresh cache and a used one are alike.
+        # The place tells how much of the cache is filled, so that a used cache can serve as a fresh one.
         before = cache.value.replace(length=index.astype(jnp.int32))
         out = stack(h if shift is None else h + shift, cache=before)
         cache.value = out.cache
@@ -68,7 +68,7 @@ class ImageGPT(ImageModel):
     """A causal transformer over pixels.
 
     Attributes:
-      transformer: the stack; its own positions are switched off, as learned ones of the pixels are added here.
+      transformer: the stack; its own positions are switched off, as learned positions of the pixels are added.
     """
 
     transformer: Transformer = Transformer(num_layers=8, width=64, num_heads=2, positions="none")

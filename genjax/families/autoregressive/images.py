@@ -1,4 +1,4 @@
-"""What autoregressive models of pictures share: input, output and the compiled samplers.
+"""Base of autoregressive models of pictures: input, output and the compiled samplers.
 
     p(x) = prod_{i, j} prod_c p(x_ijc | x_<(i, j), x_ij,<c)                      pixels in raster order, then channels
 
@@ -7,7 +7,7 @@ A network is one or two Linen modules, which also run stepwise (see genjax/nn/ca
     row    (x, condition, place) -> context              what rows above tell each row, or no such module
     pixel  (x, context, condition, place) -> features    what is known of each pixel from those before it
 
-Networks with dropout take a key an example as one more argument in training.
+In training, networks with dropout take one more argument, a key for each example.
 
 Where a pixel has several channels, features and the channels before give the parameters of each channel, in place of
 the masked groups of features of van den Oord et al. 2016; a mixture of logistics couples them as PixelCNN++ does.
@@ -48,7 +48,7 @@ class OutputHead(nn.Module):
     @nn.compact
     def __call__(self, features: Array, x: Array) -> Array:
         features = nn.relu(features)
-        # In float32: two levels of 256 are closer than what bfloat16 can tell apart.
+        # In float32: bfloat16 cannot tell neighbouring levels of 256 apart.
         dense = lambda width, name: nn.Dense(width, dtype=self.dtype, dot_general=logits_product, name=name)  # noqa: E731
         if isinstance(self.output, DiscretizedLogisticMixture):
             return dense(self.output.num_parameters(self.channels), "output")(features)
@@ -66,8 +66,9 @@ class ImageModel(AutoregressiveModel):
     """Base of models of pictures [H, W, C].
 
     Attributes:
-      output: distribution of a pixel given those before it.
-      input_encoding: show the network values scaled to [-1, 1], or (one_hot) which level each is, as for codes.
+      output: distribution of a pixel given the pixels before it.
+      input_encoding: the network's input: values scaled to [-1, 1], or one_hot, the level of
+        each value, which suits codes.
     """
 
     output: Bernoulli | Categorical | DiscretizedLogisticMixture = Bernoulli()
@@ -82,7 +83,7 @@ class ImageModel(AutoregressiveModel):
         return 0.0
 
     def head(self) -> OutputHead:
-        """What follows the features."""
+        """The module that maps features to distribution parameters."""
         return OutputHead(self.output, self.shape()[-1], jnp.dtype(self.compute_dtype))
 
     def shape(self) -> tuple[int, ...]:
@@ -92,7 +93,7 @@ class ImageModel(AutoregressiveModel):
         return shape
 
     def encoded(self, x: Array) -> Array:
-        """Pixels [..., C] as the network sees them."""
+        """The network's input for pixels [..., C]."""
         lattice = lattice_of(self.output)
         if self.input_encoding == "scaled":
             return 2.0 * lattice.unit(x) - 1.0
@@ -111,7 +112,7 @@ class ImageModel(AutoregressiveModel):
         return params
 
     def features(self, params: PyTree, x: Array, label: Array | None, keys: Array | None = None) -> Array:
-        """Features of each pixel from those before it, [B, H, W, F]; with keys [B], of a network that drops units."""
+        """Features of each pixel from the pixels before it, [B, H, W, F]; with keys [B], units are dropped."""
         row, pixel = self.networks("full")
         encoded, condition = self.encoded(x), self.one_hot(label)
         noise = () if keys is None else (keys,)
@@ -119,7 +120,7 @@ class ImageModel(AutoregressiveModel):
         return pixel.apply({"params": params["pixel"]}, encoded, context, condition, None, *noise)
 
     def head_parameters(self, params: PyTree, features: Array, x: Array) -> Array:
-        """What the head makes of features [..., F] and pixels x [..., C]."""
+        """Distribution parameters for features [..., F] and pixels x [..., C]."""
         # Moved to [0, 1], so that the unit of x does not matter.
         return self.head().apply({"params": params["head"]}, features, lattice_of(self.output).unit(x))
 

@@ -6,9 +6,9 @@ connectivity-agnostic, with the degrees of the hidden units drawn anew.  The den
 
     p(x) = 1/M sum_m p_m(x)                                                                       (section 4.3, ensembles)
 
-whose components share all parameters, which is a density again.  A sample draws its component first.  Where the order
-was drawn anew in several sets, what is half hidden is completed in an order of its own: all known values first, then
-the others in their component's order, so that each of them sees all that is known (and what was drawn before).  The
+whose components share all parameters, which is a density again.  A sample draws its component first.  If the
+order was drawn anew in several sets, a partly hidden example is completed in an order of its own: all known values
+first, then the unknown values in their component's order, so that each unknown value sees all known values.  The
 component is drawn by its posterior given the known values, which all come before the first unknown value.
 
 To sample, hidden units are sorted by degree: at the t-th value only the units of degree t become final.
@@ -37,13 +37,13 @@ class MADE(VectorModel):
     """Masked network of D inputs.
 
     Attributes:
-      output: distribution of one value given those before it.
+      output: distribution of one value given the values before it.
       hidden_dims: widths of the hidden layers.
       direct: add a masked linear map from the inputs straight to the outputs.
       order_agnostic: draw the order of the inputs, in each set of masks.
       connectivity_agnostic: draw the degrees of the hidden units, in each set of masks.
       num_masks: number of sets that training cycles through, that evaluation averages over and that samples draw from.
-      mask_seed: decides the sets.
+      mask_seed: seed of the sets of masks.
     """
 
     hidden_dims: tuple[int, ...] = (500,)
@@ -134,7 +134,7 @@ class MADE(VectorModel):
         return jax.vmap(one)(jax.random.split(draw_key, x.shape[0]), components, x, known, label)
 
     def completing_masks(self, index: Any, known: Array) -> tuple[Any, list[Any]]:
-        """A set of masks as `masks` gives it, to complete what is known [D]; an order that is drawn takes this first."""
+        """A set of masks, as from `masks`, to complete an example; a drawn order begins with the values `known` [D]."""
         places, degrees = self.masks(index)
         return (known_first(places, known) if self.order_agnostic else places), degrees
 
@@ -183,8 +183,9 @@ class MADE(VectorModel):
         sums = [bias(f"hidden_{i}", f"condition_{i}") for i in range(layers)]
         out = bias("output", "condition_output")  # [B, D P]
 
-        # The carry holds sums over inputs and units that are final; units and outputs that may not see them are
-        # corrupted by them, but only after they have been read.
+        # The carry holds sums over final inputs and units.  They also reach units and outputs that
+        # must not see them, but only
+        # after those have been read.
         def observe(carry, d: Array, value: Array):
             sums, out = carry
             sums = list(sums)
@@ -214,7 +215,7 @@ class MADE(VectorModel):
 
 
 def known_first(places: Array, known: Array) -> Array:
-    """Places 1..D [D] of an order in which known values [D] come before the others, both as in `places`."""
+    """Places 1 .. D of the values when the known values [D] come first; within known and unknown, as in `places`."""
     order = jnp.argsort(jnp.where(known, places, places + places.size))
     return jnp.argsort(order) + 1
 

@@ -23,9 +23,9 @@ class NADE(VectorModel):
     """One hidden layer for every value, with tied weights.
 
     Attributes:
-      output: distribution of one value given those before it.
+      output: distribution of one value given the values before it.
       hidden_dim: number H of hidden units.
-      unroll: steps of the recursion that are compiled together.
+      unroll: number of steps of the recursion that are compiled together.
     """
 
     hidden_dim: int = 500

@@ -67,7 +67,7 @@ class PixelCNN(ImageModel):
       kernel_size: height and width of the blocks' convolutions.
       learned_positions: add a learned vector for each place after the first convolution (not in the paper), as pixels
         far from the borders cannot tell where they are.
-      output_dim: features before the output.
+      output_dim: number of features of the last hidden layer.
     """
 
     hidden_dim: int = 16

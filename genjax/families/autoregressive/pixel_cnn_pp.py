@@ -8,8 +8,8 @@ whose convolutions are 2 x 3 in u and 2 x 2 in l.  A first pass halves height an
 them again, and each of its blocks takes the first pass's block of the same place as aux (figure 2).
 
 Unlike in the paper, doubling is a 1 x 1 convolution followed by depth-to-space, blocks have no weight normalisation,
-and l is started from u.  What a level of half size holds at (I, J) is made at pixel (2I, 2J) and used by the four
-pixels from there on, all later in raster order.
+and l is started from u.  The value of a level of half size at (I, J) is made at pixel
+(2I, 2J); the four pixels that use it come later in raster order.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class GatedBlock(nn.Module):
 
 
 class Halve(nn.Module):
-    """A convolution of stride 2, whose output at (I, J) ends at (2I, 2J); stepwise, it is kept until the next."""
+    """A convolution of stride 2, whose output at (I, J) ends at (2I, 2J); stepwise, an output is kept until the next
+    one."""
 
     taps: tuple[tuple[int, int], ...]
     width: int
@@ -164,7 +165,7 @@ class Stream(nn.Module):
 
 
 class Rows(nn.Module):
-    """Stream u with the arguments that a row module has."""
+    """Stream u with the arguments of a row module."""
 
     config: PixelCNNPP
     mode: Mode
@@ -180,7 +181,7 @@ class PixelCNNPP(ImageModel):
 
     Attributes:
       hidden_dim: features of each stream.
-      num_blocks: residual blocks of each level, in each of both passes.
+      num_blocks: number of residual blocks of each level, in each of the two passes.
       num_levels: number of resolutions, each half of the one before.
       dropout: probability of dropping a unit between the convolutions of a block.
     """

@@ -1,17 +1,18 @@
-"""PixelRNN with diagonal bidirectional LSTMs (van den Oord, Kalchbrenner & Kavukcuoglu 2016, arXiv:1601.06759, section 3.2).
+"""PixelRNN with diagonal bidirectional LSTMs (van den Oord, Kalchbrenner & Kavukcuoglu 2016,
+arXiv:1601.06759, section 3.2).
 
 A 7 x 7 convolution that leaves out the present pixel, then residual layers, each with an LSTM that goes from the left
 
     o, f, i = sigmoid, g = tanh of  W x[i, j] + U h[i, j - 1] + V h[i - 1, j] + b
     c[i, j] = f c[i, j - 1] + i g,      h[i, j] = o tanh(c[i, j])
 
-and its mirror image from the right, r.  The layer is x <- x + W_r (h[i, j] + r[i - 1, j]): what comes from the right is
-taken from the row above, so that no pixel sees itself or a later one.  Every pixel sees all before it but, where the
-convolution does not reach it, the last one of the row above.
+and its mirror image from the right, r.  The layer is x <- x + W_r (h[i, j] + r[i - 1, j]): r is taken
+from the row above, so that no pixel sees itself or a later pixel.  Every pixel sees all pixels before it, except the
+last pixel of the row above where the convolution does not reach it.
 
-A whole picture is computed diagonal by diagonal: row i is moved to the right by i, so that both neighbours of a pixel lie
-in the column before its own (figure 3).  To sample, both LSTMs are run over a row when it is complete, which tells the
-next row what it needs of it, and the one from the left pixel by pixel.
+A whole picture is computed diagonal by diagonal: row i is moved to the right by i, so that both neighbours of a pixel
+lie in the column before its own (figure 3).  To sample, both LSTMs run over each complete row, for the row below; the
+LSTM from the left also runs pixel by pixel.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class DiagonalLSTM(nn.Module):
         if self.mode == "full":
 
             def column(carry: tuple[Array, Array], inputs: Array) -> tuple[tuple[Array, Array], Array]:
-                # Zeros keep their state at zero, so that what stands beside a row does not matter.
+                # Zero inputs keep a zero state, so that the padding beside a row does not matter.
                 row_above = jnp.pad(carry[0], ((0, 0), (1, 0), (0, 0)))[:, :-1]
                 return cell(carry, inputs + row_above @ upper)
 
@@ -104,10 +105,10 @@ class PixelRNNTrunk(nn.Module):
 
     @nn.compact
     def layers(self, x: Array, context: Any, condition: Array | None, place: Any) -> tuple[Array, tuple[Any, ...]]:
-        """Features, and by row h and r of each layer for the row after it."""
+        """Features; in "row" mode, h and r of each layer for the next row."""
         config, mode, told = self.config, self.mode, []
         size, dtype = config.hidden_dim, jnp.dtype(config.compute_dtype)
-        # By row, the row in hand is the one above `place`.
+        # In "row" mode, x is the row above `place`.
         at = (place[0] - 1, place[1]) if mode == "row" else place
         taps = raster_taps(config.first_size, exclude_self=True)
         first = CausalConv(2 * size, taps, config.shape()[1], mode, mode != "row", dtype=dtype, name="first")
@@ -155,7 +156,7 @@ class PixelRNN(ImageModel):
       hidden_dim: units F of each LSTM; the residual stream has 2F features.
       num_layers: number of residual layers.
       first_size: height and width of the first convolution.
-      output_dim: features before the output.
+      output_dim: number of features of the last hidden layer.
     """
 
     hidden_dim: int = 16

@@ -6,14 +6,14 @@ A convolution with mask A, then blocks.  In each block, from the input x at all 
     attention  r = softmax(q(h) k([s, f, h])^T) v([s, f, h])                         over the pixel and all before it
     out        h <- h + elu(W_h elu(h) + W_r elu(r))
 
-s at a pixel is the value of the one before it in raster order, and f what the first convolution puts out.  All that is
-held at a pixel is thus made of the pixels before it, so that attention may look at the present place; by s it reaches
-every one of them, of which convolutions alone miss the last of the row above.  Pixels know their place by two channels
-with their coordinates.
+s at a pixel is the value of the previous pixel in raster order, and f is the output of the first convolution.  All
+features at a pixel are thus made of earlier pixels, so that attention may look at the present place.  By s, attention
+reaches every earlier pixel; convolutions alone miss the last pixel of the row above.  Pixels know their place by two
+channels with their coordinates.
 
 Unlike in the paper, two 2 x 2 convolutions (rather than a raster with both sides) widen the view to the left and above
-alone, attention looks at s up to the present place (rather than at the picture strictly before it, which is the same
-pixels), and q, k, v and the way out are affine maps (rather than 1 x 1 gated residual blocks).
+only, attention looks at s up to the present place (which holds the same pixels as the picture strictly before it), and
+q, k, v and the way out are affine maps (rather than 1 x 1 gated residual blocks).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from genjax.nn.dropout import dropout, fold_in
 
 
 def previous_pixels(x: Array) -> Array:
-    """At each pixel of x [B, H, W, C] the one before it in raster order, at the first zeros, shape of x."""
+    """At each pixel of x [B, H, W, C], the previous pixel in raster order; zeros at the first pixel."""
     pixels = x.reshape(x.shape[0], -1, x.shape[-1])
     return jnp.pad(pixels, ((0, 0), (1, 0), (0, 0)))[:, :-1].reshape(x.shape)
 
@@ -88,7 +88,7 @@ class PixelSNAILTrunk(nn.Module):
         coordinates = jnp.broadcast_to(coordinates, (*x.shape[:3], 2))
         first = raster_taps(config.first_size, exclude_self=True)
         h = CausalConv(config.hidden_dim, first, exclude_self=True, name="first", **common)(x, place)
-        # Stepwise, x is the pixel before the present one already.
+        # In a stepwise mode, x is already the previous pixel.
         before = previous_pixels(x) if self.mode == "full" else x
         inputs = jnp.concatenate([before.astype(dtype), h], -1)
         for n in range(config.num_blocks):
@@ -120,7 +120,7 @@ class PixelSNAIL(ImageModel):
       num_heads: heads of attention.
       key_dim: features of a key.
       value_dim: features of a value.
-      output_dim: features before the output.
+      output_dim: number of features of the last hidden layer.
       dropout: probability of dropping a unit between the convolutions of a residual layer.
     """
 

@@ -10,8 +10,8 @@ q(z) = 1/N sum_n q(z | x_n) are
     E KL(q(z|x) || p(z)) = I(x; z) + KL(q(z) || prod_j q(z_j)) + sum_j KL(q(z_j) || p(z_j))                      (eq. 2)
                            mutual information   total correlation       dimension-wise KL
 
-From a batch of B of N examples, log q(z_n) is estimated as the logarithm of an unbiased estimate of q(z_n): the example's own
-component, which is surely there, weighs 1/N, and the others share the rest (their appendix C.2, every other example alike):
+From a batch of B of N examples, log q(z_n) is estimated as the logarithm of an unbiased estimate of q(z_n): the
+example's own component weighs 1/N, and the others share the rest equally (their appendix C.2):
 
     q(z_n) ~ 1/N q(z_n | x_n) + (N - 1)/N 1/(B - 1) sum_{m != n} q(z_n | x_m)
 """
@@ -69,7 +69,7 @@ class CapacityVAE(VAE):
         return self.max_capacity * jnp.minimum(1.0, step / max(self.capacity_steps, 1))
 
     def kl_penalty(self, kl: Array, step: Array) -> Array:
-        """gamma |KL - C(t)|, of each example's KL, as the bound is one of each example."""
+        """gamma |KL - C(t)| of each example, averaged: the capacity bounds the KL of each example."""
         return self.gamma * jnp.abs(kl.sum(-1) - self.capacity(step)).mean()
 
 
@@ -105,7 +105,7 @@ class BetaTCVAE(VAE):
       beta: weight of the total correlation.
       mutual_information_weight: weight of the mutual information of data and code.
       dimension_weight: weight of the dimension-wise KL.
-      num_examples: size of the training set, which the estimate of q(z) needs; None takes a batch for the whole set.
+      num_examples: size of the training set, for the estimate of q(z); None treats a batch as the whole set.
     """
 
     beta: float = 6.0

@@ -24,7 +24,8 @@ class ConditionalVAE(VAE):
     """VAE of x given other entries of the batch.
 
     Attributes:
-      condition_keys: names of the entries; `label` is one-hot encoded, others [B, ...] are taken as numbers.
+      condition_keys: names of the batch's entries to condition on; `label` is one-hot encoded, others
+        [B, ...] are used as numbers.
       num_classes: number of classes of `label`; None takes the data set's.
     """
 
@@ -65,7 +66,7 @@ class ConditionalVAE(VAE):
         check_label_range(label, self.num_classes)
 
     def init(self, key: Array, batch: Batch) -> TrainState:
-        """Returns the state before the first step; it keeps one condition, for samples that are asked for without one."""
+        """Returns the state before the first step; it keeps one condition, for samples without a given condition."""
         state = super().init(key, batch)
         kept = {name: jnp.array(batch[name][:1]) for name in self.condition_keys if name != "label"}
         return state.replace(extra={"example_condition": kept})
@@ -80,7 +81,7 @@ class ConditionalVAE(VAE):
         for name in self.condition_keys:
             if name in condition:
                 value = jnp.asarray(condition[name])
-                # One condition for all, or one for each.
+                # One condition for all samples, or one for each.
                 filled[name] = jnp.broadcast_to(value, (count,)) if name == "label" and value.ndim == 0 else value
             elif name == "label":
                 filled[name] = jnp.arange(count) % (self.num_classes or 1)

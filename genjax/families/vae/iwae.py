@@ -2,8 +2,8 @@
 
     L_k(x) = E[log 1/k sum_i w_i],    w_i = p(x, z_i) / q(z_i | x),    z_i = mu(x) + sigma(x) epsilon_i          (eq. 8)
 
-The gradient is one of three, all of the same bound but the last two with less variance for the encoder; with the
-normalised weights v_i = w_i / sum_j w_j:
+There are three estimators of the bound's gradient; the last two have less variance for the encoder.  With normalised
+weights v_i = w_i / sum_j w_j:
 
     reparametrised          sum_i v_i   d log w_i / d(theta, phi)                                                (eq. 14)
     sticking_the_landing    the same without d log q / d phi at fixed z (Roeder et al. 2017); biased for k > 1
@@ -55,7 +55,7 @@ class IWAE(VAE):
         if self.gradient == "doubly_reparametrised":
             values = self.log_weights(*jax.lax.stop_gradient((params, batch, posterior, latents)))
             share = jax.nn.softmax(values, axis=0)[..., None]
-            # The value is z; the gradient through z is multiplied by v, once more than the bound does.
+            # The value is z; the gradient through z is multiplied by v once more than in the bound.
             still = jax.lax.stop_gradient(latents)
             latents = still + share * (latents - still)
         return self.log_weights(params, batch, fixed, latents), posterior
@@ -71,7 +71,7 @@ class IWAE(VAE):
         return -bound.mean(), {"bound": bound.mean(), "kl": posterior.kl_to_standard_normal().sum(-1).mean()}
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """What `VAE.evaluate` gives, and `bound`, L_k with `num_samples`; `nll_bound` is its negative.  Shape [B] each."""
+        """Metrics of `VAE.evaluate`, and `bound` = L_k with `num_samples`; `nll_bound` = -L_k.  Shape [B] each."""
         metrics = super().evaluate(state, batch, key)
         bound = self.log_prob_bound(state, batch, key)
         return {**metrics, "bound": bound, "nll_bound": -bound - batch.get("log_abs_det", 0.0)}

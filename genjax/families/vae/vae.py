@@ -13,8 +13,8 @@ Importance weights give the likelihood itself (Burda et al. 2016, eq. 8), from b
 
     log p(x) >= E log 1/S sum_s w_s,    w_s = p(x, z_s) / q(z_s | x),    z_s ~ q(z | x)
 
-Other objectives subclass `VAE` and override `loss` or `kl_penalty`; another prior or posterior, `posterior` and what
-calls it.
+Models with other objectives subclass `VAE` and override `loss` or `kl_penalty`; models with another prior or posterior
+override `posterior` and the methods that call it.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ class VAE:
       free_bits: nats that each latent dimension may use on average without cost.
       kl_warmup_steps: number of steps over which the weight of the KL rises from 0 to 1.
       num_importance_samples: samples for the importance-weighted `nll` of `evaluate`; 0 leaves it out.
-      importance_chunk_size: importance samples decoded at once for each example, which bounds the memory.
-      sample_output: whether `sample` returns means of the output distribution, as most pictures in print are, or draws.
+      importance_chunk_size: number of importance samples decoded at once for each example, which bounds the memory.
+      sample_output: whether `sample` returns means of the output distribution (as most
+        published pictures show) or draws.
       compute_dtype: type that the networks compute in; parameters and likelihoods are float32.
       optimizer: learning rule.
     """
@@ -87,7 +88,7 @@ class VAE:
         return OutputDecoder(self.network, self.output, self.data_shape, jnp.dtype(self.compute_dtype))
 
     def condition(self, batch: Batch) -> Array | None:
-        """What encoder and decoder are conditioned on, [B, C], or None."""
+        """The condition of encoder and decoder, [B, C], or None."""
         return None
 
     def init(self, key: Array, batch: Batch) -> TrainState:
@@ -153,10 +154,10 @@ class VAE:
         return self.log_likelihood_given(params, batch, latents) + log_ratio
 
     def kl_penalty(self, kl: Array, step: Array) -> Array:
-        """What the loss adds for the KL of each example and dimension, [B, latent_dim], at a step: a scalar."""
+        """The term of the loss, a scalar, for the KL of each example and dimension, [B, latent_dim], at a step."""
         kl = kl.mean(0)
         if self.free_bits:
-            # The mean over all devices decides, each device's share is what is differentiated.
+            # The mean over all devices decides; each device differentiates its own share.
             kl = jnp.where(cross_device_mean(jax.lax.stop_gradient(kl)) > self.free_bits, kl, self.free_bits)
         penalty = kl.sum()
         if self.kl_warmup_steps:
@@ -263,7 +264,7 @@ class VAE:
             noise = self.noise(jax.random.fold_in(key, index), batch, chunk)
             latents = posterior.with_sample_axis().sample(noise)
             log_weights = self.log_weights(params, batch, posterior, latents)  # [chunk, B]
-            # The last chunk may be longer than what is left.
+            # The last chunk may be longer than the number of remaining samples.
             counted = (index * chunk + jnp.arange(chunk) < num_samples)[:, None]
             log_weights = jnp.where(counted, log_weights, -jnp.inf)
             return jnp.logaddexp(total, jax.nn.logsumexp(log_weights, axis=0)), None

@@ -13,7 +13,8 @@ they can be moving averages of the vectors that chose them (appendix A.1):
 A code that is hardly chosen any more starts anew at a vector of the batch (Jukebox, Dhariwal et al. 2020, section 3.2).
 
 With a uniform prior over the codes of the P places, the code is a bound in nats:  -log p(x) <= -log p(x | z_q) + P log
-K.  A learned prior over `encode_codes` takes the place of P log K, and `decode_codes` turns its samples into data.
+K.  With a learned prior over `encode_codes`, its -log p replaces P log K, and `decode_codes`
+turns its samples into data.
 """
 
 from __future__ import annotations
@@ -93,11 +94,12 @@ class VQVAE:
 
     Attributes:
       data_shape: shape (H, W, C) of one picture; None takes the data set's.
-      channels: of the feature maps; each halves height and width, so that the code has H / 2^n x W / 2^n places.
-      num_residual_blocks: residual blocks at each resolution.
-      activation: of the networks.
-      embedding_dim: D, length of a code.
-      num_codes: K, size of the codebook.
+      channels: channels of the n feature maps; each map halves height and width, so that the code
+        has H / 2^n x W / 2^n places.
+      num_residual_blocks: number of residual blocks at each resolution.
+      activation: activation of the networks.
+      embedding_dim: length D of a code.
+      num_codes: size K of the codebook.
       codebook: "ema", moving averages of the vectors that chose a code; or "gradient", learned by the loss.
       commitment_weight: beta, weight of the term that keeps the encoder's output near its codes.
       codebook_decay: gamma, decay of the moving averages of codes, and of the frequencies that `sample` draws from.
@@ -159,11 +161,11 @@ class VQVAE:
         params["decoder"] = _Decoder(self).init(decoder_key, vectors)["params"]
         rows = vectors.reshape(-1, self.embedding_dim)
         chosen = rows[jax.random.randint(vectors_key, (self.num_codes,), 0, len(rows))]
-        # Apart by a little, so that two codes at the same vector can part.
+        # Small noise, so that two codes that start at the same vector can move apart.
         codes = chosen + 0.01 * rows.std() * jax.random.normal(noise_key, chosen.shape)
         places = math.prod(self.code_shape)
         extra = {
-            # As if every code had been chosen evenly so far.
+            # As if all codes had been chosen equally often so far.
             "place_counts": jnp.full((places, self.num_codes), batch_size(batch) / self.num_codes),
             "batch_size": jnp.asarray(batch_size(batch), jnp.int32),
         }
@@ -209,15 +211,14 @@ class VQVAE:
         return loss, ({"reconstruction": reconstruction, "commitment": commitment}, extra)
 
     def _totals(self, batch: Batch, key: Array, vectors: Array, index: Array, extra: PyTree) -> dict[str, Array]:
-        """Sums over this part of the batch: how often each code was chosen, by what, and a vector for each to restart
-        at.
-        """
+        """Sums over this part of the batch: counts of each code, vectors that chose it, and a vector to restart it at."""
         size, places = vectors.shape[0], math.prod(self.code_shape)
         one_hot = jax.nn.one_hot(index.reshape(size, places), self.num_codes)  # [B, P, K]
         rows = vectors.reshape(size, places, -1)
         totals = {"place_counts": one_hot.sum(0), "sums": jnp.einsum("bpk,bpd->kd", one_hot, rows)}
         if self.restart_below:
-            # One example of the whole batch and one place for each code; whichever part has the example adds it.
+            # For each code one example of the whole batch and one place; the device that has
+            # the example adds the vector.
             example_key, place_key = jax.random.split(key)
             example = jax.random.randint(example_key, (self.num_codes,), 0, extra["batch_size"])
             place = jax.random.randint(place_key, (self.num_codes,), 0, places)
@@ -257,7 +258,7 @@ class VQVAE:
             dead = counts < self.restart_below
             metrics["restarted"] = dead.sum().astype(jnp.float32)
             codes = jnp.where(dead[:, None], totals["candidates"], codes)
-            # A restarted code begins with the count of one that is chosen once a batch.
+            # A restarted code begins with the count of a code that is chosen once a batch.
             places = extra["place_counts"].shape[0]
             extra["place_counts"] = jnp.where(dead[None], 1.0 / places, extra["place_counts"])
             if self.codebook == "ema":
@@ -266,7 +267,7 @@ class VQVAE:
             extra["codebook"] = codes
         else:
             params = {**params, "codebook": codes}
-        # Of a skipped update nothing was counted, so that codes would fade and restart at zero.
+        # A skipped update has counted nothing: codes would fade and restart at zero.
         params, extra = unless_skipped(metrics, (params, extra), (state.params, state.extra))
         return new.replace(params=params, extra=extra), metrics
 
@@ -324,10 +325,10 @@ class VQVAE:
         return self.decode_codes(state, self.encode_codes(state, batch))
 
     def sample(self, state: TrainState, key: Array, num_samples: int, **condition: Any) -> Array:
-        """Decodes codes drawn at each place by itself, as often as they were chosen there; shape [num_samples,
+        """Decodes codes that are drawn independently at each place, by their frequencies; shape [num_samples,
         *data_shape].
 
-        Pictures worth the name need a prior over codes; give its draws as `codes` [num_samples, h, w].
+        Good pictures need a prior over codes; give its draws as `codes` [num_samples, h, w].
         """
         codes = condition.pop("codes", None)
         if condition:
