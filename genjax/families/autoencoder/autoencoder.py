@@ -40,7 +40,7 @@ class Autoencoder:
       output: distribution of the data given the decoder's output; -log p(x | h) is the reconstruction error.
       code_decay: decay of the moving averages of the codes' moments, which samples are drawn from.
       compute_dtype: type that the networks compute in; parameters and losses are float32.
-      optimizer: learning rule.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     data_shape: tuple[int, ...] | None = None

@@ -41,7 +41,7 @@ class AutoregressiveModel(abc.ABC):
       num_classes: number of classes; None takes the data set's.
       temperature: temperature T of samples; below 1, samples are likelier and more alike.
       compute_dtype: type that the network computes in; parameters and likelihoods are float32.
-      optimizer: learning rule.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     data_shape: tuple[int, ...] | None = None

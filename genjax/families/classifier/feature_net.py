@@ -85,7 +85,7 @@ class FeatureNet:
       num_ascent_steps: steps of the gradient ascent that shows a class.
       ascent_decay: weight w of the squared norm there.
       compute_dtype: type that the network computes in; parameters and losses are float32.
-      optimizer: learning rule.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     data_shape: tuple[int, ...] | None = None

@@ -65,7 +65,7 @@ class Diffusion:
       likelihood_steps: steps of the probability-flow ODE for the `nll` of `evaluate`; 0 leaves it out.
       likelihood_trace: exact divergence of the probability-flow ODE, or Hutchinson's estimate of it.
       compute_dtype: type that the network computes in; parameters and losses are float32.
-      optimizer: learning rule.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     data_shape: tuple[int, ...] | None = None

@@ -9,12 +9,14 @@ arXiv:2406.04329) has the bound
 
     -log p(x) <= E_t 1 / t sum_{i masked} -log p(x_i | z_t)
 
-D3PM (Austin et al. 2021, arXiv:2107.03006) has T steps and a network p(x | z_t); with K symbols and r = alpha(t) / alpha(s),
+D3PM (Austin et al. 2021, arXiv:2107.03006) has T steps and a network p(x | z_t); with K symbols
+and r = alpha(t) / alpha(s),
 
     q(z_s = j | z_t = i, x) ~ q(z_t = i | z_s = j) q(z_s = j | x)                                               (eq. 3)
     bound = sum_{k=2}^T KL(q(z_(k-1) | z_k, x) || sum_x' q(z_(k-1) | z_k, x') p(x' | z_k)) - log p(x | z_1)
 
-and the prior's KL, which is 0 where alpha(1) = 0.  The loss is the bound, plus cross_entropy_weight times -log p(x | z_t) (eq. 5).
+and the prior's KL, which is 0 where alpha(1) = 0.  The loss is the bound, plus cross_entropy_weight
+times -log p(x | z_t) (eq. 5).
 """
 
 from __future__ import annotations
@@ -93,7 +95,7 @@ class MaskedDiffusion:
       temperature: of the symbols drawn while sampling.
       num_bound_samples: times for the bound of one example in `evaluate`, one from each of equal strata.
       compute_dtype: type that the network computes in.
-      optimizer: learning rule.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     vocab_size: int | None = None
@@ -170,7 +172,8 @@ class MaskedDiffusion:
         t = jnp.maximum(spread_uniforms(key, batch), 1e-4)
         weights = self._weights(batch)
         bound = self._bound(params, batch["tokens"], weights, t, keys[:, 0], keys[:, 1])
-        # Divided by a number that is the same for all, so that microbatches and devices give the whole batch's gradient.
+        # Divided by a number that is the same for all, so that microbatches and devices give
+        # the whole batch's gradient.
         return bound.sum() / weights.size, {"nll_bound_per_token": Ratio(bound.sum(), weights.sum())}
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
@@ -200,7 +203,8 @@ class MaskedDiffusion:
           state: trained state.
           key: random key.
           num_samples: how many.
-          prompt: tokens [num_samples, sequence_length] whose symbols below vocab_size stay; -1 or vocab_size is filled in.
+          prompt: tokens [num_samples, sequence_length] whose symbols below vocab_size stay;
+            -1 or vocab_size is filled in.
         """
         shape = (num_samples, self.sequence_length)
         z = jnp.full(shape, self.vocab_size, jnp.int32)

@@ -49,7 +49,7 @@ class NoisyClassifier:
       scale: weight w of the guidance of `sample`.
       sampler: how `sample` goes from noise to data.
       compute_dtype: type that the network computes in; parameters and losses are float32.
-      optimizer: learning rule.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     data_shape: tuple[int, ...] | None = None

@@ -36,7 +36,7 @@ class RestrictedBoltzmannMachine:
       num_temperatures: steps of the annealed importance sampling of an evaluation.
       num_importance_chains: chains of the annealed importance sampling.
       data_shape: shape of an example; None takes the data set's.
-      optimizer: learning rule.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     num_hidden: int = 128

@@ -80,7 +80,7 @@ class EnergyBasedModel:
       high: largest value of the data, above which chains do not go.
       data_shape: shape of an example; None takes the data set's.
       compute_dtype: type that the network computes in.
-      optimizer: learning rule.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     hidden_dims: tuple[int, ...] = (32, 64, 64)

@@ -1,17 +1,17 @@
 """Adversarial autoencoder: the codes are made to follow a prior by a discriminator of codes (Makhzani et al. 2016,
 arXiv:1511.05644).
 
-With codes h = encoder(x), a decoder p(x | h), a prior p(z) that need only be drawn from, and a discriminator D of codes, each
+With codes h = encoder(x), a decoder p(x | h), a prior p(z) that can be sampled, and a discriminator D of codes, each
 step makes three updates (section 2):
 
     reconstruction   encoder and decoder   -log p(x | h)
     regularisation   D                     softplus(-D(z)) + softplus(D(h)) + w / 2 (|grad D(z)|^2 + |grad D(h)|^2),  z ~ p(z)
                      encoder               softplus(-D(h))
 
-The paper has no penalty (w = 0).  Without one D tells the codes of a small set from the prior for good, and its gradient says
-nothing of where they should go (Mescheder et al. 2018, arXiv:1801.04406).
+The paper has no penalty (w = 0).  Without a penalty, D soon separates the codes of a small set from the prior
+perfectly, and its gradient does not show where codes should go (Mescheder et al. 2018, arXiv:1801.04406).
 
-`CodeMatching` is the regularisation alone; it works with the codes of any encoder, of sequences or molecules as well.
+`CodeMatching` is the regularisation alone; it works with the codes of any encoder, also of sequences or molecules.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from genjax.optimizers import Adam, Optimizer
 
 @dataclasses.dataclass(frozen=True)
 class CodePrior(abc.ABC):
-    """What codes shall follow."""
+    """Prior distribution of the codes."""
 
     @abc.abstractmethod
     def draw(self, key: Array, batch: Batch, dim: int) -> Array:
@@ -65,12 +65,13 @@ class NormalPrior(CodePrior):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RingPrior(CodePrior):
-    """Equal normal distributions around a circle in the first two dimensions (section 2.3); the others are N(0, scale^2).
+    """Equal normal distributions around a circle in the first two dimensions (section 2.3); the other
+    dimensions are N(0, scale^2).
 
     Attributes:
       num_modes: number of distributions.
-      radius: of the circle.
-      scale: standard deviation of each.
+      radius: radius of the circle.
+      scale: standard deviation of each distribution.
     """
 
     num_modes: int = 10
@@ -94,8 +95,8 @@ class CodeMatching:
     Attributes:
       prior: distribution that the codes shall follow.
       hidden_dims: widths of the discriminator of codes.
-      activation: of its hidden layers.
-      objective: what discriminator and encoder minimise.
+      activation: activation of the discriminator's hidden layers.
+      objective: losses of discriminator and encoder.
       penalty_weight: weight w of the gradient penalty of the discriminator.
     """
 
@@ -117,7 +118,7 @@ class CodeMatching:
         return self._module().apply({"params": params}, codes)[:, 0].astype(jnp.float32)
 
     def discriminator_loss(self, params: PyTree, codes: Array, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-        """Mean of what D minimises for codes [B, dim] of a batch, and the mean scores of prior and codes."""
+        """Mean loss of D for codes [B, dim] of a batch, and the mean scores of prior and codes."""
         draws = self.prior.draw(key, batch, codes.shape[-1])
         prior_score, code_score = self.score(params, draws), self.score(params, codes)
         loss = discriminator_objective(self.objective, prior_score, code_score).mean()
@@ -125,7 +126,7 @@ class CodeMatching:
         return loss, {"prior_score": prior_score.mean(), "code_score": code_score.mean()}
 
     def encoder_loss(self, params: PyTree, codes: Array, batch: Batch, key: Array) -> Array:
-        """Mean of what the encoder minimises for its codes [B, dim]."""
+        """Mean loss of the encoder for its codes [B, dim]."""
         prior_score = self.score(params, self.prior.draw(key, batch, codes.shape[-1]))
         return generator_objective(self.objective, self.score(params, codes), prior_score).mean()
 
@@ -138,12 +139,12 @@ class AdversarialAutoencoder:
       data_shape: shape of one example; None takes the data set's.
       latent_dim: number of dimensions of the code.
       network: encoder and decoder.
-      output: distribution of the data given the decoder's output, whose negative logarithm is the reconstruction error.
+      output: distribution of the data given the decoder's output; -log p(x | h) is the reconstruction error.
       matching: how the codes are made to follow a prior.
       compute_dtype: type that encoder and decoder compute in; parameters and losses are float32.
-      reconstruction_optimizer: learning rule of encoder and decoder for the reconstruction.
-      encoder_optimizer: learning rule of the encoder against the discriminator.
-      discriminator_optimizer: learning rule of the discriminator of codes.
+      reconstruction_optimizer: optimizer of encoder and decoder for the reconstruction.
+      encoder_optimizer: optimizer of the encoder against the discriminator.
+      discriminator_optimizer: optimizer of the discriminator of codes.
     """
 
     data_shape: tuple[int, ...] | None = None

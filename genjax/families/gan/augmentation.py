@@ -1,4 +1,4 @@
-"""Differentiable augmentation of what the discriminator sees, of data and samples alike, for small data sets.
+"""Differentiable augmentation of the discriminator's input (data and samples alike), for small data sets.
 
 DiffAugment (Zhao et al. 2020, arXiv:2006.10738) always applies, each with its own random numbers for every example,
 
@@ -10,13 +10,13 @@ DiffAugment (Zhao et al. 2020, arXiv:2006.10738) always applies, each with its o
 
 The numbers hold for pictures with values in [-1, 1], whose middle is 0; other pictures are mapped there and back.
 
-ADA (Karras et al. 2020, arXiv:2006.06676) applies each of its transforms with a probability p that follows how far the
-discriminator overfits, r = E sign(D(x) - b) over data:
+ADA (Karras et al. 2020, arXiv:2006.06676) applies each of its transforms with a probability p that follows a measure r
+of the discriminator's overfitting, r = E sign(D(x) - b) over data:
 
     p <- clip(p + sign(r - target) B / images_to_one, 0, 1)
 
-where b is the score between data and samples: 0 for the paper's objective; see `score_boundary` in objectives.py for
-the others.
+where b is the score at the boundary between data and samples: 0 for the paper's objective; see `score_boundary` in
+objectives.py for the others.
 
 The transforms follow the paper's appendix B, except that resampling is bilinear and not by an orthogonal wavelet.
 The group filter splits frequencies into four bands [0, pi/8], [pi/8, pi/4], [pi/4, pi/2] and [pi/2, pi].  With a
@@ -24,8 +24,8 @@ halfband filter L(z) = h(z) h(1/z) / 2 of an orthogonal wavelet h and H(z) = 1 -
 
     L(z) L(z^2) L(z^4)      L(z) L(z^2) H(z^4)      L(z) H(z^2)      H(z)
 
-and add up to 1.  Each band in turn gets a gain of 2^N(0, 1) with probability p, and then all are divided so that the
-power of a natural picture, whose bands have it as 10 : 1 : 1 : 1, stays the same.
+and add up to 1.  Each band in turn gets a gain of 2^N(0, 1) with probability p.  Then all gains are divided by one
+number, so that the power of a natural picture, whose bands have power in the ratio 10 : 1 : 1 : 1, stays the same.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _uniform(key: Array, index: int, low: float = 0.0, high: float = 1.0, shape:
 
 
 def shift_picture(x: Array, rows: Array, columns: Array) -> Array:
-    """One picture [H, W, C] moved down and to the right by whole numbers of pixels, zeros coming in."""
+    """One picture [H, W, C] moved down and to the right by whole numbers of pixels, filled up with zeros."""
     height, width = x.shape[:2]
     row, column = jnp.arange(height) - rows, jnp.arange(width) - columns
     inside = ((row >= 0) & (row < height))[:, None] & ((column >= 0) & (column < width))[None]
@@ -98,8 +98,8 @@ class Augmentation(abc.ABC):
     """Random changes of pictures [B, H, W, C] that gradients pass through.
 
     Attributes:
-      low: least value of the data.
-      high: largest value of the data; 0 and 1 where data.preprocessing is unit.
+      low: smallest value of the data; 0 with data.preprocessing=unit.
+      high: largest value of the data.
     """
 
     low: float = -1.0
@@ -120,7 +120,7 @@ class Augmentation(abc.ABC):
         return middle + half * jax.vmap(self.transform, (0, 0, None))((x - middle) / half, keys, probability)
 
     def only_within(self, x: Array) -> Array:
-        """Data with NaN for values out of range, which stop a run, as an error cannot be raised under jit."""
+        """Data with NaN for values out of range: NaN stops a run, and an error cannot be raised under jit."""
         return jnp.where((x >= self.low) & (x <= self.high), x, jnp.nan)
 
     def check_values(self, x: Array) -> None:
@@ -142,7 +142,7 @@ class DiffAugment(Augmentation):
     """Augmentation of every picture.
 
     Attributes:
-      policy: what is done, in this order.
+      policy: names of the transformations, in the order in which they are applied.
     """
 
     policy: tuple[Operation, ...] = ("color", "translation", "cutout")
@@ -230,8 +230,8 @@ class ADA(Augmentation):
       groups: blit (mirroring, quarter turns, whole shifts), geometry (scaling, turning, stretching, fractional shifts),
         color (brightness, contrast, inversion of brightness, and of colours hue and saturation), filter (gains of
         frequency bands) and corruption (noise, a square of half the size set to zero).
-      target: the share of data that the discriminator takes for data less the rest, which is aimed at.
-      images_to_one: number of pictures after which the probability has gone from 0 to 1 at most.
+      target: aim for the share of data that the discriminator takes for data, less the share that it takes for samples.
+      images_to_one: smallest number of pictures in which the probability can go from 0 to 1.
       initial_probability: probability at the first step.
     """
 
@@ -243,7 +243,7 @@ class ADA(Augmentation):
     adaptive = True
 
     def adapted(self, probability: Array, mean_sign: Array, batch_size: int) -> Array:
-        """The next probability, after a batch of data whose scores have that mean sign."""
+        """The next probability, given the mean sign of the scores of a batch of data."""
         change = jnp.sign(mean_sign - self.target) * batch_size / self.images_to_one
         return jnp.clip(probability + change, 0.0, 1.0)
 
@@ -291,7 +291,7 @@ class ADA(Augmentation):
     def _geometry(self, x: Array, probability: Array, uniform, normal, happens) -> Array:
         """Turns, scales and shifts the positions at which the picture is read."""
         height, width = x.shape[:2]
-        # Turning before and after stretching happens with p in all: 1 - (1 - q)^2 = p.
+        # Rotation happens before and after stretching, each with probability q, so that 1 - (1 - q)^2 = p.
         once = 1.0 - jnp.sqrt(1.0 - probability)
         matrix = jnp.eye(2) * jnp.where(happens(), jnp.exp2(0.2 * normal()), 1.0)
         matrix = _rotation(jnp.where(happens(once), uniform(-jnp.pi, jnp.pi), 0.0)) @ matrix

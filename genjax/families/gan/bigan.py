@@ -1,14 +1,14 @@
 """Bidirectional GAN, or adversarially learned inference (Donahue et al. 2017, arXiv:1605.09782; Dumoulin et al. 2017,
 arXiv:1606.00704).
 
-The discriminator tells pairs of data and their codes (x, E(x)) from pairs of samples and their latents (G(z), z); generator
-and encoder together make it err:
+The discriminator tells pairs of data and their codes (x, E(x)) from pairs of samples and their latents (G(z), z);
+generator and encoder together make it err:
 
     D      E softplus(-D(x, E(x))) + E softplus(D(G(z), z))
     G, E   E softplus(D(x, E(x))) + E softplus(-D(G(z), z))
 
-At the optimum both kinds of pairs follow one distribution, so E inverts G.  With `stochastic_encoder` the code is drawn from
-N(m(x), s(x)^2), as in adversarially learned inference; else it is E(x) itself.
+At the optimum both kinds of pairs follow one distribution, so E inverts G.  With `stochastic_encoder` the code is drawn
+from N(m(x), s(x)^2), as in adversarially learned inference; otherwise the code is E(x).
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class BiGAN:
       network: encoder and generator; the discriminator is a second encoder, which takes the code as its condition.
       num_features: width of the discriminator's last hidden layer.
       stochastic_encoder: whether the code is drawn from a normal distribution.
-      output_activation: of the generator's outputs; sigmoid keeps pictures in [0, 1].
+      output_activation: activation of the generator's outputs; sigmoid keeps pictures in [0, 1].
       compute_dtype: type that the networks compute in; parameters and losses are float32.
-      generator_optimizer: learning rule of generator and encoder.
-      discriminator_optimizer: learning rule of the discriminator.
+      generator_optimizer: optimizer of generator and encoder.
+      discriminator_optimizer: optimizer of the discriminator.
     """
 
     data_shape: tuple[int, ...] | None = None
@@ -112,7 +112,8 @@ class BiGAN:
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update of the discriminator, then one of generator and encoder.
 
-        Metrics: `loss` (of generator and encoder), `discriminator_loss`, and the scores `data_score` and `sample_score`.
+        Metrics: `loss` (of generator and encoder), `discriminator_loss`, and the scores
+        `data_score` and `sample_score`.
         """
         turns = Turns(state, self._optimizers())
         discriminator_key, generator_key = jax.random.split(key)

@@ -8,11 +8,11 @@ squares):
            + c i (E |G(x) - x| + E |F(s) - s|), where the domains have the same channels                   (section 5.2)
     D_x    1/2 E (D_x(x) - 1)^2 + 1/2 E D_x(pool(G(s)))^2, and D_s in the same way
 
-The paper's generators minimise twice that, so that its weight of 10 is c = 5.
+The paper's generators minimise twice this loss, so that the paper's weight of 10 is c = 5.
 
-pool is a memory of earlier translations (Shrivastava et al. 2017, arXiv:1612.07828, section 2.3): while it is not full
-it keeps what comes and gives it back; then with probability 1/2 it gives back an earlier picture and keeps the new one
-instead.
+pool is a memory of earlier translations (Shrivastava et al. 2017, arXiv:1612.07828, section 2.3).  Until it is full, it
+keeps each picture and returns it.  Then, with probability 1/2, it returns an earlier picture and
+keeps the new one in its place.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _NUM_KEPT = 16
 
 
 def pool_init(size: int, shape: tuple[int, ...]) -> dict[str, Array]:
-    """An empty pool of pictures [size, *shape]; `count` is how many it holds."""
+    """An empty pool of pictures [size, *shape]; `count` is the number of pictures in it."""
     return {"pictures": jnp.zeros((size, *shape)), "count": jnp.zeros((), jnp.int32)}
 
 
@@ -51,9 +51,9 @@ def pool_exchange(pool: dict[str, Array], pictures: Array, key: Array) -> tuple[
     """Hands pictures to the pool one after the other.
 
     Args:
-      pool: of `pool_init`; of size 0 it gives back what comes.
+      pool: a pool, as from `pool_init`; a pool of size 0 returns the given pictures.
       pictures: [B, *shape].
-      key: decides which are exchanged.
+      key: random key of the exchanges.
 
     Returns:
       The new pool, and pictures [B, *shape] out of the old and the new ones.
@@ -90,14 +90,14 @@ class CycleGAN:
       data_shape: shape (H, W, C) of a picture x; None takes the data set's.
       source_shape: shape (H, W, C') of a source; None takes the data set's.
       network: both generators; a U-Net needs dropout_rate 0.
-      discriminator_channels: maps of both discriminators after each halving.
-      objective: what generators and discriminators minimise.
-      cycle_weight: weight c of the error of there and back.
-      identity_weight: weight i, times c, of changing what is in the domain already; 0 for none.
-      pool_size: translations that each discriminator's memory holds; 0 for none.
+      discriminator_channels: channels of both discriminators after each halving.
+      objective: losses of generators and discriminators.
+      cycle_weight: weight c of the error of translating there and back.
+      identity_weight: weight i, times c, of the change to pictures that are in the target domain already; 0 for none.
+      pool_size: number of translations in each discriminator's memory; 0 for no memory.
       compute_dtype: type that the networks compute in; parameters and losses are float32.
-      generator_optimizer: learning rule of both generators.
-      discriminator_optimizer: learning rule of both discriminators.
+      generator_optimizer: optimizer of both generators.
+      discriminator_optimizer: optimizer of both discriminators.
     """
 
     data_shape: tuple[int, ...] | None = None
@@ -199,7 +199,7 @@ class CycleGAN:
         directions).
         """
         turns = Turns(state, self._optimizers())
-        # Before the update, as the translations that the generators were judged by.
+        # Parameters before the update, so that these are the translations that the generators were judged by.
         generators = turns.params["generators"]
         extra = dict(state.extra)
         x_key, source_key = jax.random.split(key)

@@ -31,8 +31,8 @@ class DCGANNetwork(GANNetwork):
     Attributes:
       base_channels: channels of the largest feature maps of both networks.
       generator_norm: norm of the generator's layers.
-      discriminator_norm: norm of the discriminator's; spectral normalises the weights instead.  The penalty wgan_gp
-        wants one that treats examples separately: layer, spectral or none.
+      discriminator_norm: norm of the discriminator's layers; spectral normalises weights instead.  The penalty wgan_gp
+        needs a norm that treats examples separately: layer, spectral or none.
     """
 
     base_channels: int = 64

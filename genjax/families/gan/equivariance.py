@@ -1,22 +1,23 @@
-"""How equivariant the generator of StyleGAN3 is (Karras et al. 2021, arXiv:2106.12423, section 2.2, eq. 7, and appendix E.3).
+"""Equivariance of the generator of StyleGAN3 (Karras et al. 2021, arXiv:2106.12423, section
+2.2, eq. 7, and appendix E.3).
 
-The measure is the peak signal-to-noise ratio between what the generator makes of a moved input and the moved picture,
+The measure is the peak signal-to-noise ratio between the picture of a moved input and the moved picture,
 
     EQ = 10 log10( I_max^2 / E (G(t[z0]; w) - t[G(z0; w)])^2 ),   I_max = 2 for pictures in [-1, 1]
 
-with the mean over random motions t, styles w, and those pixels that nothing outside of the picture enters:
+with the mean over random motions t, styles w, and pixels that depend on nothing outside the picture:
 
     translation   by whole pixels, up to 1/8 of the size each way (EQ-T)
     fractional    by any such distance (EQ-T_frac); pictures are moved by a sinc in Lanczos's window of 3 pixels
     rotation      by any angle about the centre (EQ-R)
 
-A turned square of frequencies is not the square that pixels hold.  In EQ-R both pictures therefore go through one filter that is
-the same in all directions, and one of them is read at turned places R p:
+A rotated square of frequencies differs from the square that pixels can hold.  In EQ-R both pictures therefore go
+through a filter that is the same in all directions, and one of them is read at rotated places R p:
 
     (h * G(t[z0]; w))(p)   against   (h * G(z0; w))(R p),   h(r) = J1(2 pi c r) / r  in Kaiser's window
 
-The paper cuts at the bounds of both squares; h fades out from .25 to .5 cycles per pixel, which forgives more of the finest
-details.
+The paper cuts at the bounds of both squares.  Here h fades out from .25 to .5 cycles per pixel, so that errors in
+the finest details count less.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ _LANCZOS, _RADIAL = 3, 8
 
 
 def shift_matrix(size: int, shift: Array) -> tuple[Array, Array]:
-    """What moves a row of pixels by a real distance of at most an eighth of it: y = M x.
+    """The matrix that moves a row of pixels by a real distance of at most an eighth of it: y = M x.
 
     Returns:
-      M [size, size], and which pixels of y nothing outside of x enters, [size].
+      M [size, size]; and True at the pixels of y that depend on nothing outside x, [size].
     """
     reach = size // 8 + _LANCZOS + 1
     distance = jnp.arange(-reach, size + reach)[None] - (jnp.arange(size)[:, None] - shift)
@@ -71,7 +72,7 @@ def read_filtered(x: Array, matrix: Array) -> Array:
 
     Args:
       x: pictures, [B, H, W, C].
-      matrix: takes the place (right, down) of a pixel from the centre to that where it is read, [2, 2].
+      matrix: maps the place (right, down) of a pixel, from the centre, to the place where it is read, [2, 2].
 
     Returns:
       Pictures [B, H, W, C].
@@ -80,7 +81,7 @@ def read_filtered(x: Array, matrix: Array) -> Array:
     distances, values = _radial_filter()
     middle = jnp.array([width - 1, height - 1]) / 2
     place = jnp.stack(jnp.meshgrid(jnp.arange(width), jnp.arange(height)), axis=-1) - middle[None, None]
-    # Exactly: by the fast products of GPUs places of large pictures are a tenth of a pixel off.
+    # At full precision: with the fast products of GPUs, places in large pictures are a tenth of a pixel off.
     place = jnp.matmul(place, matrix.T, precision="highest") + middle[None, None]  # [H, W, 2]
     corner = jnp.floor(place).astype(jnp.int32)
     steps = np.arange(1 - _RADIAL, _RADIAL + 1)
@@ -106,12 +107,12 @@ def equivariance(
       model: a StyleGAN3.
       state: its state.
       styles: w of the pictures, [B, layers, W].
-      key: decides the motions.
-      motion: what kind they are of.
-      num_motions: how many, each of all pictures.
+      key: random key of the motions.
+      motion: kind of the motions.
+      num_motions: number of motions, each of which moves all pictures.
 
     Raises:
-      UserError: the generator has no input that could be moved, or the pictures are smaller than the filter.
+      UserError: the generator has no input that can be moved, or the pictures are smaller than the filter.
     """
     if not isinstance(model.network, StyleGAN3Network):
         raise UserError("only the generator of StyleGAN3 has an input that can be moved")

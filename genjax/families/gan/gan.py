@@ -130,12 +130,12 @@ class GAN:
         return self._network().discriminator(self.conditioning, jnp.dtype(self.compute_dtype))
 
     def _discriminator_rule(self) -> Optimizer:
-        """The discriminator's learning rule with a schedule that counts updates, as the rule itself does."""
+        """The discriminator's optimizer, with a schedule that counts updates and not training steps."""
         rule = self.discriminator_optimizer
         return dataclasses.replace(rule, schedule=rule.schedule.stretched(self.num_discriminator_steps))
 
     def check_labels(self, label: Array) -> None:
-        """Raises UserError if the model knows no classes, or one of the labels is none of them."""
+        """Raises UserError if the model is not conditional on classes, or a label is no class."""
         if self.conditioning == "none":
             raise UserError("the model is not conditional on classes; train it with another model.conditioning")
         check_label_range(label, self.num_classes)
@@ -161,7 +161,7 @@ class GAN:
             self.augmentation.check_values(batch["x"])
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
-        """What the user should know: labels outside the classes make updates that are all skipped."""
+        """A sentence for the user if all updates are skipped: labels may lie outside the classes."""
         skipped = [value for name, value in metrics.items() if name.endswith("_skipped")]
         if not skipped or min(skipped) < 1.0:
             return []
@@ -214,14 +214,14 @@ class GAN:
         variables: PyTree | None = None,
         keys: Array | None = None,
     ) -> Array:
-        """G(z) as it is sampled.
+        """G(z), as in samples.
 
         Args:
           params: the generator's parameters.
           latents: z, [B, latent_dim].
-          condition: classes as one-hot vectors [B, K], of a model conditional on them.
-          variables: its running statistics, `generator_variables(state)`.
-          keys: of the noise inside the generator, [B]; without them it is at its mean.
+          condition: classes as one-hot vectors [B, K], for a model conditional on classes.
+          variables: the generator's running statistics, `generator_variables(state)`.
+          keys: keys of the noise inside the generator, [B]; without keys the noise is at its mean.
 
         Returns:
           Samples, float32 [B, *data_shape].
@@ -239,7 +239,7 @@ class GAN:
     ) -> Array:
         """D(x) with the discriminator's parameters: a logit, or the critic's value, float32 [B].
 
-        A discriminator that compares examples looks at those that are `counted`, bool [B]; None for all.
+        A discriminator that compares examples uses only the examples that are `counted`, bool [B]; None for all.
         """
         variables = {"params": params, **(variables or {})}
         outputs = self.discriminator().apply(variables, x, condition, False, counted=counted)
@@ -258,7 +258,7 @@ class GAN:
     # Training
 
     def _fake(self, params: PyTree, variables: PyTree, batch: Batch, key: Array) -> tuple[Array, PyTree]:
-        """Samples as the networks see them in training, one for each example, and the generator's new variables."""
+        """Samples in training mode, one for each example, and the generator's new variables."""
         latent_key, noise_key = jax.random.split(key)
         fake, variables = self.generator().apply(
             {"params": params, **variables},
@@ -273,7 +273,7 @@ class GAN:
     def _discriminate(
         self, params: PyTree, variables: PyTree, x: Array, condition: Array | None, view: View = UNCHANGED
     ) -> tuple[Array, PyTree]:
-        """What the discriminator gives in training, float32 [B, 1 or 1 + K], and its new variables."""
+        """The discriminator's output in training mode, float32 [B, 1 or 1 + K], and its new variables."""
         x = x if view.augment is None else view.augment(x)
         outputs, variables = self.discriminator().apply(
             {"params": params, **variables}, x, condition, True, view.noise_keys, mutable=list(variables)
@@ -302,7 +302,7 @@ class GAN:
         return view_of(self.augmentation, state, batch, key)
 
     def discriminator_update(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """One update of the discriminator alone; the step does not count on.
+        """One update of the discriminator; `state.step` does not change.
 
         Metrics: `discriminator_loss`, `discriminator_gradient_norm`, `penalty`, `real_score`, `fake_score`, and those
         of the options in use: `class_accuracy`, `consistency`, `augmentation_probability`, `discriminator_skipped`.
@@ -375,7 +375,7 @@ class GAN:
         return state, metrics
 
     def generator_update(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """One update of the generator alone; the step does not count on.
+        """One update of the generator; `state.step` does not change.
 
         Metrics: `loss`, `gradient_norm`, and `generator_skipped` where such updates are skipped.
         """
@@ -470,7 +470,7 @@ class GAN:
     # Use
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example [B]: `real_score` D(x), `fake_score` D(G(z)), and both objectives at them."""
+        """Per example [B]: `real_score` D(x), `fake_score` D(G(z)), and the two objectives for these scores."""
         params, condition = state.eval_params, self.condition(batch.get("label"))
         latents, counted = self.latents(key, batch), counted_examples(batch)
         fake = self.generate(params["generator"], latents, condition, self.generator_variables(state))
@@ -486,7 +486,7 @@ class GAN:
         }
 
     def sampling_label(self, num_samples: int, label: Array | None) -> Array | None:
-        """The classes [num_samples] to sample: those given, one for all, or by default each in turn."""
+        """The classes [num_samples] to sample: the given classes, or one for all samples, or by default all in turn."""
         if label is not None:
             self.check_labels(label)
             return jnp.broadcast_to(jnp.asarray(label, jnp.int32), (num_samples,))
@@ -499,10 +499,11 @@ class GAN:
           state: trained state.
           key: random key; the same key gives the same latents at every step of a run.
           num_samples: how many.
-          label: classes [num_samples], or one for all, of a model conditional on them; by default each class in turn.
+          label: classes [num_samples], or one for all samples, for a model conditional on classes; by
+            default all classes in turn.
 
         Raises:
-          UserError: a label is outside the classes, or the model is not conditional on them.
+          UserError: a label is no class, or the model is not conditional on classes.
         """
         latents = jax.random.normal(key, (num_samples, self.latent_dim))
         return self.decode(state, latents, label=label, key=jax.random.fold_in(key, 1))

@@ -1,17 +1,17 @@
-"""InfoGAN: codes that the samples show (Chen et al. 2016, arXiv:1606.03657).
+"""InfoGAN: samples depend on codes that can be read from them (Chen et al. 2016, arXiv:1606.03657).
 
-The generator takes noise z ~ N(0, I) and a code c of categorical variables (one-hot, uniform) and continuous ones, U(-1, 1).
-A second head of the discriminator, Q(c | x), finds the code again; it bounds the mutual information of code and sample from
-below (eq. 4 and 5):
+The generator takes noise z ~ N(0, I) and a code c of categorical variables (one-hot, uniform) and continuous ones,
+U(-1, 1).  A second head of the discriminator, Q(c | x), predicts the code from the sample; it gives a lower bound on
+the mutual information of code and sample (eq. 4 and 5):
 
     I(c; G(z, c)) >= L_I = E log Q(c | G(z, c)) + H(c)
 
     D and Q   E softplus(-D(x)) + E softplus(D(G(z, c))) - w L_I + r / 2 E |grad D(x)|^2
     G         E softplus(-D(G(z, c))) - w L_I                                                               (eq. 6)
 
-Q is categorical for the discrete variables, and normal for the continuous ones, whose part of L_I has a weight of its own, since
-a differential entropy is on another scale (section 6).  The penalty R1 (Mescheder et al. 2018, arXiv:1801.04406) is not the
-paper's (r = 0); a set so small that D knows it by heart needs it, or samples keep few modes.
+Q is categorical for the discrete variables, and normal for the continuous variables.  The continuous part of L_I has a
+weight of its own, since a differential entropy is on another scale (section 6).  The paper has no penalty R1 (r = 0;
+Mescheder et al. 2018, arXiv:1801.04406).  Without it, D learns a small set by heart and samples keep few modes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from genjax.optimizers import Adam, Optimizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InfoGAN:
-    """Generator with codes, and a discriminator that finds them again.
+    """Generator with codes, and a discriminator that predicts the codes.
 
     Attributes:
       data_shape: shape of one example; None takes the data set's.
@@ -45,14 +45,14 @@ class InfoGAN:
       categories: number of values of each categorical variable of the code.
       num_continuous: number of continuous variables of the code.
       network: generator (the network's decoder) and discriminator (its encoder).
-      num_features: width of the layer that D and Q share last.
+      num_features: width of the last layer that D and Q share.
       information_weight: weight w of the bound for the categorical variables.
       continuous_weight: weight w of the bound for the continuous variables.
       penalty_weight: weight r of the gradient penalty.
-      output_activation: of the generator's outputs; sigmoid keeps pictures in [0, 1].
+      output_activation: activation of the generator's outputs; sigmoid keeps pictures in [0, 1].
       compute_dtype: type that the networks compute in; parameters and losses are float32.
-      generator_optimizer: learning rule of the generator.
-      discriminator_optimizer: learning rule of discriminator and Q.
+      generator_optimizer: optimizer of the generator.
+      discriminator_optimizer: optimizer of discriminator and Q.
     """
 
     data_shape: tuple[int, ...] | None = None
@@ -149,7 +149,7 @@ class InfoGAN:
             total += (codes[:, part] * jax.nn.log_softmax(parameters[:, part])).sum(-1)
             start += count
         mean, log_scale = jnp.split(parameters[:, start:], 2, axis=-1)
-        # A scale that shrinks without end would let one variable take the whole bound.
+        # Bounded below: a scale that shrinks without end would let one variable dominate the bound.
         return total, gaussian_log_prob(codes[:, start:], mean, jnp.maximum(log_scale, -3.0)).sum(-1)
 
     def information_bound(self, parameters: Array, codes: Array) -> Array:
@@ -215,14 +215,15 @@ class InfoGAN:
         return self.generate(state.eval_params["generator"], noise, codes)
 
     def traverse(self, state: TrainState, key: Array, variable: int, num_rows: int, num_values: int = 10) -> Array:
-        """Samples of which one variable of the code changes along each row, and all else from row to row.
+        """Samples in rows: one variable of the code changes along a row, everything else changes from row to row.
 
         Args:
           state: a state.
           key: draws noise and codes of the rows.
-          variable: which: categorical ones first, then the continuous ones, which go from -1 to 1.
+          variable: number of the variable; categorical variables come first, then continuous
+            variables, which go from -1 to 1.
           num_rows: number of rows.
-          num_values: columns of a continuous variable; a categorical one has as many as values.
+          num_values: number of columns for a continuous variable; a categorical variable has a column for each value.
 
         Returns:
           [num_rows, columns, *data_shape].

@@ -1,12 +1,13 @@
 """Layers of adversarial networks: normal initial weights, spectral normalisation, batch norm with or without classes.
 
-Spectral normalisation (Miyato et al. 2018, arXiv:1802.05957, algorithm 1) divides a weight W, as a matrix [inputs, outputs],
-by an estimate of its largest singular value that one step of power iteration improves at every use in training:
+Spectral normalisation (Miyato et al. 2018, arXiv:1802.05957, algorithm 1) divides a weight W, as a
+matrix [inputs, outputs], by an estimate of its largest singular value that one step of power iteration
+improves at every use in training:
 
     v = W u / |W u|      u' = W^T v / |W^T v|      W / (v^T W u')
 
-Batch norm takes the moments over all devices; with a condition, every class has its own scale and offset (de Vries et al.
-2017, arXiv:1707.00683).
+Batch norm takes the moments over all devices; with a condition, every class has its own scale and offset (de Vries et
+al. 2017, arXiv:1707.00683).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def largest_singular_value(matrix: Array, u: Array) -> tuple[Array, Array]:
       u: direction in the space of outputs, [outputs].
 
     Returns:
-      v^T W u', through which gradients reach W alone, and u'.
+      v^T W u', whose gradient goes to W only, and u'.
     """
     constant = jax.lax.stop_gradient(matrix)
     v = _unit(constant @ u)
@@ -56,7 +57,7 @@ def largest_singular_value(matrix: Array, u: Array) -> tuple[Array, Array]:
 
 
 class _Weighted(nn.Module):
-    """What layers with one weight share.
+    """Base of layers with one weight.
 
     Attributes:
       features: number of outputs.
@@ -102,7 +103,8 @@ class Convolution(_Weighted):
     """Convolution with stride 1, [B, H, W, C] to [B, H, W, features].
 
     Attributes:
-      kernel_size: height and width of the kernel; an even one has no middle, and takes a row and a column away.
+      kernel_size: height and width of the kernel; with an even kernel, which has no middle, the result
+        is a row and a column smaller.
     """
 
     kernel_size: int = 3
@@ -173,7 +175,7 @@ class BatchNorm(nn.Module):
 
 
 class Normalize(nn.Module):
-    """The norm of that name after a layer: of the batch, of each example's features and places together, or none."""
+    """The norm of a given name after a layer: batch norm, layer norm over features and places of an example, or none."""
 
     kind: Normalization
     scale_init: Callable[..., Array] = nn.initializers.ones

@@ -33,9 +33,9 @@ class MaxoutNetwork(GANNetwork):
       output_activation: activation of the generator's outputs; sigmoid keeps pictures in [0, 1], tanh in [-1, 1].
       discriminator_dims: numbers of units of the discriminator's hidden layers.
       num_pieces: number of linear pieces of each unit of the discriminator's hidden layers.
-      input_dropout: probability with which a value of x is dropped before the discriminator; its class never is.
-      dropout: probability with which a unit's output is dropped.
-      spectral: divide the discriminator's weights by their largest singular values, which the paper does not.
+      input_dropout: probability that a value of x is dropped before the discriminator; the class is never dropped.
+      dropout: probability that a unit's output is dropped.
+      spectral: divide the discriminator's weights by their largest singular values (not in the paper).
     """
 
     generator_dims: tuple[int, ...] = (1200, 1200)

@@ -1,13 +1,14 @@
-"""What an adversarial model asks of its networks, the ways to make them conditional on classes, and multilayer perceptrons.
+"""Interface of the networks of adversarial models, ways to make them conditional on
+classes, and multilayer perceptrons.
 
 A network is a frozen dataclass that builds two Linen modules:
 
     generator:      z [B, L], condition [B, K] or None, training, keys [B] or None  ->  [B, *data_shape]
     discriminator:  x [B, *data_shape], condition [B, K] or None, training, keys, counted  ->  [B, 1] or [B, 1 + K]
 
-`condition` is the class as a one-hot vector; `keys` decide noise inside the network; `counted` [B], or None for all, are the
-examples that others are compared with, which padding of an evaluation is not.  The discriminator's first output is
-the score.  Conditioning on a class y:
+`condition` is the class as a one-hot vector.  `keys` are for noise inside the network.  `counted` [B] is True at
+examples that others may be compared with, and False at padding of an evaluation; None counts all.  The discriminator's
+first output is the score.  Conditioning on a class y:
 
     concatenation  both see y beside their input                            (Mirza & Osindero 2014, arXiv:1411.1784)
     auxiliary      the discriminator also classifies, outputs 1..K          (Odena et al. 2017, arXiv:1610.09585)
@@ -63,10 +64,10 @@ def with_label_maps(x: Array, condition: Array | None) -> Array:
 
 
 def times_halved(data_shape: tuple[int, ...], smallest: int = 7) -> int:
-    """How often pictures (H, W, C) are halved until the shorter side is at most `smallest`.
+    """Number of halvings of pictures (H, W, C) until the shorter side is at most `smallest`.
 
     Raises:
-      UserError: the shape is no picture's, a size on the way is odd, or nothing is left to halve.
+      UserError: the shape is not a picture's, a size on the way is odd, or the picture is too small to be halved.
     """
     if len(data_shape) != 3:
         raise UserError(f"a convolutional network needs pictures (H, W, C), not data of the shape {tuple(data_shape)}")
@@ -85,11 +86,11 @@ def times_halved(data_shape: tuple[int, ...], smallest: int = 7) -> int:
 
 
 class Head(nn.Module):
-    """Outputs of a discriminator from features [B, F]: score, and what the conditioning adds, [B, 1] or [B, 1 + K].
+    """Outputs of a discriminator from features [B, F]: score, and class logits if conditioning=auxiliary, [B, 1 (+ K)].
 
     Attributes:
-      conditioning: how the class enters; concatenation is up to the layers before.
-      layer: builds affine layers from a number of features.
+      conditioning: how the class is used; concatenation is done by the layers before.
+      layer: function from a number of features to an affine layer.
     """
 
     conditioning: Conditioning
@@ -101,7 +102,8 @@ class Head(nn.Module):
         if condition is None:
             return score
         if self.conditioning == "projection":
-            # A layer of features, as one of classes would give its vectors the spread of so few inputs where that is equalised.
+            # The layer maps features to classes: with equalised learning rates, a layer from few classes
+            # would be scaled for few inputs.
             products = self.layer(condition.shape[-1], use_bias=False, name="projection")(features)
             return score + jnp.sum(products * condition, axis=-1, keepdims=True)
         if self.conditioning == "auxiliary":
@@ -115,7 +117,7 @@ class PlainNetwork(GANNetwork):
 
     Attributes:
       network: the decoder and the encoder.
-      output_activation: of the generator's outputs; sigmoid keeps pictures in [0, 1], tanh in [-1, 1].
+      output_activation: activation of the generator's outputs; sigmoid keeps pictures in [0, 1], tanh in [-1, 1].
       spectral: divide the discriminator's weights by their largest singular values.
     """
 

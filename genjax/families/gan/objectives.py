@@ -1,4 +1,4 @@
-"""What discriminator and generator minimise, and the gradient norms that penalties take.
+"""Losses of discriminator and generator, and gradient penalties.
 
 With scores r = D(x) of data and f = D(G(z)) of samples, z ~ N(0, I), the discriminator and the generator minimise
 
@@ -10,7 +10,7 @@ With scores r = D(x) of data and f = D(G(z)) of samples, z ~ N(0, I), the discri
     relativistic          E softplus(f - r)                    E softplus(r - f)   (Jolicoeur-Martineau 2019, arXiv:1807.00734)
     relativistic_average  E softplus(F - r) + E softplus(f - R)   r and f exchanged, with R = E r and F = E f   (the same)
 
-To its part the discriminator may add
+The discriminator may add
 
     wgan_gp      w E (|grad D(u)| - 1)^2,  u = e x + (1 - e) G(z),  e ~ U(0, 1)       (Gulrajani et al. 2017, arXiv:1704.00028)
     r1           w / 2 E |grad D(x)|^2                                                (Mescheder et al. 2018, arXiv:1801.04406)
@@ -39,18 +39,18 @@ Objective = Literal[
     "relativistic_average",
 ]
 Penalty = Literal["none", "wgan_gp", "r1", "r2", "r1_r2"]
-#: Objectives whose generator also looks at the scores of data.
+#: Objectives whose generator loss depends on the scores of data too.
 RELATIVISTIC = ("relativistic", "relativistic_average")
 
 
 def _against_average(above: Array, below: Array, counted: Array | None) -> Array:
-    """softplus of how far `above` fails to be above the other's mean, and `below` below."""
+    """Sum of softplus(mean of below - above) and softplus(below - mean of above): large if `above` is not above."""
     average = lambda scores: cross_device_mean(jnp.mean(scores, where=counted))  # noqa: E731
     return jax.nn.softplus(average(below) - above) + jax.nn.softplus(below - average(above))
 
 
 def discriminator_objective(name: Objective, real: Array, fake: Array, counted: Array | None = None) -> Array:
-    """What the discriminator minimises, for each pair of scores [B] of data and samples, shape [B].
+    """The discriminator's loss for each pair of scores of data and samples, shape [B].
 
     Args:
       name: the objective.
@@ -78,12 +78,12 @@ def discriminator_objective(name: Objective, real: Array, fake: Array, counted: 
 
 
 def generator_objective(name: Objective, fake: Array, real: Array | None = None, counted: Array | None = None) -> Array:
-    """What the generator minimises, for each score [B] of a sample, shape [B].
+    """The generator's loss for each score of a sample, shape [B].
 
     Args:
       name: the objective.
       fake: scores of samples, [B].
-      real: scores of data, [B]; only the relativistic objectives look at them.
+      real: scores of data, [B]; only the relativistic objectives need them.
       counted: bool [B], the pairs that means are taken over; None for all.
 
     Raises:
@@ -109,7 +109,7 @@ def score_boundary(name: Objective, real: Array, fake: Array) -> Array:
     """The score above which the discriminator takes an example for data, a scalar, given scores [B] of data and
     samples.
 
-    Objectives that only look at differences have none; theirs is halfway between the mean scores.
+    For objectives of differences of scores it is halfway between the mean scores.
     """
     match name:
         case "minimax" | "non_saturating" | "hinge":
@@ -141,8 +141,8 @@ def gradient_penalty(name: Penalty, score: Callable[[Array], Array], x: Array, f
     """The penalty of weight 1, a mean over examples.
 
     Args:
-      name: which.
-      score: the discriminator's, of [B, ...] to [B]; it treats examples separately.
+      name: name of the penalty.
+      score: the discriminator, a function of [B, ...] to [B] that treats examples separately.
       x: data, [B, ...].
       fake: samples, [B, ...].
       mixture: e of wgan_gp, [B] in [0, 1].

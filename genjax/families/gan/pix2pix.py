@@ -1,7 +1,7 @@
 """pix2pix: translation learned from pairs (Isola et al. 2017, arXiv:1611.07004).
 
-With pairs of a source s and its picture x, a generator G(s, z) whose noise z is dropout, and a discriminator D(s, x) that
-scores patches, the two minimise (eq. 4, with the generator's non-saturating form; `objective` chooses another)
+With pairs of a source s and its picture x, a generator G(s, z) whose noise z is dropout, and a discriminator D(s, x)
+that scores patches, the two minimise (eq. 4, with the generator's non-saturating form; `objective` chooses another)
 
     D   1/2 E [softplus(-D(s, x)) + softplus(D(s, G(s, z)))]
     G   E softplus(-D(s, G(s, z))) + w E |x - G(s, z)|
@@ -40,12 +40,12 @@ class Pix2Pix:
       data_shape: shape (H, W, C) of a picture x; None takes the data set's.
       paired: whether the data are pairs, as they must be; None asks the data set.
       network: the generator.
-      discriminator_channels: maps of the discriminator after each halving.
-      objective: what the two minimise.
+      discriminator_channels: channels of the discriminator after each halving.
+      objective: losses of generator and discriminator.
       l1_weight: weight w of the mean absolute error.
       compute_dtype: type that the networks compute in; parameters and losses are float32.
-      generator_optimizer: learning rule of the generator.
-      discriminator_optimizer: learning rule of the discriminator.
+      generator_optimizer: optimizer of the generator.
+      discriminator_optimizer: optimizer of the discriminator.
     """
 
     data_shape: tuple[int, ...] | None = None
@@ -68,7 +68,9 @@ class Pix2Pix:
             )
 
     def translate(self, params: PyTree, source: Array, keys: Array | None = None) -> Array:
-        """G(s, z) of pictures [B, H, W, C'] with the generator's parameters, float32 [B, H, W, C]; no noise without keys."""
+        """G(s, z) of pictures [B, H, W, C'] with the generator's parameters, float32 [B, H,
+        W, C]; no noise without keys.
+        """
         if self.data_shape is None:
             raise UserError("Pix2Pix.data_shape is None; give it, or resolve the experiment")
         module = self.network.build(self.data_shape[-1], jnp.dtype(self.compute_dtype))
@@ -85,7 +87,7 @@ class Pix2Pix:
         """Returns the state before the first step; `extra` keeps some sources, so that samples need none.
 
         Raises:
-          UserError: the batch has not two domains, or their sizes do not fit the networks.
+          UserError: the batch does not have two domains, or their sizes do not fit the networks.
         """
         check_domains(batch, self.data_shape)
         generator_key, discriminator_key = jax.random.split(key)
@@ -126,7 +128,9 @@ class Pix2Pix:
         return turns.finish(loss="generator")
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example [B]: `l1`, the mean absolute error of the translation, and mean scores `real_score`, `fake_score`."""
+        """Per example [B]: `l1`, the mean absolute error of the translation, and mean
+        scores `real_score`, `fake_score`.
+        """
         params, source = state.eval_params, batch["source"]
         fake = self.translate(params["generator"], source, example_keys(key, batch))
         return {

@@ -26,7 +26,7 @@ from genjax.families.gan.networks import Conditioning, GANNetwork, Head, times_h
 from genjax.nn.encoder_decoder import append_condition
 
 _GLOROT = nn.initializers.xavier_uniform()
-#: Of the convolutions behind a relu, as the authors' code has it: sqrt(2) times as wide.
+#: Initial weights of convolutions behind a relu: sqrt(2) times the usual deviation, as in the authors' code.
 _GLOROT_OF_RELU = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
 
 
@@ -35,9 +35,9 @@ class SNGANNetwork(GANNetwork):
     """Residual networks with spectral normalisation.
 
     Attributes:
-      generator_channels: channels of all of the generator's blocks.
-      discriminator_channels: channels of all of the discriminator's blocks.
-      conditional_norm: give the generator the class by its batch norms instead of beside the latents.
+      generator_channels: number of channels in all blocks of the generator.
+      discriminator_channels: number of channels in all blocks of the discriminator.
+      conditional_norm: give the class to the generator's batch norms, instead of concatenating it to the latents.
       spectral: normalise the discriminator's weights.
     """
 

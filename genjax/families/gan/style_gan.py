@@ -2,13 +2,14 @@
 
 A mapping network takes z to w; a synthesis network takes a w for each of its layers, and noise, to a picture.  In
 training some pictures get two w, one for the layers before a random place and one for those behind it (style mixing).
-Every 16th step the discriminator pays R1, and every few steps the generator pays for an uneven Jacobian (2020, eq. 4):
+Every 16th step the discriminator has the penalty R1, and every few steps the generator has a penalty on an
+uneven Jacobian (2020, eq. 4):
 
     w E (|J^T y| - a)^2,   J^T y = grad_w <G(w), y>,   y ~ N(0, I) / sqrt(H W),   a: running mean of |J^T y|
 
-For StyleGAN3-R everything that the discriminator sees is blurred at first, ever less, so that it does not win by
-details that the generator cannot have yet.  Truncation moves w towards its mean over the training: w' = mean + psi (w -
-mean).
+For StyleGAN3-R the discriminator's input is blurred, at first strongly and then less and less, so that the
+discriminator does not win by details that the generator has not learned yet.  Truncation moves w towards its mean over
+the training: w' = mean + psi (w - mean).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from genjax.optimizers import Adam, Optimizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StyleNetwork(GANNetwork):
-    """What the networks of StyleGAN2 and StyleGAN3 share.
+    """Base of the networks of StyleGAN2 and StyleGAN3.
 
     Attributes:
       style_dim: width of w.
@@ -44,7 +45,7 @@ class StyleNetwork(GANNetwork):
       mapping_learning_rate_factor: factor on the learning rate of the mapping network.
       channel_base: a feature map of n x n pixels has channel_base / n channels, at most channel_max.
       channel_max: largest number of channels of a feature map.
-      mixing: share of the pictures that get two w in training.
+      mixing: share of training pictures that get two w.
     """
 
     style_dim: int = 512
@@ -59,7 +60,7 @@ class StyleNetwork(GANNetwork):
         """Number of w that the synthesis network takes."""
 
     def noise_maps(self, data_shape: tuple[int, ...], key: Array, count: int) -> PyTree:
-        """Normal noise of `count` pictures for all layers, maps [count, H, W] in a tree; none where there is no noise."""
+        """Normal noise for all layers of `count` pictures, a tree of maps [count, H, W]; empty if layers have no noise."""
         del data_shape, key, count
         return {}
 
@@ -72,7 +73,7 @@ class StyleGenerator(nn.Module):
     """Mapping and synthesis.
 
     Attributes:
-      network: sizes.
+      network: sizes of the networks.
       synthesis: the module (styles [B, layers, style_dim], keys [B] or None, training) -> pictures.
       num_styles: number of its layers with a style.
     """
@@ -127,10 +128,11 @@ class StyleGAN(GAN):
     Attributes:
       network: the networks.
       path_length_weight: weight w of the generator's penalty; 0 for none, as in StyleGAN3.
-      path_length_every: steps between two penalties of the generator.
-      blur_radius: radius of the first step's blur in pixels, at which its filter has half of its height; 0 for none.
-      blur_steps: steps in which the radius falls to 0, in a line.
-      truncation: psi of samples; 1 leaves them as they are.
+      path_length_every: the generator's penalty is computed once in this many steps.
+      blur_radius: radius of the blur at the first step, in pixels, where its filter has half
+        of its height; 0 for no blur.
+      blur_steps: number of steps in which the radius falls linearly to 0.
+      truncation: truncation psi of samples; 1 for none.
     """
 
     latent_dim: int = 512
@@ -194,7 +196,7 @@ class StyleGAN(GAN):
         return ema_update(old, new, self.generator_optimizer.ema_decay, state.step)
 
     def path_lengths(self, params: PyTree, variables: PyTree, batch: Batch, key: Array) -> Array:
-        """|J^T y| of new samples, one for each example, with the mean over layers inside the root, shape [B]."""
+        """|J^T y| of a new sample for each example, shape [B]; the mean over layers is inside the root."""
         latent_key, style_key, noise_key, direction_key = jax.random.split(key, 4)
         module, all_variables = self.generator(), {"params": params, **variables}
         condition = self.condition(batch.get("label"))
@@ -223,7 +225,7 @@ class StyleGAN(GAN):
         variables: PyTree | None = None,
         keys: Array | None = None,
     ) -> Array:
-        """G(z) as `GAN.generate` has it, with truncation."""
+        """G(z) with truncation; see `GAN.generate`."""
         module, all_variables = self.generator(), {"params": params, **variables}
         styles = module.apply(all_variables, latents, condition, method="styles")
         if self.truncation != 1.0:
@@ -253,10 +255,10 @@ class StyleGAN(GAN):
         Args:
           state: trained state.
           styles: [B, layers, style_dim].
-          keys: what noise is drawn from, [B]; without them it is 0.
+          keys: keys of the noise, [B]; without keys the noise is 0.
           transform: where StyleGAN3's generator reads its Fourier features, a matrix [3, 3] that takes the place (x, y,
             1) of a pixel, in widths of the picture from its centre, to another.
-          noise: maps that are added instead of drawn ones, as `network.noise_maps` has them.
+          noise: noise maps to use instead of drawn maps, in the form of `network.noise_maps`.
 
         Returns:
           Pictures, float32 [B, *data_shape].

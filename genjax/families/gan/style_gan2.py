@@ -48,18 +48,18 @@ class StyleGAN2Network(StyleNetwork):
     """Skip generator and residual discriminator.
 
     Attributes:
-      group_size: examples over which the discriminator takes standard deviations; a few more where they do not divide
-        the batch.
+      group_size: number of examples in a group, over which the discriminator takes standard deviations; groups have a
+        few more if it does not divide the batch.
     """
 
     group_size: int = 4
 
     def num_styles(self, data_shape: tuple[int, ...]) -> int:
-        # Two convolutions at each size but the first, which has one, and the last colours.
+        # Two convolutions at each size, except one at the first size; and the last colours.
         return 2 * check_resolution(data_shape) - 2
 
     def noise_maps(self, data_shape: tuple[int, ...], key: Array, count: int) -> PyTree:
-        # Two layers at each size but the first, which has one.
+        # Two layers at each size, except one at the first size.
         sizes = [2 ** (2 + (i + 1) // 2) for i in range(2 * check_resolution(data_shape) - 3)]
         draw = lambda i, n: jax.random.normal(jax.random.fold_in(key, i), (count, n, n))  # noqa: E731
         return {"synthesis": {f"block_{i}": {"map": draw(i, n)} for i, n in enumerate(sizes)}}
@@ -151,7 +151,7 @@ def convolve_and_halve(x: Array, kernel: Array, matrix_products: bool) -> Array:
     if not matrix_products:
         x = upfirdn(x, binomial(), padding=(2, 2))
         return jax.lax.conv_general_dilated(x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    # A 3 x 3 kernel with stride 2 is a 2 x 2 one of the 2 x 2 blocks, with zeros in a fourth row and column.
+    # A 3 x 3 kernel with stride 2 is a 2 x 2 kernel over 2 x 2 blocks, with zeros in a fourth row and column.
     x = upfirdn(x, binomial(), padding=(2, 3))
     inputs, outputs = kernel.shape[2:]
     blocks = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0))).reshape(2, 2, 2, 2, inputs, outputs)
@@ -185,7 +185,8 @@ def group_deviation(x: Array, group_size: int, counted: Array | None = None) -> 
     Args:
       x: features, [B, H, W, C].
       group_size: examples g of a group.
-      counted: bool [B], the first examples, which padding follows that belongs to no group; None where there is none.
+      counted: bool [B], True at the first examples and False at the padding after them, which is in no group;
+        None if there is no padding.
     """
     everyone = cross_device_gather(x.astype(jnp.float32))
     batch = everyone.shape[0]
@@ -203,7 +204,7 @@ def group_deviation(x: Array, group_size: int, counted: Array | None = None) -> 
 
 
 class Discriminator(nn.Module):
-    """The residual discriminator, which StyleGAN3 has too."""
+    """The residual discriminator of StyleGAN2 and StyleGAN3."""
 
     network: StyleNetwork
     conditioning: Conditioning

@@ -36,12 +36,12 @@ class StyleGAN3Network(StyleNetwork):
       num_layers: number of layers of the generator, without the layer that makes colours.
       num_critical: number of last layers at the highest bandwidth, which is the pictures' bandwidth.
       first_cutoff: bandwidth of the input, in cycles per picture.
-      first_stopband: frequency above which the input's filters let nothing pass.
-      last_stopband: the same of the last layer, as a multiple of its bandwidth.
-      margin: pixels around the picture.
-      filter_size: taps of a low-pass filter for each doubling.
+      first_stopband: frequency above which the input's filters pass nothing, in cycles per picture.
+      last_stopband: frequency above which the last layer's filters pass nothing, as a multiple of its bandwidth.
+      margin: number of pixels around the picture, cropped at the end.
+      filter_size: number of taps of a low-pass filter for each doubling.
       rotation: configuration R instead of T; give it twice the channel_base and channel_max.
-      group_size: examples over which the discriminator takes standard deviations.
+      group_size: number of examples in a group, over which the discriminator takes standard deviations.
     """
 
     num_mapping_layers: int = 2
@@ -58,7 +58,7 @@ class StyleGAN3Network(StyleNetwork):
     group_size: int = 4
 
     def num_styles(self, data_shape: tuple[int, ...]) -> int:
-        return self.num_layers + 2  # The input and the colours have one each.
+        return self.num_layers + 2  # The input and the colours have one style each.
 
     def generator(self, data_shape: tuple[int, ...], dtype: Any) -> nn.Module:
         check_resolution(data_shape)
@@ -102,7 +102,7 @@ def signals(network: StyleGAN3Network, resolution: int) -> tuple[Signal, ...]:
 
 
 def _transform_matrix(parameters: Array) -> Array:
-    """Turn and shift [B, 3, 3] of (cos, sin, shift to the right, shift down) [B, 4], the first two normalised."""
+    """Matrix [B, 3, 3] of rotation and shift, from (cos, sin, shift right, shift down) [B, 4]; cos, sin are normalised."""
     parameters = parameters / jnp.sqrt(jnp.sum(parameters[:, :2] ** 2, axis=1, keepdims=True) + 1e-12)
     cos, sin, right, down = parameters.T
     zero, one = jnp.zeros_like(cos), jnp.ones_like(cos)
@@ -132,12 +132,12 @@ class _FourierInput(nn.Module):
         )
         offset = self.param("offset", lambda key: jnp.array([1.0, 0.0, 0.0, 0.0]))
         affine = EqualDense(4, init_scale=0.0, use_bias=False, name="affine")(style) + offset[None]
-        # Places are exact: the fast products of GPUs have three digits, which would show as jitter of what moves.
+        # At full precision: the fast products of GPUs have three digits, and moving details would jitter.
         product = functools.partial(jnp.einsum, precision="highest")
         matrix = product("bde,ef->bdf", _transform_matrix(affine), transform)  # [B, 3, 3]
         phases = phase.value[None] + product("cd,bd->bc", constant.value, matrix[:, :2, 2])
         turned = product("cd,bde->bce", constant.value, matrix[:, :2, :2])  # [B, C, 2]
-        # What the transform moves beyond the band fades out.
+        # Features that the transform moves out of the band fade out.
         norm = jnp.sqrt(jnp.sum(turned**2, axis=2) + 1e-12)
         amplitude = jnp.clip(1.0 - (norm - signal.cutoff) / (signal.rate / 2 - signal.cutoff), 0.0, 1.0)
         place = (jnp.arange(signal.size) + 0.5 - signal.size / 2) / signal.rate
@@ -163,7 +163,7 @@ class _AliasFreeLayer(nn.Module):
     @nn.compact
     def __call__(self, x: Array, style: Array, training: bool) -> Array:
         network, after = self.network, self.after
-        # Inputs are scaled to unit magnitude by a running average of it.
+        # Inputs are divided by a running average of their magnitude.
         magnitude = self.variable(STATISTICS, "magnitude", jnp.ones, ())
         if training and self.is_mutable_collection(STATISTICS) and not self.is_initializing():
             square = cross_device_mean(jnp.mean(jax.lax.stop_gradient(x).astype(jnp.float32) ** 2))
@@ -183,7 +183,7 @@ class _AliasFreeLayer(nn.Module):
         return x if self.colors else self.filtered_activation(x, size)
 
     def filtered_activation(self, x: Array, kernel_size: int) -> Array:
-        """Leaky relu at a higher rate, between the filters of the signals before and after."""
+        """Leaky relu at a higher sampling rate, between an upsampling and a downsampling filter."""
         network, before, after = self.network, self.before, self.after
         rate = max(before.rate, after.rate) * 2
         up, down = rate // before.rate, rate // after.rate

@@ -7,7 +7,7 @@ Modulated convolution (Karras et al. 2020, arXiv:1912.04958, eq. 1 and 3), with 
 
     w'[k, i, o] = s[i] w[k, i, o]         w''[k, i, o] = w'[k, i, o] / sqrt(sum_{k, i} w'[k, i, o]^2 + 1e-8)
 
-which is one convolution with w for all examples, its inputs times s[i] and its outputs times the inverse root.
+which equals one convolution with w for all examples, with inputs times s[i] and outputs times the inverse root.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class EqualDense(nn.Module):
       features: number of outputs.
       use_bias: whether an offset is added.
       bias_init: the initial offset.
-      learning_rate_factor: m.
+      learning_rate_factor: factor m on the learning rate.
       init_scale: standard deviation of the initial weights, in units of the deviation that keeps the variance of the
         input.
       dtype: type to compute in.
@@ -97,7 +97,7 @@ class Mapping(nn.Module):
     Attributes:
       style_dim: width of w and of the layers.
       num_layers: number of layers.
-      learning_rate_factor: of the layers.
+      learning_rate_factor: factor on the learning rate of the layers.
     """
 
     style_dim: int

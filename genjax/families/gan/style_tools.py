@@ -1,12 +1,13 @@
 """Projection: the styles of a real picture in a trained StyleGAN (Karras et al. 2020, arXiv:1912.04958, appendix D).
 
-It starts at the mean of w and minimises, by Adam with a learning rate that ramps up and down and with noise on w that fades,
+It starts at the mean of w and minimises, by Adam with a learning rate that ramps up and down
+and with noise on w that fades,
 
     |F(G(w, n)) - F(x)|^2 + 1e5 sum_{maps, sizes} (mean_p n[p] n[p + (0, 1)])^2 + (mean_p n[p] n[p + (1, 0)])^2
 
-also over the noise maps n, which the second part keeps from taking up the picture: neighbours shall not correlate, at all sizes
-down to 8 pixels.  After every step maps are brought back to mean 0 and variance 1.  The paper's F is LPIPS; any function of
-pictures to features serves, and without one it is the pictures at several sizes.
+also over the noise maps n.  The second part keeps the picture out of the noise: neighbouring pixels of n shall not
+correlate, at all sizes down to 8 pixels.  After every step the maps are normalised to mean 0 and variance 1.  The
+paper's F is LPIPS; any function of pictures to features serves, and without one it is the pictures at several sizes.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def pyramid(x: Array) -> Array:
 
 
 class Projection(NamedTuple):
-    """Styles [B, layers, W] and noise maps whose pictures are close, and the squared distance at every step, [steps, B]."""
+    """Styles [B, layers, W] and noise maps whose pictures are close, and the squared
+    distance at every step, [steps, B].
+    """
 
     styles: Array
     noise: PyTree
@@ -53,7 +56,7 @@ def correlation_of_neighbours(maps: Array) -> Array:
         batch, height, width = maps.shape
         if min(height, width) <= 8:
             return total
-        # Means of four have half the deviation.
+        # Means of four values have half the deviation.
         maps = 2.0 * maps.reshape(batch, height // 2, 2, width // 2, 2).mean((2, 4))
 
 
@@ -83,8 +86,9 @@ def project(
       x: pictures, [B, *data_shape].
       key: random key.
       num_steps: steps of Adam.
-      learning_rate: its peak.
-      style_noise: noise on w at the start, as a multiple of the root of E |w - E w|^2; it is 0 after three quarters of the steps.
+      learning_rate: peak learning rate.
+      style_noise: noise on w at the start, as a multiple of the root of E |w - E w|^2; it is 0 after
+        three quarters of the steps.
       noise_weight: weight of the correlations of neighbours in the noise maps.
       per_layer: let every layer have its own w (W+) instead of one for all (W).
       features: pictures to features [B, F], whose squared distance is minimised.

@@ -10,8 +10,9 @@ With q(z | x) = N(m(x), s(x)^2), a decoder G, and a discriminator D(x) = a . f(x
     decoder        w L_feature - log D(G(z)) - log D(G(z_p))       (the non-saturating form of - L_gan)
     discriminator  - L_gan + r / 2 E |grad D(x)|^2
 
-The paper has b = 1, with thousands of features; the error of a hundred is so small that codes then tell nothing of x.  The penalty
-R1 (Mescheder et al. 2018, arXiv:1801.04406) is not the paper's (r = 0); a set so small that D knows it by heart needs it.
+The paper has b = 1, with thousands of features; the error of a hundred is so small that codes then tell nothing
+of x.  The penalty R1 (Mescheder et al. 2018, arXiv:1801.04406) is not the paper's (r = 0); a set so small that
+D knows it by heart needs it.
 """
 
 from __future__ import annotations
@@ -83,9 +84,9 @@ class VAEGAN:
       penalty_weight: weight r of the gradient penalty.
       output_activation: of the decoder's outputs; sigmoid keeps pictures in [0, 1].
       compute_dtype: type that the networks compute in; parameters and losses are float32.
-      encoder_optimizer: learning rule of the encoder.
-      decoder_optimizer: learning rule of the decoder.
-      discriminator_optimizer: learning rule of the discriminator.
+      encoder_optimizer: optimizer of the encoder.
+      decoder_optimizer: optimizer of the decoder.
+      discriminator_optimizer: optimizer of the discriminator.
     """
 
     data_shape: tuple[int, ...] | None = None
@@ -188,7 +189,9 @@ class VAEGAN:
         return turns.finish(loss="encoder")
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example [B]: `kl` in nats, `feature_error` and summed `squared_error` at the posterior's mean, `real_score`."""
+        """Per example [B]: `kl` in nats, `feature_error` and summed `squared_error` at the
+        posterior's mean, `real_score`.
+        """
         params, x = state.eval_params, batch["x"]
         posterior = self.posterior(params["encoder"], x)
         again = self.generate(params["decoder"], posterior.mean)

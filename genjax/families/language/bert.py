@@ -120,7 +120,7 @@ class BERT(FromPretrained):
       num_sampling_rounds: rounds in which `sample` fills its masks.
       pretrained: folder of a checkpoint of the library transformers to start from, which then gives the sizes, or None.
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
-      optimizer: learning rule.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     architectures = (BERT_ARCHITECTURE, ROBERTA_ARCHITECTURE)

@@ -152,7 +152,7 @@ class EncoderDecoder(FromPretrained):
       sampling: how `sample` and `generate` choose tokens.
       pretrained: folder of a checkpoint of the library transformers to start from, which then gives the sizes, or None.
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
-      optimizer: learning rule.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     architectures = (T5_ARCHITECTURE, BART_ARCHITECTURE)

@@ -2,9 +2,9 @@
 
     p(x_1 .. x_T | x_0) = prod_t p(x_t | x_<t),    p(. | x_<t) = softmax(W h_t),   h = transformer(x_0 .. x_{T-1})
 
-A batch has `tokens` [B, T + 1]: T inputs and, one to the right, their T targets.  `mask` [B, T + 1] is False at padding,
-which stands at the end; `loss_mask` [B, T + 1] is False at tokens that are read and not counted, as of a prompt;
-`segment_ids` [B, T + 1] number packed documents, which do not see and do not predict each other.
+A batch has `tokens` [B, T + 1]: T inputs and, one to the right, their T targets.  `mask` [B, T + 1] is False at
+padding, which stands at the end; `loss_mask` [B, T + 1] is False at tokens that are read and not counted, as of a
+prompt; `segment_ids` [B, T + 1] number packed documents, which do not see and do not predict each other.
 
 The loss of an example is the sum of its targets' nats over T, so that masked targets weigh nothing and microbatches,
 devices and whole batches give the same gradient.
@@ -97,7 +97,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
         scanned, stack/layer_0.
       pretrained: folder of a checkpoint of the library transformers to start from, which then gives the sizes, or None.
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
-      optimizer: learning rule.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     architectures = ARCHITECTURES
@@ -183,7 +183,8 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
     def logits(
         self, state: TrainState, tokens: Array, segment_ids: Array | None = None, mask: Array | None = None
     ) -> Array:
-        """Next-token logits, [B, T] -> float32 [B, T, V]; with `mask` [B, T], padding on any side is not seen or counted.
+        """Next-token logits, [B, T] -> float32 [B, T, V]; with `mask` [B, T], padding on any
+        side is not seen or counted.
 
         Raises:
           UserError: there are more tokens than the network's context has places, or one lies outside the vocabulary.

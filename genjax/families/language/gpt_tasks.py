@@ -73,7 +73,7 @@ class GPTForTask(FromPretrained, FineTuned):
       frozen: paths of parameters that are not trained, by their beginning, as in embedding or stack/layer_0.
       pretrained: folder of a checkpoint of the library transformers to start from, which then gives the sizes, or None.
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
-      optimizer: learning rule.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     architectures = ARCHITECTURES

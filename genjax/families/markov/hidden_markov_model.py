@@ -46,7 +46,7 @@ class HiddenMarkovModel:
       chunk_size: frames in one associative scan; bounds its memory, B * chunk_size * K^2 numbers.
       data_shape: (T, D) of the data; None takes the data set's.  T is the length of samples.
       sequence_length: length of samples of tokens; None takes the data set's.
-      optimizer: learning rule of algorithm=gradient.
+      optimizer: optimizer of algorithm=gradient.
     """
 
     num_states: int = 32

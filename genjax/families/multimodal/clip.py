@@ -108,7 +108,7 @@ class CLIP:
       embedding_dim: features of the common space.
       logit_scale: logarithm of the factor on the similarities at the start.
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
-      optimizer: learning rule.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     architectures: ClassVar[tuple[Architecture, ...]] = (CLIP_ARCHITECTURE,)

@@ -134,7 +134,7 @@ class AttentionSequenceModel:
       score: additive (Bahdanau) or multiplicative (Luong).
       dropout: of embeddings and of what enters the output map.
       compute_dtype: type that the network computes in.
-      optimizer: learning rule.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     vocab_size: int | None = None

@@ -119,7 +119,7 @@ class SequenceLabeller:
       output: labels are independent given the text, or a chain.
       dropout: of embeddings and of what enters the output map.
       compute_dtype: type that the network computes in.
-      optimizer: learning rule.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     vocab_size: int | None = None

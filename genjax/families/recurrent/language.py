@@ -86,7 +86,7 @@ class RecurrentLanguageModel(decoding.TokenModel):
       carry_state: rows go on with the state of the batch before; needs data.order=contiguous to have an effect.
       sampling: how `sample` and `generate` choose tokens.
       compute_dtype: type that the network computes in.
-      optimizer: learning rule.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     vocab_size: int | None = None

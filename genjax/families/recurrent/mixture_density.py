@@ -127,7 +127,7 @@ class MixtureDensityModel(FramewiseModel):
       output_dropout: of what enters the output map.
       temperature: factor on the variance of what `sample` draws; forecasts are drawn as they were learned.
       compute_dtype: type that the network computes in.
-      optimizer: learning rule.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     data_shape: tuple[int, ...] | None = None

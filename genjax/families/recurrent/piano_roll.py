@@ -114,7 +114,7 @@ class RollModel(abc.ABC):
       input_dropout: dropout of the frames that are read.
       output_dropout: dropout of what enters the output map.
       compute_dtype: type that the recurrent layers compute in.
-      optimizer: learning rule.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     data_shape: tuple[int, ...] | None = None

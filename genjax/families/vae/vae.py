@@ -60,7 +60,7 @@ class VAE:
       sample_output: whether `sample` returns means of the output distribution (as most
         published pictures show) or draws.
       compute_dtype: type that the networks compute in; parameters and likelihoods are float32.
-      optimizer: learning rule.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     data_shape: tuple[int, ...] | None = None

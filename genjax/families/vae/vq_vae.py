@@ -106,7 +106,7 @@ class VQVAE:
       restart_below: a code that is chosen fewer than this many times a batch, on average, starts anew; 0 for never.
       output: distribution of the data given the decoder's output.
       compute_dtype: type that the networks compute in; parameters, codes and likelihoods are float32.
-      optimizer: learning rule.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     data_shape: tuple[int, ...] | None = None
