@@ -12,6 +12,6 @@ class Interrupted(Exception):
       signal: the number of the signal that asked for it.
     """
 
-    def __init__(self, message: str, number: int):
+    def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
         self.signal = number

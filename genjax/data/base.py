@@ -47,7 +47,7 @@ class Examples(Protocol):
 class ArrayExamples:
     """Examples that lie in memory as arrays with one leading axis."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]):
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self._arrays = dict(arrays)
         lengths = {name: len(a) for name, a in self._arrays.items()}
         if len(set(lengths.values())) != 1:

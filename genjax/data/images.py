@@ -269,7 +269,7 @@ class Images(Data):
 class _Mapped:
     """Examples whose pictures are changed as they are read."""
 
-    def __init__(self, examples: Examples, function: Any):
+    def __init__(self, examples: Examples, function: Any) -> None:
         self._examples, self._function = examples, function
 
     def __len__(self) -> int:

@@ -100,7 +100,7 @@ class MappedArrays:
     again.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray]):
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
         lengths = {name: len(a) for name, a in arrays.items()}
         if len(set(lengths.values())) != 1:
             raise DataError(f"the arrays of a set of latents differ in length: {lengths}")

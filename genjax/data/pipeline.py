@@ -65,7 +65,7 @@ class Pipeline:
       DataError: the set cannot be read, is empty, or its batch cannot be divided among the processes.
     """
 
-    def __init__(self, data: Data, split: str, seed: int, process_index: int = 0, process_count: int = 1):
+    def __init__(self, data: Data, split: str, seed: int, process_index: int = 0, process_count: int = 1) -> None:
         if data.batch_size % process_count:
             raise DataError(f"data.batch_size={data.batch_size} cannot be divided among {process_count} processes")
         self.data, self.seed = data, seed

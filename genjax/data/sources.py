@@ -113,7 +113,7 @@ class TfdsImages:
       fit: function of a picture [H, W, C] that is applied before pictures are stacked.
     """
 
-    def __init__(self, source: Any, image: str, label: str | None, fit: Callable[[np.ndarray], np.ndarray]):
+    def __init__(self, source: Any, image: str, label: str | None, fit: Callable[[np.ndarray], np.ndarray]) -> None:
         self._source, self._image, self._label, self._fit = source, image, label, fit
 
     def __len__(self) -> int:
@@ -362,7 +362,9 @@ class FolderImages:
       UnreadablePicture: none of the files is a readable picture.
     """
 
-    def __init__(self, paths: list[Path], labels: np.ndarray | None, size: tuple[int, int] | None, channels: int):
+    def __init__(
+        self, paths: list[Path], labels: np.ndarray | None, size: tuple[int, int] | None, channels: int
+    ) -> None:
         self.paths, self.labels, self.size, self._channels = paths, labels, size, channels
         for self._first in paths:
             try:

@@ -44,7 +44,7 @@ class UnpairedExamples:
       source: sources [M, H, W, C].
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray], source: np.ndarray):
+    def __init__(self, arrays: dict[str, np.ndarray], source: np.ndarray) -> None:
         self._arrays, self._source = arrays, source
         self._order = np.random.default_rng(0).permutation(len(source))
 

@@ -97,7 +97,7 @@ def _as_bytes(low: int, high: int) -> Iterator[Intervals]:
 class _Parser:
     """Recursive descent to a non-deterministic automaton."""
 
-    def __init__(self, pattern: str):
+    def __init__(self, pattern: str) -> None:
         self.pattern, self.place = pattern, 0
         self.edges: Edges = []
 

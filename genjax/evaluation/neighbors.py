@@ -87,7 +87,7 @@ class NearestNeighbors:
       num_neighbors: how many of each are kept.
     """
 
-    def __init__(self, queries: np.ndarray, num_neighbors: int = 1):
+    def __init__(self, queries: np.ndarray, num_neighbors: int = 1) -> None:
         self._queries = np.asarray(queries, np.float64)
         self._squares = np.full((len(self._queries), num_neighbors), np.inf)
         self._indices = np.full((len(self._queries), num_neighbors), -1)

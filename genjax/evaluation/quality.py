@@ -27,7 +27,9 @@ class FeatureStatistics:
       block_size: number of vectors in a block of the kernel distance.
     """
 
-    def __init__(self, num_kept: int = 10000, reference: FeatureStatistics | None = None, block_size: int = 1000):
+    def __init__(
+        self, num_kept: int = 10000, reference: FeatureStatistics | None = None, block_size: int = 1000
+    ) -> None:
         self._num_kept, self._block_size = num_kept, block_size
         self._kept = Reservoir(num_kept)
         self._halves = (Moments(), Moments())

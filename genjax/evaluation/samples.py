@@ -120,7 +120,7 @@ class Reservoir:
         have the same places of their streams, and so the same classes where both streams are ordered by class.
     """
 
-    def __init__(self, capacity: int, seed: int = 0):
+    def __init__(self, capacity: int, seed: int = 0) -> None:
         self._capacity, self._seed, self._seen = capacity, seed, 0
         self._rng = np.random.default_rng([seed, 0])
         self._parts: list[np.ndarray] = []
@@ -161,7 +161,7 @@ class KernelBlocks:
       num_kept: largest number of vectors of the stream that are kept, a random sample of them.
     """
 
-    def __init__(self, reference: np.ndarray, block_size: int = 1000, num_kept: int = 10000):
+    def __init__(self, reference: np.ndarray, block_size: int = 1000, num_kept: int = 10000) -> None:
         reference = _features(reference)
         reference = Reservoir(len(reference), seed=1).add(reference).sample
         self._size = min(block_size, len(reference))
@@ -204,7 +204,7 @@ class ClassProbabilities:
         parts.
     """
 
-    def __init__(self, num_parts: int = 10):
+    def __init__(self, num_parts: int = 10) -> None:
         self._parts = num_parts
         self._sums: np.ndarray | None = None
         self._negative_entropies = np.zeros(num_parts)

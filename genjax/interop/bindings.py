@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from genjax.batch import PyTree
+from genjax.batch import Array, PyTree
 from genjax.interop.safetensors import CheckpointFileError, Tensor, shortened
 
 
@@ -191,7 +191,9 @@ def check(
     return fresh
 
 
-def read_leaf(leaf: jax.ShapeDtypeStruct, found: tuple[Binding, ...], stacked: bool, tensors: Mapping[str, Tensor]):
+def read_leaf(
+    leaf: jax.ShapeDtypeStruct, found: tuple[Binding, ...], stacked: bool, tensors: Mapping[str, Tensor]
+) -> Array:
     """One parameter on its devices; each reads its own part of the file.
 
     Args:

@@ -4,7 +4,9 @@ import importlib.util
 import json
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import numpy as np
 from jax import export
 
 
-def load(path=None):
+def load(path: str | Path | None = None) -> Callable[..., Any]:
     """The function of an archive: of a seed for samplers, of arrays for forward passes.
 
     Args:

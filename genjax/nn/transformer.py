@@ -232,7 +232,9 @@ class Block(nn.Module):
     return_weights: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, layer: Array, cache: KVCache | None, cross: KVCache | None, inputs: dict[str, Any]):
+    def __call__(
+        self, x: Array, layer: Array, cache: KVCache | None, cross: KVCache | None, inputs: dict[str, Any]
+    ) -> tuple[Array, tuple[Any, Any, Any]]:
         """Runs block number `layer`; all blocks share `inputs`.  Returns x and (caches, weights, auxiliary)."""
         config = self.config
         pre = config.norm_placement == "pre"

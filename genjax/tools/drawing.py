@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,7 +20,7 @@ td{{width:12px;height:12px;padding:0}}th{{font:11px monospace;font-weight:normal
 """
 
 
-def load_arviz(path: str | Path):
+def load_arviz(path: str | Path) -> Any:
     """The arviz.InferenceData of a file chains.npz; needs arviz."""
     import arviz
 

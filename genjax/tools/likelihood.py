@@ -258,7 +258,7 @@ def other_set(data: Data, against: str, split: str, shape: tuple[int, ...], coun
     return examples
 
 
-def has_density(data: Data, examples: dict[str, np.ndarray], key) -> bool:
+def has_density(data: Data, examples: dict[str, np.ndarray], key: jax.Array) -> bool:
     """Whether x is continuous, so that the density of a normal distribution says something beside the model's.
 
     Levels and binary pixels have probabilities: the normal distribution could narrow around them without end.

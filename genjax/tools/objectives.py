@@ -160,7 +160,7 @@ def samples_of(experiment: Experiment, states: PyTree, num_samples: int) -> Iter
 class PictureMeasures:
     """Measures pictures against the test split by a network's features."""
 
-    def __init__(self, experiment: Experiment, extract: Extract):
+    def __init__(self, experiment: Experiment, extract: Extract) -> None:
         self._data, self._extract = experiment.data, extract
         self._reference = FeatureStatistics(_NUM_KEPT)
         for pictures in pictures_of(self._data, "test", random_order(len(self._data.load("test")))):

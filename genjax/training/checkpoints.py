@@ -101,7 +101,7 @@ class Checkpoints:
         best_metric: str | None = None,
         best_mode: str = "min",
         writable: bool = True,
-    ):
+    ) -> None:
         """Opens (and for a writer makes) the folder.
 
         Args:

@@ -90,7 +90,7 @@ class Engine:
       pipeline: training batches by step, or None if training data are not needed.
     """
 
-    def __init__(self, experiment: Experiment, batch_spec: dict[str, Any] | None = None):
+    def __init__(self, experiment: Experiment, batch_spec: dict[str, Any] | None = None) -> None:
         """Opens the training data, unless `batch_spec` tells shapes and types of a batch."""
         training = experiment.training
         self.experiment = experiment

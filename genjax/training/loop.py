@@ -225,7 +225,9 @@ def _train(experiment: Experiment, workdir: Path, name: str, quiet: bool, draw: 
 class _Run:
     """One call of `train`."""
 
-    def __init__(self, engine: Engine, described: Experiment, workdir: Path, name: str, quiet: bool, draw: Draw | None):
+    def __init__(
+        self, engine: Engine, described: Experiment, workdir: Path, name: str, quiet: bool, draw: Draw | None
+    ) -> None:
         self.engine, self.workdir, self.name = engine, workdir, name
         self.draw = draw if jax.process_count() == 1 else None
         self.experiment, self.training = engine.experiment, engine.experiment.training

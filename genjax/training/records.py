@@ -54,7 +54,7 @@ def read_lines(workdir: Path) -> list[dict[str, Any]]:
 class Records:
     """Writes metrics of one run; only process 0 makes one."""
 
-    def __init__(self, workdir: Path, start_step: int, tensorboard: bool):
+    def __init__(self, workdir: Path, start_step: int, tensorboard: bool) -> None:
         """Opens the files; lines of steps after `start_step` come from a run that was killed, and are dropped."""
         path = workdir / METRICS_FILE
         kept = [row for row in read_lines(workdir) if row["step"] <= start_step]
@@ -101,7 +101,7 @@ class Records:
 class Progress:
     """A bar with steps/s and ETA on a terminal, plain lines elsewhere."""
 
-    def __init__(self, start: int, total: int, quiet: bool = False):
+    def __init__(self, start: int, total: int, quiet: bool = False) -> None:
         self._bar = None
         self._quiet = quiet
         self._start, self._total, self._began = start, total, time.monotonic()

@@ -26,7 +26,7 @@ MEMORY_BYTES = 64 * 2**20
 class MappedTokens:
     """Ids in a file, mapped and not read; a copy in another process maps it again."""
 
-    def __init__(self, path: Path, dtype: Any):
+    def __init__(self, path: Path, dtype: Any) -> None:
         self._path, self._dtype = path, np.dtype(dtype)
         self._ids = np.memmap(path, self._dtype, mode="r")
 

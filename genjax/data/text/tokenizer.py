@@ -53,7 +53,7 @@ class Tokenizer:
 
     def __init__(
         self, kind: str, pieces: list[bytes], library: str | None = None, special: Mapping[str, int] | None = None
-    ):
+    ) -> None:
         self.kind, self.pieces, self.library = kind, pieces, library
         self._ids = {piece: i for i, piece in enumerate(pieces)}
         self.special: dict[str, int] = dict(special or {})

@@ -44,7 +44,7 @@ class Windows:
         length: int,
         stride: int,
         order: str,
-    ):
+    ) -> None:
         self._ids, self._documents, self._characters, self._length = ids, documents, characters, length
         self._stride, self.order = stride, order
         targets = len(ids) - 1

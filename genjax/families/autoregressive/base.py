@@ -253,6 +253,10 @@ def lattice_of(output: Any) -> Lattice:
     return output if isinstance(output, Lattice) else Lattice(num_levels=2)
 
 
+#: See `VectorModel.incremental`.
+Conditionals = tuple[Any, Callable[[Any, Array], Array], Callable[[Any, Array, Array], Any]]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VectorModel(AutoregressiveModel):
     """Autoregressive models that take an example as a vector of D values, in the order of memory unless they say so.
@@ -276,9 +280,7 @@ class VectorModel(AutoregressiveModel):
         """Parameters of all conditionals for vectors x [B, D], shape [B, D, P]."""
 
     @abc.abstractmethod
-    def incremental(
-        self, params: PyTree, label: Array | None, batch_size: int
-    ) -> tuple[Any, Callable[[Any, Array], Array], Callable[[Any, Array, Array], Any]]:
+    def incremental(self, params: PyTree, label: Array | None, batch_size: int) -> Conditionals:
         """The conditionals one after the other.
 
         Returns:
@@ -294,7 +296,16 @@ class VectorModel(AutoregressiveModel):
         x = x.reshape(-1, self.dim)
         return self.output.log_prob(self.parameters(params, x, label), x).sum(-1)
 
-    def generate(self, params, key, x, known, label, temperature=1.0, cached=True) -> Array:
+    def generate(
+        self,
+        params: PyTree,
+        key: Array,
+        x: Array,
+        known: Array,
+        label: Array | None,
+        temperature: Any = 1.0,
+        cached: bool = True,
+    ) -> Array:
         if cached:
             steps = self.incremental(params, label, x.shape[0])
         else:

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from genjax.batch import Array, PyTree
-from genjax.families.autoregressive.base import VectorModel
+from genjax.families.autoregressive.base import Conditionals, VectorModel
 from genjax.nn.masked_dense import MADE as MaskedNetwork
 
 
@@ -37,7 +37,7 @@ class FVSBN(VectorModel):
     def parameters(self, params: PyTree, x: Array, label: Array | None) -> Array:
         return self.network().apply({"params": params}, self.scaled(x), self.one_hot(label))
 
-    def incremental(self, params: PyTree, label: Array | None, batch_size: int):
+    def incremental(self, params: PyTree, label: Array | None, batch_size: int) -> Conditionals:
         num_parameters = self.output.num_parameters
         kernel, bias = params["output_kernel"], params["output_bias"]
         start = jnp.broadcast_to(bias[None], (batch_size, bias.size))

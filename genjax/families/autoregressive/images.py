@@ -153,7 +153,16 @@ class ImageModel(AutoregressiveModel):
             x = x.at[:, c].set(jnp.where(known[:, c], given[:, c], draw))
         return x
 
-    def generate(self, params, key, x, known, label, temperature=1.0, cached=True) -> Array:
+    def generate(
+        self,
+        params: PyTree,
+        key: Array,
+        x: Array,
+        known: Array,
+        label: Array | None,
+        temperature: Any = 1.0,
+        cached: bool = True,
+    ) -> Array:
         if not cached:
             return self._generate_naively(params, key, x, known, label, temperature)
         size, height, width, _ = x.shape

@@ -27,7 +27,7 @@ import numpy as np
 
 from genjax.batch import Array, PyTree
 from genjax.errors import UserError
-from genjax.families.autoregressive.base import VectorModel, whole_passes
+from genjax.families.autoregressive.base import Conditionals, VectorModel, whole_passes
 from genjax.nn.masked_dense import MADE as MaskedNetwork
 from genjax.nn.masked_dense import natural_order, random_degrees, sequential_degrees
 
@@ -109,7 +109,16 @@ class MADE(VectorModel):
         log_likelihoods = jax.lax.map(component, jnp.arange(self.num_masks))  # [M, B]
         return jax.nn.logsumexp(log_likelihoods, axis=0) - np.log(self.num_masks)
 
-    def generate(self, params, key, x, known, label, temperature=1.0, cached=True) -> Array:
+    def generate(
+        self,
+        params: PyTree,
+        key: Array,
+        x: Array,
+        known: Array,
+        label: Array | None,
+        temperature: Any = 1.0,
+        cached: bool = True,
+    ) -> Array:
         if self.num_masks == 1:
             return super().generate(params, key, x, known, label, temperature, cached)
         component_key, draw_key = jax.random.split(key)
@@ -166,7 +175,9 @@ class MADE(VectorModel):
             layers = [np.stack([np.asarray(d) for d in layer]) for layer in zip(*sets)]
         return [jnp.asarray(_groups(degrees, self.dim)) for degrees in layers]
 
-    def incremental(self, params: PyTree, label: Array | None, batch_size: int, places: Any = None, groups: Any = None):
+    def incremental(
+        self, params: PyTree, label: Array | None, batch_size: int, places: Any = None, groups: Any = None
+    ) -> Conditionals:
         """As in `VectorModel`; of the first set of masks, or given the places [D] and for each layer its groups of
         units.
         """

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.batch import Array, PyTree
-from genjax.families.autoregressive.base import VectorModel
+from genjax.families.autoregressive.base import Conditionals, VectorModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class NADE(VectorModel):
         _, parameters = jax.lax.scan(step, activation, inputs, unroll=min(self.unroll, self.dim))
         return parameters.swapaxes(0, 1)  # [B, D, P]
 
-    def incremental(self, params: PyTree, label: Array | None, batch_size: int):
+    def incremental(self, params: PyTree, label: Array | None, batch_size: int) -> Conditionals:
         dtype = jnp.dtype(self.compute_dtype)
         # The running sum over all inputs stays in float32.
         start = jnp.broadcast_to(params["hidden_bias"][None], (batch_size, self.hidden_dim))

@@ -32,7 +32,7 @@ from genjax.families.diffusion.diffusion import Diffusion, copies_of_start
 from genjax.families.diffusion.grids import Node, times
 from genjax.families.diffusion.networks import Condition, as_function
 from genjax.families.diffusion.processes import GaussianProcess, Karras, expand
-from genjax.families.diffusion.samplers import Carry, Estimate, Sampler
+from genjax.families.diffusion.samplers import Carry, Denoiser, Estimate, Sampler
 from genjax.families.diffusion.times import UniformTime
 from genjax.gradients import gradient_step, unless_skipped
 from genjax.model import TrainState
@@ -53,7 +53,9 @@ class ConsistencySampler(Sampler):
     def grid(self, process: GaussianProcess) -> Node:
         return times(process, self.spacing, self.num_steps, self.rho, to_data=False)
 
-    def step(self, denoise, process, carry, now, then, key):
+    def step(
+        self, denoise: Denoiser, process: GaussianProcess, carry: Carry, now: Node, then: Node, key: Array
+    ) -> Carry:
         x0 = denoise(carry.z, now.t, carry.x0).x0
         noise = jax.random.normal(key, x0.shape, x0.dtype)
         # Data carry the noise sigma_min already (algorithm 1).
@@ -108,7 +110,13 @@ class ConsistencyModel(Diffusion):
             raise UserError("ConsistencyModel.num_steps is None; give it, or resolve the experiment")
 
     def estimate(
-        self, params: PyTree, z: Array, t: Array, condition, x0_before: Array | None = None, dropout_keys=None
+        self,
+        params: PyTree,
+        z: Array,
+        t: Array,
+        condition: Condition,
+        x0_before: Array | None = None,
+        dropout_keys: Array | None = None,
     ) -> Estimate:
         """f(z, t), the end of the ODE's path through z."""
         output = self.apply(params, z, t, condition, x0_before, dropout_keys)
@@ -180,7 +188,7 @@ class ConsistencyModel(Diffusion):
         square = jnp.square(ours - jax.lax.stop_gradient(target)).reshape(x.shape[0], -1).sum(-1)
         return (jnp.sqrt(square + c**2) - c) * self.pair_weight(low, high)
 
-    def evaluate(self, state, batch, key):
+    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example, shape [B]: `loss` between neighbours among all max_levels."""
         losses = self._pair_losses(state.eval_params, batch, key, jnp.asarray(float(self.num_steps)), training=False)
         return {"loss": losses}

@@ -28,6 +28,7 @@ from genjax.errors import UserError
 from genjax.families.diffusion import targets
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.levels import check_levels, only_of_levels
+from genjax.families.diffusion.networks import Condition
 from genjax.families.diffusion.processes import Discrete, GaussianProcess, expand, posterior
 from genjax.families.diffusion.samplers import Ancestral, Estimate, Sampler
 from genjax.families.diffusion.step_sampling import StepHistory
@@ -86,7 +87,9 @@ class DDPM(Diffusion):
     def num_outputs(self) -> int:
         return self.data_shape[-1] * (2 if self.variance == "learned" else 1)
 
-    def estimate(self, params, z, t, condition, x0_before=None) -> Estimate:
+    def estimate(
+        self, params: PyTree, z: Array, t: Array, condition: Condition, x0_before: Array | None = None
+    ) -> Estimate:
         output = self.apply(params, z, t, condition, x0_before)
         return self._estimate_of(output, self.process_of(params), z, t)
 

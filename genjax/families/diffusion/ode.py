@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.diffusion.grids import Node
 from genjax.families.diffusion.processes import GaussianProcess
-from genjax.families.diffusion.samplers import Denoiser, Sampler, ddim_step, ode_slope
+from genjax.families.diffusion.samplers import Carry, Denoiser, Sampler, ddim_step, ode_slope
 
 # Dormand & Prince's tableau.
 _NODES = np.array([0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0])
@@ -100,10 +101,20 @@ class AdaptiveODE(Sampler):
     rtol: float = 1e-4
     atol: float = 1e-4
 
-    def step(self, denoise, process, carry, now, then, key):
+    def step(
+        self, denoise: Denoiser, process: GaussianProcess, carry: Carry, now: Node, then: Node, key: Array
+    ) -> NoReturn:
         raise NotImplementedError("AdaptiveODE has no steps at given times")
 
-    def run(self, denoise, process, z, key, trajectory=False, start=None):
+    def run(
+        self,
+        denoise: Denoiser,
+        process: GaussianProcess,
+        z: Array,
+        key: Array,
+        trajectory: bool = False,
+        start: Array | None = None,
+    ) -> Array:
         """See `Sampler.run`; the trajectory is the start and the end only."""
         self.check(process)
         if start is not None:

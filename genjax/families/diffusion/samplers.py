@@ -167,7 +167,9 @@ class Ancestral(Sampler):
     num_steps: int = 1000
     variance: Literal["model", "small", "large", "learned"] = "model"
 
-    def step(self, denoise, process, carry, now, then, key):
+    def step(
+        self, denoise: Denoiser, process: GaussianProcess, carry: Carry, now: Node, then: Node, key: Array
+    ) -> Carry:
         estimate = denoise(carry.z, now.t, carry.x0)
         a, b, small = posterior_from(now.alpha, now.sigma, then.alpha, then.sigma)
         large = jnp.maximum(now.sigma**2 - (now.alpha / then.alpha) ** 2 * then.sigma**2, 0.0)
@@ -199,7 +201,9 @@ class DDIM(Sampler):
 
     eta: float = 0.0
 
-    def step(self, denoise, process, carry, now, then, key):
+    def step(
+        self, denoise: Denoiser, process: GaussianProcess, carry: Carry, now: Node, then: Node, key: Array
+    ) -> Carry:
         x0 = denoise(carry.z, now.t, carry.x0).x0
         if self.eta == 0.0:
             return Carry(ddim_step(carry.z, x0, now, then), x0, now)
@@ -244,7 +248,9 @@ class Euler(Sampler):
                 f"{type(process).__name__}; give variable=time and churn=0, or choose DDIM or DPMSolver"
             )
 
-    def step(self, denoise, process, carry, now, then, key):
+    def step(
+        self, denoise: Denoiser, process: GaussianProcess, carry: Carry, now: Node, then: Node, key: Array
+    ) -> Carry:
         if self.churn:
             carry, now = self._add_noise(process, carry, now, key)
         if self.variable == "sigma":
@@ -313,7 +319,9 @@ class RungeKutta4(Sampler):
 
     num_steps: int = 16
 
-    def step(self, denoise, process, carry, now, then, key):
+    def step(
+        self, denoise: Denoiser, process: GaussianProcess, carry: Carry, now: Node, then: Node, key: Array
+    ) -> Carry:
         h = then.t - now.t
 
         def slope(z: Array, t: Array) -> tuple[Array, Array]:
@@ -356,7 +364,9 @@ class DPMSolver(Sampler):
                 f"{type(process).__name__}; choose method=multistep"
             )
 
-    def step(self, denoise, process, carry, now, then, key):
+    def step(
+        self, denoise: Denoiser, process: GaussianProcess, carry: Carry, now: Node, then: Node, key: Array
+    ) -> Carry:
         x0 = denoise(carry.z, now.t, carry.x0).x0
         if self.method == "singlestep":
             return self._singlestep(denoise, process, carry, x0, now, then)
@@ -411,7 +421,9 @@ class PredictorCorrector(Sampler):
 
     needs_signal: ClassVar[bool] = True
 
-    def step(self, denoise, process, carry, now, then, key):
+    def step(
+        self, denoise: Denoiser, process: GaussianProcess, carry: Carry, now: Node, then: Node, key: Array
+    ) -> Carry:
         predictor_key, corrector_key = jax.random.split(key)
         x0 = denoise(carry.z, now.t, carry.x0).x0
         score = -epsilon_of(process, now.t, carry.z, x0) / now.sigma

@@ -36,7 +36,7 @@ from genjax.model import TrainState
 class LearnedProcess(GaussianProcess):
     """The process of a given gamma(t)."""
 
-    def __init__(self, gamma: nn.Module, params: PyTree):
+    def __init__(self, gamma: nn.Module, params: PyTree) -> None:
         self._gamma, self._params = gamma, params
 
     def gamma(self, t: Array) -> Array:
@@ -56,7 +56,7 @@ class LearnedProcess(GaussianProcess):
 class DrawnProcess(LearnedProcess):
     """A process at drawn times only: `values` of gamma, in their shape."""
 
-    def __init__(self, values: Array):
+    def __init__(self, values: Array) -> None:
         self._values = values
 
     def gamma(self, t: Array) -> Array:
@@ -231,7 +231,9 @@ class VDM(Diffusion):
         total = prior + diffusion + reconstruction
         return {"prior": prior, "diffusion": diffusion, "reconstruction": reconstruction, "total": total}
 
-    def example_losses(self, params, batch, key, training):
+    def example_losses(
+        self, params: PyTree, batch: Batch, key: Array, training: bool
+    ) -> tuple[Array, dict[str, Array]]:
         condition, dropout_keys = self.condition(batch), None
         if training:
             keys = jax.vmap(jax.random.split)(example_keys(jax.random.fold_in(key, 1), batch))

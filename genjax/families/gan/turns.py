@@ -66,7 +66,7 @@ class Turns:
       metrics: metrics of all updates so far.
     """
 
-    def __init__(self, state: TrainState, optimizers: Mapping[str, Any]):
+    def __init__(self, state: TrainState, optimizers: Mapping[str, Any]) -> None:
         self.params = dict(state.params)
         self.metrics: Metrics = {}
         self._state, self._optimizers, self._opt_state = state, optimizers, dict(state.opt_state)

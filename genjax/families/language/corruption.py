@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ class Pairs(Objective):
 # Span corruption
 
 
-def span_counts(length: Array | int, density: float, mean_span: float):
+def span_counts(length: Array | int, density: float, mean_span: float) -> tuple[Any, Any]:
     """Number of noise tokens and number of spans in a text of `length` >= 2 tokens."""
     numpy = jnp if isinstance(length, jax.Array) else np
     noise = numpy.clip(numpy.round(length * density), 1, length - 1)

@@ -15,6 +15,7 @@ this model:
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from genjax.batch import Array, Batch, Metrics
 from genjax.errors import UserError
 from genjax.families.language.bert import BERT, EncoderNetwork
 from genjax.families.language.encoder_tasks import (
+    Heads,
     MaskedLanguageModel,
     Outputs,
     Task,
@@ -36,7 +38,7 @@ from genjax.families.language.networks import bert_network
 from genjax.metrics import Ratio
 from genjax.nn.dropout import fold_in
 from genjax.nn.mixture_of_experts import refuse_experts
-from genjax.nn.transformer import ACTIVATIONS, Transformer, TransformerStack
+from genjax.nn.transformer import ACTIVATIONS, TokenEmbedding, Transformer, TransformerStack
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,9 @@ class ReplacedTokenDetection(MaskedLanguageModel):
         """Masks `tokens`, and adds `places`, `targets`, `weights` [B, K] and the generator's `draw_keys` [B]."""
         return {**super().prepare(batch, keys, vocabulary), "draw_keys": fold_in(keys, 1)}
 
-    def outputs(self, heads, embedding, hidden, pooled, batch, keys) -> Outputs:
+    def outputs(
+        self, heads: Heads, embedding: TokenEmbedding, hidden: Array, pooled: Array | None, batch: Batch, keys: Any
+    ) -> Outputs:
         raise UserError("the task replaced_token_detection has two networks; it is the model ELECTRA that has them")
 
     @staticmethod

@@ -251,7 +251,9 @@ class MaskedLanguageModel(Task):
             batch["num_characters"] = batch["num_characters"] * weights.sum(1) / jnp.maximum(eligible.sum(1), 1)
         return batch
 
-    def outputs(self, heads, embedding, hidden, pooled, batch, keys) -> Outputs:
+    def outputs(
+        self, heads: Heads, embedding: TokenEmbedding, hidden: Array, pooled: Array | None, batch: Batch, keys: Any
+    ) -> Outputs:
         """`logits` [B, K, V] at the chosen places (at all of them, [B, T, V], where none are), `next_sentence` [B, 2]."""
         if "places" in batch:
             hidden = jnp.take_along_axis(hidden, batch["places"][:, :, None], axis=1)
@@ -317,7 +319,9 @@ class Classification(Task):
     def linear(self) -> tuple[tuple[str, int], ...]:
         return (("classes", _given(self.num_classes)),)
 
-    def outputs(self, heads, embedding, hidden, pooled, batch, keys) -> Outputs:
+    def outputs(
+        self, heads: Heads, embedding: TokenEmbedding, hidden: Array, pooled: Array | None, batch: Batch, keys: Any
+    ) -> Outputs:
         """`classes` [B, num_classes]."""
         return {"classes": heads("classes", dropout(pooled, self.dropout, fold_in(keys, 200)))}
 
@@ -347,7 +351,9 @@ class TokenClassification(Task):
     def linear(self) -> tuple[tuple[str, int], ...]:
         return (("token_classes", _given(self.num_classes)),)
 
-    def outputs(self, heads, embedding, hidden, pooled, batch, keys) -> Outputs:
+    def outputs(
+        self, heads: Heads, embedding: TokenEmbedding, hidden: Array, pooled: Array | None, batch: Batch, keys: Any
+    ) -> Outputs:
         """`token_classes` [B, T, num_classes]."""
         return {"token_classes": heads("token_classes", dropout(hidden, self.dropout, fold_in(keys, 200)))}
 
@@ -385,7 +391,9 @@ class SpanExtraction(Task):
     def linear(self) -> tuple[tuple[str, int], ...]:
         return (("span", 2),)
 
-    def outputs(self, heads, embedding, hidden, pooled, batch, keys) -> Outputs:
+    def outputs(
+        self, heads: Heads, embedding: TokenEmbedding, hidden: Array, pooled: Array | None, batch: Batch, keys: Any
+    ) -> Outputs:
         """`span` [B, 2, T]: logits of the first and of the last place."""
         return {"span": heads("span", hidden).swapaxes(1, 2)}
 
@@ -462,7 +470,9 @@ class SentenceEmbedding(Task):
         kept = {"padding": batch["padding"]} if "padding" in batch else {}
         return {"tokens": jnp.concatenate(wide(rows)), "mask": jnp.concatenate(wide(masks)), **kept}
 
-    def outputs(self, heads, embedding, hidden, pooled, batch, keys) -> Outputs:
+    def outputs(
+        self, heads: Heads, embedding: TokenEmbedding, hidden: Array, pooled: Array | None, batch: Batch, keys: Any
+    ) -> Outputs:
         """`embedding` [B, C] of length 1."""
         return {"embedding": normalized(mean_pool(hidden, token_mask(batch)))}
 
@@ -486,7 +496,11 @@ class SentenceEmbedding(Task):
         nll, found, _ = self._scores(outputs, batch)
         return nll.mean(), {"retrieval_accuracy": found.mean()}
 
-    def objective(self, prepared, outputs) -> BatchLoss:
+    def objective(
+        self,
+        prepared: Callable[[Batch, Array], tuple[Batch, Array]],
+        outputs: Callable[[PyTree, Batch, Array], Outputs],
+    ) -> BatchLoss:
         def pairs(params: PyTree, batch: Batch, key: Array) -> Array:
             """Embeddings of both texts of each example, [B, 2, C]."""
             return jnp.stack(jnp.split(outputs(params, *prepared(batch, key))["embedding"], 2), axis=1)

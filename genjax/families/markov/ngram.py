@@ -45,7 +45,7 @@ class NGram:
         order: int = 5,
         smoothing: Literal["additive", "witten_bell", "kneser_ney"] = "kneser_ney",
         pseudo_count: float = 1.0,
-    ):
+    ) -> None:
         if order < 1:
             raise UserError(f"order={order} must be at least 1")
         if smoothing not in ("additive", "witten_bell", "kneser_ney"):

@@ -49,14 +49,16 @@ def draw_momentum(key: Array, inverse_mass: Array) -> Array:
     return jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(inverse_mass), noise, lower=True, trans=1)
 
 
-def random_walk(key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array):
+def random_walk(
+    key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array
+) -> tuple[Array, Info]:
     """Metropolis with normal proposals of covariance step_size^2 M^-1."""
     keys = jax.random.split(key)
     direction = apply_metric(inverse_mass, draw_momentum(keys[0], inverse_mass))
     return _metropolis(keys[1], q, q + step_size * direction, log_density(q), log_density, 0.0, 0)
 
 
-def mala(key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array):
+def mala(key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array) -> tuple[Array, Info]:
     """Metropolis-adjusted Langevin (Roberts & Tweedie 1996): one leapfrog step of HMC."""
     return hmc(key, q, log_density, step_size, inverse_mass, 1)
 
@@ -69,7 +71,9 @@ def _metropolis(key, q, proposal, before, log_density, log_ratio, num_gradients)
     return jnp.where(accept, proposal, q), info
 
 
-def leapfrog(gradient: Callable, q: Array, p: Array, g: Array, step_size: Array, inverse_mass: Array):
+def leapfrog(
+    gradient: Callable, q: Array, p: Array, g: Array, step_size: Array, inverse_mass: Array
+) -> tuple[Array, Array, Array, Array]:
     """One step; returns q, p, log-density, gradient."""
     p = p + 0.5 * step_size * g
     q = q + step_size * apply_metric(inverse_mass, p)
@@ -77,7 +81,9 @@ def leapfrog(gradient: Callable, q: Array, p: Array, g: Array, step_size: Array,
     return q, p + 0.5 * step_size * g, value, g
 
 
-def hmc(key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array, num_leapfrog: int = 16):
+def hmc(
+    key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array, num_leapfrog: int = 16
+) -> tuple[Array, Info]:
     """Hamiltonian Monte Carlo (Neal 2011) with a fixed number of leapfrog steps."""
     keys = jax.random.split(key)
     gradient = jax.value_and_grad(log_density)
@@ -126,7 +132,9 @@ def uniform_at(seed: Array, counter: Array, stream: int) -> Array:
     return ((x >> np.uint32(8)).astype(jnp.float32) + 0.5) * 2.0**-24
 
 
-def nuts(key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array, max_depth: int = 10):
+def nuts(
+    key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array, max_depth: int = 10
+) -> tuple[Array, Info]:
     """No-U-turn sampler.  Subtrees are built leaf by leaf, with checkpoints of their left ends (Phan et al. 2019)."""
     gradient = jax.value_and_grad(log_density)
     momentum_key, key = jax.random.split(key)
@@ -210,7 +218,7 @@ def nuts(key: Array, q: Array, log_density: Callable, step_size: Array, inverse_
 
 def slice_sampling(
     key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array, max_steps: int = 20
-):
+) -> tuple[Array, Info]:
     """Slice sampling along a random direction, by stepping out and shrinking (Neal 2003)."""
     keys = jax.random.split(key, 4)
     direction = step_size * apply_metric(inverse_mass, draw_momentum(keys[0], inverse_mass))
@@ -269,7 +277,9 @@ class RandomWalk(Kernel):
     def target_acceptance(self) -> float:
         return 0.3
 
-    def step(self, key, q, log_density, step_size, inverse_mass):
+    def step(
+        self, key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array
+    ) -> tuple[Array, Info]:
         return random_walk(key, q, log_density, step_size, inverse_mass)
 
 
@@ -281,7 +291,9 @@ class Mala(Kernel):
     def target_acceptance(self) -> float:
         return 0.6
 
-    def step(self, key, q, log_density, step_size, inverse_mass):
+    def step(
+        self, key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array
+    ) -> tuple[Array, Info]:
         return mala(key, q, log_density, step_size, inverse_mass)
 
 
@@ -295,7 +307,9 @@ class Hmc(Kernel):
 
     num_leapfrog: int = 16
 
-    def step(self, key, q, log_density, step_size, inverse_mass):
+    def step(
+        self, key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array
+    ) -> tuple[Array, Info]:
         return hmc(key, q, log_density, step_size, inverse_mass, self.num_leapfrog)
 
 
@@ -312,7 +326,9 @@ class Nuts(Kernel):
     max_depth: int = 10
     target_acceptance: float = 0.9
 
-    def step(self, key, q, log_density, step_size, inverse_mass):
+    def step(
+        self, key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array
+    ) -> tuple[Array, Info]:
         return nuts(key, q, log_density, step_size, inverse_mass, self.max_depth)
 
 
@@ -330,7 +346,9 @@ class Slice(Kernel):
     def target_acceptance(self) -> None:
         return None
 
-    def step(self, key, q, log_density, step_size, inverse_mass):
+    def step(
+        self, key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array
+    ) -> tuple[Array, Info]:
         return slice_sampling(key, q, log_density, step_size, inverse_mass, self.max_steps)
 
 
@@ -361,7 +379,9 @@ class Tempering(Kernel):
     def num_replicas(self) -> int:
         return len(self.temperatures)
 
-    def step(self, key, q, log_density, step_size, inverse_mass):
+    def step(
+        self, key: Array, q: Array, log_density: Callable, step_size: Array, inverse_mass: Array
+    ) -> tuple[Array, Info]:
         if inverse_mass.ndim == 2:
             raise UserError("parallel tempering keeps a diagonal metric of each replica: set dense_mass=false")
         count = self.num_replicas

@@ -38,7 +38,9 @@ class AttentionCell(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, carry: tuple[Array, Array], y: Array, memory: Array, keys: Array, mask: Array):
+    def __call__(
+        self, carry: tuple[Array, Array], y: Array, memory: Array, keys: Array, mask: Array
+    ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         state, fed = carry
         dense = lambda name, size, bias=True: nn.Dense(size, use_bias=bias, dtype=self.dtype, name=name)  # noqa: E731
 
@@ -114,7 +116,9 @@ class AttentionNetwork(nn.Module):
         features = dropout(features, self.dropout_rate, fold_in(dropout_keys, 102))
         return self.head(features), {**memory, "state": state, "fed": fed}, weights
 
-    def __call__(self, source: Array, mask: Array, tokens: Array, dropout_keys: Array | None = None):
+    def __call__(
+        self, source: Array, mask: Array, tokens: Array, dropout_keys: Array | None = None
+    ) -> tuple[Array, Array]:
         logits, _, weights = self.decode(self.encode(source, mask, dropout_keys), tokens, dropout_keys)
         return logits, weights
 

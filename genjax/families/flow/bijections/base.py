@@ -71,7 +71,7 @@ def no_change(x: Array) -> Array:
 class LayerError(UserError):
     """What a layer returned is not finite; the message names it by its path."""
 
-    def __init__(self, what: str, path: str, count: str):
+    def __init__(self, what: str, path: str, count: str) -> None:
         super().__init__(
             f"the {what} of layer {path} is not finite for {count} examples; "
             "look at the range of its inputs, or lower the learning rate"
