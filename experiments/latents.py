@@ -38,7 +38,7 @@ from experiments import command_line
 from genjax.config import ConfigError
 from genjax.data import Images, random_order, write_grid
 from genjax.evaluation import disentanglement, latents, likelihood
-from genjax.model import ChecksLabels
+from genjax.model import HasClasses
 from genjax.tools import conditions
 from genjax.tools import latents as latent_tables
 from genjax.tools.likelihood import log_likelihoods
@@ -221,7 +221,7 @@ def augment(run: Any) -> None:
             f"--tool=augment needs a model conditional on classes, such as conditional_vae; {type(run.model).__name__} is not"
         )
     label = np.repeat(np.arange(num_classes, dtype=np.int32), flags.FLAGS.num_samples)
-    if isinstance(run.model, ChecksLabels):
+    if isinstance(run.model, HasClasses):
         run.model.check_labels(label)
     samples = run.sample(jax.random.key(flags.FLAGS.seed), len(label), label=label)
     path = Path(run.workdir) / "latents" / "augmentation.npz"

@@ -92,11 +92,9 @@ class GenerativeModel(Protocol):
 
         `batch` tells the shapes; models with a data-dependent start read its values too.
         """
-        ...
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Each metric is a float scalar or a `Ratio` of two scalars; one metric is `loss`."""
-        ...
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Metrics of a batch: an array [B] with a value per example, or a `Ratio` of two such arrays.
@@ -106,14 +104,12 @@ class GenerativeModel(Protocol):
         one example depends on other examples of the batch (a contrast, a mean over the batch, a pairing) leaves the padding
         out, so that the values are the same with padding and without, whatever the padding holds.
         """
-        ...
 
     def sample(self, state: TrainState, key: Array, num_samples: int, **condition: Any) -> Array:
         """Draws `num_samples` examples, shape [num_samples, ...], in the form of the arrays in a batch."""
-        ...
 
 
-# Optional capabilities, looked for by `isinstance`.
+# Optional capabilities, asked for by `isinstance`: those of the engine first, then those of tools.
 
 
 @runtime_checkable
@@ -124,14 +120,12 @@ class HasPretrained(Protocol):
 
     def with_pretrained_sizes(self) -> GenerativeModel:
         """The model with the sizes of the checkpoint; the model itself where `pretrained` is None."""
-        ...
 
     def pretrained_params(self, params: PyTree) -> PyTree:
         """The parameters to start from, in the tree of `params` and on the same devices: values of the checkpoint.
 
         Parameters that the checkpoint does not have are initialised anew.
         """
-        ...
 
 
 @runtime_checkable
@@ -159,20 +153,29 @@ class ChecksStart(Protocol):
         Raises:
           UserError: the run cannot start from `source`.
         """
-        ...
 
 
 @runtime_checkable
 class ChecksData(Protocol):
-    """A model that cannot learn from every data set."""
-
     def check_data(self, spec: Mapping[str, Any]) -> None:
-        """Called with the data set's `spec()` before anything is computed.
+        """Called with what a data set says of itself; raises UserError where the model cannot learn from such data."""
 
-        Raises:
-          UserError: the model cannot learn from such data.
+
+@runtime_checkable
+class TakesConditions(Protocol):
+    """A model whose samples are drawn given something."""
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays that `sample` takes, each with a row for each sample; options are not among them.
+
+        `label` is a class, `condition` the other columns of a table, `source` what a sample translates or answers.
         """
-        ...
+
+
+def takes(model: GenerativeModel, condition: str) -> bool:
+    """Whether samples of a model are drawn given a condition of this name."""
+    return isinstance(model, TakesConditions) and condition in model.conditions
 
 
 @runtime_checkable
@@ -185,7 +188,6 @@ class ChecksSteps(Protocol):
         Raises:
           UserError: so few steps do not give what is asked.
         """
-        ...
 
 
 @runtime_checkable
@@ -198,66 +200,36 @@ class ChecksCondition(Protocol):
         Raises:
           UserError: a value is not one that the model knows, such as a token outside its vocabulary.
         """
-        ...
 
 
 @runtime_checkable
-class ChecksLabels(Protocol):
-    """A model that can be conditional on classes."""
+class HasClasses(Protocol):
+    """A model that can be conditional on classes; whether it is, `takes(model, "label")` says."""
+
+    num_classes: int | None
 
     def check_labels(self, label: Array) -> None:
-        """Called with the classes [N] of the samples that are asked for.
-
-        Raises:
-          UserError: the model is not conditional on classes, or there is no such class.
-        """
-        ...
+        """Called with the classes [N] of samples; raises UserError where the model is not conditional on them, or lacks one."""
 
 
 @runtime_checkable
-class HasLogProb(Protocol):
-    def log_prob(self, state: TrainState, batch: Batch) -> Array:
-        """Exact log-density or log-probability of each example in nats, shape [B]."""
-        ...
+class HasVocabulary(Protocol):
+    """A model of tokens, which are the integers below `vocab_size`."""
+
+    vocab_size: int | None
 
 
 @runtime_checkable
-class HasLogProbBound(Protocol):
-    def log_prob_bound(self, state: TrainState, batch: Batch, key: Array) -> Array:
-        """A lower bound on the log-probability of each example in nats, shape [B]."""
-        ...
+class HasExtraTokens(HasVocabulary, Protocol):
+    """A model with `extra_tokens` of its own behind the vocabulary."""
+
+    extra_tokens: int
 
 
 @runtime_checkable
-class HasLatents(Protocol):
-    def encode(self, state: TrainState, batch: Batch) -> Array:
-        """Returns the latent code of each example, shape [B, latent_dim] (the posterior mean where there is one)."""
-        ...
-
-    def decode(self, state: TrainState, latents: Array, **condition: Any) -> Array:
-        """Returns the mean of the output distribution for each latent, shape [B, *data_shape]."""
-        ...
-
-
-@runtime_checkable
-class HasLogits(Protocol):
-    def logits(self, state: TrainState, tokens: Array, **condition: Any) -> Array:
-        """Next-token logits of token sequences [B, T], shape [B, T, vocab_size]."""
-        ...
-
-
-@runtime_checkable
-class HasScore(Protocol):
-    def score(self, state: TrainState, x: Array, *args: Any) -> Array:
-        """Gradient of the log-density by x, shape of x."""
-        ...
-
-
-@runtime_checkable
-class HasDenoise(Protocol):
-    def denoise(self, state: TrainState, x: Array, noise_level: Array, **condition: Any) -> Array:
-        """Posterior mean of the clean data given noisy x, shape of x."""
-        ...
+class Summarizes(Protocol):
+    def summarize(self, means: dict[str, float]) -> dict[str, float]:
+        """Adds to the means of `evaluate` what follows from them, such as the perplexity of nats a token."""
 
 
 @runtime_checkable
@@ -267,7 +239,6 @@ class HasWarnings(Protocol):
 
         `metrics` are means over the steps since the last line of the log.
         """
-        ...
 
 
 @runtime_checkable
@@ -280,4 +251,173 @@ class CanDiagnose(Protocol):
         Raises:
           UserError: names the layer or the input that is to blame, as a part of a sentence.
         """
-        ...
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    def reconstruct(self, state: TrainState, batch: Batch, key: Array) -> Array:
+        """What the model makes of each example, such as its decoded code, shape of x."""
+
+
+@runtime_checkable
+class HasLogProb(Protocol):
+    def log_prob(self, state: TrainState, batch: Batch) -> Array:
+        """Exact log-density or log-probability of each example in nats, shape [B]."""
+
+
+@runtime_checkable
+class HasLogProbBound(Protocol):
+    def log_prob_bound(self, state: TrainState, batch: Batch, key: Array) -> Array:
+        """A lower bound on the log-probability of each example in nats, shape [B]."""
+
+
+@runtime_checkable
+class Dequantizes(Protocol):
+    """A model that can add noise to x with levels; where it does, only a bound of the likelihood is known."""
+
+    dequantization: Any | None
+
+
+@runtime_checkable
+class HasPseudoLogProb(Protocol):
+    def pseudo_log_prob(self, state: TrainState, batch: Batch) -> Array:
+        """Sum over tokens of log p(token | all others) in nats, shape [B]."""
+
+
+@runtime_checkable
+class HasLatents(Protocol):
+    def encode(self, state: TrainState, batch: Batch) -> Array:
+        """Returns the latent code of each example, shape [B, latent_dim] (the posterior mean where there is one)."""
+
+    def decode(self, state: TrainState, latents: Array, **condition: Any) -> Array:
+        """Returns the mean of the output distribution for each latent, shape [B, *data_shape]."""
+
+
+@runtime_checkable
+class DecodesNoise(Protocol):
+    """A model whose samples are decoded standard normal latents."""
+
+    latent_dim: int
+
+    def decode(self, state: TrainState, latents: Array, **condition: Any) -> Array:
+        """The example that each latent [B, latent_dim] stands for, shape [B, *data_shape]."""
+
+
+@runtime_checkable
+class HasCodeVariables(Protocol):
+    """A model whose code has variables of several kinds."""
+
+    num_variables: int
+
+    def traverse(self, state: TrainState, key: Array, variable: int, num_rows: int, num_values: int) -> Array:
+        """Samples that differ along columns in one variable, shape [num_rows, num_columns, *data_shape]."""
+
+
+@runtime_checkable
+class HasFeatures(Protocol):
+    """A classifier whose features measure and make pictures.
+
+    Attributes:
+      channels: one for each of its levels.
+    """
+
+    channels: tuple[int, ...]
+
+    def network(self) -> Any:
+        """Its Linen module."""
+
+    def features(self, state: TrainState, x: Array) -> tuple[Array, Array]:
+        """Features [B, D] and logits [B, K] of pictures [B, H, W, C]."""
+
+
+@runtime_checkable
+class HasStates(Protocol):
+    def decode_states(self, state: TrainState, batch: Batch) -> tuple[Array, Array]:
+        """The likeliest path of hidden states [B, T], and its log-probability with the frames in nats [B]."""
+
+
+@runtime_checkable
+class HasComponents(Protocol):
+    def responsibilities(self, state: TrainState, batch: Batch) -> Array:
+        """Probability of each component of a mixture given x, shape [B, K]."""
+
+
+@runtime_checkable
+class HasModes(Protocol):
+    def modes(self, state: TrainState) -> Any:
+        """How each mode of linear dynamics moves: what a frame leaves of it, and its period in frames, shape [K, 2]."""
+
+
+@runtime_checkable
+class HasDraws(Protocol):
+    def draws(self, state: TrainState) -> Any:
+        """The draws of all chains, as a `monte_carlo.Draws`."""
+
+
+@runtime_checkable
+class Forecasts(Protocol):
+    def forecast(self, state: TrainState, key: Array, past: Array, num_steps: int, num_samples: int) -> Array:
+        """Futures of series [B, T, D], shape [num_samples, B, num_steps, D]."""
+
+
+@runtime_checkable
+class ContinuesText(HasVocabulary, Protocol):
+    """A model that goes on from a prompt.  A `Sampling`, a `Decoder` and a `Generation` are those of `genjax.decoding`."""
+
+    start_token: int | None
+    end_token: int | None
+    sampling: Any
+
+    def token_decoder(self, state: TrainState) -> Any:
+        """The `Decoder` with which functions of `genjax.decoding` run the model."""
+
+    def generate(self, state: TrainState, key: Array, prompts: Array, max_new_tokens: int, **options: Any) -> Any:
+        """A `Generation` of at most `max_new_tokens` tokens after each of prompts [B, P]."""
+
+
+@runtime_checkable
+class AnswersText(HasVocabulary, Protocol):
+    """A model that writes an answer to a source."""
+
+    end_token: int | None
+
+    @property
+    def answer_start(self) -> int:
+        """The token that every answer begins with."""
+
+    def answer_decoder(self, state: TrainState, source: Array, source_mask: Array | None = None) -> Any:
+        """The `Decoder` with which functions of `genjax.decoding` write answers to sources [B, S]."""
+
+    def translate(self, state: TrainState, source: Array, source_mask: Array | None, num_beams: int) -> Array:
+        """The likeliest answer to each source [B, S] that a search with so many beams finds, shape [B, T]."""
+
+
+@runtime_checkable
+class MakesSources(Protocol):
+    def with_source(self, batch: Batch, key: Array) -> Batch:
+        """The batch with `source`, `source_mask` and `tokens`: its own pairs, or what the model makes of a text."""
+
+
+@runtime_checkable
+class FillsMasks(HasVocabulary, Protocol):
+    """A model that fills in tokens in the places of `mask_token`."""
+
+    mask_token: int | None
+
+    def fill(self, state: TrainState, key: Array, batch: Batch, temperature: float) -> Array:
+        """Tokens with their masks filled, [B, T]."""
+
+    def likeliest(self, state: TrainState, batch: Batch, top_k: int = 5) -> tuple[Array, Array]:
+        """The likeliest tokens at every place and their log-probabilities, shape [B, T, top_k] each."""
+
+
+@runtime_checkable
+class ShowsAttention(Protocol):
+    def attention_weights(self, state: TrainState, batch: Batch) -> list[tuple[Array, Array | None]]:
+        """Of each layer, attention to the own tokens [B, H, T, T], and to those of a source [B, H, T, S] or None."""
+
+
+@runtime_checkable
+class MergesUpdates(Protocol):
+    def merged_params(self, params: PyTree) -> PyTree:
+        """The network's own parameters, with low-rank updates added where there are any."""

@@ -38,7 +38,7 @@ from genjax.interop.huggingface import (
     read_config,
     read_object,
 )
-from genjax.model import TrainState
+from genjax.model import MergesUpdates, TrainState
 from genjax.nn.transformer import Transformer
 
 #: The model class of genjax for each `model_type` of config.json.
@@ -110,7 +110,7 @@ def _written(architecture: Architecture, model: Any) -> binding.Bindings:
 
 def _whole(model: Any, params: PyTree) -> PyTree:
     """The network's parameters, low-rank updates added where there are any."""
-    return model.network_params(params) if hasattr(model, "network_params") else params
+    return model.merged_params(params) if isinstance(model, MergesUpdates) else params
 
 
 #: Fields of a stack that decide what it computes, and of a model above it.

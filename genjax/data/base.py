@@ -9,7 +9,7 @@ import hashlib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -27,11 +27,7 @@ class DataError(UserError):
 
 
 class Examples(Protocol):
-    """Random access to the examples of a split.
-
-    A class may also have a method `batch_indices(step, batch_size, seed)`; the indices [batch_size] that it returns,
-    unless it returns None, replace the shuffled order of training.
-    """
+    """Random access to the examples of a split."""
 
     def __len__(self) -> int: ...
 
@@ -42,6 +38,14 @@ class Examples(Protocol):
     def arrays(self) -> dict[str, np.ndarray] | None:
         """All examples as arrays with leading axis `len(self)`, or None if they are not in memory."""
         ...
+
+
+@runtime_checkable
+class ChoosesBatches(Protocol):
+    """Examples with an order of their own in training, such as windows that go on where those of the last batch ended."""
+
+    def batch_indices(self, step: int, batch_size: int, seed: int) -> np.ndarray | None:
+        """Indices [batch_size] of the batch of a step, or None for the shuffled order."""
 
 
 class ArrayExamples:
@@ -165,6 +169,33 @@ class Data(abc.ABC):
     def protocol(self) -> str:
         """How examples are prepared, in a few words; every evaluation prints them."""
         return "as stored"
+
+
+# What some data sets have for tools beside; asked for by `isinstance`.
+
+
+@runtime_checkable
+class WritesAnswers(Protocol):
+    def write_answers(self, batch: dict[str, np.ndarray], answers: np.ndarray, stem: Path) -> list[Path]:
+        """Writes answers [N, ...] of a model beside what they answer; as `Data.write_samples`."""
+
+
+@runtime_checkable
+class DecodesTokens(Protocol):
+    def decode(self, tokens: np.ndarray) -> str:
+        """The text of tokens [T]."""
+
+
+@runtime_checkable
+class HasTokenizer(Protocol):
+    def make_tokenizer(self) -> Any:
+        """The `Tokenizer` that made the tokens."""
+
+
+@runtime_checkable
+class HasConditionColumns(Protocol):
+    def condition(self, values: list[float]) -> np.ndarray:
+        """What a model sees of numbers in the units of the data, float32 [K]."""
 
 
 @functools.lru_cache(maxsize=16)

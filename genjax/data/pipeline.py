@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from genjax.data.base import RESIDENT_BYTES, Data, DataError, Examples
+from genjax.data.base import RESIDENT_BYTES, ChoosesBatches, Data, DataError, Examples
 
 #: Number of examples of a large set whose content is compared between two starts of a run.
 NUM_COMPARED = 16
@@ -98,8 +98,9 @@ class Pipeline:
 
     def indices(self, step: int) -> np.ndarray:
         """Indices of the global batch of a step, shape [batch_size]."""
-        own = getattr(self.examples, "batch_indices", lambda *_: None)(step, self.data.batch_size, self.seed)
-        return shuffled_indices(self.seed, step, self.data.batch_size, len(self.examples)) if own is None else own
+        size = self.data.batch_size
+        own = self.examples.batch_indices(step, size, self.seed) if isinstance(self.examples, ChoosesBatches) else None
+        return shuffled_indices(self.seed, step, size, len(self.examples)) if own is None else own
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """This process's slice of the batch of a step."""

@@ -19,7 +19,7 @@ class TokenModel:
     """Mixin for a dataclass with the fields vocab_size, sequence_length, start_token, end_token and sampling.
 
     The dataclass defines `_target_logits(params, batch) -> [B, T, V]`, the logits of the targets tokens[:, 1:] without
-    dropout, and `decoder(state)`.
+    dropout, and `token_decoder(state)`.
     """
 
     def _target_logits(self, params: PyTree, batch: Batch) -> Array:
@@ -58,6 +58,11 @@ class TokenModel:
         logits = self._target_logits(state.eval_params, batch)
         return -(token_nll(logits, batch["tokens"][:, 1:]) * token_weights(batch)).sum(1)
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays that `sample` takes."""
+        return ("prompt",)
+
     def check_condition(self, prompt: Array | None = None, **options: Any) -> None:
         """Raises UserError if the condition `prompt` of `sample` has a token outside the vocabulary."""
         del options
@@ -80,7 +85,7 @@ class TokenModel:
         """
         check_tokens(prompts, self.vocab_size)
         options = {"sampling": self.sampling, "end_token": self.end_token, **options}
-        return generate(self.decoder(state), key, prompts, max_new_tokens, lengths=lengths, **options)
+        return generate(self.token_decoder(state), key, prompts, max_new_tokens, lengths=lengths, **options)
 
     def sample(
         self, state: TrainState, key: Array, num_samples: int, prompt: Array | None = None, **options: Any

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import jax
 import numpy as np
 
 from genjax.data import random_order
+from genjax.data.base import WritesAnswers
+from genjax.model import MakesSources, takes
 from genjax.training import Run
 
 
@@ -23,17 +24,12 @@ def examples_to_answer(run: Run, num_samples: int, key: Any) -> dict[str, Any] |
         return None
     model = run.model
     batch = examples_in_order(run, np.arange(num_samples), key)
-    return jax.device_get(model.with_source(batch, key) if hasattr(model, "with_source") else batch)
+    return jax.device_get(model.with_source(batch, key) if isinstance(model, MakesSources) else batch)
 
 
 def answers_examples(run: Run) -> bool:
     """Whether samples of a run are answers to examples, which its data can show beside them."""
-    return hasattr(run.experiment.data, "write_answers") and answers_sources(run.model)
-
-
-def answers_sources(model: Any) -> bool:
-    """Whether samples of a model are answers to a condition `source`."""
-    return "source" in inspect.signature(model.sample).parameters
+    return isinstance(run.experiment.data, WritesAnswers) and takes(run.model, "source")
 
 
 def examples_in_order(run: Run, rows: np.ndarray, key: Any) -> dict[str, Any]:

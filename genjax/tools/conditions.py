@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from genjax import config
+from genjax.data.base import HasConditionColumns
 from genjax.families.diffusion.diffusion import Diffusion
-from genjax.model import ChecksLabels, HasLogProb
+from genjax.model import Dequantizes, HasClasses, HasLogProb, takes
 from genjax.training import Run, runs
 
 
@@ -31,27 +31,14 @@ def guided_by_step(run: Run, step: int | str | None) -> Run:
     return dataclasses.replace(run, state=run.state.replace(extra={**run.state.extra, "weak_params": weak}))
 
 
-def _takes(model: Any, condition: str) -> bool:
-    """Whether `model.sample` takes a condition; models that take any name say themselves which they do not know."""
-    parameters = inspect.signature(model.sample).parameters.values()
-    return any(p.name == condition or p.kind is p.VAR_KEYWORD for p in parameters)
-
-
 def has_exact_log_prob(model: Any) -> bool:
     """Whether the likelihood is exact; otherwise `log_prob_bound` is the one to ask for, as of flows that dequantise."""
-    return isinstance(model, HasLogProb) and getattr(model, "dequantization", None) is None
+    return isinstance(model, HasLogProb) and not (isinstance(model, Dequantizes) and model.dequantization is not None)
 
 
 def takes_labels(model: Any) -> bool:
-    """Whether samples of a model are conditional on classes: its `check_labels` says so."""
-    if not isinstance(model, ChecksLabels):
-        return False
-    try:
-        # Before it is resolved a model does not know how many classes there are.
-        config.fill_none(model, {"num_classes": 1}).check_labels(np.zeros(1, np.int32))
-    except ValueError:
-        return False
-    return True
+    """Whether samples of a model are conditional on classes: its `conditions` say so."""
+    return takes(model, "label")
 
 
 def labels_for(model: Any, classes: Sequence[str], count: int, names: Sequence[str] = ()) -> np.ndarray:
@@ -73,11 +60,10 @@ def labels_for(model: Any, classes: Sequence[str], count: int, names: Sequence[s
     except (ValueError, OverflowError):
         known = f" or names out of {', '.join(names)}" if names else ""
         raise config.ConfigError(f"--label={','.join(classes)} is not a list of class numbers{known}") from None
-    if not _takes(model, "label"):
+    if not isinstance(model, HasClasses):
         raise config.ConfigError(f"{type(model).__name__} is not conditional on classes; leave --label out")
     # Inside of the compiled sampler their values are not known.
-    if isinstance(model, ChecksLabels):
-        model.check_labels(label)
+    model.check_labels(label)
     return label
 
 
@@ -87,9 +73,9 @@ def condition_for(model: Any, data: Any, given: Sequence[float], count: int) -> 
     Raises:
       ConfigError: the data have no condition, or the model does not take one.
     """
-    if not _takes(model, "condition"):
+    if not takes(model, "condition"):
         raise config.ConfigError(f"{type(model).__name__} is not conditional on columns; leave --condition out")
-    if not hasattr(data, "condition"):
+    if not isinstance(data, HasConditionColumns):
         raise config.ConfigError(f"the data {data.name} have no condition; leave --condition out")
     return np.tile(data.condition(list(given)), (count, 1))
 

@@ -13,6 +13,7 @@ from genjax.config import ConfigError
 from genjax.data import Images
 from genjax.evaluation.inception import InceptionV3, prepare
 from genjax.interop.inception import inception_params
+from genjax.model import HasFeatures
 from genjax.training import runs
 
 #: What maps pictures [B, H, W, C] in [0, 1] to features [B, D] and logits [B, K] or None.
@@ -68,7 +69,7 @@ def classifier_features(path: Path) -> tuple[str, Extract]:
 def _classifier_function(path: Path) -> tuple[str, Any]:
     run = runs.restore(path)
     data, model = run.experiment.data, run.model
-    if not hasattr(model, "features"):
+    if not isinstance(model, HasFeatures):
         raise ConfigError(f"--features={path} is a run of {type(model).__name__}, which gives no features")
     if not isinstance(data, Images) or data.preprocessing != "unit" or data.flatten:
         raise ConfigError(f"--features={path} must be trained on pictures with data.preprocessing=unit")

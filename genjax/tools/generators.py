@@ -19,6 +19,7 @@ from genjax.config import ConfigError
 from genjax.data import Images, write_grid
 from genjax.data.videos import write_gif
 from genjax.evaluation.latents import spherical_interpolation
+from genjax.model import DecodesNoise, takes
 from genjax.tools.drawing import plot_curves
 from genjax.training import Experiment, Run, records
 
@@ -30,10 +31,10 @@ def check_can_draw(name: str, experiment: Experiment) -> None:
         return
     if not isinstance(data, Images):
         raise ConfigError(f"{name} needs pictures; the data are {type(data).__name__}")
-    if not (hasattr(model, "decode") and hasattr(model, "latent_dim")):
+    if not isinstance(model, DecodesNoise):
         raise ConfigError(f"{name} needs a model that decodes normal latents; the model is {type(model).__name__}")
-    if name == "classes" and getattr(model, "conditioning", "none") == "none":
-        raise ConfigError(f"{name} needs a GAN that is conditional on classes; the model is {type(model).__name__}")
+    if name == "classes" and not takes(model, "label"):
+        raise ConfigError(f"{name} needs a model that is conditional on classes; the model is {type(model).__name__}")
 
 
 def latents(run: Run, seed: int, *shape: int) -> jax.Array:

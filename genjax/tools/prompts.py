@@ -20,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax import config, decoding
+from genjax.data.base import HasTokenizer
 from genjax.data.text.tokenizer import Tokenizer
+from genjax.model import AnswersText, ContinuesText, FillsMasks, HasExtraTokens
 from genjax.training import Run, runs
 
 #: Number of new tokens at most where nobody says.
@@ -103,7 +105,7 @@ def generate(run: Run, prompt: str = "", options: Options | None = None) -> Iter
     """
     options = options or Options()
     tokenizer = tokenizer_of(run)
-    if hasattr(run.model, "likeliest"):
+    if isinstance(run.model, FillsMasks):
         return iter(["\n".join(fill_masks(run, tokenizer, prompt))])
     tokens = continuation(run, tokenizer, prompt, options)
     ends = decoding.end_tokens(run.model.end_token)
@@ -141,8 +143,7 @@ def tokenizer_of(run: Run) -> Tokenizer:
       ConfigError: its data are no tokens with text, or the tokenizer is not that of the checkpoint.
     """
     data, model = run.experiment.data, run.model
-    writes = hasattr(model, "likeliest") or hasattr(model, "generator") or callable(getattr(model, "decoder", None))
-    if not hasattr(data, "make_tokenizer") or not writes:
+    if not isinstance(data, HasTokenizer) or not isinstance(model, FillsMasks | AnswersText | ContinuesText):
         raise config.ConfigError(
             f"{run.workdir} holds a {type(model).__name__} of {type(data).__name__}, which continues no text"
         )
@@ -179,15 +180,15 @@ def fill_masks(run: Run, tokenizer: Tokenizer, text: str) -> Iterator[str]:
 def start_of(run: Run, tokenizer: Tokenizer, text: str) -> tuple[Any, np.ndarray]:
     """How the model goes on, and the tokens [P] from which: those of a prompt, or the beginning of the answer to it."""
     model = run.model
-    if hasattr(model, "generator"):
+    if isinstance(model, AnswersText):
         source = np.array([run.experiment.data.source_ids(text)], np.int32)
-        return model.generator(run.state, source), np.array([model.special_tokens().start], np.int32)
+        return model.answer_decoder(run.state, source), np.array([model.answer_start], np.int32)
     prompt, start = np.append(tokenizer.frame[0], tokenizer.encode(text)), model.start_token or 0
     # Where documents have a start of their own, so has the prompt.
     own = start >= tokenizer.vocab_size or (tokenizer.kind != "file" and start in tokenizer.special.values())
     if not len(prompt) or own:
         prompt = np.append(start, prompt)
-    return model.decoder(run.state), prompt.astype(np.int32)
+    return model.token_decoder(run.state), prompt.astype(np.int32)
 
 
 def pieces_of(tokenizer: Tokenizer) -> list[bytes]:
@@ -215,7 +216,8 @@ def continuation(run: Run, tokenizer: Tokenizer, text: str, options: Options) ->
         constraint = None
         if options.regex is not None:
             pieces = pieces_of(tokenizer)
-            missing = getattr(model, "num_tokens", model.vocab_size) - len(pieces)
+            added = model.extra_tokens if isinstance(model, HasExtraTokens) else 0
+            missing = model.vocab_size + added - len(pieces)
             constraint = decoding.from_regular_expression(options.regex, pieces + [b""] * missing)
         return decoding.stream(
             decoder,

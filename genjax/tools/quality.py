@@ -20,8 +20,9 @@ from genjax.data import Images, random_order, write_grid
 from genjax.evaluation import quality
 from genjax.evaluation.neighbors import NearestNeighbors, memorization
 from genjax.evaluation.quality import FeatureStatistics
-from genjax.tools.answers import answers_sources, examples_in_order
-from genjax.tools.conditions import guided_by_step, takes_labels
+from genjax.model import takes
+from genjax.tools.answers import examples_in_order
+from genjax.tools.conditions import guided_by_step
 from genjax.tools.features import Extract, feature_extractor
 from genjax.training import Run
 
@@ -79,10 +80,10 @@ def samples_of(run: Run, seed: int, count: int) -> Iterator[np.ndarray]:
     """
     data = run.experiment.data
     size = min(data.eval_batch_size, count)
-    order = random_order(len(data.load("train"))) if takes_labels(run.model) else None
+    order = random_order(len(data.load("train"))) if takes(run.model, "label") else None
     for i in range(math.ceil(count / size)):
         key, condition = jax.random.fold_in(jax.random.key(seed), i), {}
-        if answers_sources(run.model):
+        if takes(run.model, "source"):
             condition["source"] = examples_in_order(run, np.arange(i * size, (i + 1) * size), key)["source"]
         if order is not None:
             rows = order[np.arange(i * size, (i + 1) * size) % len(order)]
@@ -162,7 +163,7 @@ def figures(run: Run, extract: Extract, options: Options) -> dict[str, Any]:
     """
     data = run.experiment.data
     split, needs_train = run.experiment.evaluation.split, "memorization" in options.metrics
-    if answers_sources(run.model):
+    if takes(run.model, "source"):
         # A second translation of a source would be much the same picture.
         options = dataclasses.replace(options, num_samples=min(options.num_samples, len(data.load(split))))
     held_out, queries = Queries(options.num_queries), Queries(options.num_queries)

@@ -19,15 +19,23 @@ import numpy as np
 from genjax import config, decoding
 from genjax.config import ConfigError
 from genjax.data import LabelledTokens, QuestionAnswering, TextToText, first_examples
+from genjax.data.base import DecodesTokens
 from genjax.data.files import read_lines
 from genjax.data.text.base import TOKENIZER_FILE, DelimitedText, TokenizedData
 from genjax.data.text.tokenizer import UnknownSymbolError
 from genjax.errors import UserError
 from genjax.evaluation import bias, memorization, text
 from genjax.families.language.bert import BERT
-from genjax.families.language.gpt import GPT
 from genjax.families.markov.ngram import NGram
-from genjax.model import HasPretrained
+from genjax.model import (
+    AnswersText,
+    ContinuesText,
+    HasLogProb,
+    HasPretrained,
+    HasPseudoLogProb,
+    MakesSources,
+    ShowsAttention,
+)
 from genjax.tools.drawing import write_attention, write_embeddings
 from genjax.training import Run, resolve, restore
 from genjax.training.checkpoints import flatten
@@ -99,7 +107,7 @@ def measure(run: Run, options: Options | None = None) -> dict[str, Any]:
         groups["diversity"] = diversity(texts)
         if options.memorized:
             groups["memorization"] = memorized(run, texts)
-            if hasattr(run.model, "generate") and not isinstance(data, TextToText):
+            if isinstance(run.model, ContinuesText):
                 groups["extraction"] = extraction(run)
     if options.bias is not None:
         groups["bias"] = bias_scores(run, options.bias)
@@ -130,14 +138,12 @@ def answer_scores(run: Run, split: str, num_beams: int = 1) -> tuple[dict[str, A
     Of the mixture, the exact match of each task and the ROUGE of summaries: its other answers are no sentences.
     """
     data, model = run.experiment.data, run.model
-    if not hasattr(model, "translate"):
+    if not isinstance(model, AnswersText):
         raise ConfigError(f"{type(model).__name__} does not write answers to sources")
 
     def answer(state, batch, key):
-        source, mask = batch["source"], batch["source_mask"]
-        if num_beams > 1 or not hasattr(model, "generate"):
-            return model.translate(state, source, mask, num_beams=num_beams)
-        return model.generate(state, key, source, mask, sampling=decoding.Sampling(temperature=0.0)).tokens
+        del key
+        return model.translate(state, batch["source"], batch["source_mask"], num_beams=num_beams)
 
     rows, examples = run.engine.map(answer, run.state, split)
     answers = [data.decode(row).strip() for row in rows]
@@ -221,7 +227,7 @@ def masked_scores(run: Run, split: str, order: int) -> dict[str, float]:
 def sample_texts(run: Run, num_samples: int) -> list[str]:
     """Samples as text."""
     data = run.experiment.data
-    if not hasattr(data, "decode"):
+    if not isinstance(data, DecodesTokens):
         raise ConfigError(f"samples of {data.name} are no text")
     seed = run.experiment.evaluation.seed
     return [data.decode(row) for row in run.sample(jax.random.key(seed), num_samples)]
@@ -304,7 +310,7 @@ def read_pairs(path: str | Path) -> list[bias.SentencePair]:
 def bias_scores(run: Run, path: str) -> dict[str, float]:
     """Which sentence of each pair is likelier; by pseudo-likelihood where tokens are masked (Salazar et al. 2020)."""
     data, model = run.experiment.data, run.model
-    if not isinstance(data, TokenizedData) or not (hasattr(model, "pseudo_log_prob") or hasattr(model, "log_prob")):
+    if not isinstance(data, TokenizedData) or not isinstance(model, HasPseudoLogProb | HasLogProb):
         raise ConfigError(f"{type(model).__name__} on {data.name} has no likelihood of sentences")
     pairs = read_pairs(path)
     tokenizer = data.make_tokenizer()
@@ -315,7 +321,7 @@ def bias_scores(run: Run, path: str) -> dict[str, float]:
     length = max(map(len, rows))
     tokens = np.stack([np.pad(row, (0, length - len(row)), constant_values=spec["start_token"]) for row in rows])
     batch = {"tokens": tokens, "mask": np.arange(length)[None] < np.array([len(row) for row in rows])[:, None]}
-    score = model.pseudo_log_prob if hasattr(model, "pseudo_log_prob") else model.log_prob
+    score = model.pseudo_log_prob if isinstance(model, HasPseudoLogProb) else model.log_prob
     values = np.asarray(jax.jit(score)(run.state, batch), np.float64)
     return bias.preference_scores(values[::2], values[1::2], [pair.kind for pair in pairs])
 
@@ -384,7 +390,7 @@ def token_embeddings(params: Any) -> np.ndarray | None:
 def pictures(run: Run, split: str) -> list[Path]:
     """Attention of the first example, head by head, and the token embeddings in the plane of most variance."""
     data, model = run.experiment.data, run.model
-    if not hasattr(model, "attention_weights") or not isinstance(data, TokenizedData):
+    if not isinstance(model, ShowsAttention) or not isinstance(data, TokenizedData):
         raise ConfigError(f"{type(model).__name__} shows no attention")
     batch = data.load(split).gather(np.arange(1))
     batch = {name: jnp.asarray(a) for name, a in data.transform(batch, jax.random.key(0)).items()}
@@ -392,15 +398,14 @@ def pictures(run: Run, split: str) -> list[Path]:
     folder.mkdir(exist_ok=True)
     pieces = data.make_tokenizer().pieces
     names = lambda ids: [pieces[i].decode(errors="replace") if i < len(pieces) else "·" for i in ids]  # noqa: E731
-    if not isinstance(model, GPT | BERT) and "source" not in batch:
+    if isinstance(model, MakesSources) and "source" not in batch:
         raise ConfigError(f"{type(model).__name__} on {data.name} has no fixed pairs whose attention could be shown")
     # Padding, which stands behind a text, would fill most of the picture.
     real = {name: np.asarray(batch[name][0]) for name in ("mask", "source_mask") if name in batch}
     tokens = np.asarray(batch["tokens"][0])[: real["mask"].sum() if "mask" in real else None]
     columns = names(np.asarray(batch["source"][0])[real["source_mask"]]) if "source" in batch else None
-    weights = model.attention_weights(run.state, batch["tokens"][:, :-1] if isinstance(model, GPT) else batch)
+    layers = model.attention_weights(run.state, batch)
     paths = []
-    layers = [w if isinstance(w, tuple) else (w, None) for w in weights]
     for kind, index in (("self", 0), ("cross", 1)):
         chosen = [np.asarray(layer[index][0]) for layer in layers if layer[index] is not None]
         if chosen:

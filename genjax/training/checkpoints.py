@@ -27,6 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from genjax.config import ConfigError
 from genjax.errors import UserError
+from genjax.model import HasExtraTokens, HasVocabulary
 from genjax.nn.tokens import with_more_tokens
 from genjax.training.experiment import load_config
 from genjax.training.records import finite_json
@@ -397,11 +398,15 @@ def warm_start(params: Any, workdir: str, prefixes: tuple[str, ...], model: Any 
 def _with_tokens_of(model: Any, workdir: str, array: Any, shape: tuple[int, ...]) -> Any:
     """A parameter of another run, with rows for a model's additional tokens if it has any."""
     differing = [sizes for sizes in zip(array.shape, shape) if sizes[0] != sizes[1]]
-    if getattr(model, "vocab_size", None) is None or len(differing) != 1 or array.ndim != len(shape):
+    if not _num_tokens(model)[0] or len(differing) != 1 or array.ndim != len(shape):
         return array
-    earlier = load_config(Path(workdir))[1].model
-    counts = [(getattr(m, "vocab_size", None) or 0, getattr(m, "extra_tokens", 0)) for m in (earlier, model)]
-    (old, last), (new, new_last) = counts
+    (old, last), (new, new_last) = map(_num_tokens, (load_config(Path(workdir))[1].model, model))
     if last != new_last or new < old or differing != [(old + last, new + last)]:
         return array
     return with_more_tokens(array, shape, num_last=last)
+
+
+def _num_tokens(model: Any) -> tuple[int, int]:
+    """Numbers of the tokens of a model that are those of its data, and of those behind them; 0 where there are none."""
+    known = model.vocab_size if isinstance(model, HasVocabulary) else None
+    return known or 0, model.extra_tokens if isinstance(model, HasExtraTokens) else 0

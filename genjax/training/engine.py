@@ -24,7 +24,7 @@ from genjax.config import ConfigError
 from genjax.data import Data, Pipeline, evaluation_batches
 from genjax.errors import UserError
 from genjax.metrics import Ratio, divided
-from genjax.model import TrainState
+from genjax.model import Summarizes, TrainState
 from genjax.training.experiment import Experiment, check_tokens_known
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -396,7 +396,8 @@ class Engine:
         means = jax.tree.map(mean, *jax.device_get(pending)) if pending else {}
         means = {name: float(value) for name, value in divided(means).items()}
         # Metrics that follow from means, such as the perplexity from nats a token.
-        means = getattr(self.experiment.model, "summarize", lambda m: m)(means)
+        if isinstance(self.experiment.model, Summarizes):
+            means = self.experiment.model.summarize(means)
         return {**means, "num_examples": count}
 
     def _place_global(self, array: np.ndarray) -> jax.Array:
@@ -467,7 +468,7 @@ class Engine:
         """First examples of a split, in `random_order`, and their reconstructions in turn,
         [2 * num_examples // 2, ...].
 
-        For models with a method `reconstruct(state, batch, key)`.
+        For models that `Reconstructs` describes.
         """
         split = split or self.experiment.evaluation.validation_split
         count = max(num_examples // 2, 1)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from genjax import config
 from genjax.config import ConfigError
 from genjax.data import Data
-from genjax.model import ChecksData, GenerativeModel, HasPretrained
+from genjax.model import ChecksData, GenerativeModel, HasPretrained, HasVocabulary
 
 CONFIG_FILE = "config.json"
 
@@ -156,7 +156,8 @@ def resolve(experiment: Experiment) -> Experiment:
     model = config.fill_none(model, {**spec, "num_steps": training.num_steps})
     if isinstance(model, ChecksData):
         model.check_data(spec)
-    known, used = getattr(model, "vocab_size", None), spec.get("vocab_size")
+    known = model.vocab_size if isinstance(model, HasVocabulary) else None
+    used = spec.get("vocab_size")
     if known is not None and used is not None and used > known:
         if pretrained is None or not data.knows_tokens_of(pretrained):
             raise ConfigError(
@@ -169,7 +170,7 @@ def resolve(experiment: Experiment) -> Experiment:
 
 def check_tokens_known(model: GenerativeModel, data: Data) -> None:
     """Raises ConfigError if data have tokens outside a model's vocabulary, for which compiled code would give NaN."""
-    known = getattr(model, "vocab_size", None)
+    known = model.vocab_size if isinstance(model, HasVocabulary) else None
     used = None if known is None else data.spec().get("vocab_size")
     if used is not None and used > known:
         raise ConfigError(

@@ -31,7 +31,16 @@ from genjax.config.trees import leaves, override
 from genjax.data import check_not_empty
 from genjax.errors import Interrupted, UserError
 from genjax.metrics import Ratio, divided
-from genjax.model import CanDiagnose, ChecksStart, ChecksSteps, HasLearnedExtra, HasPretrained, HasWarnings, TrainState
+from genjax.model import (
+    CanDiagnose,
+    ChecksStart,
+    ChecksSteps,
+    HasLearnedExtra,
+    HasPretrained,
+    HasWarnings,
+    Reconstructs,
+    TrainState,
+)
 from genjax.training import host
 from genjax.training.checkpoints import Checkpoints, can_hold, warm_start
 from genjax.training.engine import Engine
@@ -231,7 +240,7 @@ class _Run:
         self.engine, self.workdir, self.name = engine, workdir, name
         self.draw = draw if jax.process_count() == 1 else None
         self.experiment, self.training = engine.experiment, engine.experiment.training
-        if self.training.evaluate_every is not None or hasattr(self.experiment.model, "reconstruct"):
+        if self.training.evaluate_every is not None or isinstance(self.experiment.model, Reconstructs):
             # Otherwise the run would fail only at its first evaluation.
             check_not_empty(self.experiment.data, self.experiment.evaluation.validation_split)
         self.primary = jax.process_index() == 0
@@ -452,7 +461,7 @@ class _Run:
         key = jax.random.key(self.training.seed)
         samples = self.engine.sample(state, key, self.training.num_samples)
         pictures = [("samples", samples)]
-        if hasattr(self.experiment.model, "reconstruct"):
+        if isinstance(self.experiment.model, Reconstructs):
             pictures.append(("reconstructions", self.engine.reconstruct(state, self.training.num_samples)))
         if not self.primary:
             return

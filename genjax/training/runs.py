@@ -13,7 +13,7 @@ import numpy as np
 
 from genjax import config
 from genjax.config import ConfigError
-from genjax.model import ChecksCondition, ChecksLabels, GenerativeModel, TrainState
+from genjax.model import ChecksCondition, GenerativeModel, HasClasses, TrainState, takes
 from genjax.training import host
 from genjax.training.checkpoints import Checkpoints
 from genjax.training.engine import Engine
@@ -61,14 +61,14 @@ class Run:
         # Checked here, because `model.sample` is compiled and sees no values.
         if isinstance(self.model, ChecksCondition):
             self.model.check_condition(**condition)
-        if condition.get("label") is not None and isinstance(self.model, ChecksLabels):
+        if condition.get("label") is not None and isinstance(self.model, HasClasses):
             self.model.check_labels(condition["label"])
         size = self.experiment.data.eval_batch_size
         if num_samples <= size:
             return self.engine.sample(self.state, key, num_samples, **condition)
-        if "label" not in condition and (count := _num_classes(self.model)) is not None:
+        if "label" not in condition and takes(self.model, "label"):
             # Classes run through all batches in turn; otherwise each batch would begin with the first class.
-            condition["label"] = np.arange(num_samples, dtype=np.int32) % count
+            condition["label"] = np.arange(num_samples, dtype=np.int32) % self.model.num_classes
         parts = []
         for i, start in enumerate(range(0, num_samples, size)):
             rows = np.minimum(np.arange(start, start + size), num_samples - 1)
@@ -83,17 +83,6 @@ class Run:
     def write_samples(self, samples: np.ndarray, stem: str | Path) -> list[Path]:
         """Writes samples as their domain shows them (a PNG grid, a scatter plot, ...); returns the files."""
         return self.experiment.data.write_samples(samples, Path(stem))
-
-
-def _num_classes(model: GenerativeModel) -> int | None:
-    """Number of classes of a model that draws all classes in turn if no label is given; None for other models."""
-    if not isinstance(model, ChecksLabels):
-        return None
-    try:
-        model.check_labels(np.zeros(1, np.int32))
-    except ValueError:
-        return None
-    return getattr(model, "num_classes", None)
 
 
 def _has_rows(name: str, condition: Any, num_samples: int) -> bool:

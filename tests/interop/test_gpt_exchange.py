@@ -107,7 +107,7 @@ def test_greedy_and_beam_tokens(case, ends, tmp_path):
             state, jax.random.key(0), prompts, 6, lengths, sampling=decoding.Sampling(temperature=0.0)
         ).tokens
         best = decoding.beam_search(
-            model.decoder(state), prompts, 6, num_beams=3, end_token=model.end_token, lengths=lengths
+            model.token_decoder(state), prompts, 6, num_beams=3, end_token=model.end_token, lengths=lengths
         )
         return first, best.tokens[:, 0]
 

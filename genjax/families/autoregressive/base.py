@@ -110,6 +110,11 @@ class AutoregressiveModel(abc.ABC):
             raise UserError("a class_conditional model needs batches with a label")
         return batch["label"]
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays that `sample` takes."""
+        return ("label",) if self.class_conditional else ()
+
     def check_labels(self, label: Array) -> None:
         """Refuses labels outside of the classes.
 

@@ -111,7 +111,7 @@ class ImageModel(AutoregressiveModel):
         params["head"] = self.head().init(keys[2], features, x)["params"]
         return params
 
-    def features(self, params: PyTree, x: Array, label: Array | None, keys: Array | None = None) -> Array:
+    def hidden(self, params: PyTree, x: Array, label: Array | None, keys: Array | None = None) -> Array:
         """Features of each pixel from the pixels before it, [B, H, W, F]; with keys [B], units are dropped."""
         row, pixel = self.networks("full")
         encoded, condition = self.encoded(x), self.one_hot(label)
@@ -126,7 +126,7 @@ class ImageModel(AutoregressiveModel):
 
     def parameters(self, params: PyTree, x: Array, label: Array | None, keys: Array | None = None) -> Array:
         """Parameters of all pixels of x [B, H, W, C]: [B, H, W, C, P], or [B, H, W, P] of a mixture of logistics."""
-        return self.head_parameters(params, self.features(params, x, label, keys), x)
+        return self.head_parameters(params, self.hidden(params, x, label, keys), x)
 
     def training_log_likelihood(self, params: PyTree, x: Array, label: Array | None, keys: Array, step: Array) -> Array:
         return self.log_likelihood(params, x, label, keys if self.dropout_rate() else None)
@@ -222,7 +222,7 @@ class ImageModel(AutoregressiveModel):
         def body(t, canvas):
             i, j = t // width, t % width
             at = lambda a: jax.lax.dynamic_slice(a, (0, i, j, 0), (a.shape[0], 1, 1, a.shape[-1]))[:, 0, 0]  # noqa: E731
-            features = at(self.features(params, canvas, label))
+            features = at(self.hidden(params, canvas, label))
             pixel_key = jax.random.fold_in(key, t)
             return canvas.at[:, i, j].set(self.draw_pixel(params, features, pixel_key, at(x), at(known), temperature))
 

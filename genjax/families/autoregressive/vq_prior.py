@@ -34,6 +34,16 @@ class VQPrior(CodePrior):
         """Whether the prior, and so the whole, is conditional on classes."""
         return self.prior.class_conditional
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays that `sample` takes."""
+        return self.prior.conditions
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes of the prior."""
+        return self.prior.num_classes
+
     def check_labels(self, label: Array) -> None:
         """Refuses labels outside of the prior's classes; see `AutoregressiveModel.check_labels`."""
         self.prior.check_labels(label)

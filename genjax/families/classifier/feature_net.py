@@ -148,6 +148,11 @@ class FeatureNet:
         """Features [B, num_features] and logits [B, num_classes] of pictures [B, *data_shape] in [0, 1]."""
         return self.network().apply({"params": state.eval_params}, x)
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays that `sample` takes."""
+        return ("label",)
+
     def check_labels(self, label: Array) -> None:
         """Refuses labels outside of the classes; inside of compiled functions their values are not known.
 

@@ -125,9 +125,6 @@ class ConsistencyModel(Diffusion):
         c_out = data * (t - low) / jnp.sqrt(t**2 + data**2)
         return Estimate(expand(c_skip, z) * z + expand(c_out, z) * output)
 
-    #: Its map is no denoiser, and so there is no ODE whose likelihood could be asked for.
-    log_prob = None
-
     def num_levels_at(self, step: Array) -> Array:
         """N(k): the number of levels at a step."""
         doublings = math.log2(self.max_levels / self.min_levels) + 1.0
@@ -235,7 +232,8 @@ class ConsistencyDistillation(ConsistencyModel):
             if self.untrained_teacher:
                 return
             raise UserError("distillation needs a teacher: give --training.init_from, the workdir of a run of EDM")
-        if getattr(source, "target", None) != "edm" or not isinstance(source.process, Karras) or not source.scale_input:
+        is_edm = isinstance(source, Diffusion) and source.target == "edm" and isinstance(source.process, Karras)
+        if not is_edm or not source.scale_input:
             raise UserError(
                 f"the teacher in training.init_from is a {type(source).__name__} and not EDM (target=edm, process=karras, "
                 "scale_input=true); distil a run of EDM"

@@ -255,9 +255,6 @@ class DDPM(Diffusion):
         total = prior + diffusion + reconstruction
         return {"prior": prior, "diffusion": diffusion, "reconstruction": reconstruction, "total": total}
 
-    #: The method's likelihood is its bound; that of the ODE is among the metrics with likelihood_steps.
-    log_prob = None
-
     def log_prob_bound(self, state: TrainState, batch: Batch, key: Array) -> Array:
         """An estimate of the lower bound on log p(x) in nats, shape [B].
 

@@ -365,7 +365,7 @@ class Diffusion:
         losses, values = self.example_losses(state.eval_params, batch, key, training=False)
         metrics = {"loss": losses, **values}
         if self.likelihood_steps:
-            nll = -self._log_prob(state, batch, key) - batch.get("log_abs_det", 0.0)
+            nll = -self.ode_log_prob(state, batch, key) - batch.get("log_abs_det", 0.0)
             metrics["nll"] = nll
             metrics["bits_per_dim"] = nll / (math.prod(self.data_shape) * math.log(2.0))
         return metrics
@@ -402,6 +402,11 @@ class Diffusion:
         z = process.prior_scale * jax.random.normal(noise_key, (num_samples, *self.data_shape))
         denoise = self.denoiser(state.eval_params, condition, weak_params=state.extra.get("weak_params"))
         return self.sampler.run(denoise, process, z, step_key, trajectory)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays that `sample` takes."""
+        return (*self.condition_on, "context_mask") if "context" in self.condition_on else self.condition_on
 
     def check_labels(self, label: Array) -> None:
         """Refuses labels outside of the classes; `num_classes` itself stands for no class.
@@ -479,7 +484,8 @@ class Diffusion:
                 "data.preprocessing=dequantize_signed"
             )
 
-    def _log_prob(self, state: TrainState, batch: Batch, key: Array) -> Array:
+    def ode_log_prob(self, state: TrainState, batch: Batch, key: Array) -> Array:
+        """Log-density of x along the probability-flow ODE in nats, [B]; `key` draws the probes of Hutchinson's trace."""
         self._check_has_likelihood("another model")
         self._check_density(batch)
         params = state.eval_params
@@ -492,13 +498,18 @@ class Diffusion:
             denoise, self.process_of(params), batch["x"], None if exact else probes, self.likelihood_steps or 100
         )
 
+
+
+class ODELikelihood:
+    """Mixin of a `Diffusion` whose likelihood is the exact one of its probability-flow ODE, and no bound."""
+
     def log_prob(self, state: TrainState, batch: Batch) -> Array:
         """Log-density of x in nats along the probability-flow ODE, by likelihood_trace, shape [B].
 
         Raises:
           UserError: x has levels, and so no density; or the model has self_conditioning, and so no likelihood.
         """
-        return self._log_prob(state, batch, jax.random.key(0))
+        return self.ode_log_prob(state, batch, jax.random.key(0))
 
 
 def copies_of_start(state: TrainState, names: Sequence[str]) -> dict[str, PyTree]:

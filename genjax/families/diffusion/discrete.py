@@ -196,6 +196,11 @@ class MaskedDiffusion:
         per_token = Ratio(nll, self._weights(batch).sum(-1))
         return {"loss": per_token, "nll_bound": nll, "nll_bound_per_token": per_token}
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays that `sample` takes."""
+        return ("prompt",)
+
     def sample(self, state: TrainState, key: Array, num_samples: int, *, prompt: Array | None = None) -> Array:
         """Draws tokens [num_samples, sequence_length] by unmasking from t = 1 to 0.
 
@@ -333,6 +338,11 @@ class D3PM(MaskedDiffusion):
         keys = jax.vmap(lambda k: jax.random.split(k, 2))(base)
         step = self._steps(keys[:, 0], index, count)
         return self._term(params, batch["tokens"], self._weights(batch), step, keys[:, 1], None)[0]
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays that `sample` takes."""
+        return ()
 
     def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:
         """Draws tokens [num_samples, sequence_length] by the T reverse steps."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from genjax.families.diffusion.diffusion import Diffusion
+from genjax.families.diffusion.diffusion import Diffusion, ODELikelihood
 from genjax.families.diffusion.processes import Karras, Process
 from genjax.families.diffusion.samplers import Heun, Sampler
 from genjax.families.diffusion.targets import Target
@@ -21,7 +21,7 @@ from genjax.families.diffusion.times import LogNormalNoise, TimeDistribution
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EDM(Diffusion):
+class EDM(ODELikelihood, Diffusion):
     """EDM's process, preconditioning, noise distribution and sampler."""
 
     process: Process = Karras()

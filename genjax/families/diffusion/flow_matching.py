@@ -19,14 +19,14 @@ import jax.numpy as jnp
 
 from genjax.batch import Array, Batch, counted_examples
 from genjax.families.diffusion.assignment import assign
-from genjax.families.diffusion.diffusion import Diffusion
+from genjax.families.diffusion.diffusion import Diffusion, ODELikelihood
 from genjax.families.diffusion.processes import GaussianProcess, Process, Straight
 from genjax.families.diffusion.samplers import Euler, Sampler
 from genjax.families.diffusion.targets import Target
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FlowMatching(Diffusion):
+class FlowMatching(ODELikelihood, Diffusion):
     """Flow matching.
 
     Attributes:

@@ -138,6 +138,11 @@ class NoisyClassifier:
 
         return value
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays that `sample` takes."""
+        return ("label",)
+
     def check_labels(self, label: Array) -> None:
         """Refuses labels outside of the classes; inside of compiled functions their values are not known.
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from genjax.families.diffusion.diffusion import Diffusion
+from genjax.families.diffusion.diffusion import Diffusion, ODELikelihood
 from genjax.families.diffusion.processes import Process, VariancePreserving
 from genjax.families.diffusion.samplers import PredictorCorrector, Sampler
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoreSDE(Diffusion):
+class ScoreSDE(ODELikelihood, Diffusion):
     """Score SDE; process is variance_preserving, sub_variance_preserving or variance_exploding (give that scale_input=true).
 
     weighting=likelihood makes the loss the bound of the likelihood (Song et al. 2021, arXiv:2101.09258).

@@ -247,9 +247,6 @@ class VDM(Diffusion):
         super().diagnose(state, batch, key)
         check_levels(batch["x"], self.levels_of(batch))
 
-    #: The method's likelihood is its bound.
-    log_prob = None
-
     def log_prob_bound(self, state: TrainState, batch: Batch, key: Array) -> Array:
         """An estimate of the lower bound on log p(x) in nats, from num_bound_samples samples, shape [B]."""
         return -self._mean_terms(state, batch, key)["total"]

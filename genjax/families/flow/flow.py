@@ -128,6 +128,11 @@ class Flow(abc.ABC):
             parts.append(batch["condition"])
         return jnp.concatenate(parts, -1) if parts else None
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays that `sample` takes."""
+        return ("label",) * self.class_conditional + ("condition",) * bool(self.condition_dim)
+
     def check_labels(self, label: Array) -> None:
         """Refuses labels outside of the classes; inside of compiled functions their values are not known.
 

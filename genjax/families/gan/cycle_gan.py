@@ -239,6 +239,11 @@ class CycleGAN:
         metrics = {"l1": error(fake_x, x), "source_l1": error(fake_source, source), "cycle_l1": cycle}
         return {**metrics, "unchanged_l1": error(source, x)} if x.shape == source.shape else metrics
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays that `sample` takes."""
+        return ("source",)
+
     def sample(self, state: TrainState, key: Array, num_samples: int, source: Array | None = None) -> Array:
         """Translates `source` [num_samples, *source_shape], or the kept sources in turn; [num_samples, *data_shape]."""
         del key

@@ -134,6 +134,11 @@ class GAN:
         rule = self.discriminator_optimizer
         return dataclasses.replace(rule, schedule=rule.schedule.stretched(self.num_discriminator_steps))
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays that `sample` takes."""
+        return () if self.conditioning == "none" else ("label",)
+
     def check_labels(self, label: Array) -> None:
         """Raises UserError if the model is not conditional on classes, or a label is no class."""
         if self.conditioning == "none":

@@ -206,6 +206,11 @@ class InfoGAN:
             "fake_score": fake_score,
         }
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays that `sample` takes."""
+        return ("codes",)
+
     def sample(self, state: TrainState, key: Array, num_samples: int, codes: Array | None = None) -> Array:
         """Draws from the generator, with codes [num_samples, code_dim] or random ones, [num_samples, *data_shape]."""
         noise_key, code_key = jax.random.split(key)

@@ -139,6 +139,11 @@ class Pix2Pix:
             "fake_score": mean_over_pixels(self.score(params["discriminator"], source, fake)),
         }
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays that `sample` takes."""
+        return ("source",)
+
     def sample(self, state: TrainState, key: Array, num_samples: int, source: Array | None = None) -> Array:
         """Translates `source` [num_samples, H, W, C'], or the kept sources in turn; [num_samples, *data_shape]."""
         source = chosen_sources(state.extra, num_samples, source)

@@ -221,18 +221,18 @@ class BERT(FromPretrained):
         """The task's outputs for a batch that is not corrupted: logits of the head."""
         return self.module().apply({"params": state.eval_params}, batch)
 
-    def features(self, state: TrainState, batch: Batch) -> Array:
+    def hidden(self, state: TrainState, batch: Batch) -> Array:
         """The encoder's output, [B, T, C]."""
         return self.module().apply({"params": state.eval_params}, batch, method="encode")[0]
 
     def embed(self, state: TrainState, batch: Batch) -> Array:
         """Sentence embeddings: features averaged over tokens that are no padding, of length 1, [B, C]."""
-        return normalized(mean_pool(self.features(state, batch), token_mask(batch)))
+        return normalized(mean_pool(self.hidden(state, batch), token_mask(batch)))
 
-    def attention_weights(self, state: TrainState, batch: Batch) -> list[Array]:
-        """Attention of each layer, num_layers x [B, H, T, T]."""
+    def attention_weights(self, state: TrainState, batch: Batch) -> list[tuple[Array, None]]:
+        """Attention of each layer [B, H, T, T], and None, as there is no source."""
         _, weights = self.module().apply({"params": state.eval_params}, batch, return_weights=True, method="encode")
-        return [own for own, _ in weights]
+        return weights
 
     def token_logits(self, state: TrainState, batch: Batch) -> Array:
         """Logits over tokens at every place, float32 [B, T, V]."""
@@ -292,6 +292,11 @@ class BERT(FromPretrained):
             return jnp.where(take, drawn.astype(tokens.dtype), tokens), None
 
         return jax.lax.scan(fill_some, batch["tokens"], jnp.arange(rounds))[0]
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays that `sample` takes."""
+        return ("tokens",)
 
     def sample(self, state: TrainState, key: Array, num_samples: int, tokens: Array | None = None) -> Array:
         """Fills the masks of `tokens` [num_samples, T]; without them, draws texts [num_samples, T] from masks alone.

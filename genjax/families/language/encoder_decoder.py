@@ -300,6 +300,11 @@ class EncoderDecoder(FromPretrained):
         self.check_condition(source)
         return self.module().apply({"params": state.eval_params}, source, source_mask, tokens)[0]
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays that `sample` takes."""
+        return ("source", "source_mask")
+
     def check_condition(self, source: Array | None = None, source_mask: Array | None = None) -> None:
         """Raises UserError if `source`, a condition of `sample`, has a token outside the vocabulary."""
         del source_mask
@@ -316,7 +321,12 @@ class EncoderDecoder(FromPretrained):
 
     # Generation.
 
-    def generator(self, state: TrainState, source: Array, source_mask: Array | None = None) -> decoding.Decoder:
+    @property
+    def answer_start(self) -> int:
+        """The token that every target begins with."""
+        return self.special_tokens().start
+
+    def answer_decoder(self, state: TrainState, source: Array, source_mask: Array | None = None) -> decoding.Decoder:
         """A decoder for `genjax.decoding` that continues targets of sources [B, S]."""
         self.check_condition(source)
         module = self.module(unroll=True)
@@ -347,7 +357,7 @@ class EncoderDecoder(FromPretrained):
     def _starts(self, count: int) -> Array:
         if self.sequence_length is None:
             raise UserError(f"{type(self).__name__}.sequence_length is None; give it, or resolve the experiment")
-        return jnp.full((count, 1), self.special_tokens().start, jnp.int32)
+        return jnp.full((count, 1), self.answer_start, jnp.int32)
 
     def translate(
         self,
@@ -357,9 +367,15 @@ class EncoderDecoder(FromPretrained):
         num_beams: int | None = None,
         alpha: float | None = None,
     ) -> Array:
-        """Likeliest targets by beam search, [B, sequence_length] without the start token; the end token fills rows."""
+        """Likeliest targets by beam search, [B, sequence_length] without the start token; the end token fills rows.
+
+        One beam is the likeliest token after each.
+        """
+        if num_beams == 1:
+            greedy = decoding.Sampling(temperature=0.0)
+            return self.generate(state, jax.random.key(0), source, source_mask, sampling=greedy).tokens
         beams = decoding.beam_search(
-            self.generator(state, source, source_mask),
+            self.answer_decoder(state, source, source_mask),
             self._starts(source.shape[0]),
             self.sequence_length,
             num_beams=num_beams or self.num_beams,
@@ -378,7 +394,7 @@ class EncoderDecoder(FromPretrained):
     ) -> decoding.Generation:
         """Draws targets of sources [B, S]; `options` are keyword arguments of `decoding.generate`."""
         options = {"sampling": self.sampling, "end_token": self._ends, **options}
-        generator, starts = self.generator(state, source, source_mask), self._starts(source.shape[0])
+        generator, starts = self.answer_decoder(state, source, source_mask), self._starts(source.shape[0])
         return decoding.generate(generator, key, starts, self.sequence_length, **options)
 
     def sample(

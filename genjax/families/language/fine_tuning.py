@@ -55,7 +55,7 @@ class FineTuned:
         ema = None if self.optimizer.ema_decay is None else jax.tree.map(jnp.copy, params)
         return state.replace(opt_state=self.optimizer.build().init(trained), ema_params=ema)
 
-    def network_params(self, params: PyTree) -> PyTree:
+    def merged_params(self, params: PyTree) -> PyTree:
         """The network's own parameters, low-rank updates added."""
         if self.lora is None:
             return params

@@ -153,7 +153,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
         # Padding stands at the end, where no token sees it; but experts would be balanced by it.
         seen = seen_tokens(batch) if self.network.experts is not None else None
         return self.module().apply(
-            {"params": self.network_params(params)},
+            {"params": self.merged_params(params)},
             batch["tokens"][:, :-1],
             segment_ids=segments,
             key_mask=None if seen is None else seen[:, :-1],
@@ -190,7 +190,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
           UserError: there are more tokens than the network's context has places, or one lies outside the vocabulary.
         """
         decoding.check_tokens(tokens, self.vocab_size, "the text")
-        params, positions = self.network_params(state.eval_params), None
+        params, positions = self.merged_params(state.eval_params), None
         if mask is not None:
             positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
         out = self.module().apply(
@@ -198,19 +198,19 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
         )
         return out[0]
 
-    def attention_weights(self, state: TrainState, tokens: Array) -> list[Array]:
-        """Attention of each layer, [B, T] -> num_layers x [B, H, T, T]."""
-        params = self.network_params(state.eval_params)
-        _, out = self.module().apply({"params": params}, tokens, return_weights=True)
-        return [own for own, _ in out.weights]
+    def attention_weights(self, state: TrainState, batch: Batch) -> list[tuple[Array, None]]:
+        """Attention of each layer to the tokens that logits are computed of, all but the last: [B, H, T, T], and None."""
+        params = self.merged_params(state.eval_params)
+        _, out = self.module().apply({"params": params}, batch["tokens"][:, :-1], return_weights=True)
+        return out.weights
 
     # Generation.
 
-    def decoder(self, state: TrainState) -> decoding.Decoder:
+    def token_decoder(self, state: TrainState) -> decoding.Decoder:
         """How the functions of `genjax.decoding` run this model."""
         network = dataclasses.replace(self.network, scan_layers=False, remat=False)
         module = self.module(network)
-        params = self.network_params(state.eval_params)
+        params = self.merged_params(state.eval_params)
         params = {**params, "stack": unrolled(params["stack"], self.network)}
 
         def init(batch: int, length: int, ragged: bool) -> Cache:

@@ -121,7 +121,7 @@ class GPTForTask(FromPretrained, FineTuned):
         return self.start(update_key, params)
 
     def _outputs(self, params: PyTree, batch: Batch, dropout_keys: Array | None = None) -> Outputs:
-        return self.module().apply({"params": self.network_params(params)}, batch, dropout_keys)
+        return self.module().apply({"params": self.merged_params(params)}, batch, dropout_keys)
 
     def _prepared(self, batch: Batch, key: Array) -> Batch:
         return self.task.prepare(batch, example_keys(key, batch), Vocabulary(self.vocab_size, 0, ()))
@@ -148,6 +148,11 @@ class GPTForTask(FromPretrained, FineTuned):
     def predict(self, state: TrainState, batch: Batch) -> Outputs:
         """Logits of the task's heads."""
         return self._outputs(state.eval_params, batch)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays that `sample` takes."""
+        return ("tokens",)
 
     def sample(self, state: TrainState, key: Array, num_samples: int, tokens: Array | None = None) -> Array:
         """Draws what the task predicts of `tokens` [num_samples, T], or of random ones."""

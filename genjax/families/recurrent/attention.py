@@ -208,9 +208,14 @@ class AttentionSequenceModel:
         """Adds nll_per_token (nats), bits_per_token and perplexity to means of `evaluate`."""
         return summarize(means)
 
-    def attention_weights(self, state: TrainState, batch: Batch) -> Array:
+    def alignment(self, state: TrainState, batch: Batch) -> Array:
         """What each target attended to, [B, T, S]."""
         return self._forward(state.eval_params, batch)[1]
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays that `sample` takes."""
+        return ("source", "source_mask")
 
     def check_condition(self, source: Array | None = None, source_mask: Array | None = None) -> None:
         """Raises UserError if `source`, a condition of `sample`, has a token outside the vocabulary."""
@@ -218,7 +223,12 @@ class AttentionSequenceModel:
         if source is not None:
             decoding.check_tokens(source, self.vocab_size, "the source")
 
-    def decoder(self, state: TrainState, source: Array, source_mask: Array | None = None) -> decoding.Decoder:
+    @property
+    def answer_start(self) -> int:
+        """The token that every target begins with."""
+        return self.start_token or 0
+
+    def answer_decoder(self, state: TrainState, source: Array, source_mask: Array | None = None) -> decoding.Decoder:
         """A decoder for `genjax.decoding` that continues targets of sources [B, S]."""
         self.check_condition(source)
         module, params = self.module(), {"params": state.eval_params}
@@ -238,9 +248,9 @@ class AttentionSequenceModel:
         self, state: TrainState, source: Array, source_mask: Array | None = None, num_beams: int = 4, alpha: float = 0.6
     ) -> Array:
         """Likeliest targets by beam search, [B, T], from the start token, which is left out."""
-        prompts = jnp.full((source.shape[0], 1), self.start_token or 0, jnp.int32)
+        prompts = jnp.full((source.shape[0], 1), self.answer_start, jnp.int32)
         beams = decoding.beam_search(
-            self.decoder(state, source, source_mask),
+            self.answer_decoder(state, source, source_mask),
             prompts,
             self.sequence_length,
             num_beams=num_beams,
@@ -261,8 +271,8 @@ class AttentionSequenceModel:
         source_key, key = jax.random.split(key)
         if source is None:
             source = jax.random.randint(source_key, (num_samples, self.sequence_length), 0, self.vocab_size - 1)
-        prompts = jnp.full((num_samples, 1), self.start_token or 0, jnp.int32)
+        prompts = jnp.full((num_samples, 1), self.answer_start, jnp.int32)
         out = decoding.generate(
-            self.decoder(state, source, source_mask), key, prompts, self.sequence_length, end_token=self.end_token
+            self.answer_decoder(state, source, source_mask), key, prompts, self.sequence_length, end_token=self.end_token
         )
         return jnp.concatenate([prompts, out.tokens], axis=1)

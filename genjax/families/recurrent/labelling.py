@@ -196,6 +196,11 @@ class SequenceLabeller:
         mask = _mask(batch)
         return self._likeliest(*self.module().apply({"params": state.eval_params}, batch["tokens"], mask), mask)
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays that `sample` takes."""
+        return ("tokens",)
+
     def sample(self, state: TrainState, key: Array, num_samples: int, tokens: Array | None = None) -> Array:
         """Draws labels of texts [num_samples, T], [num_samples, T]; without them, of random tokens."""
         token_key, key = jax.random.split(key)

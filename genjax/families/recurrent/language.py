@@ -175,7 +175,7 @@ class RecurrentLanguageModel(decoding.TokenModel):
 
     # Generation.
 
-    def decoder(self, state: TrainState) -> decoding.Decoder:
+    def token_decoder(self, state: TrainState) -> decoding.Decoder:
         """How the functions of `genjax.decoding` run this model."""
         module, params = self.module(), state.eval_params
 

@@ -55,6 +55,11 @@ class ConditionalVAE(VAE):
                 parts.append(value.reshape(value.shape[0], -1).astype(jnp.float32))
         return jnp.concatenate(parts, axis=-1)
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays that `sample` takes."""
+        return self.condition_keys
+
     def check_labels(self, label: Array) -> None:
         """Refuses labels outside of the classes.
 

@@ -121,7 +121,7 @@ def test_features_ignore_pixels_at_or_after_their_place(name, conditional):
 
         x = model.encoded(batch["x"])
     else:
-        features = lambda x: model.features(state.params, x, model.labels(batch))  # noqa: E731
+        features = lambda x: model.hidden(state.params, x, model.labels(batch))  # noqa: E731
         x = batch["x"]
     h, w, _ = model.data_shape
     # Examples do not meet, so that the gradients of their sum are those of each.

@@ -159,7 +159,7 @@ def test_contrast_pulls_partners_together(batch):
     # Partners of another length, as sets of pairs have them: the loss is that of the rows one by one.
     texts = {"tokens": pairs["tokens"][:3], "mask": pairs["mask"][:3]}
     texts |= {"source": pairs["tokens"][:3, :5], "source_mask": pairs["mask"][:3, :5].at[:, 3:].set(False)}
-    features = jax.jit(plain.features)
+    features = jax.jit(plain.hidden)
     rows = [features(state, {name: texts[name][i : i + 1] for name in ("tokens", "mask")})[0] for i in range(3)]
     first = [np.asarray(row)[np.asarray(real)].mean(0) for row, real in zip(rows, texts["mask"])]
     rows = [features(state, {"tokens": texts["source"][i : i + 1, :3]})[0] for i in range(3)]

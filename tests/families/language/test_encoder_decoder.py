@@ -238,7 +238,7 @@ def test_bad_settings_are_one_clear_sentence():
         lambda state: model.evaluate(state, {"source": long, "tokens": short}, jax.random.key(0)),
         lambda state: model.logits(state, short, long),
         lambda state: model.encode_source(state, long),
-        lambda state: model.generator(state, long),
+        lambda state: model.answer_decoder(state, long),
         lambda state: model.translate(state, long),
     ):
         with pytest.raises(ValueError, match="take 20 places, but the longest context is model.encoder.max_length="):

@@ -8,7 +8,7 @@ import pytest
 from genjax import decoding
 from genjax.families.language.gpt import GPT, num_parameters
 from genjax.families.language.networks import gpt2_network, llama_network
-from genjax.model import GenerativeModel, HasLogits, HasLogProb
+from genjax.model import ContinuesText, GenerativeModel, HasLogProb
 from genjax.nn.lora import LoRA
 from genjax.nn.mixture_of_experts import MixtureOfExperts
 from genjax.nn.transformer import Transformer, unrolled
@@ -29,7 +29,7 @@ def state(batch):
 
 
 def test_the_contract(state, batch):
-    assert isinstance(MODEL, GenerativeModel) and isinstance(MODEL, HasLogits) and isinstance(MODEL, HasLogProb)
+    assert isinstance(MODEL, GenerativeModel) and isinstance(MODEL, ContinuesText) and isinstance(MODEL, HasLogProb)
     step = jax.jit(MODEL.train_step)
     first = None
     for t in range(20):
@@ -72,7 +72,7 @@ def test_cached_logits_equal_uncached_ones(positions, batch):
     state = model.init(jax.random.key(0), batch)
     tokens = batch["tokens"]
     full = jax.jit(model.logits)(state, tokens)
-    decoder = model.decoder(state)
+    decoder = model.token_decoder(state)
     logits, memory, _ = decoding.prefill(decoder, tokens[:, :4], None, 7)
     np.testing.assert_allclose(logits, full[:, 3], atol=1e-5)
     extend = jax.jit(decoder.extend)
@@ -119,7 +119,7 @@ def test_greedy_speculation_writes_what_is_likeliest_to_the_end_of_the_context(b
     prompts, lengths, key = batch["tokens"][:, :4], jnp.array([4, 2, 3, 1]), jax.random.key(0)
     # 4 + 9 - 1 tokens fill the context, beyond which proposals then reach.
     wanted = jax.jit(lambda: model.generate(state, key, prompts, 9, lengths, sampling=greedy))().tokens
-    decoders, options = (model.decoder(state), model.decoder(draft)), {"num_proposals": 3, "sampling": greedy}
+    decoders, options = (model.token_decoder(state), model.token_decoder(draft)), {"num_proposals": 3, "sampling": greedy}
     out, passes = jax.jit(lambda: decoding.speculative(*decoders, key, prompts, 9, lengths=lengths, **options))()
     np.testing.assert_array_equal(out.tokens, wanted)
     assert passes <= 9
@@ -157,7 +157,7 @@ def test_more_tokens_than_the_context_has_places_are_refused_and_not_guessed(pos
         lambda s: model.logits(s, long["tokens"]),
         lambda s: model.log_prob(s, long),
         lambda s: model.evaluate(s, long, jax.random.key(0)),
-        lambda s: model.attention_weights(s, long["tokens"]),
+        lambda s: model.attention_weights(s, long),
     )
     for call in calls:
         if positions == "alibi":

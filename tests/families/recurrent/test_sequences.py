@@ -32,14 +32,14 @@ def test_attention_learns_decodes_as_it_was_taught_and_ignores_padding(score):
     for t in range(60):
         state, metrics = step(state, batch, jax.random.key(t))
     assert metrics["nll_per_token"].value() < 1.0
-    weights = model.attention_weights(state, batch)
+    weights = model.alignment(state, batch)
     np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-5)
     assert (np.asarray(weights)[np.broadcast_to(~np.asarray(batch["source_mask"])[:, None], weights.shape)] == 0).all()
     wide = {**batch, "source": jnp.pad(batch["source"], ((0, 0), (0, 2)))}
     wide["source_mask"] = jnp.pad(batch["source_mask"], ((0, 0), (0, 2)))
     for name, value in model.evaluate(state, batch, None).items():
         np.testing.assert_allclose(model.evaluate(state, wide, None)[name], value, atol=1e-4)
-    decoder = model.decoder(state, batch["source"], batch["source_mask"])
+    decoder = model.answer_decoder(state, batch["source"], batch["source_mask"])
     out = decoding.generate(
         decoder, jax.random.key(0), batch["tokens"][:, :1], 4, sampling=decoding.Sampling(temperature=0.0)
     )
