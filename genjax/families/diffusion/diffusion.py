@@ -499,7 +499,6 @@ class Diffusion:
         )
 
 
-
 class ODELikelihood:
     """Mixin of a `Diffusion` whose likelihood is the exact one of its probability-flow ODE, and no bound."""
 

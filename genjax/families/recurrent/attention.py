@@ -273,6 +273,10 @@ class AttentionSequenceModel:
             source = jax.random.randint(source_key, (num_samples, self.sequence_length), 0, self.vocab_size - 1)
         prompts = jnp.full((num_samples, 1), self.answer_start, jnp.int32)
         out = decoding.generate(
-            self.answer_decoder(state, source, source_mask), key, prompts, self.sequence_length, end_token=self.end_token
+            self.answer_decoder(state, source, source_mask),
+            key,
+            prompts,
+            self.sequence_length,
+            end_token=self.end_token,
         )
         return jnp.concatenate([prompts, out.tokens], axis=1)

@@ -119,7 +119,10 @@ def test_greedy_speculation_writes_what_is_likeliest_to_the_end_of_the_context(b
     prompts, lengths, key = batch["tokens"][:, :4], jnp.array([4, 2, 3, 1]), jax.random.key(0)
     # 4 + 9 - 1 tokens fill the context, beyond which proposals then reach.
     wanted = jax.jit(lambda: model.generate(state, key, prompts, 9, lengths, sampling=greedy))().tokens
-    decoders, options = (model.token_decoder(state), model.token_decoder(draft)), {"num_proposals": 3, "sampling": greedy}
+    decoders, options = (
+        (model.token_decoder(state), model.token_decoder(draft)),
+        {"num_proposals": 3, "sampling": greedy},
+    )
     out, passes = jax.jit(lambda: decoding.speculative(*decoders, key, prompts, 9, lengths=lengths, **options))()
     np.testing.assert_array_equal(out.tokens, wanted)
     assert passes <= 9
