@@ -10,6 +10,7 @@ import numpy as np
 
 from genjax import config
 from genjax.data.evidence import plot_pairs
+from genjax.model import HasDraws
 from genjax.tools.drawing import columns, plot_traces
 from genjax.training import Run
 
@@ -56,7 +57,7 @@ def chains(run: Run) -> Chains:
     Raises:
       ConfigError: its model has none.
     """
-    if not hasattr(run.model, "draws"):
+    if not isinstance(run.model, HasDraws):
         raise config.ConfigError(
             f"{type(run.model).__name__} has no chains; give a run of a Markov chain Monte Carlo experiment"
         )

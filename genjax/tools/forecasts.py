@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from genjax import config
 from genjax.data import first_examples
 from genjax.evaluation.forecasts import central_interval, forecast_metrics
+from genjax.model import Forecasts
 from genjax.training import Run
 
 
@@ -61,7 +62,7 @@ def forecast(run: Run, options: Options | None = None) -> Forecast:
       ConfigError: the model makes no forecasts, or the horizon leaves nothing of the series.
     """
     options, model, data = options or Options(), run.model, run.experiment.data
-    if not hasattr(model, "forecast"):
+    if not isinstance(model, Forecasts):
         raise config.ConfigError(f"{type(model).__name__} makes no forecasts; train a model of time series")
     split, horizon = run.experiment.evaluation.split, options.horizon
     examples = data.load(split)

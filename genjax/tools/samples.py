@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from genjax import config
+from genjax.model import Reconstructs
 from genjax.tools import conditions
 from genjax.tools.answers import examples_to_answer
 from genjax.training import Run
@@ -54,7 +55,7 @@ def write(run: Run, options: Options | None = None) -> list[Path]:
     data, batch, kind = run.experiment.data, None, "samples"
     condition = _condition(run, options)
     if options.reconstruct:
-        if not hasattr(run.model, "reconstruct"):
+        if not isinstance(run.model, Reconstructs):
             raise config.ConfigError(f"{type(run.model).__name__} does not reconstruct; leave --reconstruct out")
         samples = run.engine.reconstruct(run.state, options.num_samples, run.experiment.evaluation.split)
         kind = "reconstructions"

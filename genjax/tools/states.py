@@ -11,6 +11,7 @@ import numpy as np
 
 from genjax import config
 from genjax.data import first_examples
+from genjax.model import HasComponents, HasModes, HasStates
 from genjax.nn.emissions import Gaussian
 from genjax.tools.drawing import draw_ellipses, draw_paths, draw_transitions
 from genjax.training import Run
@@ -36,9 +37,9 @@ def draw(run: Run, options: Options | None = None) -> list[Path]:
     Raises:
       ConfigError: the model has neither, or components that are not Gaussian in two dimensions.
     """
-    if hasattr(run.model, "decode_states"):
+    if isinstance(run.model, HasStates):
         return _draw_states(run, (options or Options()).num_rows)
-    if hasattr(run.model, "responsibilities"):
+    if isinstance(run.model, HasComponents):
         return _draw_components(run)
     raise config.ConfigError(
         f"{type(run.model).__name__} has no hidden states; give a run of a hidden Markov model, state space or mixture"
@@ -51,7 +52,7 @@ def motions(run: Run) -> list[tuple[float, float]] | None:
     Returns:
       What is left of each after a frame, and in how many frames it turns once, infinity where it does not turn.
     """
-    return run.model.modes(run.state) if hasattr(run.model, "modes") else None
+    return run.model.modes(run.state) if isinstance(run.model, HasModes) else None
 
 
 def _draw_states(run: Run, num_rows: int) -> list[Path]:
