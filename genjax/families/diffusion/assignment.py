@@ -1,11 +1,12 @@
-"""The linear assignment problem, exactly and inside of compiled programs.
+"""The linear assignment problem, solved exactly and inside of compiled programs.
 
     min over permutations p of  sum_i cost[i, p(i)]  =  max over u, v of  sum u + sum v,    u_i + v_j <= cost[i, j]
 
-solved by shortest augmenting paths (Jonker & Volgenant 1987; Crouse 2016, IEEE Transactions on Aerospace and Electronic Systems
-52(4)): prices v of the columns; rows that have their cheapest column to themselves take it; every other row looks for the cheapest
-chain of displacements that ends in a free column, by Dijkstra's algorithm on the reduced costs.  Any prices make a sound start.
-Those of the entropic problem (Cuturi 2013, arXiv:1306.0895), which is solved by matrix operations alone, leave few rows to do.
+solved by shortest augmenting paths (Jonker & Volgenant 1987; Crouse 2016, IEEE Transactions on Aerospace and Electronic
+Systems 52(4)): columns have prices v.  A row whose cheapest column is no other row's cheapest takes it.  Every other
+row looks for the cheapest chain of displacements that ends in a free column, by Dijkstra's algorithm on the reduced
+costs.  Any prices are a valid start.  The prices of the entropic problem (Cuturi 2013, arXiv:1306.0895), which takes
+matrix operations only, leave few rows for Dijkstra's algorithm.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from genjax.errors import UserError
 
 
 class _Search(NamedTuple):
-    """Dijkstra's algorithm from one row: what is known of the columns, [N] each, and where it stands."""
+    """State of Dijkstra's algorithm from one row: arrays [N] over columns, and the present row."""
 
     distance: Array
     through: Array  # the row before the column on its shortest path
@@ -35,8 +36,9 @@ def entropic_prices(cost: Array, regularization: float, num_iterations: int) -> 
 
     Args:
       cost: [N, N].
-      regularization: weight of the entropy, relative to the deviation of the cost without what is common to a row or a column.
-      num_iterations: alternating normalisations.
+      regularization: weight of the entropy, relative to the deviation of the cost after
+        removing row and column effects.
+      num_iterations: number of alternating normalisations.
     """
     centred = cost - cost.mean(0, keepdims=True)
     centred = centred - centred.mean(1, keepdims=True)
@@ -52,12 +54,12 @@ def entropic_prices(cost: Array, regularization: float, num_iterations: int) -> 
 def assign(cost: Array, regularization: float = 0.05, num_iterations: int = 100) -> Array:
     """The permutation of least cost: the column of each row, int32 [N].
 
-    Exact up to the rounding of the costs, which should be finite; of others the answer is still a permutation.
+    Exact up to the rounding of the costs.  If costs are not finite, the answer is still a permutation.
 
     Args:
       cost: [N, N], any real numbers.
-      regularization: see `entropic_prices`; it decides the time, not the answer.
-      num_iterations: see there.
+      regularization: see `entropic_prices`; it influences the time, not the answer.
+      num_iterations: see `entropic_prices`.
 
     Raises:
       UserError: the cost is not square.
@@ -70,7 +72,7 @@ def assign(cost: Array, regularization: float = 0.05, num_iterations: int = 100)
     largest = jnp.finfo(cost.dtype).max
     prices = entropic_prices(cost, regularization, num_iterations)
     cheapest = jnp.argmin(cost - prices[None], axis=1).astype(jnp.int32)
-    # The first row that wants a column has it.
+    # The first row that wants a column gets it.
     row_of = jnp.full((size,), size, jnp.int32).at[cheapest].min(indices)
     served = row_of[cheapest] == indices
     row_of = jnp.where(row_of == size, -1, row_of)
@@ -78,14 +80,14 @@ def assign(cost: Array, regularization: float = 0.05, num_iterations: int = 100)
     def search(row: Array, row_of: Array, prices: Array) -> _Search:
         def visit(state: _Search) -> _Search:
             reduced = cost[state.row] - prices
-            # A taken column's own row pays nothing on it; the first row's level cancels.
+            # The reduced cost of a taken column for its own row is 0; the first row's level cancels.
             column = jnp.argmax((row_of == state.row).astype(jnp.int32))
             level = jnp.where(state.row == row, 0.0, reduced[column])
             there = state.reached + reduced - level
             nearer = ~state.visited & (there < state.distance)
             distance = jnp.where(nearer, there, state.distance)
             through = jnp.where(nearer, state.row, state.through)
-            # Whatever the costs are, a column is visited once.
+            # A column is visited once, whatever the costs are.
             place = jnp.argmin(jnp.where(state.visited, jnp.inf, jnp.minimum(distance, largest)))
             owner = row_of[place]
             return _Search(

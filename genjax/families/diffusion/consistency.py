@@ -8,7 +8,7 @@ arXiv:2310.14189).
 
 with the pseudo-Huber distance d(a, b) = sqrt(|a - b|^2 + c^2) - c, c = 0.00054 sqrt(D), a log-normal choice of n, and a
 number of levels that doubles from `min_levels` to `max_levels` over the training (2310.14189, table 1).  One evaluation
-maps noise to data; more of them alternate with fresh noise (2303.01469, algorithm 1).
+maps noise to data; further evaluations alternate with fresh noise (2303.01469, algorithm 1).
 
 Distillation (2303.01469, algorithm 2) has a fixed number of levels and replaces x + sigma_n e by one Heun step of the
 teacher D from z = x + sigma_(n+1) e to sigma_n along dz = (z - D(z, sigma)) / sigma dsigma; a target network answers
@@ -42,8 +42,7 @@ from genjax.model import TrainState
 class ConsistencySampler(Sampler):
     """Maps noise to data in one evaluation a step, and noises the data again in between (2303.01469, algorithm 1).
 
-    The levels of noise lie on the grid that ends at sigma_min, where nothing is left to map; so `to_data` changes
-    nothing.
+    The noise levels lie on a grid that ends at sigma_min, where the map is the identity; so `to_data` has no effect.
     """
 
     num_steps: int = 1
@@ -69,8 +68,8 @@ class ConsistencyModel(Diffusion):
 
     Attributes:
       min_levels: s_0, number of noise levels at the start.
-      max_levels: s_1, number at the end.
-      num_steps: length of the run over which the number doubles; None takes the run's.
+      max_levels: s_1, number of noise levels at the end.
+      num_steps: length of the run, over which the number of levels grows; None takes the run's.
       level_mean: mean of log sigma in the choice of levels.
       level_scale: standard deviation of log sigma in the choice of levels.
     """
@@ -132,13 +131,13 @@ class ConsistencyModel(Diffusion):
         return jnp.minimum(self.min_levels * 2.0 ** jnp.floor(step / length), self.max_levels) + 1.0
 
     def _level(self, index: Array, count: Array) -> Array:
-        """sigma of the index-th of `count` levels, from 0 upwards."""
+        """sigma of level number `index` of `count` levels, counted from 0 upwards."""
         rho = 7.0
         low, high = self.process.t_min ** (1 / rho), self.process.t_max ** (1 / rho)
         return (low + index / (count - 1.0) * (high - low)) ** rho
 
     def pairs(self, keys: Array, count: Array) -> tuple[Array, Array]:
-        """Neighbouring levels sigma_n < sigma_(n+1), [B] each, drawn so that log sigma is about normal."""
+        """Neighbouring levels sigma_n < sigma_(n+1), [B] each, drawn so that log sigma is nearly normal."""
         index = jnp.arange(self.max_levels + 1, dtype=jnp.float32)
         levels = self._level(jnp.minimum(index, count - 1.0), count)
         ends = jax.scipy.special.erf((jnp.log(levels) - self.level_mean) / (math.sqrt(2.0) * self.level_scale))
@@ -172,7 +171,7 @@ class ConsistencyModel(Diffusion):
         if training:
             dropout_keys = keys[:, 2]
             condition = self.drop_conditions(condition, keys[:, 3])
-        # The same dropout on both sides.
+        # Both sides have the same dropout.
         z = x + expand(high, x) * noise
         if teacher is None:
             lower = x + expand(low, x) * noise
@@ -199,12 +198,10 @@ class ConsistencyDistillation(ConsistencyModel):
     network and sigma_data; the student starts as its copy.
 
     Attributes:
-      num_distillation_levels: N, number of noise levels; `min_levels`, `max_levels`, `level_mean` and `level_scale` are
-        not used.
-      target_decay: mu of the target network; 0 (the paper's for CIFAR-10) takes the student, 0.95 is the paper's for
-        ImageNet.
-      untrained_teacher: start without a trained teacher, to try a configuration out; what is distilled then means
-        nothing.
+      num_distillation_levels: number N of noise levels; `min_levels`, `max_levels`, `level_mean`
+        and `level_scale` are not used.
+      target_decay: mu of the target network; 0 takes the student itself (the paper: 0 for CIFAR-10, 0.95 for ImageNet).
+      untrained_teacher: start without a trained teacher, to try a configuration out; the result is meaningless.
     """
 
     num_distillation_levels: int = 18
@@ -225,7 +222,7 @@ class ConsistencyDistillation(ConsistencyModel):
           source: the model of the run that the parameters are taken from, or None where there is none.
 
         Raises:
-          UserError: it is missing, or its network would be read as another function than it learned.
+          UserError: `source` is missing, or its network would be read as another function than it learned.
         """
         super().check_start(source)
         if source is None:
@@ -257,7 +254,7 @@ class ConsistencyDistillation(ConsistencyModel):
         return jnp.full_like(jnp.asarray(step, jnp.float32), self.num_distillation_levels)
 
     def pairs(self, keys: Array, count: Array) -> tuple[Array, Array]:
-        """Neighbouring levels, each pair as likely as another."""
+        """Neighbouring levels; all pairs are equally likely."""
         n = jax.vmap(lambda k: jax.random.randint(k, (), 0, self.num_distillation_levels - 1))(keys)
         return self._level(n.astype(jnp.float32), count), self._level(n + 1.0, count)
 
@@ -298,9 +295,9 @@ class ConsistencyDistillation(ConsistencyModel):
         return new.replace(extra={**new.extra, **copies}), metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example, shape [B]: `loss` of a random pair of levels, the distance of the evaluated student, whose
-        parameters are the averaged ones where these are kept, to the target network; with target_decay 0 to that
-        student itself.
+        """Per example, shape [B]: `loss` of a random pair of levels: the distance between the evaluated student
+        (with averaged parameters if they are kept) and the target network; with target_decay 0 the target
+        network is that student itself.
         """
         copies = self._copies(state)
         losses = self._pair_losses(

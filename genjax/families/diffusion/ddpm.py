@@ -9,8 +9,8 @@ The chain z_T -> ... -> z_1 -> x with p(z_(k-1) | z_k) = N(a z_k + b x0(z_k), v)
 Of pictures in [-1, 1] with L levels, p(x | z_1) is the probability that a Gaussian gives to the bin of each pixel (eq.
 13); of other data, its density.  The loss is L_simple, the unweighted error of epsilon (eq. 14).  With learned
 variances it is L_simple + hybrid_weight L_bound, where the bound trains the variance only (improved DDPM, eq. 15 and
-16).  With objective=bound it is the bound itself, of a step drawn uniformly or, as improved DDPM does for its L_vlb, by
-the size of the step's last losses.
+16).  With objective=bound it is the bound itself, at a step that is drawn
+uniformly or by importance, from the size of each step's last losses (as improved DDPM does for its L_vlb).
 """
 
 from __future__ import annotations
@@ -42,16 +42,17 @@ class DDPM(Diffusion):
     """DDPM, and improved DDPM with variance=learned.
 
     Attributes:
-      variance: of the reverse steps in the bound: small (beta-tilde), large (beta), or learned between the two.
-      objective: simple, the error of the target, and with learned variances beside it the bound, which trains these
-        alone; bound, the bound's term at the drawn step, times their number, in nats a dimension, which trains all.
+      variance: variance of the reverse steps in the bound: small (beta-tilde), large
+        (beta), or learned between the two.
+      objective: simple, the error of the target (with learned variances plus the bound, which trains the
+        variances only); or bound, the bound's term at the drawn step times the number of steps, in nats a
+        dimension, which trains everything.
       step_sampling: with objective=bound, how the trained steps are drawn: uniform, or importance, in proportion to the
         root mean square of their last ten losses, which gives the same expectation with less noise (improved DDPM, eq.
         18).
       hybrid_weight: weight of the bound beside the simple loss, with learned variances.
-      bound_terms: number of steps k whose terms estimate the bound of `evaluate`, without bias; at least T - 1 takes
-        all.  Of pictures it is NaN where pixels are none of the levels from -1 to 1, as with data.preprocessing=unit;
-        signed has these.
+      bound_terms: number of steps k whose terms estimate the bound in `evaluate`, without bias; T - 1 or more takes all
+        steps.  The bound of pictures is NaN if pixels are not on levels from -1 to 1: use data.preprocessing=signed.
     """
 
     process: Discrete = Discrete()
@@ -132,12 +133,12 @@ class DDPM(Diffusion):
         def loss(params: PyTree, part: Batch, part_key: Array, seen: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
             losses, values = self.example_losses(params, part, part_key, training=True)
             terms = jax.lax.stop_gradient(losses) * part["step_probability"]
-            # A part's examples lie anywhere in the batch of this device.
+            # Examples of a microbatch lie anywhere in the batch of this device.
             place = part["example_index"] - example_index[0]
             seen = {"steps": seen["steps"].at[place].set(part["step"]), "losses": seen["losses"].at[place].set(terms)}
             return losses.mean(), ({name: value.mean() for name, value in values.items()}, seen)
 
-        # Where the update is skipped the steps stay 0, of which nothing is kept.
+        # In a skipped update the steps stay 0, and losses at step 0 are not kept.
         nothing = {"steps": jnp.zeros((size,), jnp.int32), "losses": jnp.zeros((size,))}
         started = state.replace(extra=nothing)
         new, metrics = gradient_step(loss, self.optimizer, with_extra=True)(started, batch, key)
@@ -161,7 +162,7 @@ class DDPM(Diffusion):
             return self._drawn_term(batch, z, t, output)
         if self.variance != "learned":
             return error
-        # The bound trains the variance alone.
+        # The bound trains the variance only.
         channels = z.shape[-1]
         mean, rest = jax.lax.stop_gradient(output[..., :channels]), output[..., channels:]
         return error + self.hybrid_weight * self._drawn_term(batch, z, t, jnp.concatenate([mean, rest], axis=-1))
@@ -176,7 +177,7 @@ class DDPM(Diffusion):
         divergence = self._step_divergence(estimate, x, t)
         first = -self._reconstruction_log_prob(estimate, x, self.levels_of(batch))
         term = jnp.where(t * self.process.num_timesteps < 1.5, first, divergence)
-        # At every step, as the first is seldom drawn.
+        # Checked at every step, as the first step is seldom drawn.
         term = only_of_levels(term, x, self.levels_of(batch))
         inverse = 1.0 / batch["step_probability"] if "step_probability" in batch else self.process.num_timesteps
         return inverse * term / math.prod(x.shape[1:])
@@ -198,7 +199,7 @@ class DDPM(Diffusion):
 
     def _step_divergence(self, estimate: Estimate, x: Array, t: Array) -> Array:
         """KL(q(z_(k-1) | z_k, x) || p(z_(k-1) | z_k)) for k >= 2 at t = k / T, in nats, shape [B]."""
-        # Of the first step, which has no such term, the second's constants stand in.
+        # The first step has no such term; the second step's constants are used in its place.
         t = jnp.maximum(t, 2.0 / self.process.num_timesteps)
         _, b, variance = posterior(self.process, t, t - 1.0 / self.process.num_timesteps)
         log_p = self._log_variance(estimate, t, x)
@@ -219,10 +220,10 @@ class DDPM(Diffusion):
         return log_prob.reshape(x.shape[0], -1).sum(-1)
 
     def bound_terms_of(self, params: PyTree, batch: Batch, key: Array) -> dict[str, Array]:
-        """The three terms of the bound of what Ancestral samples, with clip_x0 as there, and their `total`, in nats,
-        shape [B] each.
+        """The three terms of the bound on samples by `Ancestral`, also with clip_x0, and
+        their `total`, in nats, [B] each.
 
-        NaN for examples that are on no levels in [-1, 1] but should be.
+        NaN for examples that should be on levels in [-1, 1] and are not.
         """
         x, condition, count = batch["x"], self.condition(batch), self.process.num_timesteps
         end = jnp.ones((x.shape[0],))
@@ -237,7 +238,7 @@ class DDPM(Diffusion):
             first, length = row
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(example_keys(key, batch), first)
             keys = jax.vmap(jax.random.split)(keys)
-            # One step of each stratum stands for all of it.
+            # One step of each stratum represents the whole stratum.
             step = first + jax.vmap(lambda k: jax.random.randint(k, (), 0, length))(keys[:, 1])
             t = step / count
             estimate = self.clipped(self.estimate(params, noised(keys[:, 0], t), t, condition))
@@ -297,7 +298,7 @@ def discretized_gaussian_log_prob(x: Array, mean: Array, log_variance: Array, nu
     half = 1.0 / (num_levels - 1)
     inverse = jnp.exp(-0.5 * log_variance)
     upper, lower = (x + half - mean) * inverse, (x - half - mean) * inverse
-    # Mirrored into the left tail, where differences of the distribution function keep their digits.
+    # Mirrored into the left tail, where differences of the distribution function are precise.
     flip = lower > 0.0
     upper, lower = jnp.where(flip, -lower, upper), jnp.where(flip, -upper, lower)
     lower_end, upper_end = x < -1.0 + half, x > 1.0 - half

@@ -44,23 +44,23 @@ class Diffusion:
 
     Attributes:
       data_shape: shape of one example; None takes the data set's.
-      num_classes: number of classes, where it is conditional on them; None takes the data set's.
+      num_classes: number of classes of a model that is conditional on classes; None takes the data set's.
       num_levels: number of levels of a pixel, for likelihoods of pictures in [-1, 1]; None takes the data set's, if it
-        has any.  Not used where the data are dequantised (data.preprocessing=dequantize_signed), which the likelihood
-        by the ODE needs.
+        has any.  Not used if the data are dequantised (data.preprocessing=dequantize_signed), as likelihoods by
+        the ODE need.
       process: forward process.
-      target: what the network predicts.
+      target: prediction target of the network.
       weighting: which error is averaged over the times; `target` is the error of the network's target itself.
       weighting_gamma: parameter of the weightings min_snr and p2.
       sigma_data: standard deviation of the data, for `scale_input` and the target edm.
-      scale_input: divide z by its standard deviation before the network.
+      scale_input: divide the network's input z by its standard deviation.
       times: distribution of the training times.
       network: denoising network.
       condition_on: which of label, vector, context and image in a batch the network sees.
       condition_dropout: probability that an example is trained without its conditions.
       self_conditioning: feed the last estimate of x back to the network.
       clip_x0: clip estimates of x to [-1, 1] while sampling, and in the bound of DDPM's samples.
-      sampler: how `sample` goes from noise to data.
+      sampler: method by which `sample` goes from noise to data.
       guidance: classifier-free guidance of `sample`.
       likelihood_steps: steps of the probability-flow ODE for the `nll` of `evaluate`; 0 leaves it out.
       likelihood_trace: exact divergence of the probability-flow ODE, or Hutchinson's estimate of it.
@@ -267,10 +267,10 @@ class Diffusion:
     # The contract
 
     def check_start(self, source: Any) -> None:
-        """Refuses to train a model whose samples on schedule could not be drawn.
+        """Refuses to train a model that could not be sampled during the run.
 
         Args:
-          source: the model of the run `training.init_from`, or None where there is none.
+          source: the model of the run `training.init_from`, or None.
 
         Raises:
           UserError: guidance that the model cannot have.
@@ -295,7 +295,7 @@ class Diffusion:
         """
         if self.likelihood_steps:
             self._check_density(batch)
-        # What stands for no vector, context or image while sampling; the batch alone knows their shapes.
+        # Empty vectors, contexts and images for sampling; only the batch tells their shapes.
         names = [name for name in self.condition_on if name != "label" and name in batch]
         empty = {name: jnp.zeros(batch[name].shape[1:]) for name in names}
         params = self.init_params(key, batch)
@@ -387,14 +387,15 @@ class Diffusion:
             weight guidance.scale.
           key: random key.
           num_samples: how many.
-          label: classes [num_samples], or one for all, of a model conditional on them; by default each class in turn.
+          label: classes [num_samples], or one for all samples, for a model conditional on
+            classes; by default all in turn.
           trajectory: return all steps, [num_steps + 1, num_samples, *data_shape].
           **condition: vector, context, context_mask or image, with leading axis num_samples; conditions that are not
             given are empty, as dropped conditions are in training.
 
         Raises:
-          UserError: a condition that the model does not know or of another shape, a label outside the classes, or
-            guidance that the model cannot have.
+          UserError: a condition that the model does not have or of another shape, a label that is no class, or guidance
+            that the model cannot have.
         """
         noise_key, step_key = jax.random.split(key)
         condition = self.sampling_condition(state, num_samples, label, condition)
@@ -426,7 +427,7 @@ class Diffusion:
     def sampling_condition(
         self, state: TrainState, num_samples: int, label: Array | None, given: Condition
     ) -> dict[str, Array]:
-        """Checks what `sample` is given and completes it.
+        """Checks the conditions given to `sample` and completes them.
 
         Raises:
           UserError: a condition that the model does not know or of another shape, or a label outside the classes.
@@ -442,7 +443,7 @@ class Diffusion:
             condition["label"] = jnp.broadcast_to(label, (num_samples,)) if label.ndim == 0 else label
         for name, shape in self.condition_shapes(state).items():
             value = condition.setdefault(name, jnp.zeros((num_samples, *shape)))
-            # Contexts of any length are attended to.
+            # Contexts may have any length.
             free = 1 if name == "context" else 0
             if value.ndim != 1 + len(shape) or value.shape[1 + free :] != shape[free:]:
                 raise UserError(
@@ -454,7 +455,7 @@ class Diffusion:
         return condition
 
     def condition_shapes(self, state: TrainState) -> dict[str, tuple[int, ...]]:
-        """Shapes of one example's vector, context and image, of those that the model is conditional on."""
+        """Shapes of an example's vector, context and image, if the model is conditional on them."""
         return {name: empty.shape for name, empty in state.extra.get("empty_condition", {}).items()}
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -490,7 +491,7 @@ class Diffusion:
         self._check_density(batch)
         params = state.eval_params
         denoise = self.denoiser(params, self.condition(batch), Guidance())
-        # Signs of each example from its own key.
+        # Each example draws signs from its own key.
         keys = example_keys(key, batch)
         probes = jax.vmap(lambda k: jax.random.rademacher(k, batch["x"].shape[1:], jnp.float32))(keys)
         exact = self.likelihood_trace == "exact"

@@ -91,9 +91,9 @@ class MaskedDiffusion:
       num_layers: blocks of the transformer.
       num_heads: heads of the transformer.
       dropout_rate: dropout of the transformer.
-      num_steps_sampling: steps of `sample`.
-      temperature: of the symbols drawn while sampling.
-      num_bound_samples: times for the bound of one example in `evaluate`, one from each of equal strata.
+      num_steps_sampling: number of steps of `sample`.
+      temperature: temperature of symbols in samples.
+      num_bound_samples: number of times for the bound of one example in `evaluate`, one from each of equal strata.
       compute_dtype: type that the network computes in.
       optimizer: optimizer and learning-rate schedule.
     """
@@ -160,7 +160,7 @@ class MaskedDiffusion:
         return jnp.ones(batch["tokens"].shape) if mask is None else mask.astype(jnp.float32)
 
     def _bound_estimate(self, params: PyTree, batch: Batch, key: Array, index: Array, count: int) -> Array:
-        """The bound from one time of the index-th of `count` equal strata, [B]."""
+        """The bound from one time in stratum number `index` of `count` equal strata, [B]."""
         base = jax.vmap(jax.random.fold_in, in_axes=(0, None))(example_keys(key, batch), index)
         keys = jax.vmap(lambda k: jax.random.split(k, 2))(base)
         t = jnp.maximum((index + jax.vmap(jax.random.uniform)(keys[:, 0])) / count, 1e-4)
@@ -172,8 +172,7 @@ class MaskedDiffusion:
         t = jnp.maximum(spread_uniforms(key, batch), 1e-4)
         weights = self._weights(batch)
         bound = self._bound(params, batch["tokens"], weights, t, keys[:, 0], keys[:, 1])
-        # Divided by a number that is the same for all, so that microbatches and devices give
-        # the whole batch's gradient.
+        # Divided by a constant, so that gradients of microbatches and devices add up to the whole batch's gradient.
         return bound.sum() / weights.size, {"nll_bound_per_token": Ratio(bound.sum(), weights.sum())}
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
@@ -191,7 +190,7 @@ class MaskedDiffusion:
         return -total / self.num_bound_samples
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """`nll_bound` in nats of each sequence [B], and `nll_bound_per_token` of all tokens, which is also `loss`."""
+        """`nll_bound` of each sequence in nats [B], and `nll_bound_per_token` over all tokens, which is also `loss`."""
         nll = -self.log_prob_bound(state, batch, key)
         per_token = Ratio(nll, self._weights(batch).sum(-1))
         return {"loss": per_token, "nll_bound": nll, "nll_bound_per_token": per_token}
@@ -237,7 +236,7 @@ class D3PM(MaskedDiffusion):
 
     Attributes:
       noise: absorbing, or uniform over the symbols.
-      num_timesteps: T, also the steps of `sample`, in place of `num_steps_sampling`.
+      num_timesteps: number T of steps, also of `sample`; `num_steps_sampling` is not used.
       cross_entropy_weight: weight of the auxiliary -log p(x | z_t), per token.
     """
 
@@ -255,7 +254,7 @@ class D3PM(MaskedDiffusion):
             )
 
     def keep_probability(self, t: Array) -> Array:
-        """alpha(t): the probability that a token is as it was; 0 at the end."""
+        """alpha(t): the probability that a token is unchanged; 0 at the end."""
         if self.noise == "absorbing":
             return 1.0 - t
         return jnp.sin(0.5 * jnp.pi * (1.0 - t)) ** 2
@@ -282,7 +281,7 @@ class D3PM(MaskedDiffusion):
         here = jax.nn.one_hot(z, size + 1)
         x_probs = jnp.pad(x_probs, ((0, 0), (0, 0), (0, 1)))
         if self.noise == "absorbing":
-            # What is seen stays; what is masked was already masked, or is revealed as x.
+            # Visible tokens stay.  Masked tokens were masked before, or are revealed as x.
             mask = jax.nn.one_hot(jnp.full_like(z, size), size + 1)
             reveal = (alpha_s - alpha_t) / (1.0 - alpha_t)
             masked = (z == size)[..., None]
@@ -316,7 +315,7 @@ class D3PM(MaskedDiffusion):
         )
 
     def _steps(self, keys: Array, index: Array | int, count: int) -> Array:
-        """Steps 1 to T [B] from the index-th of `count` equal strata."""
+        """Steps 1 to T [B] from stratum number `index` of `count` equal strata."""
         place = (index + jax.vmap(jax.random.uniform)(keys)) / count
         return jnp.clip(jnp.ceil(place * self.num_timesteps), 1, self.num_timesteps)
 

@@ -2,8 +2,9 @@
 
     block:  h += g1 Attention((1 + s1) LN(h) + b1);   h += g2 MLP((1 + s2) LN(h) + b2)
 
-where (b1, s1, g1, b2, s2, g2) are affine in silu(embedding) and start at zero, so that every block starts as the identity.
-With a context, cross-attention stands between the two (as in PixArt-alpha, Chen et al. 2023, arXiv:2310.00426).
+where (b1, s1, g1, b2, s2, g2) are affine in silu(embedding) and start at zero, so that every block
+starts as the identity.  With a context, cross-attention stands between the two (as in PixArt-alpha, Chen
+et al. 2023, arXiv:2310.00426).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class DiT(DenoisingNetwork):
     DiT-S, B, L and XL have widths 384, 768, 1024, 1152, depths 12, 12, 24, 28 and heads 6, 12, 16, 16.
 
     Attributes:
-      patch_size: length of a patch along each axis; of one frame, of videos.
+      patch_size: length of a patch along each axis; in videos a patch lies in one frame.
       hidden_dim: width of the residual stream.
       num_layers: number of blocks.
       num_heads: heads of attention.

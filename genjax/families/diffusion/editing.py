@@ -1,9 +1,9 @@
 """Editing pictures with a model that was not trained for it: image-to-image (SDEdit) and inpainting (RePaint).
 
 SDEdit   start the sampler at z_t = alpha x + sigma epsilon of a given x            Meng et al. 2022, arXiv:2108.01073
-RePaint  after each ancestral step put the known pixels, noised, back in place, and go back by some steps and forth
-again a few
-         times, so that both parts come to fit                                     Lugmayr et al. 2022, arXiv:2201.09865
+RePaint  after each ancestral step, replace the known pixels by their noised       Lugmayr et al. 2022, arXiv:2201.09865
+         values; go back some steps and forth again, a few times, so that the
+         known and the new parts come to fit
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from genjax.model import TrainState
 def image_to_image(
     model: Diffusion, state: TrainState, key: Array, x: Array, strength: float = 0.5, **condition: Any
 ) -> Array:
-    """Noises examples x [N, *data_shape] part of the way and samples back; strength 1 is sampling from nothing.
+    """Adds noise to examples x [N, *data_shape] and samples from there; strength 1 is sampling from pure noise.
 
     Raises:
-      UserError: examples of another shape, a strength outside of (0, 1], or one too little for a step of the sampler.
+      UserError: examples of another shape, a strength outside (0, 1], or a strength smaller than a step of the sampler.
     """
     _check_shape(model, x)
     if not 0.0 < strength <= 1.0:
@@ -52,11 +52,10 @@ def resampling_steps(num_steps: int, num_resamples: int, jump_length: int) -> np
     """The order in which RePaint takes its steps (Lugmayr et al. 2022, section 4.2 and appendix).
 
     Nodes are numbered from 0 (noise) to num_steps (data).  From every jump_length-th node, counted backwards from the
-    last that has noise, it goes back by jump_length nodes, num_resamples - 1 times.
+    last noisy node, RePaint goes back by jump_length nodes, num_resamples - 1 times.
 
     Returns:
-      Rows (node before the step, node to go back to after it, or the node after it where it does not go back), int32
-      [M, 2].
+      Rows (node before the step, node to go on from after the step), int32 [M, 2].
     """
     left = dict.fromkeys(range(num_steps - 1, jump_length - 1, -jump_length), num_resamples - 1)
     rows, node = [], 0
@@ -82,14 +81,14 @@ def inpaint(
     spacing: Spacing | None = None,
     **condition: Any,
 ) -> Array:
-    """Fills in what is missing.
+    """Fills in the unknown values of examples.
 
     Args:
       model: a diffusion model.
       state: its trained state.
       key: random key.
-      x: examples [N, *data_shape]; their values where the mask is 0 are not used.
-      mask: 1 where x is known, of the shape of x, with axes of length 1 where it is the same along them.
+      x: examples [N, *data_shape]; values where the mask is 0 are not used.
+      mask: 1 where x is known, else 0; the shape of x, or length 1 along axes on which the mask does not depend.
       num_steps: steps from noise to data (250 in the paper).
       num_resamples: number of times that each step is taken; 1 replaces the known part only (10 in the paper).
       jump_length: number of steps to go back at once (10 in the paper).
@@ -131,7 +130,7 @@ def inpaint(
         a, b, variance = posterior_from(now.alpha, now.sigma, then.alpha, then.sigma)
         unknown = a * z + b * x0 + jnp.sqrt(variance) * noise(keys[0])
         z = jnp.where(known, then.alpha * x + then.sigma * noise(keys[1]), unknown)
-        # q(z_back | z_then), which is z itself where the two are the same.
+        # q(z_back | z_then), which is z itself if both nodes are the same.
         ratio = back.alpha / then.alpha
         added = jnp.maximum(back.sigma**2 - (ratio * then.sigma) ** 2, 0.0)
         return ratio * z + jnp.sqrt(added) * noise(keys[2]), None

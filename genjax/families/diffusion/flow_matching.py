@@ -2,11 +2,11 @@
 
     z_t = (1 - t) x + t epsilon,    loss = E |v(z_t, t) - (epsilon - x)|^2,    dz = v dt from t = 1 to 0
 
-Lipman et al. 2023 (arXiv:2210.02747), Liu et al. 2023 (arXiv:2209.03003); time runs from data to noise.  OT-CFM (Tong et al.
-2024, arXiv:2302.00482) pairs the noise with the data of a minibatch at least squared distance, which straightens the paths; each
-noise has one partner (section 3.2, with exact transport).  Other interpolants between data and normal noise (Albergo et al. 2023,
-arXiv:2303.08797) are other processes with the same target: process=trigonometric, and with a latent variable
-process=latent_noise.  Interpolants between two sets of data are not here.
+Lipman et al. 2023 (arXiv:2210.02747), Liu et al. 2023 (arXiv:2209.03003); time runs from data to noise.  OT-CFM (Tong
+et al. 2024, arXiv:2302.00482) pairs the noise with the data of a minibatch at least squared distance, which straightens
+the paths; each noise has one partner (section 3.2, with exact transport).  Other interpolants between data and normal
+noise (Albergo et al. 2023, arXiv:2303.08797) are other processes with the same target: process=trigonometric, and with
+a latent variable process=latent_noise.  Interpolants between two sets of data are not here.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ class FlowMatching(ODELikelihood, Diffusion):
     """Flow matching.
 
     Attributes:
-      coupling: independent noise, or paired by optimal transport within each batch (each microbatch or device by itself).  The
-        pairing does not know the conditions, so that a conditional model sees noise that depends a little on its condition.
+      coupling: independent noise, or noise paired with data by optimal transport within each batch (each microbatch or
+        device separately).  The pairing ignores conditions, so a conditional model sees noise that
+        depends a little on its condition.
     """
 
     process: Process = Straight()
@@ -44,11 +45,11 @@ class FlowMatching(ODELikelihood, Diffusion):
         if self.coupling == "optimal_transport":
             x = batch["x"]
             a, b = x.reshape(x.shape[0], -1), epsilon.reshape(x.shape[0], -1)
-            # What belongs to a row or a column alone does not decide who is paired with whom.
+            # Terms that depend on the row or the column only do not influence the pairing, and are left out.
             cost = -2.0 * jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
             counted = counted_examples(batch)
             if counted is not None:
-                # Dearer than any two pairs that it could replace, so that padding is paired with noise of padding.
+                # More costly than any two pairs that it could replace, so that padding is paired with noise of padding.
                 dear = 2.0 * cost.max() - cost.min() + 1.0
                 cost = jnp.where(counted[:, None] == counted[None], cost, dear)
             epsilon = epsilon[assign(jax.lax.stop_gradient(cost))]

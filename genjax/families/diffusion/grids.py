@@ -1,4 +1,4 @@
-"""Where the steps of a sampler lie: falling times from noise to data, and the process's values there."""
+"""Grids of samplers: falling times from noise to data, and the process's values at these times."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from genjax.families.diffusion.processes import GaussianProcess, Spacing
 
 
 class Node(NamedTuple):
-    """A time of the grid with the process's values there; the last has alpha 1 and sigma 0 where samples end as data."""
+    """A time of the grid with the process's values there; the last node has alpha 1 and sigma 0 if
+    samples end as data.
+    """
 
     t: Array
     alpha: Array
@@ -28,15 +30,16 @@ def times(
     to_data: bool = True,
     min_log_ratio: float | None = None,
 ) -> Node:
-    """The grid of a sampler: num_steps + 1 falling times from t_max with alpha and sigma, each of shape [num_steps + 1].
+    """The grid of a sampler: num_steps + 1 falling times from t_max with alpha and sigma,
+    each of shape [num_steps + 1].
 
-    With `to_data`, the last node is the data themselves (alpha 1, sigma 0), and where the process has t_min > 0 the one before
-    it is t_min; otherwise the last node is t_min.
+    With `to_data`, the last node is the data themselves (alpha 1, sigma 0), and if the process has t_min > 0, the node
+    before it is t_min.  Without `to_data` the last node is t_min.
 
-    Spacings: None, the process's; uniform in t; quadratic, t ~ u^2; karras, sigma / alpha between its extremes with power 1 / rho (Karras et al.
-    2022, eq. 5); log_snr, uniform in log(alpha / sigma).  On processes that start from N(0, I), these two begin at
-    `min_log_ratio` where log(alpha / sigma) is less at t_max, and the first step goes from t_max beyond that: as far as alpha is next
-    to nothing no step moves anything (lambda_min_clipped of diffusers).
+    Spacings: None, the process's; uniform in t; quadratic, t ~ u^2; karras, sigma / alpha between its extremes with
+    power 1 / rho (Karras et al. 2022, eq. 5); log_snr, uniform in log(alpha / sigma).  On processes that start from
+    N(0, I) with log(alpha / sigma) < `min_log_ratio` at t_max, the last two spacings begin at `min_log_ratio`, and the
+    first step leads there from t_max: while alpha is nearly 0, steps change nothing (lambda_min_clipped of diffusers).
 
     Raises:
       UserError: no steps, or a spacing that the process does not allow.
@@ -54,7 +57,7 @@ def times(
         case "quadratic":
             t = (t_max**0.5 + u * (t_min**0.5 - t_max**0.5)) ** 2
         case "karras" | "log_snr":
-            # Ends at which sigma / alpha is 0 or infinite are replaced by extremes of the same process.
+            # Ends where sigma / alpha is 0 or infinite are replaced by the nearest usable times of the process.
             if exact:
                 u = jnp.linspace(0.0, 1.0, num_steps) if num_steps > 1 else jnp.zeros((1,))
             bounds = jnp.array([t_max if not process.ends_in_pure_noise else 0.999 * t_max, process.earliest_time])

@@ -4,14 +4,15 @@ Classifier-free (Ho & Salimans 2022, arXiv:2207.12598, eq. 6, with weight w; oth
 
     x0 = x0(z, c) + w (x0(z, c) - x0(z))
 
-which is the same in x0, epsilon or v, as all are affine in each other.  It may be limited to an interval of times (Kynkaanniemi
-et al. 2024, arXiv:2404.07724), and the deviation that it inflates may be scaled back (Lin et al. 2023, arXiv:2305.08891, eq. 15
-and 16, here of x0).  Classifier guidance (Dhariwal & Nichol 2021, arXiv:2105.05233, algorithm 2):
+which is the same in x0, epsilon or v, as each is affine in the others.  Guidance may be limited to an interval of times
+(Kynkaanniemi et al. 2024, arXiv:2404.07724).  It inflates the standard deviation, which may be scaled back (Lin et
+al. 2023, arXiv:2305.08891, eq. 15 and 16, here of x0).  Classifier guidance (Dhariwal & Nichol 2021,
+arXiv:2105.05233, algorithm 2):
 
     x0 = x0(z) + w sigma^2 / alpha grad_z log p(y | z, t)
 
-Autoguidance (Karras et al. 2024, arXiv:2406.02507) needs no condition: a weaker model of the same data, such as the one of an
-earlier step of the training, takes the place of the unconditional one.
+Autoguidance (Karras et al. 2024, arXiv:2406.02507) needs no condition: a weaker model of the same data, such as the
+model at an earlier step of training, replaces the unconditional model.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ class Guidance:
 
     Attributes:
       scale: weight w; 0 samples from the model itself, with one evaluation a step.
-      start: only at times t / t_max above this.
-      stop: only at times t / t_max below this.
-      rescale: share of the way back to the deviation of the conditional estimate.
+      start: guidance is used only at times t / t_max above this.
+      stop: guidance is used only at times t / t_max below this.
+      rescale: 0 keeps the guided estimate's standard deviation, 1 scales it to the
+        conditional estimate's; between, a mix.
     """
 
     scale: float = 0.0
@@ -46,11 +48,11 @@ class Guidance:
 
     @property
     def is_used(self) -> bool:
-        """Whether it changes anything; a traced scale may."""
+        """Whether guidance may have an effect: the scale is not 0, or is traced."""
         return isinstance(self.scale, jax.core.Tracer) or self.scale != 0.0
 
     def check(self, condition_on: tuple[str, ...], condition_dropout: float) -> None:
-        """Refuses classifier-free guidance of a model that it does nothing for, or nothing good.
+        """Refuses classifier-free guidance of a model for which it would be meaningless.
 
         Raises:
           UserError: the model has no condition, or was never trained without it.
@@ -67,7 +69,9 @@ class Guidance:
             )
 
     def combine(self, conditional: Array, unconditional: Array, t: Array, t_max: float) -> Array:
-        """The guided estimate of x0 from the two (or from the model's and the weaker one's), all [B, ...], at a time."""
+        """The guided estimate of x0 at a time, from the model's and the unconditional (or
+        weaker) estimate, all [B, ...].
+        """
         inside = (t >= self.start * t_max) & (t <= self.stop * t_max)
         weight = jnp.where(inside, self.scale, 0.0)
         guided = conditional + weight * (conditional - unconditional)
@@ -86,14 +90,14 @@ def with_classifier(
     Args:
       denoise: the denoiser to guide.
       process: the forward process.
-      log_likelihood: (z [B, ...], t scalar) -> log p(y | z) [B] of the classes asked for.
+      log_likelihood: (z [B, ...], t scalar) -> log p(y | z) [B] of the wanted classes.
       scale: weight w.
     """
 
     def guided(z: Array, t: Array, x0_before: Array) -> Estimate:
         estimate = denoise(z, t, x0_before)
         gradient = jax.grad(lambda a: log_likelihood(a, t).sum())(z)
-        # Pure noise tells no class: what a trained classifier has for a gradient there is error, which the factor would blow up.
+        # Pure noise tells no class: there a classifier's gradient is only error, which the factor would blow up.
         alpha = process.alpha(t)
         factor = jnp.where(alpha > 1e-4, scale * process.sigma(t) ** 2 / jnp.maximum(alpha, 1e-4), 0.0)
         return estimate._replace(x0=estimate.x0 + factor * gradient)

@@ -36,7 +36,7 @@ class ImageToImage(EDM):
         """The condition's image of pictures [B, H, W, C], [B, H, W, C'].
 
         Raises:
-          UserError: data that are no pictures, or a size that the factor does not divide.
+          UserError: the data are no pictures, or the factor does not divide their size.
         """
         if x.ndim != 4:
             raise UserError(f"image-to-image models take pictures [H, W, C], not data of shape {x.shape[1:]}")

@@ -1,10 +1,10 @@
-"""Denoising networks as configurations: what maps noisy data, a time and conditions to a prediction of the same shape.
+"""Denoising networks as configurations: maps from noisy data, a time and conditions to a prediction of the same shape.
 
 A `DenoisingNetwork` is a frozen dataclass that builds a Linen module
 
     (z [B, *shape], time [B], condition, dropout_keys [B] or None) -> [B, *shape[:-1], outputs], float32
 
-`time` is the model's measure of the noise level, about 0 to 1000.  `condition` holds what there is of
+`time` is the model's measure of the noise level, from about 0 to 1000.  `condition` may have
 
     label    int32 [B]; num_classes stands for no class
     vector   [B, D]
@@ -33,7 +33,7 @@ Condition = Mapping[str, Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenoisingNetwork(abc.ABC):
-    """What every denoising network can do."""
+    """Base of denoising networks."""
 
     #: Names of the conditions that the network understands.
     conditions = ("label", "vector", "image")
@@ -44,13 +44,13 @@ class DenoisingNetwork(abc.ABC):
 
         Args:
           num_outputs: channels of the output (features, of vectors).
-          num_classes: number of classes of `label`, or None where there are none.
+          num_classes: number of classes of `label`, or None if there are no classes.
           dtype: type to compute in; parameters and outputs are float32.
         """
 
 
 def as_function(network: DenoisingNetwork) -> DenoisingNetwork:
-    """A network's configuration without what changes nothing of what it computes of its parameters."""
+    """A network's configuration without fields that do not influence its function of parameters and inputs."""
     free = {"dropout_rate": 0.0, "remat": False}
     return dataclasses.replace(network, **{name: value for name, value in free.items() if hasattr(network, name)})
 
@@ -63,7 +63,7 @@ def sinusoidal_embedding(values: Array, dim: int, max_period: float = 10000.0) -
 
 
 class ConditionEmbedding(nn.Module):
-    """Time, class and vector as one vector [B, features]; all but the time are added where they are given."""
+    """Time, class and vector as one vector [B, features], the sum of the given ones and the time."""
 
     features: int
     num_classes: int | None
@@ -85,7 +85,7 @@ class ConditionEmbedding(nn.Module):
 
 
 def with_image(z: Array, condition: Condition) -> Array:
-    """z with the condition's image behind its channels.
+    """z with the condition's image as further channels.
 
     Raises:
       UserError: the image has another size.

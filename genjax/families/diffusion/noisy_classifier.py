@@ -3,13 +3,13 @@
 
     loss = -E log p(y | z_t, t),    z_t = alpha(t) x + sigma(t) epsilon,    t ~ p(t)
 
-Its logits are the mean, over all places, of what a denoising network gives there.  `guidance.with_classifier` adds the
-gradient by z to the score of a diffusion model of the same process.  Its own samples show what it takes for each class:
-it guides the denoiser of a normal distribution,
+Its logits are the mean, over all places, of a denoising network's outputs.  `guidance.with_classifier` adds the
+gradient by z to the score of a diffusion model of the same process.  Its samples show its idea of each class: it guides
+the denoiser of a normal distribution,
 
     x0 = alpha s^2 z / (alpha^2 s^2 + sigma^2) + w sigma^2 / alpha grad_z log p(y | z, t)
 
-with s = sigma_data.  They are not draws from the distribution of the data.
+with s = sigma_data.  Samples are not draws from the distribution of the data.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class NoisyClassifier:
       data_shape: shape of one example; None takes the data set's.
       num_classes: number of classes; None takes the data set's.
       process: forward process; it must be the process of the model to be guided.
-      times: distribution of the training times; wide, as guidance asks at every time.
-      sigma_data: standard deviation of the data, to scale what the network sees.
+      times: distribution of the training times; it should be wide, as guidance needs all times.
+      sigma_data: standard deviation of the data, to scale the network's input.
       network: network whose outputs at all places are averaged.
       scale: weight w of the guidance of `sample`.
-      sampler: how `sample` goes from noise to data.
+      sampler: method by which `sample` goes from noise to data.
       compute_dtype: type that the network computes in; parameters and losses are float32.
       optimizer: optimizer and learning-rate schedule.
     """
@@ -152,13 +152,14 @@ class NoisyClassifier:
         check_label_range(label, self.num_classes)
 
     def sample(self, state: TrainState, key: Array, num_samples: int, label: Array | None = None) -> Array:
-        """What the classifier takes for classes `label` [num_samples], or for one; all in turn by default.
+        """Pictures that the classifier takes for classes `label` [num_samples], or for one
+        class; by default all in turn.
 
         Returns:
           [num_samples, *data_shape].
 
         Raises:
-          UserError: a label is none of the classes.
+          UserError: a label is no class.
         """
         if label is None:
             label = jnp.arange(num_samples) % self.num_classes

@@ -51,7 +51,7 @@ def solve_adaptive(
     """Integrates dy / dt = slope(y, t) for all examples of y [B, ...] with common steps.
 
     Returns:
-      y at t_end, and the number of evaluations of the slope; infinity where `max_steps` were not enough.
+      y at t_end, which is infinite if `max_steps` were not enough, and the number of evaluations of the slope.
     """
     direction = 1.0 if t_end > t_start else -1.0
 
@@ -69,7 +69,7 @@ def solve_adaptive(
         h = direction * jnp.minimum(h, direction * (t_end - t))
         new, error = attempt(t, y, h)
         accepted = error <= 1.0
-        # The last step lands on the end exactly.
+        # The last step ends exactly at t_end.
         reached = jnp.where(jnp.abs(t + h - t_end) <= 1e-6 * abs(t_end - t_start), t_end, t + h)
         factor = jnp.clip(0.9 * jnp.maximum(error, 1e-8) ** -0.2, 0.2, 5.0)
         return jnp.where(accepted, reached, t), jnp.where(accepted, new, y), jnp.abs(h) * factor, count + 1
@@ -89,7 +89,7 @@ def solve_adaptive(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptiveODE(Sampler):
-    """The probability-flow ODE by Dormand & Prince's steps, as many as the tolerance needs.
+    """The probability-flow ODE by Dormand & Prince's steps; their number follows from the tolerance.
 
     Attributes:
       num_steps: largest number of steps.
@@ -138,11 +138,11 @@ def _slope(denoise: Denoiser, process: GaussianProcess) -> Callable[[Array, Arra
 
 
 def divergence(function: Callable[[Array], Array], z: Array, probes: Array | None) -> tuple[Array, Array]:
-    """A function [B, ...] -> [B, ...] of each example alone, and the trace of its Jacobian, shape [B].
+    """Value of a function [B, ...] -> [B, ...] that treats examples separately, and trace of its Jacobian, shape [B].
 
     Args:
       function: the function.
-      z: where.
+      z: arguments at which the divergence is taken.
       probes: signs [B, ...] for Hutchinson's estimate, or None for the exact trace.
     """
     if probes is not None:
@@ -177,8 +177,7 @@ def log_likelihood(
       x: data, shape [B, ...].
       probes: random signs in the shape of x for Hutchinson's estimate of the divergence, or None for the exact one.
       num_steps: steps of the fourth-order solver, uniform in log(sigma / alpha), or in time where that is infinite.
-      rtol: use adaptive steps of that tolerance instead; where 1000 of them do not reach the end the answer is not a
-        number.
+      rtol: relative tolerance of adaptive steps, to use instead; the answer is NaN if 1000 steps do not reach the end.
 
     Raises:
       UserError: probes of another shape.

@@ -6,12 +6,13 @@ Every process here is Gaussian given the data, and is defined by two functions o
 
     log_snr(t) = log alpha(t)^2 / sigma(t)^2,    falling in t
 
-It is the solution of dz = f(t) z dt + g(t) dw (Song et al. 2021, arXiv:2011.13456; Kingma et al. 2021, arXiv:2107.00630) with
+It is the solution of dz = f(t) z dt + g(t) dw (Song et al. 2021, arXiv:2011.13456; Kingma et al.
+2021, arXiv:2107.00630) with
 
     f = d log alpha / dt,    g^2 = d sigma^2 / dt - 2 f sigma^2
 
-Time runs from 0 (data) to `t_max` (noise).  Where alpha and sigma are not exact at 0, `t_min` > 0 is the earliest time that a
-network sees, and samplers jump from there to the data.
+Time runs from 0 (data) to `t_max` (noise).  If alpha and sigma are not exact at 0, `t_min` > 0 is the earliest time for
+a network, and samplers jump from t_min to the data.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ Spacing = Literal["uniform", "quadratic", "karras", "log_snr"]
 
 
 class GaussianProcess(abc.ABC):
-    """What samplers and losses ask of a process; `t` is an array of any shape, and so are the answers."""
+    """Interface of processes for samplers and losses; times `t` have any shape, and results have the same shape."""
 
     t_min: float = 0.0
     t_max: float = 1.0
-    #: How samplers place their times that have no spacing of their own.
+    #: Spacing of times for samplers with spacing=None.
     spacing: ClassVar[Spacing] = "uniform"
 
     @abc.abstractmethod
@@ -55,16 +56,18 @@ class GaussianProcess(abc.ABC):
 
     @property
     def ends_in_pure_noise(self) -> bool:
-        """Whether alpha(t_max) is exactly 0, so that the noise cannot tell the data."""
+        """Whether alpha(t_max) is exactly 0, so that z at t_max says nothing about the data."""
         return False
 
     @property
     def earliest_time(self) -> float:
-        """The earliest time that a network is asked at: t_min, or where that is 0 one that divisions by sigma allow."""
+        """The earliest time for a network: t_min, or if t_min is 0, a small time at which
+        divisions by sigma are possible.
+        """
         return self.t_min if self.t_min > 0.0 else 1e-3 * self.t_max
 
     def network_time(self, t: Array) -> Array:
-        """What a network is told of the noise level, of the order of 1000."""
+        """The network's input for the noise level, at most of the order of 1000."""
         return 1000.0 * t
 
     def log_snr(self, t: Array) -> Array:
@@ -97,7 +100,7 @@ class GaussianProcess(abc.ABC):
         def halve(_, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = bounds
             middle = 0.5 * (low + high)
-            # Without the division, as alpha may be 0.
+            # Without division, as alpha may be 0.
             below = self.sigma(middle) < ratio * self.alpha(middle)
             return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
@@ -114,16 +117,18 @@ class Process(GaussianProcess):
 class Discrete(Process):
     """The chain of DDPM (Ho et al. 2020, arXiv:2006.11239), q(z_k | z_(k-1)) = N(sqrt(1 - beta_k) z_(k-1), beta_k I).
 
-    Step k lies at time k / num_timesteps; log alpha is interpolated linearly between the steps, and alpha itself before a last one
-    of pure noise.
+    Step k lies at time k / num_timesteps.  Between steps log alpha is interpolated linearly; before a last step of
+    pure noise, alpha itself is.
 
     Attributes:
-      schedule: linear in beta (DDPM); scaled_linear, linear in sqrt(beta) (latent diffusion); cosine in alpha^2 (Nichol & Dhariwal
-        2021, arXiv:2102.09672, eq. 17); sigmoid in alpha^2 (Jabri et al. 2022, arXiv:2212.11972, algorithm 1, from -3 to 3).
+      schedule: linear in beta (DDPM); scaled_linear, linear in sqrt(beta) (latent diffusion); cosine in alpha^2
+        (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17); sigmoid in alpha^2 (Jabri et al. 2022,
+        arXiv:2212.11972, algorithm 1, from -3 to 3).
       num_timesteps: length T of the chain.
       beta_min: first beta of the linear schedules.
       beta_max: last beta of the linear schedules.
-      zero_terminal_snr: shift and scale alpha so that the last step is pure noise (Lin et al. 2023, arXiv:2305.08891, algorithm 1).
+      zero_terminal_snr: shift and scale alpha so that the last step is pure noise (Lin et al. 2023,
+        arXiv:2305.08891, algorithm 1).
     """
 
     schedule: BetaSchedule = "linear"
@@ -176,7 +181,7 @@ class Discrete(Process):
     def _log_alpha(self, t: Array) -> Array:
         # Interpolation from -inf would be nan between the last two steps.
         table = jnp.asarray(np.maximum(self._log_alphas, -40.0))
-        # Not clipped itself, as at both ends that would halve the derivative.
+        # The index is clipped, not the time: clipping would halve the derivative at both ends.
         position = t * self.num_timesteps
         low = jnp.clip(jnp.floor(position), 0, self.num_timesteps - 1).astype(jnp.int32)
         return table[low] + (position - low) * (table[low + 1] - table[low])
@@ -243,7 +248,7 @@ class VarianceExploding(Process):
 
     Attributes:
       sigma_min: noise at 0.
-      sigma_max: noise at 1; about the largest distance between two examples.
+      sigma_max: noise at 1; it should be about the largest distance between two examples.
       t_min: earliest time.
     """
 
@@ -296,8 +301,8 @@ class Karras(Process):
 class Straight(Process):
     """Rectified flow and conditional flow matching: alpha = 1 - t, sigma = t.
 
-    Lipman et al. 2023, arXiv:2210.02747 (sigma_min = 0), and Liu et al. 2023, arXiv:2209.03003; time runs from data to noise
-    here, as in all of this family, so their velocity has the other sign.
+    Lipman et al. 2023, arXiv:2210.02747 (sigma_min = 0), and Liu et al. 2023, arXiv:2209.03003; time runs from data to
+    noise here, as in all of this family, so their velocity has the other sign.
     """
 
     def alpha(self, t: Array) -> Array:
@@ -313,8 +318,9 @@ class Straight(Process):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trigonometric(Process):
-    """alpha = cos(pi t / 2), sigma = sin(pi t / 2): the variance-preserving interpolant (Albergo et al. 2023, arXiv:2303.08797),
-    which is also the continuous cosine schedule."""
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2): the variance-preserving interpolant (Albergo et al. 2023,
+    arXiv:2303.08797), which is also the continuous cosine schedule.
+    """
 
     def alpha(self, t: Array) -> Array:
         # cos(pi / 2) is not 0 in floating point, the sine of the rest is.
@@ -330,13 +336,14 @@ class Trigonometric(Process):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentNoise(Process):
-    """The straight interpolant with a latent variable, z_t = (1 - t) x + t epsilon + gamma(t) w, gamma^2 = scale t (1 - t).
+    """The straight interpolant with a latent variable, z_t = (1 - t) x + t epsilon + gamma(t)
+    w, gamma^2 = scale t (1 - t).
 
-    Albergo et al. 2023, arXiv:2303.08797, definition 2.1, with normal noise at the one end, so that the two noises are together
-    one of deviation sqrt(t^2 + gamma^2); with scale 2 the variance of unit data is preserved.
+    Albergo et al. 2023, arXiv:2303.08797, definition 2.1, with normal noise at one end, so that the two noises add up
+    to noise of deviation sqrt(t^2 + gamma^2); with scale 2 the variance of unit data is preserved.
 
     Attributes:
-      scale: how much latent noise; 0 is `Straight`.
+      scale: amount of latent noise; 0 gives `Straight`.
       t_min: earliest time; sigma rises like the square root of t.
     """
 

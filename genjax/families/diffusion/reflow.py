@@ -1,14 +1,14 @@
 """Reflow: a rectified flow made straighter by its own pairs (Liu et al. 2022, arXiv:2209.03003, algorithm 1).
 
-    epsilon ~ N(0, I),    x = where the teacher's ODE leads from epsilon
+    epsilon ~ N(0, I),    x = end of the teacher's ODE from epsilon
     loss = E |v(z_t, t) - (epsilon - x)|^2,    z_t = (1 - t) x + t epsilon
 
 The flow that learns these pairs has the teacher's distribution, costs no more transport, and its paths bend less, so
-that few steps follow them (theorems 3.3, 3.5 and 3.7).  How much they bend is
+that few steps follow them (theorems 3.3, 3.5 and 3.7).  The bend is measured by
 
     S = E integral_0^1 |(epsilon - x) - dz_t / dt|^2 dt
 
-which is 0 where one step is exact.
+which is 0 if one step is exact.
 """
 
 from __future__ import annotations
@@ -33,16 +33,14 @@ from genjax.model import TrainState
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reflow(FlowMatching):
-    """A rectified flow of pairs that another one makes.
+    """A rectified flow that learns pairs of noise and data made by another rectified flow.
 
     The teacher is the network that the run starts from, given by `--training.init_from`, a run of `FlowMatching` with
     the same network; the student starts as its copy.  A second reflow starts from a run of this one.
 
     Attributes:
-      teacher_sampler: how the teacher's ODE is followed from noise to data; also the steps that the straightness is
-        measured by.
-      untrained_teacher: start without a trained teacher, to try a configuration out; what is learned then means
-        nothing.
+      teacher_sampler: method of solving the teacher's ODE from noise to data; its steps also measure the straightness.
+      untrained_teacher: start without a trained teacher, to try a configuration out; the result is meaningless.
     """
 
     teacher_sampler: Sampler = Heun(num_steps=20, spacing="uniform", variable="time")
@@ -65,7 +63,8 @@ class Reflow(FlowMatching):
           source: the model of the run `training.init_from`, or None where there is none.
 
         Raises:
-          UserError: it is missing, no rectified flow, or its network would be read as another function than it learned.
+          UserError: `source` is missing, is no rectified flow, or its network would be read as another function than it
+            learned.
         """
         super().check_start(source)
         if source is None:
@@ -95,7 +94,7 @@ class Reflow(FlowMatching):
         return self.denoiser(teacher, self.condition(batch), Guidance())
 
     def paired(self, teacher: PyTree, batch: Batch, key: Array) -> dict[str, Array]:
-        """The batch with `noise` [B, ...] and, for x, where the teacher leads it."""
+        """The batch with `noise` [B, ...], and with x replaced by the end of the teacher's ODE from this noise."""
         keys = example_keys(jax.random.fold_in(key, 2), batch)
         noise = jax.vmap(lambda k: jax.random.normal(k, batch["x"].shape[1:]))(keys)
         x = self.teacher_sampler.run(self.teacher_denoiser(teacher, batch), self.process, noise, key)

@@ -1,4 +1,4 @@
-"""Samplers: one loop over a grid of times, and what each does between two of them.
+"""Samplers: one loop over a grid of times, and each sampler's step between two times.
 
 All are written with the estimate x0 = E[x | z_t] that a denoiser gives, and with epsilon = (z - alpha x0) / sigma.
 
@@ -10,7 +10,7 @@ All are written with the estimate x0 = E[x | z_t] that a denoiser gives, and wit
     PredictorCorrector  reverse SDE and Langevin steps                        Song et al. 2021, arXiv:2011.13456, algorithms 2 to 5
 
 The ODE is dz = (alpha' x0 + sigma' epsilon) dt, or, for z / alpha with s = sigma / alpha, d(z / alpha) = epsilon ds.
-Between consecutive times t > s the values of the process are constants, so no step evaluates it anew.
+Between consecutive times t > s the values of the process are constants, so no step evaluates the process.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from genjax.families.diffusion.targets import epsilon_of
 
 
 class Estimate(NamedTuple):
-    """What a denoiser says of z_t.
+    """A denoiser's estimate for z_t.
 
     Attributes:
       x0: E[x | z_t], shape of z.
-      variance_fraction: where between log-beta-tilde (0) and log-beta (1) the model's log-variance lies, shape of z;
-        None is 0.
+      variance_fraction: position of the model's log-variance between log-beta-tilde (0) and log-beta
+        (1), shape of z; None means 0.
     """
 
     x0: Array
@@ -48,7 +48,7 @@ Denoiser = Callable[[Array, Array, Array], Estimate]
 
 
 class Carry(NamedTuple):
-    """What goes from one step to the next: z, the last estimate of x0, and the node where that was made."""
+    """State between steps: z, the last estimate of x0, and the node of that estimate."""
 
     z: Array
     x0: Array
@@ -65,16 +65,16 @@ def ddim_step(z: Array, x0: Array, now: Node, then: Node) -> Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler(abc.ABC):
-    """What all samplers share.
+    """Base of all samplers.
 
     Attributes:
       num_steps: number of steps between noise and data.
-      spacing: how times are placed: uniform, quadratic, karras (in sigma / alpha) or log_snr; None takes the process's
-        own, which is karras for EDM's and uniform for the others.
+      spacing: spacing of the times: uniform, quadratic, karras (in sigma / alpha) or log_snr; None takes the process's
+        spacing, which is karras for EDM's process and uniform for the others.
       rho: power of the karras spacing.
-      to_data: end at the data; otherwise at the process's t_min.
-      min_log_ratio: where the karras and log_snr spacings of processes that start from N(0, I) begin in log(alpha /
-        sigma).
+      to_data: whether the last step ends at the data; otherwise it ends at the process's t_min.
+      min_log_ratio: log(alpha / sigma) at which the karras and log_snr spacings begin, on
+        processes that start from N(0, I).
     """
 
     num_steps: int = 50
@@ -85,8 +85,7 @@ class Sampler(abc.ABC):
 
     #: Whether the first step divides by alpha(t_max), which pure noise does not allow.
     needs_signal: ClassVar[bool] = False
-    #: Whether it takes the model's answer for the end of the ODE's path, which only consistency models give, and not
-    #: for E[x | z].
+    #: Whether the sampler needs the end of the ODE's path, which only consistency models give, and not E[x | z].
     needs_path_ends: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -96,7 +95,7 @@ class Sampler(abc.ABC):
         """Goes from `now` to `then`."""
 
     def check(self, process: GaussianProcess) -> None:
-        """Raises UserError where the sampler does not suit the process."""
+        """Raises UserError if the sampler does not suit the process."""
         if self.num_steps < 1:
             raise UserError(f"num_steps={self.num_steps}; a sampler needs at least one step")
         if self.needs_signal and process.ends_in_pure_noise:
@@ -125,7 +124,7 @@ class Sampler(abc.ABC):
           process: the forward process.
           z: noise to start from, [B, ...], of deviation `process.prior_scale`; or noised data with `start`.
           key: random key of the steps.
-          trajectory: return all of the way, [num_steps + 1, B, ...], from z to the samples.
+          trajectory: return z at all nodes, [num_steps + 1, B, ...].
           start: index of the node to start from (image-to-image); the steps before it leave z as it is.
 
         Returns:
@@ -142,7 +141,7 @@ class Sampler(abc.ABC):
             if start is None:
                 carry = step(carry)
             else:
-                # The first real step must not look back at a node that was not visited.
+                # The first step after `start` must not use a node that was not visited.
                 carry = jax.lax.cond(index >= start, step, lambda c: c._replace(before=then), carry)
             return carry, carry.z if trajectory else None
 
@@ -226,10 +225,10 @@ class Euler(Sampler):
 
     Attributes:
       variable: integrate z over time, or z / alpha over sigma / alpha as EDM does.
-      churn: S_churn of EDM: how much noise is added before each step, over the whole run; 0 is the ODE.
+      churn: S_churn of EDM: amount of noise that is added before steps, summed over the whole run; 0 for the plain ODE.
       churn_min: smallest sigma / alpha at which noise is added.
       churn_max: largest sigma / alpha at which noise is added.
-      churn_noise: S_noise of EDM, the deviation of what is added.
+      churn_noise: S_noise of EDM, standard deviation of the added noise.
     """
 
     variable: Literal["time", "sigma"] = "sigma"
@@ -305,7 +304,7 @@ class Euler(Sampler):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heun(Euler):
-    """Second-order steps of the ODE (EDM, algorithm 2 with churn, 1 without); two evaluations a step but in the last."""
+    """Second-order steps of the ODE (EDM, algorithm 2 with churn, 1 without); two evaluations a step, one in the last."""
 
     num_steps: int = 18
     spacing: Spacing | None = "karras"
@@ -380,7 +379,7 @@ class DPMSolver(Sampler):
 
     @staticmethod
     def _extrapolate(carry: Carry, x0: Array, now: Node, then: Node) -> Array:
-        """x0 at the middle of the step, by a line through the last two estimates; the last step has none."""
+        """x0 at the middle of the step, extrapolated linearly from the last two estimates; not in the last step."""
         h, h_before = -jnp.log(_shrink(now, then)), -jnp.log(_shrink(carry.before, now))
         usable = (then.sigma > 0.0) & (h_before > 0.0)
         weight = jnp.where(usable, 0.5 * h / jnp.where(usable, h_before, 1.0), 0.0)

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 from genjax.batch import Array
 
-#: Number of losses that are remembered of each step.
+#: Number of last losses that are kept for each step.
 LENGTH = 10
-#: Share of the steps that is drawn uniformly, so that one whose losses were tiny is seen again (0.001 in the authors'
-#: program).
+#: Probability of drawing a step uniformly, so that a step with tiny losses is seen again (0.001
+#: in the authors' program).
 UNIFORM_SHARE = 0.001
 
 
@@ -23,8 +23,8 @@ class StepHistory(flax.struct.PyTreeNode):
     """The last losses of each step 1, ..., T.
 
     Attributes:
-      losses: L_t, [T, LENGTH]; where the next is put goes round.
-      counts: number of losses seen, int32 [T]; from LENGTH on less a multiple of it, so that it never overflows.
+      losses: L_t, [T, LENGTH], a ring buffer for each step.
+      counts: number of losses seen, int32 [T]; kept below 2 LENGTH by subtracting LENGTH, so that it never overflows.
     """
 
     losses: Array
@@ -42,22 +42,22 @@ class StepHistory(flax.struct.PyTreeNode):
     def probabilities(self) -> Array:
         """p_t of the steps 1, ..., T, shape [T]."""
         count = self.counts.shape[0]
-        # The least keeps the sum positive where all losses are 0.
+        # A tiny constant keeps the sum positive if all losses are 0.
         root = jnp.sqrt(jnp.mean(jnp.square(self.losses), axis=1)) + 1e-30
         weighted = (1.0 - UNIFORM_SHARE) * root / root.sum() + UNIFORM_SHARE / count
         return jnp.where(jnp.all(self.counts >= LENGTH), weighted, 1.0 / count)
 
     def with_losses(self, steps: Array, losses: Array) -> StepHistory:
-        """The history after the losses [B] of steps [B], one after the other; of step 0 nothing is kept."""
+        """The history after the losses [B] of steps [B], one after the other; losses of step 0 are not kept."""
         count = self.counts.shape[0]
-        # Rows beyond the last are dropped.
+        # Rows beyond the last row are dropped.
         rows = jnp.where(steps > 0, steps - 1, count)
         order = jnp.argsort(rows)
         rows, losses = rows[order], losses[order]
         rank = jnp.arange(rows.shape[0]) - jnp.searchsorted(rows, rows)
         drawn = jnp.zeros_like(self.counts).at[rows].add(1, mode="drop")
         known = jnp.minimum(rows, count - 1)
-        # Of more than fit, the last; each then has a place of its own.
+        # If more losses come than fit, the last are kept, so that each has its own place.
         kept = jnp.where(rank >= drawn[known] - LENGTH, rows, count)
         places = (self.counts[known] + rank) % LENGTH
         counts = self.counts + drawn

@@ -141,7 +141,7 @@ def loss_weight(
 
     Args:
       weighting: which weighting; `target` leaves the error of the target as it is.
-      target: what the network predicts.
+      target: prediction target of the network.
       process: the forward process.
       t: times, shape [B].
       sigma_data: standard deviation of the data, of target and weighting `edm`.

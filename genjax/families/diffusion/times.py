@@ -1,4 +1,4 @@
-"""How often each noise level is trained: distributions of the time t."""
+"""Distributions of the training time t, which decide how often each noise level is trained."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def spread_uniforms(key: Array, batch: Batch) -> Array:
 
         u_i = u + i (sqrt(5) - 1) / 2  modulo 1,    with one uniform u of the batch
 
-    A loss that is drawn at these times varies less than at independent ones (Kingma et al. 2021, arXiv:2107.00630,
-    appendix I.1, who space them by 1 / B; here none depends on the size of the batch, so that parts of it get the
-    same).
+    A loss at these times varies less than at independent times (Kingma et al. 2021, arXiv:2107.00630, appendix
+    I.1).  They space times by 1 / B; here a time does not depend on the size of the batch, so that
+    microbatches get the same times.
     """
     start = jax.random.bits(jax.random.fold_in(key, 2**31), (), jnp.uint32)
-    # Whole numbers of 2^-32 overflow as the modulus wants it, and are exact at any place; float32 holds 24 bits.
+    # Integer multiples of 2^-32 wrap around as modulo 1 does, and are exact at any place; float32 has only 24 bits.
     spread = start + example_places(batch).astype(jnp.uint32) * jnp.uint32(_GOLDEN)
     return (spread >> 8).astype(jnp.float32) * 2.0**-24
 
@@ -46,7 +46,7 @@ class UniformTime(TimeDistribution):
     def sample(self, key: Array, process: GaussianProcess) -> Array:
         if isinstance(process, Discrete):
             return jax.random.randint(key, (), 1, process.num_timesteps + 1) / process.num_timesteps
-        # At 0 itself, where sigma is 0, not every weighting is a number.
+        # Not from 0, where sigma is 0 and some weightings are not finite.
         return jnp.maximum(jax.random.uniform(key, (), minval=process.t_min, maxval=process.t_max), 1e-5)
 
 
@@ -75,7 +75,7 @@ class LogitNormalTime(TimeDistribution):
     """logit(t) ~ N(mean, scale^2), for flows (Esser et al. 2024, arXiv:2403.03206, section 3.1).
 
     Attributes:
-      mean: of the logit.
+      mean: mean of the logit.
       scale: standard deviation of the logit.
     """
 

@@ -3,8 +3,8 @@
 Ho et al. 2020 (arXiv:2006.11239, appendix B); Dhariwal & Nichol 2021 (arXiv:2105.05233) for adaptive group norm and
 attention at several resolutions; Rombach et al. 2022 (arXiv:2112.10752) for cross-attention; Ho et al. 2022
 (arXiv:2204.03458) for the factorised space-time form.  One module serves [B, L, C], [B, H, W, C] and, with `video`, [B,
-T, H, W, C], whose frames are convolved one by one and meet in temporal attention.  With `patch_size` the network works
-on patches and so at a fraction of the places (Hoogeboom et al. 2023, arXiv:2301.11093, section 3.2).
+T, H, W, C], whose frames are convolved one by one and combined by temporal attention.  With `patch_size` the network
+works on patches, and so at a fraction of the places (Hoogeboom et al. 2023, arXiv:2301.11093, section 3.2).
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ class UNet(DenoisingNetwork):
     Attributes:
       channels: width at full resolution.
       channel_multipliers: width of each level as a multiple of `channels`; between levels the size is halved.
-      num_blocks: residual blocks a level, one more on the way up.
-      attention_levels: levels, counted from 0 at full resolution, that have self-attention; the middle has it if any
-        has.
-      num_heads: heads of attention, where head_channels is not given.
-      head_channels: channels of a head (64 in ADM); each attention then has as many heads as that makes of its width.
-      num_groups: groups of group norm; fewer where the width does not divide.
+      num_blocks: number of residual blocks at each level, and one more on the way up.
+      attention_levels: levels with self-attention, counted from 0 at full resolution; if there
+        are any, the middle has it too.
+      num_heads: number of attention heads, if head_channels is None.
+      head_channels: channels of a head (64 in ADM); the number of heads is then width / head_channels.
+      num_groups: number of groups of group norm; fewer if it does not divide the width.
       scale_shift_norm: the embedding scales and shifts after the norm (ADM); otherwise it is added (DDPM).
-      resample_convolution: halve by strided and double by convolution; otherwise by mean and repetition alone.
-      resample_blocks: halve and double inside of a residual block of its own (BigGAN, ADM), in place of
-        resample_convolution.
+      resample_convolution: halve by strided convolution and double with a convolution; otherwise
+        by means and repetition only.
+      resample_blocks: halve and double inside additional residual blocks (BigGAN, ADM),
+        instead of resample_convolution.
       dropout_rate: dropout inside the blocks.
       video: data are [B, T, H, W, C].
-      patch_size: length, height and width of the patches that are one place each; 1 takes every pixel by itself.
+      patch_size: side of the patches that the network treats as one place each; 1 takes single pixels.
       remat: compute blocks again in the backward pass to save memory.
     """
 
@@ -68,7 +69,7 @@ class UNet(DenoisingNetwork):
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """Names of the conditions that the network understands; a context is seen by attention alone."""
+        """Names of the conditions that the network understands; only attention layers use a context."""
         return ("label", "vector", "context", "image") if self.attention_levels else ("label", "vector", "image")
 
     def build(self, num_outputs: int, num_classes: int | None, dtype: Any) -> nn.Module:
@@ -93,7 +94,9 @@ class UNet(DenoisingNetwork):
 
 
 def num_groups_for(channels: int, num_groups: int) -> int:
-    """The most groups up to `num_groups` that divide the channels, at least 4 channels each where possible."""
+    """Largest number of groups, up to `num_groups`, that divides the channels, with at least
+    4 channels each if possible.
+    """
     return max(g for g in range(1, num_groups + 1) if channels % g == 0 and (channels // g >= 4 or g == 1))
 
 
@@ -101,14 +104,14 @@ class GroupNorm(nn.Module):
     """Group norm (Wu & He 2018, arXiv:1803.08494), optionally scaled and shifted for each example, as `nn.GroupNorm`
     has it.
 
-    Moments are of channels before they are of groups, and everything that follows is one multiple and one summand for
-    each channel of an example: a quarter of the time of `nn.GroupNorm` on CPU, as no array of the data's size is kept
-    in between.
+    Moments are computed for channels, then combined for groups; the rest is one factor and one summand for
+    each channel of an example.  No array of the data's size is kept in between, so on CPU this takes a quarter
+    of the time of `nn.GroupNorm`.
 
     Attributes:
-      num_groups: the most groups; see `num_groups_for`.
+      num_groups: largest number of groups; see `num_groups_for`.
       dtype: type of the result; moments are in float32.
-      epsilon: added to variances.
+      epsilon: number added to variances.
     """
 
     num_groups: int
@@ -197,7 +200,7 @@ def _resized(x: Array, places: tuple[int, ...]) -> Array:
         return nn.avg_pool(x, (2,) * rank, strides=(2,) * rank, padding="SAME", count_include_pad=False)
     for axis in range(1, rank + 1):
         x = jnp.repeat(x, 2, axis=axis)
-    # What an odd size has too much is cut.
+    # After doubling, the surplus of an odd size is cut off.
     return x[(slice(None), *(slice(0, n) for n in places))]
 
 
@@ -339,7 +342,7 @@ class _UNet(nn.Module):
         return h.astype(jnp.float32)
 
     def _resample(self, x: Array, places: tuple[int, ...], name: str) -> Array:
-        """x at half or twice the places, by a convolution where the configuration wants one."""
+        """x at half or twice the places, with a convolution if the configuration has resample_convolution."""
         if not self.config.resample_convolution:
             return _resized(x, places)
         if math.prod(places) < math.prod(x.shape[1:-1]):

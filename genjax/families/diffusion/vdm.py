@@ -10,7 +10,7 @@ and depends on gamma through its ends only; gamma between its ends changes only 
 ends follow the gradient of the bound.  The inside follows the gradient of the squared diffusion term, whose mean is the
 variance up to a constant (appendix I.2).  Times are spread evenly over a batch (appendix I.1).  p(x | z_0) gives each
 level the mass that N(z_0 / alpha_0, sigma_0^2 / alpha_0^2) has at it, normalised over all levels (eq. 8 and appendix
-E); of other data it is that Gaussian's density.
+E); for data without levels it is that Gaussian's density.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ class DrawnProcess(LearnedProcess):
 
 @jax.custom_vjp
 def scaled_gradient(values: Array, marks: Array) -> tuple[Array, Array]:
-    """The identity of values [N, B] and marks [2, B], but the gradient by the values is multiplied by that by marks[0]
-    / marks[1].
+    """The identity of values [N, B] and marks [2, B] whose gradient by the values is scaled.
 
-    Where a loss adds `factor * marks[0] + marks[1]`, which are zeros, to each example, the gradient by its values is so
-    scaled by the factor, although that is known only after the values were used, and in one backward pass.
+    The gradient by the values is multiplied by (gradient by marks[0]) / (gradient by marks[1]).  The marks are zeros.
+    A loss that adds `factor * marks[0] + marks[1]` to each example thus scales the gradient by the values by `factor`,
+    in one backward pass, although `factor` is known only after the values were used.
     """
     return values, marks
 
@@ -88,8 +88,8 @@ class MonotoneSchedule(nn.Module):
     """gamma(t) from learned ends, and between them a line or a learned rising function (VDM, appendix H).
 
     Attributes:
-      start: gamma(0) at first.
-      end: gamma(1) at first.
+      start: initial gamma(0).
+      end: initial gamma(1).
       hidden_dim: width of the monotone network; 0 for a line.
     """
 
@@ -124,12 +124,12 @@ class VDM(Diffusion):
     """Variational diffusion model; the loss is the bound in bits a dimension.
 
     Attributes:
-      gamma_min: gamma(0) at first: how little noise the data end with.
-      gamma_max: gamma(1) at first.
+      gamma_min: initial gamma(0), which sets the noise that is left in the data.
+      gamma_max: initial gamma(1).
       schedule_dim: width of the monotone network between the ends; 0 for a line.
-      fourier_exponents: show the network sin and cos of 2^n pi z as well for these n, which tell the levels of 8-bit
-        pixels apart (appendix C; 7 and 8 there).
-      num_bound_samples: times and noises for the bound of one example in `evaluate`.
+      fourier_exponents: numbers n for which the network also sees sin and cos of 2^n pi z, which help to tell the
+        levels of 8-bit pixels apart (appendix C; 7 and 8 there).
+      num_bound_samples: number of times and noises for the bound of one example in `evaluate`.
     """
 
     gamma_min: float = -13.3

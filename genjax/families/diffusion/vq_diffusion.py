@@ -1,9 +1,10 @@
-"""Masked diffusion as the prior over the codes of a VQ-VAE (Gu et al. 2022, VQ-Diffusion, arXiv:2111.14822, without text).
+"""Masked diffusion as the prior over the codes of a VQ-VAE (Gu et al. 2022, VQ-Diffusion,
+arXiv:2111.14822, without text).
 
     z(x) = codes of the VQ-VAE,    -log p(x) <= -log p(x | z(x)) + bound of -log p(z(x))
 
-The codes are a sequence of tokens, row by row, and p(z) is a `MaskedDiffusion` of them.  Train a VQ-VAE, and give its run by
-`--training.init_from` with `--training.init_prefix=encoder,decoder,codebook` (vae/coded.py).
+The codes are a sequence of tokens, row by row, and p(z) is a `MaskedDiffusion` of them.  Train a VQ-VAE, and give its
+run by `--training.init_from` with `--training.init_prefix=encoder,decoder,codebook` (vae/coded.py).
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from genjax.model import TrainState
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VQDiffusion(CodePrior):
-    """A VQ-VAE that stays as it is, and the masked diffusion of its codes, which learns.
+    """A fixed VQ-VAE, and a masked diffusion model that learns its codes.
 
     Attributes:
-      prior: masked diffusion or D3PM, and its learning rule; its vocab_size and sequence_length follow from the codes.
+      prior: masked diffusion or D3PM, with its optimizer; its vocab_size and sequence_length follow from the codes.
     """
 
     prior: MaskedDiffusion = MaskedDiffusion()
