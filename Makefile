@@ -1,4 +1,4 @@
-# make demo: from nothing to a trained, evaluated VAE.   make test: from nothing to the tests' result.
+# From nothing:  make demo: a trained, evaluated VAE.   make check: the quick tests.   make test: all tests.
 # Another Python: make test PYTHON=python3.12.   With torch and what builds on it to compare with: make test EXTRAS=test,peers
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
@@ -10,8 +10,9 @@ CONSTRAINTS := $(wildcard constraints/python$(VERSION).txt)
 INSTALL := $(RUN) -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) --editable
 DEMO ?= runs/vae_digits
 EXTRAS ?= test
+QUICK := tests/config tests/test_model.py tests/test_readme.py tests/test_conformance.py
 
-.PHONY: demo test lint clean
+.PHONY: demo check test lint clean
 
 demo: $(VENV)/installed
 	$(RUN) -m experiments.train --experiment=vae_digits --workdir=$(DEMO)
@@ -25,6 +26,9 @@ demo: $(VENV)/installed
 	@echo "next         source $(VENV)/bin/activate"
 	@echo "             python -m experiments.train --list"
 	@echo "             python -m experiments.train --experiment=vae_digits --model.latent_dim=2 --workdir=runs/two_latents"
+
+check: $(VENV)/installed-$(EXTRAS)
+	$(RUN) -m pytest --numprocesses=2 --dist=worksteal -m quick $(QUICK)
 
 test: $(VENV)/installed-$(EXTRAS)
 	$(RUN) -m pytest --numprocesses=2 --dist=worksteal

@@ -84,7 +84,21 @@ def is_choice(value: object) -> bool:
 PROGRAMS = {program(name): name for name in reversed(ENTRIES)}.values()
 
 
-@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def family(name: str) -> str:
+    return type(ENTRIES[name].build().model).__module__.split(".")[2]
+
+
+#: One experiment of each family for the quick look, those that compile soonest last.
+QUICK = {
+    family(name): name
+    for name in [*sorted(PROGRAMS, reverse=True), "ddpm_moons", "real_nvp_two_moons", "gpt_sentiment"]
+    if name in PROGRAMS
+}.values()
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.quick if name in QUICK else ()) for name in sorted(PROGRAMS)]
+)
 def test_experiment(name, tmp_path):
     experiment = shrunk(name)
     workdir = tmp_path / "run"

@@ -14,6 +14,8 @@ from genjax.batch import check_label_range, example_keys
 from genjax.gradients import after_backward_pass, ema_update, gradient_step, gradient_update, value_and_gradient
 from genjax.model import TrainState
 
+pytestmark = pytest.mark.quick
+
 
 def noisy_regression(params, batch, key):
     """A loss that draws noise for every example."""

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 import genjax
 from genjax import config
 from genjax.data import procedural
 from genjax.training import train
+
+pytestmark = pytest.mark.quick
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

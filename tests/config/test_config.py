@@ -11,6 +11,8 @@ from absl import flags
 from genjax import config, optimizers
 from genjax.config import ConfigError
 
+pytestmark = pytest.mark.quick
+
 
 class Color(enum.Enum):
     RED = "red"

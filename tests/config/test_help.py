@@ -35,6 +35,8 @@ from genjax.nn.positions import RotaryScaling
 from genjax.tools import results
 from tests.entry_points import entry_point
 
+pytestmark = pytest.mark.quick
+
 ENTRIES = config.import_experiments()
 RECORDED = results.read_results(RESULTS)
 
