@@ -47,11 +47,15 @@ def hmm_chords() -> Experiment:
     shrunk=_CHORDS,
 )
 def hmm_jsb() -> Experiment:
-    """Baum-Welch on Bach's chorales with independent notes in each of 128 states.
+    """Baum-Welch on Bach's chorales with independent notes in each of 128 states, the best of six random starts.
 
     python -m experiments.train --experiment=hmm_jsb --data.dir=path/to/folder --workdir=runs/hmm_jsb
+
+    About 100 seconds of CPU.  The six starts end between 6.59 and 6.75 nats a frame on the test split.
     """
-    model = HiddenMarkovModel(num_states=128, emission=Bernoulli(pseudo_count=0.1), transition_pseudo_count=0.05)
+    model = HiddenMarkovModel(
+        num_states=128, num_restarts=6, emission=Bernoulli(pseudo_count=0.1), transition_pseudo_count=0.05
+    )
     return _rolls(model, "jsb_chorales", 30)
 
 
