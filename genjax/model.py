@@ -99,17 +99,17 @@ class GenerativeModel(Protocol):
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Metrics of a batch: an array [B] with a value per example, or a `Ratio` of two such arrays.
 
-        The engine leaves out padding and averages.  The last batch is filled up with copies of its last example, so that all
-        batches have one size; `padding` [B] is True at these copies (see `batch.counted_examples`).  A model whose value of
-        one example depends on other examples of the batch (a contrast, a mean over the batch, a pairing) leaves the padding
-        out, so that the values are the same with padding and without, whatever the padding holds.
+        The engine leaves out padding and averages.  The last batch is filled up with copies of its last example, so
+        that all batches have one size; `padding` [B] is True at these copies (see `batch.counted_examples`).  If a
+        model's value for one example depends on other examples of the batch (a contrast, a mean over the batch, a
+        pairing), it must leave padding out, so that values are the same with and without padding.
         """
 
     def sample(self, state: TrainState, key: Array, num_samples: int, **condition: Any) -> Array:
         """Draws `num_samples` examples, shape [num_samples, ...], in the form of the arrays in a batch."""
 
 
-# Optional capabilities, asked for by `isinstance`: those of the engine first, then those of tools.
+# Optional capabilities, asked for by `isinstance`: capabilities for the engine first, then capabilities for tools.
 
 
 @runtime_checkable
@@ -158,12 +158,12 @@ class ChecksStart(Protocol):
 @runtime_checkable
 class ChecksData(Protocol):
     def check_data(self, spec: Mapping[str, Any]) -> None:
-        """Called with what a data set says of itself; raises UserError where the model cannot learn from such data."""
+        """Called with the data set's `spec()`; raises UserError if the model cannot learn from such data."""
 
 
 @runtime_checkable
 class TakesConditions(Protocol):
-    """A model whose samples are drawn given something."""
+    """A model whose samples can be drawn given conditions, such as a class or a source."""
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -174,19 +174,19 @@ class TakesConditions(Protocol):
 
 
 def takes(model: GenerativeModel, condition: str) -> bool:
-    """Whether samples of a model are drawn given a condition of this name."""
+    """Whether samples of a model can be drawn given the condition of this name."""
     return isinstance(model, TakesConditions) and condition in model.conditions
 
 
 @runtime_checkable
 class ChecksSteps(Protocol):
-    """A model that needs a number of steps, as chains of which a number of draws is asked."""
+    """A model that needs a minimum number of steps, such as chains that shall give a number of draws."""
 
     def check_steps(self, num_steps: int) -> None:
         """Called before a run begins or goes on, with the number of its last step.
 
         Raises:
-          UserError: so few steps do not give what is asked.
+          UserError: the steps are too few.
         """
 
 
@@ -204,12 +204,14 @@ class ChecksCondition(Protocol):
 
 @runtime_checkable
 class HasClasses(Protocol):
-    """A model that can be conditional on classes; whether it is, `takes(model, "label")` says."""
+    """A model that can be conditional on classes; `takes(model, "label")` tells whether it is."""
 
     num_classes: int | None
 
     def check_labels(self, label: Array) -> None:
-        """Called with the classes [N] of samples; raises UserError where the model is not conditional on them, or lacks one."""
+        """Called with the classes [N] of samples; raises UserError if the model is not
+        conditional on classes, or lacks one.
+        """
 
 
 @runtime_checkable
@@ -229,7 +231,7 @@ class HasExtraTokens(HasVocabulary, Protocol):
 @runtime_checkable
 class Summarizes(Protocol):
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
-        """Adds to the means of `evaluate` what follows from them, such as the perplexity of nats a token."""
+        """Adds metrics that follow from the means of `evaluate`, such as perplexity from nats a token."""
 
 
 @runtime_checkable
@@ -256,7 +258,7 @@ class CanDiagnose(Protocol):
 @runtime_checkable
 class Reconstructs(Protocol):
     def reconstruct(self, state: TrainState, batch: Batch, key: Array) -> Array:
-        """What the model makes of each example, such as its decoded code, shape of x."""
+        """The model's reconstruction of each example, such as its decoded code, shape of x."""
 
 
 @runtime_checkable
@@ -273,7 +275,7 @@ class HasLogProbBound(Protocol):
 
 @runtime_checkable
 class Dequantizes(Protocol):
-    """A model that can add noise to x with levels; where it does, only a bound of the likelihood is known."""
+    """A model that can add noise to x with levels; if it does, only a bound of the likelihood is known."""
 
     dequantization: Any | None
 
@@ -315,16 +317,16 @@ class HasCodeVariables(Protocol):
 
 @runtime_checkable
 class HasFeatures(Protocol):
-    """A classifier whose features measure and make pictures.
+    """A classifier whose features are used to measure and to make pictures.
 
     Attributes:
-      channels: one for each of its levels.
+      channels: number of channels at each of its levels.
     """
 
     channels: tuple[int, ...]
 
     def network(self) -> Any:
-        """Its Linen module."""
+        """The classifier's Linen module."""
 
     def features(self, state: TrainState, x: Array) -> tuple[Array, Array]:
         """Features [B, D] and logits [B, K] of pictures [B, H, W, C]."""
@@ -345,7 +347,9 @@ class HasComponents(Protocol):
 @runtime_checkable
 class HasModes(Protocol):
     def modes(self, state: TrainState) -> Any:
-        """How each mode of linear dynamics moves: what a frame leaves of it, and its period in frames, shape [K, 2]."""
+        """For each mode of linear dynamics, the share that is left after a frame, and the
+        period in frames, shape [K, 2].
+        """
 
 
 @runtime_checkable
@@ -362,7 +366,7 @@ class Forecasts(Protocol):
 
 @runtime_checkable
 class ContinuesText(HasVocabulary, Protocol):
-    """A model that goes on from a prompt.  A `Sampling`, a `Decoder` and a `Generation` are those of `genjax.decoding`."""
+    """A model that continues a prompt; for `Sampling`, `Decoder` and `Generation` see `genjax.decoding`."""
 
     start_token: int | None
     end_token: int | None
@@ -389,13 +393,15 @@ class AnswersText(HasVocabulary, Protocol):
         """The `Decoder` with which functions of `genjax.decoding` write answers to sources [B, S]."""
 
     def translate(self, state: TrainState, source: Array, source_mask: Array | None, num_beams: int) -> Array:
-        """The likeliest answer to each source [B, S] that a search with so many beams finds, shape [B, T]."""
+        """The likeliest answer to each source [B, S] that a search with `num_beams` beams finds, shape [B, T]."""
 
 
 @runtime_checkable
 class MakesSources(Protocol):
     def with_source(self, batch: Batch, key: Array) -> Batch:
-        """The batch with `source`, `source_mask` and `tokens`: its own pairs, or what the model makes of a text."""
+        """The batch with `source`, `source_mask` and `tokens`: the batch's own pairs, or pairs
+        that the model makes of text.
+        """
 
 
 @runtime_checkable
@@ -414,7 +420,9 @@ class FillsMasks(HasVocabulary, Protocol):
 @runtime_checkable
 class ShowsAttention(Protocol):
     def attention_weights(self, state: TrainState, batch: Batch) -> list[tuple[Array, Array | None]]:
-        """Of each layer, attention to the own tokens [B, H, T, T], and to those of a source [B, H, T, S] or None."""
+        """For each layer, attention to the own tokens [B, H, T, T], and attention to a source's
+        tokens [B, H, T, S] or None.
+        """
 
 
 @runtime_checkable

@@ -1,9 +1,9 @@
 """BART: denoising sequence-to-sequence pre-training (Lewis et al. 2020, arXiv:1910.13461).
 
-An encoder-decoder with norms behind the sublayers and behind the embeddings, exact GELU, and learned positions that begin
-at 2.  It restores the whole text from one whose spans are each replaced by a mask (30% of the tokens, lengths from
-Poisson(3)) and whose sentences are permuted; rotation of the document is a setting too.  Fine-tuned on pairs, it
-summarises and translates.
+An encoder-decoder with norms after the sublayers and after the embeddings, exact GELU, and learned positions that begin
+at 2.  It learns to restore a whole text from a corrupted text: spans (30% of the tokens, lengths from Poisson(3)) are
+each replaced by a mask, and sentences are permuted; rotation of the document is another setting.  Fine-tuned on pairs,
+it summarises and translates.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
 
 with E the token embeddings and g a dense layer, GELU and a norm.  RoBERTa has the same network; it draws the corruption
 anew for each epoch (as is done here for both), drops the prediction of the next sentence and the token types, and
-counts positions over tokens that are no padding, from 2 on.
+counts positions over tokens that are no padding, from 2.
 
-What is learned is the field `task` (see encoder_tasks.py, which also says what a batch has).
+The field `task` chooses what is learned (see encoder_tasks.py, which also describes batches).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class EncoderNetwork(nn.Module):
         self.heads = Heads(self.task.linear, self.task.masked, config, self.dtype)
 
     def embed(self, batch: Batch) -> Array:
-        """tokens [B, T] -> what the stack reads, [B, T, C]."""
+        """tokens [B, T] -> input of the stack, [B, T, C]."""
         mask, positions = token_mask(batch), None
         if self.skip_padding:
             positions = jnp.cumsum(mask, axis=1) * mask - 1
@@ -115,9 +115,9 @@ class BERT(FromPretrained):
       task: what is learned.
       num_types: number of token types (BERT: first and second sentence); 0 for none.
       position_offset: unused positions at the beginning of the table (2 in RoBERTa).
-      skip_padding: positions count tokens that are no padding (RoBERTa), and not places (BERT).
-      pooler: keep a dense layer over the first token where no head reads it either (checkpoints have one).
-      num_sampling_rounds: rounds in which `sample` fills its masks.
+      skip_padding: whether positions count tokens that are no padding (RoBERTa) or all places (BERT).
+      pooler: keep the dense layer over the first token even if no head reads it (checkpoints have one).
+      num_sampling_rounds: number of rounds in which `sample` fills its masks.
       pretrained: folder of a checkpoint of the library transformers to start from, which then gives the sizes, or None.
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
       optimizer: optimizer and learning-rate schedule.
@@ -153,7 +153,7 @@ class BERT(FromPretrained):
         return self._network(EncoderNetwork)
 
     def _network(self, kind: type[EncoderNetwork], **settings: Any) -> EncoderNetwork:
-        """A network of some kind with the model's settings, and others that this kind has."""
+        """A network of the given class with the model's settings, and `others` for that class."""
         if self.vocab_size is None:
             raise UserError(f"{type(self).__name__}.vocab_size is None; give it, or resolve the experiment")
         return kind(
@@ -187,7 +187,7 @@ class BERT(FromPretrained):
         return TrainState.create(self.module().init(key, one)["params"], self.optimizer)
 
     def prepared(self, batch: Batch, key: Array) -> tuple[Batch, Array]:
-        """The batch as the encoder reads it in training and evaluation, and a dropout key for each of its rows."""
+        """The encoder's batch in training and evaluation, and a dropout key for each of its rows."""
         keys = example_keys(key, batch)
         prepared = self.task.prepare(batch, fold_in(keys, 0), self._vocabulary())
         copies = prepared["tokens"].shape[0] // keys.shape[0]
@@ -215,7 +215,7 @@ class BERT(FromPretrained):
         """Adds nll_per_token (nats), bits_per_token and perplexity where tokens were predicted."""
         return summarize(means) if "num_tokens" in means else means
 
-    # What a trained encoder says.
+    # Uses of a trained encoder.
 
     def predict(self, state: TrainState, batch: Batch) -> Outputs:
         """The task's outputs for a batch that is not corrupted: logits of the head."""
@@ -248,7 +248,7 @@ class BERT(FromPretrained):
     def pseudo_log_prob(self, state: TrainState, batch: Batch) -> Array:
         """Sum over places of log p(x_i | the others), each masked in its turn (Salazar et al. 2020, eq. 1), nats [B].
 
-        Special tokens, padding and what `loss_mask` leaves out are not counted.
+        Special tokens, padding and tokens where `loss_mask` is False are not counted.
         """
         tokens, counted = batch["tokens"], counted_tokens(batch)
         vocabulary = self._vocabulary()
@@ -301,7 +301,7 @@ class BERT(FromPretrained):
     def sample(self, state: TrainState, key: Array, num_samples: int, tokens: Array | None = None) -> Array:
         """Fills the masks of `tokens` [num_samples, T]; without them, draws texts [num_samples, T] from masks alone.
 
-        An encoder without a head over tokens draws from what its task predicts of `tokens`, or of random ones.
+        An encoder without a head over tokens draws from its task's predictions for `tokens`, or for random tokens.
         """
         if tokens is None:
             if self.sequence_length is None:

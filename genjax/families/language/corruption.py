@@ -1,11 +1,11 @@
-"""What an encoder-decoder learns from text: given pairs, or text that it has to restore.
+"""Training pairs for encoder-decoders: given pairs, or pairs made of a text that has to be restored.
 
 span corruption    x = a b c d e f g   ->   source a b <0> e <1>,  target <0> c d <1> f g           (T5, Raffel et al. 2020)
 text infilling     x = a b c d e f g   ->   source a _ d e _ f _,  target a b c d e f g             (BART, Lewis et al. 2020)
-                   where _ stands for a span of Poisson(3) tokens, of none too
+                   where _ stands for a span of Poisson(3) tokens, perhaps of none
 sentence permutation, document rotation: the source has its sentences in random order, or begins elsewhere   (BART)
 
-All is drawn from one key an example, in arrays of fixed shape, so that it runs inside the compiled step.
+Everything is drawn from one key for each example, in arrays of fixed shape, so that it runs inside the compiled step.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from genjax.errors import UserError
 
 
 class SpecialTokens(NamedTuple):
-    """Tokens that corruption needs: what targets begin with, what texts end with, padding, mask, and the first
-    sentinel.
+    """Tokens for corruption: the start of targets, the end of texts, padding, mask, and the first sentinel.
 
-    `num_sentinels` is how many there are from the first one down, where that is known.
+    `num_sentinels` is the number of sentinels, whose ids go down from the first; None if it is not known.
     """
 
     start: int
@@ -39,7 +38,7 @@ class SpecialTokens(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective(abc.ABC):
-    """Where `source` [B, S] with `source_mask` and `tokens` [B, T + 1] with `mask` come from."""
+    """Origin of `source` [B, S] with `source_mask`, and of `tokens` [B, T + 1] with `mask`."""
 
     @abc.abstractmethod
     def prepare(self, batch: Batch, keys: Array, special: SpecialTokens) -> Batch:
@@ -50,7 +49,7 @@ class Objective(abc.ABC):
 class Pairs(Objective):
     """Sources and targets that the batch has already: translation, summaries, answers, any text-to-text task.
 
-    Targets begin with the model's start token, which for checkpoints of BART is another than the tokenizer's.
+    Targets begin with the model's start token, which in BART's checkpoints differs from the tokenizer's.
     """
 
     def prepare(self, batch: Batch, keys: Array, special: SpecialTokens) -> Batch:
@@ -70,14 +69,14 @@ def span_counts(length: Array | int, density: float, mean_span: float) -> tuple[
 
 
 def most_spans(size: int, density: float, mean_span: float) -> int:
-    """Number of spans, at most, in a text of up to `size` tokens."""
+    """Largest number of spans in a text of up to `size` tokens."""
     return max(int(span_counts(n, density, mean_span)[1]) for n in range(2, max(size, 2) + 1))
 
 
 def random_parts(key: Array, total: Array, count: Array, size: int, most: int) -> Array:
     """Divides `total` <= size into `count` <= most parts of at least 1, all divisions equally likely; int32 [most]."""
     places = jnp.arange(size)
-    # The count - 1 places after which a part ends, of the total - 1 that there are.
+    # count - 1 of the total - 1 possible places end a part.
     score = jnp.where(places < total - 1, jax.random.uniform(key, (size,)), 2.0)
     ends = jnp.argsort(jnp.argsort(score)) < count - 1
     part = jnp.cumsum(ends) - ends
@@ -88,8 +87,8 @@ def noise_spans(key: Array, length: Array, size: int, density: float, mean_span:
     """Draws the spans of one text of `length` <= size tokens.
 
     Returns:
-      Whether each place is noise, bool [size], and the number of its span, counted over noise and rest alike, [size];
-      a text begins with a span that stays.
+      Whether each place is noise, bool [size]; and the number of its span, [size], where noise spans and kept spans are
+      counted together.  A text begins with a kept span.
     """
     noise, spans = span_counts(length, density, mean_span)
     most = most_spans(size, density, mean_span)
@@ -107,7 +106,7 @@ def noise_spans(key: Array, length: Array, size: int, density: float, mean_span:
 
 
 def compact(values: Array, keep: Array, size: int, fill: int, end: int | None = None) -> tuple[Array, Array]:
-    """The kept values in front, and an end where it is given, [N] -> [size] with a mask."""
+    """Moves the kept values to the front, followed by an end token if given, [N] -> [size]; with a mask."""
     place = jnp.where(keep, jnp.cumsum(keep) - 1, size)
     out = jnp.full(size, fill, values.dtype).at[place].set(values, mode="drop")
     count = keep.sum()
@@ -119,13 +118,13 @@ def compact(values: Array, keep: Array, size: int, fill: int, end: int | None = 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpanCorruption(Objective):
-    """Spans that a sentinel stands for, restored one after the other (Raffel et al. 2020, section 3.3.4).
+    """Span corruption: sentinels replace spans, and the target lists the spans (Raffel et al. 2020, section 3.3.4).
 
-    A start token in front and an end token at the end of `tokens` are left out before.
+    A start token and an end token around `tokens` are removed first.
 
     Attributes:
       noise_density: share of the tokens that are in spans.
-      mean_span_length: of the spans.
+      mean_span_length: mean number of tokens in a span.
     """
 
     noise_density: float = 0.15
@@ -136,7 +135,7 @@ class SpanCorruption(Objective):
             raise UserError("objective.noise_density must lie in (0, 1), and objective.mean_span_length be at least 1")
 
     def sizes(self, size: int) -> tuple[int, int]:
-        """Longest source and target of a text of at most `size` tokens, ends counted."""
+        """Largest length of source and target for a text of at most `size` tokens, end tokens included."""
         counts = [(n, *span_counts(n, self.noise_density, self.mean_span_length)) for n in range(2, max(size, 2) + 1)]
         return int(max(n - m + s for n, m, s in counts)) + 1, int(max(m + s for _, m, s in counts)) + 1
 
@@ -154,7 +153,7 @@ class SpanCorruption(Objective):
 
         def corrupt(key: Array, row: Array, real: Array, counted: Array) -> tuple[Array, ...]:
             (counted, _), (row, real) = _content(row, real, special, counted), _content(row, real, special, row)
-            enough = real.sum() > 1  # One token alone, or none, cannot be restored: nothing is learned of it.
+            enough = real.sum() > 1  # Texts of one token or none cannot be restored, and do not count.
             length = jnp.maximum(real.sum(), 2)
             noise, number = noise_spans(key, length, size, self.noise_density, self.mean_span_length)
             inside = jnp.arange(size) < length
@@ -163,11 +162,11 @@ class SpanCorruption(Objective):
             source = compact(
                 jnp.where(noise, sentinel, row), inside & (~noise | first), source_size, special.padding, special.end
             )
-            # Each noise span follows a span that stays, whose first place makes room for the sentinel.
+            # Each noise span follows a kept span; its first place makes room for the sentinel.
             target = compact(
                 jnp.where(noise, row, sentinel), inside & (noise | first), target_size, special.padding, special.end
             )
-            # Sentinels and the end are counted.
+            # Sentinels and the end token count in the loss.
             weights, _ = compact(~noise | counted, inside & (noise | first), target_size, True)
             return *source, target[0], target[1] & enough, weights
 
@@ -193,8 +192,8 @@ class Denoising(Objective):
       mask_rate: share of the tokens that are in infilled spans; 0 for none.
       mean_span_length: mean of the Poisson distribution of span lengths.
       permute_sentences: put sentences into random order.
-      sentence_end_tokens: tokens that end a sentence; where there are none, the end token.
-      rotate: begin at a random token.
+      sentence_end_tokens: tokens that end a sentence; if empty, the end token.
+      rotate: let the source begin at a random token.
     """
 
     mask_rate: float = 0.3
@@ -235,7 +234,7 @@ def _inner(row: Array, length: Array) -> Array:
 
 
 def permute_sentences(key: Array, row: Array, length: Array, ends: tuple[int, ...]) -> Array:
-    """Sentences of [T] in random order, first and last token apart."""
+    """Sentences of a text [T] in random order; the first and the last token stay."""
     inner, places = _inner(row, length), jnp.arange(row.shape[0])
     is_end = (row[:, None] == jnp.asarray(ends)[None]).any(1) & inner
     sentence = jnp.cumsum(is_end) - is_end
@@ -245,7 +244,7 @@ def permute_sentences(key: Array, row: Array, length: Array, ends: tuple[int, ..
 
 
 def rotate(key: Array, row: Array, length: Array) -> Array:
-    """The text [T] from a random token on and then its beginning, first and last token apart."""
+    """A text [T] that begins at a random token, with its old beginning at the end; the first and the last token stay."""
     inner, places = _inner(row, length), jnp.arange(row.shape[0])
     count = jnp.maximum(length - 2, 1)
     turn = jax.random.randint(key, (), 0, count)
@@ -255,10 +254,10 @@ def rotate(key: Array, row: Array, length: Array) -> Array:
 def infill(
     key: Array, row: Array, length: Array, rate: float, mean_span: float, mask_token: int, padding: int
 ) -> tuple[Array, Array]:
-    """Replaces spans of the text [T] by one mask token each; a span of length 0 is a mask token that is put in.
+    """Replaces spans of the text [T] by one mask token each; a span of length 0 is an inserted mask token.
 
-    Of the tokens, round(rate length) are in spans, whose places are distinct and otherwise uniform.  Spans for which
-    there is no place are joined.
+    round(rate length) tokens are in spans.  The places of spans are distinct and otherwise uniform;
+    spans without a place are joined.
     """
     size = row.shape[0]
     most = max(1, round(rate * size * max(1.0, 2.0 / mean_span)))
@@ -271,17 +270,17 @@ def infill(
     kept = length - lengths.sum()
     count = jnp.minimum(used.sum(), jnp.minimum(kept - 1, size - kept))
     lengths = jnp.zeros_like(lengths).at[jnp.minimum(jnp.arange(most), count - 1)].add(lengths)
-    # Span i stands in the gap before the kept token of rank gap_i, after the first and before the last.
+    # Span i is in the gap before kept token number gap_i, after the first and before the last kept token.
     gaps = jnp.arange(size)
     free = (gaps > 0) & (gaps < kept)
     chosen = jnp.argsort(jnp.argsort(jnp.where(free, jax.random.uniform(place_key, (size,)), 2.0))) < count
     chosen = chosen & free
-    order = jnp.cumsum(chosen) - chosen  # of the span in a chosen gap
+    order = jnp.cumsum(chosen) - chosen  # length of the span in a chosen gap
     in_gap = jnp.where(chosen, lengths[jnp.clip(order, 0, most - 1)], 0)
-    shift = jnp.cumsum(in_gap)  # tokens in spans up to and with this gap
+    shift = jnp.cumsum(in_gap)  # tokens in spans up to this gap, included
     masks = jnp.cumsum(chosen)
     rank = gaps < kept
-    # The kept token of rank r stood at r + shift_r and goes to r + masks_r; a mask goes in front of it.
+    # Kept token number r moves from r + shift_r to r + masks_r; a mask goes in front of it.
     out = jnp.full(size, padding, row.dtype)
     out = out.at[jnp.where(rank, gaps + masks, size)].set(row[jnp.clip(gaps + shift, 0, size - 1)], mode="drop")
     out = out.at[jnp.where(chosen, gaps + masks - 1, size)].set(mask_token, mode="drop")
@@ -298,7 +297,7 @@ def _masks(batch: Batch) -> tuple[Array, Array]:
 
 
 def _content(row: Array, real: Array, special: SpecialTokens, values: Array) -> tuple[Array, Array]:
-    """Values [T] of a text's tokens without the start token in front and the end token at the end, and their mask."""
+    """Values [T] of a text's tokens without the start token and the end token, and their mask."""
     last = jnp.maximum(real.sum() - 1, 0)
     keep = real.at[last].set(real[last] & (row[last] != special.end))
     keep = keep.at[0].set(keep[0] & (row[0] != special.start))
@@ -316,7 +315,7 @@ def _targets(target: Array, mask: Array, special: SpecialTokens) -> Batch:
 
 
 def _counted(batch: Batch, counted: Array) -> Batch:
-    """Which targets count, [B, T + 1], where the batch says it of its tokens."""
+    """Which targets count, [B, T + 1], if the batch has `loss_mask`."""
     return {"loss_mask": _after(True, counted)} if "loss_mask" in batch else {}
 
 

@@ -5,9 +5,9 @@
     L = L_MLM(G) + 50 L_Disc(D),   L_Disc = mean_i -log p(y_i | x^c),   y_i = 1 where x^c_i differs from x_i
 
 The generator G is a small encoder on the token embeddings of the discriminator D, by a linear map to its width (section
-3.2).  It learns by its own loss alone: nothing flows through the tokens that it draws.  A place where it draws the
-token that was there counts as not replaced.  D is a `BERT` by its parameters, so that its tasks start from a run of
-this model:
+3.2).  It learns by its own loss only: no gradient flows through the tokens that it draws.  A place where it
+draws the original token counts as not replaced.  D has the parameters of a `BERT`, so that BERT's tasks can
+start from a run of this model:
 
     --training.init_from=RUN --training.init_prefix=embedding,stack
 """
@@ -43,10 +43,10 @@ from genjax.nn.transformer import ACTIVATIONS, TokenEmbedding, Transformer, Tran
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReplacedTokenDetection(MaskedLanguageModel):
-    """Masked language modelling by the generator, and finding its tokens by the discriminator.
+    """Masked language modelling by the generator, and detection of its tokens by the discriminator.
 
     Attributes:
-      weight: of the discriminator's loss.
+      weight: weight of the discriminator's loss.
     """
 
     replaced: float = 1.0
@@ -119,7 +119,7 @@ class ElectraNetwork(EncoderNetwork):
         self.detection = dense(self.config.width, self.config, self.dtype)
 
     def generator_logits(self, batch: Batch, dropout_keys: Array | None = None) -> Array:
-        """The generator's float32 logits at `places` [B, K, V]; at all of them, [B, T, V], where none are given."""
+        """The generator's float32 logits at `places` [B, K, V]; at all places, [B, T, V], if none are given."""
         x = self.generator_input(self.embed(batch))
         key_mask = token_mask(batch) if "mask" in batch else None
         hidden = self.generator(x, key_mask=key_mask, dropout_keys=fold_in(dropout_keys, 300)).x
@@ -134,8 +134,8 @@ class ElectraNetwork(EncoderNetwork):
         return self.heads("replaced", hidden)[:, :, 0]
 
     def __call__(self, batch: Batch, dropout_keys: Array | None = None) -> Outputs:
-        """`replaced` [B, T]; of a prepared batch also the generator's `logits` [B, K, V], and `tokens` and `labels` [B,
-        T].
+        """`replaced` [B, T]; for a prepared batch also the generator's `logits` [B, K, V],
+        `tokens` and `labels` [B, T].
         """
         if "places" not in batch:
             if self.is_initializing():
@@ -157,7 +157,7 @@ class ElectraNetwork(EncoderNetwork):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ELECTRA(BERT):
-    """Generator and discriminator; features and embeddings are the discriminator's, filled masks the generator's.
+    """Generator and discriminator; the discriminator gives features and embeddings, the generator fills masks.
 
     Attributes: see `BERT`, and
       generator: the generator's stack, a quarter to a half as wide as the discriminator's.

@@ -7,8 +7,8 @@ published schedule is width^-0.5 min(step^-0.5, step warmup^-1.5), which is `opt
 (width warmup)^-0.5 as learning rate.
 
 A batch has `source` [B, S] with `source_mask`, and `tokens` [B, T + 1] with `mask`: the start token, the targets, and
-the end token; `loss_mask` is False at tokens that are read and not counted.  Or it has a text `tokens` [B, T] alone,
-from which `objective` makes both (see denoising.py).
+the end token; `loss_mask` is False at tokens that are read but not counted.  Or it has only a text
+`tokens` [B, T], from which `objective` makes source and targets (see corruption.py).
 """
 
 from __future__ import annotations
@@ -139,16 +139,16 @@ class EncoderDecoder(FromPretrained):
       first_sentinel: id of the first sentinel; the next sentinels have the ids below it; None for the last token.
       encoder: the encoder's stack.
       decoder: the decoder's stack, with the encoder's width; it is made causal and attends to the encoder.
-      objective: what is learned from a batch.
+      objective: how training pairs are made from a batch.
       embedding_scale: factor on token embeddings; None for sqrt(width).
       embedding_norm: a norm after the embeddings (BART).
       position_offset: unused positions at the beginning of the tables (2 in BART).
-      tie_embeddings: logits are products with the token embeddings.
-      scale_logits: divide the features by sqrt(width) before (T5 with tied embeddings).
-      logit_bias: a bias on the logits (BART).
-      label_smoothing: probability that the loss spreads over all tokens; evaluation is without it.
-      num_beams: hypotheses of `translate`.
-      length_penalty: exponent of the length that a hypothesis of `translate` is divided by; larger prefers longer ones.
+      tie_embeddings: whether logits are products with the token embeddings.
+      scale_logits: divide the features by sqrt(width) before the logits (T5 with tied embeddings).
+      logit_bias: whether logits have a bias (BART).
+      label_smoothing: probability that the loss spreads over all tokens; not used in evaluation.
+      num_beams: number of hypotheses of `translate`.
+      length_penalty: exponent of the length by which `translate` divides scores; larger values favour longer answers.
       sampling: how `sample` and `generate` choose tokens.
       pretrained: folder of a checkpoint of the library transformers to start from, which then gives the sizes, or None.
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
@@ -223,7 +223,7 @@ class EncoderDecoder(FromPretrained):
         start, end = self.start_token or 0, self._ends[0]
         padding = end if self.padding_token is None else self.padding_token
         sentinel = self.num_tokens - 1 if self.first_sentinel is None else self.first_sentinel
-        # The vocabulary of a checkpoint may have sentinels of its own.
+        # A checkpoint's vocabulary may already have sentinels.
         known = self.first_sentinel is None and self.pretrained is None
         return SpecialTokens(start, end, padding, self.mask_token, sentinel, self.extra_tokens if known else None)
 
@@ -232,7 +232,7 @@ class EncoderDecoder(FromPretrained):
         return self.objective.prepare(batch, fold_in(keys, 0), self.special_tokens()), fold_in(keys, 1)
 
     def with_source(self, batch: Batch, key: Array) -> Batch:
-        """The batch with `source`, `source_mask` and `tokens` as the loss reads them: its own pairs, or corrupted text."""
+        """The batch with `source`, `source_mask` and `tokens` for the loss: its own pairs, or pairs of corrupted text."""
         return self._prepared(batch, key)[0]
 
     def init(self, key: Array, batch: Batch) -> TrainState:
@@ -253,7 +253,7 @@ class EncoderDecoder(FromPretrained):
         self, params: PyTree, batch: Batch, dropout_keys: Array | None = None, return_weights: bool = False
     ) -> tuple[Array, StackOutput]:
         inputs = (batch["source"], batch.get("source_mask"), batch["tokens"][:, :-1], dropout_keys, return_weights)
-        # Padding stands at the end, where no token sees it; but experts would be balanced by it.
+        # Padding is at the end, where no token sees it; but it would influence the balance of experts.
         seen = seen_tokens(batch) if self.decoder.experts is not None else None
         return self.module().apply({"params": params}, *inputs, None if seen is None else seen[:, :-1])
 
@@ -275,10 +275,10 @@ class EncoderDecoder(FromPretrained):
         return gradient_step(self.loss, self.optimizer)(state, batch, key)
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example [B], given the source: `nll` in nats, `num_tokens`, and shares in [0, 1] of the likeliest tokens.
+        """Per example [B], given the source: `nll` in nats, `num_tokens`, `accuracy`, `exact_match`.
 
-        `accuracy` is the share of all tokens, each after the true ones before it; `exact_match` says whether all are
-        right.
+        A token is right if it is the likeliest one after the true tokens before it.  `accuracy` is the share of right
+        tokens over all targets; `exact_match` is 1 if all tokens of a target are right.
         """
         batch, _ = self._prepared(batch, key)
         logits, _ = self._forward(state.eval_params, batch)
@@ -341,7 +341,7 @@ class EncoderDecoder(FromPretrained):
             return {"cache": cache.replace(context_mask=source_mask), "context": context}
 
         def extend(memory: PyTree, tokens: Array) -> decoding.Step:
-            # The first call leaves the context's keys and values in the cache.
+            # The first call stores the context's keys and values in the cache.
             inputs = (tokens, memory.get("context"), None, memory["cache"])
             logits, out = module.apply({"params": params}, *inputs, method="decode")
             return decoding.Step(logits, {"cache": out.cache}, out.x)
@@ -369,7 +369,7 @@ class EncoderDecoder(FromPretrained):
     ) -> Array:
         """Likeliest targets by beam search, [B, sequence_length] without the start token; the end token fills rows.
 
-        One beam is the likeliest token after each.
+        With one beam, each token is the likeliest one.
         """
         if num_beams == 1:
             greedy = decoding.Sampling(temperature=0.0)

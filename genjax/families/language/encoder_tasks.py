@@ -1,16 +1,15 @@
-"""What a transformer encoder is trained for: masked language modelling, classification, token labels, spans,
-embeddings.
+"""Tasks of a transformer encoder: masked language modelling, classification, token labels, spans, embeddings.
 
-A task is a frozen dataclass with four pieces, and `bert.py` is the encoder that they stand on:
+A task is a frozen dataclass with four pieces, used by the encoder in `bert.py`:
 
     head      the modules above the encoder, and their outputs
-    prepare   what the batch becomes before the encoder reads it (masking), from one key an example
+    prepare   changes of the batch before the encoder reads it (masking), from one key an example
     loss      mean over examples
     measures  one value per example
 
-Batches have `tokens` [B, T], `mask` [B, T] (False at padding), `loss_mask` [B, T] (False at tokens that are read and
-that no loss of tokens counts), `types` [B, T] (0 and 1 for two sentences), and the task's targets, which each task's
-docstring names.
+Batches have `tokens` [B, T], `mask` [B, T] (False at padding), `loss_mask` [B, T] (False at tokens that are read
+but not counted in losses of tokens), `types` [B, T] (0 and 1 for two sentences), and the task's targets, which
+each task's docstring names.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def counted_tokens(batch: Batch) -> Array:
 
 
 class Vocabulary(NamedTuple):
-    """What masking needs to know of the tokens: their number, the mask token, and those that are never masked."""
+    """Tokens, as masking needs to know them: their number, the mask token, and tokens that are never masked."""
 
     size: int
     mask_token: int
@@ -78,9 +77,7 @@ class MaskedHead(nn.Module):
 
 
 class Heads(nn.Module):
-    """The modules of a task, made as its `heads` says: names and numbers of outputs of linear maps, and the masked
-    head.
-    """
+    """The modules above the encoder for a task: linear maps, by name and number of outputs, and the masked head."""
 
     linear: tuple[tuple[str, int], ...]
     masked: bool
@@ -103,7 +100,7 @@ class Heads(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task(abc.ABC):
-    """What stands on the encoder."""
+    """Base of tasks of an encoder."""
 
     @property
     def pooled(self) -> bool:
@@ -121,7 +118,7 @@ class Task(abc.ABC):
         return ()
 
     def prepare(self, batch: Batch, keys: Array, vocabulary: Vocabulary) -> Batch:
-        """The batch as the encoder reads it."""
+        """The encoder's batch."""
         del keys, vocabulary
         return batch
 
@@ -129,7 +126,7 @@ class Task(abc.ABC):
     def outputs(
         self, heads: Heads, embedding: TokenEmbedding, hidden: Array, pooled: Array | None, batch: Batch, keys: Any
     ) -> Outputs:
-        """What the heads make of the encoder's output [B, T, C] and its pooled first token [B, C]."""
+        """Outputs of the heads for the encoder's output [B, T, C] and its pooled first token [B, C]."""
 
     @abc.abstractmethod
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
@@ -143,8 +140,8 @@ class Task(abc.ABC):
         """The loss as `gradient_step` takes it.
 
         Args:
-          prepared: maps a batch and a key to the batch as the encoder reads it, and a dropout key for each of its rows.
-          outputs: maps parameters and these two to what the heads say.
+          prepared: maps a batch and a key to the encoder's batch and a dropout key for each of its rows.
+          outputs: maps parameters, the encoder's batch and dropout keys to the outputs of the heads.
         """
 
         def loss(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
@@ -158,7 +155,7 @@ class Task(abc.ABC):
         """One value per example under each name, [B], or a `Ratio` of two."""
 
     def draw(self, key: Array, outputs: Outputs) -> Array:
-        """Draws from what the heads predict, one draw an example."""
+        """Draws from the predictions of the heads, one draw for each example."""
         (logits,) = outputs.values()
         return jax.vmap(jax.random.categorical)(example_keys(key, outputs), logits)
 
@@ -254,7 +251,9 @@ class MaskedLanguageModel(Task):
     def outputs(
         self, heads: Heads, embedding: TokenEmbedding, hidden: Array, pooled: Array | None, batch: Batch, keys: Any
     ) -> Outputs:
-        """`logits` [B, K, V] at the chosen places (at all of them, [B, T, V], where none are), `next_sentence` [B, 2]."""
+        """`logits` [B, K, V] at the chosen places (at all places, [B, T, V], if none are
+        chosen), `next_sentence` [B, 2].
+        """
         if "places" in batch:
             hidden = jnp.take_along_axis(hidden, batch["places"][:, :, None], axis=1)
         outputs = {"logits": heads.tokens(hidden, embedding)}
@@ -264,8 +263,7 @@ class MaskedLanguageModel(Task):
 
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[Array, Metrics]:
         nll, weights = token_nll(outputs["logits"], batch["targets"]), batch["weights"]
-        # Divided by a number that is the same for all, so that microbatches and devices give the whole batch's
-        # gradient.
+        # Divided by a constant, so that gradients of microbatches and devices add up to the whole batch's gradient.
         loss = (nll * weights).sum() / weights.size
         metrics = {"nll_per_token": Ratio((nll * weights).sum(), weights.sum())}
         if self.next_sentence:
@@ -305,7 +303,7 @@ class Classification(Task):
 
     Attributes:
       num_classes: number of labels; None takes the data set's.
-      dropout: of the pooled features.
+      dropout: rate of dropout of the pooled features.
     """
 
     num_classes: int | None = None
@@ -337,11 +335,11 @@ class Classification(Task):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenClassification(Task):
-    """A label for each token, as of named entities; the batch has `token_labels` [B, T], -1 where there is none.
+    """A label for each token, as for named entities; the batch has `token_labels` [B, T], -1 at tokens without a label.
 
     Attributes:
       num_classes: number of labels; None takes the data set's.
-      dropout: of the features.
+      dropout: rate of dropout of the features.
     """
 
     num_classes: int | None = None
@@ -409,10 +407,10 @@ class SpanExtraction(Task):
         """The likeliest answer, its score, and the score of having no answer.
 
         An answer is a span first <= last of at most `max_answer_length` places, within `context` [B, T] where the batch
-        has it.  Scores are sums of both logits, to be compared between windows of one text.
+        has it.  Scores are sums of the two logits; scores of several windows of one text can be compared.
 
         Returns:
-          Spans int32 [B, 2], scores float32 [B], and scores of the first token, [B].
+          Spans int32 [B, 2], their scores float32 [B], and scores of having no answer [B].
         """
         start, end = outputs["span"][:, 0], outputs["span"][:, 1]
         size = start.shape[1]
@@ -446,19 +444,19 @@ class SentenceEmbedding(Task):
     """Mean-pooled sentence embeddings by contrast (SimCSE, Gao et al. 2021, eq. 1 and 4; pooling as in Reimers &
     Gurevych 2019).
 
-    Two texts that belong together stand in one example: `tokens` and `mask`, and `tokens_pair` and `mask_pair` (or, of
-    sets of pairs, `source` and `source_mask`).  Without the pair, a text is its own partner and dropout makes the
-    difference, so `network.dropout` must then not be 0.  The other examples of the batch are the negatives, on all
-    devices and of all microbatches, but for those with an equal text; so the loss depends on the batch.
+    An example has two texts that belong together: `tokens` with `mask`, and `tokens_pair` with `mask_pair` (in sets of
+    pairs, `source` with `source_mask`).  Without a second text, a text is its own partner with other dropout, so
+    `network.dropout` must not be 0.  All other examples of the batch, on all devices and in all microbatches, are
+    negatives, except examples with an equal text; so the loss depends on the batch.
 
     Attributes:
-      temperature: of the cosine similarities.
+      temperature: number by which cosine similarities are divided.
     """
 
     temperature: float = 0.05
 
     def prepare(self, batch: Batch, keys: Array, vocabulary: Vocabulary) -> Batch:
-        """Puts partners below each other, [2 B, T]."""
+        """The batch with the second texts as further rows, [2 B, T]."""
         del keys, vocabulary
         rows, masks = [batch["tokens"]], [token_mask(batch)]
         names = (("tokens_pair", "mask_pair"), ("source", "source_mask"), ("tokens", "mask"))

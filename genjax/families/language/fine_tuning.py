@@ -1,7 +1,8 @@
-"""What is trained of a network: all of it, all but frozen paths, or low-rank updates and new heads (Hu et al. 2021).
+"""Training of parts of a network: everything, everything but frozen paths, or low-rank updates
+and new heads (Hu et al. 2021).
 
-Start from a checkpoint with --training.init_from=RUN, and --training.init_prefix=embedding,stack where the new model
-has parameters that the old one lacks.
+Start from a checkpoint with --training.init_from=RUN, and --training.init_prefix=embedding,stack if the new model has
+parameters that the old model lacks.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class FineTuned:
     """Mixin of a dataclass with the fields lora, frozen and optimizer, and a `loss(params, batch, key)`.
 
     Attributes:
-      heads: first parts of paths that are trained together with low-rank updates.
+      heads: beginnings of the paths of parameters that are trained together with low-rank updates.
     """
 
     heads: tuple[str, ...] = ()

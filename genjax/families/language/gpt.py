@@ -3,8 +3,8 @@
     p(x_1 .. x_T | x_0) = prod_t p(x_t | x_<t),    p(. | x_<t) = softmax(W h_t),   h = transformer(x_0 .. x_{T-1})
 
 A batch has `tokens` [B, T + 1]: T inputs and, one to the right, their T targets.  `mask` [B, T + 1] is False at
-padding, which stands at the end; `loss_mask` [B, T + 1] is False at tokens that are read and not counted, as of a
-prompt; `segment_ids` [B, T + 1] number packed documents, which do not see and do not predict each other.
+padding, which stands at the end; `loss_mask` [B, T + 1] is False at tokens that are read but not counted, such as a
+prompt.  `segment_ids` [B, T + 1] number packed documents, which do not see and do not predict each other.
 
 The loss of an example is the sum of its targets' nats over T, so that masked targets weigh nothing and microbatches,
 devices and whole batches give the same gradient.
@@ -84,17 +84,17 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
 
     Attributes:
       vocab_size: number of tokens; None takes the data set's.
-      sequence_length: tokens T that are predicted of each example; None takes the data set's.
-      start_token: what an unconditional sample begins with; None takes the data set's.
-      end_token: what ends a sample, or any of several; None takes the data set's, where documents end.
+      sequence_length: number T of predicted tokens in an example; None takes the data set's.
+      start_token: first token of an unconditional sample; None takes the data set's.
+      end_token: token that ends a sample, or several; None takes the token that ends the data's documents.
       network: the transformer stack; its `max_length` is the longest context.
-      tie_embeddings: logits are products with the token embeddings.
+      tie_embeddings: whether logits are products with the token embeddings.
       z_loss: weight of the squared log-normalizer of the logits (PaLM, Chowdhery et al. 2022).
-      label_smoothing: probability that the loss spreads over all tokens; evaluation is without it.
+      label_smoothing: probability that the loss spreads over all tokens; not used in evaluation.
       sampling: how `sample` and `generate` choose tokens.
       lora: train low-rank updates of the linear maps and nothing else, or None.
-      frozen: paths of parameters that are not trained, by their beginning, as in embedding or, of layers that are not
-        scanned, stack/layer_0.
+      frozen: beginnings of the paths of parameters that are not trained, such as embedding, or
+        stack/layer_0 if layers are not scanned.
       pretrained: folder of a checkpoint of the library transformers to start from, which then gives the sizes, or None.
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
       optimizer: optimizer and learning-rate schedule.
@@ -150,7 +150,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
     def _forward(self, params: PyTree, batch: Batch, dropout_keys: Array | None = None) -> tuple[Array, Any]:
         self.network.check_length(batch["tokens"].shape[1] - 1, "the examples take", "model.network")
         segments = batch["segment_ids"][:, :-1] if "segment_ids" in batch else None
-        # Padding stands at the end, where no token sees it; but experts would be balanced by it.
+        # Padding is at the end, where no token sees it; but it would influence the balance of experts.
         seen = seen_tokens(batch) if self.network.experts is not None else None
         return self.module().apply(
             {"params": self.merged_params(params)},
@@ -161,7 +161,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
         )
 
     def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-        """Mean over examples of the targets' nats over T (and what regularises), and metrics."""
+        """Mean over examples of the targets' nats over T, plus regularisers; and metrics."""
         logits, out = self._forward(params, batch, example_keys(key, batch))
         weights, targets = token_weights(batch), batch["tokens"][:, 1:]
         nll = token_nll(logits, targets)
@@ -183,8 +183,8 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
     def logits(
         self, state: TrainState, tokens: Array, segment_ids: Array | None = None, mask: Array | None = None
     ) -> Array:
-        """Next-token logits, [B, T] -> float32 [B, T, V]; with `mask` [B, T], padding on any
-        side is not seen or counted.
+        """Next-token logits, [B, T] -> float32 [B, T, V]; with `mask` [B, T], padding on any side is
+        neither seen nor counted as a position.
 
         Raises:
           UserError: there are more tokens than the network's context has places, or one lies outside the vocabulary.
@@ -199,7 +199,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
         return out[0]
 
     def attention_weights(self, state: TrainState, batch: Batch) -> list[tuple[Array, None]]:
-        """Attention of each layer to the tokens that logits are computed of, all but the last: [B, H, T, T], and None."""
+        """Attention of each layer to all tokens but the last, [B, H, T, T], and None, as there is no source."""
         params = self.merged_params(state.eval_params)
         _, out = self.module().apply({"params": params}, batch["tokens"][:, :-1], return_weights=True)
         return out.weights
@@ -207,7 +207,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
     # Generation.
 
     def token_decoder(self, state: TrainState) -> decoding.Decoder:
-        """How the functions of `genjax.decoding` run this model."""
+        """The model in the form that the functions of `genjax.decoding` take."""
         network = dataclasses.replace(self.network, scan_layers=False, remat=False)
         module = self.module(network)
         params = self.merged_params(state.eval_params)

@@ -48,7 +48,7 @@ class CausalTaskNetwork(nn.Module):
 
     def __call__(self, batch: Batch, dropout_keys: Array | None = None) -> Outputs:
         """The task's outputs; in training of experts also their `auxiliary` loss [B]."""
-        # Padding stands at the end, where no token sees it; but experts would be balanced by it.
+        # Padding is at the end, where no token sees it; but it would influence the balance of experts.
         seen = token_mask(batch) if "mask" not in batch else seen_tokens(batch)
         counted = seen if self.config.experts is not None else None
         out = self.stack(self.embedding(batch["tokens"]), key_mask=counted, dropout_keys=dropout_keys)
@@ -66,11 +66,11 @@ class GPTForTask(FromPretrained, FineTuned):
 
     Attributes:
       vocab_size: number of tokens; None takes the data set's.
-      sequence_length: tokens T of the texts that `sample` draws predictions for if it is given none.
+      sequence_length: length T of the random texts for which `sample` draws predictions if none are given.
       network: the transformer stack; its `max_length` is the longest text.
-      task: what is learned: classification, token_classification or span_extraction.
+      task: the task: classification, token_classification or span_extraction.
       lora: train low-rank updates of the linear maps and the head, and nothing else, or None.
-      frozen: paths of parameters that are not trained, by their beginning, as in embedding or stack/layer_0.
+      frozen: beginnings of the paths of parameters that are not trained, such as embedding or stack/layer_0.
       pretrained: folder of a checkpoint of the library transformers to start from, which then gives the sizes, or None.
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
       optimizer: optimizer and learning-rate schedule.
@@ -107,7 +107,8 @@ class GPTForTask(FromPretrained, FineTuned):
         """Returns the state before the first step.
 
         Raises:
-          UserError: the task corrupts tokens that follow, or the examples are longer than the network's context.
+          UserError: the task hides tokens, which a causal model cannot restore, or examples
+            are longer than the context.
         """
         if self.task.masked:
             raise UserError(f"the task {type(self.task).__name__} needs an encoder; a GPT learns text by the model GPT")
@@ -155,7 +156,7 @@ class GPTForTask(FromPretrained, FineTuned):
         return ("tokens",)
 
     def sample(self, state: TrainState, key: Array, num_samples: int, tokens: Array | None = None) -> Array:
-        """Draws what the task predicts of `tokens` [num_samples, T], or of random ones."""
+        """Draws from the task's predictions for `tokens` [num_samples, T], or for random tokens."""
         if tokens is None:
             if self.sequence_length is None:
                 raise UserError("GPTForTask.sequence_length is None; give it, or resolve the experiment")

@@ -8,7 +8,7 @@ from genjax.nn.transformer import Transformer
 
 
 def translation_network(num_layers: int = 6, width: int = 512, num_heads: int = 8, **changes: Any) -> Transformer:
-    """A stack of the original transformer (the base one unless told): post-norm, ReLU, sinusoidal positions."""
+    """A stack of the original transformer, by default the base one: post-norm, ReLU, sinusoidal positions."""
     settings = {
         "activation": "relu",
         "norm_placement": "post",
@@ -23,14 +23,14 @@ def translation_network(num_layers: int = 6, width: int = 512, num_heads: int = 
 
 
 def gpt2_network(num_layers: int = 12, width: int = 768, num_heads: int = 12, **changes: Any) -> Transformer:
-    """The stack of GPT-2 (the 124M one unless told): pre-norm, learned positions, tanh-approximated GELU."""
+    """The stack of GPT-2, by default with 124M parameters: pre-norm, learned positions, tanh-approximated GELU."""
     return Transformer(num_layers=num_layers, width=width, num_heads=num_heads, **changes)
 
 
 def llama_network(
     num_layers: int, width: int, num_heads: int, num_kv_heads: int | None = None, **changes: Any
 ) -> Transformer:
-    """The stack of Llama: RMSNorm, rotary positions, SwiGLU, no biases, grouped-query attention where asked."""
+    """The stack of Llama: RMSNorm, rotary positions, SwiGLU, no biases, grouped-query attention with num_kv_heads."""
     settings = {
         "norm": "rms",
         "positions": "rotary",
@@ -45,7 +45,7 @@ def llama_network(
 
 
 def bert_network(num_layers: int = 12, width: int = 768, num_heads: int = 12, **changes: Any) -> Transformer:
-    """The stack of BERT (the base one unless told): post-norm, exact GELU, learned positions."""
+    """The stack of BERT, by default the base one: post-norm, exact GELU, learned positions."""
     settings = {
         "activation": "gelu",
         "norm_placement": "post",
@@ -83,7 +83,7 @@ def t5_network(num_layers: int = 6, width: int = 512, num_heads: int = 8, **chan
 
 
 def bart_network(num_layers: int = 6, width: int = 768, num_heads: int = 12, **changes: Any) -> Transformer:
-    """A stack of BART (the base one unless told)."""
+    """A stack of BART, by default the base one."""
     settings = {
         "activation": "gelu",
         "norm_placement": "post",

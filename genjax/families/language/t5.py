@@ -1,10 +1,9 @@
-"""T5: text-to-text transfer transformer (Raffel et al. 2020, arXiv:1910.10683), in its first and its 1.1 form.
+"""T5: text-to-text transfer transformer (Raffel et al. 2020, arXiv:1910.10683), and T5 1.1.
 
 An encoder-decoder with norms before the sublayers that only scale (x / sqrt(mean x^2 + e) * g), no biases, no factor on
-the attention logits, and learned biases by distance instead of positions.  The first form has a ReLU and logits that are
-products of d / sqrt(width) with the token embeddings; form 1.1 has a gated GELU (Shazeer 2020) and an output map of its own.
-
-It is trained by span corruption (section 3.3.4), and fine-tuned on any task as text to text: `objective` is then `pairs`.
+the attention logits, and learned biases by distance instead of positions.  T5 has a ReLU, and its logits are products
+of d / sqrt(width) with the token embeddings; T5 1.1 has a gated GELU (Shazeer 2020) and an output map of its own.  T5
+is trained by span corruption (section 3.3.4) and fine-tuned on any task as text to text, with objective=pairs.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from genjax.optimizers import Adafactor, InverseSquareRoot, Optimizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5(EncoderDecoder):
-    """T5 in its first form; form 1.1 has gated stacks, tie_embeddings=False and scale_logits=False.
+    """T5; T5 1.1 has gated stacks, tie_embeddings=False and scale_logits=False.
 
     Attributes: see `EncoderDecoder`.
     """
