@@ -36,7 +36,14 @@ FAMILIES = {
     "classifier": "features that samples are judged by",
 }
 #: Pictures at the top of the README.
-PICTURES = ("vae_digits", "edm_mnist", "dcgan_mnist", "real_nvp_two_moons", "ebm_digits", "nuts_funnel")
+PICTURES = (
+    "vae_digits",
+    "dcgan_digits",
+    "edm_points",
+    "real_nvp_two_moons",
+    "mixture_density_waves",
+    "dp_mixture_eight_gaussians",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,16 @@ def test_results_name_experiments_and_pages_that_there_are():
         assert result.picture is None or (ROOT / "docs" / result.picture).stat().st_size <= 60_000, result.name
 
 
+def test_checked_numbers_are_of_runs_that_the_commands_make():
+    checked = [result for result in RESULTS if result.checks]
+    assert len(checked) > 40
+    for result in checked:
+        for check in result.checks:
+            run = "/".join(check.file.split("/")[:2])
+            assert any(f"--workdir={run}" in line.split() for line in result.commands), result.name
+            assert result.minutes and ":" in check.file and check.tolerance > 0, result.name
+
+
 def test_recorded_training_commands_parse():
     for line in {line for result in RESULTS for line in result.commands}:
         words = line.split()

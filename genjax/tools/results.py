@@ -196,7 +196,7 @@ def captions(results: Sequence[Result], names: Sequence[str]) -> str:
     for start in range(0, len(chosen), 3):
         row = chosen[start : start + 3]
         lines.append("| " + " | ".join(f"![{r.title}](docs/{r.picture})" for r in row) + " |")
-        lines.append("| " + " | ".join(f"`{r.experiment}`: {r.ours}" for r in row) + " |")
+        lines.append("| " + " | ".join(f"`{r.experiment}`: {(r.ours or '').replace('**', '')}" for r in row) + " |")
     return "\n".join(lines)
 
 
