@@ -2,9 +2,13 @@
 
     python -m experiments.chains --workdir=runs/nuts_eight_schools
 
-Prints a table of mean, standard deviation, R-hat and effective sample sizes of each parameter, and writes into the working
-directory the table (chains.csv), traces and ranks of the first parameters (chains_trace.png), their pairs with divergences
-in red (chains_pairs.png), and all draws (chains.npz), which `genjax.tools.drawing.load_arviz` makes an object of arviz.
+Prints a table with mean, standard deviation, R-hat and effective sample sizes of each parameter.  Writes into the
+working directory:
+
+chains.csv        the same table
+chains_trace.png  traces and ranks of the first parameters
+chains_pairs.png  pairs of the first parameters, with divergences in red
+chains.npz        all draws; `genjax.tools.drawing.load_arviz` turns them into an object of arviz
 """
 
 from __future__ import annotations

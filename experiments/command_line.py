@@ -1,4 +1,4 @@
-"""What the entry points share: flags of an experiment, and errors as one sentence."""
+"""What all commands share: flags of an experiment, and errors that are printed as one sentence."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ Options = TypeVar("Options")
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs an entry point on the command line.
 
-    A `UserError`, or a disk that is full, ends in one sentence and exit status 1; any other error is a defect and keeps its
-    traceback.
+    A `UserError`, or a disk that is full, ends in one sentence and exit status 1; any other error is a
+    defect and keeps its traceback.
     """
     logging.use_absl_handler()
     logging.set_verbosity(logging.ERROR)
@@ -42,7 +42,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         print(stopped, flush=True)
         sys.exit(128 + stopped.signal)
     except BrokenPipeError:
-        # The reader, as `head`, has seen enough; what is left in the buffer goes nowhere.
+        # The reader (`head`, say) has closed the pipe; the rest of the buffer is dropped.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except KeyboardInterrupt:
@@ -55,7 +55,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
 
 def _is_not_of_orbax(record: stdlib_logging.LogRecord) -> bool:
-    """Orbax logs the traceback of what it also raises, and that we say in one sentence."""
+    """Filters out tracebacks that orbax logs: it raises the same errors, which are printed as one sentence."""
     return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
@@ -90,10 +90,11 @@ def first_flags(arguments: list[str], names: dict[str, bool]) -> dict[str, str]:
 
     Args:
       arguments: the command line.
-      names: flags to look for, and whether a value may also be the argument after; else it stands behind an equals sign.
+      names: flags to look for, and whether a value may also be the argument after; else it
+        stands behind an equals sign.
 
     Returns:
-      The values of those found, "" where there is none.
+      The values of the flags that were found, "" for a flag without a value.
     """
     found = {}
     for argument, following in zip(arguments, [*arguments[1:], "-"], strict=True):
@@ -112,7 +113,8 @@ def named_first(arguments: list[str], flag: str) -> list[str]:
 
 
 def print_help(usage: str, *options: Any, experiment: Any = None, section: str = "") -> None:
-    """Prints what a command does, its flags, and the fields of an experiment; those at the path `section` alone if given.
+    """Prints what a command does, its flags, and the fields of an experiment; those at the
+    path `section` alone if given.
 
     Args:
       usage: what the command does.
@@ -136,11 +138,12 @@ def print_help(usage: str, *options: Any, experiment: Any = None, section: str =
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-    """Which checkpoint of which run a command takes.
+    """The run and the checkpoint that a command takes.
 
     Attributes:
-      workdir: directory of a run of experiments.train; the first argument may be it, too.
-      step: which checkpoint: a number of steps, or best by training.best_metric; by default the latest sound one.
+      workdir: directory of a run of experiments.train; it may also be given as the first argument.
+      step: step of the checkpoint, or best for the best by training.best_metric; by default
+        the latest sound checkpoint.
     """
 
     workdir: str | None = None
@@ -155,8 +158,9 @@ class NoOptions:
 def run_and_options(arguments: list[str], usage: str, options: Options) -> tuple[Run, Options] | None:
     """Restores the run that a command line names, and reads what it says of the command's options.
 
-    Flags are --workdir and --step, the fields of the options, and the fields of the run's experiment.  The first argument
-    may be the working directory alone.  A field `weak_step` of options is the tool's to use (`tools.conditions`).
+    Flags are --workdir and --step, the fields of the options, and the fields of the run's experiment.
+    The first argument may be the working directory alone.  A field `weak_step` of options is the tool's
+    to use (`tools.conditions`).
 
     Args:
       arguments: the command line with the program's name first.
@@ -203,7 +207,8 @@ def options_only(arguments: list[str], usage: str, options: Options) -> Options 
 
 
 def restore_from_flags(arguments: list[str], usage: str) -> Run | None:
-    """Parses a command line that names a run by --workdir or its first argument, and restores it with the fields that flags change.
+    """Parses a command line that names a run by --workdir or its first argument, and restores it with
+    the fields that flags change.
 
     Returns:
       The run, or None where only help was asked for.

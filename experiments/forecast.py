@@ -1,4 +1,4 @@
-"""Forecasts the last part of every series of a split, with intervals, and tells how well they are calibrated:
+"""Forecasts the last part of every series of a split, with intervals, and tells how well the intervals are calibrated:
 
 python -m experiments.forecast --workdir=runs/mixture_density_waves --horizon=24
 """

@@ -26,8 +26,8 @@ class Options(prompts.Options):
     """What is continued, and how.
 
     Attributes:
-      prompt: text to continue or to answer, or with [mask] where tokens are to be filled; without one, what begins a text.
-      detect: text file to look for the watermark in, instead of generating.
+      prompt: text to continue or to answer, with [mask] in the places to fill in; if empty, a new text is begun.
+      detect: text file to search for the watermark, instead of generating.
     """
 
     prompt: str = ""

@@ -1,4 +1,4 @@
-"""Metrics of molecules that a trained run generates, as MOSES defines them:
+"""Measures the molecules that a trained run generates, by the metrics of MOSES:
 
 python -m experiments.molecules --workdir=runs/gpt_molecules --num_samples=30000
 """

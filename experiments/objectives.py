@@ -66,7 +66,7 @@ flags.DEFINE_integer("num_samples", 10000, "samples of each run", lower_bound=10
 
 
 def measures_of(experiment: Experiment, name: str, features: str | None) -> Callable[[np.ndarray], dict[str, float]]:
-    """What measures the samples of a run on the named data; prints what stands beside its figures."""
+    """A function that measures samples on the named data; prints the figures of the data themselves."""
     num_samples = flags.FLAGS.num_samples
     if name in MIXTURES:
         means, scale = MIXTURES[name]

@@ -1,12 +1,14 @@
-"""Keeps the recorded numbers: makes the tables of all documents from experiments/results.jsonl, and runs the cheap ones again.
+"""Makes the tables of all documents from the recorded numbers (experiments/results.jsonl),
+and checks cheap numbers again.
 
     python -m experiments.results                          # says which documents are out of date
     python -m experiments.results --write                  # brings them up to date
     python -m experiments.results --rerun --only=vae_digits,hmm_jsb --folders=JSB=FILE
     python -m experiments.results --rerun --most_minutes=10 --folders=TFDS=FOLDER,JSB=FILE
 
---rerun runs the commands of recorded numbers again, each in a directory of its own below --workdir, and says which numbers
-have drifted by more than their tolerance; results whose data are not given by --folders are named and left out.
+--rerun runs the commands of recorded numbers again, each in a directory of its own below --workdir, and names the
+numbers that have drifted by more than their tolerance.  Results whose data are not given by
+--folders are named and left out.
 """
 
 from __future__ import annotations
@@ -53,9 +55,9 @@ class Options:
     Attributes:
       write: bring the documents up to date.
       rerun: run recorded commands again and compare.
-      most_minutes: --rerun takes results that need at most this time.
-      only: --rerun takes these results alone, by name.
-      folders: where data lie, as TFDS=FOLDER,JSB=FILE.
+      most_minutes: --rerun takes only results that need at most this time.
+      only: names of the results that --rerun takes; by default all.
+      folders: places of the data, as in TFDS=FOLDER,JSB=FILE.
       workdir: directory of the runs of --rerun.
     """
 
@@ -68,7 +70,7 @@ class Options:
 
 
 def blocks(found: list[results.Result]) -> dict[str, str]:
-    """All tables by the names that the markers of the documents have."""
+    """All tables, by their names in the markers of documents."""
     made = {f"page {name}": results.page(found, name) for name in sorted({r.page for r in found})}
     made["reproduction"] = results.reproduction_table(found)
     made["families"] = results.family_table(found, FAMILIES)

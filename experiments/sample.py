@@ -1,9 +1,9 @@
-"""Draws samples from a trained run and writes them as their domain shows them:
+"""Draws samples from a trained run and writes them as pictures, text, sound or whatever suits their domain:
 
-python -m experiments.sample --workdir=runs/vae --num_samples=64 --seed=1
+    python -m experiments.sample --workdir=runs/vae --num_samples=64 --seed=1
 
-A model that answers sources, as a translator of text or of pictures does, answers the first of the evaluation split; each is
-shown with its target.
+A translator, of text or of pictures, translates the first --num_samples sources of the evaluation split, and shows each
+translation with its source and its target.
 """
 
 from __future__ import annotations

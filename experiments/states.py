@@ -6,7 +6,7 @@ transition.png   the matrix of transitions, states in the order of their station
 paths.png        the most likely state of each frame, of the first sequences of the evaluation split
 ellipses.png     components over the data, at one and two standard deviations (Gaussian mixtures of points)
 
-Of a linear Gaussian model it prints how each hidden motion fades and turns.
+For a linear Gaussian model it prints the damping and the period of each hidden motion.
 """
 
 from __future__ import annotations

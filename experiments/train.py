@@ -23,12 +23,13 @@ from genjax.tools import results
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is trained, and where.
+    """The experiment to train, and its directory.
 
     Attributes:
       experiment: name of a registered experiment, or path/to/file.py:function.
       workdir: directory of checkpoints, metrics and samples; runs/<experiment> unless given.
-      list: print the experiments, a line each; --list=gan prints all of a family, a data set or a part of a name.
+      list: print a line for each experiment; --list=gan describes the experiments of a family, of a data
+        set, or with a part of a name.
     """
 
     experiment: str | None = None

@@ -1,1 +1,1 @@
-"""What is done with a run: quality, likelihood, latents, prompts, tables.  Functions with options as dataclasses."""
+"""Tools for trained runs: quality, likelihood, latents, prompts, tables.  Functions with options as dataclasses."""

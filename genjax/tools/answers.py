@@ -1,4 +1,4 @@
-"""Which examples a model that answers sources is shown when samples of it are asked for."""
+"""Examples whose sources a model answers when samples of it are asked for."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from genjax.training import Run
 def examples_to_answer(run: Run, num_samples: int, key: Any) -> dict[str, Any] | None:
     """Examples of the evaluation split, as the model sees them; None if its samples answer no `source`.
 
-    The first in `random_order` are taken, and all from the first on again where more are asked for.
-
-    Of text they have `source`, `source_mask` and `tokens`; of pictures that are translated, `source` and `x`.
+    The examples are the first in `random_order`; if more are asked for than there are, they start again from the first.
+    Text has `source`, `source_mask` and `tokens`; pictures that are translated have `source` and `x`.
     """
     if not answers_examples(run):
         return None
@@ -33,10 +32,7 @@ def answers_examples(run: Run) -> bool:
 
 
 def examples_in_order(run: Run, rows: np.ndarray, key: Any) -> dict[str, Any]:
-    """Examples of the evaluation split at places in `random_order`, from the first on again where there are fewer.
-
-    They are as the model sees them.
-    """
+    """Examples of the evaluation split at places in `random_order` (modulo their number), transformed for the model."""
     data = run.experiment.data
     examples = data.load(run.experiment.evaluation.split)
     return data.transform(examples.gather(random_order(len(examples))[rows % len(examples)]), key)

@@ -17,10 +17,10 @@ from genjax.training import Run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is drawn.
+    """Options of the pictures.
 
     Attributes:
-      num_shown: parameters in the pictures.
+      num_shown: number of parameters in the pictures.
     """
 
     num_shown: int = 5
@@ -37,7 +37,7 @@ class Chains:
       names: names of the D parameters.
       values: their draws [chains, draws, D].
       summary: columns of a table, a value for each parameter: mean, standard deviation, R-hat, effective sample sizes.
-      groups: the draws as arviz has them: arrays by name, in the groups `posterior` and `sample_stats`.
+      groups: the draws in the form of arviz: arrays by name, in the groups `posterior` and `sample_stats`.
     """
 
     names: list[str]
@@ -55,7 +55,7 @@ def chains(run: Run) -> Chains:
     """The chains of a run.
 
     Raises:
-      ConfigError: its model has none.
+      ConfigError: the model has no chains.
     """
     if not isinstance(run.model, HasDraws):
         raise config.ConfigError(
@@ -67,7 +67,9 @@ def chains(run: Run) -> Chains:
 
 
 def write(chains: Chains, stem: Path, options: Options | None = None) -> list[Path]:
-    """Writes the table STEM.csv, all draws STEM.npz (`drawing.load_arviz` reads them), STEM_trace.png and STEM_pairs.png."""
+    """Writes the table STEM.csv, all draws STEM.npz (`drawing.load_arviz` reads them),
+    STEM_trace.png and STEM_pairs.png.
+    """
     shown = (options or Options()).num_shown
     files = [Path(f"{stem}{ending}") for ending in (".csv", ".npz", "_trace.png", "_pairs.png")]
     rows = [

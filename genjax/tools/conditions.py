@@ -1,4 +1,4 @@
-"""What the samples of a run are conditional on: classes, columns, and a weaker model that guides diffusion."""
+"""Conditions of a run's samples: classes, columns, and a weaker model that guides diffusion."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from genjax.training import Run, runs
 
 
 def guided_by_step(run: Run, step: int | str | None) -> Run:
-    """The run of a diffusion model with the parameters of another of its checkpoints as the weaker model of its guidance.
+    """A run of a diffusion model, with the parameters of another of its checkpoints as the weaker model for guidance.
 
     Raises:
-      ConfigError: the model is none of diffusion, or has no weight of guidance.
+      ConfigError: the model is not a diffusion model, or its guidance scale is 0.
     """
     if step is None:
         return run
@@ -32,7 +32,7 @@ def guided_by_step(run: Run, step: int | str | None) -> Run:
 
 
 def has_exact_log_prob(model: Any) -> bool:
-    """Whether the likelihood is exact; otherwise `log_prob_bound` is the one to ask for, as of flows that dequantise."""
+    """Whether the likelihood is exact; if not (flows that dequantise, say), use `log_prob_bound`."""
     return isinstance(model, HasLogProb) and not (isinstance(model, Dequantizes) and model.dequantization is not None)
 
 
@@ -48,7 +48,8 @@ def labels_for(model: Any, classes: Sequence[str], count: int, names: Sequence[s
       model: the model.
       classes: names of classes, or numbers.
       count: number of samples.
-      names: names of the classes of the data in the order of their numbers.  Where all of `classes` are among them they are names.
+      names: names of the data's classes in the order of their numbers.  `classes` are read as
+        names if all are in `names`.
 
     Raises:
       ConfigError: they are neither names nor numbers, or the model does not take classes.
@@ -62,7 +63,7 @@ def labels_for(model: Any, classes: Sequence[str], count: int, names: Sequence[s
         raise config.ConfigError(f"--label={','.join(classes)} is not a list of class numbers{known}") from None
     if not isinstance(model, HasClasses):
         raise config.ConfigError(f"{type(model).__name__} is not conditional on classes; leave --label out")
-    # Inside of the compiled sampler their values are not known.
+    # Checked here, because values are not known inside the compiled sampler.
     model.check_labels(label)
     return label
 
@@ -81,7 +82,7 @@ def condition_for(model: Any, data: Any, given: Sequence[float], count: int) -> 
 
 
 def check_finite(samples: np.ndarray, name: str) -> None:
-    """Raises ConfigError where samples are not numbers."""
+    """Raises ConfigError if samples are not finite."""
     if np.issubdtype(samples.dtype, np.floating) and not np.isfinite(samples).all():
         raise config.ConfigError(
             f"{name} are not finite: the run has diverged, or an adaptive solver ran out of steps "

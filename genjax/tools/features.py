@@ -1,4 +1,4 @@
-"""Features of pictures that samples are judged by: raw pixels, those of a trained classifier, or of the FID's Inception network."""
+"""Features of pictures to judge samples by: raw pixels, features of a trained classifier, or of the Inception network."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from genjax.interop.inception import inception_params
 from genjax.model import HasFeatures
 from genjax.training import runs
 
-#: What maps pictures [B, H, W, C] in [0, 1] to features [B, D] and logits [B, K] or None.
+#: Function from pictures [B, H, W, C] in [0, 1] to features [B, D] and logits [B, K] or None.
 Extract = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
 
 def compiled(function: Any) -> Extract:
-    """Calls a jitted function with whole batches: short ones are filled up."""
+    """A function that calls a jitted function with batches of one size: shorter batches are filled up."""
     function, size = jax.jit(function), 0
 
     def extract(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -39,7 +39,7 @@ def feature_function(name: str, resize: str) -> tuple[str, Any]:
     The function gives features [B, D], and logits [B, K] or None.
 
     Raises:
-      ConfigError: there are no such features.
+      ConfigError: there are no features of this name.
       UserError: the file of weights cannot be used.
     """
     if name == "pixels":
@@ -55,7 +55,7 @@ def feature_function(name: str, resize: str) -> tuple[str, Any]:
 
 
 def feature_extractor(name: str, resize: str) -> tuple[str, Extract]:
-    """The same, compiled, of NumPy arrays."""
+    """`feature_function`, compiled, for NumPy arrays."""
     description, function = feature_function(name, resize)
     return description, function if name == "pixels" else compiled(function)
 

@@ -18,13 +18,13 @@ from genjax.training import Run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is forecast, and how it is judged.
+    """Options of forecasts.
 
     Attributes:
-      horizon: time steps that are forecast.
-      num_samples: futures that are drawn of each series.
-      num_series: number of series of the split.
-      levels: masses of the intervals.
+      horizon: number of time steps that are forecast.
+      num_samples: number of futures that are drawn for each series.
+      num_series: number of series of the split that are used.
+      levels: probability masses of the intervals.
       seed: seed of the futures.
     """
 
@@ -43,10 +43,10 @@ class Forecast:
     """Series and the futures that a model draws of them.
 
     Attributes:
-      x: the series, float32 [N, T, C]; what is forecast stands at their ends.
+      x: the series, float32 [N, T, C]; their last `horizon` steps are forecast.
       samples: futures, float64 [S, N, horizon, C].
       metrics: coverage and width of the intervals, CRPS and errors (genjax.evaluation.forecasts).
-      protocol: what was forecast of what.
+      protocol: a sentence on what was forecast from what.
     """
 
     x: np.ndarray
@@ -59,7 +59,7 @@ def forecast(run: Run, options: Options | None = None) -> Forecast:
     """Forecasts the ends of the first series of the evaluation split from their beginnings.
 
     Raises:
-      ConfigError: the model makes no forecasts, or the horizon leaves nothing of the series.
+      ConfigError: the model makes no forecasts, or the series are not longer than the horizon.
     """
     options, model, data = options or Options(), run.model, run.experiment.data
     if not isinstance(model, Forecasts):

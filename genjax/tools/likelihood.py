@@ -1,4 +1,5 @@
-"""Likelihoods of raw examples, and what they are compared with: a normal distribution, altered pictures, other sets.
+"""Likelihoods of raw examples, compared with a normal distribution and with likelihoods of
+altered pictures and other sets.
 
 run = genjax.restore("runs/maf_mnist")
 print(likelihood.compare(run, likelihood.Options(against=("black", "uniform"))))
@@ -26,19 +27,19 @@ from genjax.tools.conditions import has_exact_log_prob, takes_labels
 from genjax.tools.drawing import draw_density
 from genjax.training import Run
 
-#: Pictures that are made from those of the split.
+#: Ways to make other pictures from the split's pictures.
 ALTERED = ("uniform", "constant", "black", "inverted", "shuffled")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a likelihood is compared with.
+    """Options of a comparison of likelihoods.
 
     Attributes:
-      against: other sets: uniform, constant, black, inverted or shuffled pictures made from the split, or the names of
-        sets, with their place where it is another: emoji=FILE.
-      num_examples: examples of each set that are compared.
-      output: path of the density picture; <workdir>/density.png unless given.
+      against: other sets to compare with: uniform, constant, black, inverted or shuffled pictures made from the split,
+        or names of data sets, with their place if it is not data.dir: emoji=FILE.
+      num_examples: number of examples of each set that are compared.
+      output: path of the picture of the density; by default <workdir>/density.png.
     """
 
     against: tuple[str, ...] = ()
@@ -54,9 +55,9 @@ class Likelihood:
     """Mean log-likelihood of a split.
 
     Attributes:
-      log_likelihood: in nats an example, in the model's space.
-      bits_per_dim: the negative likelihood of the raw data, in bits a number.
-      exact: whether it is no bound.
+      log_likelihood: mean log-likelihood in nats an example, in the model's space.
+      bits_per_dim: negative log-likelihood of the raw data, in bits a number.
+      exact: whether the likelihood is exact; otherwise it is a bound.
     """
 
     log_likelihood: float
@@ -66,17 +67,17 @@ class Likelihood:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The likelihood of a run beside others.
+    """The likelihood of a run, and likelihoods to compare it with.
 
     Attributes:
       step: the run's step.
       split: the split.
       num_examples: number of examples of the split.
-      likelihoods: those of the split under the model and under the normal distribution, by name.
-      roc_auc: how well the likelihood tells the split from each other set; below 0.5 the other set is likelier.
-      bits_per_dim: the negative likelihood of each other set, in bits a number.
-      integral: what a two-dimensional density integrates to over the square of its picture.
-      picture: where that picture is.
+      likelihoods: likelihoods of the split under the model and under the normal distribution, by name.
+      roc_auc: area under the ROC curve for telling the split from each other set; below 0.5 the other set is likelier.
+      bits_per_dim: negative log-likelihood of each other set, in bits a number.
+      integral: integral of a two-dimensional density over the square of its picture.
+      picture: path of that picture.
     """
 
     step: int
@@ -127,7 +128,7 @@ def compare(run: Run, options: Options | None = None) -> Comparison:
         split=split,
         num_examples=len(x),
         likelihoods=likelihoods,
-        # Values that underflow to a likelihood of 0 are simply the least likely.
+        # Examples whose likelihood underflows to 0 count as the least likely.
         roc_auc={n: likelihood.roc_auc(np.nan_to_num(a, nan=-np.inf), raw[own]) for n, a in theirs.items()},
         bits_per_dim={name: float(-values.mean() / nats_per_bit) for name, values in theirs.items()},
         integral=integral,
@@ -136,7 +137,7 @@ def compare(run: Run, options: Options | None = None) -> Comparison:
 
 
 def scores(run: Run, score: Any, examples: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """What the compiled `scores_of_examples` gives of all raw examples, in batches of `data.eval_batch_size`."""
+    """Results of the compiled `scores_of_examples` for all raw examples, in batches of `data.eval_batch_size`."""
     size, count = run.experiment.data.eval_batch_size, len(examples["x"])
     key, parts = jax.random.key(run.experiment.evaluation.seed), []
     for start in range(0, count, size):
@@ -193,7 +194,7 @@ def log_likelihoods(model: GenerativeModel, state: TrainState, batch: Batch, key
 def scores_of_examples(
     model: GenerativeModel, data: Data, state: TrainState, batch: Batch, key: Array
 ) -> tuple[Array, Array, Array]:
-    """What `log_likelihoods` gives of raw examples, and x.  The noise of a bound is not that of the data's transform."""
+    """Results of `log_likelihoods` for raw examples, and x; bound and transform have different noise."""
     batch = data.transform(batch, key)
     return *log_likelihoods(model, state, batch, jax.random.fold_in(key, 2)), batch["x"]
 
@@ -214,7 +215,8 @@ def altered(kind: str, x: np.ndarray, num_levels: int) -> np.ndarray:
 
 
 def fitted(x: np.ndarray, shape: tuple[int, ...], num_levels: int, to_num_levels: int) -> np.ndarray:
-    """Pictures x [N, h, w, c] of integer levels as a run sees pictures: uint8 [N, *shape], black to black, white to white.
+    """Pictures x [N, h, w, c] of integer levels, converted to a run's raw pictures: uint8
+    [N, *shape], black stays black.
 
     Raises:
       ConfigError: colours can be neither taken away nor added.
@@ -234,17 +236,18 @@ def fitted(x: np.ndarray, shape: tuple[int, ...], num_levels: int, to_num_levels
 
 
 def other_set(data: Data, against: str, split: str, shape: tuple[int, ...], count: int) -> dict[str, np.ndarray]:
-    """The first examples, in `random_order`, of the set NAME or NAME=DIR, as the run's data give them before their transform.
+    """The first examples, in `random_order`, of the set NAME or NAME=DIR, as the run's data give
+    them before their transform.
 
     Args:
-      data: those of the run.
-      against: the set's name, with its place where that is not the run's.
+      data: the run's data.
+      against: the set's name, with its place if it is not the run's.
       split: which split is read.
       shape: shape of a raw example of the run.
       count: largest number of examples.
 
     Raises:
-      ConfigError: its examples cannot be made like those of the run.
+      ConfigError: its examples cannot be converted to the form of the run's examples.
     """
     name, _, folder = against.partition("=")
     changes = {"name": name, "dir": folder or data.dir, **({"classes": ()} if isinstance(data, Images) else {})}
@@ -259,9 +262,9 @@ def other_set(data: Data, against: str, split: str, shape: tuple[int, ...], coun
 
 
 def has_density(data: Data, examples: dict[str, np.ndarray], key: jax.Array) -> bool:
-    """Whether x is continuous, so that the density of a normal distribution says something beside the model's.
+    """Whether x is continuous, so that a normal distribution's density can be compared with the model's.
 
-    Levels and binary pixels have probabilities: the normal distribution could narrow around them without end.
+    Levels and binary pixels have probabilities, and a normal distribution could narrow around them without end.
     """
     if isinstance(data, Points | Latents | TimeSeries):
         return True

@@ -16,13 +16,13 @@ from genjax.training import Run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is generated, and what it is compared with.
+    """Options of the measurement.
 
     Attributes:
       num_samples: number of samples.
-      num_reference: molecules of the split that distances are to; 0 for all.
-      split: split that distances are to.
-      sample_batch: samples that are generated at a time.
+      num_reference: number of molecules of the split in the distances; 0 for all.
+      split: split for the distances.
+      sample_batch: number of samples that are generated at a time.
       seed: seed of the samples, and of the choice of reference molecules.
     """
 
@@ -37,10 +37,10 @@ class Options:
 
 
 def known_molecules(data: Molecules) -> list[str]:
-    """What a molecule must not be among to be new, as canonical SMILES.
+    """The molecules that do not count as new, as canonical SMILES.
 
-    That is the whole training set, though a run may have seen a part of it; of MOSES, whose strings are canonical, the
-    molecules of its training file that are held out for validation as well.
+    They are the whole training set, even if a run has seen only a part of it; for MOSES, whose strings are canonical,
+    also the molecules of its training file that are held out for validation.
     """
     whole = dataclasses.replace(data, max_molecules=None)
     if data.canonical:

@@ -1,4 +1,6 @@
-"""Runs of GANs that `experiments.objectives` compares: methods, seeds side by side, operations of a step, figures of pictures."""
+"""Runs of GANs that `experiments.objectives` compares: methods, seeds side by side, operations of
+a step, figures of pictures.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ from genjax.training import Experiment
 from genjax.training.experiment import resolve
 
 _CRITIC = {"model.objective": "wasserstein", "model.num_discriminator_steps": 5}
-#: What each method changes of a GAN without penalty that updates both networks in turn.
+#: Changes of each method to a GAN without penalty that updates both networks in turn.
 METHODS: dict[str, dict[str, Any]] = {
     "minimax": {"model.objective": "minimax"},
     "non_saturating": {"model.objective": "non_saturating"},
@@ -41,7 +43,7 @@ MIXTURES = {
     "eight_gaussians": (procedural.eight_gaussians_means, 0.2),
     "grid_gaussians": (procedural.grid_gaussians_means, 0.05),
 }
-#: Neighbours are looked for among so many pictures of a set.
+#: Number of pictures of a set in which neighbours are searched.
 _NUM_KEPT = 2000
 _DISTANCES = ("frechet_distance", "recall")
 _PICTURES = {
@@ -50,13 +52,14 @@ _PICTURES = {
     "model.network.base_channels": 16,
     "model.network.discriminator_norm": "spectral",
 }
-#: Spectral norm would undo the clipping of weights and bound a critic whose gradients are bounded already; and in so few
-#: steps updates of the generator are worth more than further ones of the critic.
+#: Spectral norm would undo the clipping of weights, and a critic with a gradient penalty is bounded already.  In a
+#: short training, updates of the generator are worth more than further updates of the critic.
 _PICTURES_OF_CRITICS = {
     "wasserstein_clipped": {"model.network.discriminator_norm": "batch", "model.clip_weights": 0.03},
     "wasserstein_gp": {"model.network.discriminator_norm": "layer"},
 }
-#: Of each data set the experiment that it starts from, changes of it, learning rate, and weights of wgan_gp, R1 and R2.
+#: For each data set: the experiment to start from, changes to it, learning rate, and weights of
+#: wgan_gp and of R1 and R2.
 SETTINGS: dict[str, tuple[str, dict[str, Any], float, float, float]] = {
     "eight_gaussians": ("wgan_gp_eight_gaussians", {}, 1e-3, 0.1, 0.1),
     # Without a penalty most objectives lose modes of the grid.
@@ -67,7 +70,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], float, float, float]] = {
 
 
 def examples_of_update(experiment: Experiment) -> int:
-    """Number of examples that an update of one network sees."""
+    """Number of examples in an update of one network."""
     model, size = experiment.model, experiment.data.batch_size
     return size // model.num_discriminator_steps if model.fresh_examples else size
 
@@ -75,7 +78,7 @@ def examples_of_update(experiment: Experiment) -> int:
 def experiment_of(
     method: str, name: str, learning_rate: float | None, directory: str | None, num_steps: int = 1
 ) -> Experiment:
-    """The resolved experiment of a method on the named data, trained for so many steps."""
+    """The resolved experiment of a method on the named data, with `num_steps` steps."""
     base, own, rate, weight, centred_weight = SETTINGS[name]
     start = config.find_experiment(base).build()
     changes = {"model.penalty": "none", "model.num_discriminator_steps": 1, "model.latent_dim": 16, **own}
@@ -104,7 +107,7 @@ def first_states(experiment: Experiment, num_seeds: int) -> PyTree:
 
 
 def operations(experiment: Experiment, states: PyTree) -> float:
-    """Floating-point operations of a step: those of every update of the discriminator, and of the generator's."""
+    """Floating-point operations of a step: the sum over all updates of the discriminator and the generator's update."""
     model = experiment.model
     state = jax.eval_shape(lambda states: jax.tree.map(lambda leaf: leaf[0], states), states)
     batch = jax.eval_shape(lambda: {"x": jnp.zeros((examples_of_update(experiment), *model.data_shape))})
@@ -117,7 +120,7 @@ def operations(experiment: Experiment, states: PyTree) -> float:
 
 
 def train(experiment: Experiment, states: PyTree, num_steps: int, chunk: int = 100) -> PyTree:
-    """The stacked states of seeds 0, 1, ... after so many steps, each on batches in an order of its own."""
+    """The stacked states of seeds 0, 1, ... after `num_steps` steps; each seed has its own order of batches."""
     model, data = experiment.model, experiment.data
     num_seeds = len(states.step)
     pipelines = [Pipeline(data, "train", seed) for seed in range(num_seeds)]
@@ -132,7 +135,7 @@ def train(experiment: Experiment, states: PyTree, num_steps: int, chunk: int = 1
             return model.train_step(state, {"x": batch["x"]}, jax.random.fold_in(key, state.step))[0]
 
         def step(states: PyTree, rows: jax.Array) -> tuple[PyTree, None]:
-            # On CPU products that are batched over seeds are slower than one after the other.
+            # On CPU, products batched over seeds are slower than products one after the other.
             if prefers_matrix_products():
                 return jax.lax.map(lambda arguments: one(*arguments), (states, keys, rows)), None
             return jax.vmap(one)(states, keys, rows), None
@@ -147,7 +150,7 @@ def train(experiment: Experiment, states: PyTree, num_steps: int, chunk: int = 1
 
 
 def samples_of(experiment: Experiment, states: PyTree, num_samples: int) -> Iterator[np.ndarray]:
-    """Samples [num_samples, *data_shape] of each seed in turn; those of a network that diverged lie far away."""
+    """Samples [num_samples, *data_shape] of each seed in turn; values that are not finite become large ones."""
     size = min(500, num_samples)
     sample = jax.jit(lambda state, key: experiment.model.sample(state, key, size))
     for seed in range(len(states.step)):
@@ -179,7 +182,7 @@ class PictureMeasures:
         return figures
 
     def of_samples(self, samples: np.ndarray) -> dict[str, float]:
-        """Figures of samples as the model gives them."""
+        """Figures of samples in the model's form."""
         size = self._data.eval_batch_size
         return self(self._data.to_unit(samples[i : i + size]) for i in range(0, len(samples), size))
 
@@ -189,7 +192,7 @@ class PictureMeasures:
         return {name: found[name] for name in _DISTANCES}
 
     def protocol(self, num_samples: int) -> list[str]:
-        """How many pictures a figure of so many samples is made of, and what a reader must know, a line each."""
+        """Lines for the reader: numbers of pictures behind the figures of `num_samples` samples, and warnings."""
         count, num_features = self._reference.count, len(self._reference.moments.mean)
         sizes = {"samples": num_samples, "test pictures": count, "pictures in one of their halves": count // 2}
         line = (
@@ -199,6 +202,6 @@ class PictureMeasures:
         return [line, *(f"note: {text}" for text in quality.warnings(sizes, num_features))]
 
     def of_training_pictures(self, count: int) -> dict[str, float]:
-        """Figures of so many training pictures, which no model can be expected to beat."""
+        """Figures of `count` training pictures, which no model can be expected to beat."""
         order = random_order(len(self._data.load("train")))[:count]
         return self(pictures_of(self._data, "train", order))

@@ -1,4 +1,4 @@
-"""What a tool gives back: files, figures, and sentences about them."""
+"""The result of a tool: files, figures, and sentences about them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from genjax.training import Run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a tool has made of a run.
+    """The result of a tool for a run.
 
     Attributes:
       files: files that it wrote.
-      notes: sentences that a reader of the files and figures needs, the protocol among them.
+      notes: sentences that a reader of the files and figures needs, including the protocol.
       figures: rows of named numbers.
     """
 
@@ -40,7 +40,7 @@ def _number(value: Any) -> str:
 
 
 def folder_of(run: Run, name: str) -> Path:
-    """A folder of a run's directory, made where there is none yet."""
+    """A folder in a run's directory; it is made if it does not exist."""
     folder = Path(run.workdir) / name
     folder.mkdir(exist_ok=True)
     return folder

@@ -3,7 +3,7 @@
     run = genjax.restore("runs/gpt")
     print("".join(prompts.generate(run, "ROMEO:", prompts.Options(search="beam"))))
 
-How tokens are drawn is the model's: `sampling` of its configuration; see genjax/decoding.
+The model's field `sampling` sets how tokens are drawn; see genjax/decoding.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from genjax.data.text.tokenizer import Tokenizer
 from genjax.model import AnswersText, ContinuesText, FillsMasks, HasExtraTokens
 from genjax.training import Run, runs
 
-#: Number of new tokens at most where nobody says.
+#: Largest number of new tokens, by default.
 MOST_NEW_TOKENS = 256
 
-#: What a masked token is written as in a prompt.
+#: Ways to write a masked token in a prompt.
 _MASK = re.compile(r"\[mask\]|\[MASK\]|<mask>")
 
 
@@ -37,16 +37,17 @@ class Options:
     """How a prompt is continued or answered.
 
     Attributes:
-      max_new_tokens: number of new tokens at most; by default 256, or what the prompt leaves of the longest context.
+      max_new_tokens: largest number of new tokens; by default 256, or the rest of the longest context if that is less.
       seed: seed of the choices.
-      search: how tokens are chosen.
-      num_beams: hypotheses of --search=beam.
+      search: method by which tokens are chosen.
+      num_beams: number of hypotheses of --search=beam.
       length_penalty: exponent of the length penalty of --search=beam.
       contrastive_alpha: weight of the likeness penalty of --search=contrastive.
       draft_workdir: run of a faster model that proposes tokens, for --search=speculative.
-      regex: regular expression that the new text must match as a whole; where texts have no end, it goes on while it can.
-      watermark_seed: secret of a watermark to put in, or to detect.
-      watermark_delta: what the watermark adds to green logits.
+      regex: regular expression that the new text must match as a whole; without an end token the text goes on as
+        long as the expression allows.
+      watermark_seed: secret number of a watermark to put in, or to detect.
+      watermark_delta: number that the watermark adds to logits of green tokens.
       watermark_fraction: share of the vocabulary that is green.
     """
 
@@ -66,7 +67,7 @@ class Options:
         config.check_at_least(self, max_new_tokens=1, num_beams=1)
 
     def watermark(self) -> decoding.Watermark | None:
-        """The watermark, where there is a secret."""
+        """The watermark, or None without a seed."""
         if self.watermark_seed is None:
             return None
         return decoding.Watermark(
@@ -76,12 +77,12 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Detection:
-    """What a watermark leaves in a text.
+    """Evidence of a watermark in a text.
 
     Attributes:
       num_tokens: number of tokens of the text.
-      z_score: standard deviations by which its green tokens are more than by chance.
-      p_value: probability of as large a score in a text without the watermark.
+      z_score: excess of green tokens over chance, in standard deviations.
+      p_value: probability of a score at least as large in a text without the watermark.
     """
 
     num_tokens: int
@@ -92,13 +93,13 @@ class Detection:
 def generate(run: Run, prompt: str = "", options: Options | None = None) -> Iterator[str]:
     """The new text of a prompt, piece after piece as it comes.
 
-    An encoder-decoder answers the prompt.  An encoder fills its masked tokens, [mask]: what comes is then the whole text, and
-    a line for each masked token with the likeliest tokens and their probabilities.
+    An encoder-decoder answers the prompt.  An encoder fills the places [mask]: it yields the whole text, and a line for
+    each mask with the likeliest tokens and their probabilities.
 
     Args:
       run: a run of a token model.
-      prompt: the text; empty for what begins a text.
-      options: how it is gone on with.
+      prompt: the text; if empty, a new text is begun.
+      options: settings of the continuation.
 
     Raises:
       ConfigError: the run continues no text, or options do not go together.
@@ -129,7 +130,7 @@ def detect(run: Run, text: str, options: Options) -> Detection:
 
 
 def pieces_as_text(tokens: Iterable[int], pieces: Sequence[bytes]) -> Iterator[str]:
-    """Text of tokens as they come; bytes of one character wait for each other, and tokens without text are silent."""
+    """Yields the text of tokens as they come; bytes of a character are yielded together, tokens without text as empty strings."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in tokens:
         yield decoder.decode(pieces[token] if token < len(pieces) else b"")
@@ -140,7 +141,7 @@ def tokenizer_of(run: Run) -> Tokenizer:
     """The tokenizer of a run.
 
     Raises:
-      ConfigError: its data are no tokens with text, or the tokenizer is not that of the checkpoint.
+      ConfigError: the data are no tokens with text, or the tokenizer does not belong to the checkpoint.
     """
     data, model = run.experiment.data, run.model
     if not isinstance(data, HasTokenizer) or not isinstance(model, FillsMasks | AnswersText | ContinuesText):
@@ -148,7 +149,7 @@ def tokenizer_of(run: Run) -> Tokenizer:
             f"{run.workdir} holds a {type(model).__name__} of {type(data).__name__}, which continues no text"
         )
     size, tokenizer = data.spec()["vocab_size"], data.make_tokenizer()
-    # The table of another library's checkpoint may be longer than its tokenizer.
+    # The embedding table of another library's checkpoint may be longer than its tokenizer.
     if size > model.vocab_size or (size < model.vocab_size and tokenizer.kind != "file"):
         raise config.ConfigError(
             f"the tokenizer in {run.workdir} makes {size} tokens and the checkpoint has {model.vocab_size}: it does not "
@@ -158,7 +159,7 @@ def tokenizer_of(run: Run) -> Tokenizer:
 
 
 def fill_masks(run: Run, tokenizer: Tokenizer, text: str) -> Iterator[str]:
-    """Lines: the text with its masked tokens filled, and the likeliest tokens at each of them with their probabilities."""
+    """Lines of text: the prompt with its masks filled in, and for each mask the likeliest tokens and probabilities."""
     data, model = run.experiment.data, run.model
     first, *others = (tokenizer.encode(part) for part in _MASK.split(text))
     if not others:
@@ -178,13 +179,13 @@ def fill_masks(run: Run, tokenizer: Tokenizer, text: str) -> Iterator[str]:
 
 
 def start_of(run: Run, tokenizer: Tokenizer, text: str) -> tuple[Any, np.ndarray]:
-    """How the model goes on, and the tokens [P] from which: those of a prompt, or the beginning of the answer to it."""
+    """The decoder, and the tokens [P] that it continues: the prompt's tokens, or the first token of an answer to it."""
     model = run.model
     if isinstance(model, AnswersText):
         source = np.array([run.experiment.data.source_ids(text)], np.int32)
         return model.answer_decoder(run.state, source), np.array([model.answer_start], np.int32)
     prompt, start = np.append(tokenizer.frame[0], tokenizer.encode(text)), model.start_token or 0
-    # Where documents have a start of their own, so has the prompt.
+    # If documents begin with a start token, so does the prompt.
     own = start >= tokenizer.vocab_size or (tokenizer.kind != "file" and start in tokenizer.special.values())
     if not len(prompt) or own:
         prompt = np.append(start, prompt)
@@ -192,22 +193,22 @@ def start_of(run: Run, tokenizer: Tokenizer, text: str) -> tuple[Any, np.ndarray
 
 
 def pieces_of(tokenizer: Tokenizer) -> list[bytes]:
-    """What is written of each token: its text in UTF-8, perhaps a part of a character, and nothing of special ones."""
+    """The output of each token: its text in UTF-8, perhaps a part of a character; empty for special tokens."""
     special = set(tokenizer.special.values())
     return [b"" if i in special else piece for i, piece in enumerate(tokenizer.pieces)]
 
 
 def num_new_tokens(options: Options, prompt: np.ndarray, *decoders: Any) -> int:
-    """Number of new tokens at most after a prompt [P]: what the options say, or what the contexts of the models leave."""
+    """Largest number of new tokens after a prompt [P]: as in the options, or the rest of the models' contexts."""
     if options.max_new_tokens is not None:
         return options.max_new_tokens
     rooms = [decoder.max_length - len(prompt) for decoder in decoders if decoder.max_length is not None]
-    # At least one, so that a prompt that fills the context is refused by what the context has place for.
+    # At least one, so that a prompt that fills the context is refused with a message about the context's length.
     return max(1, min(rooms + [MOST_NEW_TOKENS]))
 
 
 def continuation(run: Run, tokenizer: Tokenizer, text: str, options: Options) -> Iterable[int]:
-    """The new tokens of a prompt; one at a time where the search allows it."""
+    """Yields the new tokens of a prompt, one at a time if the search allows it."""
     model = run.model
     decoder, prompt = start_of(run, tokenizer, text)
     end, key = model.end_token, jax.random.key(options.seed)

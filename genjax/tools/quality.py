@@ -1,4 +1,4 @@
-"""Quality of a run of pictures: samples, training pictures and a split, held against each other in a feature space.
+"""Quality of a run that generates pictures: samples, training pictures and a split, compared in a feature space.
 
 run = genjax.restore("runs/dcgan_mnist")
 figures = quality.measure(run, quality.Options(features="runs/feature_net_mnist", num_samples=1000))
@@ -31,16 +31,16 @@ METRICS = (*quality.METRICS, "memorization")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is measured, and of how many pictures.
+    """Options of a measurement.
 
     Attributes:
       features: pixels, the directory of a run of a classifier, or a file of Inception weights.
-      resize: how pictures are scaled for the Inception network.
+      resize: method by which pictures are scaled for the Inception network.
       metrics: groups of metrics: frechet, kernel, classes, precision_recall, density_coverage, memorization.
       num_samples: number of samples.
-      num_data: at most this many pictures of the split; by default all.
-      num_kept: features of each set that are kept at random, for neighbours and the kernel distance.
-      num_queries: samples, and pictures of the split, that are compared with all training pictures.
+      num_data: largest number of pictures of the split; by default all.
+      num_kept: number of pictures of each set, chosen at random, for neighbours and the kernel distance.
+      num_queries: number of samples, and of pictures of the split, that are compared with all training pictures.
       seed: seed of the samples.
       weak_step: an early checkpoint that guides a diffusion model, by model.guidance.scale.
     """
@@ -63,7 +63,7 @@ class Options:
 
 
 def pictures_of(data: Images, split: str, order: np.ndarray) -> Iterator[np.ndarray]:
-    """Pictures in [0, 1] of a split in an order, batch after batch, as a model of these data sees them."""
+    """Yields batches of a split's pictures in [0, 1], in the given order, after the transform for the model."""
     examples, size = data.load(split), data.eval_batch_size
     transform = jax.jit(data.transform)
     for start in range(0, len(order), size):
@@ -73,9 +73,9 @@ def pictures_of(data: Images, split: str, order: np.ndarray) -> Iterator[np.ndar
 
 
 def samples_of(run: Run, seed: int, count: int) -> Iterator[np.ndarray]:
-    """Samples as pictures in [0, 1], batch after batch.
+    """Yields batches of samples as pictures in [0, 1].
 
-    Samples of a translator are of the sources of the split, in turn.  Samples of a model conditional on classes have the
+    A translator translates the sources of the split, in turn.  Samples of a model conditional on classes have the
     classes of the training pictures in `random_order`, so that each class is as frequent as in the data.
     """
     data = run.experiment.data
@@ -115,8 +115,8 @@ def draw_neighbors(
       run: the run.
       queries: the samples.
       distances: from each sample to its nearest training pictures, ascending [Q, K].
-      rows: which training pictures these are [Q, K].
-      mirrored: whether each of them is the mirrored picture, bool [Q, K].
+      rows: numbers of these training pictures [Q, K].
+      mirrored: whether the nearest picture is the mirrored one, bool [Q, K].
       path: the file.
     """
     data = run.experiment.data
@@ -132,7 +132,7 @@ def measure(run: Run, options: Options | None = None) -> dict[str, Any]:
     """Measures samples of a run of pictures; with memorization it draws `<workdir>/neighbors.png`.
 
     Returns:
-      `protocol` and `step`, and what `figures` gives.
+      `protocol`, `step`, and the results of `figures`.
 
     Raises:
       ConfigError: the data are no pictures, there are no such features, or samples are not finite.
@@ -152,7 +152,7 @@ def measure(run: Run, options: Options | None = None) -> dict[str, Any]:
 
 
 def figures(run: Run, extract: Extract, options: Options) -> dict[str, Any]:
-    """All figures in the features of `extract`, by the set that is held against the split, and what a reader must know.
+    """All figures in the features of `extract`, by the set that is compared with the split, and notes for the reader.
 
     Returns:
       `samples`, `train` and `floor`, each with figures by name; `memorization` where it was asked for; `counts` of
@@ -164,7 +164,7 @@ def figures(run: Run, extract: Extract, options: Options) -> dict[str, Any]:
     data = run.experiment.data
     split, needs_train = run.experiment.evaluation.split, "memorization" in options.metrics
     if takes(run.model, "source"):
-        # A second translation of a source would be much the same picture.
+        # A second translation of a source would be nearly the same picture.
         options = dataclasses.replace(options, num_samples=min(options.num_samples, len(data.load(split))))
     held_out, queries = Queries(options.num_queries), Queries(options.num_queries)
     reference = FeatureStatistics(options.num_kept)
@@ -193,7 +193,7 @@ def figures(run: Run, extract: Extract, options: Options) -> dict[str, Any]:
             near_samples.add(features)
             near_held_out.add(features)
     if needs_train and data.horizontal_flip:
-        # A model that saw mirrored pictures can copy these as well.
+        # A model that has seen mirrored pictures can copy them too.
         for pictures in pictures_of(data, "train", order):
             features = extract(pictures[:, :, ::-1])[0]
             near_samples.add(features)

@@ -1,4 +1,4 @@
-"""Recorded results: every number of the project stands in one file, and all tables are made from it.
+"""Recorded results: one file has every number of the project, and all tables are made from it.
 
 The file has one JSON object a line (see `Result`).  `write_documents` renders it between the markers of the documents,
 `<!-- results: NAME -->` and `<!-- end of results -->`; `rerun` runs the commands of a result again and compares.
@@ -23,12 +23,12 @@ _MARKS = {True: "yes", False: "**no**", None: ""}
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A number that a command writes, and what it was when it was recorded.
+    """A number that a command writes, and its recorded value.
 
     Attributes:
       file: JSON file that the commands write, with the key after a colon: `runs/vae_digits/evaluation_test.json:nll`.
       value: the recorded number.
-      tolerance: largest difference that is no drift.
+      tolerance: largest difference that does not count as drift.
     """
 
     file: str
@@ -42,23 +42,23 @@ class Result:
 
     Attributes:
       name: unique name.
-      page: page of docs/results that it stands on, by family.
+      page: page of docs/results that shows it, named by family.
       title: what was measured, in at most twelve words.
-      met: whether the target was met; None where there is none.
+      met: whether the target was met; None if there is no target.
       experiment: registered experiment, or None.
       target: the paper's number or the mark to reach, in at most twelve words.
-      ours: our number, in at most twelve words; None where it was not measured.
+      ours: our number, in at most twelve words; None if it was not measured.
       what: the setting in full.
       target_in_full: the target with its source.
-      ours_in_full: our numbers with what qualifies them.
+      ours_in_full: our numbers with their qualifications.
       protocol: split, estimator and seed.
-      commands: commands that give the number, in order; TFDS, JSB and the like stand for folders of data.
+      commands: commands that give the number, in order; names such as TFDS and JSB stand for folders of data.
       device: device and time.
-      commit: commit that it was measured at.
+      commit: commit at which it was measured.
       curve: the metric along the run.
       picture: path of a picture below docs/.
-      minutes: time of the commands on two cores, where they are cheap enough to run again.
-      checks: numbers that running the commands again must give.
+      minutes: time of the commands on two cores, if they are cheap enough to run again.
+      checks: numbers that the commands must give when they are run again.
       best: whether the README shows it for its family.
     """
 
@@ -204,7 +204,7 @@ def rendered(text: str, blocks: Mapping[str, str]) -> str:
     """A document with the blocks between its markers made anew.
 
     Raises:
-      ConfigError: a marker names a block that there is not.
+      ConfigError: a marker names a block that does not exist.
     """
 
     def replace(match: re.Match[str]) -> str:
@@ -231,7 +231,7 @@ def stale_documents(root: Path, blocks: Mapping[str, str], write: bool) -> list[
 
 @dataclasses.dataclass(frozen=True)
 class Drift:
-    """A recorded number beside the number that its commands give now; `found` is None where they gave none."""
+    """A recorded number, and the number `found` that its commands give now, None if they gave none."""
 
     result: Result
     check: Check
@@ -240,7 +240,7 @@ class Drift:
 
     @property
     def holds(self) -> bool:
-        """Whether the recorded number still stands."""
+        """Whether the new number is within the tolerance."""
         return self.found is not None and abs(self.found - self.check.value) <= self.check.tolerance
 
 
@@ -253,9 +253,9 @@ def rerun(result: Result, directory: Path, folders: Mapping[str, str], log: Path
     """Runs the commands of a result again below a directory, and compares the numbers that they write.
 
     Args:
-      result: with `checks`.
+      result: a result with `checks`.
       directory: runs go to `directory`/runs; commands run in the current folder.
-      folders: where TFDS, JSB and the like lie.
+      folders: places of the data, by names such as TFDS and JSB.
       log: file that the output of the commands is added to.
     """
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Samples of a run, its reconstructions, and its answers, written as the domain of the data shows them."""
+"""Samples, reconstructions and answers of a run, written as pictures, text or whatever suits the data's domain."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from genjax.training import Run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is drawn, and where it is written.
+    """Options of samples.
 
     Attributes:
       weak_step: an early checkpoint that guides a diffusion model, by model.guidance.scale: a number of steps, or best.
       num_samples: number of samples.
       seed: seed of the samples.
-      output: path of the picture without its suffix; <workdir>/samples/... unless given.
+      output: path of the picture without its suffix; by default in <workdir>/samples.
       label: classes of the samples, in turn, by name or number, for a model conditional on classes.
-      condition: a number for each column that the others are modelled given, in the data's units.
-      reconstruct: show examples of the evaluation split beside their reconstructions instead.
+      condition: values of the condition columns of a table, in the data's units.
+      reconstruct: show examples of the evaluation split beside their reconstructions, instead of samples.
     """
 
     weak_step: int | Literal["best"] | None = None
@@ -45,7 +45,8 @@ class Options:
 def write(run: Run, options: Options | None = None) -> list[Path]:
     """Draws samples and writes them; returns the files.
 
-    A model that answers sources answers the first of the evaluation split, each beside its target.
+    A model that answers sources answers the first sources of the evaluation split; each
+    answer stands beside its target.
 
     Raises:
       ConfigError: the model does not take the condition or does not reconstruct, or samples are not finite.
@@ -73,7 +74,7 @@ def write(run: Run, options: Options | None = None) -> list[Path]:
 
 
 def _condition(run: Run, options: Options) -> dict[str, np.ndarray]:
-    """What the samples are drawn given, by name."""
+    """The conditions of the samples, by name."""
     data, count, condition = run.experiment.data, options.num_samples, {}
     if options.label is not None:
         condition["label"] = conditions.labels_for(run.model, options.label, count, data.label_names())

@@ -1,4 +1,6 @@
-"""The hidden states of a run: transitions, paths and components as pictures, and the motions of a linear Gaussian model."""
+"""The hidden states of a run: transitions, paths and components as pictures, and the
+motions of a linear Gaussian model.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,10 @@ from genjax.training import Run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is drawn.
+    """Options of the pictures.
 
     Attributes:
-      num_rows: sequences in the picture of paths.
+      num_rows: number of sequences in the picture of paths.
     """
 
     num_rows: int = 16
@@ -35,7 +37,7 @@ def draw(run: Run, options: Options | None = None) -> list[Path]:
     """Writes pictures of the states of a hidden Markov model, or of the components of a mixture, into the run.
 
     Raises:
-      ConfigError: the model has neither, or components that are not Gaussian in two dimensions.
+      ConfigError: the model has neither, or its components are not Gaussian in two dimensions.
     """
     if isinstance(run.model, HasStates):
         return _draw_states(run, (options or Options()).num_rows)
@@ -47,10 +49,10 @@ def draw(run: Run, options: Options | None = None) -> list[Path]:
 
 
 def motions(run: Run) -> list[tuple[float, float]] | None:
-    """How each hidden motion of a linear Gaussian model fades and turns; None where there are no motions.
+    """Damping and period of each hidden motion of a linear Gaussian model; None for models without motions.
 
     Returns:
-      What is left of each after a frame, and in how many frames it turns once, infinity where it does not turn.
+      The share of each motion that is left after a frame, and its period in frames, infinity if it does not turn.
     """
     return run.model.modes(run.state) if isinstance(run.model, HasModes) else None
 

@@ -1,4 +1,4 @@
-"""What a run writes, measured: batches through the model, strings through genjax.evaluation.
+"""Measures the text that a run writes: batches go through the model, strings through genjax.evaluation.
 
 run = genjax.restore("runs/t5")
 text.measure(run, text.Options(pictures=True))["answers"]
@@ -41,22 +41,24 @@ from genjax.training import Run, resolve, restore
 from genjax.training.checkpoints import flatten
 from genjax.training.experiment import CONFIG_FILE
 
-#: Tokens of a prefix, and of the continuation that a model must not bring back.
+#: Number of tokens of a prefix, and of the continuation that a model should not reproduce.
 PREFIX_TOKENS, CONTINUED_TOKENS = 32, 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is measured beside the answers to the evaluation split.
+    """Measurements beside the answers to the evaluation split.
 
     Attributes:
-      num_samples: samples whose diversity is measured, for models of text alone.
-      num_beams: hypotheses of the search for answers; 1 takes the likeliest token.
-      memorized: how much of the samples stands in the training text, and what prefixes bring back.
-      ngram: order of an n-gram of the training text to hold masked tokens against.
+      num_samples: number of samples whose diversity is measured, for models that need no source.
+      num_beams: number of hypotheses of the search for answers; 1 takes the likeliest token.
+      memorized: measure how much of the samples stands in the training text, and how often prefixes of training
+        texts are continued literally.
+      ngram: order of an n-gram model of the training text to compare masked tokens with.
       bias: file of sentence pairs, with a tab between, whose likelihoods are compared.
-      before: run or checkpoint that this one was trained further from, to state perplexities before and after.
-      other: text of that run (data.name, or a file), to see what was forgotten; by default its own.
+      before: the run, or the checkpoint, that this run was trained further from; perplexities
+        before and after are compared.
+      other: text of the run `before` (data.name, or a file), to see what was forgotten; by default that run's own.
       pictures: write attention maps and a map of the token embeddings into the run.
     """
 
@@ -76,14 +78,15 @@ class Options:
 def measure(run: Run, options: Options | None = None) -> dict[str, Any]:
     """Measures what a run writes, each group of scores under its name.
 
-    Sources of the evaluation split are answered and held against the references: `answers`, `entities` or `spans`; the other
-    groups are those that the options ask for.  Answers and pictures are written into the run.
+    Sources of the evaluation split are answered, and answers are compared with the references: `answers`, `entities` or
+    `spans`.  The options ask for the other groups.  Answers and pictures are written into the run's directory.
 
     Returns:
       `step`, `split`, the groups of scores by name, and `files`, the paths of what was written.
 
     Raises:
-      ConfigError: the data have no references and the options ask for nothing, or the model cannot give what is asked for.
+      ConfigError: the data have no references and the options ask for nothing, or the model
+        cannot do what they ask for.
     """
     options, data = options or Options(), run.experiment.data
     split = run.experiment.evaluation.split
@@ -94,7 +97,7 @@ def measure(run: Run, options: Options | None = None) -> dict[str, Any]:
         groups["diversity_of_answers"] = diversity(answers)
         groups["diversity_of_references"] = diversity(references_of(run, split))
         files.append(Path(run.workdir) / f"answers_{split}.txt")
-        # A line for each, whatever an answer has in it.
+        # One line for each answer, even if the answer has line breaks.
         files[0].write_text("".join(" ".join(answer.splitlines()) + "\n" for answer in answers), encoding="utf-8")
     elif isinstance(data, LabelledTokens):
         groups["entities"] = entity_scores(run, split)
@@ -127,7 +130,7 @@ def measure(run: Run, options: Options | None = None) -> dict[str, Any]:
 
 
 def references_of(run: Run, split: str) -> list[Any]:
-    """What belongs to the examples of a split that an evaluation reads, in their order."""
+    """The references of the examples that an evaluation of a split reads, in their order."""
     references = run.experiment.data.references(split)
     return [references[i] for i in first_examples(len(references), run.experiment.evaluation.num_examples)]
 
@@ -135,7 +138,7 @@ def references_of(run: Run, split: str) -> list[Any]:
 def answer_scores(run: Run, split: str, num_beams: int = 1) -> tuple[dict[str, Any], list[str]]:
     """Exact match, BLEU, chrF and ROUGE of the answers to the sources of a split, and the answers.
 
-    Of the mixture, the exact match of each task and the ROUGE of summaries: its other answers are no sentences.
+    For the mixture: exact match of each task, and ROUGE of summaries only, as its other answers are no sentences.
     """
     data, model = run.experiment.data, run.model
     if not isinstance(model, AnswersText):
@@ -173,9 +176,10 @@ def entity_scores(run: Run, split: str) -> dict[str, float]:
 
 
 def span_scores(run: Run, split: str) -> dict[str, Any]:
-    """Exact match and F1 of the answers to the questions of a split, each the likeliest of all windows of its text.
+    """Exact match and F1 of the answers to a split's questions; an answer is the likeliest
+    over all windows of the text.
 
-    `evaluation.num_examples` counts questions, of which all windows are read.
+    `evaluation.num_examples` counts questions; all windows of a question are read.
     """
     data, model = run.experiment.data, run.model
     likeliest = lambda s, b, _: model.task.likeliest_answers(model.predict(s, b), b)  # noqa: E731
@@ -243,9 +247,10 @@ def _codes(texts: list[str]) -> list[np.ndarray]:
 
 
 def memorized(run: Run, texts: list[str]) -> dict[str, float]:
-    """Longest parts, in characters, of the samples that stand in the training text, beside those of unseen text.
+    """Lengths, in characters, of the longest parts of samples that stand in the training
+    text; the same for unseen text.
 
-    Samples that are all empty have no parts: their number is then all that is said.
+    If all samples are empty, only their number is returned.
     """
     data = run.experiment.data
     if not isinstance(data, TokenizedData):
@@ -269,7 +274,7 @@ def _memorization_of(texts: list[str], corpus: np.ndarray) -> dict[str, float]:
 
 
 def extraction(run: Run, num_prefixes: int = 200) -> dict[str, float]:
-    """Share of training texts, and of unseen ones, whose likeliest continuation is their own."""
+    """Share of training texts, and of unseen texts, whose likeliest continuation is the text's own."""
     data, model = run.experiment.data, run.model
     size = PREFIX_TOKENS + CONTINUED_TOKENS
 
@@ -327,10 +332,10 @@ def bias_scores(run: Run, path: str) -> dict[str, float]:
 
 
 def adaptation_scores(run: Run, before: str, other: str | None) -> dict[str, Any]:
-    """Perplexity of a run and of what it started from, on the text of both, each with its own tokenizer.
+    """Perplexity of a run and of the run or checkpoint that it started from, on the texts of both.
 
-    It is that of a token, or where tokens were added that of a character, since their tokens are then not the same.  A text
-    with characters that a tokenizer does not have is infinitely unlikely.
+    Each model has its own tokenizer.  Perplexity is per token; if tokens were added, it is per character, since the two
+    models' tokens differ.  A text with characters that a tokenizer does not have has probability 0.
     """
     earlier = _earlier(run, before)
     split = run.experiment.evaluation.split
@@ -358,7 +363,7 @@ def adaptation_scores(run: Run, before: str, other: str | None) -> dict[str, Any
 
 
 def _earlier(run: Run, before: str) -> Run:
-    """What a run started from: another run, or a checkpoint of another library as the run would start from it."""
+    """The origin of a run: another run, or another library's checkpoint in the form that the run would start from."""
     folder, model = Path(before).expanduser(), run.model
     config_file = folder / CONFIG_FILE
     if not config_file.is_file() or "model_type" not in json.loads(config_file.read_text(encoding="utf-8")):
@@ -383,7 +388,7 @@ def _earlier(run: Run, before: str) -> Run:
 
 
 def token_embeddings(params: Any) -> np.ndarray | None:
-    """The table of tokens [V, C] among parameters; that of positions may have as many rows, or more."""
+    """The table of tokens [V, C] among parameters; it is found by its name, not by its shape."""
     return next((np.asarray(a) for path, a in flatten(params).items() if path.endswith("token/embedding")), None)
 
 
@@ -400,7 +405,7 @@ def pictures(run: Run, split: str) -> list[Path]:
     names = lambda ids: [pieces[i].decode(errors="replace") if i < len(pieces) else "·" for i in ids]  # noqa: E731
     if isinstance(model, MakesSources) and "source" not in batch:
         raise ConfigError(f"{type(model).__name__} on {data.name} has no fixed pairs whose attention could be shown")
-    # Padding, which stands behind a text, would fill most of the picture.
+    # Without padding, which would fill most of the picture.
     real = {name: np.asarray(batch[name][0]) for name in ("mask", "source_mask") if name in batch}
     tokens = np.asarray(batch["tokens"][0])[: real["mask"].sum() if "mask" in real else None]
     columns = names(np.asarray(batch["source"][0])[real["source_mask"]]) if "source" in batch else None
