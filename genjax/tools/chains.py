@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from genjax import config
@@ -56,12 +55,13 @@ def chains(run: Run) -> Chains:
 
     Raises:
       ConfigError: the model has no chains.
+      UserError: there are no draws yet.
     """
     if not isinstance(run.model, HasDraws):
         raise config.ConfigError(
             f"{type(run.model).__name__} has no chains; give a run of a Markov chain Monte Carlo experiment"
         )
-    draws = jax.jit(run.model.draws)(run.state)
+    draws = run.model.draws(run.state)
     groups = draws.to_arviz()
     return Chains(*columns(groups["posterior"]), draws.summary(), groups)
 
