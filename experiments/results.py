@@ -117,6 +117,8 @@ def main(arguments: list[str]) -> int:
     found = results.read_results(RESULTS)
     if options.rerun:
         return min(print_drift(found, options), 1)
+    if not (ROOT / "README.md").exists():
+        raise ConfigError(f"{ROOT} holds no README.md; tables are made in a clone of the repository")
     stale = results.stale_documents(ROOT, blocks(found), options.write)
     for path in stale:
         print(f"{'written' if options.write else 'out of date'}: {path.relative_to(ROOT)}")

@@ -1,5 +1,6 @@
 """The documents say what experiments/results.jsonl says, their links lead somewhere, and recorded commands can be typed."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = results.read_results(RESULTS_FILE)
 ENTRIES = config.import_experiments()
 DOCUMENTS = [ROOT / "README.md", ROOT / "BUILD_NOTES.md", *sorted((ROOT / "docs").rglob("*.md"))]
-COMMANDS = {path.stem for path in (ROOT / "experiments").glob("*.py")}
+COMMANDS = {path.stem for path in (ROOT / "experiments").glob("[a-z]*.py")}
 
 
 def test_tables_are_made_from_the_results():
@@ -81,3 +82,21 @@ def test_recorded_training_commands_parse():
             own = [word for word in words[3:] if not word.startswith(("--experiment=", "--workdir="))]
             values = flags.FlagValues()
             config.flag_overrides(ENTRIES[given["experiment"]].build(), ["train", *own], values)
+
+
+def test_flags_of_all_commands_in_the_documents_exist(capsys):
+    text = "\n".join(path.read_text() for path in DOCUMENTS).replace("\\\n", "")
+    lines = set(re.findall(r"(?:python -m experiments\.|genjax )(\w+)(?=[ \n`])([^`\n|]*)", text))
+    flags_of = {}
+    for name in sorted(
+        name for name in COMMANDS if "flags.DEFINE" not in (ROOT / f"experiments/{name}.py").read_text()
+    ):
+        module = importlib.import_module(f"experiments.{name}")
+        if not hasattr(module, "main"):
+            continue
+        module.main([name, "--help"])
+        flags_of[name] = set(re.findall(r"^  --(\w+):", capsys.readouterr().out, re.MULTILINE)) | {"help"}
+    assert len(flags_of) > 8
+    for name, rest in (line for line in lines if line[0] in flags_of):
+        for flag in re.findall(r" --(?:no)?(\w+)(?=[= ]|$)", rest.partition("#")[0]):
+            assert flag in flags_of[name], f"{name}{rest}"
