@@ -130,7 +130,9 @@ def detect(run: Run, text: str, options: Options) -> Detection:
 
 
 def pieces_as_text(tokens: Iterable[int], pieces: Sequence[bytes]) -> Iterator[str]:
-    """Yields the text of tokens as they come; bytes of a character are yielded together, tokens without text as empty strings."""
+    """Yields the text of tokens as they come; a character is yielded with its last byte, other
+    tokens give an empty string.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in tokens:
         yield decoder.decode(pieces[token] if token < len(pieces) else b"")

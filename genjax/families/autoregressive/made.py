@@ -43,7 +43,7 @@ class MADE(VectorModel):
       order_agnostic: draw the order of the inputs, in each set of masks.
       connectivity_agnostic: draw the degrees of the hidden units, in each set of masks.
       num_masks: number of sets that training cycles through, that evaluation averages over and that samples draw from.
-      mask_seed: seed of the sets of masks.
+      mask_seed: random seed of the sets of masks.
     """
 
     hidden_dims: tuple[int, ...] = (500,)

@@ -1,8 +1,7 @@
-"""Hidden Markov models of music in a hidden key: the states describe chords of one key, and each piece is shifted into
-it.
+"""Hidden Markov models of music in a hidden key: states describe chords of one key, and each piece is shifted to it.
 
     p(x) = 1/S sum_s p_hmm(x shifted by s semitones)                               (a shift is a rotation of the 88 notes)
-    E-step: p(s | x), and for each s what Baum-Welch counts of the shifted piece, weighted by p(s | x)
+    E-step: p(s | x), and for each s the Baum-Welch counts of the shifted piece, weighted by p(s | x)
 
 Several restarts may predict together, frame by frame, which is a distribution over whole pieces again:
 
@@ -26,12 +25,12 @@ from genjax.model import TrainState
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HiddenKeyModel(HiddenMarkovModel):
-    """Hidden Markov model of piano rolls `x` [B, T, 88] that knows no absolute pitch, but num_keys shifts of each
-    piece.
+    """Hidden Markov model of piano rolls `x` [B, T, 88] without absolute pitch: each piece has num_keys possible
+    shifts.
 
     Attributes:
-      num_keys: number S of shifts, as many below as above; 12 are all keys, 1 is the ordinary model.
-      average: frames are predicted, and drawn, by the mean over the restarts, not by the best restart alone.
+      num_keys: number S of shifts, half of them downwards; 12 for all keys, 1 for the ordinary model.
+      average: predict and draw frames by the mean over all restarts, and not by the best restart only.
     """
 
     num_keys: int = 12
@@ -82,7 +81,7 @@ class HiddenKeyModel(HiddenMarkovModel):
         return {**batch, "x": jax.vmap(lambda x, s: jnp.roll(x, s, -1))(batch["x"], shift)}
 
     def posterior(self, state: TrainState, batch: Batch) -> inference.Posterior:
-        """As the base class, given the likeliest key of each piece, which log_prob is then a term of."""
+        """As the base class, given the likeliest key of each piece; its log_prob is the term of that key."""
         posterior = super().posterior(state, self._in_key(self.best(state), batch))
         return posterior._replace(log_prob=posterior.log_prob - math.log(self.num_keys))
 
@@ -123,8 +122,10 @@ class HiddenKeyModel(HiddenMarkovModel):
         return {"nll": -together.sum(-1), "num_frames": mask.sum(1).astype(jnp.float32), **alone}
 
     def sample(self, state: TrainState, key: Array, num_samples: int, num_frames: int | None = None) -> Array:
-        """Draws rolls [num_samples, T, 88] from what `log_prob` evaluates: with `average`, each frame is drawn by a
-        restart that is chosen anew, given the frames before; otherwise all are the best restart's, in any key.
+        """Draws rolls [num_samples, T, 88] from the distribution of `log_prob`.
+
+        With `average`, a restart is chosen anew for each frame, given the frames before.  Otherwise all frames come
+        from the best restart, in a random key.
         """
         if not self.average:
             keys = jax.random.split(key, 2 * num_samples).reshape(2, num_samples)
@@ -137,7 +138,7 @@ class HiddenKeyModel(HiddenMarkovModel):
         shifted = jax.vmap(jnp.roll, in_axes=(None, 0))
 
         def likelihood(emission: PyTree, x: Array, before: Array) -> Array:
-            """log p(x | z, s) [S, K] of a frame and the one before it [88]."""
+            """log p(x | z, s) [S, K] of a frame and the frame before it [88]."""
             frames = shifted(x, self._shifts)
             if self.emission.autoregressive:
                 frames = jnp.concatenate([frames, shifted(before, self._shifts)], -1)

@@ -7,7 +7,7 @@ M-step: pi, A and the emissions from expected counts; stochastic EM averages the
 
     s <- (1 - rho_t) s + rho_t s_batch,   rho_t = (t + 2)^-kappa
 
-Several restarts learn side by side in one `vmap`; the one of highest log-probability evaluates and samples.
+Several restarts learn side by side in one `vmap`; the restart with the highest log-probability evaluates and samples.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ class HiddenMarkovModel:
 
     Attributes:
       num_states: number K of states.
-      emission: what a state emits.
-      algorithm: em (Baum-Welch on each batch: give all data as one), stochastic_em, gradient, or gibbs.
-      num_restarts: initial values that are tried side by side.
-      initial_pseudo_count: added to each expected count of first states.
-      transition_pseudo_count: added to each expected number of transitions.
+      emission: distribution of a frame given its state.
+      algorithm: em (Baum-Welch on each batch; give all data as one batch), stochastic_em, gradient, or gibbs.
+      num_restarts: number of random starts that are trained side by side.
+      initial_pseudo_count: number added to each expected count of first states.
+      transition_pseudo_count: number added to each expected count of transitions.
       step_exponent: kappa of stochastic EM, in (1/2, 1].
-      restart: which restart evaluates and samples; None takes the one of highest training log-probability.
-      parallel: associative scans along time instead of sequential ones.
-      chunk_size: frames in one associative scan; bounds its memory, B * chunk_size * K^2 numbers.
+      restart: number of the restart that evaluates and samples; None takes the one with the
+        highest training log-probability.
+      parallel: use associative scans along time instead of sequential scans.
+      chunk_size: number of frames in one associative scan, which bounds its memory, B * chunk_size * K^2 numbers.
       data_shape: (T, D) of the data; None takes the data set's.  T is the length of samples.
       sequence_length: length of samples of tokens; None takes the data set's.
       optimizer: optimizer of algorithm=gradient.
@@ -74,12 +75,13 @@ class HiddenMarkovModel:
             raise UserError(f"step_exponent={self.step_exponent} must lie in (0.5, 1], or stochastic EM diverges")
 
     def _frames(self, batch: Batch) -> Array:
-        """What the emission takes: tokens [B, T], frames [B, T, D], or pairs of a frame and the one before [B, T, 2 D].
+        """Input of the emission: tokens [B, T], frames [B, T, D], or pairs of a frame and the
+        frame before it [B, T, 2 D].
 
-        Hidden frames, which may hold anything, are zeros.
+        Hidden frames are replaced by zeros.
 
         Raises:
-          UserError: a frame that is seen is none that can be emitted, where values are known.
+          UserError: an observed frame cannot be emitted; checked outside `jit` only.
         """
         x = batch["tokens"] if self.emission.discrete else batch["x"]
         if "mask" in batch:
@@ -94,7 +96,7 @@ class HiddenMarkovModel:
         x = self._frames(batch)
         mask = batch.get("mask", jnp.ones(x.shape[:2], bool))
         frames, weights = x.reshape(-1, *x.shape[2:]), mask.reshape(-1).astype(jnp.float32)
-        # A batch without a frame must not make NaN.
+        # A batch without observed frames must not give NaN.
         weights = jnp.where(weights.sum() > 0, weights, 1.0)
 
         def one(key: Array) -> PyTree:
@@ -202,7 +204,7 @@ class HiddenMarkovModel:
         extra, empty, skipped = dict(state.extra), jnp.zeros(self.num_restarts), {}
         keys = jax.random.split(key, self.num_restarts)
         if self.algorithm == "gradient":
-            # Of the whole batch, so that microbatches and devices weigh by their frames.
+            # Divided by the frames of the whole batch, so that microbatches and devices count by their frames.
             frames = num_frames / cross_device_sum(jnp.asarray(float(len(x))))
 
             def loss(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
@@ -227,7 +229,7 @@ class HiddenMarkovModel:
                 counts = jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, before, counts)
                 statistics = counts
             params, empty = jax.vmap(self._maximize, in_axes=(0, 0, None, 0))(counts, state.params, batch, keys)
-            # A batch of which nothing was observed teaches nothing.
+            # A batch without observed frames changes nothing.
             keep = lambda new, old: jnp.where(observed > 0, new, old)  # noqa: E731
             params, empty = jax.tree.map(keep, params, state.params), keep(empty, 0.0)
             if statistics is not None:
@@ -248,7 +250,7 @@ class HiddenMarkovModel:
         return state.replace(params=params, extra=extra), {**metrics, **skipped}
 
     def best(self, state: TrainState) -> PyTree:
-        """Parameters of the restart of highest log-probability."""
+        """Parameters of the restart with the highest log-probability."""
         index = state.extra["score"].argmax() if self.restart is None else self.restart
         return jax.tree.map(lambda a: a[index], state.eval_params)
 
@@ -259,7 +261,8 @@ class HiddenMarkovModel:
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """`nll` in nats of the whole sequence and `num_frames`; `summarize` makes nats a frame of them.
 
-        With several restarts, none of them chosen, also `nll_restart_i` of each, to choose by on the validation split.
+        With several restarts and `restart` None also `nll_restart_i` of each, to choose a
+        restart by the validation split.
         """
         mask = batch.get("mask", jnp.ones(self._frames(batch).shape[:2], bool))
         num_frames = mask.sum(1).astype(jnp.float32)
@@ -277,7 +280,7 @@ class HiddenMarkovModel:
         return {**{name: v for name, v in means.items() if "_restart_" not in name}, **per_frame}
 
     def warnings(self, metrics: dict[str, float]) -> list[str]:
-        """What the means of the metrics of some steps should tell the user."""
+        """Sentences for the user about means of metrics that look wrong."""
         out = inference.mask_warnings(metrics)
         if metrics.get("empty_states", 0.0) > 0.0:
             out.append(
@@ -289,10 +292,10 @@ class HiddenMarkovModel:
     def with_start(self, state: TrainState, initial: Array, transition: Array) -> TrainState:
         """The state with given probabilities of the first states [K] and of transitions [K, K] in every restart.
 
-        What is given as impossible stays so whatever the algorithm.
+        States and transitions that are given as impossible stay impossible under every algorithm.
 
         Raises:
-          UserError: they cannot be normalised: of another shape, negative, not finite, or a row without any mass.
+          UserError: the probabilities have another shape, are negative or not finite, or a row is all 0.
         """
         params = dict(state.params)
         for name, p, shape in (
@@ -316,7 +319,7 @@ class HiddenMarkovModel:
         )
 
     def decode_states(self, state: TrainState, batch: Batch) -> tuple[Array, Array]:
-        """Viterbi paths [B, T], which stay where they are after the last frame, and their joint log-probabilities [B]."""
+        """Viterbi paths [B, T], constant after the last frame, and their joint log-probabilities [B]."""
         return inference.viterbi(*self._inputs(self.best(state), batch), self.parallel, mask=batch.get("mask"))
 
     def sample(self, state: TrainState, key: Array, num_samples: int, num_frames: int | None = None) -> Array:
@@ -335,7 +338,7 @@ class HiddenMarkovModel:
             frame = self.emission.sample(params["emission"], keys[1], z, *before)
             return (transition[z], (frame,) if before else ()), frame
 
-        # What comes before the first frame is silence.
+        # Silence comes before the first frame.
         before = (jnp.zeros(self.data_shape[1:]),) if self.emission.autoregressive else ()
         one = lambda key: jax.lax.scan(step, (initial, before), jax.random.split(key, num_frames))[1]  # noqa: E731
         return jax.vmap(one)(jax.random.split(key, num_samples))
@@ -347,5 +350,5 @@ def _log_normalize(counts: Array) -> Array:
 
 
 def _keep_impossible(log_p: Array, before: Array) -> Array:
-    """log_p where it was not -inf before, normalised."""
+    """log_p, set to -inf where it was -inf before, and normalised."""
     return jax.nn.log_softmax(jnp.where(jnp.isneginf(before), -jnp.inf, log_p))

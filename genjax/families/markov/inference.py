@@ -6,7 +6,7 @@
     gamma_t(i) = exp(alpha_t(i) + beta_t(i) - log p(x))
 
 with the log-initial probabilities [K], the log-transition matrix A [K, K] and l_t(j) = log p(x_t | z_t=j), [B, T, K].
-A frame whose l is 0 throughout is one that was not observed; ragged batches end in such frames, at no cost to log p(x).
+A frame with l = 0 for all states was not observed; ragged batches end in such frames, which do not change log p(x).
 
 The parallel forms are associative scans over the matrices A(i, j) + l_t(j), in chunks, since T matrices of K x K may
 not fit into memory.
@@ -35,7 +35,7 @@ from genjax.errors import UserError
 
 
 class Posterior(NamedTuple):
-    """What `smooth` returns.
+    """Result of `smooth`.
 
     Attributes:
       log_prob: log p(x) in nats, [B].
@@ -49,7 +49,9 @@ class Posterior(NamedTuple):
 
 
 def log_matmul(a: Array, b: Array, floor: float | None = None) -> Array:
-    """log(exp(a) @ exp(b)) of a [..., I, J] and b [..., J, K]; shifted sums below `floor`, None is tiny, count as that."""
+    """log(exp(a) @ exp(b)) of a [..., I, J] and b [..., J, K]; shifted sums are at least `floor`, by
+    default tiny.
+    """
     shift_a = jax.lax.stop_gradient(_finite(a.max(-1, keepdims=True)))
     shift_b = jax.lax.stop_gradient(_finite(b.max(-2, keepdims=True)))
     product = jnp.matmul(jnp.exp(a - shift_a), jnp.exp(b - shift_b), precision="highest")
@@ -186,11 +188,10 @@ def _chunked(chunk: Callable, carry: Array, frames: Array, size: int) -> tuple[A
 
 
 def _when(predicate: Array, compute: Callable, value: Any, *inputs: Array) -> Any:
-    """`compute(value, *inputs)`, or the value; unlike `lax.cond` it computes nothing under `vmap` if none asks."""
+    """`compute(value, *inputs)`, or `value`; under `vmap`, unlike `lax.cond`, it computes nothing if no element asks."""
 
     def body(carry: tuple[Array, Any]) -> tuple[Array, Any]:
-        # Tied to the loop by a barrier: XLA computes what does not change inside of a loop ahead of it, asked for or
-        # not.
+        # A barrier ties the computation to the loop: XLA would compute loop invariants before the loop, needed or not.
         value, tied = jax.lax.optimization_barrier((carry[1], inputs))
         return jnp.zeros_like(carry[0]), compute(value, *tied)
 
@@ -198,11 +199,11 @@ def _when(predicate: Array, compute: Callable, value: Any, *inputs: Array) -> An
 
 
 def _exactly(compute: Callable, sums: Callable, log_initial: Array, log_transition: Array, likelihood: Array) -> Any:
-    """What `compute` returns in the cheapest algebra that is exact for these inputs; see the head of the file.
+    """Result of `compute` in the cheapest algebra that is exact for these inputs; see the head of the file.
 
     Args:
-      compute: a function of a product of matrices and the inputs.
-      sums: the logarithms of what it returns, summed over the states, which show whether two algebras agree.
+      compute: a function of a matrix product and the inputs.
+      sums: a function of its results that gives logarithms of sums over states, which show whether two algebras agree.
       log_initial, log_transition, likelihood: the inputs.
     """
     inputs = log_initial, log_transition, likelihood
@@ -225,7 +226,7 @@ def _log_sum(x: Array) -> Array:
 def _filter_exactly(
     log_initial: Array, log_transition: Array, log_likelihood: Array, parallel: bool, chunk_size: int
 ) -> tuple[Array, Array]:
-    """What `_filter` returns."""
+    """The results of `_filter`, exact."""
 
     def compute(matmul: Callable, *inputs: Array) -> tuple[Array, Array]:
         return _filter(*inputs, matmul, parallel and matmul is not _log_matmul_by_terms, chunk_size)
@@ -289,10 +290,11 @@ def smooth(
 
     Args:
       log_initial, log_transition, log_likelihood: see above.
-      mask: observed frames [B, T]; transitions are counted up to the last of them.  None is all.
+      mask: True at observed frames [B, T]; transitions are counted up to the last observed
+        frame.  None if all are observed.
       parallel: associative scans instead of sequential ones.
       chunk_size: frames in one parallel scan.
-      weights: how often each example counts in the expected transitions [B]; None is once.
+      weights: weight of each example in the expected transitions [B]; None for 1.
     """
 
     def compute(matmul: Callable, *inputs: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
@@ -330,7 +332,7 @@ def _count_transitions(source: Array, log_transition: Array, target: Array, weig
 
 
 def _count_by_terms(source: Array, log_transition: Array, target: Array, weights: Array) -> Array:
-    """What `_count_transitions` counts, frame by frame in logarithms."""
+    """The results of `_count_transitions`, computed frame by frame in logarithms."""
 
     def step(total: Array, frame: tuple[Array, Array, Array]) -> tuple[Array, None]:
         joint = frame[0][:, :, None] + log_transition[None] + frame[1][:, None, :]
@@ -367,7 +369,7 @@ def viterbi(
     inside = times <= end[None]  # [T, B]
     if parallel:
         alpha, scale = _filter(log_initial, log_transition, log_likelihood, max_matmul, True, chunk_size)
-        # Moved so that all end together, since transitions beyond the end would favour some last states.
+        # Sequences are moved so that all end together, since transitions beyond the end would favour some last states.
         behind = (jnp.arange(length)[None] + 1 + end[:, None]) % length
         moved = jnp.take_along_axis(log_likelihood, behind[:, :, None], axis=1)
         beta, _ = _smooth(log_transition, moved, max_matmul, True, chunk_size)
@@ -462,7 +464,7 @@ def mixing_time(transition: Array, distance: float = 0.25, num_steps: int = 1000
     """Transitions after which a chain is within `distance` of its stationary distribution from every start.
 
     Raises:
-      UserError: it is not after `num_steps`.
+      UserError: it is not within the distance after `num_steps` transitions.
     """
     near = np.flatnonzero(np.asarray(distances_to_stationary(transition, num_steps)) <= distance)
     if not len(near):
@@ -476,7 +478,7 @@ def masked_likelihood(log_likelihood: Array, mask: Any) -> Array:
 
 
 def mask_warnings(metrics: Mapping[str, float]) -> list[str]:
-    """What the metric `frames`, how many were observed, should tell the user."""
+    """A sentence for the user if the metric `frames`, the number of observed frames, is 0."""
     if metrics.get("frames", 1.0) > 0.0:
         return []
     return ["no frame was observed: the mask hides everything, and nothing was learned; look at the data's mask"]

@@ -50,7 +50,7 @@ def _symmetric(matrix: Array) -> Array:
 
 
 def _update(params: PyTree, mean: Array, covariance: Array, x: Array, seen: Array) -> tuple[Array, Array, Array]:
-    """Mean and covariance after a frame x [D] was seen (or was not), and log p of the frame."""
+    """Mean and covariance after a frame x [D] (observed or not), and log p of the frame."""
     h = params["emission"]
     residual = x - h @ mean
     scale = h @ covariance @ h.T + params["emission_noise"]
@@ -110,7 +110,7 @@ def kalman_filter(params: PyTree, x: Array, mask: Array, parallel: bool = False)
       params: initial_mean m [N], initial_covariance P, transition F and transition_noise Q [N, N], emission H [D, N],
         emission_noise R [D, D].
       x: frames [T, D].
-      mask: which were seen [T]; the others cost nothing.
+      mask: True at observed frames [T]; other frames do not change log p(x).
       parallel: an associative scan instead of a sequential one.
     """
     if parallel:
@@ -172,14 +172,14 @@ def kalman_smoother(params: PyTree, x: Array, mask: Array, parallel: bool = Fals
 
 
 def realize(x: Array, mask: Array, state_dim: int) -> tuple[Array, Array, Array]:
-    """Transition [N, N] and emission [D, N] from the covariances of frames of different times, and whether there are
-    any.
+    """Transition [N, N] and emission [D, N] from the covariances of frames at different
+    times, and whether there are any.
 
     Of the basis U [L D, N] of the span above, with row blocks U_i, F = sum_i U_i^T U_i+1, whose norm is at most 1.
 
     Args:
       x: frames [B, T, D].
-      mask: which were seen [B, T].
+      mask: True at observed frames [B, T].
       state_dim: number N, at most (T // 2) D.
     """
     length, dim = x.shape[1:]
@@ -205,12 +205,12 @@ class LinearGaussianModel:
 
     Attributes:
       state_dim: number N of hidden numbers.
-      start: covariances starts from the dynamics that the covariances of frames show, where sequences are long enough;
-        random from slowly fading rotations, which EM may leave slowly.
-      diagonal_noise: the noise of the frames is independent in each of their numbers.
-      parallel: associative scans along time instead of sequential ones.
-      ridge: smallest variance, in any direction, that a covariance may have, so that none becomes singular; the M-step
-        is the best one under this bound.
+      start: covariances, dynamics estimated from the covariances of frames (if sequences are long enough); or random,
+        slowly fading rotations, from which EM may move slowly.
+      diagonal_noise: whether the noise of a frame is independent in each number.
+      parallel: use associative scans along time instead of sequential scans.
+      ridge: smallest variance of a covariance in any direction, so that none becomes singular; the M-step is
+        the best one under this bound.
       data_shape: (T, D) of the data; None takes the data set's.  T is the length of samples.
     """
 
@@ -258,14 +258,13 @@ class LinearGaussianModel:
     def _statistics(self, params: PyTree, batch: Batch) -> tuple[PyTree, Array]:
         """Expected sums of products over the batch, and log-probabilities [B].
 
-        They are of what m, F and H leave unexplained, as sums of the numbers themselves lose their digits where little
-        is
-        left: with w_t = z_t - F z_t-1 and e_t = x_t - H z_t, sums of w w^T, w z^T, e e^T and e z^T.
+        Sums are of residuals of m, F and H, because sums of the values themselves are not precise when residuals are
+        small: with w_t = z_t - F z_t-1 and e_t = x_t - H z_t, sums of w w^T, w z^T, e e^T and e z^T.
         """
         posterior, mask = self.smooth(params, batch), self._mask(batch).astype(jnp.float32)
         f, h = params["transition"], params["emission"]
         mean, covariance, cross = posterior.mean, posterior.covariance, posterior.cross
-        pairs = jax.lax.cummax(mask, axis=1, reverse=True)[:, 1:]  # up to the last frame that was seen
+        pairs = jax.lax.cummax(mask, axis=1, reverse=True)[:, 1:]  # up to the last observed frame
         alive = mask.max(1)
         total = functools.partial(jnp.einsum, precision="highest")
         outer = lambda a, b: a[..., :, None] * b[..., None, :]  # noqa: E731
@@ -293,9 +292,9 @@ class LinearGaussianModel:
         """The best parameters for expected sums of products, with covariances bounded from below."""
 
         def regression(left: Array, left_state: Array, state: Array, count: Array) -> tuple[Array, Array]:
-            """What is added to the map from states, and the covariance of what it then leaves."""
+            """The correction to a map from states, and the covariance of the residuals after it."""
             scale = jnp.trace(state) / len(state)
-            # Against rounding, and against sums of nothing.
+            # Against rounding, and against empty sums.
             safe = state + jnp.where(scale > 0, 1e-7 * scale, 1.0) * jnp.eye(len(state))
             more = jnp.linalg.solve(safe, left_state.T).T
             both = more @ left_state.T
@@ -319,12 +318,12 @@ class LinearGaussianModel:
                 jnp.diag(jnp.maximum(jnp.diagonal(r), self.ridge)) if self.diagonal_noise else bounded(r)
             ),
         }
-        # Nothing is learned from a batch in which nothing was seen, nor F and Q from single frames.
+        # A batch without observed frames changes nothing, and single frames do not change F and Q.
         keep = {"transition": counts["pairs"] > 0, "transition_noise": counts["pairs"] > 0}
         return {name: jnp.where(keep.get(name, counts["frames"] > 0), new[name], params[name]) for name in params}
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """One EM step on the batch: give all data as one.  `loss` is nats a frame before the step."""
+        """One EM step on the batch; give all data as one batch.  `loss` is nats a frame before the step."""
         counts, log_prob = self._statistics(state.params, batch)
         counts = cross_device_sum(counts)
         loss = Ratio(-cross_device_sum(log_prob.sum()), counts["frames"])
@@ -332,7 +331,7 @@ class LinearGaussianModel:
         return state.replace(step=state.step + 1, params=self._maximize(counts, state.params)), metrics
 
     def warnings(self, metrics: dict[str, float]) -> list[str]:
-        """What the means of the metrics of some steps should tell the user."""
+        """Sentences for the user about means of metrics that look wrong."""
         return mask_warnings(metrics)
 
     def log_prob(self, state: TrainState, batch: Batch) -> Array:

@@ -1,16 +1,18 @@
 """n-grams of tokens with sparse counts: additive, Witten-Bell, and modified Kneser-Ney smoothing (Chen & Goodman 1999).
 
-With c a context of n - 1 tokens, c' the same without its first token, N the number of its counted kinds, p_0 = 1 / V:
+With c a context of n - 1 tokens, c' the same without its first token, N(c) the number of different tokens
+counted after c, p_0 = 1 / V:
 
     additive     p_n(w | c) = (#(c w) + a) / (#(c) + a V)
     Witten-Bell  p_n(w | c) = (#(c w) + N(c) p_{n-1}(w | c')) / (#(c) + N(c))
     Kneser-Ney   p_n(w | c) = (#(c w) - D(#(c w))) / #(c) + gamma(c) p_{n-1}(w | c')
 
-where Kneser-Ney counts below the highest order are numbers of kinds of tokens before (continuations), D takes one value
-for counts 1, 2, and 3 or more, and gamma(c) is the mass taken away.  A context that was not seen leaves p_{n-1}.
+In Kneser-Ney, counts below the highest order are numbers of different tokens before the n-gram (continuations), D
+has one value each for counts 1, 2, and 3 or more, and gamma(c) is the mass that D takes away.  After a context that
+was not seen, p_n = p_{n-1}.
 
-An n-gram is known by its place in a sorted table of (place of its first n - 1 tokens) * V + (its last token), so that
-memory grows with the number of different n-grams.  This is a table of counts in numpy and no network.
+An n-gram is numbered by its place in a sorted table of (place of its first n - 1 tokens) * V + (its last token), so
+that memory grows with the number of different n-grams.  The model is a table of counts in numpy, and no network.
 """
 
 from __future__ import annotations
@@ -28,10 +30,10 @@ class NGram:
     """Counts of a corpus.
 
     Args:
-      documents: token sequences [T] of ints below `vocab_size`; no n-gram goes from one into the next.
+      documents: token sequences [T] of ints below `vocab_size`; n-grams do not cross documents.
       vocab_size: number V of tokens.
       order: largest n; 1 takes no context.
-      smoothing: how unseen n-grams get their share.
+      smoothing: method that gives probability to unseen n-grams.
       pseudo_count: a of additive smoothing.
 
     Raises:
@@ -61,8 +63,9 @@ class NGram:
             keys = contexts[inside].astype(np.int64) * vocab_size + tokens[inside]
             place, unique, example, counts = _count(keys, inside, len(tokens))
             if smoothing == "kneser_ney" and n > 1:
-                # An n-gram is a continuation of its own end, which lies where it does; what begins a document has no token
-                # before it, and counts once, as if that were a mark.
+                # An n-gram continues its own last n - 1 tokens, which end at the same place.  The beginning of a
+                # document has no token before
+                # it, and counts once, as if a mark stood there.
                 kinds = np.bincount(below[example], minlength=len(self._keys[-1]))
                 self._counts[-1] = np.maximum(kinds, 1)
             self._keys.append(unique)
@@ -81,7 +84,7 @@ class NGram:
             n1, n2, n3, n4 = (max(int((counts == c).sum()), 1) for c in (1, 2, 3, 4))
             y = n1 / (n1 + 2 * n2)
             raw = np.array([0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3])
-            # Tiny corpora can give estimates outside of what may be taken away.
+            # Tiny corpora can give estimates outside the possible range.
             self._discounts.append(np.clip(raw, 0.0, [0.0, 1.0, 2.0, 3.0]))
 
     @property
@@ -114,7 +117,7 @@ class NGram:
         return np.where(known, (count - d[np.minimum(count, 3)] + taken * p) / safe, p)
 
     def token_log_prob(self, tokens: np.ndarray) -> np.ndarray:
-        """log p of each token given those before it in nats, [T]; the first ones have shorter contexts.
+        """log p of each token given the tokens before it in nats, [T]; the first tokens have shorter contexts.
 
         Raises:
           UserError: a token lies outside the vocabulary.
@@ -169,8 +172,10 @@ def _join(documents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _count(keys: np.ndarray, inside: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
-    """Place of each position's key among the different keys [size] (-1 where it has none), those keys, a position of each,
-    and their counts.  Arrays as long as a corpus are freed as soon as may be.
+    """Place of each position's key among the different keys [size] (-1 without a key), the
+    keys, a position of each, counts.
+
+    Arrays as long as a corpus are freed as soon as possible.
     """
     order = np.argsort(keys)
     keys = keys[order]

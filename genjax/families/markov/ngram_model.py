@@ -2,12 +2,11 @@
 
 For the equations, and for the numbering of n-grams by their places in a table, see `ngram.py`.  Here the tables are
 arrays of a fixed `capacity` in the state, filled up with a key that is larger than all others, so that a step is a
-sort.  A key is a pair, the place of the context and the last token, and pairs are in order of the first and then of the
-second:
+sort.  A key is a pair (place of the context, last token); pairs are sorted by the first number, then by the second:
 
     keys of order n (renumbered by what the batch added to order n - 1)  +  n-grams of the batch  ->  sort, count equals
 
-There is nothing to optimise, so a run is one epoch: give windows of the text as batches, all of them once.
+Nothing is optimised, so a run is one epoch: give each window of the text once.
 """
 
 from __future__ import annotations
@@ -51,13 +50,14 @@ class NGramModel:
 
     Attributes:
       order: largest n; 1 takes no context.
-      smoothing: how unseen n-grams get their share.
-      pseudo_count: of additive smoothing.
-      capacity: number of different n-grams of one order that a table holds; more are lost, and counted in the metrics.
+      smoothing: method that gives probability to unseen n-grams.
+      pseudo_count: pseudo-count of additive smoothing.
+      capacity: largest number of different n-grams of one order in a table; further n-grams are
+        lost, and counted in the metrics.
       vocab_size: number V of tokens; None takes the data set's.
       sequence_length: number T of tokens of a sample; None takes the data set's.
-      start_token: what samples begin with; None takes the data set's.
-      end_token: what ends a sample before; None takes the data set's, if it has one.
+      start_token: first token of samples; None takes the data set's.
+      end_token: token that ends a sample early; None takes the data set's, if it has one.
     """
 
     order: int = 5
@@ -94,7 +94,7 @@ class NGramModel:
         return TrainState.create({**tables, **self._smoothing(tables)})
 
     def _find(self, params: PyTree, n: int, context: Array, token: Array) -> Array:
-        """Places of n-grams in the table of order n; -1 where they, or their contexts, are not there."""
+        """Places of n-grams in the table of order n; -1 if they, or their contexts, are not in it."""
         keys, token = params["keys"][n - 1], token.astype(jnp.int32)
         place = jnp.minimum(_first_not_below(keys, context, token), keys.shape[1] - 1)
         found = (keys[0][place] == context) & (keys[1][place] == token) & (context >= 0) & (context < _FREE)
@@ -115,7 +115,7 @@ class NGramModel:
         for n in range(2, self.order + 1):
             (old, last), context = params["keys"][n - 1], self._shift(place, n - 1)
             moved = jnp.where(old == _FREE, -1, renumbered[jnp.minimum(old, len(renumbered) - 1)])
-            # What follows a context that is lost is lost too.
+            # n-grams after a lost context are lost too.
             lost += ((old != _FREE) & (moved < 0)).sum()
             context = jnp.where(target, context, -1)
             contexts = jnp.concatenate([moved, context.reshape(-1)])
@@ -147,7 +147,7 @@ class NGramModel:
             if kneser_ney:
                 kinds = jnp.zeros_like(numbers[n - 2])
                 kinds = kinds.at[jnp.where(suffix < 0, len(kinds), suffix)].add(1, mode="drop")
-                # What begins a text has no token before it; it counts once, as if that were a mark.
+                # The beginning of a text has no token before it; it counts once, as if a mark stood there.
                 numbers[n - 2] = jnp.where(tables["counts"][n - 2] > 0, jnp.maximum(kinds, 1), 0)
         out: dict[str, list[Array]] = {"numbers": numbers, "totals": [], "kinds": [], "discounts": []}
         for n, ((context, _), number) in enumerate(zip(tables["keys"], numbers), 1):
@@ -159,7 +159,7 @@ class NGramModel:
             n1, n2, n3, n4 = (jnp.maximum((number == c).sum(), 1).astype(jnp.float32) for c in (1, 2, 3, 4))
             y = n1 / (n1 + 2 * n2)
             raw = jnp.stack([0.0 * y, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3])
-            # Tiny corpora can give estimates outside of what may be taken away.
+            # Tiny corpora can give estimates outside the possible range.
             out["discounts"].append(jnp.clip(raw, 0.0, jnp.array([0.0, 1.0, 2.0, 3.0])))
         return out
 
@@ -182,7 +182,7 @@ class NGramModel:
         return jnp.where(known, new, p)
 
     def token_log_prob(self, params: PyTree, tokens: Array) -> Array:
-        """log p of each token but the first given those before it in nats, [B, T + 1] -> [B, T]."""
+        """log p of each token but the first, given the tokens before it, in nats, [B, T + 1] -> [B, T]."""
         p, context = jnp.full(tokens.shape, 1.0 / self.vocab_size), jnp.zeros(tokens.shape, jnp.int32)
         for n in range(1, self.order + 1):
             place = self._find(params, n, context, tokens)
@@ -261,7 +261,7 @@ class NGramModel:
         mixing.
 
         Raises:
-          UserError: the order is larger than 2, so that a token alone is no state.
+          UserError: the order is larger than 2, so that a single token is no state.
         """
         if self.order > 2:
             raise UserError(

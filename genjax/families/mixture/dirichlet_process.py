@@ -14,7 +14,7 @@ The posterior is approximated by q(v) q(components) q(assignments), each the bes
     Gaussian, diagonal:  the same of every coordinate by itself, D = 1
     Bernoulli:           q(p_d) = Beta(a + ones, a + zeros)
 
-What components the data do not need lose their examples, since each has to pay for its own parameters.
+Components that the data do not need lose their examples, since each component has a cost for its parameters.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class DirichletProcessMixture(MixtureModel):
     Attributes:
       num_components: truncation K of the stick.
       component: gaussian (full or diagonal) or bernoulli, whose pseudo_count is a of its prior (1 where it is 0).
-      concentration: alpha; more makes more components.
-      mean_precision: beta_0, how many examples the prior mean m_0 counts for, which is the mean of the first batch.
+      concentration: alpha; larger values give more components.
+      mean_precision: beta_0, the number of examples for which the prior mean m_0 (the mean of the first batch) counts.
       degrees_of_freedom: nu_0; None is the number of dimensions (1 for diagonal).
       prior_scale: S_0 is nu_0 times the covariance of the first batch times this.
     """
@@ -61,7 +61,7 @@ class DirichletProcessMixture(MixtureModel):
             )
 
     def _prior(self, x: Array) -> dict[str, Array]:
-        """What the prior takes from the first batch [N, D]: mean m_0 [D], and covariance [D, D] or variances [D]."""
+        """Parameters of the prior from the first batch [N, D]: mean m_0 [D], and covariance [D, D] or variances [D]."""
         if isinstance(self.component, Bernoulli):
             return {}
         centred = x - x.mean(0)[None]
@@ -71,7 +71,7 @@ class DirichletProcessMixture(MixtureModel):
         return {"mean": x.mean(0), "covariance": covariance + ridge}
 
     def init(self, key: Array, batch: Batch) -> TrainState:
-        """Returns the state before the first step: each example of the batch counts for the nearest of K of them."""
+        """Returns the state before the first step: each example belongs to the nearest of K centres."""
         x, keys = self._flat(batch), jax.random.split(key)
         if self.start == "kmeans_plus_plus":
             centres = kmeans_plus_plus(keys[0], x, self.num_components)
@@ -89,8 +89,10 @@ class DirichletProcessMixture(MixtureModel):
         return TrainState.create(params, extra=extra)
 
     def _posterior(self, counts: PyTree, prior: PyTree) -> tuple[PyTree, PyTree]:
-        """Mean parameters of q, and what the E-step takes: `log_weights` with the terms of E log p(x | k) that do not
-        depend on x, parts where they are not the mean ones, and the divergence of q from the prior in nats.
+        """Mean parameters of q, parameters for the E-step, and the divergence of q from the prior in nats.
+
+        Parameters for the E-step are `log_weights`, with the terms of E log p(x | k) that do not depend on x, and
+        parameters that differ from their means.
         """
         log_mean, log_weights, divergence = stick_posterior(counts["weights"], self.concentration)
         component = self._bits if isinstance(self.component, Bernoulli) else self._normals
@@ -132,7 +134,7 @@ class DirichletProcessMixture(MixtureModel):
         scatter = start + within + shrink * outer(away)
         scatter = jnp.where(count.reshape(wide) > 1e-6, scatter, start)
         scale = self.component.scales(scatter / nu.reshape(wide))
-        # E log |L| + log |S|, with the coordinates that share a Wishart together.
+        # E log |L| + log |S|, summed over the coordinates that share a Wishart.
         places = jnp.arange(size)[None]
         log_ratio = digamma(0.5 * (nu[:, None] - places)).sum(-1) + size * jnp.log(2.0 / nu)
         copies = dim // size
@@ -175,10 +177,11 @@ class DirichletProcessMixture(MixtureModel):
 def stick_posterior(counts: Array, concentration: float) -> tuple[Array, Array, Array]:
     """log E w_k [K] and E log w_k [K] under the posterior of the sticks, and its divergence from the prior in nats.
 
-    The components break the stick in the order of their counts (Kurihara et al. 2007), the best one.
+    The components break the stick in the order of their counts (Kurihara et al. 2007), which is the best
+    order.
     """
     order = jnp.argsort(-counts)
-    n = counts[order][:-1]  # all that is left is the last one's
+    n = counts[order][:-1]  # the last component gets the rest of the stick
     a, b = 1.0 + n, concentration + counts[order][::-1].cumsum()[::-1][1:]
     both = digamma(a + b)
     log_v, log_rest = digamma(a) - both, digamma(b) - both

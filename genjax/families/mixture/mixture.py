@@ -20,12 +20,12 @@ from genjax.nn.emissions import Emission, Gaussian, Mixture, singular_warnings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixtureModel:
-    """Mixture over `x` [B, ...]; a step is an EM step on the batch, so give all data as one batch, or average.
+    """Mixture over `x` [B, ...]; a step is an EM step on the batch, so give all data as one batch, or use `averaging`.
 
     Attributes:
       num_components: number K.
       component: gaussian (of four covariance types) or bernoulli.
-      start: kmeans_plus_plus spreads the first means, random takes any examples.
+      start: kmeans_plus_plus spreads the first means, random takes random examples.
       averaging: kappa in (1/2, 1] of stochastic EM with rate (t + 2)^-kappa; None replaces the counts at each step.
       data_shape: shape of an example; None takes the data set's.
     """
@@ -81,7 +81,7 @@ class MixtureModel:
         loss = -cross_device_sum(log_prob.sum()) / total
         counts, extra = self._average(counts, state)
         parts = self.component.maximize(counts["parts"], state.params["parts"])
-        # A component that lost all its examples starts again at one of them, as wide as all, with little weight.
+        # A component without examples restarts at an example, with the width of all data and a small weight.
         empty = counts["weights"] < 1e-6
         every = cross_device_gather(x)
         fresh = self.component.init(key, every, jnp.ones(len(every)), self.num_components)
@@ -93,7 +93,7 @@ class MixtureModel:
         return state.replace(step=state.step + 1, params=params, extra=extra), metrics
 
     def _average(self, counts: PyTree, state: TrainState) -> tuple[PyTree, dict[str, PyTree]]:
-        """Counts of stochastic EM, and what the state has to add."""
+        """Counts of stochastic EM, and new entries of the state."""
         if self.averaging is None:
             return counts, dict(state.extra)
         rate = (state.step.astype(jnp.float32) + 2.0) ** -self.averaging
@@ -104,7 +104,7 @@ class MixtureModel:
         return counts, {**state.extra, "statistics": counts}
 
     def _activity(self, counts: PyTree, parts: PyTree) -> Metrics:
-        """How many components have more than a thousandth of the examples, and how many covariances are singular."""
+        """Number of components with more than a thousandth of the examples, and number of singular covariances."""
         active = counts["weights"] > 1e-3 * counts["weights"].sum()
         metrics = {"active_components": active.sum().astype(jnp.float32)}
         if (singular := self.component.singular(parts)) is not None:
@@ -123,7 +123,7 @@ class MixtureModel:
         return {"nll": -self.log_prob(state, batch)}
 
     def warnings(self, metrics: dict[str, float]) -> list[str]:
-        """What the means of the metrics of some steps should tell the user."""
+        """Sentences for the user about means of metrics that look wrong."""
         out = singular_warnings(metrics)
         if metrics.get("empty_components", 0.0) > 0.0:
             out.append(
@@ -202,13 +202,13 @@ class MixtureModel:
             weighted = jax.vmap(solve)(factor, difference)
             log_det = jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)).sum(1)
             joint = params["log_weights"] - 0.5 * (difference * weighted).sum(1) - log_det
-            cross = jnp.where(seen[None, None, :], covariance, 0.0)  # columns that were seen
+            cross = jnp.where(seen[None, None, :], covariance, 0.0)  # observed columns
             conditional = mean + jnp.einsum("kij,kj->ki", cross, weighted)
             if not key_given:
                 return jnp.where(seen, x, jax.nn.softmax(joint) @ conditional)
             keys = jax.random.split(key)
             k = jax.random.categorical(keys[0], joint)
-            # A joint draw, corrected by what it has at the seen entries (Matheron's rule).
+            # A joint draw, corrected by its error at the observed entries (Matheron's rule).
             draw = mean[k] + jnp.linalg.cholesky(covariance[k]) @ jax.random.normal(keys[1], x.shape)
             residual = jnp.where(seen, x - draw, 0.0)
             return jnp.where(seen, x, draw + cross[k] @ solve(factor[k], residual))
@@ -219,7 +219,7 @@ class MixtureModel:
 
 
 def _move(parts: PyTree, centres: Array, x: Array) -> PyTree:
-    """Components with their places at centres [K, D], between them and the mean of x [N, D] where they are bits."""
+    """Components moved to centres [K, D]; for bits, to points between the centres and the mean of x [N, D]."""
     if "mean" in parts:
         return {**parts, "mean": centres}
     p = jnp.clip(0.5 * centres + 0.5 * x.mean(0)[None], 1e-3, 1 - 1e-3)

@@ -31,7 +31,7 @@ from genjax.optimizers import Adam, Optimizer
 
 
 class AttentionCell(nn.Module):
-    """One step of the decoder: ((state, fed), embedding) -> new ones, features and attention weights."""
+    """One step of the decoder: ((state, fed), embedding) -> new (state, fed), features and attention weights."""
 
     hidden_dim: int
     score: str
@@ -93,7 +93,7 @@ class AttentionNetwork(nn.Module):
         self.head = nn.Dense(self.vocab_size, dtype=self.dtype, dot_general=logits_product)
 
     def encode(self, source: Array, mask: Array, dropout_keys: Array | None = None) -> dict[str, Array]:
-        """What the decoder starts from; every array has the batch first."""
+        """The first carry of the decoder; every array has the batch as first axis."""
         x = dropout(self.source_embedding(source), self.dropout_rate, fold_in(dropout_keys, 100))
         states, _ = self.encoder(x, None, mask, dropout_keys)
         real = mask.astype(self.dtype)[:, :, None]
@@ -109,7 +109,7 @@ class AttentionNetwork(nn.Module):
     def decode(
         self, memory: dict[str, Array], tokens: Array, dropout_keys: Array | None = None
     ) -> tuple[Array, dict[str, Array], Array]:
-        """tokens [B, T] -> float32 logits [B, T, V], what to go on from, attention weights [B, T, S]."""
+        """tokens [B, T] -> float32 logits [B, T, V], the carry to continue with, attention weights [B, T, S]."""
         y = dropout(self.target_embedding(tokens), self.dropout_rate, fold_in(dropout_keys, 101))
         carry = (memory["state"], memory["fed"])
         (state, fed), (features, weights) = self.cell(carry, y, memory["memory"], memory["keys"], memory["mask"])
@@ -129,14 +129,14 @@ class AttentionSequenceModel:
 
     Attributes:
       vocab_size: number of tokens, of source and target; None takes the data set's.
-      sequence_length: tokens T that are predicted of each example; None takes the data set's.
-      start_token: what targets begin with; None takes the data set's.
-      end_token: what ends targets, or any of several; None takes the data set's.
+      sequence_length: number T of predicted tokens in an example; None takes the data set's.
+      start_token: first token of targets; None takes the data set's.
+      end_token: token that ends targets, or several; None takes the data set's.
       embedding_dim: features of a token's embedding.
       encoder: the encoder's layers.
       hidden_dim: features of the decoder's state.
       score: additive (Bahdanau) or multiplicative (Luong).
-      dropout: of embeddings and of what enters the output map.
+      dropout: rate of dropout of embeddings and of the output map's input.
       compute_dtype: type that the network computes in.
       optimizer: optimizer and learning-rate schedule.
     """
@@ -192,8 +192,8 @@ class AttentionSequenceModel:
         return gradient_step(self.loss, self.optimizer)(state, batch, key)
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example [B], given the source: `nll` in nats, `num_tokens`, `exact_match` in [0, 1] of the likeliest
-        tokens.
+        """Per example [B], given the source: `nll` in nats, `num_tokens`, `exact_match` of the likeliest
+        tokens, 0 or 1.
         """
         del key
         logits, _ = self._forward(state.eval_params, batch)
@@ -209,7 +209,7 @@ class AttentionSequenceModel:
         return summarize(means)
 
     def alignment(self, state: TrainState, batch: Batch) -> Array:
-        """What each target attended to, [B, T, S]."""
+        """Attention of each target to the source, [B, T, S]."""
         return self._forward(state.eval_params, batch)[1]
 
     @property
@@ -247,7 +247,7 @@ class AttentionSequenceModel:
     def translate(
         self, state: TrainState, source: Array, source_mask: Array | None = None, num_beams: int = 4, alpha: float = 0.6
     ) -> Array:
-        """Likeliest targets by beam search, [B, T], from the start token, which is left out."""
+        """Likeliest targets by beam search, [B, T], without the start token."""
         prompts = jnp.full((source.shape[0], 1), self.answer_start, jnp.int32)
         beams = decoding.beam_search(
             self.answer_decoder(state, source, source_mask),

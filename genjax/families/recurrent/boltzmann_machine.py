@@ -34,12 +34,12 @@ from genjax.nn.recurrent import Recurrent
 
 #: Largest number of hidden bits whose states are all summed over in every frame; more would not fit into memory.
 MOST_ENUMERATED = 12
-#: Machines of frames [N] share their weights: the axes of their parameters for `jax.vmap`.
+#: Axes of the parameters of frames' machines [N] for `jax.vmap`; the machines share their weights.
 _MACHINE_AXES = {"kernel": None, "visible_bias": 0, "hidden_bias": 0}
 
 
 class BoltzmannNetwork(FrameNetwork):
-    """Recurrent layers that tell the biases of notes and of hidden bits, and the weights between these."""
+    """Recurrent layers that give the biases of notes and hidden bits, and the weights between notes and hidden bits."""
 
     def setup(self) -> None:
         super().setup()
@@ -50,18 +50,17 @@ class BoltzmannNetwork(FrameNetwork):
 class RecurrentBoltzmannMachine(RollModel, PerFrame):
     """RNN-RBM of sequences of zeros and ones.
 
-    It has no `log_prob`: what an evaluation gives is an estimate (`nll_ais`), unless the hidden bits are so few that
-    `partition` may be enumerated (`nll`, exact).
+    The model has no `log_prob`.  An evaluation gives an estimate (`nll_ais`), or with few hidden bits and
+    partition=enumerated the exact `nll`.
 
     Attributes:
-      network: the recurrent layers; a plain rnn is the paper's.
-      num_hidden: hidden bits of a frame.
-      num_gibbs_steps: k, rounds of Gibbs sampling from the data in a training step.
-      num_sampling_steps: rounds of Gibbs sampling from independent notes for a frame of a sample.
-      partition: how an evaluation finds Z of a frame: annealed (an estimate) or enumerated (exact, at most 12 hidden
-        bits).
-      num_temperatures: steps of the annealed importance sampling.
-      num_importance_chains: chains of the annealed importance sampling for each frame.
+      network: the recurrent layers; the paper has a plain rnn.
+      num_hidden: number of hidden bits of a frame.
+      num_gibbs_steps: number k of rounds of Gibbs sampling, from the data, in a training step.
+      num_sampling_steps: number of rounds of Gibbs sampling, from independent notes, for a frame of a sample.
+      partition: computation of Z in evaluations: annealed (an estimate) or enumerated (exact, at most 12 hidden bits).
+      num_temperatures: number of steps of annealed importance sampling.
+      num_importance_chains: number of chains of annealed importance sampling for each frame.
     """
 
     network: Recurrent = Recurrent(cell="rnn", hidden_dim=100)
@@ -101,7 +100,7 @@ class RecurrentBoltzmannMachine(RollModel, PerFrame):
         }
 
     def parameters(self, params: PyTree, x: Array, dropout_keys: Array | None = None) -> Array:
-        """Biases [B, T, D + H] of all frames of x [B, T, D], each told by the frames before it alone."""
+        """Biases [B, T, D + H] of all frames of x [B, T, D], each from the frames before it."""
         return self.module().apply({"params": params}, frames_before(x), None, None, dropout_keys)[0]
 
     def free_energy(self, machines: PyTree, v: Array) -> Array:
@@ -122,7 +121,7 @@ class RecurrentBoltzmannMachine(RollModel, PerFrame):
         return self.free_energy(machines, v) - self.free_energy(machines, jax.lax.stop_gradient(ends))
 
     def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-        """Mean over examples and places of the contrast, whose gradient alone has a meaning, and metrics."""
+        """Mean over examples and places of the contrast, of which only the gradient has a meaning; and metrics."""
         x, mask, keys = batch["x"], _mask(batch), example_keys(key, batch)
         v = x.reshape(-1, x.shape[-1])
         machines = self.machines(params, self.parameters(params, x, keys).reshape(len(v), -1))
@@ -138,7 +137,7 @@ class RecurrentBoltzmannMachine(RollModel, PerFrame):
         return gradient_step(self.loss, self.optimizer)(state, batch, key)
 
     def frame_nll(self, machines: PyTree, v: Array, keys: Array) -> Metrics:
-        """Nats of frames v [N, D] with keys [N], under the names that `evaluate` says, [N]."""
+        """Nats of frames v [N, D] with keys [N], by the metric names of `evaluate`, [N]."""
         machine, free_energy = self._machine(), self.free_energy(machines, v)
         if self.partition == "enumerated":
             return {"nll": free_energy + jax.vmap(machine.log_partition, in_axes=(_MACHINE_AXES,))(machines)}
@@ -150,14 +149,14 @@ class RecurrentBoltzmannMachine(RollModel, PerFrame):
         """Per sequence, in nats of all frames from the first on, and `num_frames`; see `summarize`.
 
         enumerated: `nll`, exact.
-        annealed: `nll_ais`, an estimate that is too low on average, for the logarithm of an unbiased estimate of Z_t
-        is; `nll_ais_bias` says about how much, as far as the spread of the chains' weights shows it.
+        annealed: `nll_ais`, an estimate that is too low on average, as the logarithm of an unbiased estimate of Z_t is
+        too low; `nll_ais_bias` estimates the difference from the spread of the chains' weights.
         """
         params, x, mask = state.eval_params, batch["x"], _mask(batch)
         size, length, notes = x.shape
         parameters = self.parameters(params, x).reshape(size * length, -1)
         keys = _frame_keys(example_keys(key, batch), length)
-        # Real frames first and padding last, which then costs nothing.
+        # Real frames come first and padding last, which then takes no time.
         order = jnp.argsort(-mask.reshape(-1), stable=True)
 
         def part(places: Array) -> Metrics:
@@ -189,5 +188,5 @@ def _frame_keys(keys: Array, length: int) -> Array:
 
 
 def _independent_bias(machines: PyTree) -> Array:
-    """Biases [N, D] of independent notes near an RBM's: what notes are, told by hidden bits as they are without notes."""
+    """Biases [N, D] of independent notes close to an RBM's: the notes given mean hidden bits in the absence of notes."""
     return machines["visible_bias"] + jax.nn.sigmoid(machines["hidden_bias"]) @ machines["kernel"].T

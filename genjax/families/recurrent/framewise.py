@@ -1,4 +1,4 @@
-"""What recurrent models of sequences of frames share: nats of frames become a loss, an evaluation and a summary."""
+"""Base of recurrent models of sequences of frames: from nats of frames to a loss, an evaluation and a summary."""
 
 from __future__ import annotations
 
@@ -36,5 +36,5 @@ class FramewiseModel(PerFrame):
         return {"nll": nll.sum(1), "num_frames": mask.sum(1)}
 
     def log_prob(self, state: TrainState, batch: Batch) -> Array:
-        """Log-density (log-probability, of discrete frames) of each sequence in nats, [B]."""
+        """Log-density (for discrete frames, log-probability) of each sequence in nats, [B]."""
         return -self._nll(state.eval_params, batch)[0].sum(1)

@@ -8,7 +8,7 @@ arXiv:1508.01991).  Z is a sum by the forward algorithm, the likeliest labels ar
 exact: forward sums, then labels from the last to the first.
 
 A batch has `tokens` [B, T], `token_labels` [B, T] (-1 where there is none), and `mask` [B, T], False at padding, which
-stands at the end.  Labels that are missing within a chain, or that `loss_mask` [B, T] leaves out, are summed over.
+is at the end.  Labels that are missing within a chain, or that `loss_mask` [B, T] leaves out, are summed over.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from genjax.nn.recurrent import Recurrent, RecurrentStack
 from genjax.nn.tokens import token_nll
 from genjax.optimizers import Adam, Optimizer
 
-#: Score of a label that is not the known one; finite, so that gradients are.
+#: Score of a label other than the known label; finite, so that gradients are finite.
 _EXCLUDED = -1e30
 
 
@@ -49,14 +49,14 @@ def chain_log_normalizer(scores: Array, transitions: Array, mask: Array) -> tupl
 
 
 def chain_log_prob(scores: Array, transitions: Array, labels: Array, mask: Array) -> Array:
-    """Log-probability of labels [B, T], those that are -1 summed over, [B]."""
+    """Log-probability of labels [B, T], summed over all values of labels that are -1, [B]."""
     known = (labels[:, :, None] < 0) | (labels[:, :, None] == jnp.arange(scores.shape[-1])[None, None])
     consistent, _ = chain_log_normalizer(jnp.where(known, scores, _EXCLUDED), transitions, mask)
     return consistent - chain_log_normalizer(scores, transitions, mask)[0]
 
 
 def chain_backward(alphas: Array, transitions: Array, mask: Array, choose: Any) -> Array:
-    """Labels from the last to the first, [B, T]; `choose(logits [B, K], place) -> [B]` takes one of each row."""
+    """Labels from the last to the first, [B, T]; `choose(logits [B, K], place) -> [B]` chooses a label in each row."""
     length = alphas.shape[0]
     last = choose(alphas[-1], length - 1)
 
@@ -113,11 +113,11 @@ class SequenceLabeller:
     Attributes:
       vocab_size: number of tokens; None takes the data set's.
       num_classes: number K of labels; None takes the data set's.
-      sequence_length: tokens T of what `sample` labels if it is given none; None takes the data set's.
+      sequence_length: length T of the random texts that `sample` labels if none are given; None takes the data set's.
       embedding_dim: features of a token's embedding.
       network: the recurrent layers.
-      output: labels are independent given the text, or a chain.
-      dropout: of embeddings and of what enters the output map.
+      output: whether labels are independent given the text, or a chain.
+      dropout: rate of dropout of embeddings and of the output map's input.
       compute_dtype: type that the network computes in.
       optimizer: optimizer and learning-rate schedule.
     """
@@ -152,7 +152,7 @@ class SequenceLabeller:
         return TrainState.create(self.module().init(key, tokens, _mask(batch)[:1])["params"], self.optimizer)
 
     def _nll(self, params: PyTree, batch: Batch, keys: Array | None = None) -> tuple[Array, Array, Array, Array]:
-        """Nats of the labels of each text [B], which count [B, T], scores and transitions."""
+        """Nats of the labels of each text [B], which labels count [B, T], scores and transitions."""
         mask = _mask(batch)
         scores, transitions = self.module().apply({"params": params}, batch["tokens"], mask, keys)
         labels = batch["token_labels"]

@@ -2,9 +2,9 @@
 
     p(x_1 .. x_T | x_0) = prod_t p(x_t | h_t),    h_t = recurrent(h_{t-1}, x_{t-1})
 
-With `carry_state`, a row of a batch goes on with the state that its last batch ended in, if its window follows that
-one: truncated back-propagation through time (Williams & Peng 1990).  The states lie in the TrainState.
-`segment_ids` [B, T + 1] number packed documents, each of which begins with a state of zeros.
+With `carry_state`, a row of a batch begins with the last state of the same row in the batch before, if its window
+follows that row's window: truncated back-propagation through time (Williams & Peng 1990).  The TrainState holds the
+states.  `segment_ids` [B, T + 1] number packed documents, each of which begins with a state of zeros.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class RecurrentNetwork(nn.Module):
             table = embedding.embedding.astype(self.dtype)
             logits = jnp.einsum("bth,vh->btv", h, table, preferred_element_type=jnp.float32) + bias.reshape(1, 1, -1)
         else:
-            # As one matrix of rows: otherwise XLA lays the gradient of the logits out anew, time first.
+            # As one matrix of rows: otherwise XLA would transpose the gradient of the logits.
             rows = h.reshape(-1, h.shape[-1])
             output = nn.Dense(self.vocab_size, dtype=self.dtype, dot_general=logits_product, name="output")
             logits = output(rows).reshape(*h.shape[:-1], -1)
@@ -75,15 +75,16 @@ class RecurrentLanguageModel(decoding.TokenModel):
 
     Attributes:
       vocab_size: number of tokens; None takes the data set's.
-      sequence_length: tokens T that are predicted of each example; None takes the data set's.
-      start_token: what an unconditional sample begins with; None takes the data set's.
-      end_token: what ends a sample, or any of several; None takes the data set's, where documents end.
+      sequence_length: number T of predicted tokens in an example; None takes the data set's.
+      start_token: first token of an unconditional sample; None takes the data set's.
+      end_token: token that ends a sample, or several; None takes the token that ends the data's documents.
       embedding_dim: features of a token's embedding.
       network: the recurrent layers.
-      tie_embeddings: the output map is the embedding, transposed (Press & Wolf 2017).
-      input_dropout: dropout of embeddings.
-      output_dropout: dropout of what enters the output map.
-      carry_state: rows go on with the state of the batch before; needs data.order=contiguous to have an effect.
+      tie_embeddings: whether the output map is the transposed embedding (Press & Wolf 2017).
+      input_dropout: rate of dropout of embeddings.
+      output_dropout: rate of dropout of the output map's input.
+      carry_state: whether rows begin with the last state of the batch before; needs
+        data.order=contiguous to have an effect.
       sampling: how `sample` and `generate` choose tokens.
       compute_dtype: type that the network computes in.
       optimizer: optimizer and learning-rate schedule.
@@ -165,7 +166,7 @@ class RecurrentLanguageModel(decoding.TokenModel):
         return gradient_step(self.loss, self.optimizer, with_extra=self.carry_state)(state, batch, key)
 
     def _target_logits(self, params: PyTree, batch: Batch) -> Array:
-        # From a state of zeros: a window is evaluated by itself.
+        # From a zero state, as each window is evaluated separately.
         return self.module().apply({"params": params}, batch["tokens"][:, :-1], segment_ids=_segments(batch))[0]
 
     def logits(self, state: TrainState, tokens: Array) -> Array:
@@ -176,7 +177,7 @@ class RecurrentLanguageModel(decoding.TokenModel):
     # Generation.
 
     def token_decoder(self, state: TrainState) -> decoding.Decoder:
-        """How the functions of `genjax.decoding` run this model."""
+        """The model in the form that the functions of `genjax.decoding` take."""
         module, params = self.module(), state.eval_params
 
         def extend(memory: PyTree, tokens: Array) -> decoding.Step:
@@ -187,7 +188,7 @@ class RecurrentLanguageModel(decoding.TokenModel):
 
 
 def _segments(batch: Batch) -> Array | None:
-    """Documents of the tokens that are read, [B, T]; None where a row is one document."""
+    """Numbers of the documents of the input tokens, [B, T]; None if a row is one document."""
     return batch["segment_ids"][:, :-1] if "segment_ids" in batch else None
 
 

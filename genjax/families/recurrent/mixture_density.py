@@ -2,8 +2,8 @@
 
     p(x_1 .. x_T) = prod_t sum_k pi_k(h_t) N(x_t; mu_k(h_t), S_k(h_t)),   h_t = recurrent(h_{t-1}, x_{t-1})
 
-S_k is diagonal, or, for two features, has a correlation rho_k as well (Graves 2013, eq. 24 and 25).  Last features that
-are 0 or 1, such as whether the pen is lifted, have probabilities of their own beside the mixture (eq. 26).
+S_k is diagonal, or, for two features, has a correlation rho_k as well (Graves 2013, eq. 24 and 25).  The
+last features may be 0 or 1, such as whether the pen is lifted; they have probabilities of their own (eq. 26).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Parameters(NamedTuple):
       log_weights: [..., K].
       means: [..., K, D].
       log_scales: logarithms of standard deviations, [..., K, D].
-      correlations: of the two features, [..., K], or None.
-      logits: of the features that are 0 or 1, [..., E].
+      correlations: correlations of the two features, [..., K], or None.
+      logits: logits of the features that are 0 or 1, [..., E].
     """
 
     log_weights: Array
@@ -67,14 +67,14 @@ class MixtureNetwork(nn.Module):
         sizes["logits"] = self.num_binary
 
         def spread(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-            """Means start apart, or the components stay the same."""
+            """Initial means that differ, as equal components would stay equal."""
             return jnp.zeros(shape, dtype).at[k : k + k * d].set(jax.random.normal(key, (k * d,)))
 
         out = nn.Dense(sum(sizes.values()), dtype=self.dtype, bias_init=spread, name="output")(h).astype(jnp.float32)
         ends = [sum(list(sizes.values())[: i + 1]) for i in range(len(sizes) - 1)]
         parts = dict(zip(sizes, jnp.split(out, ends, axis=-1)))
         shape = (*out.shape[:2], k, d)
-        # Bounded away from 1, where the density is none.
+        # Bounded away from 1, where there is no density.
         correlations = 0.99 * jnp.tanh(parts["correlations"]) if self.correlated else None
         return Parameters(
             log_weights=jax.nn.log_softmax(parts["log_weights"], axis=-1),
@@ -116,16 +116,16 @@ def draw_frame(key: Array, parameters: Parameters, temperature: float = 1.0) -> 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixtureDensityModel(FramewiseModel):
-    """Autoregressive model of real-valued sequences `x` [B, T, D], with `mask` [B, T] where they differ in length.
+    """Autoregressive model of real-valued sequences `x` [B, T, D], with `mask` [B, T] if they differ in length.
 
     Attributes:
       data_shape: times and features (T, D); None takes the data set's.
       network: the recurrent layers.
       num_components: number K of Gaussians.
-      num_binary: how many of the last features are 0 or 1; None takes the data set's.
-      correlated: the two features that are not have a correlation.
-      output_dropout: of what enters the output map.
-      temperature: factor on the variance of what `sample` draws; forecasts are drawn as they were learned.
+      num_binary: number of last features that are 0 or 1; None takes the data set's.
+      correlated: whether the two features that are not binary have a correlation.
+      output_dropout: rate of dropout of the output map's input.
+      temperature: factor on the variance of samples; forecasts have the learned variance.
       compute_dtype: type that the network computes in.
       optimizer: optimizer and learning-rate schedule.
     """

@@ -1,10 +1,10 @@
-"""Recurrent models of piano rolls (Boulanger-Lewandowski et al. 2012, arXiv:1206.6392); the RNN-RBM is a file of its
-own.
+"""Recurrent models of piano rolls (Boulanger-Lewandowski et al. 2012, arXiv:1206.6392); for the RNN-RBM see
+boltzmann_machine.py.
 
     p(v_1 .. v_T) = prod_t p(v_t | h_t),    h_t = recurrent(h_{t-1}, v_{t-1}),    v_0 = 0
 
-The notes of a frame are independent given h_t (`bernoulli`), or come one after the other from low to high (`nade`,
-the RNN-NADE of the paper, with the distribution of Larochelle & Murray 2011):
+The notes of a frame are independent given h_t (`bernoulli`), or each note is given the notes below it
+(`nade`, the RNN-NADE of the paper, with the distribution of Larochelle & Murray 2011):
 
     p(v_i = 1 | v_<i) = sigmoid(b_i(t) + V_i sigmoid(c(t) + sum_{j<i} W_j v_j)),   b(t), c(t) linear in h_t
 """
@@ -34,7 +34,7 @@ def bernoulli_nll(logits: Array, x: Array) -> Array:
 
 
 class FrameNetwork(nn.Module):
-    """Recurrent layers, and an affine map from their state to the parameters of a frame: D of notes, P - D of features."""
+    """Recurrent layers, and an affine map from their state to a frame's parameters: D for notes, P - D for features."""
 
     num_notes: int
     config: Recurrent
@@ -45,7 +45,7 @@ class FrameNetwork(nn.Module):
 
     def setup(self) -> None:
         self.stack = RecurrentStack(self.config, self.dtype)
-        # Few notes sound; the start knows that.
+        # Few notes sound, so initial probabilities are small.
         bias_init = nn.initializers.constant(-2.0)
         self.head = nn.Dense(self.num_notes + self.num_features, dtype=self.dtype, bias_init=bias_init)
 
@@ -106,13 +106,13 @@ def frames_before(x: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RollModel(abc.ABC):
-    """A distribution of each frame whose parameters recurrent layers tell from the frames before.
+    """A distribution of each frame whose parameters come from the frames before, by recurrent layers.
 
     Attributes:
       data_shape: frames and notes (T, D); None takes the data set's.
       network: the recurrent layers.
-      input_dropout: dropout of the frames that are read.
-      output_dropout: dropout of what enters the output map.
+      input_dropout: rate of dropout of the input frames.
+      output_dropout: rate of dropout of the output map's input.
       compute_dtype: type that the recurrent layers compute in.
       optimizer: optimizer and learning-rate schedule.
     """
@@ -182,8 +182,8 @@ class PianoRollModel(RollModel, FramewiseModel):
     """Recurrent model of sequences of zeros and ones.
 
     Attributes:
-      output: notes of a frame are independent (bernoulli) or follow each other (nade).
-      nade_dim: hidden features of nade.
+      output: whether notes of a frame are independent (bernoulli) or each given the notes below it (nade).
+      nade_dim: number of hidden features of nade.
     """
 
     output: Literal["bernoulli", "nade"] = "bernoulli"
@@ -200,7 +200,7 @@ class PianoRollModel(RollModel, FramewiseModel):
     def _nll(self, params: PyTree, batch: Batch, dropout_keys: Array | None = None) -> tuple[Array, Array]:
         """Nats of each frame, 0 at padding, and which frames count; [B, T] each."""
         x = batch["x"]
-        # The forward pass needs no mask: padding stands at the end.
+        # The forward pass needs no mask, because padding is at the end.
         both = lambda m: m.nll(m(frames_before(x), None, None, dropout_keys)[0], x)  # noqa: E731
         nll = self.module().apply({"params": params}, method=both)
         mask = batch["mask"].astype(jnp.float32) if "mask" in batch else jnp.ones_like(nll)
