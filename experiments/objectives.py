@@ -27,65 +27,27 @@ the share of the largest class; one half of the test split against the other hal
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
 from experiments import command_line
-from genjax import config
 from genjax.config import ConfigError
-from genjax.data import first_examples
-from genjax.evaluation.modes import mode_coverage
-from genjax.tools.features import feature_extractor
-from genjax.tools.objectives import (
-    METHODS,
-    MIXTURES,
-    SETTINGS,
-    PictureMeasures,
-    experiment_of,
-    first_states,
-    operations,
-    samples_of,
-    train,
-)
-from genjax.training import Experiment, Training, host
-from genjax.training.records import write_json
-
-flags.DEFINE_string("workdir", None, "directory of the tables, and of a sheet of samples for each method")
-flags.DEFINE_enum("data", "eight_gaussians", tuple(SETTINGS), "mixture or pictures")
-flags.DEFINE_string("data_dir", None, "where the pictures lie, as data.dir of an experiment")
-flags.DEFINE_string("features", None, "of pictures: pixels, or the directory of a run of a classifier")
-flags.DEFINE_list("methods", list(METHODS), f"which of {', '.join(METHODS)}")
-flags.DEFINE_integer("num_steps", 10000, "steps of non_saturating", lower_bound=1)
-flags.DEFINE_float("learning_rate", None, "of both networks; by default one that suits the data")
-flags.DEFINE_integer("num_seeds", 5, "runs of each method, with the seeds 0, 1, ...", lower_bound=1)
-flags.DEFINE_integer("num_samples", 10000, "samples of each run", lower_bound=100)
+from genjax.tools import objectives
+from genjax.training import Training, host
 
 
-def measures_of(experiment: Experiment, name: str, features: str | None) -> Callable[[np.ndarray], dict[str, float]]:
-    """A function that measures samples on the named data; prints the figures of the data themselves."""
-    num_samples = flags.FLAGS.num_samples
-    if name in MIXTURES:
-        means, scale = MIXTURES[name]
-        measure = lambda samples: mode_coverage(samples, means(), scale)  # noqa: E731
-        points = experiment.data.load("test").arrays()["x"]
-        points = points[first_examples(len(points), num_samples)]
-        print(f"figures of {num_samples} samples beside those of {len(points)} points of the test split")
-        print(f"  {'test points':<22} {line([measure(points)])}")
-        return measure
-    if features is None:
-        raise ConfigError("--features is missing; it is pixels, or the directory of a run of a classifier")
-    description, extract = feature_extractor(features, "tensorflow")
-    measures = PictureMeasures(experiment, extract)
-    print(f"features: {description}")
-    for text in measures.protocol(num_samples):
-        print(text)
-    print(f"  {'floor':<22} {line([measures.floor()])}")
-    print(f"  {'training pictures':<22} {line([measures.of_training_pictures(num_samples)])}")
-    return measures.of_samples
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(objectives.Options):
+    """What is compared, and where the results go.
+
+    Attributes:
+      workdir: directory of the tables, and of a sheet of samples for each method.
+    """
+
+    workdir: str | None = None
 
 
 def line(figures: Sequence[dict[str, float]]) -> str:
@@ -101,47 +63,21 @@ def line(figures: Sequence[dict[str, float]]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    if command_line.first_flags(arguments, {"help": False, "h": False}):
-        command_line.print_help(__doc__)
+    options = command_line.options_only(arguments, __doc__, Options())
+    if options is None:
         return 0
-    values = flags.FLAGS
-    values(arguments)
-    if values.workdir is None:
+    if options.workdir is None:
         raise ConfigError("--workdir is missing; it is the directory of the tables")
-    unknown = [name for name in values.methods if name not in METHODS]
-    if unknown:
-        raise ConfigError(f"--methods={','.join(unknown)} is none of {', '.join(METHODS)}")
     host.initialize(Training())
-    folder = Path(values.workdir).expanduser() / values.data
-    folder.mkdir(parents=True, exist_ok=True)
-    given = (values.data, values.learning_rate, values.data_dir)
-    reference = experiment_of("non_saturating", *given)
-    budget = values.num_steps * operations(reference, first_states(reference, 1))
-    measure = measures_of(reference, values.data, values.features)
-    rows = {}
-    for method in values.methods:
-        experiment = experiment_of(method, *given)
-        states = first_states(experiment, values.num_seeds)
-        num_steps = round(budget / operations(experiment, states))
-        experiment = experiment_of(method, *given, num_steps)
-        path = folder / f"{method}.json"
-        settings = {"experiment": config.to_json(experiment), "num_steps": num_steps, "num_seeds": values.num_seeds}
-        settings |= {"num_samples": values.num_samples, "features": values.features}
-        known = json.loads(path.read_text()) if path.is_file() else {}
-        known["figures"] = [{n: np.nan if v is None else v for n, v in row.items()} for row in known.get("figures", ())]
-        if known.get("settings") != json.loads(json.dumps(settings)):
-            states = train(experiment, states, num_steps)
-            figures = []
-            for samples in samples_of(experiment, states, values.num_samples):
-                if not figures:
-                    experiment.data.write_samples(samples[: 100 if samples.ndim == 4 else None], folder / method)
-                figures.append(measure(samples))
-            known = {"settings": settings, "figures": figures}
-            write_json(path, known)
-        rows[method] = known["figures"]
-        print(f"  {method:<22} {num_steps:>6} steps   {line(rows[method])}", flush=True)
+    held_against = objectives.reference(options)
+    print(*held_against.notes, sep="\n")
+    for name, figures in held_against.rows.items():
+        print(f"  {name:<22} {line([figures])}")
+    for row in objectives.compare(options.workdir, options, held_against):
+        print(f"  {row.name:<22} {row.num_steps:>6} steps   {line(row.figures)}", flush=True)
     print(
-        f"{values.num_seeds} seeds, as many operations as {values.num_steps} steps of non_saturating; written to {folder}"
+        f"{options.num_seeds} seeds, as many operations as {options.num_steps} steps of non_saturating; "
+        f"written to {Path(options.workdir).expanduser() / options.data}"
     )
     return 0
 

@@ -1,4 +1,4 @@
-"""Pictures of training curves, chains, hidden states and components, attention and embeddings."""
+"""Pictures of training curves, chains, hidden states and components, attention, embeddings, densities and schedules."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
 from genjax.errors import UserError
+from genjax.families.diffusion.processes import Process
+from genjax.families.diffusion.samplers import Sampler
 from genjax.families.markov import inference
 
 _PAGE = """<!doctype html><meta charset="utf-8"><title>attention</title>
@@ -208,3 +211,37 @@ def draw_density(density: np.ndarray, low: np.ndarray, high: np.ndarray, data: n
         axis.imshow(values.T, origin="lower", extent=extent, vmin=0.0, vmax=np.quantile(density, 0.999), cmap="magma")
         axis.set_title(title)
     figure.savefig(path, dpi=120)
+
+
+def plot_schedule(process: Process, sampler: Sampler, path: Path) -> None:
+    """Writes alpha, sigma and the log signal-to-noise ratio of a diffusion over time, with the steps of a sampler."""
+    low = max(process.t_min, 1e-3 * process.t_max)
+    t = jnp.geomspace(low, process.t_max, 400) if process.t_max > 1.0 else jnp.linspace(low, process.t_max, 400)
+    grid, alpha, sigma = sampler.grid(process)
+    inner = (sigma > 0.0) & (alpha > 0.0)
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(t, process.alpha(t), label="alpha")
+    left.plot(t, process.sigma(t), label="sigma")
+    left.legend()
+    right.plot(t, process.log_snr(t), label="log alpha^2 / sigma^2")
+    right.plot(grid[inner], 2 * jnp.log(alpha[inner] / sigma[inner]), ".", label=f"steps of {type(sampler).__name__}")
+    right.legend()
+    for axes in (left, right):
+        axes.set_xlabel("t")
+        if process.t_max > 1.0:
+            axes.set_xscale("log")
+    figure.savefig(path, dpi=100)
+
+
+def plot_shares(table: Sequence[dict[str, float]], over: str, label: str, path: Path) -> None:
+    """Writes the columns of a table, all between 0 and 1, over one of them."""
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for name in table[0]:
+        if name != over:
+            axes.plot([row[over] for row in table], [row[name] for row in table], "o-", label=name)
+    axes.set_xlabel(label)
+    axes.set_ylim(0.0, 1.02)
+    axes.legend()
+    figure.savefig(path, dpi=100)

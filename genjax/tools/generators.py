@@ -1,11 +1,14 @@
-"""Pictures of what a generator does: curves of its training, walks between latents, a row for each class.
+"""Pictures of what a generator does: curves of its training, walks between latents, classes, and styles of StyleGAN.
 
-`experiments.pictures` draws them of a finished run; `experiments.train` draws those of `training.pictures` beside every sheet
-of samples.
+    run = genjax.restore("runs/dcgan_digits")
+    generators.walk(run, generators.Options(num_rows=2))
+
+`experiments.train` draws those of `training.pictures` beside every sheet of samples.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +18,220 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.config import ConfigError
-from genjax.data import Images, write_grid
+from genjax.config import ConfigError, check_at_least
+from genjax.data import Images, random_order, write_grid
 from genjax.data.videos import write_gif
 from genjax.evaluation.latents import spherical_interpolation
+from genjax.families.gan import equivariance as equivariances
+from genjax.families.gan import style_tools
+from genjax.families.gan.style_gan import StyleGAN
 from genjax.model import DecodesNoise, takes
 from genjax.tools.drawing import plot_curves
+from genjax.tools.features import feature_function
+from genjax.tools.outcome import Outcome, folder_of
 from genjax.training import Experiment, Run, records
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is drawn of a generator.
+
+    Attributes:
+      num_rows: rows of a picture.
+      num_columns: columns of a picture; latents that a walk visits.
+      num_values: frames of a walk from one latent to the next.
+      layers: first layer of the columns' styles, and the one behind the last.
+      num_steps: steps of a projection.
+      features: of a projection: the directory of a run of a classifier, or a file of Inception's weights.
+      num_motions: shifts and turns that equivariance is measured by.
+      per_layer: let a projection choose w for every layer.
+      seed: seed of the latents.
+    """
+
+    num_rows: int = 4
+    num_columns: int = 8
+    num_values: int = 10
+    layers: tuple[int, int] = (0, 4)
+    num_steps: int = 300
+    features: str | None = None
+    num_motions: int = 16
+    per_layer: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least(self, num_rows=1, num_columns=2, num_values=2, num_steps=1, num_motions=1)
+
+
+def curves(run: Run, options: Options | None = None) -> Outcome:
+    """Draws losses, gradient penalties and scores over the steps of training.
+
+    Raises:
+      ConfigError: none were written yet.
+    """
+    path = _path(run, "curves", options or Options())
+    draw_curves(run, path)
+    return Outcome(files=(path,))
+
+
+def walk(run: Run, options: Options | None = None) -> Outcome:
+    """Draws a GIF of `num_rows` walks on great arcs, each from latent to latent.
+
+    Raises:
+      ConfigError: the model decodes no normal latents to pictures.
+    """
+    options = options or Options()
+    check_can_draw("walk", run.experiment)
+    path = _path(run, "walk", options, ".gif")
+    draw_walk(run, path, options.num_rows, options.num_columns, options.num_values, options.seed)
+    return Outcome(files=(path,))
+
+
+def classes(run: Run, options: Options | None = None) -> Outcome:
+    """Draws a row for each class, with the same latents in every row.
+
+    Raises:
+      ConfigError: the model is no GAN of pictures that is conditional on classes.
+    """
+    options = options or Options()
+    check_can_draw("classes", run.experiment)
+    path = _path(run, "classes", options)
+    draw_classes(run, path, options.num_columns, options.seed)
+    return Outcome(files=(path,))
+
+
+def truncation(run: Run, options: Options | None = None) -> Outcome:
+    """Draws a row for each latent of a StyleGAN, with w from the mean (0) to itself (1), and beyond.
+
+    Raises:
+      ConfigError: the model is no StyleGAN.
+    """
+    options = options or Options()
+    _, truncated, pictures = _styles_and_pictures(run, "truncation", options.num_rows, options.seed)
+    values = np.linspace(0.0, 1.25, options.num_columns)
+    grid = np.stack([pictures(truncated(psi)) for psi in values], axis=1)  # [rows, columns, H, W, C]
+    path = _path(run, "truncation", options)
+    write_grid(grid.reshape(-1, *grid.shape[2:]), path, options.num_columns)
+    return Outcome(files=(path,), notes=(f"columns are psi = {', '.join(f'{psi:.2f}' for psi in values)}",))
+
+
+def mixing(run: Run, options: Options | None = None) -> Outcome:
+    """Draws the rows' latents of a StyleGAN with the styles of the columns' latents in some layers; sources first.
+
+    Raises:
+      ConfigError: the model is no StyleGAN, or has no such layers.
+    """
+    options = options or Options()
+    rows, columns, (first, last) = options.num_rows, options.num_columns, options.layers
+    styles, _, pictures = _styles_and_pictures(run, "mixing", rows + columns, options.seed)
+    if not 0 <= first < last <= styles.shape[1]:
+        raise ConfigError(f"--layers={first},{last} must lie within 0,{styles.shape[1]}, the layers of the generator")
+    sources = pictures(styles)
+    mixed = jax.jit(run.model.mix_styles, static_argnums=3)(run.state, styles[:rows], styles[rows:], (first, last))
+    mixed = run.experiment.data.to_unit(np.asarray(mixed.reshape(-1, *mixed.shape[2:])))
+    mixed = mixed.reshape(rows, columns, *mixed.shape[1:])
+    sheet = [np.ones_like(sources[0]), *sources[rows:]]
+    for source, row in zip(sources[:rows], mixed):
+        sheet += [source, *row]
+    path = _path(run, f"mixing_{first}_{last}", options)
+    write_grid(np.stack(sheet), path, columns + 1)
+    return Outcome(files=(path,))
+
+
+def project(run: Run, options: Options | None = None) -> Outcome:
+    """Draws pictures of the evaluation split, and what a StyleGAN makes of the styles that come nearest to them.
+
+    Raises:
+      ConfigError: the model is no StyleGAN, or its data do not fit the features.
+    """
+    options = options or Options()
+    _check_style_gan(run, "project")
+    data, count = run.experiment.data, options.num_columns
+    examples = data.load(run.experiment.evaluation.split)
+    raw = examples.gather(random_order(len(examples))[:count])
+    x = data.transform({name: jnp.asarray(a) for name, a in raw.items()}, jax.random.key(0))["x"]
+    key = jax.random.key(options.seed)
+    description, features = _distance_features(run, options.features)
+
+    def find(state: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found = style_tools.project(
+            run.model, state, x, key, num_steps=options.num_steps, per_layer=options.per_layer, features=features
+        )
+        return run.model.synthesize(state, found.styles, noise=found.noise), found.distances
+
+    found, distances = jax.jit(find)(run.state, x)
+    path = _path(run, "projection", options)
+    write_grid(np.concatenate([data.to_unit(np.asarray(pictures)) for pictures in (x, found)]), path, count)
+    first, last = float(distances[0].mean()), float(distances[-1].mean())
+    note = f"squared distance of {description}, mean of {count}: {first:.4f} to {last:.4f}"
+    return Outcome(files=(path,), notes=(note,))
+
+
+def equivariance(run: Run, options: Options | None = None) -> Outcome:
+    """Measures in decibels how the pictures of a StyleGAN3 follow when its input is shifted or turned.
+
+    Raises:
+      ConfigError: the model is no StyleGAN.
+      UserError: its input cannot be moved.
+    """
+    options = options or Options()
+    count, key = options.num_motions, jax.random.key(options.seed)
+    styles, _, pictures = _styles_and_pictures(run, "equivariance", options.num_rows, options.seed)
+    measure = jax.jit(equivariances.equivariance, static_argnums=(0, 4, 5))
+    names = {"translation": "EQ-T", "fractional": "EQ-T_frac", "rotation": "EQ-R"}
+    values = {name: float(measure(run.model, run.state, styles, key, kind, count)) for kind, name in names.items()}
+    # Pictures of an untrained generator are faint, which alone gives high figures.
+    deviation = 2.0 * pictures(styles).std()
+    size = run.model.data_shape[0]
+    note = f"decibels, of {len(styles)} pictures of {size} pixels, {count} motions each; standard deviation {deviation:.4f}"
+    return Outcome(notes=(note,), figures=(values,))
+
+
+#: The tools by the names that experiments.pictures gives them.
+TOOLS = {
+    "curves": curves,
+    "walk": walk,
+    "classes": classes,
+    "truncation": truncation,
+    "mixing": mixing,
+    "project": project,
+    "equivariance": equivariance,
+}
+
+
+def _path(run: Run, name: str, options: Options, suffix: str = ".png") -> Path:
+    return folder_of(run, "pictures") / f"{name}_{run.step:08d}_seed{options.seed}{suffix}"
+
+
+def _check_style_gan(run: Run, tool: str) -> None:
+    if not isinstance(run.model, StyleGAN) or not isinstance(run.experiment.data, Images):
+        raise ConfigError(f"{tool} needs a StyleGAN of pictures; the run's is {type(run.model).__name__}")
+
+
+def _styles_and_pictures(run: Run, tool: str, count: int, seed: int) -> tuple[jax.Array, Any, Any]:
+    """Styles of new latents, the compiled truncated styles of latents, and the compiled pictures of styles."""
+    _check_style_gan(run, tool)
+    codes = latents(run, seed, count)
+    styles = jax.jit(lambda state, psi: run.model.styles(state, codes, truncation=psi))
+    synthesize = jax.jit(run.model.synthesize)
+    to_unit = run.experiment.data.to_unit
+    return (
+        styles(run.state, 1.0),
+        lambda psi: styles(run.state, psi),
+        lambda s: to_unit(np.asarray(synthesize(run.state, s))),
+    )
+
+
+def _distance_features(run: Run, name: str | None) -> tuple[str, Callable[[jax.Array], jax.Array]]:
+    """The features that a projection measures distances in: their name, and a function of pictures [B, H, W, C]."""
+    preprocessing = run.experiment.data.preprocessing
+    if name is None:
+        return "pixels at several sizes", style_tools.pyramid
+    scales = {"signed": 0.5, "unit": 1.0}
+    if preprocessing not in scales:
+        raise ConfigError(f"--features wants data.preprocessing=signed or unit; the run has {preprocessing}")
+    scale = scales[preprocessing]
+    description, function = feature_function(name, "tensorflow")
+    return description, lambda x: function(jnp.clip(scale * x + 1.0 - scale, 0.0, 1.0))[0]
 
 
 def check_can_draw(name: str, experiment: Experiment) -> None:

@@ -22,8 +22,8 @@ from genjax.config import ConfigError, check_at_least
 from genjax.data import Images, Latents, Points, TimeSeries, first_examples
 from genjax.data.base import Data
 from genjax.evaluation import likelihood
-from genjax.model import GenerativeModel, HasLogProb, HasLogProbBound, TrainState
-from genjax.tools.conditions import has_exact_log_prob, takes_labels
+from genjax.model import Dequantizes, GenerativeModel, HasLogProb, HasLogProbBound, TrainState, takes
+from genjax.tools.conditions import has_exact_log_prob
 from genjax.tools.drawing import draw_density
 from genjax.training import Run
 
@@ -157,7 +157,7 @@ def _compared_with(run: Run, against: str, test: dict[str, np.ndarray], options:
         examples = {**test, "x": altered(against, test["x"], data.levels)}
         own = first_examples(len(test["x"]), options.num_examples)
         return {name: a[own] for name, a in examples.items()}
-    if takes_labels(run.model):
+    if takes(run.model, "label"):
         raise ConfigError(f"the run is conditional on classes, which --against={against} does not share")
     return other_set(data, against, run.experiment.evaluation.split, shape, options.num_examples)
 
@@ -165,7 +165,9 @@ def _compared_with(run: Run, against: str, test: dict[str, np.ndarray], options:
 def _likelihood_of_normal(run: Run, test: dict[str, np.ndarray], x: np.ndarray) -> dict[str, float]:
     """Mean log-density of x [N, ...] under a normal distribution fitted to training examples, where both are densities."""
     data, key = run.experiment.data, jax.random.key(run.experiment.evaluation.seed)
-    if getattr(run.model, "dequantization", None) is not None or not has_density(data, test, key):
+    if (isinstance(run.model, Dequantizes) and run.model.dequantization is not None) or not has_density(
+        data, test, key
+    ):
         return {}
     train = data.load("train")
     batch = train.gather(first_examples(len(train), 60000))

@@ -1,13 +1,18 @@
-"""Runs of GANs that `experiments.objectives` compares: methods, seeds side by side, operations of
-a step, figures of pictures.
+"""Objectives of GANs compared under equal compute: methods, seeds side by side, operations of a step, figures of samples.
+
+for row in objectives.compare("runs/objectives", objectives.Options(methods=("hinge", "least_squares"))):
+    print(row.name, row.figures)
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +20,17 @@ import numpy as np
 
 from genjax import config
 from genjax.batch import PyTree
-from genjax.data import Pipeline, procedural, random_order
+from genjax.config import ConfigError, check_at_least
+from genjax.data import Pipeline, first_examples, procedural, random_order
 from genjax.evaluation import quality
+from genjax.evaluation.modes import mode_coverage
 from genjax.evaluation.quality import FeatureStatistics
 from genjax.nn.products import prefers_matrix_products
-from genjax.tools.features import Extract
+from genjax.tools.features import Extract, feature_extractor
 from genjax.tools.quality import pictures_of
 from genjax.training import Experiment
 from genjax.training.experiment import resolve
+from genjax.training.records import write_json
 
 _CRITIC = {"model.objective": "wasserstein", "model.num_discriminator_steps": 5}
 #: Changes of each method to a GAN without penalty that updates both networks in turn.
@@ -67,6 +75,130 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], float, float, float]] = {
     "digits": ("dcgan_digits", {**_PICTURES, "model.network.base_channels": 32}, 1e-3, 10.0, 0.1),
     "mnist": ("dcgan_mnist", _PICTURES, 1e-3, 10.0, 0.1),
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is compared.
+
+    Attributes:
+      data: mixture or pictures.
+      data_dir: where the pictures lie, as data.dir of an experiment.
+      features: of pictures: pixels, or the directory of a run of a classifier.
+      methods: which methods.
+      num_steps: steps of non_saturating.
+      learning_rate: of both networks; by default one that suits the data.
+      num_seeds: runs of each method, with the seeds 0, 1, ...
+      num_samples: samples of each run.
+    """
+
+    data: Literal["eight_gaussians", "grid_gaussians", "digits", "mnist"] = "eight_gaussians"
+    data_dir: str | None = None
+    features: str | None = None
+    methods: tuple[str, ...] = tuple(METHODS)
+    num_steps: int = 10000
+    learning_rate: float | None = None
+    num_seeds: int = 5
+    num_samples: int = 10000
+
+    def __post_init__(self) -> None:
+        check_at_least(self, num_steps=1, num_seeds=1, num_samples=100)
+        unknown = [name for name in self.methods if name not in METHODS]
+        if unknown:
+            raise ConfigError(f"--methods={','.join(unknown)} is none of {', '.join(METHODS)}")
+
+    def experiment(self, method: str, num_steps: int = 1) -> Experiment:
+        """The resolved experiment of a method."""
+        return experiment_of(method, self.data, self.learning_rate, self.data_dir, num_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What samples are held against.
+
+    Attributes:
+      notes: sentences about the protocol.
+      rows: figures of the data themselves, by name.
+      measure: figures of samples [N, *data_shape].
+    """
+
+    notes: tuple[str, ...]
+    rows: dict[str, dict[str, float]]
+    measure: Callable[[np.ndarray], dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A method's figures, those of each seed in turn, after its number of steps."""
+
+    name: str
+    num_steps: int
+    figures: tuple[dict[str, float], ...]
+
+
+def reference(options: Options) -> Reference:
+    """What measures the samples of a run on the data of `options`, and the same figures of the data themselves.
+
+    Raises:
+      ConfigError: pictures have no features to be judged by.
+    """
+    experiment, count = options.experiment("non_saturating"), options.num_samples
+    if options.data in MIXTURES:
+        means, scale = MIXTURES[options.data]
+        points = experiment.data.load("test").arrays()["x"]
+        points = points[first_examples(len(points), count)]
+        measure = functools.partial(mode_coverage, means=means(), scale=scale)
+        note = f"figures of {count} samples beside those of {len(points)} points of the test split"
+        return Reference((note,), {"test points": measure(points)}, measure)
+    if options.features is None:
+        raise ConfigError("--features is missing; it is pixels, or the directory of a run of a classifier")
+    description, extract = feature_extractor(options.features, "tensorflow")
+    measures = PictureMeasures(experiment, extract)
+    rows = {"floor": measures.floor(), "training pictures": measures.of_training_pictures(count)}
+    return Reference((f"features: {description}", *measures.protocol(count)), rows, measures.of_samples)
+
+
+def compare(
+    workdir: str | Path, options: Options | None = None, held_against: Reference | None = None
+) -> Iterator[Row]:
+    """Trains each method with as many operations as the others, and measures its samples.
+
+    A method that `workdir` holds with the same settings is not trained again.
+
+    Args:
+      workdir: directory of the tables, and of a sheet of samples for each method, in a folder named after the data.
+      options: what is compared.
+      held_against: what `reference` gives, where it is there already.
+
+    Raises:
+      ConfigError: pictures have no features to be judged by.
+    """
+    options = options or Options()
+    held_against = held_against or reference(options)
+    folder = Path(workdir).expanduser() / options.data
+    folder.mkdir(parents=True, exist_ok=True)
+    first = options.experiment("non_saturating")
+    budget = options.num_steps * operations(first, first_states(first, 1))
+    for method in options.methods:
+        experiment = options.experiment(method)
+        states = first_states(experiment, options.num_seeds)
+        num_steps = round(budget / operations(experiment, states))
+        experiment = options.experiment(method, num_steps)
+        path = folder / f"{method}.json"
+        settings = {"experiment": config.to_json(experiment), "num_steps": num_steps, "num_seeds": options.num_seeds}
+        settings |= {"num_samples": options.num_samples, "features": options.features}
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        known["figures"] = [{n: np.nan if v is None else v for n, v in row.items()} for row in known.get("figures", ())]
+        if known.get("settings") != json.loads(json.dumps(settings)):
+            states = train(experiment, states, num_steps)
+            figures = []
+            for samples in samples_of(experiment, states, options.num_samples):
+                if not figures:
+                    experiment.data.write_samples(samples[: 100 if samples.ndim == 4 else None], folder / method)
+                figures.append(held_against.measure(samples))
+            known = {"settings": settings, "figures": figures}
+            write_json(path, known)
+        yield Row(method, num_steps, tuple(known["figures"]))
 
 
 def examples_of_update(experiment: Experiment) -> int:

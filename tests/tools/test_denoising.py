@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
-from absl.testing import flagsaver
 from PIL import Image
 
 import genjax
@@ -21,21 +19,10 @@ from genjax.families.diffusion.image_to_image import ImageToImage
 from genjax.families.diffusion.networks import ResidualMLP
 from genjax.families.diffusion.noisy_classifier import NoisyClassifier
 from genjax.families.diffusion.samplers import Heun
-from genjax.tools import conditions
-from genjax.training import train
-from tests.entry_points import entry_point
+from genjax.tools import conditions, denoising
+from genjax.tools.denoising import Options
+from tests.tools.untrained import untrained
 
-SHORT = {
-    "data.batch_size": 16,
-    "training.num_steps": 2,
-    "training.steps_per_dispatch": 1,
-    "training.checkpoint_every": 2,
-    "training.sample_every": None,
-    "training.evaluate_every": None,
-    "training.best_metric": None,
-    "training.tensorboard": False,
-    "training.compilation_cache": "",
-}
 NETWORK = {
     "model.network": "residual_mlp",
     "model.network.hidden_dim": 4,
@@ -50,19 +37,14 @@ IMAGE_TO_IMAGE = ImageToImage(
 
 @pytest.fixture(scope="module")
 def tools(tmp_path_factory):
-    """The module of tools, with its flags parsed, and a function that calls one."""
-    denoising = entry_point("denoising")
-    config.import_experiments()
+    """A function that calls a tool on a tiny run, or on the untrained model that is given, and the folder of runs."""
     root = tmp_path_factory.mktemp("runs")
     for name, changes in (
         ("edm_digits", NETWORK),
         ("feature_net_digits", {"model.channels": (2,), "model.num_features": 4}),
         ("noisy_classifier_digits", NETWORK),
     ):
-        experiment = config.apply_overrides(config.find_experiment(name).build(), {**SHORT, **changes})
-        train(experiment, root / name, name=name, quiet=True)
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS([sys.argv[0]])
+        untrained(name, root / name, changes)
     run = genjax.restore(root / "edm_digits")
 
     def call(tool, model=None, **values):
@@ -71,8 +53,7 @@ def tools(tmp_path_factory):
             batch = {"x": jnp.zeros((1, *model.data_shape))}
             state = model.init(jax.random.key(0), batch)
             changed = dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, model=model), state=state)
-        with flagsaver.flagsaver(tool=tool, **values):
-            return denoising._TOOLS[tool](changed)
+        return denoising.TOOLS[tool](changed, Options(**values)).files
 
     return call, root
 
@@ -89,20 +70,22 @@ def test_the_way_to_samples_and_the_schedule_are_drawn(tools):
 
 def test_guidance_is_swept_and_judged(tools):
     call, root = tools
-    sheet, record, plot = call("guidance", num_samples=20, scales=["0", "2"], features=str(root / "feature_net_digits"))
+    sheet, record, plot = call("guidance", num_samples=20, scales=(0.0, 2.0), features=str(root / "feature_net_digits"))
     content = json.loads(record.read_text())
     assert [row["scale"] for row in content["scales"]] == [0.0, 2.0] and sheet.is_file() and plot.is_file()
     assert all(0 <= row[name] <= 1 for row in content["scales"] for name in ("recognised", "precision", "recall"))
     for model in (None, dataclasses.replace(IMAGE_TO_IMAGE, num_classes=10)):
-        (sheet,) = call("guidance", model, scales=["2"], classifier=str(root / "noisy_classifier_digits"))
+        (sheet,) = call("guidance", model, scales=(2.0,), classifier=str(root / "noisy_classifier_digits"))
         assert np.asarray(Image.open(sheet)).std() > 0
     with pytest.raises(config.ConfigError, match="needs the mean of the data"):
         model = ConsistencyModel(data_shape=(8, 8, 1), network=IMAGE_TO_IMAGE.network, num_steps=2)
         call("guidance", model, classifier=str(root / "noisy_classifier_digits"))
     with pytest.raises(config.ConfigError, match="is a run of FeatureNet"):
         call("guidance", classifier=str(root / "feature_net_digits"))
-    with pytest.raises(config.ConfigError, match="not a list of numbers"):
-        call("guidance", scales=["much"])
+    with pytest.raises(flags.Error, match="'much' is not numbers separated by commas"):
+        config.from_flags(["denoising", "--scales=much"], Options())
+    with pytest.raises(config.ConfigError, match="--scales=inf has a number that is not finite"):
+        Options(scales=(float("inf"),))
     with pytest.raises(config.ConfigError, match="gives no features"):
         call("guidance", num_samples=20, features=str(root / "edm_digits"))
 
@@ -114,10 +97,10 @@ def test_pictures_are_filled_in_and_changed(tools):
         assert np.asarray(Image.open(path)).std() > 0
     # The condition of an image-to-image model is made of the examples.
     for tool in ("inpaint", "edit"):
-        (path,) = call(tool, IMAGE_TO_IMAGE, num_samples=3, num_resamples=2, jump_length=2, strengths=["0.5"])
+        (path,) = call(tool, IMAGE_TO_IMAGE, num_samples=3, num_resamples=2, jump_length=2, strengths=(0.5,))
         assert np.asarray(Image.open(path)).std() > 0
     with pytest.raises(ValueError, match="strength=2.0"):
-        call("edit", strengths=["2"])
+        call("edit", strengths=(2.0,))
     with pytest.raises(config.ConfigError, match="more than the"):
         call("edit", num_samples=100000)
 

@@ -10,7 +10,9 @@ from genjax.config import ConfigError
 from genjax.data import Points
 from genjax.families.flow.real_nvp import RealNVP
 from genjax.tools import latents as latent_tables
+from genjax.tools.latents import Options
 from genjax.training import train
+from tests.experiments.commands import call
 
 CHANGES = {
     "model.latent_dim": 3,
@@ -53,6 +55,21 @@ def test_a_flow_learns_the_codes_of_an_autoencoder_and_what_it_draws_is_decoded(
     np.testing.assert_allclose(again, data.inverse_transform(drawn)[:5], rtol=1e-4, atol=1e-5)
     pictures = latent_tables.decode(run, again)
     assert pictures.shape == (5, 8, 8, 1) and np.isfinite(pictures).all()
+    for tool in ("interpolate", "traverse", "arithmetic", "decode"):
+        small = Options(num_rows=2, num_values=3, codes=str(table))
+        assert all(file.stat().st_size > 0 for file in latent_tables.TOOLS[tool](run, small).files)
+    shown = call("latents", str(tmp_path), "--tool=export", "--evaluation.split=validation")
+    assert shown.stdout.splitlines()[0] == str(tmp_path / "latents" / "codes_validation.npy"), shown.stderr
+    for tool, options, error in (
+        ("anomaly", Options(), "needs --held_out"),
+        ("anomaly", Options(held_out=3), "the run has seen the class 3; train one without it: --data.classes=0,1,2,4"),
+        ("augment", Options(), "needs a model conditional on classes"),
+        ("disentangle", Options(), "needs a set with known factors"),
+        ("traverse", Options(example=1000), "--example=1000 is not in the split"),
+        ("interpolate", Options(num_rows=1000), "--num_rows=1000 needs 2000 examples"),
+    ):
+        with pytest.raises(ConfigError, match=error):
+            latent_tables.TOOLS[tool](run, options)
     with pytest.raises(ConfigError, match="has 3 columns, but a code of this run has 4"):
         latent_tables.read_codes(table, (2, 2), 5)
     with pytest.raises(ConfigError, match="is not a file; give a CSV or NPY file"):
