@@ -1,32 +1,22 @@
 """The entry points that draw and compare, each once on a tiny run, and what they say of bad input."""
 
-import contextlib
-import importlib
-import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
 from PIL import Image
 
-from experiments import command_line
 from genjax import config
 from genjax.config import ConfigError
 from genjax.data import Images
 from genjax.tools.features import feature_extractor
 from genjax.tools.generators import check_can_draw
 from genjax.tools.objectives import PictureMeasures
-from genjax.training import Experiment, resolve
-from genjax.training.checkpoints import Checkpoints
-from genjax.training.engine import Engine
-from genjax.training.experiment import save_config
+from genjax.training import Experiment
+from tests.experiments.commands import call
+from tests.tools.untrained import untrained
 
-ROOT = Path(__file__).parents[2]
 SHORT = {
     "training.num_steps": 4,
     "training.steps_per_dispatch": 2,
@@ -35,6 +25,7 @@ SHORT = {
     "training.num_samples": 4,
     "training.tensorboard": "false",
     "training.compilation_cache": "",
+    "training.mesh": "data:1",
     "model.latent_dim": 4,
     "model.network.base_channels": 4,
     "data.batch_size": 8,
@@ -42,41 +33,11 @@ SHORT = {
 DCGAN = ["train", "--experiment=dcgan_digits", *(f"--{name}={value}" for name, value in SHORT.items())]
 
 
-def first_state(name: str, workdir: Path) -> None:
-    """Writes a shrunk experiment before its first step as a run."""
-    entry = config.find_experiment(name)
-    changes = {**entry.shrunk, "training.compilation_cache": "", "training.mesh": "data:1"}
-    engine = Engine(resolve(config.apply_overrides(entry.build(), changes)))
-    workdir.mkdir()
-    save_config(workdir, name, engine.experiment, engine.batch_spec)
-    checkpoints = Checkpoints(workdir)
-    checkpoints.save(0, engine.init())
-    checkpoints.close()
-
-
-def call_all(commands: list[list[str]]) -> list[tuple[int, str, str]]:
-    """Runs entry points one after the other in this process: exit status, output and errors of each."""
-    own, results = set(flags.FLAGS), []
-    for module, *arguments in commands:
-        # Each defines its flags when it is imported.
-        for name in set(flags.FLAGS) - own:
-            delattr(flags.FLAGS, name)
-        sys.modules.pop(f"experiments.{module}", None)
-        sys.argv, code = [module, *arguments], None
-        with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(io.StringIO()) as errors:
-            try:
-                command_line.run(importlib.import_module(f"experiments.{module}").main)
-            except SystemExit as ended:
-                code = ended.code
-        results.append((code, output.getvalue(), errors.getvalue()))
-    return results
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("tools")
     for name in ("stylegan2_emoji", "feature_net_digits"):
-        first_state(name, root / name)
+        untrained(name, root / name)
     picture = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
     Image.fromarray(picture).save(root / "picture.png")
     np.savez(root / "other.npz", weight=picture)
@@ -86,7 +47,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outcomes(folder):
-    """What every command ended with, by what it is called here; one process runs them all."""
+    """What every command ended with, by what it is called here."""
     dcgan, style, net = (f"--workdir={folder / name}" for name in ("dcgan", "stylegan2_emoji", "feature_net_digits"))
     features, picture = f"--features={folder / 'feature_net_digits'}", folder / "picture.png"
     pictures = ["pictures", style, "--num_rows=2", "--num_columns=2"]
@@ -111,25 +72,11 @@ def outcomes(folder):
         "damaged features": ["quality", dcgan, f"--features={folder / 'damaged.npz'}"],
         "few samples": ["quality", dcgan, "--num_samples=40", "--num_data=100", "--metrics=frechet"],
     }
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "HOME": str(folder), "JAX_PLATFORMS": "cpu"}
-    environment |= {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"}
-    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    program = "import json, sys, test_gan_tools as t; print(json.dumps(t.call_all(json.load(sys.stdin))))"
-    ended = subprocess.run(
-        [sys.executable, "-c", program],
-        input=json.dumps(list(commands.values())),
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return dict(zip(commands, json.loads(ended.stdout.splitlines()[-1]), strict=True))
+    return {name: call(*arguments) for name, arguments in commands.items()}
 
 
 def test_pictures_are_drawn_beside_every_sheet_of_samples(outcomes, folder):
-    assert outcomes["train"][0] == 0, outcomes["train"]
+    assert outcomes["train"].returncode == 0, outcomes["train"].stderr
     drawn = {path.name for path in (folder / "dcgan" / "samples").iterdir()}
     steps = [f"{name}_0000000{step}" for name in ("walk", "classes", "samples") for step in (2, 4)]
     assert {Path(name).stem for name in drawn} == {*steps, "curves"}
@@ -139,21 +86,22 @@ def test_pictures_are_drawn_beside_every_sheet_of_samples(outcomes, folder):
 
 @pytest.mark.parametrize("name", ["classes", "truncation", "mixing", "project"])
 def test_a_tool_draws_its_picture(outcomes, name):
-    code, output, errors = outcomes[name]
-    assert code == 0, errors
-    with Image.open(output.splitlines()[0]) as picture:
+    ended = outcomes[name]
+    assert ended.returncode == 0, ended.stderr
+    with Image.open(ended.stdout.splitlines()[0]) as picture:
         assert np.asarray(picture).std() > 0
 
 
 def test_a_picture_takes_the_style_of_another(outcomes, folder):
-    assert outcomes["style"][0] == 0, outcomes["style"]
+    assert outcomes["style"].returncode == 0, outcomes["style"].stderr
     with Image.open(folder / "styled.png") as picture:
         assert picture.size == (8, 8)
 
 
 def test_objectives_stand_beside_the_data(outcomes, folder):
-    code, output, errors = outcomes["objectives"]
-    assert code == 0, errors
+    ended = outcomes["objectives"]
+    output = ended.stdout
+    assert ended.returncode == 0, ended.stderr
     assert "figures of 200 samples beside those of 200 points of the test split" in output
     assert "test points            modes_covered 8" in output and "non_saturating              2 steps" in output
     record = json.loads((folder / "objectives" / "eight_gaussians" / "non_saturating.json").read_text())
@@ -185,17 +133,15 @@ def test_figures_of_pictures_print_their_counts_their_floor_and_what_they_mean()
     ],
 )
 def test_bad_input_is_one_sentence(outcomes, name, message):
-    code, _, errors = outcomes[name]
-    assert code == 1 and message in errors and len(errors.splitlines()) == 1, errors
+    ended = outcomes[name]
+    assert ended.returncode == 1 and message in ended.stderr and len(ended.stderr.splitlines()) == 1, ended.stderr
 
 
 def test_fewer_samples_than_features_are_a_note(outcomes):
-    code, output, errors = outcomes["few samples"]
-    assert code == 0, errors
-    assert (
-        "the 40 samples and the 40 training pictures and the 50 pictures in one of its halves are no more than"
-        in output
-    )
+    ended = outcomes["few samples"]
+    assert ended.returncode == 0, ended.stderr
+    counts = "the 40 samples and the 40 training pictures and the 50 pictures in one of its halves are no more than"
+    assert counts in ended.stdout
 
 
 def test_what_cannot_be_drawn_on_schedule_is_said_before_the_training():
