@@ -1,7 +1,9 @@
 """How a diffusion model denoises, guides and edits: pictures of trajectories, schedules, guidance, inpainting and SDEdit.
 
-run = genjax.restore("runs/edm_mnist")
-denoising.guidance(run, denoising.Options(scales=(0.0, 1.0, 4.0)))
+    run = genjax.restore("runs/edm_mnist")
+    denoising.guidance(run, denoising.Options(scales=(0.0, 1.0, 4.0)))
+
+Each tool writes its files into <workdir>/denoising.
 """
 
 from __future__ import annotations

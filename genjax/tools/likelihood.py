@@ -1,8 +1,10 @@
 """Likelihoods of raw examples, compared with a normal distribution and with likelihoods of
 altered pictures and other sets.
 
-run = genjax.restore("runs/maf_mnist")
-print(likelihood.compare(run, likelihood.Options(against=("black", "uniform"))))
+    run = genjax.restore("runs/maf_mnist")
+    print(likelihood.compare(run, likelihood.Options(against=("black", "uniform"))))
+
+`compare` also draws the density of two-dimensional data.
 """
 
 from __future__ import annotations

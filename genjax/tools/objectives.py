@@ -1,7 +1,9 @@
 """Objectives of GANs compared under equal compute: methods, seeds side by side, operations of a step, figures of samples.
 
-for row in objectives.compare("runs/objectives", objectives.Options(methods=("hinge", "least_squares"))):
-    print(row.name, row.figures)
+    for row in objectives.compare("runs/objectives", objectives.Options(methods=("hinge", "least_squares"))):
+        print(row.name, row.figures)
+
+`reference` gives the same figures of the data themselves.
 """
 
 from __future__ import annotations

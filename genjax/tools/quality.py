@@ -1,7 +1,9 @@
 """Quality of a run that generates pictures: samples, training pictures and a split, compared in a feature space.
 
-run = genjax.restore("runs/dcgan_mnist")
-figures = quality.measure(run, quality.Options(features="runs/feature_net_mnist", num_samples=1000))
+    run = genjax.restore("runs/dcgan_mnist")
+    figures = quality.measure(run, quality.Options(features="runs/feature_net_mnist", num_samples=1000))
+
+Options of `experiments.quality` are the fields of `Options`; its --help says what each metric is.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """One picture in the style of another, by the feature maps of a trained classifier or of the Inception network.
 
-picture, terms = style.transfer(
-    style.Options(features="inception.pth", content="house.png", style="waves.png")
-)
+    picture, terms = style.transfer(
+        style.Options(features="inception.pth", content="house.png", style="waves.png")
+    )
+
+Pictures are arrays [H, W, C] in [0, 1]; `write_picture` writes one to a file.
 """
 
 from __future__ import annotations
