@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.batch import Array, Batch, Metrics, PyTree
+from genjax.values import Support
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -156,9 +157,11 @@ class ChecksStart(Protocol):
 
 
 @runtime_checkable
-class ChecksData(Protocol):
-    def check_data(self, spec: Mapping[str, Any]) -> None:
-        """Called with the data set's `spec()`; raises UserError if the model cannot learn from such data."""
+class HasSupport(Protocol):
+    """A model that cannot score, or cannot learn from, every value of x."""
+
+    def support(self) -> Support | None:
+        """The values of x that it can score and learn from; None for all."""
 
 
 @runtime_checkable

@@ -102,7 +102,10 @@ class Data(abc.ABC):
 
     @abc.abstractmethod
     def spec(self) -> dict[str, Any]:
-        """Values for the fields of a model that are None: data_shape, num_classes, vocab_size or others, by domain."""
+        """Values for the fields of a model that are None: data_shape, num_classes, vocab_size or others, by domain.
+
+        Data whose x has known values give their `range` and `num_levels` too; see genjax/values.py.
+        """
 
     @abc.abstractmethod
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:

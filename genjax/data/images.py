@@ -165,14 +165,13 @@ class Images(Data):
         return np.pad(x, [(0, 0), *((m // 2, m - m // 2) for m in margins), (0, 0)])
 
     def spec(self) -> dict[str, Any]:
-        """data_shape (H, W, C) or (D,), num_levels of what models see, whether these are dequantized, and num_classes."""
+        """data_shape (H, W, C) or (D,), range and num_levels of what models see, and num_classes."""
         examples = self.load("train")
         example = examples.gather(np.zeros(1, np.int64))
         shape = example["x"].shape[1:]
         spec: dict[str, Any] = {
             "data_shape": (int(np.prod(shape)),) if self.flatten else tuple(shape),
-            "num_levels": 2 if self.preprocessing.startswith("binarize") else self.levels,
-            "dequantized": self.preprocessing in transforms.DEQUANTIZED,
+            **transforms.values_of(self.preprocessing, self.levels, self.logit_alpha),
         }
         if "label" in example:
             spec["num_classes"] = len(self.label_names())

@@ -94,8 +94,8 @@ class PianoRolls(Data):
         return ArrayExamples({"x": x, "num_frames": np.array([len(p) for p in parts], np.int32)})
 
     def spec(self) -> dict[str, Any]:
-        """data_shape (T, 88)."""
-        return {"data_shape": (self._num_frames, NUM_NOTES)}
+        """data_shape (T, 88), range and num_levels."""
+        return {"data_shape": (self._num_frames, NUM_NOTES), "range": (0.0, 1.0), "num_levels": 2}
 
     def augment(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         if not self.transpose:

@@ -20,7 +20,7 @@ and the log-determinant is given per example as `log_abs_det` [B], in nats.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +39,29 @@ Preprocessing = Literal[
 ]
 
 
-#: Values of `Preprocessing` that fill the gaps between levels, so that the result has a density.
-DEQUANTIZED = ("dequantize", "dequantize_signed", "logit")
+def values_of(name: Preprocessing, num_levels: int, alpha: float) -> dict[str, Any]:
+    """What `spec()` says of the values that a transform gives: `range`, and `num_levels`, None of what fills the range.
+
+    Args:
+      name: which transform.
+      num_levels: L.
+      alpha: margin of the logit transform.
+    """
+    if name.startswith("binarize"):
+        return {"range": (0.0, 1.0), "num_levels": 2}
+    match name:
+        case "unit":
+            return {"range": (0.0, 1.0), "num_levels": num_levels}
+        case "signed":
+            return {"range": (-1.0, 1.0), "num_levels": num_levels}
+        case "levels":
+            return {"range": (0.0, num_levels - 1.0), "num_levels": num_levels}
+        case "dequantize":
+            return {"range": (0.0, 1.0), "num_levels": None}
+        case "dequantize_signed":
+            return {"range": (-1.0, 1.0), "num_levels": None}
+    end = float(np.log1p(-alpha) - np.log(alpha))
+    return {"range": (-end, end), "num_levels": None}
 
 
 def bernoulli_per_example(keys: jax.Array, probability: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ from genjax.data.base import ArrayExamples, Data, DataError
 from genjax.data.images import tile
 
 _LEVELS = 17
+_LOGIT_ALPHA = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,12 +64,11 @@ class Videos(Data):
         return ArrayExamples({"x": videos[..., None], "label": digits["label"][chosen[:, 0]]})
 
     def spec(self) -> dict[str, Any]:
-        """data_shape (T, H, W, 1), num_levels, whether these are dequantized, and num_classes."""
+        """data_shape (T, H, W, 1), range and num_levels of what models see, and num_classes."""
         shape = (self.num_frames, self.frame_size, self.frame_size, 1)
         return {
             "data_shape": shape,
-            "num_levels": _LEVELS,
-            "dequantized": self.preprocessing in transforms.DEQUANTIZED,
+            **transforms.values_of(self.preprocessing, _LEVELS, _LOGIT_ALPHA),
             "num_classes": len(self.label_names()),
         }
 
@@ -76,13 +76,15 @@ class Videos(Data):
         return tuple(map(str, range(10)))
 
     def transform(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-        x, log_abs_det = transforms.apply(self.preprocessing, batch["x"], example_keys(key, batch), _LEVELS, 1e-6)
+        x, log_abs_det = transforms.apply(
+            self.preprocessing, batch["x"], example_keys(key, batch), _LEVELS, _LOGIT_ALPHA
+        )
         return {**batch, "x": x} if log_abs_det is None else {**batch, "x": x, "log_abs_det": log_abs_det}
 
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
         """Writes one GIF that shows all videos side by side."""
         path = Path(stem).with_suffix(".gif")
-        videos = transforms.to_unit(self.preprocessing, np.asarray(samples), _LEVELS, 1e-6)
+        videos = transforms.to_unit(self.preprocessing, np.asarray(samples), _LEVELS, _LOGIT_ALPHA)
         write_gif(videos, path, self.frames_per_second)
         return [path]
 

@@ -20,11 +20,12 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from genjax.batch import Array
-from genjax.errors import UserError
+from genjax.values import Lattice, Support
 
+#: What gives an output distribution other values to score.
+OUTPUT_REMEDY = "data.preprocessing, or model.output with its low, high and num_levels"
 LOG_2PI = math.log(2.0 * math.pi)
 
 
@@ -75,14 +76,9 @@ class OutputDistribution(abc.ABC):
         """Number of learned parameters that all values share; they follow the network's outputs in `parameters`."""
         return 0
 
-    @property
-    def continuous(self) -> bool:
-        """Whether `log_prob` is a density, so that a bijection of the data changes it by its log-determinant."""
-        return False
-
-    def supports(self, x: Array) -> Array:
-        """Whether `log_prob` means something at each value; x of numpy or of JAX, [...]."""
-        return jnp.ones(x.shape, bool)
+    @abc.abstractmethod
+    def support(self) -> Support:
+        """The values that `log_prob` means something at."""
 
     @abc.abstractmethod
     def log_prob(self, parameters: Array, x: Array) -> Array:
@@ -104,9 +100,9 @@ class Bernoulli(OutputDistribution):
     Values between count as expectations of them: `log_prob` is then the negative cross-entropy, which is no log-density.
     """
 
-    def supports(self, x: Array) -> Array:
+    def support(self) -> Support:
         # Beyond, the cross-entropy has no lower bound.
-        return (x >= 0.0) & (x <= 1.0)
+        return Support(name="Bernoulli", remedy=OUTPUT_REMEDY, low=0.0, high=1.0, density=False)
 
     def log_prob(self, parameters: Array, x: Array) -> Array:
         logits = parameters[..., 0].astype(jnp.float32)
@@ -162,9 +158,8 @@ class Gaussian(_LocationScale):
       min_scale: learned scales are larger than this.
     """
 
-    @property
-    def continuous(self) -> bool:
-        return True
+    def support(self) -> Support:
+        return Support(name="Gaussian", remedy=OUTPUT_REMEDY)
 
     def log_prob(self, parameters: Array, x: Array) -> Array:
         return gaussian_log_prob(x, *self.location_and_log_scale(parameters))
@@ -198,83 +193,6 @@ def discretized_logistic_log_prob(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lattice:
-    """Evenly spaced values.
-
-    Attributes:
-      low: smallest value.
-      high: largest value.
-      num_levels: number of values; None takes the data set's.
-    """
-
-    low: float = 0.0
-    high: float = 1.0
-    num_levels: int | None = None
-
-    @property
-    def levels(self) -> int:
-        """`num_levels`, which must be known.
-
-        Raises:
-          UserError: neither configuration nor data give it.
-        """
-        if self.num_levels is None:
-            raise UserError(f"{type(self).__name__}.num_levels is None; give the number of levels, e.g. 256")
-        return self.num_levels
-
-    def unit(self, x: Array) -> Array:
-        """Values moved to [0, 1], shape of x."""
-        return (x - self.low) / (self.high - self.low)
-
-    def level(self, x: Array) -> Array:
-        """Index of a value on the lattice, int32."""
-        return jnp.round((x - self.low) * ((self.levels - 1) / (self.high - self.low))).astype(jnp.int32)
-
-    def value(self, level: Array) -> Array:
-        """Value of the lattice with an index."""
-        return self.low + level * ((self.high - self.low) / (self.levels - 1))
-
-    def contains(self, x: Array) -> Array:
-        """Whether each value is of the lattice, up to a hundredth of its spacing; x of numpy or of JAX, [...]."""
-        place = self.unit(x) * (self.levels - 1)
-        nearest = place.round()
-        return (abs(place - nearest) < 0.01) & (nearest >= 0) & (nearest < self.levels)
-
-    def supports(self, x: Array) -> Array:
-        """Whether each value has a probability."""
-        return self.contains(x)
-
-    def check(self, x: Array, name: str, remedy: str) -> None:
-        """Refuses examples x [B, ...] with other values; traced ones pass.
-
-        Args:
-          x: the examples.
-          name: what declares the lattice, for the message.
-          remedy: what would be right, for the message.
-
-        Raises:
-          UserError: naming the range or the value found.
-        """
-        if isinstance(x, (jax.core.Tracer, jax.ShapeDtypeStruct)):
-            return
-        # By numpy, as inside of `jit` even an operation on constants gives a tracer.
-        x = np.asarray(x)
-        wrong = x[~self.contains(x)]
-        if not wrong.size:
-            return
-        smallest, largest = float(x.min()), float(x.max())
-        if smallest < self.low - 1e-6 or largest > self.high + 1e-6:
-            raise UserError(
-                f"examples have values from {smallest:g} to {largest:g}, but {name} declares {self.low:g} to {self.high:g}; "
-                f"change {remedy}"
-            )
-        raise UserError(
-            f"examples have values such as {float(wrong[0]):g}, which is none of the {self.levels} levels that {name} has "
-            f"from {self.low:g} to {self.high:g}; change {remedy}"
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscretizedLogistic(Lattice, _LocationScale):
     """Logistic distribution of each value, integrated over the bins of a lattice.
 
@@ -289,6 +207,9 @@ class DiscretizedLogistic(Lattice, _LocationScale):
 
     scale: float = 0.1
     learned_scale: Literal["fixed", "shared", "per_value"] = "per_value"
+
+    def support(self) -> Support:
+        return self.as_support("DiscretizedLogistic", OUTPUT_REMEDY)
 
     def log_prob(self, parameters: Array, x: Array) -> Array:
         location, log_scale = self.location_and_log_scale(parameters)
@@ -319,6 +240,9 @@ class Categorical(Lattice, OutputDistribution):
     def num_parameters(self) -> int:
         return self.levels
 
+    def support(self) -> Support:
+        return self.as_support("Categorical", OUTPUT_REMEDY)
+
     def log_prob(self, parameters: Array, x: Array) -> Array:
         log_probabilities = jax.nn.log_softmax(parameters.astype(jnp.float32))
         level = jnp.broadcast_to(self.level(x), parameters.shape[:-1])
@@ -329,40 +253,3 @@ class Categorical(Lattice, OutputDistribution):
 
     def sample(self, parameters: Array, key: Array) -> Array:
         return self.value(jax.random.categorical(key, parameters.astype(jnp.float32)).astype(jnp.float32))
-
-
-def only_of_support(output: OutputDistribution, log_likelihood: Array, x: Array) -> Array:
-    """Log-likelihoods [..., B] of examples x [B, ...], NaN for those with values that have none under `output`."""
-    # NaN stops the run, as an error cannot be raised under jit.
-    valid = output.supports(x).reshape(x.shape[0], -1).all(-1)
-    return jnp.where(valid.reshape((1,) * (log_likelihood.ndim - 1) + valid.shape), log_likelihood, jnp.nan)
-
-
-def check_support(output: OutputDistribution, x: Array) -> None:
-    """Refuses examples x [B, ...] with values that have no likelihood under `output`, outside of `jit`.
-
-    Raises:
-      UserError: naming the range or the value found.
-    """
-    if isinstance(output, Lattice):
-        output.check(x, type(output).__name__, "model.output, its low, high or num_levels, or data.preprocessing")
-        return
-    x = np.asarray(x)
-    if not output.supports(x).all():
-        raise UserError(
-            f"examples have values from {x.min():g} to {x.max():g}, but {type(output).__name__} gives a likelihood to those "
-            "from 0 to 1 alone; change data.preprocessing or model.output"
-        )
-
-
-def check_density(output: OutputDistribution, dequantized: bool) -> None:
-    """Refuses to take the probability of levels, or a cross-entropy, for a density of dequantised data.
-
-    Raises:
-      UserError: `output` has no density, and the data are dequantised.
-    """
-    if dequantized and not output.continuous:
-        raise UserError(
-            f"data.preprocessing dequantises the data, whose density {type(output).__name__} does not have; choose "
-            "model.output=gaussian, or data.preprocessing=unit for levels"
-        )

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from genjax.batch import Array
-from genjax.nn.distributions import Lattice, discretized_logistic_log_prob
+from genjax.nn.distributions import discretized_logistic_log_prob
+from genjax.values import Lattice
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

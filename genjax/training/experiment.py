@@ -10,7 +10,7 @@ from typing import Any, Literal
 from genjax import config
 from genjax.config import ConfigError
 from genjax.data import Data
-from genjax.model import ChecksData, GenerativeModel, HasPretrained, HasVocabulary
+from genjax.model import GenerativeModel, HasPretrained, HasSupport, HasVocabulary
 
 CONFIG_FILE = "config.json"
 
@@ -153,9 +153,11 @@ def resolve(experiment: Experiment) -> Experiment:
     if training.init_from is not None and _takes_embeddings(training.init_prefix):
         data = data.starting_from(training.init_from)
     spec = data.spec()
-    model = config.fill_none(model, {**spec, "num_steps": training.num_steps})
-    if isinstance(model, ChecksData):
-        model.check_data(spec)
+    low, high = spec.get("range") or (None, None)
+    model = config.fill_none(model, {**spec, "low": low, "high": high, "num_steps": training.num_steps})
+    support = model.support() if isinstance(model, HasSupport) else None
+    if support is not None:
+        support.check_spec(spec)
     known = model.vocab_size if isinstance(model, HasVocabulary) else None
     used = spec.get("vocab_size")
     if known is not None and used is not None and used > known:

@@ -45,7 +45,7 @@ def test_a_folder_gives_pictures_and_classes(divided, tmp_path):
             (root / split / name / "._0.png").write_bytes(b"no picture")
     data = folder(root, batch_size=4)
     arrays = data.load("train").arrays()
-    assert data.spec() == {"data_shape": (6, 5, 1), "num_levels": 256, "dequantized": False, "num_classes": 2}
+    assert data.spec() == {"data_shape": (6, 5, 1), "range": (0.0, 1.0), "num_levels": 256, "num_classes": 2}
     assert data.label_names() == ("cat", "dog")
     assert [len(data.load(split)) for split in SPLITS] == ([40] * 3 if divided else [31, 3, 6])
     np.testing.assert_array_equal(arrays["x"][:, 0, 0, 0] // 100, arrays["label"])

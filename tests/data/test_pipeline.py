@@ -82,7 +82,7 @@ def test_padding_and_quantising_change_the_levels_as_they_say():
     plain = Images(name="digits").load("train").arrays()["x"]
     assert x.shape[1:] == (12, 11, 1) and x.max() == 3
     np.testing.assert_array_equal(x[:, 2:10, 1:9], plain.astype(int) * 4 // 17)
-    assert data.spec() == {"data_shape": (12, 11, 1), "num_levels": 4, "dequantized": False, "num_classes": 10}
+    assert data.spec() == {"data_shape": (12, 11, 1), "range": (0.0, 1.0), "num_levels": 4, "num_classes": 10}
 
 
 @pytest.mark.parametrize("preprocessing", ["binarize_static", "binarize_dynamic", "binarize_threshold"])

@@ -28,7 +28,7 @@ def test_moving_digits_have_their_class_and_become_a_gif(tmp_path):
     data = Videos(num_train=20, num_frames=5, frame_size=12)
     train, test = data.load("train").arrays(), data.load("test").arrays()
     assert train["x"].shape == (20, 5, 12, 12, 1) and len(test["label"]) == 2
-    assert data.spec() == {"data_shape": (5, 12, 12, 1), "num_levels": 17, "dequantized": False, "num_classes": 10}
+    assert data.spec() == {"data_shape": (5, 12, 12, 1), "range": (-1.0, 1.0), "num_levels": 17, "num_classes": 10}
     digits = sources.digits("train").arrays()
     # The digit is in every frame as it is in the set.
     sums = {int(s) for s in digits["x"][digits["label"] == train["label"][0]].sum((1, 2, 3))}
@@ -85,7 +85,7 @@ def test_sounds_are_written_and_read_again(tmp_path):
     for i in range(12):
         audio.write_wav(x[i, :, 0], folder / f"{i:02}.wav", 16000)
     own = Waveforms(name="folder", dir=str(folder), num_samples=600)
-    assert own.sample_rate == 16000 and len(own.load("train")) == 9 and own.spec() == {"data_shape": (600, 1)}
+    assert own.sample_rate == 16000 and len(own.load("train")) == 9 and own.spec()["data_shape"] == (600, 1)
     assert not own.load("test").arrays()["x"][:, 512:].any()
     # Before it is trained on, not when its samples are written.
     audio.write_wav(x[0, :, 0], folder / "slow.wav", 8000)

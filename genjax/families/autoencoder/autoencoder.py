@@ -22,10 +22,11 @@ from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, batch_size
 from genjax.errors import UserError
 from genjax.gradients import gradient_step, unless_skipped
 from genjax.model import TrainState
-from genjax.nn.distributions import Bernoulli, OutputDistribution, check_density, check_support, only_of_support
+from genjax.nn.distributions import Bernoulli, OutputDistribution
 from genjax.nn.encoder_decoder import MLPNetwork, Network, OutputDecoder
 from genjax.nn.mlp import Activation, activation_function
 from genjax.optimizers import Adam, Optimizer
+from genjax.values import Support, only_of_support
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,10 @@ class Autoencoder:
     compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = Adam()
 
+    def support(self) -> Support:
+        """The values that the output distribution scores."""
+        return self.output.support()
+
     def encoder(self) -> Any:
         """The Linen module (x, None) -> [B, latent_dim], before the activation of the code."""
         return self.network.encoder(self.latent_dim, jnp.dtype(self.compute_dtype))
@@ -66,9 +71,8 @@ class Autoencoder:
         """Returns the state before the first step.
 
         Raises:
-          UserError: the examples have another shape than `data_shape`, or are dequantised and `output` has no density.
+          UserError: the examples have another shape than `data_shape`.
         """
-        check_density(self.output, "log_abs_det" in batch)
         if self.data_shape is not None and batch["x"].shape[1:] != tuple(self.data_shape):
             raise UserError(
                 f"examples have the shape {batch['x'].shape[1:]}, but model.data_shape is {self.data_shape}"
@@ -93,7 +97,7 @@ class Autoencoder:
     def reconstruction_error(self, params: PyTree, codes: Array, x: Array) -> Array:
         """-log p(x | h) in nats, shape [B]; NaN for values of x that have no likelihood."""
         log_prob = self.output.log_prob(self.output_parameters(params, codes), x)
-        return -only_of_support(self.output, log_prob.reshape(x.shape[0], -1).sum(-1), x)
+        return -only_of_support(self.support(), log_prob.reshape(x.shape[0], -1).sum(-1), x)
 
     # What subclasses vary.
 
@@ -149,7 +153,6 @@ class Autoencoder:
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example, shape [B]: `reconstruction` = -log p(x | h) in nats, and `squared_error`, summed, of the mean."""
-        check_density(self.output, "log_abs_det" in batch)
         x, params = batch["x"], state.eval_params
         codes = self.code(params, x)
         squared = jnp.square(x - self.output.mean(self.output_parameters(params, codes)))
@@ -164,7 +167,7 @@ class Autoencoder:
         Raises:
           UserError: naming them.
         """
-        check_support(self.output, batch["x"])
+        self.support().check(batch["x"])
 
     def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:
         """Decodes draws of a Gaussian fitted to the codes, shape [num_samples, *data_shape]."""

@@ -27,8 +27,9 @@ from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, check_labe
 from genjax.errors import UserError
 from genjax.gradients import gradient_step
 from genjax.model import TrainState
-from genjax.nn.distributions import Bernoulli, Categorical, Lattice
+from genjax.nn.distributions import Bernoulli, Categorical
 from genjax.optimizers import Adam, Optimizer
+from genjax.values import Lattice, Support, only_of_support
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,20 +126,10 @@ class AutoregressiveModel(abc.ABC):
             raise UserError("this model takes no label; train it with model.class_conditional=true")
         check_label_range(label, self.num_classes)
 
-    def check_values(self, x: Array) -> None:
-        """Refuses values to which the output gives no probability; traced values pass.
-
-        Raises:
-          UserError: naming the range or the value found.
-        """
+    def support(self) -> Support:
+        """The values that the output gives a probability."""
         remedy = "data.preprocessing (binarize_dynamic for a Bernoulli), model.output or its num_levels"
-        lattice_of(self.output).check(x, type(self.output).__name__, remedy)
-
-    def only_of_values(self, log_likelihood: Array, x: Array) -> Array:
-        """Log-likelihoods [B], NaN for examples x [B, *data_shape] with values that the output gives no probability."""
-        # NaN stops the run, as an error cannot be raised under jit.
-        valid = lattice_of(self.output).contains(x).reshape(x.shape[0], -1).all(-1)
-        return jnp.where(valid, log_likelihood, jnp.nan)
+        return lattice_of(self.output).as_support(type(self.output).__name__, remedy)
 
     def one_hot(self, label: Array | None) -> Array | None:
         """Classes [B] as float32 [B, num_classes]."""
@@ -150,19 +141,18 @@ class AutoregressiveModel(abc.ABC):
         """Returns the state before the first step.
 
         Raises:
-          UserError: the examples have another shape than `data_shape`, or values that the output gives no probability.
+          UserError: the examples have another shape than `data_shape`.
         """
         x = batch["x"]
         if x.shape[1:] != self.shape():
             raise UserError(f"examples have the shape {x.shape[1:]}, but model.data_shape is {self.shape()}")
-        self.check_values(x)
         return TrainState.create(self.init_params(key, x, self.labels(batch)), self.optimizer)
 
     def loss(self, params: PyTree, batch: Batch, key: Array, step: Array) -> tuple[Array, Metrics]:
         """Mean negative log-likelihood in nats an example, and it in bits a dimension."""
         x, keys = batch["x"], example_keys(key, batch)
         log_likelihood = self.training_log_likelihood(params, x, self.labels(batch), keys, step)
-        loss = -self.only_of_values(log_likelihood, x).mean()
+        loss = -only_of_support(self.support(), log_likelihood, x).mean()
         return loss, {"nll": loss, "bits_per_dim": loss / (math.log(2.0) * math.prod(self.shape()))}
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
@@ -175,7 +165,8 @@ class AutoregressiveModel(abc.ABC):
 
         NaN for examples with values to which the output gives no probability: out of its range, or between its levels.
         """
-        return self.only_of_values(self.log_likelihood(state.eval_params, batch["x"], self.labels(batch)), batch["x"])
+        log_likelihood = self.log_likelihood(state.eval_params, batch["x"], self.labels(batch))
+        return only_of_support(self.support(), log_likelihood, batch["x"])
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Exact `nll` in nats and `bits_per_dim` of each example, shape [B]."""
@@ -188,7 +179,7 @@ class AutoregressiveModel(abc.ABC):
         Raises:
           UserError: naming them.
         """
-        self.check_values(batch["x"])
+        self.support().check(batch["x"])
 
     def sample(
         self,

@@ -17,6 +17,7 @@ from genjax.families.autoregressive.gated_pixel_cnn import GatedPixelCNN
 from genjax.families.vae.coded import CodePrior
 from genjax.model import TrainState
 from genjax.nn.distributions import Categorical
+from genjax.values import Support
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,10 @@ class VQPrior(CodePrior):
     """
 
     prior: GatedPixelCNN = GatedPixelCNN(hidden_dim=64, num_layers=8, output_dim=128)
+
+    def support(self) -> Support:
+        """The values that the VQ-VAE scores."""
+        return self.vq_vae.support()
 
     @property
     def class_conditional(self) -> bool:

@@ -27,7 +27,7 @@ from genjax.batch import Array, Batch, Metrics, PyTree, batch_size, cross_device
 from genjax.errors import UserError
 from genjax.families.diffusion import targets
 from genjax.families.diffusion.diffusion import Diffusion
-from genjax.families.diffusion.levels import check_levels, only_of_levels
+from genjax.families.diffusion.levels import levels_support
 from genjax.families.diffusion.networks import Condition
 from genjax.families.diffusion.processes import Discrete, GaussianProcess, expand, posterior
 from genjax.families.diffusion.samplers import Ancestral, Estimate, Sampler
@@ -35,6 +35,7 @@ from genjax.families.diffusion.step_sampling import StepHistory
 from genjax.families.diffusion.times import UniformTime
 from genjax.gradients import gradient_step
 from genjax.model import TrainState
+from genjax.values import Support, only_of_support
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,18 @@ class DDPM(Diffusion):
     def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
         super().diagnose(state, batch, key)
         if self.objective == "bound" or self.variance == "learned":
-            check_levels(batch["x"], self.levels_of(batch))
+            self.check_levels(batch)
+
+    def support(self) -> Support | None:
+        """What the bound scores, where it is trained or evaluated; what has a density, where likelihood_steps asks for it."""
+        if self.likelihood_steps:
+            return super().support()
+        support = levels_support(self.num_levels)
+        if support is None or self.objective == "bound" or self.variance == "learned":
+            return support
+        if not self.bound_terms:
+            return None
+        return dataclasses.replace(support, remedy=f"{support.remedy}, or model.bound_terms to 0")
 
     def draw(self, batch: Batch, key: Array, process: GaussianProcess) -> tuple[Array, Array, Array]:
         t, epsilon, keys = super().draw(batch, key, process)
@@ -178,7 +190,7 @@ class DDPM(Diffusion):
         first = -self._reconstruction_log_prob(estimate, x, self.levels_of(batch))
         term = jnp.where(t * self.process.num_timesteps < 1.5, first, divergence)
         # Checked at every step, as the first step is seldom drawn.
-        term = only_of_levels(term, x, self.levels_of(batch))
+        term = only_of_support(levels_support(self.levels_of(batch)), term, x)
         inverse = 1.0 / batch["step_probability"] if "step_probability" in batch else self.process.num_timesteps
         return inverse * term / math.prod(x.shape[1:])
 
@@ -251,7 +263,7 @@ class DDPM(Diffusion):
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(example_keys(key, batch), 0)
         estimate = self.clipped(self.estimate(params, noised(keys, t), t, condition))
         log_prob = self._reconstruction_log_prob(estimate, x, self.levels_of(batch))
-        reconstruction = -only_of_levels(log_prob, x, self.levels_of(batch))
+        reconstruction = -only_of_support(levels_support(self.levels_of(batch)), log_prob, x)
         prior = prior.reshape(x.shape[0], -1).sum(-1)
         total = prior + diffusion + reconstruction
         return {"prior": prior, "diffusion": diffusion, "reconstruction": reconstruction, "total": total}

@@ -25,6 +25,7 @@ from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, check_labe
 from genjax.errors import UserError
 from genjax.families.diffusion import ode, targets
 from genjax.families.diffusion.guidance import Guidance
+from genjax.families.diffusion.levels import levels_support
 from genjax.families.diffusion.networks import Condition, DenoisingNetwork
 from genjax.families.diffusion.processes import Discrete, GaussianProcess, Process, expand
 from genjax.families.diffusion.samplers import DDIM, Denoiser, Estimate, Sampler
@@ -34,6 +35,7 @@ from genjax.families.diffusion.unet import UNet
 from genjax.gradients import gradient_step
 from genjax.model import TrainState
 from genjax.optimizers import Adam, Optimizer
+from genjax.values import Support
 
 CONDITIONS = ("label", "vector", "context", "image")
 
@@ -156,6 +158,13 @@ class Diffusion:
             raise UserError(f"condition_on={','.join(missing)}, but the batch has only {', '.join(sorted(batch))}")
         names = [*self.condition_on, *(["context_mask"] if "context_mask" in batch else [])]
         return {name: batch[name] for name in names if name in self.condition_on or "context" in self.condition_on}
+
+    def support(self) -> Support | None:
+        """What has a density, where likelihood_steps asks for it."""
+        if not self.likelihood_steps:
+            return None
+        remedy = "data.preprocessing to dequantize_signed, or model.likelihood_steps to 0"
+        return Support(name="the ODE's likelihood", remedy=remedy, levels=False)
 
     def levels_of(self, batch: Batch) -> int | None:
         """Number of levels of x, or None if x is continuous (the data have no levels, or are dequantised)."""
@@ -286,15 +295,22 @@ class Diffusion:
         if "label" in self.condition_on:
             check_label_range(batch["label"], self.num_classes)
 
+    def check_levels(self, batch: Batch) -> None:
+        """Refuses values of x that the bound does not score, outside of `jit`.
+
+        Raises:
+          UserError: naming them.
+        """
+        support = levels_support(self.levels_of(batch))
+        if support is not None:
+            support.check(batch["x"])
+
     def init(self, key: Array, batch: Batch) -> TrainState:
         """Returns the state before the first step.
 
         Raises:
-          UserError: the examples have another shape than `data_shape`, or lack a condition, or the density that
-            likelihood_steps asks for.
+          UserError: the examples have another shape than `data_shape`, or lack a condition.
         """
-        if self.likelihood_steps:
-            self._check_density(batch)
         # Empty vectors, contexts and images for sampling; only the batch tells their shapes.
         names = [name for name in self.condition_on if name != "label" and name in batch]
         empty = {name: jnp.zeros(batch[name].shape[1:]) for name in names}

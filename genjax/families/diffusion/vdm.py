@@ -25,12 +25,13 @@ from flax import linen as nn
 from genjax.batch import Array, Batch, Metrics, PyTree, example_keys
 from genjax.errors import UserError
 from genjax.families.diffusion.diffusion import Diffusion
-from genjax.families.diffusion.levels import check_levels, only_of_levels
+from genjax.families.diffusion.levels import levels_support
 from genjax.families.diffusion.networks import Condition
 from genjax.families.diffusion.processes import Discrete, GaussianProcess, expand
 from genjax.families.diffusion.samplers import Ancestral, Sampler
 from genjax.families.diffusion.times import UniformTime, spread_uniforms
 from genjax.model import TrainState
+from genjax.values import Support, only_of_support
 
 
 class LearnedProcess(GaussianProcess):
@@ -227,7 +228,7 @@ class VDM(Diffusion):
             logits = -0.5 * jnp.square((seen[..., None] - levels) * jnp.exp(-log_scale))
             own = -0.5 * jnp.square(noise)
             log_prob = own - jax.nn.logsumexp(logits, axis=-1)
-        reconstruction = -only_of_levels(log_prob.sum(axes), x, self.levels_of(batch))
+        reconstruction = -only_of_support(levels_support(self.levels_of(batch)), log_prob.sum(axes), x)
         total = prior + diffusion + reconstruction
         return {"prior": prior, "diffusion": diffusion, "reconstruction": reconstruction, "total": total}
 
@@ -243,9 +244,13 @@ class VDM(Diffusion):
         bits = total / (math.prod(batch["x"].shape[1:]) * math.log(2.0))
         return bits, {"nll_bound": total, **terms}
 
+    def support(self) -> Support | None:
+        """What the bound scores."""
+        return levels_support(self.num_levels)
+
     def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
         super().diagnose(state, batch, key)
-        check_levels(batch["x"], self.levels_of(batch))
+        self.check_levels(batch)
 
     def log_prob_bound(self, state: TrainState, batch: Batch, key: Array) -> Array:
         """An estimate of the lower bound on log p(x) in nats, from num_bound_samples samples, shape [B]."""

@@ -20,8 +20,8 @@ from genjax.batch import Array, Batch, Metrics, PyTree, cross_device_gather
 from genjax.errors import UserError
 from genjax.gradients import gradient_step, unless_skipped
 from genjax.model import TrainState
-from genjax.nn.distributions import Lattice
 from genjax.optimizers import SGD, Optimizer
+from genjax.values import Lattice, only_of_support
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,11 +153,11 @@ class RestrictedBoltzmannMachine:
         `nll_ais` is NaN for examples that are not binary, which have no probability.
         """
         params, x = state.eval_params, self._flat(batch)
-        binary = Lattice(num_levels=2).contains(x).all(-1)
+        binary = Lattice(num_levels=2).as_support("the machine", "data.preprocessing")
         log_partition, error = self.estimate_log_partition(params, state.extra["base_bias"], key)
         free_energy = self.free_energy(params, x)
         return {
-            "nll_ais": jnp.where(binary, free_energy + log_partition, jnp.nan),
+            "nll_ais": only_of_support(binary, free_energy + log_partition, x),
             "free_energy": free_energy,
             "log_partition": jnp.full_like(free_energy, log_partition),
             "log_partition_error": jnp.full_like(free_energy, error),

@@ -34,6 +34,7 @@ from genjax.model import TrainState
 from genjax.nn.convolution import Convolution, Downsample
 from genjax.nn.tokens import logits_product
 from genjax.optimizers import Adam, Optimizer
+from genjax.values import Support
 
 
 class EnergyNetwork(nn.Module):
@@ -153,18 +154,18 @@ class EnergyBasedModel:
         buffer = unless_skipped(metrics, buffer.at[places].set(cross_device_gather(samples)), buffer)
         return state.replace(extra={**state.extra, "buffer": buffer}), metrics
 
+    def support(self) -> Support:
+        """The values that chains reach."""
+        remedy = "model.low and model.high, or data.preprocessing"
+        return Support(name="the range of the chains", remedy=remedy, low=self.low, high=self.high)
+
     def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
         """Looks for values out of range, outside of `jit`.
 
         Raises:
           UserError: naming the range.
         """
-        low, high = float(batch["x"].min()), float(batch["x"].max())
-        if low < self.low or high > self.high:
-            raise UserError(
-                f"examples have values from {low:g} to {high:g}, but chains stay from model.low={self.low:g} to "
-                f"model.high={self.high:g}; give these, or change data.preprocessing"
-            )
+        self.support().check(batch["x"])
 
     def score(self, state: TrainState, x: Array) -> Array:
         """Gradient of -E by x, its shape."""

@@ -29,7 +29,7 @@ from genjax.families.flow.bijections import Bijection, Chain, Coupling, Permute
 from genjax.families.flow.bijections.base import sum_rest
 from genjax.families.flow.bijections.linear import check_range
 from genjax.families.flow.networks import MLP
-from genjax.nn.distributions import Lattice
+from genjax.values import Lattice
 
 Params = dict[str, Any]
 
@@ -59,6 +59,10 @@ class Dequantization(abc.ABC):
             raise UserError("dequantization.num_levels is None; give the number of levels, e.g. 256")
         return self.num_levels
 
+    def lattice(self) -> Lattice:
+        """The levels as values of x."""
+        return Lattice(low=self.minimum, high=self.maximum, num_levels=self.num_levels)
+
     def init(self, key: Array, x: Array) -> Params:
         """Returns the parameters, if there are any."""
         return {}
@@ -78,8 +82,8 @@ class Dequantization(abc.ABC):
           UserError: values outside of `jit` are none of the levels.
         """
         check_range(x, self.minimum, self.maximum)
-        lattice = Lattice(low=self.minimum, high=self.maximum, num_levels=self.levels)
-        lattice.check(x, "dequantization", "data.preprocessing to unit, or dequantization.num_levels")
+        lattice = self.lattice()
+        lattice.as_support("dequantization", "data.preprocessing to unit, or dequantization.num_levels").check(x)
         unit = (x - self.minimum) / (self.maximum - self.minimum)
         k = jnp.round(unit * (self.levels - 1))
         u, log_q = self._noise(params, unit, keys)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -32,6 +31,7 @@ from genjax.families.flow.dequantization import Dequantization
 from genjax.gradients import gradient_step
 from genjax.model import TrainState
 from genjax.optimizers import Adam, Optimizer
+from genjax.values import Support
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,24 +143,17 @@ class Flow(abc.ABC):
             raise UserError("the flow is not conditional on classes; train it with class_conditional=true")
         check_label_range(label, self.num_classes)
 
-    def check_data(self, spec: Mapping[str, Any]) -> None:
-        """Refuses levels of pictures that nobody dequantises: densities at single values have no upper bound.
-
-        Raises:
-          UserError: the data are such.
-        """
-        if self.dequantization is None and "num_levels" in spec and not spec.get("dequantized", True):
-            raise UserError(
-                f"the data are {spec['num_levels']} levels, at which the density of a flow would grow without end; give "
-                "data.preprocessing=dequantize, or model.dequantization=uniform with data.preprocessing=unit"
-            )
-
-    def _check_levels(self, batch: Batch) -> None:
-        if self.dequantization is not None and "log_abs_det" in batch:
-            raise UserError(
-                "the data are dequantised already, so the flow would do it twice; give data.preprocessing=unit, or "
-                "model.dequantization=none"
-            )
+    def support(self) -> Support:
+        """Levels, where the flow dequantises them; elsewhere what has a density, as levels that nobody dequantises do not."""
+        if self.dequantization is not None:
+            remedy = "data.preprocessing to unit, or model.dequantization, none for data that are dequantised already"
+            return self.dequantization.lattice().as_support("dequantization", remedy)
+        return Support(
+            name="a flow",
+            remedy="data.preprocessing to dequantize, or to unit with model.dequantization=uniform; or model.logit_alpha",
+            levels=False,
+            **({} if self.logit_alpha is None else {"low": 0.0, "high": 1.0}),
+        )
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         """Returns the state before the first step; layers that normalise start from `batch`.
@@ -168,7 +161,6 @@ class Flow(abc.ABC):
         Raises:
           UserError: the examples are not those that the flow is made for.
         """
-        self._check_levels(batch)
         x = batch["x"]
         if x.shape[1:] != self.shape:
             raise UserError(f"the model is for examples of shape {self.shape}, but the batch has {x.shape[1:]}")
@@ -195,7 +187,6 @@ class Flow(abc.ABC):
         self, params: PyTree, batch: Batch, key: Array | None, exact: bool = False
     ) -> tuple[Array, Array | None]:
         """log p of the batch's x [B], and log p of the levels [B] or None; with `exact` no determinant is estimated."""
-        self._check_levels(batch)
         x, condition = batch["x"], self._condition(batch)
         keys = None if key is None else example_keys(key, batch)
         if self.dequantization is None:

@@ -34,10 +34,11 @@ from genjax.families.gan.objectives import (
 from genjax.families.gan.turns import Turns
 from genjax.families.gan.vae_gan import check_data_shape, normal_latents
 from genjax.model import TrainState
-from genjax.nn.distributions import Bernoulli, OutputDistribution, check_density, check_support, only_of_support
+from genjax.nn.distributions import Bernoulli, OutputDistribution
 from genjax.nn.encoder_decoder import MLPNetwork, Network, OutputDecoder
 from genjax.nn.mlp import MLP, Activation
 from genjax.optimizers import Adam, Optimizer
+from genjax.values import Support, only_of_support
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +165,10 @@ class AdversarialAutoencoder:
                 "model.reconstruction_optimizer.ema_decay averages encoder and decoder after both"
             )
 
+    def support(self) -> Support:
+        """The values that the output distribution scores."""
+        return self.output.support()
+
     def _encoder(self) -> Any:
         return self.network.encoder(self.latent_dim, jnp.dtype(self.compute_dtype))
 
@@ -174,9 +179,8 @@ class AdversarialAutoencoder:
         """Returns the state before the first step.
 
         Raises:
-          UserError: the examples have another shape than `data_shape`, or are dequantised and `output` has no density.
+          UserError: the examples have another shape than `data_shape`.
         """
-        check_density(self.output, "log_abs_det" in batch)
         check_data_shape(self, batch)
         encoder_key, decoder_key, discriminator_key = jax.random.split(key, 3)
         codes = jnp.zeros((batch_size(batch), self.latent_dim))
@@ -201,7 +205,7 @@ class AdversarialAutoencoder:
         """-log p(x | h) in nats with the decoder's parameters, [B]; NaN for values of x that have no likelihood."""
         parameters = self._decoder().apply({"params": params}, codes)
         log_prob = self.output.log_prob(parameters, x).reshape(x.shape[0], -1).sum(-1)
-        return -only_of_support(self.output, log_prob, x)
+        return -only_of_support(self.support(), log_prob, x)
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """The three updates.
@@ -237,7 +241,6 @@ class AdversarialAutoencoder:
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example [B]: `reconstruction` = -log p(x | h) in nats, and the scores `code_score` and `prior_score`."""
-        check_density(self.output, "log_abs_det" in batch)
         params = state.eval_params
         codes = self.codes(params["autoencoder"]["encoder"], batch["x"])
         prior = self.matching.prior.draw(key, batch, self.latent_dim)
@@ -253,7 +256,7 @@ class AdversarialAutoencoder:
         Raises:
           UserError: naming them.
         """
-        check_support(self.output, batch["x"])
+        self.support().check(batch["x"])
 
     def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:
         """Decodes draws from the prior, shape [num_samples, *data_shape]."""

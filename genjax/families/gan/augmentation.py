@@ -41,6 +41,7 @@ import numpy as np
 
 from genjax.batch import Array
 from genjax.errors import UserError
+from genjax.values import Support
 
 Operation = Literal["flip", "color", "translation", "cutout"]
 Group = Literal["blit", "geometry", "color", "filter", "corruption"]
@@ -98,12 +99,12 @@ class Augmentation(abc.ABC):
     """Random changes of pictures [B, H, W, C] that gradients pass through.
 
     Attributes:
-      low: smallest value of the data; 0 with data.preprocessing=unit.
-      high: largest value of the data.
+      low: smallest value of the data; None takes the data set's, or -1 where it does not say.
+      high: largest value of the data; None takes the data set's, or 1 where it does not say.
     """
 
-    low: float = -1.0
-    high: float = 1.0
+    low: float | None = None
+    high: float | None = None
 
     #: Whether the probability follows the discriminator's scores.
     adaptive = False
@@ -116,25 +117,19 @@ class Augmentation(abc.ABC):
         """Pictures [B, H, W, C] changed, each by its own key [B]; `probability` is a scalar that DiffAugment ignores."""
         if x.ndim != 4:
             raise UserError(f"augmentation needs pictures [B, H, W, C], not data of the shape {x.shape[1:]}")
-        middle, half = 0.5 * (self.low + self.high), 0.5 * (self.high - self.low)
+        support = self.support()
+        middle, half = 0.5 * (support.low + support.high), 0.5 * (support.high - support.low)
         return middle + half * jax.vmap(self.transform, (0, 0, None))((x - middle) / half, keys, probability)
+
+    def support(self) -> Support:
+        """The values that are changed as they should be."""
+        low, high = (-1.0 if self.low is None else self.low), (1.0 if self.high is None else self.high)
+        remedy = "model.augmentation.low and high, or data.preprocessing"
+        return Support(name="the augmentation", remedy=remedy, low=low, high=high)
 
     def only_within(self, x: Array) -> Array:
         """Data with NaN for values out of range: NaN stops a run, and an error cannot be raised under jit."""
-        return jnp.where((x >= self.low) & (x <= self.high), x, jnp.nan)
-
-    def check_values(self, x: Array) -> None:
-        """Refuses data out of range.
-
-        Raises:
-          UserError: naming both ranges.
-        """
-        low, high = float(x.min()), float(x.max())
-        if low < self.low or high > self.high:
-            raise UserError(
-                f"examples have values from {low:g} to {high:g}, but the augmentation is of pictures with values from "
-                f"model.augmentation.low={self.low:g} to high={self.high:g}; give these, or change data.preprocessing"
-            )
+        return jnp.where(self.support().contains(x), x, jnp.nan)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

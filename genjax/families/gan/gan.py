@@ -54,6 +54,7 @@ from genjax.gradients import ema_update, gradient_update, unless_skipped
 from genjax.model import TrainState
 from genjax.nn.encoder_decoder import ConvNetwork, MLPNetwork
 from genjax.optimizers import Adam, Optimizer
+from genjax.values import Support
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,11 +160,15 @@ class GAN:
             raise UserError(f"conditioning={self.conditioning} needs a labelled data set")
         return one_hot_classes(label, self.num_classes)
 
+    def support(self) -> Support | None:
+        """The range of the augmentation's pictures; None without one."""
+        return None if self.augmentation is None else self.augmentation.support()
+
     def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
         """Raises UserError if labels of the batch are no classes, or values lie outside the augmentation's range."""
         self.condition(batch.get("label"))
         if self.augmentation is not None:
-            self.augmentation.check_values(batch["x"])
+            self.augmentation.support().check(batch["x"])
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
         """A sentence for the user if all updates are skipped: labels may lie outside the classes."""

@@ -35,13 +35,11 @@ from genjax.nn.distributions import (
     Bernoulli,
     DiagonalGaussian,
     OutputDistribution,
-    check_density,
-    check_support,
-    only_of_support,
     standard_normal_log_prob,
 )
 from genjax.nn.encoder_decoder import MLPNetwork, Network, OutputDecoder
 from genjax.optimizers import Adam, Optimizer
+from genjax.values import Support, only_of_support
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +73,10 @@ class VAE:
     compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = Adam()
 
+    def support(self) -> Support:
+        """The values that the output distribution scores."""
+        return self.output.support()
+
     # Networks.
 
     def encoder(self) -> Any:
@@ -95,9 +97,8 @@ class VAE:
         """Returns the state before the first step.
 
         Raises:
-          UserError: the examples have another shape than `data_shape`, or are dequantised and `output` has no density.
+          UserError: the examples have another shape than `data_shape`.
         """
-        check_density(self.output, "log_abs_det" in batch)
         if self.data_shape is not None and batch["x"].shape[1:] != tuple(self.data_shape):
             raise UserError(
                 f"examples have the shape {batch['x'].shape[1:]}, but model.data_shape is {self.data_shape}"
@@ -131,7 +132,6 @@ class VAE:
         """log p(x | z) in nats for latents [S, B, latent_dim], shape [S, B]; NaN for values of x that have no
         likelihood.
         """
-        check_density(self.output, "log_abs_det" in batch)
         num_samples, size = latents.shape[:2]
         condition = self.condition(batch)
         if condition is not None:
@@ -140,7 +140,7 @@ class VAE:
         # One axis of values, because XLA on CPU sums slowly over a last axis of length 1 (grey pictures).
         parameters = parameters.reshape(num_samples, size, -1, parameters.shape[-1])
         log_likelihood = self.output.log_prob(parameters, batch["x"].reshape(1, size, -1)).sum(-1)
-        return only_of_support(self.output, log_likelihood, batch["x"])
+        return only_of_support(self.support(), log_likelihood, batch["x"])
 
     def elbo_terms(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Array]:
         """One-sample estimate of E_q[log p(x | z)], shape [B], and the exact KL, shape [B, latent_dim], in nats."""
@@ -214,7 +214,7 @@ class VAE:
         Raises:
           UserError: naming them.
         """
-        check_support(self.output, batch["x"])
+        self.support().check(batch["x"])
 
     def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:
         """Decodes draws from the prior, shape [num_samples, *data_shape]; see `sample_output`."""

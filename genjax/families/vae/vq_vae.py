@@ -32,10 +32,11 @@ from genjax.errors import UserError
 from genjax.gradients import gradient_step, unless_skipped
 from genjax.model import TrainState
 from genjax.nn.convolution import Convolution
-from genjax.nn.distributions import Gaussian, OutputDistribution, check_density, check_support, only_of_support
+from genjax.nn.distributions import Gaussian, OutputDistribution
 from genjax.nn.encoder_decoder import ConvolutionalDecoder, ConvolutionalEncoder, check_picture_shape
 from genjax.nn.mlp import Activation
 from genjax.optimizers import Adam, Optimizer
+from genjax.values import Support, only_of_support
 
 
 class _Encoder(nn.Module):
@@ -133,6 +134,10 @@ class VQVAE:
 
     # Networks.
 
+    def support(self) -> Support:
+        """The values that the output distribution scores."""
+        return self.output.support()
+
     @property
     def code_shape(self) -> tuple[int, int]:
         """Height and width of the map of codes."""
@@ -143,10 +148,8 @@ class VQVAE:
         """Returns the state before the first step; codes start at vectors of the batch.
 
         Raises:
-          UserError: the pictures have another shape than `data_shape`, cannot be halved often enough, or are
-            dequantised and `output` has no density.
+          UserError: the pictures have another shape than `data_shape`, or cannot be halved often enough.
         """
-        check_density(self.output, "log_abs_det" in batch)
         if self.data_shape is None:
             raise UserError("VQVAE.data_shape is None; give it, or resolve the experiment")
         if batch["x"].shape[1:] != tuple(self.data_shape):
@@ -188,7 +191,7 @@ class VQVAE:
         """log p(x | z_q) in nats for vectors z_q [B, h, w, D], shape [B]; NaN for values of x that have no likelihood."""
         parameters = _Decoder(self).apply({"params": params["decoder"]}, codes)
         log_likelihood = self.output.log_prob(parameters, x).reshape(x.shape[0], -1).sum(-1)
-        return only_of_support(self.output, log_likelihood, x)
+        return only_of_support(self.support(), log_likelihood, x)
 
     # Learning.
 
@@ -280,7 +283,6 @@ class VQVAE:
         transform where the batch has `log_abs_det`; `mean_squared_error` of the decoder's mean.
         """
         del key
-        check_density(self.output, "log_abs_det" in batch)
         x, params = batch["x"], state.eval_params
         codes = self.codes_of(params, state.extra)[self.encode_codes(state, batch)]
         reconstruction = -self.log_likelihood_given(params, x, codes)
@@ -295,7 +297,7 @@ class VQVAE:
         Raises:
           UserError: naming them.
         """
-        check_support(self.output, batch["x"])
+        self.support().check(batch["x"])
 
     def encode_codes(self, state: TrainState, batch: Batch) -> Array:
         """Indices of the codes of pictures, int32 [B, h, w]; what a prior over codes learns."""

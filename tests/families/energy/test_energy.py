@@ -129,7 +129,7 @@ def test_values_out_of_range_and_bits_that_are_none_are_not_scored(machine):
     state = SMALL_ENERGY.init(jax.random.key(0), batch)
     with jax.debug_nans(False):
         assert np.isnan(SMALL_ENERGY.train_step(state, batch, jax.random.key(1))[1]["loss"])
-    with pytest.raises(ValueError, match="from 0.5 to 3, but chains stay from model.low=-1"):
+    with pytest.raises(ValueError, match="from 0.5 to 3, but the range of the chains declares -1 to"):
         SMALL_ENERGY.diagnose(state, batch, jax.random.key(0))
     model, state = machine
     grey = {"x": jnp.asarray(EVERY[:4]).at[2, 1].set(0.25)}

@@ -238,10 +238,6 @@ def test_the_bound_of_many_draws_is_the_log_of_their_mean_and_tighter_than_one()
 def test_levels_are_dequantised_once_and_no_others():
     model, batch, key = IMAGE_MODELS["nice"], image_batch(), jax.random.key(0)
     state = model.init(key, batch)
-    again = {**batch, "log_abs_det": jnp.zeros(len(batch["x"]))}
-    for call in (lambda: model.init(key, again), lambda: model.evaluate(state, again, key)):
-        with pytest.raises(ValueError, match="the data are dequantised already"):
-            call()
     between = {**batch, "x": batch["x"].at[1, 0, 0, 0].set(0.5)}
     with pytest.raises(ValueError, match="none of the 4 levels that dequantization has"):
         model.diagnose(state, between, key)
@@ -256,9 +252,7 @@ def test_levels_that_nobody_dequantises_are_refused_before_anything_is_computed(
         data = Points() if preprocessing is None else Images(name="digits", preprocessing=preprocessing)
         experiment = Experiment(model=model, data=data)
         if model.dequantization is None and preprocessing in ("unit", "binarize_static"):
-            with pytest.raises(
-                ValueError, match=r"levels, at which .* without end; give data.preprocessing=dequantize"
-            ):
+            with pytest.raises(ValueError, match="would grow without end; change data.preprocessing to dequantize"):
                 resolve(experiment)
         else:
             assert resolve(experiment).model.data_shape

@@ -361,7 +361,7 @@ def test_adaptive_augmentation_does_nothing_at_zero_and_everything_at_one():
     signed = jax.jit(ADA(groups=("color", "corruption")).__call__)(x, keys, jnp.float32(1.0))
     np.testing.assert_allclose(unit, 0.5 + 0.5 * signed, atol=1e-5)
     with pytest.raises(
-        ValueError, match="from -?[0-9.]* to 255, but the augmentation is of pictures with values from model"
+        ValueError, match="from -?[0-9.]* to 255, but the augmentation declares -1 to 1; change model.augmentation.low"
     ):
         tiny(augmentation=ADA()).diagnose(None, {"x": 255.0 * PICTURES / PICTURES.max()}, keys[0])
     ada = ADA(target=0.6, images_to_one=100)

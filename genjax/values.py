@@ -1,0 +1,164 @@
+"""Which values data have, and which values a model can score.
+
+Data say in `spec()` what their `x` is: `range` (low, high), and `num_levels`, the number of evenly spaced values that x takes
+from low to high, or None where x fills the range.  Data that do not know this, such as tables, leave both out.
+
+A model that cannot score every value says which it can by `support()`.  An experiment whose data have other values is refused
+when it is resolved (`check_spec`).  At run time, where an error cannot be raised, examples with other values have the
+likelihood NaN (`only_of_support`), which stops the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax.batch import Array
+from genjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lattice:
+    """Evenly spaced values.
+
+    Attributes:
+      low: smallest value.
+      high: largest value.
+      num_levels: number of values; None takes the data set's.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    num_levels: int | None = None
+
+    @property
+    def levels(self) -> int:
+        """`num_levels`, which must be known.
+
+        Raises:
+          UserError: neither configuration nor data give it.
+        """
+        if self.num_levels is None:
+            raise UserError(f"{type(self).__name__}.num_levels is None; give the number of levels, e.g. 256")
+        return self.num_levels
+
+    def unit(self, x: Array) -> Array:
+        """Values moved to [0, 1], shape of x."""
+        return (x - self.low) / (self.high - self.low)
+
+    def level(self, x: Array) -> Array:
+        """Index of a value on the lattice, int32."""
+        return jnp.round((x - self.low) * ((self.levels - 1) / (self.high - self.low))).astype(jnp.int32)
+
+    def value(self, level: Array) -> Array:
+        """Value of the lattice with an index."""
+        return self.low + level * ((self.high - self.low) / (self.levels - 1))
+
+    def contains(self, x: Array) -> Array:
+        """Whether each value is of the lattice, up to a hundredth of its spacing; x of numpy or of JAX, [...]."""
+        place = self.unit(x) * (self.levels - 1)
+        nearest = place.round()
+        return (abs(place - nearest) < 0.01) & (nearest >= 0) & (nearest < self.levels)
+
+    def as_support(self, name: str, remedy: str) -> Support:
+        """The values of the lattice alone, which have probabilities and no density; see `Support`."""
+        return Support(
+            name=name, remedy=remedy, low=self.low, high=self.high, num_levels=self.num_levels, density=False
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Support:
+    """The values of x that a model can score.
+
+    Attributes:
+      name: what has this support, for messages.
+      remedy: what can be changed, for messages.
+      low: smallest value.
+      high: largest value.
+      num_levels: the number of evenly spaced values from low to high that levels must be among; None for all between.
+      levels: whether levels are scored.
+      density: whether values that fill their range are scored, by a density.
+    """
+
+    name: str
+    remedy: str
+    low: float = -math.inf
+    high: float = math.inf
+    num_levels: int | None = None
+    levels: bool = True
+    density: bool = True
+
+    def contains(self, x: Array) -> Array:
+        """Whether each value is scored; x of numpy or of JAX, [...]."""
+        if self.num_levels is None:
+            return (x >= self.low) & (x <= self.high)
+        return Lattice(low=self.low, high=self.high, num_levels=self.num_levels).contains(x)
+
+    def check(self, x: Array, whose: str = "examples") -> None:
+        """Refuses values that are not scored; traced ones pass.
+
+        Args:
+          x: values [...].
+          whose: who has them, for the message.
+
+        Raises:
+          UserError: naming the range or the value found.
+        """
+        if isinstance(x, (jax.core.Tracer, jax.ShapeDtypeStruct)):
+            return
+        # By numpy, as inside of `jit` even an operation on constants gives a tracer.
+        x = np.asarray(x)
+        wrong = x[~np.asarray(self.contains(x))]
+        if not wrong.size:
+            return
+        smallest, largest = float(x.min()), float(x.max())
+        if self.num_levels is None or smallest < self.low - 1e-6 or largest > self.high + 1e-6:
+            raise UserError(
+                f"{whose} have values from {smallest:g} to {largest:g}, but {self.name} declares {self.low:g} to "
+                f"{self.high:g}; change {self.remedy}"
+            )
+        raise UserError(
+            f"{whose} have values such as {float(wrong[0]):g}, which is none of the {self.num_levels} levels that "
+            f"{self.name} has from {self.low:g} to {self.high:g}; change {self.remedy}"
+        )
+
+    def check_spec(self, spec: Mapping[str, Any]) -> None:
+        """Refuses data with values that are not scored.
+
+        Args:
+          spec: what the data say of themselves.
+
+        Raises:
+          UserError: naming what the data have and what is scored.
+        """
+        if spec.get("range") is None:
+            return
+        (low, high), count = spec["range"], spec["num_levels"]
+        if count is None and not self.density:
+            raise UserError(
+                f"the data fill the range from {low:g} to {high:g}, as dequantised levels do, and {self.name} gives no "
+                f"density but probabilities of levels; change {self.remedy}"
+            )
+        if count is not None and not self.levels:
+            raise UserError(
+                f"the data are {count} levels, which have no density, and {self.name} gives a density, which would grow "
+                f"without end; change {self.remedy}"
+            )
+        if count is not None or self.num_levels is None:
+            self.check(np.linspace(low, high, count or 2), "the data")
+
+
+def only_of_support(support: Support | None, log_likelihood: Array, x: Array) -> Array:
+    """Log-likelihoods [..., B] of examples x [B, ...], NaN for those with values outside of a support; all where it is None."""
+    if support is None:
+        return log_likelihood
+    # NaN stops the run, as an error cannot be raised under jit.
+    valid = support.contains(x).reshape(x.shape[0], -1).all(-1)
+    return jnp.where(valid.reshape((1,) * (log_likelihood.ndim - 1) + valid.shape), log_likelihood, jnp.nan)
