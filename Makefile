@@ -36,6 +36,7 @@ test: $(VENV)/installed-$(EXTRAS)
 lint: $(VENV)/installed-$(EXTRAS)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "genjax needs Python 3.11 or newer; $(PYTHON) is $(VERSION): make PYTHON=..."; exit 1; }

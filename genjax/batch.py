@@ -76,9 +76,9 @@ def check_label_range(label: Array, num_classes: int | None) -> None:
     if isinstance(label, jax.core.Tracer):
         return
     # In numpy: jnp would return a traced value if the caller is compiled.
-    label = np.asarray(label)
-    if label.size and (label.min() < 0 or label.max() >= num_classes):
-        raise UserError(f"labels must lie between 0 and {num_classes - 1}, not {label.min()} and {label.max()}")
+    known = np.asarray(label)
+    if known.size and (known.min() < 0 or known.max() >= num_classes):
+        raise UserError(f"labels must lie between 0 and {num_classes - 1}, not {known.min()} and {known.max()}")
 
 
 def one_hot_classes(label: Array, num_classes: int | None) -> Array:
@@ -90,6 +90,7 @@ def one_hot_classes(label: Array, num_classes: int | None) -> Array:
       UserError: as `check_label_range`.
     """
     check_label_range(label, num_classes)
+    assert num_classes is not None
     known = (label >= 0) & (label < num_classes)
     return jnp.where(known[:, None], jax.nn.one_hot(label, num_classes), jnp.nan)
 

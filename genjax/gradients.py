@@ -150,8 +150,8 @@ def gradient_update(
       New params, new optimizer state, metrics (with `loss` and `gradient_norm`), new extra.
     """
     gradients, metrics, new_extra = value_and_gradient(loss, params, batch, key, optimizer.accumulation_steps, extra)
-    metrics["gradient_norm"] = tree_norm(gradients)
-    gradients = after_backward_pass(gradients, metrics["gradient_norm"])
+    norm = metrics["gradient_norm"] = tree_norm(gradients)
+    gradients = after_backward_pass(gradients, norm)
     updates, new_opt_state = optimizer.build().update(gradients, opt_state, params)
     new_params = optax.apply_updates(params, updates)
     if optimizer.skip_nonfinite:
@@ -184,8 +184,8 @@ def ema_update(ema_params: PyTree, params: PyTree, decay: float, step: Array) ->
     `step` counts from 0: the decay grows with it, up to `decay`, so that early averages are not stale.
     """
     step = step.astype(jnp.float32)
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda e, p: (decay * e + (1.0 - decay) * p).astype(e.dtype), ema_params, params)
+    kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda e, p: (kept * e + (1.0 - kept) * p).astype(e.dtype), ema_params, params)
 
 
 def gradient_step(

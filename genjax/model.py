@@ -54,12 +54,12 @@ class TrainState(flax.struct.PyTreeNode):
             whose keys are keys of `params`; or None.
           extra: the entries of `TrainState.extra`, which the family defines.
         """
-        if optimizer is None:
-            opt_state, ema = (), None
-        elif isinstance(optimizer, Mapping):
+        opt_state: PyTree = ()
+        ema: PyTree = None
+        if isinstance(optimizer, Mapping):
             opt_state = {name: each.build().init(params[name]) for name, each in optimizer.items()}
             ema = {name: params[name] for name, each in optimizer.items() if each.ema_decay is not None} or None
-        else:
+        elif optimizer is not None:
             opt_state = optimizer.build().init(params)
             ema = params if optimizer.ema_decay is not None else None
         # A copy, because the step donates its state and one buffer cannot be donated twice.

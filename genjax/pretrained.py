@@ -32,7 +32,6 @@ from genjax.interop.huggingface import (
     CONFIG_FILE,
     GENERATION_FILE,
     GENERATION_SETTINGS,
-    HasArchitectures,
     abstract_params,
     load_params,
     read_config,
@@ -42,7 +41,7 @@ from genjax.model import MergesUpdates, TrainState
 from genjax.nn.transformer import Transformer
 
 #: The model class of genjax for each `model_type` of config.json.
-MODELS: dict[str, type[HasArchitectures]] = {
+MODELS: dict[str, type[Any]] = {
     "bert": BERT,
     "roberta": RoBERTa,
     "gpt2": GPT,

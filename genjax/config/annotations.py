@@ -11,7 +11,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, Union
 
 from genjax.errors import UserError
@@ -65,10 +65,8 @@ def _did_you_mean(words: list[str]) -> str:
     return f"; did you mean {' or '.join(words)}?" if words else ""
 
 
-@functools.cache
-def type_hints(cls: type) -> dict[str, Any]:
-    """Annotations of a class by field name, resolved."""
-    return typing.get_type_hints(cls)
+#: Annotations of a class by field name, resolved.
+type_hints: Callable[[type], dict[str, Any]] = functools.cache(typing.get_type_hints)
 
 
 def union_members(hint: Any) -> tuple[Any, ...]:
@@ -80,7 +78,7 @@ def is_dataclass_type(hint: Any) -> bool:
     return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
-def _subclasses(cls: type) -> Iterator[type]:
+def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
     yield cls
     for sub in cls.__subclasses__():
         yield from _subclasses(sub)
@@ -127,7 +125,7 @@ def type_name(hint: Any) -> str:
         return f"{', '.join(names)} or {last}"
     if typing.get_origin(hint) is tuple:
         return _tuple_name(typing.get_args(hint))
-    return _PLAIN_TYPES.get(hint) or getattr(hint, "__name__", str(hint))
+    return str(_PLAIN_TYPES.get(hint) or getattr(hint, "__name__", hint))
 
 
 def _options(hint: Any) -> str:

@@ -67,7 +67,7 @@ def _flag_help(config: Any, path: str, hint: Any, value: Any) -> str:
 
 def flag_line(name: str, text: str) -> str:
     """A flag with its help, wrapped and indented."""
-    style = {"initial_indent": "  ", "subsequent_indent": "      ", "break_on_hyphens": False}
+    style: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "      ", "break_on_hyphens": False}
     return textwrap.fill(f"--{name}: {text}", 118, **style)
 
 

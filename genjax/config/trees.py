@@ -170,7 +170,7 @@ def to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         module = type(value).__module__
         if module.startswith("genjax_experiment_"):
-            module = sys.modules[module].__file__
+            module = str(sys.modules[module].__file__)
         fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": f"{module}:{type(value).__qualname__}", **fields}
     if isinstance(value, enum.Enum):
@@ -190,7 +190,7 @@ def from_json(value: Any, hint: Any = Any) -> Any:
         place, _, name = value["class"].partition(":")
         try:
             module = load_file(place) if place.endswith(".py") else importlib.import_module(place)
-            cls = functools.reduce(getattr, name.split("."), module)
+            cls: Any = functools.reduce(getattr, name.split("."), module)
         except (ImportError, AttributeError):
             raise ConfigError(f"the saved configuration names {value['class']}, which does not exist here") from None
         hints, renamed = type_hints(cls), renamed_fields(cls)

@@ -162,8 +162,8 @@ def molecule_metrics(
     metrics["snn"] = nearest_similarity(prints, of_reference)
     metrics["frag"] = cosine(fragments(valid), fragments(reference))
     metrics["scaf"] = cosine(scaffolds(valid), scaffolds(reference))
-    of_samples, of_reference = properties(valid), properties(reference)
+    of_samples, expected = properties(valid), properties(reference)
     for name, values in of_samples.items():
-        metrics[f"{name}_distance"] = float(scipy.stats.wasserstein_distance(values, of_reference[name]))
+        metrics[f"{name}_distance"] = float(scipy.stats.wasserstein_distance(values, expected[name]))
     fcd = frechet_chemnet_distance(valid, reference)
     return metrics if fcd is None else {**metrics, "fcd": fcd}

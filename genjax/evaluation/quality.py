@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from genjax.errors import UserError
 from genjax.evaluation.neighbors import density_coverage, precision_recall
 from genjax.evaluation.samples import ClassProbabilities, KernelBlocks, Moments, Reservoir, frechet_distance
 
@@ -90,6 +91,8 @@ def figures(data: FeatureStatistics, other: FeatureStatistics, metrics: Collecti
     if "frechet" in metrics:
         result["frechet_distance"] = frechet_distance(data.moments, other.moments)
     if "kernel" in metrics:
+        if other.kernel is None:
+            raise UserError("the kernel distance needs statistics that were made with reference=data")
         result |= other.kernel.result()
     if "classes" in metrics and other.classes is not None:
         result |= other.classes.result()

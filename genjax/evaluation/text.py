@@ -235,7 +235,7 @@ def entity_scores(predicted: Sequence[Sequence[str]], references: Sequence[Seque
       UserError: sentences differ in length, or a tag is none.
     """
     _check_pairs(predicted, references)
-    hits, found, wanted = (collections.Counter() for _ in range(3))
+    hits, found, wanted = (collections.Counter[str]() for _ in range(3))
     for number, (theirs, ours) in enumerate(zip(predicted, references)):
         if len(theirs) != len(ours):
             raise UserError(f"sentence {number + 1} has {len(ours)} tags and {len(theirs)} predicted ones")

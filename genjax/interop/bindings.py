@@ -123,7 +123,7 @@ def of_leaf(path: str, bindings: Bindings) -> tuple[Binding, ...] | None:
     before, middle, after = path.partition("/layers/")
     if not middle:
         return None
-    found = []
+    found: list[Binding] = []
     while f"{before}/layer_{len(found)}/{after}" in bindings:
         found.append(bindings[f"{before}/layer_{len(found)}/{after}"])
     return tuple(found) or None
@@ -164,12 +164,12 @@ def check(
     missing, wrong, fresh, used = [], [], [], set()
     for path, leaf in traverse_util.flatten_dict(abstract, sep="/").items():
         found = of_leaf(path, bindings)
-        sources = [] if found is None else [_source(b, tensors) for b in found]
-        if found is None or None in sources:
+        sources = [source for b in found or () if (source := _source(b, tensors)) is not None]
+        if found is None or len(sources) < len(found):
             if optional(path):
                 fresh.append(path)
             else:
-                missing += [path] if found is None else [b.name for b, s in zip(found, sources) if s is None]
+                missing += [path] if found is None else [b.name for b in found if _source(b, tensors) is None]
             continue
         wanted = leaf.shape if path in bindings else leaf.shape[1:]
         for binding, source in zip(found, sources):
@@ -203,20 +203,20 @@ def read_leaf(
       tensors: what the checkpoint holds.
     """
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         def one(binding: Binding, index: tuple[slice, ...]) -> np.ndarray:
+            tensor = tensors[_source(binding, tensors) or binding.name]
             # A copy, so that the map of the file is given back at once.
-            return np.array(binding.ours(tensors[_source(binding, tensors)].view())[index], leaf.dtype, order="C")
+            return np.array(binding.ours(tensor.view())[index], dtype=leaf.dtype, order="C")
 
         if not stacked:
             return one(found[0], index)
         layers = found[index[0]]
-        out = None
-        for i, binding in enumerate(layers):
-            row = one(binding, index[1:])
-            if out is None:
-                out = np.empty((len(layers), *row.shape), leaf.dtype)
-            out[i] = row
+        first = one(layers[0], index[1:])
+        out = np.empty((len(layers), *first.shape), leaf.dtype)
+        out[0] = first
+        for i, binding in enumerate(layers[1:], 1):
+            out[i] = one(binding, index[1:])
         return out
 
     whole = (slice(None),) * len(leaf.shape)
@@ -255,8 +255,9 @@ def tensors_of(params: PyTree, bindings: Bindings) -> Iterable[tuple[str, tuple[
             arrays = [b.theirs(np.asarray(leaf if i is None else leaf[i])) for b, leaf, i in members]
             return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, members[0][0].part_axis)
 
-        binding, leaf, i = members[0]
-        shape = list(binding.theirs(np.broadcast_to(np.zeros(()), leaf.shape if i is None else leaf.shape[1:])).shape)
+        binding, leaf, layer = members[0]
+        ours = leaf.shape if layer is None else leaf.shape[1:]
+        shape = list(binding.theirs(np.broadcast_to(np.zeros(()), ours)).shape)
         if len(members) > 1:
             shape[binding.part_axis] *= len(members)
         yield name, tuple(shape), make

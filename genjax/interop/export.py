@@ -70,7 +70,7 @@ def export_function(
     path = Path(path).expanduser()
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("portable.py", Path(portable.__file__).read_text(encoding="utf-8"))
-        reader = Path(importlib.util.find_spec("flatbuffers").origin).parent
+        reader = Path(str(importlib.import_module("flatbuffers").__file__)).parent
         for file in sorted(reader.rglob("*.py")):
             archive.write(file, f"flatbuffers/{file.relative_to(reader).as_posix()}")
         archive.writestr("manifest.json", json.dumps({**manifest, "jax": jax.__version__}, indent=1))

@@ -187,6 +187,7 @@ class FromPretrained:
     """What a model with a field `pretrained` needs to be a `genjax.model.HasPretrained`."""
 
     architectures: ClassVar[tuple[Architecture, ...]]
+    vocab_size: int | None
     pretrained: str | None
 
     def with_pretrained_sizes(self) -> Any:
@@ -203,6 +204,8 @@ class FromPretrained:
         Raises:
           UserError: the checkpoint does not fit.
         """
+        if self.pretrained is None:
+            return params
         # Low-rank updates belong to no checkpoint.
         network = traverse_util.flatten_dict({name: part for name, part in params.items() if name != "lora"})
         theirs = self.with_pretrained_sizes()
