@@ -72,7 +72,7 @@ def torch_step(x: np.ndarray, accumulation_steps: int = 1, compiled: bool = Fals
         def forward(self, x):
             b, c, h, w = x.shape
             q, k, v = self.qkv(self.norm(x).flatten(2).transpose(1, 2)).chunk(3, -1)
-            heads = lambda a: a.view(b, h * w, 4, c // 4).transpose(1, 2)  # noqa: E731
+            heads = lambda a: a.view(b, h * w, 4, c // 4).transpose(1, 2)
             y = (
                 functional.scaled_dot_product_attention(heads(q), heads(k), heads(v))
                 .transpose(1, 2)

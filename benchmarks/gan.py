@@ -79,7 +79,7 @@ def torch_step(x: np.ndarray, base: int, compiled: bool):
     if compiled:
         generator, discriminator = torch.compile(generator), torch.compile(discriminator)
     data = torch.as_tensor(x).permute(0, 3, 1, 2).contiguous().to(device)
-    latents = lambda: torch.randn(len(x), LATENT_DIM, 1, 1, device=device)  # noqa: E731
+    latents = lambda: torch.randn(len(x), LATENT_DIM, 1, 1, device=device)
 
     def run(count: int) -> float:
         for _ in range(count):

@@ -41,7 +41,7 @@ def hidden_markov_model(rounds: int) -> None:
 
     def peer(implementation: str) -> GaussianHMM:
         other = GaussianHMM(states, "diag", n_iter=1, init_params="", implementation=implementation)
-        normalize = lambda p: np.exp(p) / np.exp(p).sum(-1, keepdims=True)  # noqa: E731
+        normalize = lambda p: np.exp(p) / np.exp(p).sum(-1, keepdims=True)
         other.startprob_, other.transmat_ = normalize(params["initial"]), normalize(params["transition"])
         other.means_, other.covars_ = params["emission"]["mean"], params["emission"]["scale"] ** 2
         return other
@@ -108,7 +108,7 @@ def monte_carlo(rounds: int) -> None:
         return float(diagnostics.summarize(jnp.concatenate(parts, -1))["bulk_ess"].min())
 
     for name, (target, batch) in posteriors.items():
-        density = lambda q, target=target, batch=batch: target.log_density(q, batch)  # noqa: E731
+        density = lambda q, target=target, batch=batch: target.log_density(q, batch)
         shapes = target.shapes((batch["x"].shape[1],))
         start = {k: jax.random.normal(jax.random.key(i), (chains, *s)) for i, (k, s) in enumerate(shapes.items())}
 
@@ -164,7 +164,7 @@ def sample_own(key, q, density, step, mass, draws):
     kernel = Nuts()
 
     def chain(key, q):
-        move = lambda q, k: (lambda new: (new, new))(kernel.step(k, q, lambda q: density(unravel(q)), step, mass)[0])  # noqa: E731
+        move = lambda q, k: (lambda new: (new, new))(kernel.step(k, q, lambda q: density(unravel(q)), step, mass)[0])
         return jax.lax.scan(move, q, jax.random.split(key, draws))[1]
 
     return jax.vmap(jax.vmap(unravel))(jax.vmap(chain)(jax.random.split(key, len(flat)), flat))

@@ -157,7 +157,7 @@ def gradient_update(
     if optimizer.skip_nonfinite:
         watched = jax.tree.leaves((metrics["loss"], metrics["gradient_norm"]))
         finite = jnp.isfinite(jnp.stack(watched)).all()
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)  # noqa: E731
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         new_params, new_opt_state = keep(new_params, params), keep(new_opt_state, opt_state)
         new_extra = keep(new_extra, extra)
         metrics = jax.tree.map(lambda value: jnp.where(finite, value, 0.0), metrics)

@@ -206,7 +206,7 @@ class Optimizer(abc.ABC):
         steps = [] if self.clip_norm is None else [clip_by_tree_norm(self.clip_norm)]
         steps.append(self.scaling())
         if self.weight_decay:
-            mask = lambda params: jax.tree_util.tree_map_with_path(decays_weight, params)  # noqa: E731
+            mask = lambda params: jax.tree_util.tree_map_with_path(decays_weight, params)
             steps.append(optax.add_decayed_weights(self.weight_decay, mask))
         steps.append(optax.scale_by_learning_rate(self.schedule.build(self.learning_rate)))
         return optax.chain(*steps)

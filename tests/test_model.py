@@ -169,7 +169,7 @@ def test_every_optimizer_solves_least_squares(optimizer):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(64, 4)), jnp.float32)
     target = x @ jnp.asarray(rng.normal(size=(4, 2)), jnp.float32)
-    loss = lambda p, b, k: (jnp.mean((b["x"] @ p["kernel"] - b["y"]) ** 2), {})  # noqa: E731
+    loss = lambda p, b, k: (jnp.mean((b["x"] @ p["kernel"] - b["y"]) ** 2), {})
     step = gradient_step(loss, optimizer)
     state = TrainState.create({"kernel": jnp.zeros((4, 2))}, optimizer)
     run = jax.jit(

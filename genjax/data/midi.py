@@ -94,7 +94,7 @@ def read_midi(content: bytes, name: str, frames_per_quarter: int = 1) -> np.ndar
             f"{name} has the MIDI note {outside[0]}, which lies outside a piano's {NUM_NOTES} notes "
             f"{LOWEST_NOTE} to {LOWEST_NOTE + NUM_NOTES - 1}; transpose or remove it"
         )
-    frame = lambda tick: (2 * tick * frames_per_quarter + division) // (2 * division)  # noqa: E731
+    frame = lambda tick: (2 * tick * frames_per_quarter + division) // (2 * division)
     spans = [(note - LOWEST_NOTE, frame(on), max(frame(off), frame(on) + 1)) for note, on, off in notes]
     roll = np.zeros((max((end for _, _, end in spans), default=0), NUM_NOTES), np.uint8)
     for note, begin, end in spans:

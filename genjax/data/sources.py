@@ -281,7 +281,7 @@ def emoji(directory: str | None, split: str, size: tuple[int, int] | None, chann
         raise DataError(f"data.image_size={height},{width} must divide the 64 x 64 pixels of emoji")
     # Colours are weighted by their opacity.
     colour, cover = pictures[..., :3] * pictures[..., 3:], pictures[..., 3:]
-    blocks = lambda a: a.reshape(len(a), height, 64 // height, width, 64 // width, -1).mean((2, 4))  # noqa: E731
+    blocks = lambda a: a.reshape(len(a), height, 64 // height, width, 64 // width, -1).mean((2, 4))
     colour, cover = blocks(colour), blocks(cover)
     if channels == 4:
         pictures = np.concatenate([colour / np.maximum(cover, 1e-6), cover], -1)

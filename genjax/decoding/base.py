@@ -147,7 +147,7 @@ def num_bytes(tree: PyTree) -> int:
 
 def where_rows(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
     """Takes each row from the tree `yes` or from the tree `no`, by condition [B]."""
-    expand = lambda a: condition.reshape(condition.shape + (1,) * (a.ndim - 1))  # noqa: E731
+    expand = lambda a: condition.reshape(condition.shape + (1,) * (a.ndim - 1))
     return jax.tree.map(lambda y, n: jnp.where(expand(y), y, n), yes, no)
 
 

@@ -86,7 +86,7 @@ def beam_search(
         """The K best of the finished hypotheses and the new hypotheses."""
         pool = [jnp.concatenate(pair, axis=1) for pair in zip(done, (tokens, scores, lengths))]
         scores, index = jax.lax.top_k(pool[1], k)
-        pick = lambda a: jax.vmap(lambda rows, i: rows[i])(a, index)  # noqa: E731
+        pick = lambda a: jax.vmap(lambda rows, i: rows[i])(a, index)
         return pick(pool[0]), scores, pick(pool[2])
 
     def going_on(carry):
@@ -111,7 +111,7 @@ def beam_search(
         new_lengths = jnp.broadcast_to(step + 1, token.shape).astype(jnp.int32)
         done = insert(done, rows, finished, new_lengths)
         totals, chosen = jax.lax.top_k(jnp.where(at_end, _WORST, best), min(k, best.shape[1]))
-        pick = lambda a: jax.vmap(lambda row, i: row[i])(a, chosen)  # noqa: E731
+        pick = lambda a: jax.vmap(lambda row, i: row[i])(a, chosen)
         tokens, parent, token = pick(rows), pick(parent), pick(token)
         flat = (parent + k * jnp.arange(batch)[:, None]).reshape(-1)
         out = decoder.extend(take_rows(memory, flat), token.reshape(-1, 1))

@@ -48,7 +48,7 @@ def contrastive_search(
     if hidden is None:
         raise UserError("contrastive search needs a decoder that returns hidden features")
     top_k = min(top_k, logits.shape[-1])
-    unit = lambda h: h / jnp.maximum(jnp.linalg.norm(h, axis=-1, keepdims=True), 1e-9)  # noqa: E731
+    unit = lambda h: h / jnp.maximum(jnp.linalg.norm(h, axis=-1, keepdims=True), 1e-9)
     history = jnp.zeros((batch, size + max_new_tokens, hidden.shape[-1]), jnp.float32)
     history = history.at[:, :size].set(unit(hidden.astype(jnp.float32)))
     tokens = jnp.zeros((max_new_tokens, batch), jnp.int32)

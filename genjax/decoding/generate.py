@@ -204,7 +204,7 @@ def _generate(
 
 def _noise(sampling: Sampling, keys: Array, num_steps: int, vocab_size: int) -> Callable[[Array | int], Array | None]:
     """A function from the number of a step to its noise; small noise is drawn before the loop, which is cheaper."""
-    of_step = lambda step: sampling.noise(_keys_of_step(keys, step), vocab_size)  # noqa: E731
+    of_step = lambda step: sampling.noise(_keys_of_step(keys, step), vocab_size)
     if sampling.temperature == 0.0 or 4 * num_steps * keys.shape[0] * vocab_size > NOISE_IN_ADVANCE:
         return of_step
     noise = jax.vmap(of_step)(jnp.arange(num_steps))  # [N, B, V]

@@ -83,7 +83,7 @@ def speculative(
     if sizes[0] != sizes[1]:
         raise UserError(f"the draft has {sizes[1]} tokens and the target {sizes[0]}; they must have one vocabulary")
     last = jnp.take_along_axis(prompts, place[:, None] - 1, axis=1)[:, 0]
-    probabilities = lambda logits: jax.nn.softmax(sampling.filter(logits), axis=-1)  # noqa: E731
+    probabilities = lambda logits: jax.nn.softmax(sampling.filter(logits), axis=-1)
     keys = row_keys(key, prompts, example_index)
     width = num_proposals + 1
     slots = max_new_tokens + width
@@ -112,12 +112,12 @@ def speculative(
         out = target.extend(memories[0], jnp.concatenate([last[:, None], proposals], axis=1))
         p = probabilities(out.logits)  # [B, K + 1, V]
 
-        of = lambda probs: jnp.take_along_axis(probs, proposals[:, :, None], axis=2)[:, :, 0]  # noqa: E731
+        of = lambda probs: jnp.take_along_axis(probs, proposals[:, :, None], axis=2)[:, :, 0]
         uniform = jax.vmap(lambda k: jax.random.uniform(k, (num_proposals,)))(step_keys[:, -2])
         kept = uniform * of(q) < of(p[:, :-1])
         accepted = jnp.cumprod(kept.astype(jnp.int32), axis=1).sum(1)  # [B], 0 .. K
         q = jnp.concatenate([q, jnp.zeros_like(q[:, :1])], axis=1)
-        at = lambda probs: jnp.take_along_axis(probs, accepted[:, None, None], axis=1)[:, 0]  # noqa: E731
+        at = lambda probs: jnp.take_along_axis(probs, accepted[:, None, None], axis=1)[:, 0]
         rest = jnp.maximum(at(p) - at(q), 0.0)
         # If p = q, rounding may leave no mass; p is then the right distribution too.
         rest = jnp.where(rest.sum(-1, keepdims=True) > 0, rest, at(p))

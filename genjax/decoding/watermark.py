@@ -84,7 +84,7 @@ class Watermark:
         """
         previous, current = tokens[:, :-1], tokens[:, 1:]
         count = self.num_green(vocab_size)
-        is_green = lambda pair: self._split(pair[0], count, vocab_size)[pair[1]]  # noqa: E731
+        is_green = lambda pair: self._split(pair[0], count, vocab_size)[pair[1]]
         # A few splits at a time, because all splits together are an array [B, T, V].
         hits = jax.lax.map(is_green, (previous.ravel(), current.ravel()), batch_size=SPLITS_AT_ONCE)
         hits = hits.reshape(current.shape)

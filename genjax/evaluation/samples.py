@@ -100,7 +100,7 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
       UserError: a set is no matrix or has fewer than two rows.
     """
     x, y = _features(x), _features(y)
-    kernel = lambda a, b: (a @ b.T / a.shape[1] + 1.0) ** 3  # noqa: E731
+    kernel = lambda a, b: (a @ b.T / a.shape[1] + 1.0) ** 3
 
     def within(a: np.ndarray) -> float:
         k = kernel(a, a)

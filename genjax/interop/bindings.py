@@ -105,7 +105,7 @@ def merge(*parts: Bindings) -> Bindings:
 
 def without_prefix(bindings: Bindings, prefix: str) -> Bindings:
     """Bindings of the bare body of a network, whose names lack the prefix."""
-    strip = lambda name: name.removeprefix(prefix)  # noqa: E731
+    strip = lambda name: name.removeprefix(prefix)
     return {
         path: dataclasses.replace(b, name=strip(b.name), aliases=tuple(map(strip, b.aliases)))
         for path, b in bindings.items()

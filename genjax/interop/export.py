@@ -138,6 +138,6 @@ def export_forward(
         jax.ShapeDtypeStruct((batch, *shape[1:]) if any_batch else shape, np.asarray(example).dtype)
         for shape, example in zip(shapes, examples)
     ]
-    call = lambda state, *arrays: getattr(model, method)(state, *arrays)  # noqa: E731
+    call = lambda state, *arrays: getattr(model, method)(state, *arrays)
     text = f"{method} of {type(model).__name__}"
     return export_function(path, call, _evaluated(state), *arguments, platforms=platforms, description=text)

@@ -52,7 +52,7 @@ class KVCache(flax.struct.PyTreeNode):
             if start.ndim == 0:
                 return jax.lax.dynamic_update_slice_in_dim(cache, new, start, axis=2)
             slots = start[:, None] + jnp.arange(new.shape[2])[None]  # [B, T]
-            write_row = lambda row, index, values: row.at[:, index].set(values, mode="drop")  # noqa: E731
+            write_row = lambda row, index, values: row.at[:, index].set(values, mode="drop")
             return jax.vmap(write_row)(cache, slots, new)
 
         return KVCache(keys=put(self.keys, keys), values=put(self.values, values))

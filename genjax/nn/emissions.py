@@ -304,7 +304,7 @@ class Gaussian(Emission):
         safe = jnp.linalg.cholesky(covariance + (self.ridge + _ROUNDING * variance + _SMALLEST_VARIANCE) * eye)
         # What rounding has made no covariance at all keeps its variances.
         variances = jnp.maximum(jnp.diagonal(covariance, axis1=-2, axis2=-1), 0.0) + self.ridge + _SMALLEST_VARIANCE
-        sound = lambda a: jnp.isfinite(a).all((-2, -1), keepdims=True)  # noqa: E731
+        sound = lambda a: jnp.isfinite(a).all((-2, -1), keepdims=True)
         safe = jnp.where(sound(safe), safe, jnp.sqrt(variances)[..., None] * eye)
         return jnp.where(sound(factor), factor, safe)
 

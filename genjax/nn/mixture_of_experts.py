@@ -171,7 +171,7 @@ class ExpertLayer(nn.Module):
             out = jnp.einsum("btec,ebcm->btm", combine.astype(self.dtype), jax.vmap(expert)(weights, slots))
         else:
             shares = jnp.einsum("btk,btke->ebt", gates, one_hot).astype(self.dtype)
-            add = lambda total, e: (total + e[1][:, :, None] * expert(e[0], x), None)  # noqa: E731
+            add = lambda total, e: (total + e[1][:, :, None] * expert(e[0], x), None)
             out, _ = jax.lax.scan(add, jnp.zeros_like(x), (weights, shares))
 
         valid = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask.astype(jnp.float32)

@@ -113,7 +113,7 @@ def linear_scan(a: Array, b: Array, start: Array, parallel: bool = True) -> Arra
 
         return jax.lax.scan(step, start, (a, b))[1]
     b = b.at[0].add(a[0] * start)
-    combine = lambda first, second: (first[0] * second[0], second[0] * first[1] + second[1])  # noqa: E731
+    combine = lambda first, second: (first[0] * second[0], second[0] * first[1] + second[1])
     return jax.lax.associative_scan(combine, (a, b))[1]
 
 
@@ -271,10 +271,10 @@ class RecurrentLayer(nn.Module):
         The step dt is one of each feature, at first log-uniform between .001 and .1 (Gu et al. 2022, section 4).
         """
         size, count = self.config.hidden_dim, self.config.state_dim
-        log_uniform = lambda key, shape: jax.random.uniform(key, shape, minval=jnp.log(1e-3), maxval=jnp.log(0.1))  # noqa: E731
+        log_uniform = lambda key, shape: jax.random.uniform(key, shape, minval=jnp.log(1e-3), maxval=jnp.log(0.1))
         step = jnp.exp(self.param("log_step", log_uniform, (size,)))[:, None]
         log_real = self.param("log_real", nn.initializers.constant(jnp.log(0.5)), (size, count))
-        frequencies = lambda _, shape: jnp.broadcast_to(jnp.pi * jnp.arange(count, dtype=jnp.float32), shape)  # noqa: E731
+        frequencies = lambda _, shape: jnp.broadcast_to(jnp.pi * jnp.arange(count, dtype=jnp.float32), shape)
         imaginary = self.param("imaginary", frequencies, (size, count))
         rates = jax.lax.complex(-jnp.exp(log_real), imaginary)
         decay = jnp.exp(step * rates)
@@ -458,7 +458,7 @@ class RecurrentStack(nn.Module):
             )
             lasts = [last]
             if config.bidirectional:
-                flip = lambda a: None if a is None else jnp.flip(a, axis=1)  # noqa: E731
+                flip = lambda a: None if a is None else jnp.flip(a, axis=1)
                 backward, last = RecurrentLayer(config, self.dtype, name=f"layer_{i}_backward")(
                     flip(inputs), states[1], flip(mask), fold_in(keys, 2), _beginnings(flip(segment_ids))
                 )

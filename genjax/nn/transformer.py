@@ -156,7 +156,7 @@ class Transformer:
     def init_cache(self, batch: int, length: int, dtype: Any = jnp.float32, ragged: bool = False) -> Cache:
         """An empty cache for `length` tokens; with `ragged`, rows may stand at different places."""
         kv_heads = self.num_kv_heads or self.num_heads
-        layer = lambda: KVCache.zeros(batch, kv_heads, length, self.size_of_head, dtype)  # noqa: E731
+        layer = lambda: KVCache.zeros(batch, kv_heads, length, self.size_of_head, dtype)
         return Cache(
             layers=tuple(layer() for _ in range(self.num_layers)),
             length=jnp.zeros((batch,) if ragged else (), jnp.int32),

@@ -50,7 +50,7 @@ def feature_function(name: str, resize: str) -> tuple[str, Any]:
     if not path.is_file():
         raise ConfigError(f"--features={name} is neither pixels, nor the directory of a run, nor a file of weights")
     params = inception_params(path)
-    apply = lambda x: InceptionV3().apply({"params": params}, prepare(x, resize))  # noqa: E731
+    apply = lambda x: InceptionV3().apply({"params": params}, prepare(x, resize))
     return f"Inception v3 of the FID ({path.name}, resized as {resize} does)", apply
 
 

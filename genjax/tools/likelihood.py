@@ -234,7 +234,7 @@ def fitted(x: np.ndarray, shape: tuple[int, ...], num_levels: int, to_num_levels
         else:
             raise ConfigError(f"pictures of {unit.shape[-1]} channels cannot be made into those of {shape[-1]}")
     if unit.shape[1:3] != shape[:2]:
-        scale = lambda a: np.asarray(Image.fromarray(a).resize(shape[1::-1], Image.Resampling.BOX))  # noqa: E731
+        scale = lambda a: np.asarray(Image.fromarray(a).resize(shape[1::-1], Image.Resampling.BOX))
         unit = np.stack([np.stack([scale(a[..., c]) for c in range(shape[-1])], -1) for a in unit])
     return np.round(unit * (to_num_levels - 1)).astype(np.uint8)
 

@@ -182,7 +182,7 @@ def span_scores(run: Run, split: str) -> dict[str, Any]:
     `evaluation.num_examples` counts questions; all windows of a question are read.
     """
     data, model = run.experiment.data, run.model
-    likeliest = lambda s, b, _: model.task.likeliest_answers(model.predict(s, b), b)  # noqa: E731
+    likeliest = lambda s, b, _: model.task.likeliest_answers(model.predict(s, b), b)
     references = data.references(split)
     chosen = np.sort(first_examples(len(references), run.experiment.evaluation.num_examples))
     examples = data.load(split)
@@ -402,7 +402,7 @@ def pictures(run: Run, split: str) -> list[Path]:
     folder = Path(run.workdir) / "pictures"
     folder.mkdir(exist_ok=True)
     pieces = data.make_tokenizer().pieces
-    names = lambda ids: [pieces[i].decode(errors="replace") if i < len(pieces) else "·" for i in ids]  # noqa: E731
+    names = lambda ids: [pieces[i].decode(errors="replace") if i < len(pieces) else "·" for i in ids]
     if isinstance(model, MakesSources) and "source" not in batch:
         raise ConfigError(f"{type(model).__name__} on {data.name} has no fixed pairs whose attention could be shown")
     # Without padding, which would fill most of the picture.

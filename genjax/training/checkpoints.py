@@ -352,7 +352,7 @@ class Checkpoints:
             saved = dict(reader.metadata(step).metadata)
             like = {n: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere) for n, leaf in saved.items()}
             leaves = {name: np.asarray(leaf.addressable_data(0)) for name, leaf in reader.load(step, like).items()}
-        below = lambda root: {n.removeprefix(root): v for n, v in leaves.items() if n.startswith(root)}  # noqa: E731
+        below = lambda root: {n.removeprefix(root): v for n, v in leaves.items() if n.startswith(root)}
         return {**below("extra/"), **below("params/"), **below("ema_params/")}
 
 

@@ -392,7 +392,7 @@ class Engine:
             batch = {name: self._place_global(a) for name, a in batch.items()}
             with self._named(data, batch):
                 pending.append(self._compiled_evaluate(state, batch, self._place_global(mask), key))
-        mean = lambda *sums: np.sum(sums, dtype=np.float64) / count  # noqa: E731
+        mean = lambda *sums: np.sum(sums, dtype=np.float64) / count
         means = jax.tree.map(mean, *jax.device_get(pending)) if pending else {}
         means = {name: float(value) for name, value in divided(means).items()}
         # Metrics that follow from means, such as the perplexity from nats a token.
@@ -448,7 +448,7 @@ class Engine:
             values = jax.tree.map(lambda v: np.asarray(v.addressable_data(0)), values)
             results.append(jax.tree.map(lambda v, n=count: v[:n], values))
             examples.append({name: a[:count] for name, a in batch.items()})
-        together = lambda *parts: np.concatenate(parts)  # noqa: E731
+        together = lambda *parts: np.concatenate(parts)
         return jax.tree.map(together, *results), jax.tree.map(together, *examples)
 
     @functools.cached_property

@@ -412,7 +412,7 @@ class _Run:
         A run that is asked to stop only saves; `_missed` names the rest when the run is resumed.
         """
         training, last = self.training, step == self.training.num_steps
-        every = lambda period: period is not None and step % period == 0  # noqa: E731
+        every = lambda period: period is not None and step % period == 0
         evaluates = training.evaluate_every is not None and (last or every(training.evaluate_every))
         due = {
             "evaluate": evaluates and not stopping,
@@ -555,7 +555,7 @@ class _Run:
         rows = jax.tree.map(lambda *parts: np.concatenate(parts), *window)
         if "skipped" in rows:
             taken = rows["skipped"] == 0
-            kept = lambda v: v[taken] if taken.any() else np.array([np.nan])  # noqa: E731
+            kept = lambda v: v[taken] if taken.any() else np.array([np.nan])
             rows = {**jax.tree.map(kept, rows), "skipped": rows["skipped"]}
         means = divided(jax.tree.map(lambda v: np.mean(v, dtype=np.float64), rows))
         metrics = {name: float(v) for name, v in means.items()}

@@ -67,7 +67,7 @@ def test_tones_have_their_pitch_and_do_not_alias():
     peak = spectrum.argmax(1) * 8000 / 4096
     assert (peak > 105).all() and (peak < 890).all()
     # A sine has one peak, a sawtooth has overtones as well.
-    share = lambda rows: np.mean([s[np.abs(np.arange(len(s)) - s.argmax()) < 8].sum() / s.sum() for s in rows])  # noqa: E731
+    share = lambda rows: np.mean([s[np.abs(np.arange(len(s)) - s.argmax()) < 8].sum() / s.sum() for s in rows])
     assert share(spectrum) > 1.8 * share(np.abs(np.fft.rfft(x[label == 2] / 32767.0, axis=1)))
 
 

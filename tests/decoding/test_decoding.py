@@ -164,7 +164,7 @@ def test_settings_out_of_range_are_refused():
 @pytest.mark.parametrize("sampling, end", [(Sampling(), 4), (Sampling(temperature=0.8, top_p=0.9), (4, 2))])
 def test_samples_have_the_exact_distribution(sampling, end):
     prompts = jnp.tile(PROMPT, (20_000, 1))
-    run = lambda key: decoding.generate(TARGET, key, prompts, 3, sampling=sampling, end_token=end)  # noqa: E731
+    run = lambda key: decoding.generate(TARGET, key, prompts, 3, sampling=sampling, end_token=end)
     out = jax.jit(run)(jax.random.key(0))
     expected = probabilities(sampling, 3, end=end)
     assert chi_square(out.tokens, expected) > 1e-3
@@ -196,7 +196,7 @@ def test_a_memory_that_grows_in_stages_changes_nothing(monkeypatch):
     prompts, lengths = jnp.array([[1, 2, 3], [2, 0, 0]]), jnp.array([3, 1])
     for name, value in (("LARGE_MEMORY", 0), ("NUM_STAGES", 3), ("FEWEST_TOKENS", 2)):
         monkeypatch.setattr(importlib.import_module("genjax.decoding.generate"), name, value)
-    run = lambda decoder: decoding.generate(decoder, jax.random.key(2), prompts, 9, lengths=lengths)  # noqa: E731
+    run = lambda decoder: decoding.generate(decoder, jax.random.key(2), prompts, 9, lengths=lengths)
     jax.tree.map(np.testing.assert_array_equal, run(TARGET._replace(grow=grow)), run(TARGET))
     assert sizes == [9, 11]
 
@@ -204,7 +204,7 @@ def test_a_memory_that_grows_in_stages_changes_nothing(monkeypatch):
 def test_rows_in_parts_are_continued_as_together(monkeypatch):
     module = importlib.import_module("genjax.decoding.generate")
     prompts, lengths = jnp.arange(24).reshape(8, 3) % V, jnp.array([3, 1, 2, 3, 3, 2, 1, 1])
-    run = lambda lengths: decoding.generate(TARGET, jax.random.key(2), prompts, 5, lengths=lengths, end_token=4)  # noqa: E731
+    run = lambda lengths: decoding.generate(TARGET, jax.random.key(2), prompts, 5, lengths=lengths, end_token=4)
     together = jax.jit(run)(lengths)
     monkeypatch.setattr(module, "_num_parts", lambda *sizes: 3)
     jax.tree.map(np.testing.assert_array_equal, jax.jit(lambda lengths: run(lengths))(lengths), together)
@@ -217,7 +217,7 @@ def test_each_device_takes_its_own_rows_in_parts(monkeypatch):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     prompts = jnp.arange(48).reshape(16, 3) % V
-    run = lambda prompts: decoding.generate(TARGET, jax.random.key(2), prompts, 5)  # noqa: E731
+    run = lambda prompts: decoding.generate(TARGET, jax.random.key(2), prompts, 5)
     together = jax.jit(run)(prompts)
     monkeypatch.setattr(module, "_num_parts", lambda *sizes: 2)
     program = jax.jit(lambda prompts: run(prompts)).lower(jax.device_put(prompts, rows)).compile()
@@ -227,7 +227,7 @@ def test_each_device_takes_its_own_rows_in_parts(monkeypatch):
 
 def test_devices_of_pmap_draw_what_one_device_draws():
     prompts = jnp.tile(PROMPT, (4, 1))
-    run = lambda prompts: decoding.generate(TARGET, jax.random.key(7), prompts, 3).tokens  # noqa: E731
+    run = lambda prompts: decoding.generate(TARGET, jax.random.key(7), prompts, 3).tokens
     whole = jax.jit(run)(prompts)
     parts = jax.pmap(run, axis_name=DEVICE_AXIS, devices=jax.devices()[:2])(prompts.reshape(2, 2, 2))
     np.testing.assert_array_equal(parts.reshape(4, 3), whole)
@@ -243,7 +243,7 @@ def test_rows_are_divided_where_a_part_and_the_parameters_fit_a_cache():
     prompts = jnp.zeros((64 * jax.device_count(), 3), jnp.int32)
 
     def parts(memory, weights, prompts=prompts, new=64):
-        init = lambda batch, length, ragged: jax.ShapeDtypeStruct((memory * batch // len(prompts),), jnp.int8)  # noqa: E731
+        init = lambda batch, length, ragged: jax.ShapeDtypeStruct((memory * batch // len(prompts),), jnp.int8)
         return module._num_parts(Decoder(init, None, weight_bytes=weights), prompts, new, False)
 
     assert parts(size, 0) == 1 and parts(size + 2**10, 0) == 2 and parts(4 * size, 0) == 4
@@ -350,7 +350,7 @@ def test_contrastive_search_is_greedy_without_the_penalty_and_follows_its_equati
     plain = decoding.contrastive_search(TARGET, PROMPT, 6, alpha=0.0, top_k=3)
     np.testing.assert_array_equal(plain.tokens, greedy.tokens)
     features = np.asarray(jax.random.normal(jax.random.key(1), (V, V, 3)))
-    unit = lambda h: h / np.linalg.norm(h)  # noqa: E731
+    unit = lambda h: h / np.linalg.norm(h)
     text, history = [1, 2], [unit(features[0, 1]), unit(features[1, 2])]
     for _ in range(6):
         p = np.asarray(jax.nn.softmax(TABLE[text[-2], text[-1]]))
@@ -376,7 +376,7 @@ def test_the_watermark_is_found_where_it_is_and_not_elsewhere():
     prompts = jnp.zeros((40, 1), jnp.int32)
     run = jax.jit(lambda k, w: decoding.generate(flat, k, prompts, 80, watermark=w).tokens, static_argnums=1)
     marked, plain = run(jax.random.key(0), mark), run(jax.random.key(0), None)
-    z = lambda tokens: np.asarray(mark.z_score(tokens, vocab))  # noqa: E731
+    z = lambda tokens: np.asarray(mark.z_score(tokens, vocab))
     assert z(marked).min() > 6
     assert abs(z(plain).mean()) < 0.6 and 0.6 < z(plain).std() < 1.5
     assert np.abs(np.asarray(Watermark(seed=4).z_score(marked, vocab)).mean()) < 1.0

@@ -37,7 +37,7 @@ def test_roc_area_is_that_of_sklearn_with_ties():
 
 def test_a_normal_density_integrates_to_one():
     mean, covariance = np.asarray([0.5, -0.5]), np.asarray([[1.0, 0.6], [0.6, 1.0]])
-    log_prob = lambda points: gaussian_log_prob(points, mean, covariance)  # noqa: E731
+    log_prob = lambda points: gaussian_log_prob(points, mean, covariance)
     low, high = np.full(2, -6.0), np.full(2, 6.0)
     density, integral = density_grid(log_prob, low, high, 60)
     assert integral == pytest.approx(1.0, abs=1e-6)

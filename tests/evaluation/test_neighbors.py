@@ -27,9 +27,7 @@ def test_coverage_of_the_data_by_samples_matches_its_sums():
     def radius(points, i, k):
         return np.sort(np.linalg.norm(points - points[i], axis=1))[k]
 
-    inside = lambda x, points, k: [  # noqa: E731
-        np.linalg.norm(x - p) <= radius(points, i, k) for i, p in enumerate(points)
-    ]
+    inside = lambda x, points, k: [np.linalg.norm(x - p) <= radius(points, i, k) for i, p in enumerate(points)]
     got = precision_recall(DATA, SAMPLES, 3, block_size=16)
     assert got["precision"] == pytest.approx(np.mean([any(inside(x, DATA, 3)) for x in SAMPLES]))
     assert got["recall"] == pytest.approx(np.mean([any(inside(y, SAMPLES, 3)) for y in DATA]))
@@ -60,7 +58,7 @@ def test_neighbours_in_a_stream_are_those_in_the_whole():
 
 def test_copies_are_noticed():
     train, held_out, fresh = RNG.normal(size=(3, 400, 3))
-    nearest = lambda x: NearestNeighbors(x).add(train).result()[0][:, 0]  # noqa: E731
+    nearest = lambda x: NearestNeighbors(x).add(train).result()[0][:, 0]
     honest = memorization(nearest(fresh), nearest(held_out))
     assert honest["memorization_auc"] == pytest.approx(0.5, abs=0.08) and honest["copied_share"] < 0.04
     copied = memorization(nearest(train[:100] + 1e-4), nearest(held_out))

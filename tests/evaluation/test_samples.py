@@ -38,8 +38,8 @@ def test_moments_of_a_stream_are_those_of_the_whole():
 
 
 def test_kernel_distance_matches_its_sums():
-    k = lambda a, b: (a @ b / 4 + 1) ** 3  # noqa: E731
-    pairs = lambda s: np.mean([k(a, b) for i, a in enumerate(s) for j, b in enumerate(s) if i != j])  # noqa: E731
+    k = lambda a, b: (a @ b / 4 + 1) ** 3
+    pairs = lambda s: np.mean([k(a, b) for i, a in enumerate(s) for j, b in enumerate(s) if i != j])
     expected = pairs(X) + pairs(Y) - 2 * np.mean([k(a, b) for a in X for b in Y])
     np.testing.assert_allclose(kernel_distance(X, Y), expected, rtol=1e-9)
 

@@ -75,7 +75,7 @@ def test_turns_leave_what_a_skipped_update_would_have_changed():
     def step(scales):
         turns = Turns(state, optimizers)
         for name, scale in scales.items():
-            loss = lambda p, b, k, s=scale: (s * (p[None] * b["x"]).mean(), {})  # noqa: E731
+            loss = lambda p, b, k, s=scale: (s * (p[None] * b["x"]).mean(), {})
             turns.update(name, loss, batch, jax.random.key(0))
         return turns.finish(loss="generator", extra={"pool": jnp.zeros(3)})[0]
 

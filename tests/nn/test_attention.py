@@ -31,7 +31,7 @@ def test_grouped_heads_equal_a_loop(kv_heads):
     mask = rng.random((2, 5, 7)) < 0.6
     mask[..., 0] = True
     bias = rng.normal(size=(2, 4, 5, 7)).astype(np.float32)
-    swap = lambda a: jnp.asarray(a).swapaxes(1, 2)  # noqa: E731
+    swap = lambda a: jnp.asarray(a).swapaxes(1, 2)
     ours, _ = A._heads_first(swap(q), swap(k), swap(v), jnp.asarray(bias), jnp.asarray(mask)[:, None], 0.3, 0.0, None)
     np.testing.assert_allclose(ours.swapaxes(1, 2), reference_attention(q, k, v, mask, bias, 0.3), atol=1e-5)
     fused = jax.nn.dot_product_attention(
@@ -308,7 +308,7 @@ def test_the_loss_teaches_the_router(num_selected):
     x = jax.random.normal(jax.random.key(0), (2, 6, 4))
     params = layer.init(jax.random.key(1), x)
     for training in (True, False):
-        loss = lambda p: (layer.apply(p, x, training=training)[0] ** 2).sum()  # noqa: B023, E731
+        loss = lambda p: (layer.apply(p, x, training=training)[0] ** 2).sum()  # noqa: B023
         assert jnp.abs(jax.grad(loss)(params)["params"]["router"]).max() > 1e-3
 
 

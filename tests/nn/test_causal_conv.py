@@ -14,7 +14,7 @@ def test_minimal_filtering_is_the_convolution_and_has_its_gradients():
 
     @jax.jit
     def both(x, kernel):
-        plain = lambda x, kernel: shifted(x, taps) @ kernel  # noqa: E731
+        plain = lambda x, kernel: shifted(x, taps) @ kernel
         sides = [jax.value_and_grad(lambda *a, f=f: (f(*a) * weight).sum(), (0, 1)) for f in (plain, minimal_filtering)]
         return plain(x, kernel), minimal_filtering(x, kernel), [side(x, kernel)[1] for side in sides]
 

@@ -110,7 +110,7 @@ def test_cells_are_those_of_their_papers(kind, options):
     x = jnp.asarray(X, jnp.float32)
     params = drawn(jax.eval_shape(stack.init, jax.random.key(0), x))["params"]
     carry = jax.tree.map(lambda a: RNG.normal(size=a.shape), jax.eval_shape(lambda: config.init_carry(B)))
-    as_float32 = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), tree)  # noqa: E731
+    as_float32 = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), tree)
     outputs, last = jax.jit(stack.apply)({"params": as_float32(params)}, x, as_float32(carry))
 
     p, ((state,),) = params["layer_0_forward"], carry

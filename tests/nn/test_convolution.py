@@ -45,7 +45,7 @@ def test_upsample_is_the_transpose_of_downsample():
 def test_repeated_pixels_are_convolved_without_being_repeated(matrix_products):
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = jax.random.normal(keys[0], (2, 4, 3, 2)), jax.random.normal(keys[1], (3, 3, 2, 5))
-    plain = lambda x, k: convolution.convolve(x.repeat(2, 1).repeat(2, 2), k, False)  # noqa: E731
+    plain = lambda x, k: convolution.convolve(x.repeat(2, 1).repeat(2, 2), k, False)
     ours, ours_vjp = jax.vjp(lambda x, k: convolution.repeat_and_convolve(x, k, matrix_products), x, kernel)
     theirs, theirs_vjp = jax.vjp(plain, x, kernel)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)

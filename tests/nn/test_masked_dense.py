@@ -14,7 +14,7 @@ def dependencies(network, order=None, degrees=None, condition=None, dim=DIM):
     """[D, D] booleans: whether output i depends on input j, for randomly drawn weights."""
     x = jax.random.normal(jax.random.key(0), (1, dim))
     params = network.init(jax.random.key(1), x, condition, order, degrees)
-    apply = lambda v: network.apply(params, v[None], condition, order, degrees)[0]  # noqa: E731
+    apply = lambda v: network.apply(params, v[None], condition, order, degrees)[0]
     return np.abs(np.asarray(jax.jacobian(apply)(x[0]))).sum(1) > 0
 
 

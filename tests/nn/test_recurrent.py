@@ -44,7 +44,7 @@ def test_layers_equal_those_of_torch(kind, bidirectional):
     x = torch.tensor(np.asarray(X), requires_grad=True)
     expected, last = theirs(x)
     (expected**2).sum().backward()
-    apply = lambda p, x: RecurrentStack(config).apply({"params": p}, x)  # noqa: E731
+    apply = lambda p, x: RecurrentStack(config).apply({"params": p}, x)
     ours, carry = apply(params, X)
     np.testing.assert_allclose(ours, expected.detach(), atol=1e-5)
     h = last[0] if kind == "lstm" else last
@@ -85,7 +85,7 @@ def test_the_lstm_has_the_gradient_of_its_loop():
 @pytest.mark.parametrize("complex_", [False, True])
 def test_parallel_scan_equals_the_sequential_one(complex_):
     keys = jax.random.split(jax.random.key(0), 3)
-    draw = lambda k, shape: jax.random.normal(k, shape, jnp.complex64 if complex_ else jnp.float32)  # noqa: E731
+    draw = lambda k, shape: jax.random.normal(k, shape, jnp.complex64 if complex_ else jnp.float32)
     a, b, start = draw(keys[0], (9, 2, 3)), draw(keys[1], (9, 2, 3)), draw(keys[2], (2, 3))
     np.testing.assert_allclose(linear_scan(a, b, start), linear_scan(a, b, start, parallel=False), rtol=1e-4, atol=1e-4)
 

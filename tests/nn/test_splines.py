@@ -51,7 +51,7 @@ def test_steep_and_flat_bins_are_exact_in_float32_too():
 
 def test_log_derivatives_are_those_of_autodiff(points, parameters):
     for inverse in (False, True):
-        value = lambda x, p: rational_quadratic_spline(x, p, BOUND, inverse)[0]  # noqa: E731, B023
+        value = lambda x, p: rational_quadratic_spline(x, p, BOUND, inverse)[0]  # noqa: B023
         slope = jax.vmap(jax.grad(value))(points, parameters)
         expected = rational_quadratic_spline(points, parameters, BOUND, inverse)[1]
         np.testing.assert_allclose(jnp.log(slope), expected, atol=2e-3)
@@ -76,7 +76,7 @@ def test_splines_rise_and_stay_in_their_square(parameters):
 
 def test_gradients_are_finite_on_knots_and_far_outside(parameters):
     x = jnp.asarray([-BOUND, BOUND, 0.0, 1e4, -1e4])
-    total = lambda x, p: sum(r.sum() for r in rational_quadratic_spline(x, p, BOUND))  # noqa: E731
+    total = lambda x, p: sum(r.sum() for r in rational_quadratic_spline(x, p, BOUND))
     assert all(jnp.isfinite(g).all() for g in jax.grad(total, argnums=(0, 1))(x, parameters[:5]))
 
 

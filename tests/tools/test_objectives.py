@@ -49,6 +49,6 @@ def test_every_update_of_a_critic_sees_fresh_examples():
 
 def test_operations_count_every_update():
     plain, critic, penalized = (small(m) for m in ("non_saturating", "wasserstein_clipped", "relativistic_r1_r2"))
-    count = lambda e: objective_runs.operations(e, objective_runs.first_states(e, 1))  # noqa: E731
+    count = lambda e: objective_runs.operations(e, objective_runs.first_states(e, 1))
     assert 2.5 < count(critic) / count(plain) < 5.0
     assert 1.3 < count(penalized) / count(plain) < 3.0

@@ -49,7 +49,7 @@ def experiment(name, **changes):
     ids=["values_out_of_range", "odd_size", "base_of_another_dimension", "levels_without_probability", "no_vq_vae"],
 )
 def test_bad_input_is_one_sentence(name, changes, message, tmp_path, capsys):
-    run = lambda _: train(experiment(name, **changes), tmp_path, name=name, quiet=True)  # noqa: E731
+    run = lambda _: train(experiment(name, **changes), tmp_path, name=name, quiet=True)
     with jax.debug_nans(False), pytest.raises(SystemExit):
         command_line.run(run)
     sentence = capsys.readouterr().err

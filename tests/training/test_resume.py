@@ -293,7 +293,7 @@ def test_parameters_of_another_run_are_taken_whole_or_by_prefix(finished, tmp_pa
     )
     params = train(part, tmp_path / "part", quiet=True).params
     jax.tree.map(np.testing.assert_array_equal, params["encoder"], source["encoder"])
-    kernel = lambda p: p["decoder"]["_MLPDecoder_0"]["MLP_0"]["Dense_0"]["kernel"]  # noqa: E731
+    kernel = lambda p: p["decoder"]["_MLPDecoder_0"]["MLP_0"]["Dense_0"]["kernel"]
     assert not np.array_equal(kernel(params), kernel(source))
     with pytest.raises(ConfigError, match="no parameter is below training.init_prefix=encodr"):
         wrong = tiny(training__init_from=str(finished), training__init_prefix=("encodr",))

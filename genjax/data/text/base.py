@@ -308,7 +308,7 @@ class DelimitedText(TokenizedData):
         names = {self.start_token: b"[start]", self.separator_token: b"[separator]", self.padding_token: b"[padding]"}
         names[self.mask_token] = b"[mask]"
         # Bytes are joined first, since a character may be divided among tokens.
-        known = lambda i: i < tokenizer.vocab_size and (tokenizer.pieces[i] or i not in names)  # noqa: E731
+        known = lambda i: i < tokenizer.vocab_size and (tokenizer.pieces[i] or i not in names)
         pieces = (tokenizer.pieces[i] if known(i) else names.get(i, b"[%d]" % i) for i in ids)
         return b"".join(pieces).decode(errors="replace")
 

@@ -230,7 +230,7 @@ def _labelled_rows(data: LabelledText, split: str) -> list[tuple[str, ...]]:
 
 def _review(rng: np.random.Generator) -> tuple[str, str]:
     """A made review and its class."""
-    pick = lambda words: words[int(rng.integers(len(words)))]  # noqa: E731
+    pick = lambda words: words[int(rng.integers(len(words)))]
     kinds = {"good": ("fine", "great", "lovely", "superb"), "bad": ("poor", "awful", "dull", "weak")}
     label, negated = pick(("good", "bad")), bool(rng.integers(2))
     other = "bad" if label == "good" else "good"
@@ -310,7 +310,7 @@ def _tagged_sentence(rng: np.random.Generator) -> list[tuple[str, str]]:
     family = [str(rng.choice((*text_tasks.CITIES, "Smith", "Stone")))] if rng.integers(2) else []
     city = str(rng.choice(text_tasks.CITIES))
     who = [(person, "B-PER"), *((name, "I-PER") for name in family)]
-    plain = lambda text: [(word, "O") for word in text.split()]  # noqa: E731
+    plain = lambda text: [(word, "O") for word in text.split()]
     where = [*([("New", "B-LOC"), (city, "I-LOC")] if rng.integers(2) else [(city, "B-LOC")])]
     form = rng.integers(3)
     if form == 0:

@@ -48,7 +48,7 @@ class PythonSource(Data):
                 f"the split {split} of {self.name} has {len(tokens)} characters, fewer than one window of "
                 f"data.sequence_length={self.sequence_length}"
             )
-        window = lambda a: a[: count * self.sequence_length].reshape(count, -1)  # noqa: E731
+        window = lambda a: a[: count * self.sequence_length].reshape(count, -1)
         return ArrayExamples({"tokens": window(tokens), "token_labels": window(labels)})
 
     def spec(self) -> dict[str, Any]:

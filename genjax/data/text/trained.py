@@ -82,7 +82,7 @@ def made_once(make: Callable[[], Tokenizer], corpora: Sequence[Documents], setti
     """
     name = name_of("tokenizer", *(corpus.identity for corpus in corpora), *settings, _library_version())
     # The suffix is not a text's suffix, so that a folder of texts does not include the file.
-    file_of = lambda path: path.with_suffix(".tokenizer")  # noqa: E731
+    file_of = lambda path: path.with_suffix(".tokenizer")
     path = find_place(corpora[0].folder, name, lambda path: file_of(path).is_file())
     if path is None:
         return make()

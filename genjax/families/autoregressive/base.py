@@ -157,7 +157,7 @@ class AutoregressiveModel(abc.ABC):
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics: loss = nll (nats an example), bits_per_dim."""
-        loss = lambda params, part, part_key: self.loss(params, part, part_key, state.step)  # noqa: E731
+        loss = lambda params, part, part_key: self.loss(params, part, part_key, state.step)
         return gradient_step(loss, self.optimizer)(state, batch, key)
 
     def log_prob(self, state: TrainState, batch: Batch) -> Array:

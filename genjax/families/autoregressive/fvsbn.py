@@ -48,5 +48,5 @@ class FVSBN(VectorModel):
             return jnp.take(logits.reshape(batch_size, self.dim, num_parameters), d, axis=1)
 
         # Logits of values before d change too, but are not read any more.
-        observe = lambda logits, d, value: logits + value[:, None] * kernel[d][None]  # noqa: E731
+        observe = lambda logits, d, value: logits + value[:, None] * kernel[d][None]
         return start, parameters_of, observe

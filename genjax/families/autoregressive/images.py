@@ -49,7 +49,7 @@ class OutputHead(nn.Module):
     def __call__(self, features: Array, x: Array) -> Array:
         features = nn.relu(features)
         # In float32: bfloat16 cannot tell neighbouring levels of 256 apart.
-        dense = lambda width, name: nn.Dense(width, dtype=self.dtype, dot_general=logits_product, name=name)  # noqa: E731
+        dense = lambda width, name: nn.Dense(width, dtype=self.dtype, dot_general=logits_product, name=name)
         if isinstance(self.output, DiscretizedLogisticMixture):
             return dense(self.output.num_parameters(self.channels), "output")(features)
         width = self.output.num_parameters
@@ -193,7 +193,7 @@ class ImageModel(AutoregressiveModel):
             cache, previous, context, i = carry
             j, given, is_known = inputs
             # Contexts of half the width have half the columns.
-            column = lambda a: jax.lax.dynamic_slice_in_dim(a, j // (width // a.shape[2]), 1, axis=2)  # noqa: E731
+            column = lambda a: jax.lax.dynamic_slice_in_dim(a, j // (width // a.shape[2]), 1, axis=2)
             here = jax.tree.map(column, context)
             features, cache = run(pixel, "pixel", cache, previous, here, condition, (i, j))
             pixel_key = jax.random.fold_in(key, i * width + j)
@@ -221,7 +221,7 @@ class ImageModel(AutoregressiveModel):
 
         def body(t, canvas):
             i, j = t // width, t % width
-            at = lambda a: jax.lax.dynamic_slice(a, (0, i, j, 0), (a.shape[0], 1, 1, a.shape[-1]))[:, 0, 0]  # noqa: E731
+            at = lambda a: jax.lax.dynamic_slice(a, (0, i, j, 0), (a.shape[0], 1, 1, a.shape[-1]))[:, 0, 0]
             features = at(self.hidden(params, canvas, label))
             pixel_key = jax.random.fold_in(key, t)
             return canvas.at[:, i, j].set(self.draw_pixel(params, features, pixel_key, at(x), at(known), temperature))

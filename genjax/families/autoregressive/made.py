@@ -105,7 +105,7 @@ class MADE(VectorModel):
     def log_likelihood(self, params: PyTree, x: Array, label: Array | None) -> Array:
         if self.num_masks == 1:
             return self.component_log_likelihood(params, x, label, 0)
-        component = lambda index: self.component_log_likelihood(params, x, label, index)  # noqa: E731
+        component = lambda index: self.component_log_likelihood(params, x, label, index)
         log_likelihoods = jax.lax.map(component, jnp.arange(self.num_masks))  # [M, B]
         return jax.nn.logsumexp(log_likelihoods, axis=0) - np.log(self.num_masks)
 

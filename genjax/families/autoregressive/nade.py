@@ -73,5 +73,5 @@ class NADE(VectorModel):
                 return out
             return out + (self.one_hot(label) @ params["output_class_kernel"][:, d]).astype(dtype)
 
-        observe = lambda a, d, value: a + value[:, None] * params["input_kernel"][d][None]  # noqa: E731
+        observe = lambda a, d, value: a + value[:, None] * params["input_kernel"][d][None]
         return start, parameters_of, observe

@@ -47,7 +47,7 @@ class GatedBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, aux: Array | None, condition: Array | None, place: Any, keys: Array | None) -> Array:
         features = x.shape[-1]
-        conv = lambda name, n: CausalConv(n, self.taps, self.width, self.mode, dtype=self.dtype, name=name)  # noqa: E731
+        conv = lambda name, n: CausalConv(n, self.taps, self.width, self.mode, dtype=self.dtype, name=name)
         r = conv("in", features)(celu(x), place)
         if aux is not None:
             r = r + nn.Dense(features, use_bias=False, dtype=self.dtype, name="aux")(celu(aux))

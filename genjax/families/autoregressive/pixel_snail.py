@@ -49,7 +49,7 @@ class CausalAttention(nn.Module):
         config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
         size, height, width = query.shape[:3]
         heads, key_dim, value_dim = config.num_heads, config.key_dim, config.value_dim
-        dense = lambda name, dim, a: nn.Dense(heads * dim, dtype=dtype, name=name)(a).reshape(size, -1, heads, dim)  # noqa: E731
+        dense = lambda name, dim, a: nn.Dense(heads * dim, dtype=dtype, name=name)(a).reshape(size, -1, heads, dim)
         q, k, v = dense("query", key_dim, query), dense("key", key_dim, memory), dense("value", value_dim, memory)
         length = config.shape()[0] * config.shape()[1]
         if self.mode == "full":
@@ -103,7 +103,7 @@ class PixelSNAILTrunk(nn.Module):
                 h = h + a * jax.nn.sigmoid(b)
             query, memory = jnp.concatenate([h, coordinates], -1), jnp.concatenate([inputs, h, coordinates], -1)
             r = CausalAttention(config, self.mode, name=f"attention_{n}")(query, memory, place)
-            dense = lambda name, a: nn.Dense(config.hidden_dim, dtype=dtype, name=name)(nn.elu(a))  # noqa: E731
+            dense = lambda name, a: nn.Dense(config.hidden_dim, dtype=dtype, name=name)(nn.elu(a))
             h = h + nn.elu(dense(f"out_{n}", h) + dense(f"attended_{n}", r))
         return nn.Dense(config.output_dim, dtype=dtype, name="last")(nn.elu(h))
 

@@ -121,7 +121,7 @@ class DDPM(Diffusion):
             return super().train_step(state, batch, key)
         history, size = state.extra["step_history"], batch_size(batch)
         probabilities = history.probabilities()
-        draw = lambda k: jax.random.categorical(k, jnp.log(probabilities))  # noqa: E731
+        draw = lambda k: jax.random.categorical(k, jnp.log(probabilities))
         index = jax.vmap(draw)(example_keys(jax.random.fold_in(key, 1), batch))
         example_index = batch.get("example_index", jnp.arange(size))
         batch = {

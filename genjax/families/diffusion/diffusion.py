@@ -254,7 +254,7 @@ class Diffusion:
                 weak = self.estimate(weak_params, z, times, condition, x0_before)
                 estimate = estimate._replace(x0=guidance.combine(estimate.x0, weak.x0, t, process.t_max))
             elif guided:
-                twice = lambda a: jnp.concatenate([a, a])  # noqa: E731
+                twice = lambda a: jnp.concatenate([a, a])
                 empty = self.without(condition)
                 both = {name: jnp.concatenate([a, empty[name]]) for name, a in condition.items()}
                 times = jnp.broadcast_to(t, (2 * count,))
@@ -534,7 +534,7 @@ def copies_of_start(state: TrainState, names: Sequence[str]) -> dict[str, PyTree
     Parameters of another run replace the parameters after `init`, so the first step makes the copies of them again.
     """
     first = state.step == 0
-    renew = lambda copy: jax.tree.map(lambda c, p: jnp.where(first, p, c), copy, state.params)  # noqa: E731
+    renew = lambda copy: jax.tree.map(lambda c, p: jnp.where(first, p, c), copy, state.params)
     return {name: renew(state.extra[name]) for name in names}
 
 

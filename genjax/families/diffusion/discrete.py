@@ -65,7 +65,7 @@ class TokenDenoiser(nn.Module):
         time = sinusoidal_embedding(1000.0 * t, max(2 * (width // 8), 16)).astype(dtype)
         time = jax.nn.silu(nn.Dense(width, dtype=dtype)(jax.nn.silu(nn.Dense(width, dtype=dtype)(time))))
         h = nn.Embed(self.vocab_size + 1, width, dtype=dtype, name="symbols")(tokens)
-        norm = lambda a: nn.LayerNorm(use_scale=False, use_bias=False, dtype=dtype)(a)  # noqa: E731
+        norm = lambda a: nn.LayerNorm(use_scale=False, use_bias=False, dtype=dtype)(a)
         zeros = nn.initializers.zeros
         for i in range(self.num_layers):
             adapt = nn.Dense(6 * width, dtype=dtype, kernel_init=zeros, name=f"adapt_{i}")(time)

@@ -110,7 +110,7 @@ class _Block(nn.Module):
         zeros = nn.initializers.zeros
         adapt = nn.Dense(6 * config.hidden_dim, dtype=dtype, kernel_init=zeros, name="adapt")(embedding)
         b1, s1, g1, b2, s2, g2 = jnp.split(adapt[:, None], 6, axis=-1)
-        norm = lambda a: nn.LayerNorm(use_scale=False, use_bias=False, epsilon=1e-6, dtype=dtype)(a)  # noqa: E731
+        norm = lambda a: nn.LayerNorm(use_scale=False, use_bias=False, epsilon=1e-6, dtype=dtype)(a)
         h = h + g1 * Attention(config.num_heads, dtype=dtype, name="attention")(norm(h) * (1.0 + s1) + b1)[0]
         if context is not None:
             attend = Attention(config.num_heads, cross=True, dtype=dtype, output_init_std=1e-5, name="cross_attention")

@@ -119,9 +119,9 @@ def inpaint(
     spacing = sampler.spacing if spacing is None else spacing
     grid = times(process, spacing, num_steps, sampler.rho, min_log_ratio=sampler.min_log_ratio)
     order = resampling_steps(num_steps, num_resamples, jump_length)
-    at = lambda nodes: jax.tree.map(lambda a: a[nodes], grid)  # noqa: E731
+    at = lambda nodes: jax.tree.map(lambda a: a[nodes], grid)
     rows = (at(order[:, 0]), at(order[:, 0] + 1), at(order[:, 1]), jnp.arange(len(order)))
-    noise = lambda k: jax.random.normal(k, x.shape)  # noqa: E731
+    noise = lambda k: jax.random.normal(k, x.shape)
 
     def body(z: Array, row: tuple[Node, Node, Node, Array]) -> tuple[Array, None]:
         now, then, back, index = row

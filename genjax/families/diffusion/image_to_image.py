@@ -82,6 +82,6 @@ class ImageToImage(EDM):
 def hole_mask(height: int, width: int, factor: int) -> Array:
     """1 where a picture is known and 0 in its middle, [H, W, 1]."""
     rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None]
-    inside = lambda i, n: (i >= (n - n // factor) // 2) & (i < (n - n // factor) // 2 + n // factor)  # noqa: E731
+    inside = lambda i, n: (i >= (n - n // factor) // 2) & (i < (n - n // factor) // 2 + n // factor)
     hole = inside(rows, height) & inside(columns, width)
     return 1.0 - hole.astype(jnp.float32)[..., None]

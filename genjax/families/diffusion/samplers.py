@@ -137,7 +137,7 @@ class Sampler(abc.ABC):
 
         def body(carry: Carry, row: tuple[Node, Node, Array]) -> tuple[Carry, Array | None]:
             now, then, index = row
-            step = lambda c: self.step(denoise, process, c, now, then, jax.random.fold_in(key, index))  # noqa: E731
+            step = lambda c: self.step(denoise, process, c, now, then, jax.random.fold_in(key, index))
             if start is None:
                 carry = step(carry)
             else:
@@ -436,7 +436,7 @@ class PredictorCorrector(Sampler):
             x0 = denoise(z, then.t, x0).x0
             score = -(z - then.alpha * x0) / then.sigma**2
             noise = _noise(jax.random.fold_in(corrector_key, index), z)
-            norm = lambda a: jnp.sqrt(jnp.square(a.reshape(a.shape[0], -1)).sum(-1)).mean()  # noqa: E731
+            norm = lambda a: jnp.sqrt(jnp.square(a.reshape(a.shape[0], -1)).sum(-1)).mean()
             size = 2.0 * (now.alpha / then.alpha * self.signal_to_noise * norm(noise) / norm(score)) ** 2
             return z + size * score + jnp.sqrt(2.0 * size) * noise, x0
 

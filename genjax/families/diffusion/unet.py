@@ -292,7 +292,7 @@ class _UNet(nn.Module):
         if config.video:
             frames = h.shape[1]
             h = h.reshape(-1, *h.shape[2:])
-            repeat = lambda a: None if a is None else jnp.repeat(a, frames, axis=0)  # noqa: E731
+            repeat = lambda a: None if a is None else jnp.repeat(a, frames, axis=0)
             embedding, context, context_mask = repeat(embedding), repeat(context), repeat(context_mask)
             if dropout_keys is not None:
                 dropout_keys = jax.vmap(lambda k: jax.random.split(k, frames))(dropout_keys).reshape(-1)

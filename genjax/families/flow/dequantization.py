@@ -109,7 +109,7 @@ class Uniform(Dequantization):
     """u uniform on [0, 1)."""
 
     def _noise(self, params: Params, unit: Array, keys: Array) -> tuple[Array, Array]:
-        draw = lambda key: jax.random.uniform(key, unit.shape[1:], unit.dtype)  # noqa: E731
+        draw = lambda key: jax.random.uniform(key, unit.shape[1:], unit.dtype)
         return jax.vmap(draw)(keys), jnp.zeros(unit.shape[0], unit.dtype)
 
 
@@ -145,5 +145,5 @@ class Variational(Dequantization):
         epsilon = jax.vmap(lambda key: jax.random.logistic(key, flat.shape[1:], flat.dtype))(keys)
         v, log_det = self._flow().forward(params["flow"], epsilon, flat)
         # The density of logistic noise is the slope of the sigmoid.
-        log_slope = lambda a: sum_rest(jax.nn.log_sigmoid(a) + jax.nn.log_sigmoid(-a))  # noqa: E731
+        log_slope = lambda a: sum_rest(jax.nn.log_sigmoid(a) + jax.nn.log_sigmoid(-a))
         return jax.nn.sigmoid(v).reshape(unit.shape), log_slope(epsilon) - log_det - log_slope(v)

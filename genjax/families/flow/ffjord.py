@@ -76,7 +76,7 @@ class Continuous(Bijection):
             noise = None if exact else jax.random.rademacher(key, x.shape, x.dtype)
 
             def field(t: Array, state: tuple[Array, Array], _: Any) -> tuple[Array, Array]:
-                f = lambda h: self.network.apply({"params": params}, h, t, condition)  # noqa: E731
+                f = lambda h: self.network.apply({"params": params}, h, t, condition)
                 if exact:
                     value, trace = f(state[0]), jnp.trace(jax.jacfwd(f)(state[0]))
                 else:

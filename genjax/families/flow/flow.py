@@ -230,7 +230,7 @@ class Flow(abc.ABC):
 
         Log-determinants are exact: the mean of exponentials of estimates would lie above the likelihood.
         """
-        draw = lambda k: self._log_prob(state.eval_params, batch, k, exact=True)[0]  # noqa: E731
+        draw = lambda k: self._log_prob(state.eval_params, batch, k, exact=True)[0]
         draws = jax.lax.map(draw, jax.random.split(key, num_samples))
         return jax.nn.logsumexp(draws, axis=0) - math.log(num_samples)
 

@@ -101,7 +101,7 @@ class Residual(Bijection):
 
     def _log_det(self, params: Params, x: Array, condition: Array | None, keys: Array | None) -> Array:
         if keys is None or x.shape[-1] <= self.exact_dim:
-            row = lambda v, c: self._residual(params, v[None], None if c is None else c[None])[0]  # noqa: E731
+            row = lambda v, c: self._residual(params, v[None], None if c is None else c[None])[0]
             jacobian = jax.vmap(jax.jacfwd(row))(x, condition)
             return jnp.linalg.slogdet(jnp.eye(x.shape[-1], dtype=x.dtype)[None] + jacobian)[1]
         return self._estimated_log_det(params, x, condition, keys)

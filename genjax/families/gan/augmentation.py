@@ -171,7 +171,7 @@ def band_filters() -> np.ndarray:
     wavelet = np.array([1.0 + root, 3.0 + root, 3.0 - root, 1.0 - root]) / (4.0 * 2.0**0.5)  # Daubechies' of four taps
     low = np.convolve(wavelet, wavelet[::-1]) / 2.0
     high = low * (-1.0) ** np.arange(-3, 4)
-    spread = lambda taps, n: np.kron(taps, np.eye(1, n)[0])[: n * (len(taps) - 1) + 1]  # noqa: E731  (z to z^n)
+    spread = lambda taps, n: np.kron(taps, np.eye(1, n)[0])[: n * (len(taps) - 1) + 1]
     lows = np.convolve(low, spread(low, 2))
     bands = [
         np.convolve(lows, spread(low, 4)),
@@ -244,9 +244,9 @@ class ADA(Augmentation):
 
     def transform(self, x: Array, key: Array, probability: Array) -> Array:
         counter = iter(range(1000))
-        uniform = lambda low, high, shape=(): _uniform(key, next(counter), low, high, shape)  # noqa: E731
-        normal = lambda shape=(): jax.random.normal(jax.random.fold_in(key, next(counter)), shape)  # noqa: E731
-        happens = lambda p=probability: uniform(0.0, 1.0) < p  # noqa: E731
+        uniform = lambda low, high, shape=(): _uniform(key, next(counter), low, high, shape)
+        normal = lambda shape=(): jax.random.normal(jax.random.fold_in(key, next(counter)), shape)
+        happens = lambda p=probability: uniform(0.0, 1.0) < p
         height, width, channels = x.shape
         if "blit" in self.groups:
             x = jnp.where(happens() & (uniform(0.0, 1.0) < 0.5), x[:, ::-1], x)

@@ -234,7 +234,7 @@ class CycleGAN:
         del key
         params, x, source = state.eval_params["generators"], batch["x"], batch["source"]
         fake_x, fake_source = self.to_x(params, source), self.to_source(params, x)
-        error = lambda a, b: mean_over_pixels(jnp.abs(a - b))  # noqa: E731
+        error = lambda a, b: mean_over_pixels(jnp.abs(a - b))
         cycle = error(self.to_source(params, fake_x), source) + error(self.to_x(params, fake_source), x)
         metrics = {"l1": error(fake_x, x), "source_l1": error(fake_source, source), "cycle_l1": cycle}
         return {**metrics, "unchanged_l1": error(source, x)} if x.shape == source.shape else metrics

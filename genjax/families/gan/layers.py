@@ -76,7 +76,7 @@ class _Weighted(nn.Module):
     def weight(self, shape: tuple[int, ...]) -> Array:
         kernel = self.param("kernel", self.kernel_init, shape)
         if self.spectral:
-            start = lambda: _unit(jax.random.normal(self.make_rng("params"), (shape[-1],)))  # noqa: E731
+            start = lambda: _unit(jax.random.normal(self.make_rng("params"), (shape[-1],)))
             u = self.variable(SPECTRAL, "u", start)
             sigma, new_u = largest_singular_value(kernel.reshape(-1, shape[-1]), u.value)
             if self.is_mutable_collection(SPECTRAL) and not self.is_initializing():

@@ -45,7 +45,7 @@ RELATIVISTIC = ("relativistic", "relativistic_average")
 
 def _against_average(above: Array, below: Array, counted: Array | None) -> Array:
     """Sum of softplus(mean of below - above) and softplus(below - mean of above): large if `above` is not above."""
-    average = lambda scores: cross_device_mean(jnp.mean(scores, where=counted))  # noqa: E731
+    average = lambda scores: cross_device_mean(jnp.mean(scores, where=counted))
     return jax.nn.softplus(average(below) - above) + jax.nn.softplus(below - average(above))
 
 

@@ -61,7 +61,7 @@ class StyleGAN2Network(StyleNetwork):
     def noise_maps(self, data_shape: tuple[int, ...], key: Array, count: int) -> PyTree:
         # Two layers at each size, except one at the first size.
         sizes = [2 ** (2 + (i + 1) // 2) for i in range(2 * check_resolution(data_shape) - 3)]
-        draw = lambda i, n: jax.random.normal(jax.random.fold_in(key, i), (count, n, n))  # noqa: E731
+        draw = lambda i, n: jax.random.normal(jax.random.fold_in(key, i), (count, n, n))
         return {"synthesis": {f"block_{i}": {"map": draw(i, n)} for i, n in enumerate(sizes)}}
 
     def generator(self, data_shape: tuple[int, ...], dtype: Any) -> nn.Module:
@@ -194,7 +194,7 @@ def group_deviation(x: Array, group_size: int, counted: Array | None = None) -> 
     most = max(batch // group_size, 1)
     group = jnp.arange(batch) % jnp.maximum(counted.sum() // group_size, 1)
     group = jnp.where(counted, group, most)  # which is none
-    total = lambda values: jax.ops.segment_sum(values, group, most)  # noqa: E731
+    total = lambda values: jax.ops.segment_sum(values, group, most)
     size = jnp.maximum(total(jnp.ones(batch)), 1.0)[:, None]
     flat = everyone.reshape(batch, -1)
     centred = flat - (total(flat) / size)[jnp.minimum(group, most - 1)]

@@ -464,7 +464,7 @@ class SentenceEmbedding(Task):
         rows.append(batch[tokens])
         masks.append(batch[mask].astype(bool) if mask in batch else jnp.ones(rows[1].shape, bool))
         length = max(row.shape[1] for row in rows)
-        wide = lambda arrays: [jnp.pad(a, ((0, 0), (0, length - a.shape[1]))) for a in arrays]  # noqa: E731
+        wide = lambda arrays: [jnp.pad(a, ((0, 0), (0, length - a.shape[1]))) for a in arrays]
         kept = {"padding": batch["padding"]} if "padding" in batch else {}
         return {"tokens": jnp.concatenate(wide(rows)), "mask": jnp.concatenate(wide(masks)), **kept}
 

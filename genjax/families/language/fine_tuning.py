@@ -33,7 +33,7 @@ class FineTuned:
         return self.lora is not None or bool(self.frozen)
 
     def _trained(self, path: str) -> bool:
-        below = lambda names: any(path == name or path.startswith(name + "/") for name in names)  # noqa: E731
+        below = lambda names: any(path == name or path.startswith(name + "/") for name in names)
         chosen = self.lora is None or below(("lora", *self.heads))
         return chosen and not below(self.frozen)
 
@@ -68,7 +68,7 @@ class FineTuned:
         if not self._partial:
             return gradient_step(self.loss, self.optimizer)(state, batch, key)
         trained, rest = adaptation.split(state.params, self._trained)
-        loss = lambda p, b, k: self.loss(adaptation.join(p, rest), b, k)  # noqa: E731
+        loss = lambda p, b, k: self.loss(adaptation.join(p, rest), b, k)
         trained, opt_state, metrics, _ = gradient_update(loss, self.optimizer, trained, state.opt_state, batch, key)
         params = adaptation.join(trained, rest)
         ema = state.ema_params

@@ -71,7 +71,7 @@ class HiddenKeyModel(HiddenMarkovModel):
 
         inputs = (self._shifts, jax.nn.softmax(log_probs, 0))
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(one, *(a[0] for a in inputs)))
-        add = lambda total, row: (jax.tree.map(jnp.add, total, one(*row)), None)  # noqa: E731
+        add = lambda total, row: (jax.tree.map(jnp.add, total, one(*row)), None)
         counts = jax.lax.scan(add, zeros, inputs)[0]
         return counts, jax.nn.logsumexp(log_probs, 0) - math.log(self.num_keys)
 
@@ -129,7 +129,7 @@ class HiddenKeyModel(HiddenMarkovModel):
         """
         if not self.average:
             keys = jax.random.split(key, 2 * num_samples).reshape(2, num_samples)
-            roll = lambda x, k: jnp.roll(x, -jax.random.choice(k, self._shifts), -1)  # noqa: E731
+            roll = lambda x, k: jnp.roll(x, -jax.random.choice(k, self._shifts), -1)
             return jax.vmap(roll)(super().sample(state, keys[0, 0], num_samples, num_frames), keys[1])
         if self.data_shape is None:
             raise UserError("what samples look like is not known: give data_shape")
@@ -164,5 +164,5 @@ class HiddenKeyModel(HiddenMarkovModel):
             jnp.repeat(initial, self.num_keys, 1),
             silence,
         )
-        one = lambda key: jax.lax.scan(step, start, jax.random.split(key, num_frames or self.data_shape[0]))[1]  # noqa: E731
+        one = lambda key: jax.lax.scan(step, start, jax.random.split(key, num_frames or self.data_shape[0]))[1]
         return jax.vmap(one)(jax.random.split(key, num_samples))

@@ -230,7 +230,7 @@ class HiddenMarkovModel:
                 statistics = counts
             params, empty = jax.vmap(self._maximize, in_axes=(0, 0, None, 0))(counts, state.params, batch, keys)
             # A batch without observed frames changes nothing.
-            keep = lambda new, old: jnp.where(observed > 0, new, old)  # noqa: E731
+            keep = lambda new, old: jnp.where(observed > 0, new, old)
             params, empty = jax.tree.map(keep, params, state.params), keep(empty, 0.0)
             if statistics is not None:
                 extra["statistics"] = jax.tree.map(keep, statistics, extra["statistics"])
@@ -340,7 +340,7 @@ class HiddenMarkovModel:
 
         # Silence comes before the first frame.
         before = (jnp.zeros(self.data_shape[1:]),) if self.emission.autoregressive else ()
-        one = lambda key: jax.lax.scan(step, (initial, before), jax.random.split(key, num_frames))[1]  # noqa: E731
+        one = lambda key: jax.lax.scan(step, (initial, before), jax.random.split(key, num_frames))[1]
         return jax.vmap(one)(jax.random.split(key, num_samples))
 
 

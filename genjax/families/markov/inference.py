@@ -231,7 +231,7 @@ def _filter_exactly(
     def compute(matmul: Callable, *inputs: Array) -> tuple[Array, Array]:
         return _filter(*inputs, matmul, parallel and matmul is not _log_matmul_by_terms, chunk_size)
 
-    sums = lambda x: jax.nn.logsumexp(x[0], -1) + x[1].cumsum(0)  # noqa: E731
+    sums = lambda x: jax.nn.logsumexp(x[0], -1) + x[1].cumsum(0)
     return _exactly(compute, sums, log_initial, log_transition, log_likelihood)
 
 
@@ -318,7 +318,7 @@ def smooth(
     source, target = (x - _finite(x.max(-1, keepdims=True)) for x in (source, target))
     transitions, lost = _count_transitions(source, log_transition, target, before_end)
     lost = (lost & (before_end != 0) & (log_prob > -jnp.inf)[None]).any()
-    by_terms = lambda _, *inputs: _count_by_terms(*inputs)  # noqa: E731
+    by_terms = lambda _, *inputs: _count_by_terms(*inputs)
     transitions = _when(lost, by_terms, transitions, source, log_transition, target, before_end)
     return Posterior(log_prob, marginals, transitions)
 
@@ -415,7 +415,7 @@ def sample_states(
         rest = jax.lax.scan(step, last, noisy[:-1], reverse=True)[1]
     else:
         maps = (noisy[:-1, :, None, :] + log_transition.T[None, None]).argmax(-1)  # [T-1, B, K]
-        compose = lambda later, earlier: jnp.take_along_axis(earlier, later, -1)  # noqa: E731
+        compose = lambda later, earlier: jnp.take_along_axis(earlier, later, -1)
         maps = jax.lax.associative_scan(compose, maps, reverse=True)
         rest = jnp.take_along_axis(maps, last[None, :, None], -1)[..., 0]
     return jnp.concatenate([rest, last[None]]).swapaxes(0, 1)

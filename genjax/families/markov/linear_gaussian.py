@@ -61,7 +61,7 @@ def _update(params: PyTree, mean: Array, covariance: Array, x: Array, seen: Arra
     # Joseph's form stays positive definite.
     rest = jnp.eye(len(mean)) - gain @ h
     updated = rest @ covariance @ rest.T + gain @ params["emission_noise"] @ gain.T
-    keep = lambda new, old: jnp.where(seen, new, old)  # noqa: E731
+    keep = lambda new, old: jnp.where(seen, new, old)
     return keep(mean + gain @ residual, mean), keep(_symmetric(updated), covariance), keep(log_prob, 0.0)
 
 
@@ -267,7 +267,7 @@ class LinearGaussianModel:
         pairs = jax.lax.cummax(mask, axis=1, reverse=True)[:, 1:]  # up to the last observed frame
         alive = mask.max(1)
         total = functools.partial(jnp.einsum, precision="highest")
-        outer = lambda a, b: a[..., :, None] * b[..., None, :]  # noqa: E731
+        outer = lambda a, b: a[..., :, None] * b[..., None, :]
         first = mean[:, 0] - params["initial_mean"][None]
         step = mean[:, 1:] - mean[:, :-1] @ f.T
         x = jnp.where(mask[..., None] > 0, batch["x"], 0.0)

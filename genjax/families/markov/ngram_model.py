@@ -151,7 +151,7 @@ class NGramModel:
                 numbers[n - 2] = jnp.where(tables["counts"][n - 2] > 0, jnp.maximum(kinds, 1), 0)
         out: dict[str, list[Array]] = {"numbers": numbers, "totals": [], "kinds": [], "discounts": []}
         for n, ((context, _), number) in enumerate(zip(tables["keys"], numbers), 1):
-            total = lambda values, context=context, n=n: jax.ops.segment_sum(values, context, self._size(n - 1))  # noqa: E731
+            total = lambda values, context=context, n=n: jax.ops.segment_sum(values, context, self._size(n - 1))
             out["totals"].append(total(number))
             out["kinds"].append(
                 jnp.stack([total((number == 1) * 1), total((number == 2) * 1), total((number > 2) * 1)])

@@ -152,7 +152,7 @@ class DirichletProcessMixture(MixtureModel):
             log_det_start = jnp.log(start[0]).sum()
         ratio = self.mean_precision / beta
         normal = 0.5 * (dim * (ratio - 1 - jnp.log(ratio)) + self.mean_precision * square)
-        log_gamma = lambda n: multigammaln(0.5 * n, size)  # noqa: E731
+        log_gamma = lambda n: multigammaln(0.5 * n, size)
         wishart = (
             0.5 * nu_0 * (log_det + dim * jnp.log(nu) - log_det_start)
             + 0.5 * (trace - dim * nu)

@@ -85,7 +85,7 @@ class MixtureModel:
         empty = counts["weights"] < 1e-6
         every = cross_device_gather(x)
         fresh = self.component.init(key, every, jnp.ones(len(every)), self.num_components)
-        again = lambda new, old: jnp.where(empty.reshape(-1, *[1] * (old.ndim - 1)), new, old)  # noqa: E731
+        again = lambda new, old: jnp.where(empty.reshape(-1, *[1] * (old.ndim - 1)), new, old)
         parts = {k: a if k in self.component.shared else again(fresh[k], a) for k, a in parts.items()}
         weights = jnp.maximum(counts["weights"], 1.0 * empty)
         params = {"log_weights": jnp.log(jnp.maximum(weights / weights.sum(), 1e-30)), "parts": parts}
@@ -198,7 +198,7 @@ class MixtureModel:
             # determinant.
             eye = jnp.eye(len(x))[None]
             factor = jnp.linalg.cholesky(jnp.where(both, covariance, eye))
-            solve = lambda f, d: jax.scipy.linalg.cho_solve((f, True), d)  # noqa: E731
+            solve = lambda f, d: jax.scipy.linalg.cho_solve((f, True), d)
             weighted = jax.vmap(solve)(factor, difference)
             log_det = jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)).sum(1)
             joint = params["log_weights"] - 0.5 * (difference * weighted).sum(1) - log_det

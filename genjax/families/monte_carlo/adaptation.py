@@ -42,7 +42,7 @@ def start_adaptation(dim: int, step_size: float, dense_mass: bool) -> Adaptation
     """The state before the first transition of positions of `dim` numbers."""
     mass = jnp.eye(dim) if dense_mass else jnp.ones(dim)
     # Arrays of their own, because a training step donates them.
-    number = lambda value: jnp.full((), value, jnp.float32)  # noqa: E731
+    number = lambda value: jnp.full((), value, jnp.float32)
     log_step = np.log(step_size)
     return Adaptation(
         number(log_step), number(log_step), number(0.0), number(0.0), number(np.log(10.0) + log_step), mass,
@@ -80,7 +80,7 @@ def adapt(state: Adaptation, q: Array, acceptance: Array, target: float, collect
     # Shrunk to the identity, as in Stan.
     shrunk = scatter / jnp.maximum(num_seen - 1, 1.0) * num_seen / (num_seen + 5.0)
     shrunk = shrunk + 1e-3 * 5.0 / (num_seen + 5.0) * (jnp.eye(dim) if dense else jnp.ones(dim))
-    fresh = lambda value: jnp.where(end, jnp.zeros_like(value), value)  # noqa: E731
+    fresh = lambda value: jnp.where(end, jnp.zeros_like(value), value)
     return Adaptation(
         jnp.where(end, log_average, log_step),
         log_average,

@@ -82,7 +82,7 @@ def bulk_ess(draws: Array) -> Array:
 def tail_ess(draws: Array) -> Array:
     """The smaller effective sample size of the indicators of the 5% and 95% quantiles."""
     draws = jnp.asarray(draws)
-    indicator = lambda q: (draws <= jnp.quantile(draws, q)).astype(jnp.float32)  # noqa: E731
+    indicator = lambda q: (draws <= jnp.quantile(draws, q)).astype(jnp.float32)
     return _unless_nan(draws, jnp.minimum(*(effective_sample_size(split(indicator(q))) for q in (0.05, 0.95))))
 
 

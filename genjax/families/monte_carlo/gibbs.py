@@ -62,7 +62,7 @@ def within(names: Sequence[str], log_density: Callable[[Position], Array], kerne
     def update(key: Array, position: Position) -> Position:
         block = {name: position[name] for name in names}
         q, unravel = ravel_pytree(block)
-        conditional = lambda q: log_density({**position, **unravel(q)})  # noqa: E731
+        conditional = lambda q: log_density({**position, **unravel(q)})
         return unravel(kernel.step(key, q, conditional, jnp.asarray(step_size, q.dtype), jnp.ones_like(q))[0])
 
     return update

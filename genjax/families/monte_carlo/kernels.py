@@ -222,7 +222,7 @@ def slice_sampling(
     """Slice sampling along a random direction, by stepping out and shrinking (Neal 2003)."""
     keys = jax.random.split(key, 4)
     direction = step_size * apply_metric(inverse_mass, draw_momentum(keys[0], inverse_mass))
-    line = lambda t: log_density(q + t * direction)  # noqa: E731
+    line = lambda t: log_density(q + t * direction)
     level = line(0.0) - jax.random.exponential(keys[1])
     low = -jax.random.uniform(keys[2])
     # The budget of steps is shared at random, which keeps detailed balance.
@@ -230,7 +230,7 @@ def slice_sampling(
     left_steps = jax.random.randint(split_key, (), 0, max_steps)
 
     def out(sign, edge, budget):
-        more = lambda c: (c[1] > 0) & (line(c[0]) > level)  # noqa: E731
+        more = lambda c: (c[1] > 0) & (line(c[0]) > level)
         return jax.lax.while_loop(more, lambda c: (c[0] + sign, c[1] - 1), (edge, budget))[0]
 
     left, right = out(-1.0, low, left_steps), out(1.0, low + 1.0, max_steps - 1 - left_steps)

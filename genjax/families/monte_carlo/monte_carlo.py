@@ -144,7 +144,7 @@ class Chains(abc.ABC):
     def _draws(self, state: TrainState, count: int) -> Draws:
         """The last `count` positions of all chains as draws."""
         adaptation = state.extra.get("adaptation")
-        last = lambda name: self._ordered(state, name)[:, self.num_draws - count :]  # noqa: E731
+        last = lambda name: self._ordered(state, name)[:, self.num_draws - count :]
         return Draws(
             jax.vmap(jax.vmap(self.target.report))(self.parameters(last("draws"))),
             *map(last, Info._fields),
@@ -222,7 +222,7 @@ class MonteCarlo(Chains):
         before, target = state.extra["adaptation"], self.kernel.target_acceptance
         warm = state.step < self.num_warmup
         step = jnp.exp(jnp.where(warm, before.log_step, before.log_average))
-        density = lambda q: self._density(q, batch)  # noqa: E731
+        density = lambda q: self._density(q, batch)
         q, info = move(self.kernel, density, key, state.params["position"], step, before.inverse_mass)
         after = before
         if self.num_warmup and target is not None:

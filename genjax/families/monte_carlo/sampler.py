@@ -44,7 +44,7 @@ class Draws(NamedTuple):
         """Groups that `arviz.from_dict(**groups)` takes."""
         named = self.positions if isinstance(self.positions, dict) else {"x": self.positions}
         stats = {"acceptance_rate": self.acceptance, "diverging": self.diverging, "n_steps": self.num_gradients}
-        arrays = lambda group: {name: np.asarray(a) for name, a in group.items()}  # noqa: E731
+        arrays = lambda group: {name: np.asarray(a) for name, a in group.items()}
         return {"posterior": arrays(named), "sample_stats": arrays(stats)}
 
     def summary(self) -> dict[str, np.ndarray]:
@@ -83,19 +83,19 @@ def run_chains(
     """
     unravel = ravel_pytree(jax.tree.map(lambda a: a[0], start))[1]
     flat = jax.vmap(lambda p: ravel_pytree(p)[0])(start)
-    density = lambda q: log_density(unravel(q))  # noqa: E731
+    density = lambda q: log_density(unravel(q))
     if not np.isfinite(np.asarray(jax.vmap(density)(flat))).all():
         raise UserError("the log-density is not finite at the start of some chain: start where it is")
     run = functools.partial(_run, density, kernel, num_warmup, num_draws, dense_mass, step_size)
     positions, info, step, mass = jax.jit(run)(key, flat)
-    swap = lambda a: a.swapaxes(0, 1)  # noqa: E731
+    swap = lambda a: a.swapaxes(0, 1)
     positions = jax.vmap(jax.vmap(unravel))(swap(positions))
     return Draws(positions, *map(swap, info), step, mass)
 
 
 def move(kernel: Kernel, density: Callable, key: Array, q: Array, step: Array, mass: Array) -> tuple[Array, Info]:
     """One transition of all chains q [C, R * D]."""
-    one = lambda key, q: kernel.step(key, q, density, step, mass)  # noqa: E731
+    one = lambda key, q: kernel.step(key, q, density, step, mass)
     return jax.vmap(one)(jax.random.split(key, len(q)), q)
 
 

@@ -42,7 +42,7 @@ class AttentionCell(nn.Module):
         self, carry: tuple[Array, Array], y: Array, memory: Array, keys: Array, mask: Array
     ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         state, fed = carry
-        dense = lambda name, size, bias=True: nn.Dense(size, use_bias=bias, dtype=self.dtype, name=name)  # noqa: E731
+        dense = lambda name, size, bias=True: nn.Dense(size, use_bias=bias, dtype=self.dtype, name=name)
 
         def attend(logits: Array) -> tuple[Array, Array]:
             weights = jax.nn.softmax(jnp.where(mask, logits.astype(jnp.float32), MASKED), axis=-1)

@@ -105,12 +105,12 @@ class RecurrentBoltzmannMachine(RollModel, PerFrame):
 
     def free_energy(self, machines: PyTree, v: Array) -> Array:
         """F_t(v_t) of frames [N, D] in nats, [N]."""
-        one = lambda machine, v: self._machine().free_energy(machine, v[None])[0]  # noqa: E731
+        one = lambda machine, v: self._machine().free_energy(machine, v[None])[0]
         return jax.vmap(one, in_axes=(_MACHINE_AXES, 0))(machines, v)
 
     def gibbs(self, machines: PyTree, keys: Array, v: Array, num_steps: int) -> Array:
         """Rounds of Gibbs sampling of frames v [N, D] with keys [N]."""
-        one = lambda machine, key, v: self._machine().gibbs(machine, key, v[None], num_steps)[0]  # noqa: E731
+        one = lambda machine, key, v: self._machine().gibbs(machine, key, v[None], num_steps)[0]
         return jax.vmap(one, in_axes=(_MACHINE_AXES, 0, 0))(machines, keys, v)
 
     def contrast(self, machines: PyTree, v: Array, ends: Array) -> Array:
@@ -161,8 +161,8 @@ class RecurrentBoltzmannMachine(RollModel, PerFrame):
 
         def part(places: Array) -> Metrics:
             machines = self.machines(params, parameters[places])
-            values = lambda: self.frame_nll(machines, x.reshape(-1, notes)[places], keys[places])  # noqa: E731
-            zeros = lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(values))  # noqa: E731
+            values = lambda: self.frame_nll(machines, x.reshape(-1, notes)[places], keys[places])
+            zeros = lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(values))
             return jax.lax.cond(mask.reshape(-1)[places].any(), values, zeros)
 
         values = jax.lax.map(part, order.reshape(length, size))

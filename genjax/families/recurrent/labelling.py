@@ -213,7 +213,7 @@ class SequenceLabeller:
         if self.output == "independent":
             return jax.random.categorical(key, scores)
         _, alphas = chain_log_normalizer(scores, transitions, mask)
-        choose = lambda logits, place: jax.random.categorical(jax.random.fold_in(key, place), logits)  # noqa: E731
+        choose = lambda logits, place: jax.random.categorical(jax.random.fold_in(key, place), logits)
         return chain_backward(alphas, transitions, mask, choose)
 
 

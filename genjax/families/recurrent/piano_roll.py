@@ -201,7 +201,7 @@ class PianoRollModel(RollModel, FramewiseModel):
         """Nats of each frame, 0 at padding, and which frames count; [B, T] each."""
         x = batch["x"]
         # The forward pass needs no mask, because padding is at the end.
-        both = lambda m: m.nll(m(frames_before(x), None, None, dropout_keys)[0], x)  # noqa: E731
+        both = lambda m: m.nll(m(frames_before(x), None, None, dropout_keys)[0], x)
         nll = self.module().apply({"params": params}, method=both)
         mask = batch["mask"].astype(jnp.float32) if "mask" in batch else jnp.ones_like(nll)
         return nll * mask, mask

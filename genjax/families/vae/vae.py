@@ -125,7 +125,7 @@ class VAE:
 
     def noise(self, key: Array, batch: Batch, num_samples: int) -> Array:
         """Standard normal noise that belongs to the examples, shape [num_samples, B, latent_dim]."""
-        draw = lambda k: jax.random.normal(k, (num_samples, self.latent_dim))  # noqa: E731
+        draw = lambda k: jax.random.normal(k, (num_samples, self.latent_dim))
         return jax.vmap(draw, out_axes=1)(example_keys(key, batch))
 
     def log_likelihood_given(self, params: PyTree, batch: Batch, latents: Array) -> Array:

@@ -204,7 +204,7 @@ class VQVAE:
         chosen = codebook[index]
         straight_through = vectors + jax.lax.stop_gradient(chosen - vectors)
         reconstruction = -self.log_likelihood_given(params, x, straight_through).mean()
-        per_example = lambda a: jnp.square(a).reshape(x.shape[0], -1).sum(-1).mean()  # noqa: E731
+        per_example = lambda a: jnp.square(a).reshape(x.shape[0], -1).sum(-1).mean()
         commitment = per_example(vectors - jax.lax.stop_gradient(chosen))
         loss = reconstruction + self.commitment_weight * commitment
         if self.codebook == "gradient":
@@ -248,7 +248,7 @@ class VQVAE:
         totals = cross_device_sum(new.extra["totals"])
         extra = {name: value for name, value in new.extra.items() if name != "totals"}
         metrics["perplexity"] = perplexity(totals["place_counts"].sum(0))
-        average = lambda old, new: self.codebook_decay * old + (1.0 - self.codebook_decay) * new  # noqa: E731
+        average = lambda old, new: self.codebook_decay * old + (1.0 - self.codebook_decay) * new
         extra["place_counts"] = average(extra["place_counts"], totals["place_counts"])
         counts = extra["place_counts"].sum(0)
         params = new.params

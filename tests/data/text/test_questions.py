@@ -130,7 +130,7 @@ def test_an_empty_answer_is_none(tmp_path):
 
 def test_files_that_are_no_squad_are_one_sentence(tmp_path):
     squad(tmp_path)
-    read = lambda length: QuestionAnswering(name="squad", dir=str(tmp_path), sequence_length=length).questions("test")  # noqa: E731
+    read = lambda length: QuestionAnswering(name="squad", dir=str(tmp_path), sequence_length=length).questions("test")
     content = json.loads((tmp_path / "test.json").read_text())
     content["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["answer_start"] = 5
     (tmp_path / "test.json").write_text(json.dumps(content))

@@ -137,7 +137,7 @@ def test_large_text_is_encoded_once_into_a_file_and_gives_the_same_windows(kind,
         (folder / f"{i:02d}.txt").write_text(f"document number {i} {SENTENCE} " * (1 + i % 3))
     options = {"tokenizer": kind, "vocab_size": 300, "sequence_length": 20, "pack_separately": separate}
     data = Text(name="file", dir=str(folder), **options)
-    all_of = lambda examples: examples.gather(np.arange(len(examples)))  # noqa: E731
+    all_of = lambda examples: examples.gather(np.arange(len(examples)))
     direct = all_of(data.load_split("train"))
     assert not list(folder.glob(".genjax/*.ids"))
     monkeypatch.setattr(token_files, "MEMORY_BYTES", 0)
@@ -283,7 +283,7 @@ def test_midi_files_are_read_as_they_were_written_and_refused_where_they_cannot_
     track = (b"\x00\xc0\x05" b"\x00\xff\x51\x03\x07\xa1\x20" b"\x00\x90\x3c\x50" b"\x00\x40\x50" b"\x83\x60\x3c\x00"
              b"\x00\x99\x10\x50" b"\x83\x60\x90\x40\x00" b"\x00\xff\x2f\x00")  # fmt: skip
     head = b"MThd\x00\x00\x00\x06\x00\x00\x00\x01\x01\xe0"
-    whole = lambda body: head + b"MTrk" + len(body).to_bytes(4, "big") + body  # noqa: E731
+    whole = lambda body: head + b"MTrk" + len(body).to_bytes(4, "big") + body
     roll = read_midi(whole(track), "odd.mid")
     assert [np.flatnonzero(frame).tolist() for frame in roll] == [[60 - 21, 64 - 21], [64 - 21]]
     # Running status goes on behind a text between two notes.

@@ -67,7 +67,7 @@ MEAN = np.array([0.5, -1.0])
 def _optimal_denoiser():
     """r(x) = mean + K (x - mean), K = S (S + sigma^2)^-1, as parameters whose code is x itself."""
     gain = COVARIANCE @ np.linalg.inv(COVARIANCE + SIGMA**2 * np.eye(2))
-    dense = lambda kernel, bias: {"MLP_0": {"Dense_0": {"kernel": jnp.float32(kernel), "bias": jnp.float32(bias)}}}  # noqa: E731
+    dense = lambda kernel, bias: {"MLP_0": {"Dense_0": {"kernel": jnp.float32(kernel), "bias": jnp.float32(bias)}}}
     return {
         "encoder": dense(np.eye(2), np.zeros(2)),
         "decoder": {"_MLPDecoder_0": dense(gain.T, MEAN - gain @ MEAN)},

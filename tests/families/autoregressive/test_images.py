@@ -121,7 +121,7 @@ def test_features_ignore_pixels_at_or_after_their_place(name, conditional):
 
         x = model.encoded(batch["x"])
     else:
-        features = lambda x: model.hidden(state.params, x, model.labels(batch))  # noqa: E731
+        features = lambda x: model.hidden(state.params, x, model.labels(batch))
         x = batch["x"]
     h, w, _ = model.data_shape
     # Examples do not meet, so that the gradients of their sum are those of each.
@@ -139,7 +139,7 @@ def test_channels_ignore_themselves_and_later_channels(name):
     label = model.labels({"label": batch["label"][:1]})
     if isinstance(model.output, DiscretizedLogisticMixture):
         pytest.skip("the mixture couples channels inside the distribution")
-    head = lambda x: model.parameters(state.params, x, label)[0].sum(-1)[1, 1]  # noqa: E731
+    head = lambda x: model.parameters(state.params, x, label)[0].sum(-1)[1, 1]
     jacobian = np.abs(jax.jit(jax.jacrev(head))(batch["x"][:1])[:, 0, 1, 1])
     np.testing.assert_array_equal(np.triu(jacobian), 0.0)
     assert np.all(jacobian[np.tril_indices(model.data_shape[-1], -1)] > 0)

@@ -66,7 +66,7 @@ def test_masked_diffusion_with_the_true_conditionals_has_the_true_likelihood():
 def test_d3pm_posterior_is_bayes_rule(noise):
     model = D3PM(**TOKENS, noise=noise, num_timesteps=10)
     size = 4 if noise == "absorbing" else 3
-    keep = lambda t: float(model.keep_probability(jnp.array(t)))  # noqa: E731
+    keep = lambda t: float(model.keep_probability(jnp.array(t)))
 
     def transition(ratio):
         matrix = ratio * np.eye(size)
@@ -169,7 +169,7 @@ def test_a_consistency_model_is_the_identity_at_the_smallest_noise_and_approache
     assert abs(float(samples.mean()) - MEAN) < 0.25 and abs(float(samples.std()) - SCALE) < 0.3
     # A second step starts at less noise, from where the map is learned better.
     twice = dataclasses.replace(model, sampler=ConsistencySampler(num_steps=2)).sample(state, jax.random.key(2), 4000)
-    wrong = lambda a: abs(float(a.mean()) - MEAN) + abs(float(a.std()) - SCALE)  # noqa: E731
+    wrong = lambda a: abs(float(a.mean()) - MEAN) + abs(float(a.std()) - SCALE)
     assert wrong(twice) < 0.8 * wrong(samples), (wrong(twice), wrong(samples))
     with pytest.raises(ValueError, match="min_levels=0"):
         dataclasses.replace(model, min_levels=0).check()
@@ -280,7 +280,7 @@ def test_distillation_is_evaluated_against_the_target_and_the_teacher_that_it_is
     model = ConsistencyDistillation(data_shape=(1,), network=MLP, num_steps=2, target_decay=0.75, optimizer=optimizer)
     batch, key = {"x": jnp.array([[0.3], [-2.0]])}, jax.random.key(2)
     first = model.init(jax.random.key(0), batch)
-    moved = lambda by: jax.tree.map(lambda a: a + by, first.params)  # noqa: E731
+    moved = lambda by: jax.tree.map(lambda a: a + by, first.params)
     pair_losses = jax.jit(
         lambda student, teacher, target: model._pair_losses(student, batch, key, 1, False, teacher, target)
     )

@@ -65,11 +65,11 @@ def test_processes_are_the_solutions_of_their_equations(process, f, g_squared, f
     ours = process.drift_and_diffusion(jnp.asarray(t))
     np.testing.assert_allclose(ours[0], f(t), rtol=1e-8, atol=1e-12)
     np.testing.assert_allclose(ours[1], g_squared(t), rtol=1e-8)
-    slope = lambda values: (values(jnp.asarray(t + h)) - values(jnp.asarray(t - h))) / (2 * h)  # noqa: E731
+    slope = lambda values: (values(jnp.asarray(t + h)) - values(jnp.asarray(t - h))) / (2 * h)
     mean, variance = process.alpha(jnp.asarray(t)), process.sigma(jnp.asarray(t)) ** 2
     # d E z = f E z dt,    d var z = (2 f var z + g^2) dt
     np.testing.assert_allclose(slope(process.alpha), f(t) * mean, rtol=1e-6, atol=1e-8)
-    variances = lambda s: process.sigma(s) ** 2  # noqa: E731
+    variances = lambda s: process.sigma(s) ** 2
     np.testing.assert_allclose(slope(variances), 2 * f(t) * variance + g_squared(t), rtol=1e-6)
 
 
@@ -85,8 +85,8 @@ def test_latent_noise_adds_its_variance_to_the_straight_path(float64):
 
 def test_schedules_in_alpha_squared_are_those_of_their_papers():
     u = np.arange(1, 1000) / 1000
-    cosine = lambda u: np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2  # noqa: E731
-    logistic = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    cosine = lambda u: np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+    logistic = lambda x: 1 / (1 + np.exp(-x))
     sigmoid = (logistic(3) - logistic(-3 + 6 * u)) / (logistic(3) - logistic(-3))
     for schedule, expected in (("cosine", cosine(u) / cosine(0)), ("sigmoid", sigmoid)):
         squares = Discrete(schedule=schedule).alpha(jnp.asarray(u, jnp.float32)) ** 2
@@ -97,7 +97,7 @@ def test_schedules_in_alpha_squared_are_those_of_their_papers():
 
 def test_weightings_are_their_formulas(float64):
     process, t, h = VariancePreserving(), np.array([0.05, 0.15, 0.4, 0.8]), 1e-6
-    snr = lambda t: 1 / np.expm1(integral(t))  # noqa: E731
+    snr = lambda t: 1 / np.expm1(integral(t))
     assert snr(t)[0] > 5 > snr(t)[1]
     expected = {
         "epsilon": snr(t),
@@ -147,7 +147,7 @@ def test_the_preconditioning_of_edm_is_its_table_1():
 
 
 def test_training_times_have_their_distributions():
-    draw = lambda times, process: np.asarray(  # noqa: E731
+    draw = lambda times, process: np.asarray(
         jax.vmap(lambda k: times.sample(k, process))(jax.random.split(jax.random.key(0), 20000)), float
     )
     for process, log_ratio in (
@@ -165,7 +165,7 @@ def test_training_times_have_their_distributions():
 
 
 def test_spacings_are_their_formulas():
-    grid = lambda process, spacing, n, **rest: samplers.times(process, spacing, n, **rest)[0]  # noqa: E731
+    grid = lambda process, spacing, n, **rest: samplers.times(process, spacing, n, **rest)[0]
     np.testing.assert_allclose(grid(Straight(), "quadratic", 4), (1 - np.arange(5) / 4) ** 2, atol=1e-6)
     process = Karras(t_min=0.002, t_max=80.0)
     high, low = 80 ** (1 / 7), 0.002 ** (1 / 7)

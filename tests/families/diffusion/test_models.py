@@ -139,7 +139,7 @@ def test_group_norm_equals_that_of_flax_and_its_gradients():
         y = nn.GroupNorm(num_groups=3).apply({"params": params}, x)
         return y * (1.0 + scale[:, None, None]) + shift[:, None, None]
 
-    ours = lambda params, *rest: GroupNorm(num_groups=3).apply({"params": params}, *rest)  # noqa: E731
+    ours = lambda params, *rest: GroupNorm(num_groups=3).apply({"params": params}, *rest)
     assert [num_groups_for(c, 8) for c in (2, 12, 32, 64)] == [1, 3, 8, 8]
     y, gradients = jax.vjp(ours, params, x, scale, shift)
     expected, expected_gradients = jax.vjp(theirs, params, x, scale, shift)
@@ -222,7 +222,7 @@ def test_learned_variances_train_through_the_bound_alone():
     batch = {"x": MEAN + SCALE * jax.random.normal(jax.random.key(0), (64, 2))}
     state = model.init(jax.random.key(1), batch)
     off = dataclasses.replace(model, hybrid_weight=0.0)
-    gradient = lambda m: jax.grad(lambda p: m.loss(p, batch, jax.random.key(2), 0)[0])(state.params)  # noqa: E731
+    gradient = lambda m: jax.grad(lambda p: m.loss(p, batch, jax.random.key(2), 0)[0])(state.params)
     hybrid, simple = gradient(model)["output"]["bias"], gradient(off)["output"]["bias"]
     np.testing.assert_allclose(hybrid[:2], simple[:2], rtol=1e-5)
     assert np.all(simple[2:] == 0.0) and np.all(hybrid[2:] != 0.0)
@@ -241,7 +241,7 @@ def test_the_bound_as_objective_trains_the_mean_too_and_its_expectation_is_the_b
     @jax.jit
     def run(key):
         params = model.init(key, batch).params
-        bias = lambda m: jax.grad(lambda p: m.loss(p, batch, key, 0)[0])(params)["output"]["bias"]  # noqa: E731
+        bias = lambda m: jax.grad(lambda p: m.loss(p, batch, key, 0)[0])(params)["output"]["bias"]
         terms, losses = model.bound_terms_of(params, batch, key), model.example_losses(params, batch, key, False)[0]
         return losses, terms["total"] - terms["prior"], bias(model), bias(simple)
 
@@ -343,7 +343,7 @@ def test_autoguidance_goes_away_from_the_weaker_model(conditional):
     denoise = model.denoiser(state.eval_params, {"label": label}, weak_params=weak_params)
     np.testing.assert_allclose(denoise(z, t, jnp.zeros_like(z)).x0, x0 + 2.0 * (x0 - weak), atol=1e-5)
     assert float(jnp.abs(x0 - weak).max()) > 0.01
-    by = lambda params: state.replace(extra={"weak_params": params})  # noqa: E731
+    by = lambda params: state.replace(extra={"weak_params": params})
     plain = dataclasses.replace(model, guidance=Guidance()).sample(state, jax.random.key(0), 20)
     np.testing.assert_allclose(model.sample(by(state.eval_params), jax.random.key(0), 20), plain, atol=1e-4)
     assert float(jnp.abs(model.sample(by(weak_params), jax.random.key(0), 20) - plain).max()) > 0.05
@@ -353,7 +353,7 @@ def test_guidance_is_the_same_in_every_target():
     conditional, unconditional = jnp.array([[1.0, 2.0]]), jnp.array([[0.5, 2.5]])
     process, t, z = VariancePreserving(), jnp.array(0.4), jnp.array([[0.3, -1.0]])
     guided = Guidance(scale=2.0).combine(conditional, unconditional, t, 1.0)
-    epsilon = lambda x0: (z - process.alpha(t) * x0) / process.sigma(t)  # noqa: E731
+    epsilon = lambda x0: (z - process.alpha(t) * x0) / process.sigma(t)
     expected = epsilon(conditional) + 2.0 * (epsilon(conditional) - epsilon(unconditional))
     np.testing.assert_allclose(epsilon(guided), expected, rtol=1e-5)
 
@@ -379,7 +379,7 @@ def test_the_same_latents_give_the_same_samples_on_one_device_and_on_eight(condi
     model, state = conditional
     churned = dataclasses.replace(model, sampler=samplers.Heun(num_steps=10, churn=5.0))
     sharded = NamedSharding(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,)), PartitionSpec("data"))
-    draw = lambda state, key: churned.sample(state, key, 16)  # noqa: E731
+    draw = lambda state, key: churned.sample(state, key, 16)
     one = jax.jit(draw)(state, jax.random.key(0))
     eight = jax.jit(draw, out_shardings=sharded)(state, jax.random.key(0))
     assert len(eight.sharding.device_set) == 8
@@ -388,7 +388,7 @@ def test_the_same_latents_give_the_same_samples_on_one_device_and_on_eight(condi
 
 def test_classifier_guidance_samples_the_posterior_of_a_gaussian():
     process = VariancePreserving()
-    prior = lambda z, t, x0: Estimate(process.alpha(t) * z / (process.alpha(t) ** 2 + process.sigma(t) ** 2))  # noqa: E731
+    prior = lambda z, t, x0: Estimate(process.alpha(t) * z / (process.alpha(t) ** 2 + process.sigma(t) ** 2))
 
     def log_likelihood(z, t):
         # y = x + N(0, 1) was seen to be 1; x | z ~ N(alpha z, sigma^2) for x ~ N(0, 1).

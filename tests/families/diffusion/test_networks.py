@@ -135,7 +135,7 @@ def test_a_classifier_of_noisy_data_learns_the_posterior_of_the_classes_and_guid
         model.check_labels(np.array([0, 2]))
 
     def mixture(z, t, x0):
-        mean = lambda c: (0.09 * z + t**2 * c) / (0.09 + t**2)  # noqa: E731
+        mean = lambda c: (0.09 * z + t**2 * c) / (0.09 + t**2)
         share = jax.nn.sigmoid(2 * z / (0.09 + t**2))
         return Estimate(share * mean(1.0) + (1.0 - share) * mean(-1.0))
 

@@ -33,7 +33,7 @@ def test_ancestral_steps_have_the_variance_that_the_models_bound_has():
     now, then = (samplers.Node(a, CHAIN.alpha(a), CHAIN.sigma(a)) for a in t)
 
     def step(model, variance):
-        denoise = lambda z, t, _: model._estimate_of(output, CHAIN, z, jnp.full((3,), t))  # noqa: E731
+        denoise = lambda z, t, _: model._estimate_of(output, CHAIN, z, jnp.full((3,), t))
         carry = samplers.Carry(z, jnp.zeros_like(z), now)
         return samplers.Ancestral(variance=variance).step(denoise, CHAIN, carry, now, then, jax.random.key(1)).z
 
@@ -120,7 +120,7 @@ def test_guidance_needs_a_condition_and_training_without_it():
     kept = dataclasses.replace(plain, condition_on=("label",), num_classes=2, condition_dropout=0.0)
     for model, message in ((plain, "this one has none"), (kept, "condition_dropout=0 never trains")):
         state = jax.eval_shape(model.init, jax.random.key(0), batch)
-        draw = lambda s, k, model=model: model.sample(s, k, 2)  # noqa: E731
+        draw = lambda s, k, model=model: model.sample(s, k, 2)
         for call in (lambda: jax.eval_shape(draw, state, jax.random.key(0)), lambda: model.check_start(None)):  # noqa: B023
             with pytest.raises(ValueError, match=message):
                 call()
@@ -142,7 +142,7 @@ def test_a_self_conditioned_model_sees_its_last_estimate_in_half_of_training_and
     model = Counting(
         data_shape=(1,), network=MLP, target="x0", self_conditioning=True, sampler=samplers.DDIM(num_steps=3)
     )
-    losses = lambda training: model.example_losses({}, {"x": jnp.zeros((400, 1))}, jax.random.key(0), training)[0]  # noqa: E731
+    losses = lambda training: model.example_losses({}, {"x": jnp.zeros((400, 1))}, jax.random.key(0), training)[0]
     # (0 + 1)^2, or (1 + 1)^2 where it is told its first estimate.
     trained = np.asarray(losses(True))
     assert set(trained) == {1.0, 4.0} and abs(float((trained == 4.0).mean()) - 0.5) < 0.1
@@ -173,7 +173,7 @@ def test_the_slope_at_the_ends_of_a_chain_is_that_beside_them():
 
 
 def test_a_classifier_does_not_guide_pure_noise():
-    estimate = lambda z, t, _: Estimate(jnp.zeros_like(z))  # noqa: E731
+    estimate = lambda z, t, _: Estimate(jnp.zeros_like(z))
     process, z = Straight(), jnp.ones((2, 1))
     # The small slope that a trained classifier has everywhere.
     guided = with_classifier(estimate, process, lambda z, t: 0.01 * z[:, 0], 2.0)

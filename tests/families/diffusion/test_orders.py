@@ -96,7 +96,7 @@ def solve(slope, y, end, tolerance, max_steps=5000):
 
 
 def test_the_error_of_adaptive_steps_is_proportional_to_the_tolerance_and_their_number_to_its_fifth_root():
-    turn = lambda y, t: jnp.stack([y[:, 1], -y[:, 0]], 1)  # noqa: E731
+    turn = lambda y, t: jnp.stack([y[:, 1], -y[:, 0]], 1)
     tolerances = 10.0 ** -np.arange(4, 11)
     found = [solve(turn, [[1.0, 0.0]], 20.0, tolerance) for tolerance in tolerances]
     errors = [np.abs(y - [[np.cos(20.0), -np.sin(20.0)]]).max() for y, _ in found]
@@ -106,7 +106,7 @@ def test_the_error_of_adaptive_steps_is_proportional_to_the_tolerance_and_their_
 
 def test_adaptive_steps_that_err_too_much_are_taken_again():
     # The first step, of a hundredth of the way, passes over all of this; what it misses could not be made good later.
-    bump = lambda y, t: jnp.full_like(y, jnp.exp(-(((t - 0.012) / 0.003) ** 2)))  # noqa: E731
+    bump = lambda y, t: jnp.full_like(y, jnp.exp(-(((t - 0.012) / 0.003) ** 2)))
     area = 0.003 * np.pi**0.5 * (1 + math.erf(4.0)) / 2
     assert abs(solve(bump, [[0.0]], 3.0, 1e-7)[0].item() - area) < 1e-6
     assert np.isinf(solve(bump, [[0.0]], 3.0, 1e-7, max_steps=10)[0]).all()

@@ -25,7 +25,7 @@ TRAILING = {**LINEAR, "timestep_spacing": "trailing"}
 @pytest.fixture(autouse=True)
 def noise_is_one(monkeypatch):
     monkeypatch.setattr(samplers, "_noise", lambda key, z: jnp.ones_like(z))
-    ones = lambda shape, **options: torch.ones(shape)  # noqa: E731
+    ones = lambda shape, **options: torch.ones(shape)
     for module in ("scheduling_ddpm", "scheduling_ddim", "scheduling_dpmsolver_multistep"):
         monkeypatch.setattr(getattr(diffusers.schedulers, module), "randn_tensor", ones)
 
@@ -41,7 +41,7 @@ def epsilon_of(process, z, t):
 
 
 def ours(sampler, process, z=Z):
-    denoise = lambda z, t, x0: Estimate(x0_of(process, z, t))  # noqa: E731
+    denoise = lambda z, t, x0: Estimate(x0_of(process, z, t))
     return jax.jit(lambda z: sampler.run(denoise, process, z, jax.random.key(0), trajectory=True))(z)
 
 
@@ -87,7 +87,7 @@ def test_steps_of_a_chain_equal_those_of_diffusers(name):
     scheduler.set_timesteps(20)
     process = Discrete()
     # Their index 0 is step 1.
-    answer = lambda z, timestep, index: epsilon_of(process, z, jnp.array((float(timestep) + 1.0) / 1000))  # noqa: E731
+    answer = lambda z, timestep, index: epsilon_of(process, z, jnp.array((float(timestep) + 1.0) / 1000))
     expected = theirs(scheduler, answer, **call)
     np.testing.assert_allclose(ours(sampler, process), expected, atol=3e-4)
 
@@ -101,7 +101,7 @@ def test_single_steps_of_the_second_order_equal_those_of_diffusers():
     # Levels in geometric progression: every other one is the middle of one of our steps; then comes a step of no length.
     scheduler.timesteps = scheduler.timesteps[:-1]
     process, levels = Discrete(), scheduler.sigmas.numpy()
-    at = lambda index: process.time_of_noise_ratio(jnp.array(levels[index]))  # noqa: E731
+    at = lambda index: process.time_of_noise_ratio(jnp.array(levels[index]))
     expected = theirs(scheduler, lambda z, timestep, index: epsilon_of(process, z, at(index)))[::2]
     found = ours(samplers.DPMSolver(num_steps=5, method="singlestep", to_data=False), process)
     np.testing.assert_allclose(found, expected, atol=3e-4)

@@ -246,7 +246,7 @@ def test_the_langevin_step_is_that_of_algorithms_4_and_5(process, monkeypatch):
     now, then = (samplers.Node(a, process.alpha(a), process.sigma(a)) for a in (t, s))
     z = process.prior_scale * jax.random.normal(jax.random.key(0), (5, 7))
     denoise, carry = gaussian_denoiser(process), samplers.Carry(z, jnp.zeros_like(z), now)
-    step = lambda sampler: sampler.step(denoise, process, carry, now, then, jax.random.key(1)).z  # noqa: E731
+    step = lambda sampler: sampler.step(denoise, process, carry, now, then, jax.random.key(1)).z
     predicted = step(samplers.PredictorCorrector(num_corrections=0))
     score = -(predicted - then.alpha * MEAN) / marginal_scale(process, s) ** 2
     norm = float(jnp.linalg.norm(score, axis=1).mean())

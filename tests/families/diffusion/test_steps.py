@@ -107,7 +107,7 @@ def test_accumulation_and_two_devices_keep_the_history_of_the_whole_batch(steppe
         state, split, key
     )
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-    place = lambda tree, *axes: jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)))  # noqa: E731
+    place = lambda tree, *axes: jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)))
     sharded, _ = jax.jit(parts.train_step)(place(state), place(batch, "data"), place(key))
     for found in (jax.tree.map(lambda a: a[0], mapped), sharded):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, found)

@@ -82,7 +82,7 @@ class TwoModes(Reflow):
             alpha, sigma = self.process.alpha(t), self.process.sigma(t)
             variance = 0.04 * alpha**2 + sigma**2
             share = jax.nn.sigmoid(2 * alpha * z / variance)
-            mean = lambda mode: mode + 0.04 * alpha / variance * (z - alpha * mode)  # noqa: E731
+            mean = lambda mode: mode + 0.04 * alpha / variance * (z - alpha * mode)
             return Estimate(share * mean(1.0) + (1.0 - share) * mean(-1.0))
 
         return denoise
@@ -97,7 +97,7 @@ def test_reflow_makes_paths_straight_and_one_step_enough():
 
     def run(key):
         first = model.init(key, batch)
-        body = lambda state, key: model.train_step(state, batch, key)  # noqa: E731
+        body = lambda state, key: model.train_step(state, batch, key)
         state = jax.lax.scan(body, first, jax.random.split(key, 600))[0]
         return first, state, model.evaluate(state, batch, key), model.sample(state, key, 4000)
 
@@ -138,7 +138,7 @@ def test_pairs_are_the_same_on_one_device_and_on_eight():
     sharding = NamedSharding(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,)), PartitionSpec("data"))
     model = FlowMatching(data_shape=(30,), coupling="optimal_transport")
     x = jax.random.normal(jax.random.key(0), (16, 30))
-    draw = lambda x: model.draw({"x": x}, jax.random.key(1), model.process)[1]  # noqa: E731
+    draw = lambda x: model.draw({"x": x}, jax.random.key(1), model.process)[1]
     eight = jax.jit(draw, in_shardings=sharding, out_shardings=sharding)(jax.device_put(x, sharding))
     np.testing.assert_allclose(jax.jit(draw)(x), eight, rtol=1e-6)
 

@@ -83,7 +83,7 @@ def test_the_inside_of_a_schedule_learns_to_make_the_bound_vary_less(scheduled):
         return {n: v if n in ends else v - 0.1 * gradient[n] / (1e-6 + jnp.abs(gradient[n]).max()) for n, v in schedule.items()}, None  # fmt: skip
 
     def moments(schedule):
-        run = lambda k: model.bound_terms_of({"network": {}, "schedule": schedule}, batch, k, {})["diffusion"]  # noqa: E731
+        run = lambda k: model.bound_terms_of({"network": {}, "schedule": schedule}, batch, k, {})["diffusion"]
         terms = jax.lax.map(run, jax.random.split(jax.random.key(7), 40))
         return terms.mean(), terms.var(0).mean()
 

@@ -119,7 +119,7 @@ def test_chains_on_two_devices_are_those_of_one(model):
     split = jax.tree.map(lambda a: a.reshape(2, 4, *a.shape[1:]), batch)
     step = jax.pmap(model.train_step, axis_name=DEVICE_AXIS, in_axes=(None, 0, None), devices=jax.devices()[:2])
     parts, part_metrics = step(state, split, key)
-    close = lambda a, b: np.testing.assert_allclose(a, b[0], rtol=1e-4, atol=1e-5)  # noqa: E731
+    close = lambda a, b: np.testing.assert_allclose(a, b[0], rtol=1e-4, atol=1e-5)
     jax.tree.map(close, (whole.params, whole.extra, metrics["loss"]), (parts.params, parts.extra, part_metrics["loss"]))
     jax.tree.map(lambda a: np.testing.assert_array_equal(a[0], a[1]), parts.extra)
 

@@ -102,7 +102,7 @@ def test_log_determinant_is_that_of_the_jacobian_and_the_inverse_undoes(name):
 
     @jax.jit
     def jacobian(params, x, condition):
-        row = lambda v, c: bijection.forward(params, v[None], None if c is None else c[None])[0].reshape(-1)  # noqa: E731
+        row = lambda v, c: bijection.forward(params, v[None], None if c is None else c[None])[0].reshape(-1)
         return jax.vmap(jax.jacfwd(row))(x, condition).reshape(x.shape[0], -1, x[0].size)
 
     z, log_det, back, inverse_log_det = round_trip(params, x, condition)

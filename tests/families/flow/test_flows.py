@@ -265,7 +265,7 @@ def test_likelihoods_are_of_the_data_before_their_transform_too_and_bounds_have_
     log_prob, raw = log_likelihoods(model, state, batch, jax.random.key(0))
     np.testing.assert_allclose(raw, model.log_prob(state, batch) + batch["log_abs_det"], rtol=1e-6)
     np.testing.assert_allclose(log_prob, model.log_prob(state, batch), rtol=1e-6)
-    draw = lambda batch, key: jax.vmap(jax.random.uniform)(example_keys(key, batch))  # noqa: E731
+    draw = lambda batch, key: jax.vmap(jax.random.uniform)(example_keys(key, batch))
     data = types.SimpleNamespace(transform=lambda batch, key: {**batch, "x": draw(batch, key)})
     bounded = types.SimpleNamespace(log_prob_bound=lambda state, batch, key: draw(batch, key))
     noise, _, x = scores_of_examples(bounded, data, None, {"x": jnp.zeros(8)}, jax.random.key(0))

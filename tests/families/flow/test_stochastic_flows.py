@@ -65,7 +65,7 @@ def test_estimated_log_determinant_has_the_exact_one_as_its_mean(bijection):
     params, x, condition = prepared(bijection)
     exact = bijection.forward(params, x, condition)[1][0]
     count = 2000
-    repeat = lambda a: jnp.broadcast_to(a[:1], (count, a.shape[1]))  # noqa: E731
+    repeat = lambda a: jnp.broadcast_to(a[:1], (count, a.shape[1]))
     keys = jax.random.split(jax.random.key(3), count)
     draws = np.asarray(jax.jit(bijection.forward)(params, repeat(x), repeat(condition), keys)[1])
     assert draws.std() > 1e-3
@@ -96,8 +96,8 @@ def test_the_gradient_of_the_estimate_has_that_of_the_exact_log_determinant_as_i
     params, x, condition = prepared(bijection)
 
     def gradient(count, keys):
-        repeat = lambda a: jnp.broadcast_to(a[:1], (count, a.shape[1]))  # noqa: E731
-        mean = lambda p, x: bijection.forward(p, repeat(x), repeat(condition), keys)[1].mean()  # noqa: E731
+        repeat = lambda a: jnp.broadcast_to(a[:1], (count, a.shape[1]))
+        mean = lambda p, x: bijection.forward(p, repeat(x), repeat(condition), keys)[1].mean()
         return jax.jit(jax.grad(mean, argnums=(0, 1)))(params, x)
 
     exact, estimated = gradient(1, None), gradient(20000, jax.random.split(jax.random.key(3), 20000))
@@ -111,7 +111,7 @@ def test_the_bound_of_many_draws_takes_no_exponentials_of_estimated_determinants
     )
     batch = {"x": jnp.tile(jnp.float32([[0.0, 1 / 3, 1.0]]), (8, 1))}
     state = model.init(jax.random.key(0), batch)
-    bound = lambda model: model.log_prob_bound(state, batch, jax.random.key(1), 4)  # noqa: E731
+    bound = lambda model: model.log_prob_bound(state, batch, jax.random.key(1), 4)
     np.testing.assert_allclose(bound(model), bound(dataclasses.replace(model, exact_dim=DIM)), atol=1e-5)
 
 
@@ -121,7 +121,7 @@ def test_kernels_are_limited_exactly_and_small_ones_left_alone():
         assert np.linalg.svd(limit_spectral_norm(k, 0.9), compute_uv=False)[0] == pytest.approx(0.9, rel=1e-5)
         np.testing.assert_array_equal(limit_spectral_norm(0.01 * k, 0.9), 0.01 * k)
     # The gradient is that of the quotient, singular vectors included.
-    value = lambda k: limit_spectral_norm(k, 0.9)[0, 0]  # noqa: E731
+    value = lambda k: limit_spectral_norm(k, 0.9)[0, 0]
     direction = jax.random.normal(jax.random.key(1), kernel.shape)
     slope = jax.jvp(value, (kernel,), (direction,))[1]
     difference = (value(kernel + 1e-2 * direction) - value(kernel - 1e-2 * direction)) / 2e-2

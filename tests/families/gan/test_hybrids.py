@@ -200,7 +200,7 @@ def test_gradient_penalties_of_codes_and_pictures_are_those_of_each_example():
     loss, more = (m.discriminator_loss(params, codes, BATCH, jax.random.key(2))[0] for m in (plain, penalized))
     # By central differences.
     moved = 1e-2 * jnp.eye(3)[:, None]
-    score = lambda points: plain.score(params, points)  # noqa: E731
+    score = lambda points: plain.score(params, points)
     slopes = [sum(((score(x + d) - score(x - d)) / 2e-2) ** 2 for d in moved).mean() for x in (codes, prior)]
     np.testing.assert_allclose(more - loss, 1.5 * sum(slopes), rtol=1e-3)
 
@@ -211,7 +211,7 @@ def test_gradient_penalties_of_codes_and_pictures_are_those_of_each_example():
     loss, more = (
         jax.jit(m.train_step)(state, BATCH, jax.random.key(2))[1]["discriminator_loss"] for m in (plain, penalized)
     )
-    score = lambda x: plain.discriminate(state.params["discriminator"], x[None])[0][0]  # noqa: E731
+    score = lambda x: plain.discriminate(state.params["discriminator"], x[None])[0][0]
     gradients = jax.vmap(jax.grad(score))(BATCH["x"])
     np.testing.assert_allclose(more - loss, 1.5 * (gradients**2).sum(-1).mean(), rtol=1e-3)
 

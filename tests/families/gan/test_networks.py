@@ -102,7 +102,7 @@ def test_dcgan_starts_as_the_paper_says_and_ends_in_the_data_shape():
 def test_sngan_has_the_sizes_and_the_initial_spread_of_the_papers_cifar_networks():
     model = GAN(data_shape=(32, 32, 3), latent_dim=128, network=SNGANNetwork())
     state = jax.eval_shape(model.init, jax.random.key(0), {"x": jnp.zeros((2, 32, 32, 3))})
-    count = lambda name: sum(leaf.size for leaf in jax.tree.leaves(state.params[name]))  # noqa: E731
+    count = lambda name: sum(leaf.size for leaf in jax.tree.leaves(state.params[name]))
     conv, norm = lambda inputs, outputs, size: (size * size * inputs + 1) * outputs, 2 * 256
     doubling = 2 * conv(256, 256, 3) + conv(256, 256, 1) + 2 * norm
     assert count("generator") == 129 * 4096 + 3 * doubling + norm + conv(256, 3, 3) == 4276739
@@ -329,7 +329,7 @@ def test_diff_augment_is_differentiable_and_moves_what_it_says():
     x = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
     keys = jax.random.split(jax.random.key(1), 4)
     one = jnp.float32(1.0)
-    apply = lambda *policy: jax.jit(lambda y: DiffAugment(policy=policy)(y, keys, one))  # noqa: E731
+    apply = lambda *policy: jax.jit(lambda y: DiffAugment(policy=policy)(y, keys, one))
     cut = np.asarray(apply("cutout")(x))
     assert ((cut == 0) | (cut == np.asarray(x))).all() and 0.05 < (cut == 0).mean() <= 0.26
     moved = np.asarray(apply("translation")(jnp.ones((4, 16, 16, 1))))

@@ -174,7 +174,7 @@ def test_path_lengths_are_norms_of_the_jacobian_times_the_direction(style_gan_2)
         lambda w: plain.generator().apply({"params": params, **variables}, w, noise_keys, method="synthesize")
     )
     styles = plain.styles(state, latents)
-    value = lambda w: float(np.sum(np.asarray(apply(w), np.float64) * np.asarray(y)))  # noqa: E731
+    value = lambda w: float(np.sum(np.asarray(apply(w), np.float64) * np.asarray(y)))
     gradient = np.zeros(styles.shape)
     for place in np.ndindex(styles.shape):
         step = np.zeros(styles.shape, np.float32)

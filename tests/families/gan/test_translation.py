@@ -56,7 +56,7 @@ def test_two_folders_are_two_domains(tmp_path):
         for i in range(count):
             picture = pictures[i] if folder == "x" else 255 - pictures[i]
             Image.fromarray(picture).save(tmp_path / folder / f"{i:03d}.{suffix}")
-    two = lambda **options: Translations(name="folder", dir=str(tmp_path / "x"), **options)  # noqa: E731
+    two = lambda **options: Translations(name="folder", dir=str(tmp_path / "x"), **options)
     paired = two(source_dir=str(tmp_path / "source"))
     for split in ("train", "validation", "test"):
         arrays = paired.load(split).arrays()

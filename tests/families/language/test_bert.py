@@ -98,7 +98,7 @@ def test_the_contract_of_each_task(name, batch):
 
     @jax.jit
     def run(state):
-        step = lambda state, _: model.train_step(state, batch, jax.random.key(1))  # noqa: E731
+        step = lambda state, _: model.train_step(state, batch, jax.random.key(1))
         return jax.lax.scan(step, state, None, length=60)
 
     new, metrics = run(state)
@@ -164,7 +164,7 @@ def test_contrast_pulls_partners_together(batch):
     first = [np.asarray(row)[np.asarray(real)].mean(0) for row, real in zip(rows, texts["mask"])]
     rows = [features(state, {"tokens": texts["source"][i : i + 1, :3]})[0] for i in range(3)]
     second = [np.asarray(row).mean(0) for row in rows]
-    unit = lambda vectors: np.stack([v / np.sqrt((v**2).sum()) for v in vectors])  # noqa: E731
+    unit = lambda vectors: np.stack([v / np.sqrt((v**2).sum()) for v in vectors])
     similar = unit(first) @ unit(second).T / 0.05
     expected = np.mean(np.log(np.exp(similar).sum(1)) - np.diagonal(similar))
     np.testing.assert_allclose(jax.jit(plain.loss)(state.params, texts, jax.random.key(0))[0], expected, rtol=1e-4)
@@ -190,7 +190,7 @@ def test_partners_are_told_from_the_texts_of_all_devices(batch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), accumulated, whole)
     # What fills up the last batch of an evaluation is no text, and an equal text no negative.
     state, evaluate = jax.jit(model.init)(jax.random.key(0), pairs), jax.jit(model.evaluate)
-    rows = lambda *index: jax.tree.map(lambda a: a[jnp.array(index)], pairs)  # noqa: E731
+    rows = lambda *index: jax.tree.map(lambda a: a[jnp.array(index)], pairs)
     alone = evaluate(state, rows(0, 1), jax.random.key(0))
     filled = {**rows(0, 1, 2, 3), "padding": jnp.array([False, False, True, True])}
     values = evaluate(state, filled, jax.random.key(0))

@@ -128,7 +128,7 @@ def test_infilling_masks_the_share_and_restores_the_rest(texts):
 @pytest.mark.parametrize("rate, mean_span, length", [(0.3, 3.0, 3), (0.15, 1.0, 24), (0.5, 0.5, 24), (0.9, 3.0, 24)])
 def test_spans_without_a_place_are_joined(rate, mean_span, length):
     text = jnp.where(jnp.arange(24) < length, jnp.arange(24), PADDING + 100)
-    draw = lambda key: infill(key, text, jnp.asarray(length), rate, mean_span, 99, PADDING)  # noqa: E731
+    draw = lambda key: infill(key, text, jnp.asarray(length), rate, mean_span, 99, PADDING)
     sources, masks = map(np.asarray, jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 500)))
     hidden = []
     for source, mask in zip(sources, masks):
@@ -166,7 +166,7 @@ def test_sentences_and_documents_are_reordered_and_nothing_is_lost(texts):
         found = source[1:-1]
         assert sorted(found) == sorted(inner)
         # Every sentence is there as a whole.
-        text_of = lambda tokens: "," + ",".join(map(str, tokens)) + ","  # noqa: E731
+        text_of = lambda tokens: "," + ",".join(map(str, tokens)) + ","
         assert all(text_of(part) in text_of(found) for part in old_parts)
         changed += found != inner
     assert changed > 1000
@@ -189,7 +189,7 @@ def test_the_contract_and_cached_equals_full(name, monkeypatch):
 
     @jax.jit
     def run(state):
-        step = lambda state, _: model.train_step(state, batch, jax.random.key(1))  # noqa: E731
+        step = lambda state, _: model.train_step(state, batch, jax.random.key(1))
         state, metrics = jax.lax.scan(step, state, None, length=40)
         values = model.evaluate(state, batch, key)
         source, mask = batch["tokens"], batch["mask"]

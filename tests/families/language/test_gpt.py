@@ -180,7 +180,7 @@ def test_gpt2_of_the_experiment_scans_and_recomputes_layers_without_another_resu
     lean = dataclasses.replace(experiment.model, **changes)
     plain = dataclasses.replace(lean, network=dataclasses.replace(network, scan_layers=False, remat=False))
     params = jax.jit(lean.init)(jax.random.key(0), batch).params
-    loss = lambda p, model: model.loss(p, batch, jax.random.key(1))[0]  # noqa: E731
+    loss = lambda p, model: model.loss(p, batch, jax.random.key(1))[0]
     value, gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, lean)
     unrolled_params = {**params, "stack": unrolled(params["stack"], network)}
     expected, expected_gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)(unrolled_params, plain)

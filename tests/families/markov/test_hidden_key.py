@@ -34,7 +34,7 @@ def trained():
 
 def brute_force(params, x):
     """p of a roll [T, D] by sums over keys and paths, in numpy."""
-    normalize = lambda a: np.exp(a) / np.exp(a).sum(-1, keepdims=True)  # noqa: E731
+    normalize = lambda a: np.exp(a) / np.exp(a).sum(-1, keepdims=True)
     initial, transition = normalize(np.float64(params["initial"])), normalize(np.float64(params["transition"]))
     start, go_on = np.split(1 / (1 + np.exp(-np.float64(params["emission"]["logits"]))), 2, 1)
     total = 0.0

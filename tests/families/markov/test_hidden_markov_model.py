@@ -325,7 +325,7 @@ def test_microbatches_of_ragged_sequences_give_the_gradient_of_the_batch():
         model = HiddenMarkovModel(
             num_states=2, emission=EMISSIONS["categorical"][0], algorithm="gradient", optimizer=optimizer
         )
-        start = lambda key, m=model: m.train_step(m.init(key, batch), batch, key)  # noqa: E731
+        start = lambda key, m=model: m.train_step(m.init(key, batch), batch, key)
         states.append(jax.jit(start)(jax.random.key(0)))
     (one, first), (other, second) = states
     np.testing.assert_allclose(first["loss"].value(), second["loss"].value(), rtol=1e-5)

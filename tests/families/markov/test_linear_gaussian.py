@@ -16,7 +16,7 @@ MASK = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]], bo
 @pytest.fixture(scope="module")
 def params():
     rng = np.random.default_rng(0)
-    covariance = lambda n: (lambda a: a @ a.T + 0.5 * np.eye(n))(0.5 * rng.normal(size=(n, n)))  # noqa: E731
+    covariance = lambda n: (lambda a: a @ a.T + 0.5 * np.eye(n))(0.5 * rng.normal(size=(n, n)))
     values = {
         "initial_mean": rng.normal(size=N),
         "initial_covariance": covariance(N),

@@ -106,7 +106,7 @@ def test_imputation_by_several_components_is_conditioning_of_their_density():
 
 def run(model, batch, num_steps):
     """The state after a number of steps, and the losses."""
-    step = lambda state, _: model.train_step(state, batch, jax.random.key(0))  # noqa: E731
+    step = lambda state, _: model.train_step(state, batch, jax.random.key(0))
     scan = jax.jit(lambda s: jax.lax.scan(step, s, length=num_steps))
     return scan(model.init(jax.random.key(1), batch))
 
@@ -157,7 +157,7 @@ def test_the_bound_of_one_component_is_the_evidence(points, component):
         start, beta, nu = d * np.cov(x.T, ddof=0).reshape(d, d), 0.5 + n, d + n
         # The prior mean is that of the data.
         scatter = start + n * np.cov(x.T, ddof=0).reshape(d, d)
-        log_det = lambda a: np.linalg.slogdet(a)[1]  # noqa: E731
+        log_det = lambda a: np.linalg.slogdet(a)[1]
         return (
             -0.5 * n * d * np.log(np.pi) + multigammaln(nu / 2, d) - multigammaln(d / 2, d)
             + 0.5 * (d * log_det(start) - nu * log_det(scatter) + d * np.log(0.5 / beta))

@@ -75,7 +75,7 @@ def test_the_gradient_of_the_loss_is_that_of_the_likelihood_but_for_the_noise_of
         return (model.frame_nll(machines, x.reshape(-1, D), None)["nll"] * mask).mean()
 
     # Chains of 20 rounds come near their equilibrium; where they start is forgotten.
-    loss = lambda params: model.loss(params, many, jax.random.key(2))[0]  # noqa: E731
+    loss = lambda params: model.loss(params, many, jax.random.key(2))[0]
     gradients = jax.jit(lambda params: [jax.tree.leaves(jax.grad(f)(params)) for f in (exact, loss)])
     expected, found = gradients(state.params)
     assert max(float(jnp.abs(leaf).max()) for leaf in expected) > 0.3

@@ -104,9 +104,7 @@ def test_strokes_have_the_density_of_scipy_and_are_drawn_from_it(tmp_path):
         *(jnp.asarray(a, jnp.float32) for a in (np.log(weights), means, np.log(scales), rho, logit))
     )
     covariances = [np.array([[a * a, r * a * b], [r * a * b, b * b]]) for (a, b), r in zip(scales, rho)]
-    density = lambda x: sum(  # noqa: E731
-        w * stats.multivariate_normal(m, c).pdf(x) for w, m, c in zip(weights, means, covariances)
-    )
+    density = lambda x: sum(w * stats.multivariate_normal(m, c).pdf(x) for w, m, c in zip(weights, means, covariances))
     x = np.array([[0.2, 0.7, 1.0], [-1.0, 2.0, 0.0]])
     p = 1 / (1 + np.exp(-logit[0]))
     expected = np.log(density(x[:, :2]) * np.where(x[:, 2] == 1, p, 1 - p))

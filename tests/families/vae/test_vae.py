@@ -46,7 +46,7 @@ def ppca():
     log_scale = 0.5 * np.log(variance * np.diag(m_inverse))
     floor = np.log(LINEAR.output.min_scale)
     raw = np.log(np.expm1(0.5 * np.log(variance) - floor)) + floor - np.log(LINEAR.output.scale)
-    dense = lambda kernel, bias: {"MLP_0": {"Dense_0": {"kernel": jnp.float32(kernel), "bias": jnp.float32(bias)}}}  # noqa: E731
+    dense = lambda kernel, bias: {"MLP_0": {"Dense_0": {"kernel": jnp.float32(kernel), "bias": jnp.float32(bias)}}}
     params = {
         "encoder": dense(
             np.concatenate([encoder, np.zeros_like(encoder)], 1), np.concatenate([-mean @ encoder, log_scale])
@@ -153,7 +153,7 @@ def test_accumulation_equals_the_full_batch(free, digits):
     kl = SMALL.posterior(state.params, digits).kl_to_standard_normal()
     free_bits = float(jnp.median(kl.mean(0))) if free else 0.0
     model = dataclasses.replace(SMALL, kl_warmup_steps=10, free_bits=free_bits)
-    step = lambda n: jax.jit(dataclasses.replace(model, optimizer=SGD(accumulation_steps=n)).train_step)(  # noqa: E731
+    step = lambda n: jax.jit(dataclasses.replace(model, optimizer=SGD(accumulation_steps=n)).train_step)(
         TrainState.create(state.params, SGD()), digits, jax.random.key(1)
     )
     (full, full_metrics), (parts, parts_metrics) = step(1), step(3)

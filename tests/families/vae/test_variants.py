@@ -56,7 +56,7 @@ SCALAR_BATCH = {"x": jnp.array([[0.3], [-1.2]])}
 
 def _scalar_params(error):
     """Parameters whose posterior is off by `error`."""
-    dense = lambda kernel, bias: {"MLP_0": {"Dense_0": {"kernel": jnp.array(kernel), "bias": jnp.array(bias)}}}  # noqa: E731
+    dense = lambda kernel, bias: {"MLP_0": {"Dense_0": {"kernel": jnp.array(kernel), "bias": jnp.array(bias)}}}
     return {
         "encoder": dense([[0.5 + error, 0.0]], [error, 0.5 * np.log(0.5) + error]),
         "decoder": {"_MLPDecoder_0": dense([[1.0]], [0.0])},

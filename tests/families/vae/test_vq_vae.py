@@ -127,7 +127,7 @@ def test_accumulation_and_pmap_give_the_step_of_the_whole_batch(codebook, digits
     mapped, mapped_metrics = jax.pmap(
         model.train_step, axis_name="device", in_axes=(0, 0, None), devices=jax.devices()[:2]
     )(copies, split, jax.random.key(1))
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)  # noqa: E731
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     jax.tree.map(close, whole, accumulated)
     jax.tree.map(lambda a, b: close(a, b[0]), whole, mapped)
     assert metrics["perplexity"] == pytest.approx(float(mapped_metrics["perplexity"][0]), rel=1e-5)

@@ -200,7 +200,7 @@ def _reversible_backward(chain: Chain, residuals: tuple, cotangents: tuple[Array
         name, layer = chain.names[index], chain.layers[index]
         own, own_keys = params.get(name, {}), fold(keys, index)
         x = layer.inverse(own, z, condition, own_keys)[0]
-        call = lambda p, x, c: layer.forward(p, x, c, own_keys)  # noqa: E731, B023
+        call = lambda p, x, c: layer.forward(p, x, c, own_keys)  # noqa: B023
         _, pullback = jax.vjp(call, own, x, condition)
         own_bar, z_bar, c_bar = pullback((z_bar, log_det_bar))
         # The barrier keeps XLA from running all inverses first, which would hold every activation after all.

@@ -93,7 +93,7 @@ def _reversible_backward(repeat: Repeat, residuals: tuple, cotangents: tuple[Arr
         (z, z_bar, condition_bar), (index, own) = carry, row
         own_keys = fold(keys, index)
         x = repeat.bijection.inverse(own, z, condition, own_keys)[0]
-        call = lambda p, x, c: repeat.bijection.forward(p, x, c, own_keys)  # noqa: E731
+        call = lambda p, x, c: repeat.bijection.forward(p, x, c, own_keys)
         own_bar, z_bar, c_bar = jax.vjp(call, own, x, condition)[1]((z_bar, log_det_bar))
         return (x, z_bar, jax.tree.map(jnp.add, condition_bar, c_bar)), own_bar
 
