@@ -64,27 +64,6 @@ def _fail(error: Exception) -> None:
     sys.exit(1)
 
 
-class _StepParser(flags.ArgumentParser):
-    """Reads the number of a checkpoint, or best."""
-
-    syntactic_help = "a number of steps, or best"
-
-    def parse(self, argument: str | int) -> int | str:
-        if argument == "best" or isinstance(argument, int):
-            return argument
-        if argument.isdigit():
-            return int(argument)
-        raise UserError(f"{argument!r} is neither a number of steps nor best")
-
-
-def define_step(
-    name: str = "step",
-    description: str = "which checkpoint: a number of steps, or best by training.best_metric; by default the latest sound one",
-) -> None:
-    """Defines the flag of an entry point that names a checkpoint of the run."""
-    flags.DEFINE(_StepParser(), name, None, description, module_name=sys._getframe(1).f_globals["__name__"])
-
-
 def first_flags(arguments: list[str], names: dict[str, bool]) -> dict[str, str]:
     """Reads flags that decide which other flags exist, before absl parses.
 
@@ -204,33 +183,3 @@ def options_only(arguments: list[str], usage: str, options: Options) -> Options 
         print_help(usage, options)
         return None
     return config.from_flags(arguments, options)[0]
-
-
-def restore_from_flags(arguments: list[str], usage: str) -> Run | None:
-    """Parses a command line that names a run by --workdir or its first argument, and restores it with
-    the fields that flags change.
-
-    Returns:
-      The run, or None where only help was asked for.
-
-    Raises:
-      ConfigError: --workdir is missing or holds no run.
-    """
-    from genjax.training import runs as runs
-
-    arguments = named_first(arguments, "workdir")
-    first = first_flags(arguments, {"workdir": True, "help": False, "h": False})
-    help_section = first.get("help", first.get("h"))
-    if "workdir" not in first:
-        if help_section is not None:
-            print_help(usage, Place(), section=help_section)
-            return None
-        raise config.ConfigError("--workdir is missing; it is the directory of a run of experiments.train")
-    workdir = Path(first["workdir"]).expanduser()
-    name, experiment, batch = runs.load_config(workdir)
-    experiment = runs.on_this_machine(experiment)
-    if help_section is not None:
-        print_help(usage, Place(), experiment=config.with_choices(experiment, arguments), section=help_section)
-        return None
-    experiment = config.flag_overrides(experiment, arguments)
-    return runs.open_run(workdir, name, experiment, batch, flags.FLAGS.step)

@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
-from absl import flags
 
 from experiments import RESULTS as RESULTS_FILE
 from experiments import results as command
+from experiments import train
+from experiments.__main__ import commands
 from genjax import config
 from genjax.tools import results
 
@@ -79,24 +80,17 @@ def test_recorded_training_commands_parse():
         given = dict(word.removeprefix("--").split("=", 1) for word in words[3:] if "=" in word)
         assert given["workdir"].startswith("runs/"), line
         if words[2] == "experiments.train":
-            own = [word for word in words[3:] if not word.startswith(("--experiment=", "--workdir="))]
-            values = flags.FlagValues()
-            config.flag_overrides(ENTRIES[given["experiment"]].build(), ["train", *own], values)
+            config.from_flags(words[2:], train.Options(), ENTRIES[given["experiment"]].build())
 
 
 def test_flags_of_all_commands_in_the_documents_exist(capsys):
     text = "\n".join(path.read_text() for path in DOCUMENTS).replace("\\\n", "")
     lines = set(re.findall(r"(?:python -m experiments\.|genjax )(\w+)(?=[ \n`])([^`\n|]*)", text))
     flags_of = {}
-    for name in sorted(
-        name for name in COMMANDS if "flags.DEFINE" not in (ROOT / f"experiments/{name}.py").read_text()
-    ):
-        module = importlib.import_module(f"experiments.{name}")
-        if not hasattr(module, "main"):
-            continue
-        module.main([name, "--help"])
+    for name in commands():
+        importlib.import_module(f"experiments.{name}").main([name, "--help"])
         flags_of[name] = set(re.findall(r"^  --(\w+):", capsys.readouterr().out, re.MULTILINE)) | {"help"}
-    assert len(flags_of) > 8
+    assert len(flags_of) >= 16
     for name, rest in (line for line in lines if line[0] in flags_of):
         for flag in re.findall(r" --(?:no)?(\w+)(?=[= ]|$)", rest.partition("#")[0]):
             assert flag in flags_of[name], f"{name}{rest}"

@@ -9,7 +9,6 @@ and reads JSON.
 from genjax.config.annotations import ConfigError, check_at_least, suggestion
 from genjax.config.command_line import (
     define_flags,
-    flag_overrides,
     from_flags,
     help_text,
     options_help,
@@ -28,7 +27,6 @@ __all__ = [
     "differences",
     "fill_none",
     "find_experiment",
-    "flag_overrides",
     "from_flags",
     "from_json",
     "help_text",

@@ -101,11 +101,9 @@ def options_help(*options: Any) -> str:
     return "\n".join(flag_line(*row) for row in sorted(rows))
 
 
-def define_flags(config: Any, flag_values: flags.FlagValues = flags.FLAGS) -> None:
+def define_flags(config: Any, flag_values: flags.FlagValues) -> None:
     """Defines one typed flag per field of a dataclass tree, named by its path; all of them default to None."""
     for path, hint, value in leaves(config):
-        if path in flag_values:
-            continue
         text = _flag_help(config, path, hint, value)
         if hint is bool:
             flags.DEFINE_boolean(path, None, text, flag_values=flag_values)
@@ -136,13 +134,12 @@ def with_choices(config: Any, arguments: list[str]) -> Any:
     return config
 
 
-def from_flags(arguments: list[str], *configs: Any, flag_values: flags.FlagValues | None = None) -> tuple[Any, ...]:
+def from_flags(arguments: list[str], *configs: Any) -> tuple[Any, ...]:
     """Parses a command line whose flags are the fields of dataclass trees, by path, chosen dataclasses included.
 
     Args:
       arguments: command line with the program's name first.
       configs: the trees, such as the options of a command and an experiment; their values are the defaults.
-      flag_values: where the flags are defined; by default in a set of this call alone.
 
     Returns:
       The trees with the command line's values.
@@ -151,7 +148,8 @@ def from_flags(arguments: list[str], *configs: Any, flag_values: flags.FlagValue
       absl.flags.Error: a value of the wrong type.
       ConfigError: an unknown flag, or a choice that does not exist.
     """
-    flag_values = flags.FlagValues() if flag_values is None else flag_values
+    # A set of this call alone, so that one process can run several commands.
+    flag_values = flags.FlagValues()
     configs = tuple(with_choices(each, arguments) for each in configs)
     for each in configs:
         define_flags(each, flag_values)
@@ -172,11 +170,6 @@ def from_flags(arguments: list[str], *configs: Any, flag_values: flags.FlagValue
         )
         for each in configs
     )
-
-
-def flag_overrides(config: Any, arguments: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> Any:
-    """The values of flags for one tree, as overrides by path; other flags may be defined already."""
-    return from_flags(arguments, config, flag_values=flag_values)[0]
 
 
 def _unknown_flag(configs: tuple[Any, ...], name: str, known: list[str]) -> str:

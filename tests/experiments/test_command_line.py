@@ -102,14 +102,10 @@ def test_a_command_without_a_run_has_its_options_alone():
         command_line.options_only(["program", "--level=1"], "usage", Options())
 
 
-#: Commands that still define their flags where they are imported.
-OF_OLD = {"denoising", "latents", "likelihood", "objectives", "pictures", "quality", "style"}
-
-
 def test_all_commands_stand_in_one_process_and_one_after_the_other_runs(workdir):
     before = set(flags.FLAGS)
-    modules = {name: importlib.import_module(f"experiments.{name}") for name in set(commands()) - OF_OLD}
-    assert len(modules) >= 10 and all(callable(module.main) for module in modules.values())
+    modules = {name: importlib.import_module(f"experiments.{name}") for name in commands()}
+    assert len(modules) >= 16 and all(callable(module.main) for module in modules.values())
     arguments = [f"--workdir={workdir}", "--training.mesh=data:1", "--evaluation.num_examples=8"]
     evaluated = call("evaluate", *arguments)
     assert evaluated.returncode == 0 and "8 examples" in evaluated.stdout, evaluated.stderr
@@ -124,7 +120,7 @@ def options_of_commands():
     """Every dataclass of options that a module of the tools or a command has."""
     names = [f"genjax.tools.{info.name}" for info in pkgutil.iter_modules(tools.__path__)]
     found = {command_line.Place}
-    for name in [*names, *(f"experiments.{name}" for name in set(commands()) - OF_OLD)]:
+    for name in [*names, *(f"experiments.{name}" for name in commands())]:
         module = importlib.import_module(name)
         found |= {each for each in [vars(module).get("Options")] if dataclasses.is_dataclass(each)}
     return sorted(found, key=lambda cls: cls.__module__)
