@@ -54,6 +54,7 @@ def value_and_gradient(
     key: Array,
     accumulation_steps: int = 1,
     extra: PyTree = None,
+    average_extra: bool = False,
 ) -> tuple[PyTree, Metrics, PyTree]:
     """Gradient of a mean-over-examples loss, accumulated over microbatches and averaged over devices.
 
@@ -66,6 +67,8 @@ def value_and_gradient(
       key: random key, the same for every microbatch (see `example_keys`).
       accumulation_steps: number of microbatches, which are computed one after the other to save memory.
       extra: state that the loss carries from one microbatch to the next, or None.
+      average_extra: whether each microbatch starts from `extra` instead, and the new `extra` is the mean of what they give:
+        running averages then decay once an update.
 
     Returns:
       Gradients, metrics (with `loss`), and the new `extra`.
@@ -113,8 +116,11 @@ def value_and_gradient(
 
         def body(carry, microbatch):
             total, e = carry
-            g, (metrics, e) = gradient(params, microbatch, e)
-            return (jax.tree.map(jnp.add, total, g), e), metrics
+            g, (metrics, new) = gradient(params, microbatch, extra if average_extra else e)
+            if average_extra:
+                # By differences, so that what does not change stays exactly as it was.
+                new = jax.tree.map(lambda mean, n, old: mean + (n - old) / accumulation_steps, e, new, extra)
+            return (jax.tree.map(jnp.add, total, g), new), metrics
 
         (gradients, extra), metrics = jax.lax.scan(body, (zeros, extra), microbatches, unroll=unroll)
         gradients = jax.tree.map(lambda g: g / accumulation_steps, gradients)
@@ -141,6 +147,7 @@ def gradient_update(
     batch: Batch,
     key: Array,
     extra: PyTree = None,
+    average_extra: bool = False,
 ) -> tuple[PyTree, PyTree, Metrics, PyTree]:
     """One optimizer update of one network; families with several networks alternate such updates.
 
@@ -149,7 +156,9 @@ def gradient_update(
     Returns:
       New params, new optimizer state, metrics (with `loss` and `gradient_norm`), new extra.
     """
-    gradients, metrics, new_extra = value_and_gradient(loss, params, batch, key, optimizer.accumulation_steps, extra)
+    gradients, metrics, new_extra = value_and_gradient(
+        loss, params, batch, key, optimizer.accumulation_steps, extra, average_extra
+    )
     norm = metrics["gradient_norm"] = tree_norm(gradients)
     gradients = after_backward_pass(gradients, norm)
     updates, new_opt_state = optimizer.build().update(gradients, opt_state, params)

@@ -73,6 +73,11 @@ class Constant(Schedule):
         return optax.constant_schedule(1.0)
 
 
+def _steps_of(share: float, num_steps: int) -> int:
+    """Whole steps in a share of `num_steps`; 29 in 0.29 of 100, although the product of the two floats is below 29."""
+    return int(round(share * num_steps, 6))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Decay(Schedule):
     """A schedule that ends.
@@ -115,7 +120,7 @@ class Linear(_Decay):
     def after_warmup(self) -> optax.Schedule:
         if not 0.0 <= self.constant_share < 1.0:
             raise UserError(f"schedule.constant_share={self.constant_share} must lie in [0, 1)")
-        constant = int(self.constant_share * self.decay_steps())
+        constant = _steps_of(self.constant_share, self.decay_steps())
         return optax.linear_schedule(1.0, self.final_scale, self.decay_steps() - constant, transition_begin=constant)
 
 
@@ -149,7 +154,7 @@ class Piecewise(Schedule):
         scales: dict[int, float] = {}
         for boundary in self.boundaries:
             # In a short run several boundaries may fall on one step.
-            step = int(boundary * self.num_steps) - self.warmup_steps
+            step = _steps_of(boundary, self.num_steps) - self.warmup_steps
             scales[step] = scales.get(step, 1.0) * self.scale
         return optax.piecewise_constant_schedule(1.0, scales)
 

@@ -61,6 +61,20 @@ def test_accumulation_carries_extra_state_through_the_microbatches():
     assert int(state.extra["seen"]) == 12
 
 
+@pytest.mark.parametrize("accumulation_steps", [1, 3])
+def test_running_averages_decay_once_an_update_under_accumulation(accumulation_steps):
+    batch, params = batch_and_params()
+
+    def loss(params, batch, key, extra):
+        value, metrics = noisy_regression(params, batch, key)
+        return value, (metrics, {**extra, "mean": 0.9 * extra["mean"] + 0.1 * batch["x"].mean()})
+
+    extra = {"mean": jnp.float32(2.0), "constant": jnp.float32(0.1)}
+    *_, new = value_and_gradient(loss, params, batch, jax.random.key(0), accumulation_steps, extra, True)
+    np.testing.assert_allclose(new["mean"], 1.8 + 0.1 * batch["x"].mean(), rtol=1e-5)
+    assert new["constant"] == extra["constant"]
+
+
 def test_noise_belongs_to_the_example_and_not_to_its_place():
     key = jax.random.key(3)
     whole = jax.random.key_data(example_keys(key, {"x": jnp.zeros(8)}))

@@ -36,6 +36,13 @@ def test_linear_is_a_line():
         optimizers.Linear(num_steps=2, constant_share=1.0).after_warmup()
 
 
+def test_a_share_of_the_steps_is_not_cut_by_the_rounding_of_its_float():
+    line = optimizers.Linear(num_steps=100, constant_share=0.29)
+    np.testing.assert_allclose(values(line, [29, 30], 1.0), [1.0, 70 / 71], rtol=1e-6)
+    piecewise = optimizers.Piecewise(num_steps=100, boundaries=(0.29,))
+    np.testing.assert_allclose(values(piecewise, [28, 29], 1.0), [1.0, 0.1], rtol=1e-6)
+
+
 def test_inverse_square_root_is_that_of_the_transformer_paper():
     steps = np.array([3, 99, 100, 400, 10000])
     got = values(optimizers.InverseSquareRoot(warmup_steps=100), steps)

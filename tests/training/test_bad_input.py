@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from genjax.config import ConfigError
+from genjax.training import Evaluation
 from tests.training.tiny_runs import TINY, call, flags
 
 VAE = "--experiment=vae_digits"
@@ -112,3 +114,11 @@ def test_a_run_of_another_configuration_is_not_overwritten(tmp_path):
     assert call("train", VAE, f"--workdir={tmp_path}", *flags(overrides)).returncode == 0
     sentence = fails(VAE, f"--workdir={tmp_path}", *flags({**overrides, "model.latent_dim": 5}))
     assert "holds a run of another configuration; it differs in model.latent_dim" in sentence
+
+
+def test_a_split_that_there_is_not_is_refused_before_a_run():
+    for field in ("split", "validation_split"):
+        with pytest.raises(
+            ConfigError, match=f"evaluation.{field}=tset is no split; splits are train, validation, test"
+        ):
+            Evaluation(**{field: "tset"})

@@ -22,7 +22,6 @@ import pytest
 import genjax
 from genjax import config
 from genjax.config import ConfigError
-from genjax.data import DataError
 from genjax.families.vae.vae import VAE
 from genjax.training import CheckpointError, Interrupted, NonFiniteError, loop, train
 from genjax.training.checkpoints import Checkpoints, flatten, is_complete
@@ -323,7 +322,7 @@ def test_what_is_learned_beside_the_parameters_is_taken_with_them(tmp_path):
 
 def test_an_evaluation_that_cannot_be_is_told_before_the_first_step_or_after_its_checkpoint(tmp_path):
     evaluated = {"training__mesh": "data:1", "training__num_steps": 10, "training__evaluate_every": 5}
-    with pytest.raises(DataError, match="no split 'dev'"):
+    with pytest.raises(ConfigError, match="evaluation.validation_split=dev is no split"):
         train(tiny(**evaluated, evaluation__validation_split="dev"), tmp_path / "split", quiet=True)
     assert not (tmp_path / "split" / "metrics.jsonl").exists()
     with pytest.raises(ConfigError, match="best_metric=kl rates checkpoints by evaluations, and there are none"):

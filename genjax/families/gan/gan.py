@@ -365,6 +365,7 @@ class GAN:
             batch,
             key,
             state.extra.get("discriminator", {}),
+            average_extra=True,
         )
         extra = dict(state.extra)
         if variables:
@@ -415,6 +416,7 @@ class GAN:
             batch,
             key,
             state.extra.get("generator", {}),
+            average_extra=True,
         )
         if "skipped" in metrics:
             metrics["generator_skipped"] = metrics.pop("skipped")
