@@ -1,1 +1,1 @@
-"""Classifiers of pictures, whose features samples are judged by."""
+"""Classifiers of pictures, whose features measure the quality of samples."""

@@ -1,12 +1,11 @@
-"""A small convolutional classifier after LeNet (LeCun et al. 1998), trained to give features for the judgement of
-samples.
+"""A small convolutional classifier after LeNet (LeCun et al. 1998), whose features measure the
+quality of samples.
 
     h(x) = relu(W1 conv(x) + b1)        the features
     p(c | x) = softmax(W2 h(x) + b2)    the class probabilities
-    loss = -E log p(c | shift(x)),  shift a random translation with zeros behind, h under dropout
+    loss = -E log p(c | shift(x)),  shift a random translation (filled up with zeros), h under dropout
 
-Its `sample` are not draws from a distribution: they show what the classifier takes for each class, by gradient ascent
-on
+Its samples are not draws from a distribution: they show the classifier's idea of each class, by gradient ascent on
 
     log p(c | x) - w |x|^2,  0 <= x <= 1                            (Simonyan et al. 2014, arXiv:1312.6034, eq. 1)
 """
@@ -37,9 +36,9 @@ class FeatureNetwork(nn.Module):
 
     Attributes:
       num_classes: number of classes.
-      channels: of the feature maps after each halving.
+      channels: numbers of channels of the feature maps after each halving.
       num_features: number of features.
-      dropout_rate: of the features, where keys are given.
+      dropout_rate: rate of dropout of the features, if keys are given.
       dtype: type to compute in.
     """
 
@@ -62,7 +61,9 @@ class FeatureNetwork(nn.Module):
 
 
 def shift_pictures(x: Array, offsets: Array, largest: int) -> Array:
-    """Translates pictures [B, H, W, C] by offsets [B, 2] in {-largest, ..., largest} (down, right), with zeros behind."""
+    """Translates pictures [B, H, W, C] by offsets [B, 2] in {-largest, ..., largest} (down,
+    right), filled up with zeros.
+    """
     margin = ((0, 0), (largest, largest), (largest, largest), (0, 0))
 
     def crop(picture: Array, offset: Array) -> Array:
@@ -78,12 +79,12 @@ class FeatureNet:
     Attributes:
       data_shape: shape (H, W, C) of one picture; None takes the data set's.
       num_classes: number of classes; None takes the data set's.
-      channels: of the feature maps after each halving of height and width.
+      channels: numbers of channels of the feature maps after each halving of height and width.
       num_features: number of features.
       dropout_rate: share of the features that are set to 0 in training.
       largest_shift: training pictures are shifted at random by at most this many pixels in each direction.
-      num_ascent_steps: steps of the gradient ascent that shows a class.
-      ascent_decay: weight w of the squared norm there.
+      num_ascent_steps: number of steps of the gradient ascent in `sample`.
+      ascent_decay: weight w of the squared norm in the gradient ascent.
       compute_dtype: type that the network computes in; parameters and losses are float32.
       optimizer: optimizer and learning-rate schedule.
     """
@@ -164,13 +165,13 @@ class FeatureNet:
     def sample(self, state: TrainState, key: Array, num_samples: int, label: Array | None = None) -> Array:
         """Pictures that the classifier takes for classes `label` [num_samples], or for one; all in turn by default.
 
-        They are no draws from a distribution.
+        They are not draws from a distribution.
 
         Returns:
           [num_samples, *data_shape] in [0, 1].
 
         Raises:
-          UserError: a label is none of the classes.
+          UserError: a label is no class.
         """
         if label is None:
             label = jnp.arange(num_samples) % self.num_classes

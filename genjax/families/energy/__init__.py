@@ -1,1 +1,1 @@
-"""Energy-based models, which Markov chain Monte Carlo trains."""
+"""Energy-based models, trained by Markov chain Monte Carlo."""

@@ -30,11 +30,12 @@ class RestrictedBoltzmannMachine:
 
     Attributes:
       num_hidden: number of hidden bits.
-      num_gibbs_steps: k, rounds of Gibbs sampling in a training step.
-      num_chains: persistent chains, which the state holds; 0 starts new ones at the data in each step (plain CD-k).
-      num_sampling_steps: rounds of Gibbs sampling from random bits for a sample.
-      num_temperatures: steps of the annealed importance sampling of an evaluation.
-      num_importance_chains: chains of the annealed importance sampling.
+      num_gibbs_steps: number k of rounds of Gibbs sampling in a training step.
+      num_chains: number of persistent chains, kept in the state; 0 starts new chains at the
+        data in each step (plain CD-k).
+      num_sampling_steps: number of rounds of Gibbs sampling, from random bits, for a sample.
+      num_temperatures: number of steps of annealed importance sampling in an evaluation.
+      num_importance_chains: number of chains of annealed importance sampling.
       data_shape: shape of an example; None takes the data set's.
       optimizer: optimizer and learning-rate schedule.
     """
@@ -112,10 +113,10 @@ class RestrictedBoltzmannMachine:
         return state, metrics
 
     def log_partition(self, params: PyTree) -> Array:
-        """log Z in nats, exact, by all states of the hidden bits.
+        """log Z in nats, exact, by a sum over all states of the hidden bits.
 
         Raises:
-          UserError: there are more than 20 of them.
+          UserError: there are more than 20 hidden bits.
         """
         if self.num_hidden > 20:
             raise UserError(f"num_hidden={self.num_hidden} are too many to enumerate; use estimate_log_partition")
@@ -148,7 +149,8 @@ class RestrictedBoltzmannMachine:
         return mean + jax.nn.softplus(base_bias).sum() + self.num_hidden * math.log(2.0), error
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """`nll_ais`, free energy and the annealed estimate of log Z (too low on average, so that nll_ais is), in nats.
+        """`nll_ais`, free energy and the annealed estimate of log Z, in nats; the last, and so
+        nll_ais, is too low on average.
 
         `nll_ais` is NaN for examples that are not binary, which have no probability.
         """
@@ -172,16 +174,16 @@ class RestrictedBoltzmannMachine:
         return v.reshape(num_samples, *self.data_shape) if self.data_shape else v
 
     def reconstruct(self, state: TrainState, batch: Batch, key: Array) -> Array:
-        """Probabilities of the visible bits given the hidden ones' given x, its shape."""
+        """Probabilities of the visible bits given the mean hidden bits given x, shape of x."""
         params, x = state.eval_params, self._flat(batch)
         return jax.nn.sigmoid(_visible(params, jax.nn.sigmoid(_hidden(params, x)))).reshape(batch["x"].shape)
 
 
 def _hidden(params: PyTree, v: Array) -> Array:
-    """Logits of the hidden bits given the visible ones, [N, D] -> [N, H]."""
+    """Logits of the hidden bits given the visible bits, [N, D] -> [N, H]."""
     return params["hidden_bias"][None] + v @ params["kernel"]
 
 
 def _visible(params: PyTree, h: Array) -> Array:
-    """Logits of the visible bits given the hidden ones, [N, H] -> [N, D]."""
+    """Logits of the visible bits given the hidden bits, [N, H] -> [N, D]."""
     return params["visible_bias"][None] + h @ params["kernel"].T

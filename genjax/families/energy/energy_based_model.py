@@ -3,9 +3,10 @@
     p(x) = exp(-E(x)) / Z;    L = E(x+) - E(x-) + alpha (E(x+)^2 + E(x-)^2)
     x- by K steps of Langevin dynamics,  x <- x - lambda dE(x) + sigma N(0, 1),
 
-that start from the buffer of earlier x-, or, one in `restart_rate`, from noise.  Their lambda is far above sigma^2 / 2,
-so the chains sample exp(-E(x) / t) with the temperature t = sigma^2 / (2 lambda), as far as steps are not clipped.
-Learning makes the energies fit that: with the defaults t is 1.25e-6, and a gap of energies of 1e-4 is one of 80 nats.
+that start from the buffer of earlier x-, or, with probability `restart_rate`, from noise.  The paper's lambda is far
+above sigma^2 / 2, so the chains sample exp(-E(x) / t) with the temperature t = sigma^2 / (2 lambda), as long as
+steps are not clipped.  Learning adapts the energies to t: with the defaults t is 1.25e-6, and a difference of
+energies of 1e-4 means 80 nats.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class EnergyNetwork(nn.Module):
                 x = nn.Dense(width, dtype=self.dtype)(x)
             x = nn.swish(x)
         x = x.reshape(x.shape[0], -1)
-        # In float32, as gaps of energies are far smaller than what bfloat16 can tell apart.
+        # In float32: bfloat16 cannot resolve the small differences of energies.
         return nn.Dense(1, dtype=self.dtype, dot_general=logits_product)(x)[:, 0].astype(jnp.float32)
 
 
@@ -73,12 +74,12 @@ class EnergyBasedModel:
       num_langevin_steps: number K of Langevin steps of a chain in a training step.
       step_size: factor lambda on the energy's gradient in a Langevin step.
       noise_scale: standard deviation sigma of the noise of a Langevin step.
-      gradient_clip: largest change of the energy by a coordinate that a step follows.
-      energy_penalty: alpha, which keeps energies near 0.
-      data_noise: standard deviation of noise added to the data, which smooths what is discrete.
-      num_sampling_steps: Langevin steps of a sample.
-      low: smallest value of the data, below which chains do not go.
-      high: largest value of the data, above which chains do not go.
+      gradient_clip: bound on each coordinate of the energy's gradient in a Langevin step.
+      energy_penalty: weight alpha of the penalty that keeps energies near 0.
+      data_noise: standard deviation of noise added to the data, which smooths discrete values.
+      num_sampling_steps: number of Langevin steps of a sample.
+      low: smallest value of the data, and of chains.
+      high: largest value of the data, and of chains.
       data_shape: shape of an example; None takes the data set's.
       compute_dtype: type that the network computes in.
       optimizer: optimizer and learning-rate schedule.
@@ -142,7 +143,7 @@ class EnergyBasedModel:
         samples = self.langevin(state.params, keys[3], own_part(start, own_count), self.num_langevin_steps)
         noise = own_part(jax.random.normal(keys[4], (count, *shape)), own_count)
         x = jnp.clip(batch["x"] + self.data_noise * noise, self.low, self.high)
-        # Values out of range would be cut off unseen; NaN stops the run, as an error cannot be raised under jit.
+        # Values out of range would be clipped silently; NaN stops the run, as an error cannot be raised under jit.
         x = jnp.where((batch["x"] >= self.low) & (batch["x"] <= self.high), x, jnp.nan)
 
         def loss(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:

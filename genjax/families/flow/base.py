@@ -23,7 +23,7 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Base(abc.ABC):
-    """A distribution that is easy to draw from.
+    """Base distribution of a flow.
 
     Attributes:
       dim: number D of dimensions; None takes the data's.
@@ -32,7 +32,7 @@ class Base(abc.ABC):
     dim: int | None = None
 
     def check(self, dim: int) -> None:
-        """Raises UserError where the data have another number of dimensions than `dim` says."""
+        """Raises UserError if the data do not have `dim` dimensions."""
         if self.dim is not None and self.dim != dim:
             raise UserError(
                 f"the base distribution has {self.dim} dimensions but the data have {dim}; a flow keeps the number, "
@@ -65,7 +65,7 @@ class StandardNormal(Base):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StandardLogistic(Base):
-    """Independent logistic numbers, with heavier tails than normal ones."""
+    """Independent logistic numbers, with heavier tails than normal numbers."""
 
     def log_prob(self, params: Params, z: Array) -> Array:
         return -(jax.nn.softplus(z) + jax.nn.softplus(-z)).sum(-1)

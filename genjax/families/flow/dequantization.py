@@ -132,8 +132,8 @@ class Variational(Dequantization):
             )
         network = MLP(hidden_dims=self.hidden_dims)
         couplings = [Coupling(network=network, flip=index % 2 == 1) for index in range(self.num_couplings)]
-        # One permutation, that the halves may be spread over the picture: another one would leave pixels to neither
-        # half.
+        # The same permutation in all layers, which spreads the halves over the picture; another one in each layer could
+        # leave some pixels unchanged.
         return Chain(layers=(Permute(seed=0), *couplings))
 
     def init(self, key: Array, x: Array) -> Params:

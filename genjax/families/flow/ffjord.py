@@ -3,7 +3,7 @@
     dh/dt = f(h, t),  h(0) = x,  h(1) = z,       log |det dz/dx| = integral of tr(df/dh) dt from 0 to 1      (eqs. 2-3)
 
 The trace is v^T (df/dh) v with v of random signs, one v for a whole solve (eq. 8); in few dimensions, or without
-random keys, it is exact.  `diffrax` solves each example with steps of its own, so that examples do not depend on their
+random keys, it is exact.  `diffrax` solves each example with separate steps, so that examples do not depend on their
 batch, and differentiates the solver's steps.
 """
 
@@ -28,7 +28,7 @@ class Dynamics(nn.Module):
     """f(h, t): dense layers whose outputs are gated and shifted by the time ("concatsquash").
 
     Attributes:
-      hidden_dims: widths.
+      hidden_dims: widths of the hidden layers.
     """
 
     hidden_dims: tuple[int, ...]
@@ -53,7 +53,7 @@ class Continuous(Bijection):
     Attributes:
       network: f.
       tolerance: relative and absolute error of the solver for a step.
-      exact_dim: largest dimension in which the trace is exact although keys for an estimate are given.
+      exact_dim: largest dimension in which the trace is exact even if keys for an estimate are given.
       max_steps: largest number of steps of the solver; a stiffer flow is an error.
     """
 
@@ -94,12 +94,12 @@ class Continuous(Bijection):
                 y0=(x, jnp.zeros((), x.dtype)),
                 stepsize_controller=diffrax.PIDController(rtol=self.tolerance, atol=self.tolerance),
                 max_steps=self.max_steps,
-                # A flow too stiff for max_steps gives infinities, which stop the run as every non-finite loss does.
+                # A flow that is too stiff for max_steps gives infinities, which stop the run.
                 throw=False,
             )
             return solution.ys[0][0], solution.ys[1][0]
 
-        # Under pmap, equinox takes arrays inside of a loop and outside of it for arrays of different meshes.
+        # Under pmap, equinox would treat arrays inside and outside of a loop as arrays of different meshes.
         with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
             return jax.vmap(one)(x, condition, keys)
 
@@ -129,8 +129,8 @@ class FFJORD(Flow):
     Attributes:
       hidden_dims: widths of the dynamics' network.
       tolerance: error of the solver for a step.
-      exact_dim: largest dimension in which traces are exact; above, training and evaluation estimate them, and their
-        metrics are called so (`log_prob` is exact in any dimension).
+      exact_dim: largest dimension in which traces are exact.  In more dimensions training and evaluation estimate them,
+        and the metrics' names say so (`log_prob` is exact in any dimension).
       max_steps: largest number of steps of the solver.
     """
 

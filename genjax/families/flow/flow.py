@@ -1,15 +1,15 @@
-"""What all normalising flows share as models: exact log-likelihood by change of variables, encoding and sampling.
+"""Base of all normalising flows: exact log-likelihood by change of variables, encoding and sampling.
 
     log p(x) = log p_Z(z) + log |det dz/dx|,   z = f(x)          (Rezende & Mohamed 2015, arXiv:1505.05770, eq. 5)
 
-A paper's file subclasses `Flow` and says which bijections f is made of.
+A paper's file subclasses `Flow` and defines the bijections that f is made of.
 
-Bookkeeping.  `nll` is in nats, of x as the batch holds it: of the density where x is continuous, of the bound on the
-probability of the levels where the model dequantises.  `bits_per_dim` is always about the data before any transform
-(the levels of a picture, the raw columns of a table): -(log p(x) + log_abs_det) / (D log 2), where `log_abs_det`
-[B] belongs to the map from (dequantised) raw data to x; the batch gives it, or the model knows it.
-`nll_estimate` and `bits_per_dim_estimate` take their place where log-determinants are estimated at random: the estimate
-of log p(x) has the right mean for each example, but its own variance.
+Metrics.  `nll`, in nats, is about the batch's x: the density if x is continuous, the bound on the probability of the
+levels if the model dequantises.  `bits_per_dim` is always about the data before any transform (the levels of a
+picture, the raw columns of a table): -(log p(x) + log_abs_det) / (D log 2), where `log_abs_det` [B] belongs to the map
+from (dequantised) raw data to x; the batch gives it, or the model knows it.  If log-determinants are estimated at
+random, the metrics are called `nll_estimate` and `bits_per_dim_estimate`: the estimate of log p(x) has the right mean
+for each example, and some variance.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Flow(abc.ABC):
       condition_dim: length of a vector that the batch gives as `condition` [B, K] to model p(x | condition), 0 for
         none; None takes the length of the data's condition, if they have one.
       base: distribution of z.
-      dequantization: turns levels into continuous values inside the model; none where x is continuous already.
-      logit_alpha: start with logit(alpha + (1 - 2 alpha) x), for x in [0, 1]; none to leave x.
-      temperature: factor on the standard deviation of z in samples; below 1, they are likelier and less diverse.
+      dequantization: method that turns levels into continuous values inside the model; none if x is continuous.
+      logit_alpha: alpha of a first map logit(alpha + (1 - 2 alpha) x), for x in [0, 1]; none for no such map.
+      temperature: factor on the standard deviation of z in samples; below 1, samples are likelier and less diverse.
       recompute: save memory by recomputing activations through the inverse.
       compute_dtype: type in which networks compute; maps and densities stay float32.
-      optimizer: learns the parameters.
+      optimizer: optimizer and learning-rate schedule.
     """
 
     data_shape: tuple[int, ...] | None = None
@@ -67,18 +67,18 @@ class Flow(abc.ABC):
 
     @abc.abstractmethod
     def layers(self) -> tuple[Bijection, ...]:
-        """The maps from x (after the logit) to z, the last of which ends in vectors [B, D]."""
+        """The maps from x (after the logit) to z; the last map returns vectors [B, D]."""
 
     @property
     def dtype(self) -> Any:
-        """`compute_dtype` as the networks take it."""
+        """`compute_dtype` in the form that networks take."""
         return None if self.compute_dtype == "float32" else jnp.dtype(self.compute_dtype)
 
     def check_float32(self) -> None:
-        """For flows whose networks compute in float32 alone.
+        """For flows whose networks compute in float32 only.
 
         Raises:
-          UserError: another `compute_dtype` is asked for.
+          UserError: `compute_dtype` is another type.
         """
         if self.compute_dtype != "float32":
             raise UserError(f"{type(self).__name__} computes in float32 alone, not in {self.compute_dtype}")
@@ -88,8 +88,7 @@ class Flow(abc.ABC):
         """`data_shape`, checked.
 
         Raises:
-          UserError: it is not given.
-        """
+          UserError: it is None."""
         if self.data_shape is None:
             raise UserError(
                 f"{type(self).__name__}.data_shape is None; give the shape of one example, e.g. (28, 28, 1)"
@@ -110,7 +109,7 @@ class Flow(abc.ABC):
         """f, from x in the model's continuous space to z [B, D]."""
         front = () if self.logit_alpha is None else (Logit(alpha=self.logit_alpha),)
         layers = self.layers()
-        # A single layer is a multi-scale map, whose levels recompute for themselves.
+        # A single layer is a multi-scale map, whose levels have their own setting of `recompute`.
         return Chain(layers=(*front, Chain(layers=layers, recompute=self.recompute and len(layers) > 1)))
 
     def _condition(self, batch: Batch) -> Array | None:
@@ -159,7 +158,7 @@ class Flow(abc.ABC):
         """Returns the state before the first step; layers that normalise start from `batch`.
 
         Raises:
-          UserError: the examples are not those that the flow is made for.
+          UserError: the examples do not fit the flow.
         """
         x = batch["x"]
         if x.shape[1:] != self.shape:
@@ -235,7 +234,7 @@ class Flow(abc.ABC):
         return jax.nn.logsumexp(draws, axis=0) - math.log(num_samples)
 
     def encode(self, state: TrainState, batch: Batch) -> Array:
-        """z of each example, [B, D]; levels are taken in the middle of their interval."""
+        """z of each example, [B, D]; levels count as the middle of their interval."""
         x = batch["x"]
         if self.dequantization is not None:
             d = self.dequantization
@@ -247,11 +246,11 @@ class Flow(abc.ABC):
     def decode(
         self, state: TrainState, latents: Array, *, label: Array | None = None, condition: Array | None = None
     ) -> Array:
-        """x of each z [B, D], in the form that batches have, given classes [B] (or one for all) or vectors [B, K].
+        """x of each z [B, D], in the form of batches, given classes [B] (or one for all) or vectors [B, K].
 
         Raises:
-          UserError: the flow is not conditional on what is given, lacks what it is conditional on, or a label is none
-            of its classes.
+          UserError: the flow is not conditional on a given condition, its own condition is missing, or a label is no
+            class.
         """
         if label is not None:
             self.check_labels(label)
@@ -278,12 +277,13 @@ class Flow(abc.ABC):
           state: trained state.
           key: random key.
           num_samples: how many.
-          label: classes [num_samples] of a class-conditional flow, or one for all; without, every class in turn.
-          condition: vectors [num_samples, K] of a flow with condition_dim; without, zeros.
-          temperature: in place of the model's own.
+          label: classes [num_samples] for a class-conditional flow, or one class for all; by
+            default all classes in turn.
+          condition: vectors [num_samples, K] for a flow with condition_dim; by default zeros.
+          temperature: temperature to use instead of the model's.
 
         Raises:
-          UserError: the flow is not conditional on what is given, or a label is none of its classes.
+          UserError: the flow is not conditional on a given condition, or a label is no class.
         """
         if self.class_conditional and label is None:
             label = jnp.arange(num_samples) % (self.num_classes or 1)
@@ -297,6 +297,7 @@ class Flow(abc.ABC):
         """Runs the flow layer by layer outside of `jit`.
 
         Raises:
-          UserError: values outside of the declared range, or the layer whose log-determinant is not finite.
+          UserError: values are out of the declared range, or a layer (which is named) has a log-determinant that is not
+            finite.
         """
         self._log_prob(state.params, batch, key)

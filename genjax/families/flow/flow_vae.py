@@ -5,8 +5,8 @@
     iaf       f of masked autoregressive maps            (Kingma et al. 2016, arXiv:1606.04934, eqs. 10-11)
     planar    f of planar or radial maps                 (Rezende & Mohamed 2015, arXiv:1505.05770, eq. 15)
 
-The encoder gives mu, sigma and a context h that steers the maps.  The KL has no closed form; the loss takes its one-sample
-estimate log q(z | x) - log p(z), over all latent dimensions together, so that free bits count for the whole.
+The encoder gives mu, sigma and a context h, on which the maps depend.  The KL has no closed form; the loss uses its
+one-sample estimate log q(z | x) - log p(z) over all latent dimensions together, so that `free_bits` is for all of them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class FlowVAE(VAE):
 
     Attributes:
       posterior_flow: iaf, planar or radial.
-      num_flow_layers: maps from z_0 to z.
+      num_flow_layers: number of maps from z_0 to z.
       flow_hidden_dims: widths of the masked network of each autoregressive map.
       context_dim: length of the encoder's context h.
     """

@@ -4,11 +4,11 @@ A step is ActNorm, an invertible 1x1 convolution and an affine coupling on chann
 
     h = (x + b) exp(s),   y = W h with W = P L (U + diag),   z_a = y_a,  z_b = (y_b + t(y_a)) sigmoid(r(y_a) + 2)
 
-A level is a squeeze, K steps, and the factoring out of half of the channels; what leaves is normalised given what
-stays by one more affine coupling, which is the paper's learned prior N(z_b; mu(z_a), sigma(z_a)).
+A level is a squeeze, K steps, and the factoring out of half of the channels; the removed half is normalised given the
+other half by one more affine coupling, which is the paper's learned prior N(z_b; mu(z_a), sigma(z_a)).
 
 The paper's networks also have ActNorm after their first two convolutions and a learned scale on the outputs of the last
-one; these have neither.
+one; the networks here have neither.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Glow(Flow):
     Attributes:
       num_levels: number L of levels; height and width must be divisible by 2^L.
       num_steps_per_level: number K of steps a level.
-      width: channels of the couplings' networks.
-      learned_prior: normalise what is factored out given what stays.
-      scan: compile one step a level and scan over depth; quicker to compile, slower to run on CPUs.  The steps of a level
-        then share the permutation P and the signs of their matrices, which stay, but not the rotations they start from.
+      width: number of channels of the couplings' networks.
+      learned_prior: normalise the channels that are factored out given the other channels.
+      scan: compile one step a level and scan over depth; quicker to compile, slower to run on CPUs.  The steps of a
+        level then share the fixed permutation P and signs of their matrices, but not the initial rotations.
     """
 
     num_levels: int = 2

@@ -3,7 +3,7 @@
     MAF   z_i = (x_i + t(x_{<i})) exp(s(x_{<i}))     fast density   (Papamakarios et al. 2017, arXiv:1705.07057)
     IAF   x_i = (z_i + t(z_{<i})) exp(s(z_{<i}))     fast samples   (Kingma et al. 2016, arXiv:1606.04934)
 
-The order of the numbers turns round from one layer to the next.  ActNorm stands in for batch normalisation.
+The order of the numbers is reversed from one layer to the next.  ActNorm replaces batch normalisation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class MAF(Flow):
       num_layers: number of autoregressive layers.
       hidden_dims: widths of each layer's masked network.
       bound: largest log-scale of one layer.
-      actnorm: normalise before each layer.
+      actnorm: whether an ActNorm precedes each layer.
     """
 
     num_layers: int = 5

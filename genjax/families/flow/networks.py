@@ -1,4 +1,4 @@
-"""Networks that steer bijections: from the part of an example that stays to the parameters of the part that moves.
+"""Networks of couplings: from the unchanged part of an example to the parameters of the map of the other part.
 
 Each is called as `network.apply(params, x, num_outputs, condition)`; the last layer starts at 0, so that a flow starts
 near the identity.
@@ -22,7 +22,7 @@ class MLP(nn.Module):
 
     Attributes:
       hidden_dims: widths of the hidden layers.
-      activation: between layers.
+      activation: activation between layers.
       dtype: compute type; outputs are float32 or the inputs' own type.
     """
 
@@ -42,7 +42,7 @@ class ConvNet(nn.Module):
     """Glow's 3x3, 1x1, 3x3 convolutions: [B, H, W, C] to [B, H, W, num_outputs].
 
     Attributes:
-      width: channels of the two hidden layers.
+      width: number of channels of the two hidden layers.
       dtype: compute type.
     """
 
@@ -60,11 +60,11 @@ class ConvNet(nn.Module):
 
 
 class ConvResNet(nn.Module):
-    """RealNVP's residual network of convolutions, with layer in place of batch normalisation.
+    """RealNVP's residual network of convolutions, with layer norm instead of batch norm.
 
     Attributes:
-      width: channels.
-      num_blocks: residual blocks.
+      width: number of channels.
+      num_blocks: number of residual blocks.
       dtype: compute type.
     """
 

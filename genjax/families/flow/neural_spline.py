@@ -32,9 +32,9 @@ class NeuralSplineFlow(Flow):
       steering: couplings, RQ-NSF (C), or autoregressive, RQ-NSF (AR).
       num_layers: number of spline layers.
       hidden_dims: widths of each layer's network.
-      num_bins: bins of each spline.
+      num_bins: number of bins of each spline.
       bound: half the width of the interval on which splines live; data are normalised to unit variance first.
-      linear: mix all numbers by a learned matrix before each layer; otherwise the order turns round.
+      linear: mix all numbers by a learned matrix before each layer; otherwise reverse their order.
     """
 
     steering: Literal["coupling", "autoregressive"] = "coupling"

@@ -1,7 +1,7 @@
 """Planar and radial flows (Rezende & Mohamed 2015, "Variational inference with normalizing flows", arXiv:1505.05770).
 
-As models of data: x goes through the layers to z, so that the density needs no root; samples solve for one number a
-layer.  As posteriors of a variational autoencoder the same layers are steered by the encoder.
+In models of data, x goes through the layers to z, so that the density needs no root; samples solve for one number in
+each layer.  In posteriors of a variational autoencoder, the encoder sets the layers' parameters.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     z_a = x_a,   z_b = (x_b + t(x_a)) exp(s(x_a)),   log|det| = sum s(x_a)
 
 Pictures: each level has three couplings on a checkerboard, a squeeze, three couplings on channels, and factors half of
-the channels out; the last level has four on a checkerboard (section 3.6).  ActNorm stands in for batch normalisation,
-which would make the density of an example depend on its batch.  Vectors: couplings on the two halves by turns.
+the channels out; the last level has four on a checkerboard (section 3.6).  ActNorm replaces batch normalisation, which
+would make the density of an example depend on its batch.  Vectors: couplings on the two halves in turn.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class RealNVP(Flow):
     """Affine couplings: multi-scale with convolutions for pictures (H, W, C), dense for vectors (D,).
 
     Attributes:
-      num_couplings: couplings of a vector flow.
+      num_couplings: number of couplings of a vector flow.
       hidden_dims: widths of a vector coupling's network.
-      num_levels: scales of a picture flow; height and width must be divisible by 2^(num_levels - 1).
-      couplings_per_mask: couplings on each mask of a level of a picture flow; the last level has one more.
-      width: channels of a picture coupling's residual network.
-      num_blocks: residual blocks of a picture coupling's network.
+      num_levels: number of scales of a picture flow; height and width must be divisible by 2^(num_levels - 1).
+      couplings_per_mask: number of couplings on each mask of a level of a picture flow; the last level has one more.
+      width: number of channels of a picture coupling's residual network.
+      num_blocks: number of residual blocks of a picture coupling's network.
       bound: largest log-scale of one coupling.
-      actnorm: normalise before each coupling.
+      actnorm: whether an ActNorm precedes each coupling.
     """
 
     num_couplings: int = 8

@@ -5,14 +5,14 @@
     d log det(I + J) = sum_{k>=1} (-1)^{k+1} tr(J^{k-1} dJ)                                    (2019b, eq. 8)
 
 Both series are estimated without bias (2019b, eqs. 6-8): the first n terms, then N more with N geometric, each divided
-by the probability that it is reached, and tr(A) = E[v^T A v] with v of random signs.  The gradient is taken of one
-product w^T dJ v, w^T = v^T sum (-1)^{k+1} J^{k-1}, and nothing of the series is stored.  In few dimensions, or without
+by the probability that it is reached, and tr(A) = E[v^T A v] with v of random signs.  The gradient is the gradient of
+one product w^T dJ v, w^T = v^T sum (-1)^{k+1} J^{k-1}, so the series is not stored.  In few dimensions, or without
 random keys, the determinant of the whole Jacobian is taken instead.
 
-Every kernel is divided by its largest singular value where that exceeds c^(1 / layers).  It is computed exactly rather
-than by power iteration, so that the bound holds at each step and no state is carried along.
+A kernel whose largest singular value exceeds c^(1 / layers) is scaled down to it.  The value is computed exactly and
+not by power iteration, so that the bound holds at each step and no state is needed.
 
-The papers' convolutions, several scales and learned norms other than the Euclidean are missing.
+The papers' convolutions, several scales, and learned norms other than the Euclidean norm are not implemented.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def limit_spectral_norm(kernel: Array, bound: float) -> Array:
     """Scales a kernel [in, out] so that its largest singular value is at most `bound`."""
     tall = kernel.shape[0] >= kernel.shape[1]
     fixed = jax.lax.stop_gradient(kernel)
-    # The derivative of a singular value is that at fixed singular vectors, so eigh needs no gradient.
+    # The derivative of a singular value equals the derivative at fixed singular vectors, so eigh needs no gradient.
     gram = fixed.T @ fixed if tall else fixed @ fixed.T
     vector = jnp.linalg.eigh(gram)[1][:, -1]
     sigma = jnp.linalg.norm(kernel @ vector if tall else vector @ kernel)
@@ -51,8 +51,8 @@ class ContractiveMLP(nn.Module):
     """A network with Lipschitz constant at most `lipschitz`.
 
     Attributes:
-      hidden_dims: widths.
-      lipschitz: c.
+      hidden_dims: widths of the hidden layers.
+      lipschitz: Lipschitz constant c.
     """
 
     hidden_dims: tuple[int, ...]
@@ -80,10 +80,10 @@ class Residual(Bijection):
 
     Attributes:
       network: g, a contraction.
-      exact_dim: largest dimension in which the whole Jacobian is taken although keys for an estimate are given.
-      num_exact_terms: n, terms of the series that are always computed.
-      stop_probability: of the geometric number of further terms; None takes 1 - c, but at most the paper's 1/2.  Above
-        1 - c^2 the variance can be infinite.
+      exact_dim: largest dimension in which the whole Jacobian is computed even if keys for an estimate are given.
+      num_exact_terms: number n of terms of the series that are always computed.
+      stop_probability: parameter of the geometric number of further terms; None takes 1 - c, but at most the paper's
+        1/2.  Above 1 - c^2 the variance can be infinite.
       tolerance: error of the inverse, relative to 1 + max |z|.
     """
 
@@ -148,14 +148,14 @@ class Residual(Bijection):
     ) -> tuple[Array, Array]:
         c = self.network.lipschitz
         allowed = self.tolerance * (1.0 + jnp.abs(z).max(-1))  # [B]
-        # |x_n - x| <= c^n / (1 - c) |x_1 - x_0|, and |x_n - x| <= c / (1 - c) |x_n - x_{n-1}|.  Twice the iterations
-        # that a first step of length 1 needs, as it may be longer.
+        # |x_n - x| <= c^n / (1 - c) |x_1 - x_0|, and |x_n - x| <= c / (1 - c) |x_n - x_{n-1}|.  Twice the number of
+        # iterations for a first step of length 1, as the step may be longer.
         most = 2 * math.ceil(math.log(self.tolerance * (1.0 - c)) / math.log(c))
 
         def body(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             count, x, done = carry
             new = jnp.where(done[:, None], x, z - self._residual(params, x, condition))
-            # An example stops by itself, so that it does not depend on its batch.
+            # Examples stop separately, so that they do not depend on their batch.
             return count + 1, new, done | (jnp.linalg.norm(new - x, axis=-1) * c / (1.0 - c) <= allowed)
 
         start = (jnp.zeros((), jnp.int32), z, jnp.zeros(z.shape[0], bool))
@@ -171,8 +171,8 @@ class ResidualFlow(Flow):
       num_blocks: number of residual blocks.
       hidden_dims: widths of each block's network.
       lipschitz: largest Lipschitz constant c of a block's network, below 1.
-      exact_dim: largest dimension in which training and evaluation take whole Jacobians; above, they estimate, and
-        their metrics are called so (`log_prob` is exact in any dimension).
+      exact_dim: largest dimension in which training and evaluation compute whole Jacobians.  In more dimensions they
+        estimate the determinant, and the metrics' names say so (`log_prob` is exact in any dimension).
     """
 
     num_blocks: int = 8

@@ -1,4 +1,4 @@
-"""Networks that translate pictures, and the judge of patches.
+"""Networks that translate pictures, and a discriminator of patches.
 
     U-Net     n halvings and n doublings, with every map of the way down shown again on the way up   (Isola et al. 2017,
               arXiv:1611.07004, section 3.2.1)
@@ -27,7 +27,7 @@ from genjax.nn.encoder_decoder import check_picture_shape
 
 
 class InstanceNorm(nn.Module):
-    """Every map of every picture to mean 0 and variance 1, then a learned scale and shift (Ulyanov et al. 2016)."""
+    """Normalises every map of every picture, then applies a learned scale and shift (Ulyanov et al. 2016)."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -47,7 +47,7 @@ class _UNet(nn.Module):
         maps = []
         for depth, width in enumerate(channels):
             x = Downsample(width, dtype=self.dtype)(x if depth == 0 else nn.leaky_relu(x, 0.2))
-            # The first maps show the picture as it is; the innermost may be a single pixel.
+            # No norm on the first maps, which show the picture, nor on the innermost maps, which may be a single pixel.
             if 0 < depth < len(channels) - 1:
                 x = InstanceNorm()(x)
             maps.append(x)
@@ -96,7 +96,7 @@ class UNetTranslator(Translator):
     """U-Net, whose noise is dropout of the three innermost maps on the way up.
 
     Attributes:
-      channels: of the maps, each of half the height and width of the one before.
+      channels: numbers of channels of the maps; each map has half the height and width of the map before.
       dropout_rate: share of the units that are dropped.
     """
 
@@ -114,9 +114,9 @@ class ResNetTranslator(Translator):
     """Residual network without noise.
 
     Attributes:
-      num_channels: of the maps in full size; the smallest maps have four times as many.
-      num_residual_blocks: blocks of two convolutions of the smallest maps.
-      outer_kernel_size: of the first and the last convolution, odd.
+      num_channels: number of channels of the maps in full size; the smallest maps have four times as many.
+      num_residual_blocks: number of residual blocks, of two convolutions each, on the smallest maps.
+      outer_kernel_size: kernel size, odd, of the first and the last convolution.
     """
 
     flag_name: ClassVar[str] = "resnet_translator"
@@ -135,7 +135,7 @@ class PatchDiscriminator(nn.Module):
     Apart from the norms, a score sees 16, 34 or 70 pixels in each direction for n = 1, 2 or 3; the papers use 70.
 
     Attributes:
-      channels: of the maps after each halving.
+      channels: numbers of channels of the maps after each halving.
       dtype: type to compute in.
     """
 
@@ -177,10 +177,10 @@ def check_domains(batch: Any, data_shape: tuple[int, ...] | None) -> None:
 
 
 def chosen_sources(state_extra: dict[str, Any], num_samples: int, source: Array | None) -> Array:
-    """The pictures to translate: those given, or the kept ones in turn, [num_samples, H, W, C].
+    """The pictures to translate, [num_samples, H, W, C]: the given pictures, or the kept sources in turn.
 
     Raises:
-      UserError: there are not as many as samples.
+      UserError: the given pictures are not num_samples.
     """
     if source is None:
         kept = state_extra["sources"]

@@ -20,7 +20,7 @@ def shares_of(batch: Batch, count: int, fresh: bool) -> Batch:
     Args:
       batch: arrays [B, ...].
       count: number of updates n.
-      fresh: whether each takes its own share of the examples, or all of them.
+      fresh: whether each update gets its own share of the examples; otherwise each gets all examples.
 
     Returns:
       Arrays [n, B, ...], or [n, B / n, ...] of fresh examples.
@@ -44,13 +44,13 @@ def shares_of(batch: Batch, count: int, fresh: bool) -> Batch:
 
 
 def with_skipped(metrics: Metrics) -> Metrics:
-    """The metrics with `skipped`, 1 if the update of any network was, where some have `..._skipped`."""
+    """The metrics with `skipped`, which is 1 if any network's update was skipped, if there are metrics `..._skipped`."""
     parts = [value for name, value in metrics.items() if name.endswith("_skipped")]
     return {**metrics, "skipped": (sum(parts) > 0.0).astype(jnp.float32)} if parts else metrics
 
 
 class Turns:
-    """A step of networks that learn in turns; every update sees the others as the updates before left them.
+    """A step of networks that learn in turns; every update sees the results of the updates before.
 
         turns = Turns(state, {"generator": Adam(), "discriminator": Adam()})
         turns.update("discriminator", discriminator_loss, batch, key)
@@ -59,7 +59,7 @@ class Turns:
 
     Args:
       state: the state before the step; its params are a dict.
-      optimizers: the learning rule of each entry of the params that learns.
+      optimizers: the optimizer of each entry of the params that learns.
 
     Attributes:
       params: parameters by name, as they are now.

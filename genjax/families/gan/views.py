@@ -1,4 +1,4 @@
-"""How a discriminator sees examples in training: through an augmentation, and with noise of its own."""
+"""The discriminator's view of examples in training: an augmentation, and noise inside the discriminator."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from genjax.model import TrainState
 
 
 class View(NamedTuple):
-    """The augmentation of examples, and what noise inside of the discriminator is drawn from, [B]; or neither."""
+    """The augmentation of examples, or None; and keys [B] of noise inside the discriminator, or None."""
 
     augment: Callable[[Array], Array] | None = None
     noise_keys: Array | None = None
 
 
-#: Without either.
+#: No augmentation and no noise.
 UNCHANGED = View()
 
 
 def view_of(augmentation: Augmentation | None, state: TrainState, batch: Batch, key: Array) -> View:
-    """How the examples of a batch are seen with the random numbers of a key, and the state's probability of a change."""
+    """The view of a batch's examples with a random key, and with the state's probability of augmentation."""
     # No example has the index 2^32 - 1.
     keys, noise_keys = example_keys(key, batch), example_keys(jax.random.fold_in(key, 2**32 - 1), batch)
     if augmentation is None:

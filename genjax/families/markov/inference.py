@@ -49,8 +49,8 @@ class Posterior(NamedTuple):
 
 
 def log_matmul(a: Array, b: Array, floor: float | None = None) -> Array:
-    """log(exp(a) @ exp(b)) of a [..., I, J] and b [..., J, K]; shifted sums are at least `floor`, by
-    default tiny.
+    """log(exp(a) @ exp(b)) of a [..., I, J] and b [..., J, K]; shifted sums are at least `floor`
+    (by default tiny).
     """
     shift_a = jax.lax.stop_gradient(_finite(a.max(-1, keepdims=True)))
     shift_b = jax.lax.stop_gradient(_finite(b.max(-2, keepdims=True)))

@@ -2,8 +2,8 @@
 
     log eps_t = mu - sqrt(t) / gamma / (t + t_0) * sum_i (delta - a_i),      mu = log(10 eps_0)
 
-(Hoffman & Gelman 2014, eq. 6, with gamma .05, t_0 10, kappa .75).  Step size and metric are shared by all chains, whose
-positions all enter the estimates.
+(Hoffman & Gelman 2014, eq. 6, with gamma .05, t_0 10, kappa .75).  All chains share step size and metric, which
+are estimated from the positions of all chains.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from genjax.batch import Array
 
 
 class Adaptation(NamedTuple):
-    """What the warm-up knows.
+    """State of the warm-up.
 
     Attributes:
       log_step: logarithm of the step size of the next transition of the warm-up.
       log_average: logarithm of the averaged step size, for after the warm-up.
-      gap, count, mu: of the dual averaging.
+      gap, count, mu: state of the dual averaging.
       inverse_mass: metric, [D] or [D, D].
       num_seen, mean, scatter: moments of the positions of the present window.
     """
@@ -54,7 +54,7 @@ def adapt(state: Adaptation, q: Array, acceptance: Array, target: float, collect
     """The state after a transition.
 
     Args:
-      state: before.
+      state: the state before it.
       q: new positions of all chains [C, D].
       acceptance: their acceptance probabilities [C].
       target: acceptance to reach.
@@ -100,11 +100,13 @@ def window_begin(num_warmup: int) -> int:
 
 
 def window_ends(num_warmup: int) -> np.ndarray:
-    """Steps [num_warmup] after which the metric is renewed: windows of 25, 50, 100, ... between the first 15% and last 10%."""
+    """Steps [num_warmup] after which the metric is renewed: windows of 25, 50, 100, ...
+    between the first 15% and last 10%.
+    """
     ends = np.zeros(num_warmup, bool)
     at, size, last = window_begin(num_warmup), 25, int(0.9 * num_warmup)
     while at + size <= last:
-        # A window too short to be followed by another takes all that is left.
+        # A window extends to the end if the rest is too short for another window.
         at = last if at + 3 * size > last else at + size
         ends[at - 1] = True
         size *= 2

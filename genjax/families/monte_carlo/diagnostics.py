@@ -1,7 +1,8 @@
 """Rank-normalised split R-hat and effective sample sizes (Vehtari et al. 2021, arXiv:1903.08008).
 
-All take draws [chains, draws] of one quantity; `summarize` maps them over the quantities of a vector.  Of draws with a NaN
-all are NaN, and so is R-hat of draws that never change, as there is no variance within the chains to compare with.
+All take draws [chains, draws] of one quantity; `summarize` maps them over the quantities of a vector.  For
+draws with a NaN all results are NaN.  For draws that never change R-hat is NaN, as there is no variance
+within the chains to compare with.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from genjax.batch import Array
 
 
 def split(draws: Array) -> Array:
-    """Halves of the chains as chains of their own."""
+    """Halves of the chains as separate chains."""
     half = draws.shape[1] // 2
     return jnp.concatenate([draws[:, :half], draws[:, -half:]])
 
 
 def rank_normalize(draws: Array) -> Array:
-    """Normal scores of the ranks among all draws (eq. 14); ties share the mean of their ranks.  NaN where one is NaN."""
+    """Normal scores of the ranks among all draws (eq. 14); ties share the mean of their ranks.
+
+    NaN if a draw is NaN.
+    """
     ordered = jnp.sort(draws.reshape(-1))
     below, up_to = (jnp.searchsorted(ordered, draws, side) for side in ("left", "right"))
     ranks = 0.5 * (below + up_to + 1)
@@ -43,7 +47,7 @@ def r_hat(draws: Array) -> Array:
     draws = split(jnp.asarray(draws))
     folded = jnp.abs(draws - jnp.median(draws))
     bulk, folded = _r_hat(rank_normalize(draws)), _r_hat(rank_normalize(folded))
-    # Draws of two values that lie about their median are one value when folded, which says nothing.
+    # Draws of two values around their median become one value when folded, which says nothing.
     return _unless_nan(draws, jnp.where(folded > bulk, folded, bulk))
 
 
@@ -67,10 +71,10 @@ def effective_sample_size(draws: Array) -> Array:
     negative = pairs < 0
     stop = jnp.where(negative.any(), negative.argmax(), len(pairs) - 1)
     monotone = jnp.where(jnp.arange(len(pairs)) < stop, jax.lax.cummin(pairs), 0.0)
-    # The even lag of the first pair that is left out still counts, once.
+    # The even lag of the first pair that is left out counts once.
     tau = -1 + 2 * monotone.sum() + jnp.maximum(rho[2 * stop], 0.0)
     size = draws.size / jnp.maximum(tau, 1 / jnp.log10(draws.size))
-    # What never changes has nothing to estimate.
+    # Draws that never change have no effective size.
     return _unless_nan(draws, jnp.where(jnp.ptp(draws) == 0, float(draws.size), size))
 
 

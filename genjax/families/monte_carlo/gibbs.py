@@ -5,8 +5,8 @@
     y ~ N(X w, s^2),  w ~ N(0, v_0)            w | y ~ N(S X^T y / s^2, S),  S^-1 = I / v_0 + X^T X / s^2
     z ~ Categorical(p),  p ~ Dirichlet(a)      p | z ~ Dirichlet(a + counts)
 
-(Gelman et al. 2013, Bayesian Data Analysis, chapters 2, 3 and 11.)  Blocks without a conjugate prior are moved by a kernel
-of `kernels.py` on their conditional density, Metropolis within Gibbs.
+(Gelman et al. 2013, Bayesian Data Analysis, chapters 2, 3 and 11.)  A kernel of `kernels.py` moves blocks without a
+conjugate prior by their conditional density (Metropolis within Gibbs).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from genjax.errors import UserError
 from genjax.families.monte_carlo.kernels import Kernel
 
 Position = dict[str, Any]
-#: `(key, position) -> {name: new value}` of one block, drawn given all others.
+#: `(key, position) -> {name: new value}` for one block, drawn given all other blocks.
 Update = Callable[[Array, Position], Position]
 
 
@@ -75,10 +75,10 @@ def run_gibbs(
 
     Args:
       key: random key.
-      updates: of the blocks, which together change every parameter.
+      updates: updates of the blocks, which together change every parameter.
       start: parameters with a leading axis of chains.
-      num_warmup: rounds that are thrown away.
-      num_draws: rounds that are kept.
+      num_warmup: number of first rounds, which are not kept.
+      num_draws: number of rounds that are kept.
 
     Returns:
       The parameters with leading axes [chains, draws].

@@ -29,7 +29,7 @@ DIVERGENCE = 1000.0
 
 
 class Info(NamedTuple):
-    """What a transition reports: mean acceptance probability, whether it diverged, gradient evaluations."""
+    """Report of a transition: mean acceptance probability, whether it diverged, number of gradient evaluations."""
 
     acceptance: Array
     diverging: Array
@@ -113,14 +113,14 @@ def _turning(inverse_mass: Array, left: Array, right: Array, total: Array) -> Ar
 
 
 def uniform_at(seed: Array, counter: Array, stream: int) -> Array:
-    """A uniform number in (0, 1) at a place of a random sequence: threefry-2x32 (Salmon et al. 2011), its rounds unrolled.
+    """A uniform number in (0, 1) at a place of a random sequence: threefry-2x32 (Salmon et al. 2011), unrolled.
 
-    jax.random takes a loop of its own for the rounds on a CPU, which costs more than a step of a small trajectory.
+    On a CPU jax.random runs the rounds in a loop, which costs more than a step of a small trajectory.
 
     Args:
       seed: two words, uint32 [2].
       counter: place, int32 [].
-      stream: which of several sequences.
+      stream: number of the sequence.
     """
     keys = (seed[0], seed[1], seed[0] ^ seed[1] ^ np.uint32(0x1BD11BDA))
     x, y = counter.astype(jnp.uint32) + keys[0], np.uint32(stream) + keys[1]
@@ -145,7 +145,7 @@ def nuts(
     dim = q.shape[0]
 
     def subtree(end, direction, depth):
-        """2^depth leaves from `end` on; stops early where it turns or diverges."""
+        """2^depth leaves from `end` on; stops early if it turns or diverges."""
 
         def more(carry):
             leaf, *_, turning, diverging, _ = carry
@@ -162,7 +162,8 @@ def nuts(
             take = jnp.log(uniform_at(seed, 2**depth + leaf, 0)) < -error - new_weight
             proposal = jnp.where(take, q, proposal)
             total = total + p
-            # An even leaf opens the subtrees of which it is the left end; an odd one closes those it ends.
+            # An even leaf opens the subtrees whose left end it is; an odd leaf closes the
+            # subtrees whose right end it is.
             opened = jax.lax.population_count(leaf >> 1)
             even = leaf % 2 == 0
             momenta = momenta.at[opened].set(jnp.where(even, p, momenta[opened]))
@@ -225,7 +226,7 @@ def slice_sampling(
     line = lambda t: log_density(q + t * direction)
     level = line(0.0) - jax.random.exponential(keys[1])
     low = -jax.random.uniform(keys[2])
-    # The budget of steps is shared at random, which keeps detailed balance.
+    # The steps are divided between both sides at random, which keeps detailed balance.
     split_key, shrink_key = jax.random.split(keys[3])
     left_steps = jax.random.randint(split_key, (), 0, max_steps)
 
@@ -254,12 +255,12 @@ class Kernel(abc.ABC):
 
     @property
     def target_acceptance(self) -> float | None:
-        """Acceptance that the warm-up tunes the step size to; None for kernels that it leaves alone."""
+        """Acceptance probability to which the warm-up tunes the step size; None for kernels without tuning."""
         return 0.8
 
     @property
     def num_replicas(self) -> int:
-        """Copies of the parameters that make up a position [num_replicas * D]; the first is the one of interest."""
+        """Number of copies of the parameters in a position [num_replicas * D]; the first copy is the draw."""
         return 1
 
     @abc.abstractmethod
@@ -302,7 +303,7 @@ class Hmc(Kernel):
     """Hamiltonian Monte Carlo.
 
     Attributes:
-      num_leapfrog: steps of a trajectory.
+      num_leapfrog: number of steps of a trajectory.
     """
 
     num_leapfrog: int = 16
@@ -319,8 +320,8 @@ class Nuts(Kernel):
 
     Attributes:
       max_depth: a trajectory has at most 2^max_depth steps.
-      target_acceptance: what the warm-up tunes the step size to.  Many chains average it well, so that it is kept; the
-        .8 that is usual for single ones ends near .9.
+      target_acceptance: acceptance probability to which the warm-up tunes the step size.  With many chains the average
+        is precise and the target is met; with single chains the usual .8 ends near .9.
     """
 
     max_depth: int = 10
@@ -337,7 +338,7 @@ class Slice(Kernel):
     """Slice sampling along random directions; its step size is the first width of the slice.
 
     Attributes:
-      max_steps: times that a slice is stepped out.
+      max_steps: largest number of times that a slice is stepped out.
     """
 
     max_steps: int = 20
@@ -356,12 +357,12 @@ class Slice(Kernel):
 class Tempering(Kernel):
     """Parallel tempering (Geyer 1991; Earl & Deem 2005): replicas of pi^(1 / T) move, then neighbours try to swap.
 
-    Neighbours i, i + 1 swap with probability min(1, exp((1 / T_i - 1 / T_i+1) (log pi(q_i+1) - log pi(q_i)))).  The
-    diagonal metric of the warm-up is each replica's own.
+    Neighbours i, i + 1 swap with probability min(1, exp((1 / T_i - 1 / T_i+1) (log pi(q_i+1) - log pi(q_i)))).  Each
+    replica has its own diagonal metric from the warm-up.
 
     Attributes:
-      kernel: what moves a replica.
-      temperatures: rising from 1.
+      kernel: kernel that moves a replica.
+      temperatures: rising temperatures, from 1.
     """
 
     kernel: Kernel = Nuts(max_depth=6)
@@ -397,7 +398,7 @@ class Tempering(Kernel):
         values = jax.vmap(log_density)(replicas)
         log_ratio = (beta[:-1] - beta[1:]) * (values[1:] - values[:-1])
         accept = -jax.random.exponential(swap_key, (count - 1,)) < log_ratio
-        # Pairs that begin at even places, or those at odd ones: no replica is in two.
+        # Pairs that begin at even places, or pairs that begin at odd places, so that no replica is in two pairs.
         accept &= jnp.arange(count - 1) % 2 == jax.random.bernoulli(parity_key).astype(jnp.int32)
         up, down = jnp.append(accept, False), jnp.append(False, accept)
         source = jnp.arange(count) + up - down

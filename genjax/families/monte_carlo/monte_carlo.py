@@ -2,8 +2,8 @@
 draws.
 
 The first `num_warmup` steps tune step size and metric; the state keeps the last `num_draws` positions of each chain, so
-a run of num_warmup + num_draws steps ends with all that came after the warm-up.  A shorter run is refused; what is
-asked of a state before its end rests on the draws that are there.  The batch is all the data, at every step.
+a run of num_warmup + num_draws steps ends with all that came after the warm-up.  A shorter run is refused.  Before the
+end of a run, samples and evaluations use the draws that exist.  The batch is the whole data set at every step.
 
 Stochastic-gradient Langevin dynamics (Welling & Teh 2011) needs only a part of the data at each step:
 
@@ -36,8 +36,8 @@ class Chains(abc.ABC):
     Attributes:
       target: the posterior.
       num_chains: number C of chains.
-      num_draws: number W of positions of each chain that the state keeps: the last ones.
-      num_warmup: transitions before the draws that count.
+      num_draws: number W of last positions of each chain that the state keeps.
+      num_warmup: number of transitions before the draws.
       start_scale: standard deviation of the first positions, on the unconstrained space.
       data_shape: shape of an example; None takes the data set's.
     """
@@ -57,7 +57,7 @@ class Chains(abc.ABC):
         """Called before the first step of a run.
 
         Raises:
-          UserError: a run of so few steps does not have the draws.
+          UserError: the run has too few steps for the draws.
         """
         if num_steps < self.num_warmup + self.num_draws:
             raise UserError(
@@ -67,13 +67,13 @@ class Chains(abc.ABC):
 
     @abc.abstractmethod
     def _start(self, dim: int) -> tuple[int, dict[str, PyTree]]:
-        """How often a position holds the parameters, and what the family adds to the state."""
+        """Number of copies of the parameters in a position, and additional entries of the state."""
 
     @abc.abstractmethod
     def _transition(
         self, state: TrainState, batch: Batch, key: Array
     ) -> tuple[Array, Info, dict[str, PyTree], Metrics]:
-        """New positions [C, R * D], what they report [C], and what the state has to add."""
+        """New positions [C, R * D], reports of the transitions [C], and new entries of the state."""
 
     @property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -120,19 +120,19 @@ class Chains(abc.ABC):
         return state.replace(step=state.step + 1, params={"position": q}, extra=extra), metrics
 
     def _ordered(self, state: TrainState, name: str) -> Array:
-        """What the state keeps of each transition, oldest first, [C, W, ...]."""
+        """The state's record of transitions, oldest first, [C, W, ...]."""
         return jnp.roll(state.extra[name], -(state.step % self.num_draws), 0).swapaxes(0, 1)
 
     def _count(self, state: TrainState) -> Array:
-        """How many of the kept positions are draws: made by transitions after the warm-up."""
+        """Number of kept positions that are draws, from transitions after the warm-up."""
         return jnp.clip(state.step - self.num_warmup, 0, self.num_draws)
 
     def draws(self, state: TrainState) -> Draws:
-        """The draws so far of all chains by the names that the target reports, with leading axes [C, W], W <=
-        num_draws.
+        """The draws of all chains so far, by the names of the target's report, with leading
+        axes [C, W], W <= num_draws.
 
         Raises:
-          UserError: there are none yet.
+          UserError: there are no draws yet.
         """
         count = int(self._count(state))
         if not count:
@@ -153,22 +153,21 @@ class Chains(abc.ABC):
         )
 
     def _chosen(self, state: TrainState, share: Array) -> Array:
-        """Draws [N, D] by their places in [0, 1) among the draws that are there; before there are any, of the
-        positions.
+        """Draws [N, D] at relative places in [0, 1) among all draws; positions of the
+        warm-up if there are no draws yet.
         """
         flat = state.extra["draws"].reshape(-1, state.extra["draws"].shape[-1])
         count, chains = self._count(state), self.num_chains
-        # Oldest first, one chain after the other in each row.
+        # Oldest first; each row has all chains.
         number = jnp.where(count > 0, count, 1) * chains
         place = jnp.minimum((share * number).astype(jnp.int32), number - 1)
         row = (state.step - number // chains + place // chains) % self.num_draws
         return flat[row * chains + place % chains]
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """`nll` of each example given the data in nats (by the mean of its density over the draws); and of the chains,
-        the largest R-hat, the smallest bulk and tail ESS of all that the target reports, and the share of divergences.
-
-        Those of the chains are NaN until all draws are there.
+        """`nll` of each example given the data in nats (by the mean of its density over the draws); and for the
+        chains, the largest R-hat and the smallest bulk and tail ESS over the target's report, and the share of
+        divergences, which are NaN until all draws exist.
         """
         draws, count = self._draws(state, self.num_draws), self._count(state)
         parts = [a.reshape(*a.shape[:2], -1) for a in draws.positions.values()]
@@ -192,7 +191,7 @@ class Chains(abc.ABC):
         return out
 
     def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:
-        """Any of the draws, as vectors [num_samples, D] of what the target reports, in the order of its names."""
+        """Random draws, as vectors [num_samples, D] of the target's report in the order of its names."""
         chosen = self._chosen(state, jax.random.uniform(key, (num_samples,)))
         report = jax.vmap(self.target.report)(self.parameters(chosen))
         return jnp.concatenate([a.reshape(num_samples, -1) for a in report.values()], -1)
@@ -203,9 +202,9 @@ class MonteCarlo(Chains):
     """Chains that leave the posterior invariant.
 
     Attributes:
-      kernel: what moves a chain.
-      dense_mass: the warm-up estimates a full metric.
-      step_size: at the start of the warm-up.
+      kernel: kernel that moves a chain.
+      dense_mass: whether the warm-up estimates a full metric.
+      step_size: step size at the start of the warm-up.
     """
 
     kernel: Kernel = Nuts()

@@ -27,7 +27,7 @@ class Draws(NamedTuple):
     Attributes:
       positions: the pytree of the start with leading axes [chains, draws].
       acceptance: mean acceptance probabilities [chains, draws].
-      diverging: [chains, draws].
+      diverging: whether transitions diverged [chains, draws].
       num_gradients: gradient evaluations [chains, draws].
       step_size: the step size after the warm-up.
       inverse_mass: the metric after the warm-up, [D] or [D, D].
@@ -41,7 +41,7 @@ class Draws(NamedTuple):
     inverse_mass: Array
 
     def to_arviz(self) -> dict[str, dict[str, np.ndarray]]:
-        """Groups that `arviz.from_dict(**groups)` takes."""
+        """Groups for `arviz.from_dict(**groups)`."""
         named = self.positions if isinstance(self.positions, dict) else {"x": self.positions}
         stats = {"acceptance_rate": self.acceptance, "diverging": self.diverging, "n_steps": self.num_gradients}
         arrays = lambda group: {name: np.asarray(a) for name, a in group.items()}
@@ -72,11 +72,11 @@ def run_chains(
       key: random key.
       log_density: log-density of a pytree of floats, without its constant.
       start: pytree with a leading axis of chains.
-      num_warmup: transitions that adapt step size and metric; they are thrown away.
-      num_draws: transitions that are kept.
-      kernel: what moves the chains.
-      dense_mass: estimate a full metric.
-      step_size: at the start of the warm-up; the step size itself where there is none.
+      num_warmup: number of transitions that adapt step size and metric; they are not kept.
+      num_draws: number of transitions that are kept.
+      kernel: kernel that moves the chains.
+      dense_mass: whether to estimate a full metric.
+      step_size: step size at the start of the warm-up; the fixed step size if there is no warm-up.
 
     Raises:
       UserError: a start of density zero.

@@ -1,4 +1,4 @@
-"""Posteriors that samplers are judged by: a prior of named unconstrained parameters, and a likelihood of a batch."""
+"""Posteriors to test samplers on: a prior of named unconstrained parameters, and a likelihood of a batch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Target(abc.ABC):
         return jnp.zeros(jax.tree.leaves(dict(batch))[0].shape[0])
 
     def report(self, position: dict[str, Array]) -> dict[str, Array]:
-        """The parameters that a reader wants to see."""
+        """The parameters in the form that readers want, by name."""
         return position
 
     def log_density(self, position: dict[str, Array], batch: Batch) -> Array:
@@ -79,8 +79,8 @@ class Funnel(Target):
     """v ~ N(0, 3), x_i ~ N(0, exp(v / 2)) (Neal 2003); no data.
 
     Attributes:
-      dim: number of x.
-      centred: sample x itself; otherwise z in x = exp(v / 2) z, which is easy.
+      dim: number of dimensions of x.
+      centred: sample x itself; otherwise sample z in x = exp(v / 2) z, which is easy.
     """
 
     dim: int = 9
@@ -106,7 +106,7 @@ class CorrelatedGaussian(Target):
 
     Attributes:
       dim: number of coordinates.
-      correlation: of neighbours.
+      correlation: correlation of neighbouring coordinates.
     """
 
     dim: int = 2

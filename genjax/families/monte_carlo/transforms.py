@@ -66,7 +66,7 @@ class Ordered(Transform):
 
 @dataclasses.dataclass(frozen=True)
 class Simplex(Transform):
-    """K probabilities from K - 1 numbers by breaking a stick, v_i = sigmoid(u_i - log(K - i)) of what is left."""
+    """K probabilities from K - 1 numbers by breaking a stick, v_i = sigmoid(u_i - log(K - i)) of the rest."""
 
     def forward(self, u: Array) -> tuple[Array, Array]:
         logits = u - jnp.log(jnp.arange(len(u), 0, -1.0))

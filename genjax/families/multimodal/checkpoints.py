@@ -13,7 +13,7 @@ from genjax.nn.transformer import Transformer
 if TYPE_CHECKING:
     from genjax.families.multimodal.clip import CLIP
 
-#: Their defaults, which older files leave out: text, vision.
+#: Default values of transformers, which older files leave out: text, vision.
 _TEXT = {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048}
 _VISION = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 
@@ -39,7 +39,7 @@ def _read(config: Config, names: Collection[str]) -> dict[str, Any]:
     return {
         "data_shape": (size, size, vision.get("num_channels", 3)),
         "vocab_size": text.get("vocab_size", 49408),
-        # Files from before the end token was corrected say 2, and mean the largest token.
+        # Old files have the wrong end token 2, and mean the largest token.
         "end_token": None if end == 2 else end,
         "text": stack(text),
         "vision": stack(vision),

@@ -4,9 +4,9 @@
     loss = (cross-entropy of the rows + cross-entropy of the columns) / 2,   the partner being the right answer
 
 A batch has `x` [B, H, W, C] and `tokens` [B, T] (with `mask`); the other examples of the batch are the negatives, on
-all devices and of all microbatches, but for those with the same text or the same picture, which are right answers too.
-exp(s) is kept at 100 or below (section 2.5).  The network is a part of other models (retrieval, guidance, captions),
-and draws nothing itself.
+all devices and in all microbatches, except examples with the same text or the same picture, which are right answers
+too.  exp(s) is kept at 100 or below (section 2.5).  The network is used in other models (retrieval, guidance,
+captions), and has no samples of its own.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ class CLIP:
       text: the text's stack, made causal.
       vision: the pictures' stack.
       patch_size: height and width of a patch.
-      embedding_dim: features of the common space.
-      logit_scale: logarithm of the factor on the similarities at the start.
+      embedding_dim: number of features of the common space.
+      logit_scale: initial logarithm s of the factor on similarities.
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
       optimizer: optimizer and learning-rate schedule.
     """
@@ -165,7 +165,7 @@ class CLIP:
 
     @staticmethod
     def _scores(embeddings: tuple[Array, Array], batch: Batch) -> tuple[Array, Array]:
-        """Nats of the partners of pictures and of texts, their mean, and whether pictures find their text, [B] each."""
+        """Mean nats of the partners of pictures and of texts, and whether pictures find their text, [B] each."""
         tokens = jnp.where(batch["mask"], batch["tokens"], -1) if "mask" in batch else batch["tokens"]
         (image, text), tokens, x = cross_device_gather((embeddings, tokens, batch["x"]))
         logits = image @ text.T

@@ -8,6 +8,6 @@ from genjax.nn.transformer import Transformer
 
 
 def clip_network(num_layers: int = 12, width: int = 512, num_heads: int = 8, **changes: Any) -> Transformer:
-    """A stack of CLIP (the base text one unless told): pre-norm, x sigmoid(1.702 x)."""
+    """A stack of CLIP, by default the base text stack: pre-norm, x sigmoid(1.702 x)."""
     settings = {"activation": "quick_gelu", "max_length": 77, **changes}
     return Transformer(num_layers=num_layers, width=width, num_heads=num_heads, **settings)

@@ -1,7 +1,7 @@
 """Neural style by Gram matrices, through the maps of any feature network (Gatys et al. 2016, arXiv:1508.06576).
 
-With the maps F_l of a picture x in layer l, N_l channels of M_l positions, those P_l of the
-content and A_l of the style,
+With the maps F_l of a picture x in layer l, N_l channels of M_l positions, the maps P_l of
+the content and A_l of the style,
 
     content  1/2 sum (F_l - P_l)^2                                                              (eq. 1)
     style    sum (G(F_l) - G(A_l))^2 / (4 N_l^2 M_l^2),   G(F)_ij = sum_k F_ik F_jk             (eq. 3 and 4)
@@ -38,10 +38,10 @@ def captured_maps(
       module: takes pictures.
       variables: its variables, {"params": ...}.
       layers: names of submodules, with slashes between levels, as in Mixed_5b/branch1x1 or Convolution_1.
-      prepare: what pictures in [0, 1] go through before.
+      prepare: function applied to pictures in [0, 1] first.
 
     Raises:
-      UserError: by the result, where the module has no such submodule or its output is no map.
+      UserError: (when the result is called) the module has no such submodule, or its output is no map.
     """
 
     def maps(x: Array) -> dict[str, Array]:
@@ -74,15 +74,15 @@ def total_variation(x: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NeuralStyle:
-    """How a picture is made of the content of one and the style of another.
+    """Settings for a picture with the content of one picture and the style of another.
 
     Attributes:
       content_layers: layers of the feature network that hold the content.
       style_layers: layers that hold the style, with equal weights.
-      content_weight: a.
-      style_weight: b.
-      smoothness_weight: t.
-      start: the content, or noise.
+      content_weight: weight a of the content.
+      style_weight: weight b of the style.
+      smoothness_weight: weight t of the smoothness.
+      start: picture to start from: the content, or noise.
       num_steps: number of updates of the picture.
       optimizer: optimizer of the picture.
     """
@@ -100,7 +100,7 @@ class NeuralStyle:
         """The weighted terms and their sum.
 
         Args:
-          maps: gives the maps of a picture, of all layers named.
+          maps: function from a picture to the maps of all named layers.
           content: maps of the content by layer.
           style: Gram matrices of the style by layer, [1, N, N].
           x: picture [1, H, W, C] in [0, 1].
@@ -113,7 +113,7 @@ class NeuralStyle:
         style_error = 0.0
         for name in self.style_layers:
             gram = gram_matrix(found[name])
-            # G / M of both pictures, so that M^2 is divided out already.
+            # Both Gram matrices are divided by their M, so that M^2 is divided out already.
             style_error += ((gram - style[name]) ** 2).sum() / (4.0 * gram.shape[-1] ** 2 * len(self.style_layers))
         terms = {
             "content": self.content_weight * content_error,
@@ -126,10 +126,10 @@ class NeuralStyle:
         """Makes the picture.
 
         Args:
-          maps: of `captured_maps`, with all layers named here.
+          maps: a function from `captured_maps`, with all layers named here.
           content: picture [1, H, W, C] in [0, 1].
           style: picture [1, H', W', C] in [0, 1].
-          key: draws the noise that start=noise begins with.
+          key: random key of the noise of start=noise.
 
         Returns:
           The picture [1, H, W, C] in [0, 1], and the terms of the loss before each update, [num_steps].

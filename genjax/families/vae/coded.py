@@ -1,8 +1,8 @@
-"""A VQ-VAE that stays as it is, and a learned prior over its codes (van den Oord et al. 2017, arXiv:1711.00937).
+"""A fixed VQ-VAE and a learned prior over its codes (van den Oord et al. 2017, arXiv:1711.00937).
 
     z(x) = codes of the VQ-VAE,    -log p(x) <= -log p(x | z(x)) - log p(z(x))
 
-What p(z) is, other families say: a gated PixelCNN (autoregressive/vq_prior.py), masked diffusion (diffusion/vq_diffusion.py).
+Other families define p(z): a gated PixelCNN (autoregressive/vq_prior.py), masked diffusion (diffusion/vq_diffusion.py).
 The VQ-VAE is trained before and given by `--training.init_from`; its codebook is among the parameters here, however it
 was learned.
 """
@@ -28,12 +28,12 @@ from genjax.model import TrainState
 class CodePrior(abc.ABC):
     """A model of the codes of a fixed VQ-VAE.
 
-    Parameters: encoder, decoder and codebook of the VQ-VAE, which do not change, and `prior`, which is learned.  A subclass
-    has the field `prior`, a model of the codes with its optimizer.
+    Parameters: encoder, decoder and codebook of the VQ-VAE, which do not change, and `prior`, which is learned.  A
+    subclass has the field `prior`, a model of the codes with its optimizer.
 
     Attributes:
       vq_vae: the trained autoencoder.
-      untrained_vq_vae: start without a trained VQ-VAE, to try a configuration out; what is learned then means nothing.
+      untrained_vq_vae: start without a trained VQ-VAE, to try a configuration out; the result is meaningless.
     """
 
     vq_vae: VQVAE = VQVAE()
@@ -43,7 +43,7 @@ class CodePrior(abc.ABC):
         """Refuses to learn the codes of a VQ-VAE that was not trained.
 
         Args:
-          source: the model of the run that the parameters are taken from, or None where there is none.
+          source: the model of the run `training.init_from`, or None.
 
         Raises:
           UserError: it is missing, or neither a VQ-VAE nor a prior over one.
@@ -68,7 +68,7 @@ class CodePrior(abc.ABC):
 
     @abc.abstractmethod
     def codes(self, params: PyTree, batch: Batch) -> Batch:
-        """The batch as the prior reads it: codes in place of x."""
+        """The prior's batch: codes in place of x."""
 
     @abc.abstractmethod
     def loss(self, params: PyTree, batch: Batch, key: Array, step: Array) -> tuple[Array, Metrics]:
@@ -87,16 +87,16 @@ class CodePrior(abc.ABC):
         return TrainState.create(params, self.prior.optimizer)
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """One update of the prior.  Metrics: loss, and those of `loss`."""
+        """One update of the prior.  Metrics: loss, and the metrics that `loss` returns."""
         new, metrics = gradient_step(functools.partial(self.loss, step=state.step), self.prior.optimizer)(
             state, batch, key
         )
-        # Weight decay must not reach what does not learn, nor its moving average.
+        # Weight decay and the moving average must not change the fixed VQ-VAE.
         average = state.ema_params and {**state.ema_params, "prior": new.ema_params["prior"]}
         return new.replace(params={**state.params, "prior": new.params["prior"]}, ema_params=average), metrics
 
     def bound_of_whole(self, code_nll: Array, params: PyTree, batch: Batch, key: Array) -> Metrics:
-        """`reconstruction`, `nll_bound` and `bits_per_dim_bound` [B] each, from what the codes take, in nats [B]."""
+        """`reconstruction`, `nll_bound` and `bits_per_dim_bound` [B] each, from the nats of the codes [B]."""
         reconstruction = self.coder.evaluate(self.vq_state(params), batch, key)["reconstruction"]
         bound = code_nll + reconstruction - batch.get("log_abs_det", 0.0)
         bits = bound / (math.log(2.0) * math.prod(batch["x"].shape[1:]))

@@ -1,4 +1,4 @@
-"""Invertible maps as small pure modules; `base.py` says what they share."""
+"""Invertible maps as small pure modules; `base.py` has their interface."""
 
 from genjax.families.flow.bijections.autoregressive import MaskedAutoregressive
 from genjax.families.flow.bijections.base import Bijection, Chain, Invert, MultiScale

@@ -2,8 +2,8 @@
 
     z_i = g(x_i; theta_i(x_1 .. x_{i-1}))        theta by one masked network (MADE)
 
-Forward takes one pass of the network, the inverse one pass for each number.  `Invert` of it is the inverse
-autoregressive flow, fast to sample.
+The forward map takes one pass of the network, the inverse one pass for each number.  `Invert` turns it into the inverse
+autoregressive flow, which is fast to sample.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class MaskedAutoregressive(Bijection):
     Attributes:
       hidden_dims: widths of the masked network.
       transform: the elementwise map g.
-      reverse: order D..1.
+      reverse: use the order D..1.
       dtype: compute type of the network.
     """
 

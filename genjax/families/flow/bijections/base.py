@@ -1,7 +1,8 @@
 """Invertible maps with log-determinants, and how to compose them.
 
 A bijection is a frozen dataclass that holds no arrays, as models do; its parameters are a dict that `init` returns.
-`forward` goes from data x to noise z, `inverse` back.  Both also give the log-determinant of the map they applied, so
+`forward` goes from data x to noise z, `inverse` back.  Both also return the log-determinant of
+the map that was applied, so
 
     log p(x) = log p_Z(f(x)) + log |det df/dx|                        with (z, log_det) = forward(params, x)
 
@@ -69,7 +70,7 @@ def no_change(x: Array) -> Array:
 
 
 class LayerError(UserError):
-    """What a layer returned is not finite; the message names it by its path."""
+    """The output of a layer is not finite; the message names the layer by its path."""
 
     def __init__(self, what: str, path: str, count: str) -> None:
         super().__init__(
@@ -79,14 +80,14 @@ class LayerError(UserError):
         self._parts = (what, path, count)
 
     def within(self, name: str) -> LayerError:
-        """The same error, seen from a map that has the layer in its part `name`."""
+        """The same error for an outer map, whose part `name` contains the layer."""
         what, path, count = self._parts
         return LayerError(what, f"{name}/{path}", count)
 
 
 @contextlib.contextmanager
 def place(name: str) -> Iterator[None]:
-    """Puts a part's name in front of the layer that an error of it names."""
+    """Adds a part's name in front of the layer's path in errors that are raised inside."""
     try:
         yield
     except LayerError as error:
@@ -99,14 +100,14 @@ def is_concrete(*trees: Any) -> bool:
 
 
 def check_finite(name: str, y: Array, log_det: Array) -> None:
-    """Raises where what a layer returns outside of `jit` is not finite.
+    """Raises an error if the output of a layer outside `jit` is not finite.
 
     Raises:
-      LayerError: naming the layer and the number of examples concerned.
+      LayerError: names the layer and the number of affected examples.
     """
     if not is_concrete(y, log_det):
         return
-    # By numpy, as inside of `jit` even an operation on constants gives a tracer.
+    # In numpy, because inside `jit` even operations on constants of jnp give tracers.
     for what, values in (("log-determinant", log_det), ("output", y)):
         bad = int(np.sum(~np.isfinite(np.asarray(values)).reshape(len(values), -1).all(-1)))
         if bad:
@@ -176,7 +177,7 @@ class Chain(Bijection):
 
 
 def fold(keys: Array | None, index: int | Array) -> Array | None:
-    """Keys of a chain's layer `index`, one for each example, where there are any."""
+    """Keys for layer `index` of a chain, one for each example; None stays None."""
     return None if keys is None else jax.vmap(lambda k: jax.random.fold_in(k, index))(keys)
 
 
@@ -203,7 +204,7 @@ def _reversible_backward(chain: Chain, residuals: tuple, cotangents: tuple[Array
         call = lambda p, x, c: layer.forward(p, x, c, own_keys)  # noqa: B023
         _, pullback = jax.vjp(call, own, x, condition)
         own_bar, z_bar, c_bar = pullback((z_bar, log_det_bar))
-        # The barrier keeps XLA from running all inverses first, which would hold every activation after all.
+        # The barrier keeps XLA from running all inverses first, which would store every activation.
         own_bar, z_bar, z = jax.lax.optimization_barrier((own_bar, z_bar, x))
         if name in params:
             params_bar[name] = own_bar
@@ -217,7 +218,7 @@ _reversible.defvjp(_reversible_forward, _reversible_backward)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Invert(Bijection):
-    """A bijection run the other way: its inverse is the map from data to noise."""
+    """A bijection in the other direction: its inverse is the map from data to noise."""
 
     bijection: Bijection
 
@@ -239,7 +240,7 @@ class Invert(Bijection):
 class MultiScale(Bijection):
     """Factors half of the channels out after each level (Dinh et al. 2017, arXiv:1605.08803, section 3.6).
 
-    From [B, H, W, C] to all factored-out variables side by side, [B, H W C].
+    Maps [B, H, W, C] to all factored-out variables side by side, [B, H W C].
 
     Attributes:
       shape: (H, W, C) of one example.

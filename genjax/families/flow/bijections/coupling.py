@@ -1,4 +1,4 @@
-"""Coupling: one part of an example steers how the other part is mapped (NICE, RealNVP, Glow, neural spline flows).
+"""Coupling: one part of an example sets the parameters of a map of the other part (NICE, RealNVP, Glow, spline flows).
 
     z_a = x_a,    z_b = g(x_b; theta = network(x_a)),    log|det| = sum log g'(x_b)
 
@@ -32,9 +32,9 @@ class Coupling(Bijection):
     Attributes:
       network: a module called with (x_a, num_outputs, condition); for a checkerboard x_a has holes of 0.
       transform: the elementwise map g.
-      partition: how an example is parted along its last axis: `half` and half, `alternate` places; or `checkerboard`
-        pixels of an image.
-      flip: swaps the two parts.
+      partition: division of an example: `half` of the last axis, `alternate` places of it, or
+        `checkerboard` pixels of an image.
+      flip: swap the two parts.
     """
 
     network: nn.Module
@@ -58,7 +58,7 @@ class Coupling(Bijection):
             a, b = b, a
         if self.partition == "half":
             return jnp.concatenate([a, b], -1)
-        # Interleave: pairs side by side, and what an odd size leaves over.
+        # Interleave the two parts; an odd size has one more number at the end.
         n = b.shape[-1]
         pairs = jnp.stack([a[..., :n], b], -1).reshape(*b.shape[:-1], 2 * n)
         return pairs if a.shape[-1] == n else jnp.concatenate([pairs, a[..., n:]], -1)

@@ -1,12 +1,13 @@
-"""Maps of single numbers, steered by unconstrained parameters, for couplings and autoregressive maps.
+"""Maps of single numbers with unconstrained parameters, for couplings and autoregressive maps.
 
     additive   z = x + t                                    (NICE, Dinh et al. 2014, arXiv:1410.8516, eq. 12)
     affine     z = (x + t) exp(s)                           (RealNVP, arXiv:1605.08803, eq. 7; MAF, arXiv:1705.07057, eq. 4)
     spline     z = a monotone rational-quadratic spline     (Durkan et al. 2019, arXiv:1906.04032)
 
-All parameters zero gives the identity (a sigmoid scale: nearly so).
+Parameters of zero give the identity (with a sigmoid scale, nearly).
 
-Parameters of numbers [..., D] are [..., P D]: the first one of all numbers, then the second one of all, and so on.
+Parameters of numbers [..., D] are [..., P D]: the first parameters of all numbers, then all
+second parameters, and so on.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Elementwise(abc.ABC):
     @property
     @abc.abstractmethod
     def num_parameters(self) -> int:
-        """How many parameters one number takes."""
+        """Number P of parameters for each number."""
 
     @abc.abstractmethod
     def forward(self, x: Array, parameters: Array) -> tuple[Array, Array]:
@@ -60,7 +61,7 @@ class Affine(Elementwise):
     """z = (x + t) exp(s).
 
     Attributes:
-      scale: how s follows from its parameter r: `tanh` s = bound tanh(r / bound), which cannot run away;
+      scale: how s depends on its parameter r: `tanh` s = bound tanh(r / bound), which is bounded;
         `sigmoid` exp(s) = sigmoid(r + 2), Glow's choice; `exp` s = r.
       bound: largest |s| of `tanh`.
     """

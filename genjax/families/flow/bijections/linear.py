@@ -1,6 +1,6 @@
 """Linear and parameter-free maps: ActNorm, invertible 1x1 convolution, permutations, squeeze, logit.
 
-ActNorm          z = (x + b) exp(s), b and s so that the first batch has mean 0, variance 1 a channel
+ActNorm          z = (x + b) exp(s), where b and s give the first batch mean 0, variance 1 a channel
                                                                (Kingma & Dhariwal 2018, arXiv:1807.03039, 3.1)
 InvertibleLinear z = W x a pixel, W = P L (U + diag(sign exp(s))), log|det W| = sum s     (eqs. 10-11)
 Squeeze          2x2 pixels become 4 channels                  (Dinh et al. 2017, arXiv:1605.08803, 3.6)
@@ -24,11 +24,11 @@ from genjax.families.flow.bijections.base import Array, Bijection, Params, no_ch
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ActNorm(Bijection):
-    """Shift and scale of each channel (of each number, for vectors), started from the first batch.
+    """Shift and scale of each channel (for vectors, of each number), initialised from the first batch.
 
     Attributes:
-      minimum_scale: smallest standard deviation that the start divides by.  Channels that are constant in the first
-        batch, as all are in a batch of one vector, start at scale 1.
+      minimum_scale: smallest standard deviation that the initial scale divides by.  Channels that are constant in the
+        first batch (in a batch of one vector, all of them) start at scale 1.
     """
 
     minimum_scale: float = 1e-3
@@ -36,7 +36,7 @@ class ActNorm(Bijection):
     def init(self, key: Array, x: Array, condition: Array | None = None) -> Params:
         axes = tuple(range(x.ndim - 1))
         mean, deviation = x.mean(axes), x.std(axes)
-        # Up to rounding, as constant inputs of layers before need not be constant to the last bit.
+        # Up to rounding: after earlier layers, constant inputs may differ in the last bit.
         constant = deviation <= 1e-6 * jnp.abs(x).max(axes)
         deviation = jnp.where(constant, 1.0, jnp.maximum(deviation, self.minimum_scale))
         return {"shift": -mean, "log_scale": -jnp.log(deviation)}
@@ -79,7 +79,7 @@ class Scale(Bijection):
 
 @functools.lru_cache(maxsize=256)
 def _permutation_and_signs(dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """P [D, D] and the signs of U's diagonal [D] of a random rotation; they never learn."""
+    """P [D, D] and the signs of U's diagonal [D] of a random rotation; they are not learned."""
     q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((dim, dim)))
     permutation, _, upper = scipy.linalg.lu(q * np.sign(np.diag(r))[None, :])
     return permutation, np.sign(np.diag(upper))
@@ -95,7 +95,7 @@ class InvertibleLinear(Bijection):
     """A learned matrix on the channels of each pixel (on the whole of a vector): a 1x1 convolution in LU form.
 
     Attributes:
-      seed: draws the permutation P and the signs, which stay; the rotation that it starts from has a random key.
+      seed: seed of the permutation P and the signs, which are fixed; the initial rotation has the model's random key.
     """
 
     seed: int = 0
@@ -104,7 +104,7 @@ class InvertibleLinear(Bijection):
         dim = x.shape[-1]
         q, _ = jnp.linalg.qr(jax.random.normal(key, (dim, dim)))
         _, lower, upper = jax.scipy.linalg.lu(q)
-        # With another permutation of rows and other signs of columns than q's, W = P L U is still orthogonal.
+        # W = P L U is orthogonal too if its permutation of rows and its signs of columns differ from q's.
         diagonal = jnp.diag(upper)
         upper = upper * (jnp.sign(diagonal) * _permutation_and_signs(dim, self.seed)[1])[None, :]
         return {
@@ -143,7 +143,7 @@ class Permute(Bijection):
     """A fixed permutation of the last axis.
 
     Attributes:
-      seed: draws the permutation; None reverses.
+      seed: seed of the permutation; None reverses the order.
     """
 
     seed: int | None = None
@@ -217,7 +217,7 @@ class Logit(Bijection):
     """Numbers of [0, 1] to the real line.
 
     Attributes:
-      alpha: distance that is kept from 0 and 1.
+      alpha: distance that is kept from 0 and from 1.
     """
 
     alpha: float = 0.05
@@ -239,14 +239,14 @@ class Logit(Bijection):
 
 
 def check_range(x: Array, low: float, high: float) -> None:
-    """Raises where values outside of `jit` leave their declared range (inside, they make the loss NaN).
+    """Raises an error if values are out of their declared range, outside `jit` (inside `jit` the loss becomes NaN).
 
     Raises:
-      UserError: naming the range declared and the range found.
+      UserError: names the declared range and the range of the values.
     """
     if isinstance(x, jax.core.Tracer):
         return
-    # By numpy, as inside of `jit` even an operation on constants gives a tracer.
+    # In numpy, because inside `jit` even operations on constants of jnp give tracers.
     smallest, largest = (float(f(np.asarray(x))) for f in (np.min, np.max))
     if not (low <= smallest and largest <= high):
         raise UserError(

@@ -4,9 +4,9 @@
     radial   z = x + beta h(r) (x - x_0),            h = 1 / (alpha + r),  r = |x - x_0|             (eq. 14)
              log|det| = (D - 1) log(1 + beta h) + log(1 + beta h + beta h' r)
 
-with w.u >= -1 and beta >= -alpha, so that both are invertible (appendix A).  The planar inverse is the root of one
-increasing function of one number; the radial inverse is the root of a quadratic.  With a condition, parameters are
-shifted by a linear map of it, as when an encoder steers its posterior.
+with w.u >= -1 and beta >= -alpha, so that both maps are invertible (appendix A).  The planar inverse is the root of one
+increasing function of one number; the radial inverse is the root of a quadratic.  With a condition, a linear map of the
+condition is added to the parameters, as for a posterior that depends on an encoder.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _condition_kernels(params: Params, condition: Array | None) -> Params:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Planar(Bijection):
-    """Pushes vectors along u, at a plane with normal w."""
+    """Pushes vectors along u at a plane with normal w."""
 
     def init(self, key: Array, x: Array, condition: Array | None = None) -> Params:
         u_key, w_key = jax.random.split(key)
@@ -58,7 +58,7 @@ class Planar(Bijection):
         own = _with_condition(params, condition, size)
         u, w, b = own["u"], own["w"], own["b"]
         product = (w * u).sum(-1, keepdims=True)
-        # Only u along w matters for invertibility; it is moved so that w.u = softplus(w.u) - 1 > -1.
+        # Invertibility depends on w.u only; u is moved along w so that w.u becomes softplus(w.u) - 1 > -1.
         u = u + (jax.nn.softplus(product) - 1.0 - product) * w / (w**2).sum(-1, keepdims=True)
         return u, w, b, jax.nn.softplus(product) - 1.0  # [B or 1, D] twice, [B or 1, 1] twice
 
@@ -85,7 +85,7 @@ class Planar(Bijection):
         reach = jnp.broadcast_to(jnp.abs(slope), target.shape)
         low, high = jax.lax.fori_loop(0, 60, halve, jax.lax.stop_gradient((target - reach, target + reach)))
         a = jax.lax.stop_gradient(0.5 * (low + high))
-        # One Newton step leaves the root where it is and gives it its gradient.
+        # One Newton step at the root does not move it, and gives its gradient.
         t = jnp.tanh(a)
         a = a - (a + slope * t - target) / jax.lax.stop_gradient(1.0 + slope * (1.0 - t**2))
         t = jnp.tanh(a)

@@ -1,4 +1,4 @@
-"""One bijection many times over with parameters of its own each time, compiled once by a scan over depth."""
+"""A bijection repeated many times with separate parameters, compiled once by a scan over depth."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from genjax.families.flow.bijections.base import Array, Bijection, Params, fold,
 class Repeat(Bijection):
     """`count` copies of a bijection that keeps shapes; parameters have a leading axis [count].
 
-    Outside of `jit` they run one by one, so that an error can name the one concerned.
+    Outside of `jit` the copies run one by one, so that an error can name the copy.
 
     Attributes:
-      bijection: what is repeated.
-      count: how often.
+      bijection: the bijection that is repeated.
+      count: number of copies.
       recompute: compute activations again through the inverse when the gradient is taken.
     """
 
