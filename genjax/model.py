@@ -123,10 +123,7 @@ class HasPretrained(Protocol):
         """The model with the sizes of the checkpoint; the model itself where `pretrained` is None."""
 
     def pretrained_params(self, params: PyTree) -> PyTree:
-        """The parameters to start from, in the tree of `params` and on the same devices: values of the checkpoint.
-
-        Parameters that the checkpoint does not have are initialised anew.
-        """
+        """The checkpoint's values in the tree of `params` and on its devices; new ones for what the checkpoint lacks."""
 
 
 @runtime_checkable
@@ -145,14 +142,9 @@ class ChecksStart(Protocol):
     """A model that needs certain parameters to start from, such as a student that is distilled from a teacher."""
 
     def check_start(self, source: GenerativeModel | None) -> None:
-        """Called before the first step of a run.
+        """Raises UserError if a run cannot start from the parameters of `source`.
 
-        Args:
-          source: the model of the run `training.init_from`, whose parameters the new run takes; None if
-            `training.init_from` is None.
-
-        Raises:
-          UserError: the run cannot start from `source`.
+        `source` is the model of the run `training.init_from`; None if `training.init_from` is None.
         """
 
 
@@ -170,10 +162,7 @@ class TakesConditions(Protocol):
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """Names of the arrays that `sample` takes, each with a row for each sample; options are not among them.
-
-        `label` is a class, `condition` the other columns of a table, `source` what a sample translates or answers.
-        """
+        """Names of the arrays that `sample` takes: `label` (classes), `condition` (columns), `source` (to answer), ..."""
 
 
 def takes(model: GenerativeModel, condition: str) -> bool:
@@ -183,25 +172,16 @@ def takes(model: GenerativeModel, condition: str) -> bool:
 
 @runtime_checkable
 class ChecksSteps(Protocol):
-    """A model that needs a minimum number of steps, such as chains that shall give a number of draws."""
-
     def check_steps(self, num_steps: int) -> None:
-        """Called before a run begins or goes on, with the number of its last step.
-
-        Raises:
-          UserError: the steps are too few.
-        """
+        """Raises UserError if a run of so many steps does not give what is asked, such as a number of draws of chains."""
 
 
 @runtime_checkable
 class ChecksCondition(Protocol):
-    """A model whose `sample` takes conditions that can have wrong values; compiled code cannot see values."""
-
     def check_condition(self, **condition: Any) -> None:
-        """Called, outside compiled code, with the conditions that `sample` will be given.
+        """Called with the conditions of `sample`, outside compiled code, which cannot see values.
 
-        Raises:
-          UserError: a value is not one that the model knows, such as a token outside its vocabulary.
+        Raises UserError if a value is not one that the model knows, such as a token outside its vocabulary.
         """
 
 
@@ -212,9 +192,7 @@ class HasClasses(Protocol):
     num_classes: int | None
 
     def check_labels(self, label: Array) -> None:
-        """Called with the classes [N] of samples; raises UserError if the model is not
-        conditional on classes, or lacks one.
-        """
+        """Raises UserError if the model is not conditional on classes, or one of these [N] does not exist."""
 
 
 @runtime_checkable
@@ -240,21 +218,15 @@ class Summarizes(Protocol):
 @runtime_checkable
 class HasWarnings(Protocol):
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
-        """Sentences for the user about training metrics that look wrong; mostly none.
-
-        `metrics` are means over the steps since the last line of the log.
-        """
+        """Sentences for the user about means of training metrics (since the last line of the log) that look wrong."""
 
 
 @runtime_checkable
 class CanDiagnose(Protocol):
     def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
-        """Looks for the cause of a loss that was not finite: runs the forward pass outside of `jit`.
+        """Looks for the cause of a loss that was not finite: runs the forward pass of the state before, outside of `jit`.
 
-        `state` is the last finite state before the step.
-
-        Raises:
-          UserError: names the layer or the input that is to blame, as a part of a sentence.
+        Raises UserError with the layer or the input that is to blame, as a part of a sentence.
         """
 
 
@@ -320,11 +292,7 @@ class HasCodeVariables(Protocol):
 
 @runtime_checkable
 class HasFeatures(Protocol):
-    """A classifier whose features are used to measure and to make pictures.
-
-    Attributes:
-      channels: number of channels at each of its levels.
-    """
+    """A classifier whose features measure and make pictures, with `channels` of each level."""
 
     channels: tuple[int, ...]
 
