@@ -35,24 +35,33 @@ class TrainState(flax.struct.PyTreeNode):
       params: learned parameters.
       opt_state: state of the optimizer, or a dict of them, one a network.
       ema_params: exponential moving average of `params`, or None.
-      extra: what a family adds, by name (batch statistics, codebook counts, chain positions).
+      learned: what a family learns beside `params`, by name (batch statistics, codebooks); a run that starts from
+        another run takes both.
+      extra: what else a family keeps, by name (positions in a stream, buffers, chains).
     """
 
     step: Array
     params: PyTree
     opt_state: PyTree = ()
     ema_params: PyTree = None
+    learned: dict[str, PyTree] = flax.struct.field(default_factory=dict)
     extra: dict[str, PyTree] = flax.struct.field(default_factory=dict)
 
     @classmethod
-    def create(cls, params: PyTree, optimizer: Any = None, extra: dict[str, PyTree] | None = None) -> TrainState:
+    def create(
+        cls,
+        params: PyTree,
+        optimizer: Any = None,
+        extra: dict[str, PyTree] | None = None,
+        learned: dict[str, PyTree] | None = None,
+    ) -> TrainState:
         """Returns the state before the first update.
 
         Args:
           params: learned parameters.
           optimizer: an `optimizers.Optimizer`; or, for families that train several networks, a dict of optimizers
             whose keys are keys of `params`; or None.
-          extra: the entries of `TrainState.extra`, which the family defines.
+          extra, learned: entries of `TrainState.extra` and `TrainState.learned`, which the family defines.
         """
         opt_state: PyTree = ()
         ema: PyTree = None
@@ -64,7 +73,14 @@ class TrainState(flax.struct.PyTreeNode):
             ema = params if optimizer.ema_decay is not None else None
         # A copy, because the step donates its state and one buffer cannot be donated twice.
         ema = jax.tree.map(jnp.copy, ema)
-        return cls(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, ema_params=ema, extra=extra or {})
+        return cls(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=opt_state,
+            ema_params=ema,
+            learned=learned or {},
+            extra=extra or {},
+        )
 
     def with_params(self, params: PyTree) -> TrainState:
         """The state with other parameters, which `eval_params` then returns: no average takes their place.
@@ -124,17 +140,6 @@ class HasPretrained(Protocol):
 
     def pretrained_params(self, params: PyTree) -> PyTree:
         """The checkpoint's values in the tree of `params` and on its devices; new ones for what the checkpoint lacks."""
-
-
-@runtime_checkable
-class HasLearnedExtra(Protocol):
-    """A model that learns arrays of `state.extra` too, so that a run which starts from this one takes them as well.
-
-    Attributes:
-      learned_extra: names of the learned entries of `state.extra`, including entries that only some settings create.
-    """
-
-    learned_extra: tuple[str, ...]
 
 
 @runtime_checkable

@@ -319,14 +319,14 @@ class Checkpoints:
             raise CheckpointError(f"there is no checkpoint of step {step} in {self.directory}; there are {known}")
         if reason := self._damage(step):
             raise CheckpointError(f"checkpoint {directory} cannot be used: {reason}")
-        wanted = flatten(like)
-        self._check_fits(directory, wanted)
+        wanted, saved = flatten(like), self._metadata(directory)
+        places = {name: _place_in(saved, name) for name in wanted}
+        self._check_fits(directory, {places[name]: leaf for name, leaf in wanted.items()}, saved)
         with ocp.training.Checkpointer(self.directory) as reader:
-            leaves = reader.load(step, wanted)
-        return unflatten(like, leaves)
+            leaves = reader.load(step, {places[name]: leaf for name, leaf in wanted.items()})
+        return unflatten(like, {name: leaves[place] for name, place in places.items()})
 
-    def _check_fits(self, directory: Path, wanted: Mapping[str, Any]) -> None:
-        saved = self._metadata(directory)
+    def _check_fits(self, directory: Path, wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
         problems = [f"{name} is missing" for name in wanted if name not in saved]
         problems += [f"{name} is not part of the model" for name in saved if name not in wanted]
         for name, leaf in wanted.items():
@@ -343,7 +343,7 @@ class Checkpoints:
     def read_parameters(self, step: int) -> dict[str, np.ndarray]:
         """Parameters of a checkpoint by path below `params`, averaged where averages were kept, on the host.
 
-        Entries of `extra`, such as a codebook of moving averages, are included by their paths below `extra`.
+        What a family learns beside them, such as a codebook of moving averages, is included by its path below `learned`.
         """
         # On one device of each process, as every process reads.
         devices = [next(d for d in jax.devices() if d.process_index == i) for i in range(jax.process_count())]
@@ -353,7 +353,14 @@ class Checkpoints:
             like = {n: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere) for n, leaf in saved.items()}
             leaves = {name: np.asarray(leaf.addressable_data(0)) for name, leaf in reader.load(step, like).items()}
         below = lambda root: {n.removeprefix(root): v for n, v in leaves.items() if n.startswith(root)}
-        return {**below("extra/"), **below("params/"), **below("ema_params/")}
+        # `extra` comes first, for checkpoints of earlier versions; see `_place_in`.
+        return {**below("extra/"), **below("learned/"), **below("params/"), **below("ema_params/")}
+
+
+def _place_in(saved: Mapping[str, Any], name: str) -> str:
+    """The path of an array in a checkpoint; what stands in `learned` stood in `extra` of earlier versions."""
+    earlier = name.replace("learned/", "extra/", 1)
+    return earlier if name.startswith("learned/") and name not in saved and earlier in saved else name
 
 
 def warm_start(params: Any, workdir: str, prefixes: tuple[str, ...], model: Any = None) -> Any:

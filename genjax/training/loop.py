@@ -35,7 +35,6 @@ from genjax.model import (
     CanDiagnose,
     ChecksStart,
     ChecksSteps,
-    HasLearnedExtra,
     HasPretrained,
     HasWarnings,
     Reconstructs,
@@ -289,10 +288,8 @@ class _Run:
         if source is not None:
             plain = self.engine.collect(state)
             taken = warm_start(plain.params, source, self.training.init_prefix, model)
-            if isinstance(model, HasLearnedExtra) and not self.training.init_prefix:
-                learned = {name: plain.extra[name] for name in model.learned_extra if name in plain.extra}
-                learned = warm_start(learned, source, (), model) if learned else {}
-                plain = plain.replace(extra={**plain.extra, **learned})
+            if plain.learned and not self.training.init_prefix:
+                plain = plain.replace(learned=warm_start(plain.learned, source, (), model))
             state = self._started(plain, taken)
         return state
 

@@ -23,8 +23,9 @@ import genjax
 from genjax import config
 from genjax.config import ConfigError
 from genjax.families.vae.vae import VAE
+from genjax.model import TrainState
 from genjax.training import CheckpointError, Interrupted, NonFiniteError, loop, train
-from genjax.training.checkpoints import Checkpoints, flatten, is_complete
+from genjax.training.checkpoints import Checkpoints, flatten, is_complete, warm_start
 from genjax.training.checkpoints import damage as damage_of
 from genjax.training.engine import Engine
 from genjax.training.records import Records, read_lines
@@ -307,7 +308,7 @@ def test_what_is_learned_beside_the_parameters_is_taken_with_them(tmp_path):
     experiment = resolve(config.apply_overrides(entry.build(), changes))
     engine = Engine(experiment)
     earlier = engine.init()
-    earlier = earlier.replace(extra={**earlier.extra, "codebook": earlier.extra["codebook"] + 1.0})
+    earlier = earlier.replace(learned={**earlier.learned, "codebook": earlier.learned["codebook"] + 1.0})
     checkpoints = Checkpoints(tmp_path / "earlier")
     checkpoints.save(0, earlier)
     checkpoints.close()
@@ -316,8 +317,25 @@ def test_what_is_learned_beside_the_parameters_is_taken_with_them(tmp_path):
     run = loop._Run(Engine(later), later, tmp_path / "later", "later", True, None)
     state = run._first_state()
     run.checkpoints.close()
-    for name, leaf in earlier.extra.items():
-        np.testing.assert_array_equal(state.extra[name], leaf)
+    for name, leaf in earlier.learned.items():
+        np.testing.assert_array_equal(state.learned[name], leaf)
+
+
+def test_what_is_learned_is_found_where_earlier_versions_kept_it(tmp_path):
+    counts, chains = jnp.arange(3.0), jnp.arange(4.0)
+    state = TrainState.create({"kernel": jnp.ones(2)}, extra={"chains": chains}, learned={"counts": {"batch": counts}})
+    earlier = state.replace(learned={}, extra={"chains": chains, "counts": {"batch": counts}})
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(0, earlier)
+    checkpoints.wait()
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(0, like), state)
+    taken = warm_start({"counts": {"batch": jnp.zeros(3)}}, str(tmp_path), ())
+    np.testing.assert_array_equal(taken["counts"]["batch"], counts)
+    # What this version does not know is no part of the model, as before.
+    with pytest.raises(CheckpointError, match="extra/chains is not part of the model"):
+        checkpoints.restore(0, like.replace(extra={}))
+    checkpoints.close()
 
 
 def test_an_evaluation_that_cannot_be_is_told_before_the_first_step_or_after_its_checkpoint(tmp_path):

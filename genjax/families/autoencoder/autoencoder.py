@@ -83,7 +83,7 @@ class Autoencoder:
             "decoder": self.decoder().init(decoder_key, jnp.zeros((batch_size(batch), self.latent_dim)))["params"],
         }
         moments = {"code_mean": jnp.zeros(self.latent_dim), "code_second_moment": jnp.eye(self.latent_dim)}
-        return TrainState.create(params, self.optimizer, extra=moments)
+        return TrainState.create(params, self.optimizer, learned=moments)
 
     def code(self, params: PyTree, x: Array) -> Array:
         """h for examples x [B, *data_shape], shape [B, latent_dim]."""
@@ -141,15 +141,15 @@ class Autoencoder:
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics: loss, reconstruction = -log p(x | h) in nats an example, and the regulariser's."""
-        zeros = jax.tree.map(jnp.zeros_like, state.extra)
+        zeros = jax.tree.map(jnp.zeros_like, state.learned)
         new, metrics = gradient_step(self.objective, self.optimizer, with_extra=True)(
             state.replace(extra=zeros), batch, key
         )
         means = jax.tree.map(lambda total: cross_device_mean(total) / batch_size(batch), new.extra)
         moments = jax.tree.map(
-            lambda old, mean: self.code_decay * old + (1.0 - self.code_decay) * mean, state.extra, means
+            lambda old, mean: self.code_decay * old + (1.0 - self.code_decay) * mean, state.learned, means
         )
-        return new.replace(extra=unless_skipped(metrics, moments, state.extra)), metrics
+        return new.replace(learned=unless_skipped(metrics, moments, state.learned), extra=state.extra), metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example, shape [B]: `reconstruction` = -log p(x | h) in nats, and `squared_error`, summed, of the mean."""
@@ -171,8 +171,8 @@ class Autoencoder:
 
     def sample(self, state: TrainState, key: Array, num_samples: int) -> Array:
         """Decodes draws of a Gaussian fitted to the codes, shape [num_samples, *data_shape]."""
-        mean = state.extra["code_mean"]
-        values, vectors = jnp.linalg.eigh(state.extra["code_second_moment"] - jnp.outer(mean, mean))
+        mean = state.learned["code_mean"]
+        values, vectors = jnp.linalg.eigh(state.learned["code_second_moment"] - jnp.outer(mean, mean))
         noise = jax.random.normal(key, (num_samples, self.latent_dim))
         codes = mean[None] + (noise * jnp.sqrt(jnp.maximum(values, 0.0))[None]) @ vectors.T
         if self.code_activation in ("relu", "sigmoid", "tanh", "softplus"):

@@ -106,9 +106,6 @@ class GAN:
     generator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
     discriminator_optimizer: Optimizer = Adam(learning_rate=2e-4, b1=0.5)
 
-    # Statistics of batch norm, directions of power iteration, mean styles.
-    learned_extra = ("generator", "discriminator")
-
     def __post_init__(self) -> None:
         for name in ("num_discriminator_steps", "penalty_every"):
             if getattr(self, name) < 1:
@@ -203,18 +200,19 @@ class GAN:
         )
         discriminator = self.discriminator().init(discriminator_key, batch["x"], condition, True)
         params = {"generator": generator.pop("params"), "discriminator": self._clipped(discriminator.pop("params"))}
-        extra = {name: v for name, v in (("generator", generator), ("discriminator", discriminator)) if v}
+        learned = {name: v for name, v in (("generator", generator), ("discriminator", discriminator)) if v}
+        extra = {}
         if self.augmentation is not None and self.augmentation.adaptive:
             extra["augmentation_probability"] = jnp.float32(self.augmentation.initial_probability)
         if generator and self.generator_optimizer.ema_decay is not None:
             # A copy, because the step donates its state and one buffer cannot be donated twice.
             extra["averaged_generator"] = jax.tree.map(jnp.copy, generator)
         optimizers = {"generator": self.generator_optimizer, "discriminator": self.discriminator_optimizer}
-        return TrainState.create(params, optimizers, extra)
+        return TrainState.create(params, optimizers, extra, learned)
 
     def generator_variables(self, state: TrainState) -> PyTree:
         """Running statistics that belong to the generator's `eval_params`."""
-        return state.extra.get("averaged_generator", state.extra.get("generator", {}))
+        return state.extra.get("averaged_generator", state.learned.get("generator", {}))
 
     def generate(
         self,
@@ -317,7 +315,7 @@ class GAN:
         Metrics: `discriminator_loss`, `discriminator_gradient_norm`, `penalty`, `real_score`, `fake_score`, and those
         of the options in use: `class_accuracy`, `consistency`, `augmentation_probability`, `discriminator_skipped`.
         """
-        generator, frozen = state.params["generator"], state.extra.get("generator", {})
+        generator, frozen = state.params["generator"], state.learned.get("generator", {})
 
         def loss(params, batch, key, variables):
             keys = jax.random.split(key, 5)
@@ -364,12 +362,10 @@ class GAN:
             state.opt_state["discriminator"],
             batch,
             key,
-            state.extra.get("discriminator", {}),
+            state.learned.get("discriminator", {}),
             average_extra=True,
         )
         extra = dict(state.extra)
-        if variables:
-            extra["discriminator"] = variables
         if "augmentation_probability" in extra:
             count = cross_device_sum(jnp.float32(batch_size(batch)))
             before = extra["augmentation_probability"]
@@ -381,6 +377,7 @@ class GAN:
         state = state.replace(
             params={**state.params, "discriminator": self._clipped(discriminator)},
             opt_state={**state.opt_state, "discriminator": opt_state},
+            learned={**state.learned, "discriminator": variables} if variables else state.learned,
             extra=extra,
         )
         return state, metrics
@@ -390,7 +387,7 @@ class GAN:
 
         Metrics: `loss`, `gradient_norm`, and `generator_skipped` where such updates are skipped.
         """
-        discriminator, frozen = state.params["discriminator"], state.extra.get("discriminator", {})
+        discriminator, frozen = state.params["discriminator"], state.learned.get("discriminator", {})
 
         def loss(params, batch, key, variables):
             keys = jax.random.split(key, 4)
@@ -415,7 +412,7 @@ class GAN:
             state.opt_state["generator"],
             batch,
             key,
-            state.extra.get("generator", {}),
+            state.learned.get("generator", {}),
             average_extra=True,
         )
         if "skipped" in metrics:
@@ -423,7 +420,7 @@ class GAN:
         state = state.replace(
             params={**state.params, "generator": generator},
             opt_state={**state.opt_state, "generator": opt_state},
-            extra={**state.extra, "generator": variables} if variables else state.extra,
+            learned={**state.learned, "generator": variables} if variables else state.learned,
         )
         return state, metrics
 
@@ -487,7 +484,7 @@ class GAN:
         latents, counted = self.latents(key, batch), counted_examples(batch)
         fake = self.generate(params["generator"], latents, condition, self.generator_variables(state))
         real, generated = (
-            self.score(params["discriminator"], x, condition, state.extra.get("discriminator"), counted)
+            self.score(params["discriminator"], x, condition, state.learned.get("discriminator"), counted)
             for x in (batch["x"], fake)
         )
         return {

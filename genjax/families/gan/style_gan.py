@@ -192,7 +192,7 @@ class StyleGAN(GAN):
         """The moving averages of the generator's statistics, which change slowly and are nearly linear in its
         parameters.
         """
-        old, new = state.extra["averaged_generator"], state.extra["generator"]
+        old, new = state.extra["averaged_generator"], state.learned["generator"]
         return ema_update(old, new, self.generator_optimizer.ema_decay, state.step)
 
     def path_lengths(self, params: PyTree, variables: PyTree, batch: Batch, key: Array) -> Array:

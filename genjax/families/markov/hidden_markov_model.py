@@ -109,11 +109,11 @@ class HiddenMarkovModel:
             }
 
         params = jax.vmap(one)(jax.random.split(key, self.num_restarts))
-        extra = {"score": jnp.zeros(self.num_restarts)}
+        learned, extra = {"score": jnp.zeros(self.num_restarts)}, {}
         if self.algorithm == "stochastic_em":
             shapes = jax.eval_shape(jax.vmap(lambda p: self._statistics(p, batch)[0]), params)
             extra["statistics"] = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return TrainState.create(params, self.optimizer if self.algorithm == "gradient" else None, extra)
+        return TrainState.create(params, self.optimizer if self.algorithm == "gradient" else None, extra, learned)
 
     def _likelihood(self, params: PyTree, batch: Batch) -> Array:
         return inference.masked_likelihood(
@@ -201,7 +201,8 @@ class HiddenMarkovModel:
         mask = batch.get("mask", jnp.ones(x.shape[:2], bool))
         observed = cross_device_sum(mask.sum().astype(jnp.float32))
         num_frames = jnp.maximum(observed, 1.0)
-        extra, empty, skipped = dict(state.extra), jnp.zeros(self.num_restarts), {}
+        extra, before_score = dict(state.extra), state.learned["score"]
+        empty, skipped = jnp.zeros(self.num_restarts), {}
         keys = jax.random.split(key, self.num_restarts)
         if self.algorithm == "gradient":
             # Divided by the frames of the whole batch, so that microbatches and devices count by their frames.
@@ -212,7 +213,7 @@ class HiddenMarkovModel:
                 return -scores.sum(), {"scores": scores}
 
             state, update = gradient_step(loss, self.optimizer)(state, batch, key)
-            params, score = state.params, unless_skipped(update, update["scores"], extra["score"])
+            params, score = state.params, unless_skipped(update, update["scores"], before_score)
             skipped = {name: value for name, value in update.items() if name == "skipped"}
         elif self.algorithm == "gibbs":
             params, log_prob = jax.vmap(self._gibbs, in_axes=(0, None, 0))(state.params, batch, keys)
@@ -236,7 +237,7 @@ class HiddenMarkovModel:
                 extra["statistics"] = jax.tree.map(keep, statistics, extra["statistics"])
         # Batches differ, so restarts are compared by a moving average.
         rate = 1.0 if self.algorithm == "em" else jnp.maximum(0.1, 1.0 / (state.step + 1.0))
-        extra["score"] = extra["score"] + jnp.where(observed > 0, rate, 0.0) * (score - extra["score"])
+        new_score = before_score + jnp.where(observed > 0, rate, 0.0) * (score - before_score)
         metrics = {
             "loss": Ratio(-score.max() * num_frames, observed),
             "mean_loss": Ratio(-score.mean() * num_frames, observed),
@@ -247,11 +248,11 @@ class HiddenMarkovModel:
             metrics["singular_covariances"] = singular.sum().astype(jnp.float32)
         if self.algorithm != "gradient":
             state = state.replace(step=state.step + 1)
-        return state.replace(params=params, extra=extra), {**metrics, **skipped}
+        return state.replace(params=params, learned={"score": new_score}, extra=extra), {**metrics, **skipped}
 
     def best(self, state: TrainState) -> PyTree:
         """Parameters of the restart with the highest log-probability."""
-        index = state.extra["score"].argmax() if self.restart is None else self.restart
+        index = state.learned["score"].argmax() if self.restart is None else self.restart
         return jax.tree.map(lambda a: a[index], state.eval_params)
 
     def log_prob(self, state: TrainState, batch: Batch) -> Array:
@@ -270,7 +271,7 @@ class HiddenMarkovModel:
             return {"nll": -self.log_prob(state, batch), "num_frames": num_frames}
         nll = -jax.lax.map(lambda params: self._log_prob(params, batch), state.eval_params)
         every = {f"nll_restart_{i}": nll[i] for i in range(self.num_restarts)}
-        return {"nll": nll[state.extra["score"].argmax()], "num_frames": num_frames, **every}
+        return {"nll": nll[state.learned["score"].argmax()], "num_frames": num_frames, **every}
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
         """Adds nll_per_frame over all frames of the split (also for each restart)."""

@@ -83,10 +83,10 @@ class DirichletProcessMixture(MixtureModel):
         counts = {"weights": r.sum(0), "parts": self.component.statistics(parts, x, r)}
         prior = self._prior(x)
         params, variational = self._posterior(counts, prior)
-        extra = {"prior": prior, "variational": variational}
+        extra = {"prior": prior}
         if self.averaging is not None:
             extra["statistics"] = counts
-        return TrainState.create(params, extra=extra)
+        return TrainState.create(params, extra=extra, learned={"variational": variational})
 
     def _posterior(self, counts: PyTree, prior: PyTree) -> tuple[PyTree, PyTree]:
         """Mean parameters of q, parameters for the E-step, and the divergence of q from the prior in nats.
@@ -163,15 +163,17 @@ class DirichletProcessMixture(MixtureModel):
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One round of updates of q.  `loss` is minus the bound of log p(data) an example in nats, before it."""
-        x, variational = self._flat(batch), state.extra["variational"]
+        x, variational = self._flat(batch), state.learned["variational"]
         counts, log_prob = self._statistics({"parts": state.params["parts"], **variational}, x)
         counts = cross_device_sum(counts)
         total = cross_device_sum(jnp.asarray(float(len(x))))
         loss = (variational["divergence"] - cross_device_sum(log_prob.sum())) / total
         counts, extra = self._average(counts, state)
-        params, extra["variational"] = self._posterior(counts, extra["prior"])
+        params, variational = self._posterior(counts, extra["prior"])
         metrics = {"loss": loss, **self._activity(counts, params["parts"])}
-        return state.replace(step=state.step + 1, params=params, extra=extra), metrics
+        return state.replace(
+            step=state.step + 1, params=params, learned={"variational": variational}, extra=extra
+        ), metrics
 
 
 def stick_posterior(counts: Array, concentration: float) -> tuple[Array, Array, Array]:

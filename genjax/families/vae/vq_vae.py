@@ -124,8 +124,6 @@ class VQVAE:
     compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = Adam()
 
-    learned_extra = ("codebook", "sums", "place_counts")
-
     def __post_init__(self) -> None:
         if self.num_codes < 2:
             raise UserError(f"model.num_codes={self.num_codes} must be at least 2")
@@ -167,21 +165,18 @@ class VQVAE:
         # Small noise, so that two codes that start at the same vector can move apart.
         codes = chosen + 0.01 * rows.std() * jax.random.normal(noise_key, chosen.shape)
         places = math.prod(self.code_shape)
-        extra = {
-            # As if all codes had been chosen equally often so far.
-            "place_counts": jnp.full((places, self.num_codes), batch_size(batch) / self.num_codes),
-            "batch_size": jnp.asarray(batch_size(batch), jnp.int32),
-        }
+        # As if all codes had been chosen equally often so far.
+        learned = {"place_counts": jnp.full((places, self.num_codes), batch_size(batch) / self.num_codes)}
         if self.codebook == "gradient":
             params["codebook"] = codes
         else:
-            extra["codebook"] = codes
-            extra["sums"] = codes * extra["place_counts"].sum(0)[:, None]
-        return TrainState.create(params, self.optimizer, extra)
+            learned |= {"codebook": codes, "sums": codes * learned["place_counts"].sum(0)[:, None]}
+        extra = {"batch_size": jnp.asarray(batch_size(batch), jnp.int32)}
+        return TrainState.create(params, self.optimizer, extra, learned)
 
-    def codes_of(self, params: PyTree, extra: PyTree) -> Array:
+    def codes_of(self, params: PyTree, learned: PyTree) -> Array:
         """The codebook, [K, D]."""
-        return params["codebook"] if self.codebook == "gradient" else extra["codebook"]
+        return params["codebook"] if self.codebook == "gradient" else learned["codebook"]
 
     def encode_vectors(self, params: PyTree, x: Array) -> Array:
         """z_e of pictures [B, H, W, C], shape [B, h, w, D]."""
@@ -238,23 +233,23 @@ class VQVAE:
         in this batch, and the number of codes restarted.
         """
         zeros = {
-            "place_counts": jnp.zeros_like(state.extra["place_counts"]),
+            "place_counts": jnp.zeros_like(state.learned["place_counts"]),
             "sums": jnp.zeros((self.num_codes, self.embedding_dim)),
         }
         if self.restart_below:
             zeros["candidates"] = jnp.zeros((self.num_codes, self.embedding_dim))
-        started = state.replace(extra={**state.extra, "totals": zeros})
+        started = state.replace(extra={**state.extra, **state.learned, "totals": zeros})
         new, metrics = gradient_step(self.loss, self.optimizer, with_extra=True)(started, batch, key)
         totals = cross_device_sum(new.extra["totals"])
-        extra = {name: value for name, value in new.extra.items() if name != "totals"}
+        learned = dict(state.learned)
         metrics["perplexity"] = perplexity(totals["place_counts"].sum(0))
         average = lambda old, new: self.codebook_decay * old + (1.0 - self.codebook_decay) * new
-        extra["place_counts"] = average(extra["place_counts"], totals["place_counts"])
-        counts = extra["place_counts"].sum(0)
+        learned["place_counts"] = average(learned["place_counts"], totals["place_counts"])
+        counts = learned["place_counts"].sum(0)
         params = new.params
         if self.codebook == "ema":
-            extra["sums"] = average(extra["sums"], totals["sums"])
-            codes = extra["sums"] / jnp.maximum(counts, 1e-6)[:, None]
+            learned["sums"] = average(learned["sums"], totals["sums"])
+            codes = learned["sums"] / jnp.maximum(counts, 1e-6)[:, None]
         else:
             codes = params["codebook"]
         if self.restart_below:
@@ -262,17 +257,17 @@ class VQVAE:
             metrics["restarted"] = dead.sum().astype(jnp.float32)
             codes = jnp.where(dead[:, None], totals["candidates"], codes)
             # A restarted code begins with the count of a code that is chosen once a batch.
-            places = extra["place_counts"].shape[0]
-            extra["place_counts"] = jnp.where(dead[None], 1.0 / places, extra["place_counts"])
+            places = learned["place_counts"].shape[0]
+            learned["place_counts"] = jnp.where(dead[None], 1.0 / places, learned["place_counts"])
             if self.codebook == "ema":
-                extra["sums"] = jnp.where(dead[:, None], codes, extra["sums"])
+                learned["sums"] = jnp.where(dead[:, None], codes, learned["sums"])
         if self.codebook == "ema":
-            extra["codebook"] = codes
+            learned["codebook"] = codes
         else:
             params = {**params, "codebook": codes}
         # A skipped update has counted nothing: codes would fade and restart at zero.
-        params, extra = unless_skipped(metrics, (params, extra), (state.params, state.extra))
-        return new.replace(params=params, extra=extra), metrics
+        params, learned = unless_skipped(metrics, (params, learned), (state.params, state.learned))
+        return new.replace(params=params, learned=learned, extra=state.extra), metrics
 
     # Evaluation and samples.
 
@@ -284,7 +279,7 @@ class VQVAE:
         """
         del key
         x, params = batch["x"], state.eval_params
-        codes = self.codes_of(params, state.extra)[self.encode_codes(state, batch)]
+        codes = self.codes_of(params, state.learned)[self.encode_codes(state, batch)]
         reconstruction = -self.log_likelihood_given(params, x, codes)
         error = jnp.square(self._decode_vectors(params, codes) - x).reshape(x.shape[0], -1).mean(-1)
         code_length = math.prod(self.code_shape) * math.log(self.num_codes)
@@ -302,12 +297,12 @@ class VQVAE:
     def encode_codes(self, state: TrainState, batch: Batch) -> Array:
         """Indices of the codes of pictures, int32 [B, h, w]; what a prior over codes learns."""
         params = state.eval_params
-        return nearest_codes(self.encode_vectors(params, batch["x"]), self.codes_of(params, state.extra))
+        return nearest_codes(self.encode_vectors(params, batch["x"]), self.codes_of(params, state.learned))
 
     def decode_codes(self, state: TrainState, codes: Array) -> Array:
         """Mean of p(x | z_q) for indices [B, h, w], shape [B, *data_shape]."""
         params = state.eval_params
-        return self._decode_vectors(params, self.codes_of(params, state.extra)[codes])
+        return self._decode_vectors(params, self.codes_of(params, state.learned)[codes])
 
     def _decode_vectors(self, params: PyTree, vectors: Array) -> Array:
         return self.output.mean(_Decoder(self).apply({"params": params["decoder"]}, vectors))
@@ -318,7 +313,7 @@ class VQVAE:
 
     def decode(self, state: TrainState, latents: Array) -> Array:
         """Mean of p(x | z_q) for vectors [B, h, w, D], which are quantised first, shape [B, *data_shape]."""
-        codebook = self.codes_of(state.eval_params, state.extra)
+        codebook = self.codes_of(state.eval_params, state.learned)
         return self.decode_codes(state, nearest_codes(latents, codebook))
 
     def reconstruct(self, state: TrainState, batch: Batch, key: Array) -> Array:
@@ -336,7 +331,7 @@ class VQVAE:
         if condition:
             raise UserError(f"{', '.join(condition)} is not a condition of VQVAE; it has codes")
         if codes is None:
-            logits = jnp.log(state.extra["place_counts"] + 1e-12)
+            logits = jnp.log(state.learned["place_counts"] + 1e-12)
             codes = jax.random.categorical(key, logits[None], shape=(num_samples, logits.shape[0]))
             codes = codes.reshape(num_samples, *self.code_shape)
         return self.decode_codes(state, codes)

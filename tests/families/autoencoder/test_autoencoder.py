@@ -94,7 +94,7 @@ def test_reconstruction_of_the_optimum_is_the_score_of_the_noisy_gaussian(gaussi
 
 def test_loss_is_stationary_at_the_closed_form_denoiser(gaussian_data):
     params = _optimal_denoiser()
-    extra = DENOISING.init(jax.random.key(0), gaussian_data).extra
+    extra = DENOISING.init(jax.random.key(0), gaussian_data).learned
     gradient = jax.jit(
         jax.vmap(jax.grad(lambda p, k: DENOISING.loss(p, gaussian_data, k, extra)[0]), in_axes=(None, 0))
     )
@@ -163,7 +163,7 @@ def test_the_mean_activation_is_of_all_microbatches(digits):
     for count in (1, 4):
         optimizer = SGD(accumulation_steps=count)
         step = jax.jit(dataclasses.replace(model, optimizer=optimizer).train_step)
-        start = TrainState.create(params, optimizer, model.init(jax.random.key(0), digits).extra)
+        start = TrainState.create(params, optimizer, learned=model.init(jax.random.key(0), digits).learned)
         results.append(step(start, digits, jax.random.key(1)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *results)
 
@@ -185,8 +185,8 @@ def test_moments_of_the_codes_are_kept_and_sampled(cls, digits):
     codes = np.asarray(model.encode(state, digits))
     for count in (1, 4):
         parted = dataclasses.replace(model, optimizer=Adam(accumulation_steps=count))
-        extra = jax.jit(parted.train_step)(state, digits, jax.random.key(1))[0].extra
+        learned = jax.jit(parted.train_step)(state, digits, jax.random.key(1))[0].learned
         for name, now in (("code_mean", codes.mean(0)), ("code_second_moment", codes.T @ codes / 16)):
-            np.testing.assert_allclose(extra[name], 0.5 * state.extra[name] + 0.5 * now, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(learned[name], 0.5 * state.learned[name] + 0.5 * now, rtol=1e-4, atol=1e-5)
     samples = model.sample(state, jax.random.key(0), 5)
     assert samples.shape == (5, 8, 8, 1) and jnp.isfinite(samples).all()

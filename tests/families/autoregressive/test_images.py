@@ -308,7 +308,7 @@ def test_a_prior_over_codes_learns_alone_and_adds_its_bits(tmp_path):
     checkpoints.save(1, vq_state)
     checkpoints.close()
     params = warm_start(state.params, str(tmp_path), ("encoder", "decoder", "codebook"))
-    np.testing.assert_array_equal(params["codebook"], vq_state.extra["codebook"])
+    np.testing.assert_array_equal(params["codebook"], vq_state.learned["codebook"])
     state = state.replace(params=params)
     codes = jax.jit(model.codes)(params, batch)["x"][..., 0]
     np.testing.assert_array_equal(codes, jax.jit(model.vq_vae.encode_codes)(vq_state, batch))

@@ -83,7 +83,7 @@ def test_dcgan_starts_as_the_paper_says_and_ends_in_the_data_shape():
     state = jax.eval_shape(model.init, jax.random.key(0), batch)
     shapes = {leaf.shape for leaf in jax.tree.leaves(state.params) if leaf.ndim == 4}
     assert {(4, 4, 64, 32), (4, 4, 32, 16), (4, 4, 16, 3), (4, 4, 3, 16), (4, 4, 16, 32), (4, 4, 32, 64)} == shapes
-    assert set(jax.eval_shape(tiny().init, jax.random.key(0), BATCH).extra) == {"generator"}, (
+    assert set(jax.eval_shape(tiny().init, jax.random.key(0), BATCH).learned) == {"generator"}, (
         "8 x 8 pixels leave the discriminator one layer, which has no norm"
     )
     model = GAN(data_shape=(16, 16, 1), latent_dim=100, network=DCGANNetwork(base_channels=64))
@@ -128,7 +128,7 @@ def test_plain_networks_take_spectral_norm_and_an_output_activation():
     train = jax.jit(
         lambda variables: module.apply({"params": params, **variables}, x, None, True, mutable=["spectral"])
     )
-    variables = state.extra["discriminator"]
+    variables = state.learned["discriminator"]
     for _ in range(100):
         outputs, variables = train(variables)
     divided = jax.tree.map(lambda p: p / np.linalg.svd(np.asarray(p))[1][0] if p.ndim == 2 else p, params)
@@ -233,7 +233,11 @@ def test_several_discriminator_steps_inside_one_call_equal_as_many_calls():
     assert model.generator_variables(together) is together.extra["averaged_generator"]
     extra = {**together.extra, "averaged_generator": None}
     apart = apart.replace(extra={**apart.extra, "averaged_generator": None})
-    for a, b in zip(jax.tree.leaves((together.params, extra)), jax.tree.leaves((apart.params, apart.extra))):
+    for a, b in zip(
+        jax.tree.leaves((together.params, together.learned, extra)),
+        jax.tree.leaves((apart.params, apart.learned, apart.extra)),
+        strict=True,
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(metrics["loss"], generator_metrics["loss"], rtol=1e-5)
     np.testing.assert_allclose(metrics["discriminator_loss"], critic_metrics["discriminator_loss"], rtol=1e-5)
@@ -258,7 +262,7 @@ def test_statistics_of_the_averaged_generator_are_those_of_its_own_pass():
     ):
         np.testing.assert_array_equal(a, b)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(2), 0), 2)
-    start = jax.jit(model.init)(jax.random.key(1), BATCH).extra["generator"]
+    start = jax.jit(model.init)(jax.random.key(1), BATCH).learned["generator"]
     _, expected = jax.jit(model._fake)(before.ema_params["generator"], start, BATCH, key)
     for a, b in zip(jax.tree.leaves(state.extra["averaged_generator"]), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -268,7 +272,7 @@ def test_statistics_of_the_averaged_generator_are_those_of_its_own_pass():
     np.testing.assert_allclose(
         jax.jit(model.sample, static_argnums=2)(state, jax.random.key(3), 2), averaged, atol=1e-6
     )
-    own = generate(state.params["generator"], latents, None, state.extra["generator"])
+    own = generate(state.params["generator"], latents, None, state.learned["generator"])
     assert np.abs(np.asarray(averaged - own)).max() > 1e-4
 
 

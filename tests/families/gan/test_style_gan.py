@@ -161,7 +161,7 @@ def test_path_lengths_are_norms_of_the_jacobian_times_the_direction(style_gan_2)
     model, state, metrics = style_gan_2
     assert np.isfinite([float(value) for value in metrics.values()]).all()
     assert float(metrics["penalty"]) > 0.0 and float(metrics["path_length_penalty"]) > 0.0
-    params, variables, key = state.params["generator"], state.extra["generator"], jax.random.key(5)
+    params, variables, key = state.params["generator"], state.learned["generator"], jax.random.key(5)
     plain = dataclasses.replace(model, network=dataclasses.replace(model.network, mixing=0.0))
     one = {"x": BATCH["x"][:1]}
     length = float(jax.jit(plain.path_lengths)(params, variables, one, key)[0])
@@ -192,7 +192,7 @@ def test_styles_are_truncated_and_mixed(style_gan_2):
     latents = jax.random.normal(jax.random.key(3), (2, 5))
     styles = jax.jit(model.styles)(state, latents)
     assert styles.shape == (2, 4, 6)
-    mean = state.extra["generator"][STATISTICS]["mapping"]["mean_style"]
+    mean = state.learned["generator"][STATISTICS]["mapping"]["mean_style"]
     assert np.abs(mean).max() > 0.0, "the mean of w follows the training"
     np.testing.assert_allclose(truncate(styles, mean, 0.0), jnp.broadcast_to(mean[None, None], styles.shape), atol=1e-6)
     np.testing.assert_allclose(truncate(styles, mean, 0.5, 2)[:, 2:], styles[:, 2:])
@@ -207,7 +207,7 @@ def test_styles_are_truncated_and_mixed(style_gan_2):
 
 def test_pictures_get_a_second_style_behind_a_random_place_in_training(style_gan_2):
     model, state, _ = style_gan_2
-    variables = {"params": state.params["generator"], **state.extra["generator"]}
+    variables = {"params": state.params["generator"], **state.learned["generator"]}
     latents, keys = jax.random.normal(jax.random.key(3), (600, 5)), jax.random.split(jax.random.key(4), 600)
     styles = np.asarray(
         jax.jit(lambda z: model.generator().apply(variables, z, None, True, keys, method="styles"))(latents)
@@ -320,7 +320,7 @@ def test_filters_make_the_generator_equivariant():
 
         def measure(key, model=model, motion=motion, styles=styles):
             variables = model.generator().init(key, jnp.zeros((2, 5)))
-            state = TrainState.create({"generator": variables.pop("params")}, extra={"generator": variables})
+            state = TrainState.create({"generator": variables.pop("params")}, learned={"generator": variables})
             return equivariance(model, state, styles, jax.random.key(3), motion, 4), model.synthesize(
                 state, styles
             ).std()

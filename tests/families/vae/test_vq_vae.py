@@ -37,7 +37,7 @@ def started(digits):
 def chosen_by(model, state, batch):
     """Vectors [N, D] and the index of the code that each chose, by brute force."""
     vectors = np.asarray(model.encode(state, batch), np.float64).reshape(-1, model.embedding_dim)
-    codebook = np.asarray(model.codes_of(state.params, state.extra), np.float64)
+    codebook = np.asarray(model.codes_of(state.params, state.learned), np.float64)
     return vectors, cdist(vectors, codebook).argmin(1)
 
 
@@ -55,8 +55,8 @@ def test_perplexity_counts_the_codes_in_use():
 
 def with_totals(model, state):
     shape = (model.num_codes, model.embedding_dim)
-    totals = {"place_counts": jnp.zeros_like(state.extra["place_counts"]), "sums": jnp.zeros(shape)}
-    return {**state.extra, "totals": totals}
+    totals = {"place_counts": jnp.zeros_like(state.learned["place_counts"]), "sums": jnp.zeros(shape)}
+    return {**state.extra, **state.learned, "totals": totals}
 
 
 def test_the_gradient_passes_straight_through_the_codes(digits, started):
@@ -64,7 +64,7 @@ def test_the_gradient_passes_straight_through_the_codes(digits, started):
     model = dataclasses.replace(SMALL, commitment_weight=0.0)
     extra = with_totals(model, started)
     gradient = jax.grad(lambda p: model.loss(p, digits, jax.random.key(0), extra)[0])(started.params)["encoder"]
-    codes = started.extra["codebook"][model.encode_codes(started, digits)]
+    codes = started.learned["codebook"][model.encode_codes(started, digits)]
     at_codes = jax.grad(lambda z: -model.log_likelihood_given(started.params, digits["x"], z).mean())(codes)
     _, pull_back = jax.vjp(lambda p: model.encode_vectors({"encoder": p}, digits["x"]), started.params["encoder"])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), gradient, pull_back(at_codes)[0])
@@ -72,7 +72,7 @@ def test_the_gradient_passes_straight_through_the_codes(digits, started):
 
 def test_averaged_codes_follow_their_recursion(digits, started):
     model = dataclasses.replace(SMALL, codebook_decay=0.7)
-    counts, sums = np.asarray(started.extra["place_counts"]).sum(0), np.asarray(started.extra["sums"])
+    counts, sums = np.asarray(started.learned["place_counts"]).sum(0), np.asarray(started.learned["sums"])
     state = started
     for step in range(2):
         vectors, index = chosen_by(model, state, digits)
@@ -80,8 +80,8 @@ def test_averaged_codes_follow_their_recursion(digits, started):
         m = np.stack([vectors[index == k].sum(0) for k in range(6)])
         counts, sums = 0.7 * counts + 0.3 * n, 0.7 * sums + 0.3 * m
         state, metrics = jax.jit(model.train_step)(state, digits, jax.random.key(step))
-        np.testing.assert_allclose(state.extra["place_counts"].sum(0), counts, rtol=1e-4)
-        np.testing.assert_allclose(state.extra["codebook"], sums / counts[:, None], rtol=2e-3, atol=1e-4)
+        np.testing.assert_allclose(state.learned["place_counts"].sum(0), counts, rtol=1e-4)
+        np.testing.assert_allclose(state.learned["codebook"], sums / counts[:, None], rtol=2e-3, atol=1e-4)
     share = n[n > 0] / n.sum()
     assert metrics["perplexity"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-4)
 
@@ -101,17 +101,17 @@ def test_learned_codes_move_towards_the_mean_of_the_vectors_that_chose_them(digi
 def test_a_code_that_nobody_chooses_starts_anew_at_a_vector_of_the_batch(digits):
     model = dataclasses.replace(SMALL, restart_below=0.05, codebook_decay=0.0)
     state = model.init(jax.random.key(0), digits)
-    far = state.extra["codebook"].at[2].set(1e3)
-    state = state.replace(extra={**state.extra, "codebook": far})
+    far = state.learned["codebook"].at[2].set(1e3)
+    state = state.replace(learned={**state.learned, "codebook": far})
     vectors, index = chosen_by(model, state, digits)
     unused = sorted(set(range(6)) - set(index))
     assert 2 in unused
     new, metrics = jax.jit(model.train_step)(state, digits, jax.random.key(3))
     assert metrics["restarted"] == len(unused)
     for k in unused:
-        assert np.abs(vectors - np.asarray(new.extra["codebook"][k])).max(1).min() < 1e-4
+        assert np.abs(vectors - np.asarray(new.learned["codebook"][k])).max(1).min() < 1e-4
     # It may be chosen now, and has the count of a code in use.
-    assert new.extra["place_counts"].sum(0)[2] == pytest.approx(1.0)
+    assert new.learned["place_counts"].sum(0)[2] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("codebook", ["ema", "gradient"])
@@ -160,7 +160,7 @@ def test_codes_are_exposed_for_a_prior(digits, started):
 
 def test_samples_choose_codes_as_often_as_they_were_chosen_at_their_place(started):
     counts = jnp.zeros((16, 6)).at[:, 1].set(3.0).at[0, 1].set(0.0).at[0, 4].set(2.0)
-    state = started.replace(extra={**started.extra, "place_counts": counts})
+    state = started.replace(learned={**started.learned, "place_counts": counts})
     codes = np.ones((2, 4, 4), np.int32)
     codes[:, 0, 0] = 4
     expected = SMALL.decode_codes(state, jnp.asarray(codes))
