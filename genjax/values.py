@@ -1,11 +1,11 @@
-"""Which values data have, and which values a model can score.
+"""The values of data, and the values that a model can score.
 
-Data say in `spec()` what their `x` is: `range` (low, high), and `num_levels`, the number of evenly spaced values that x takes
-from low to high, or None where x fills the range.  Data that do not know this, such as tables, leave both out.
+`spec()` of data describes their `x`: `range` (low, high), and `num_levels`, the number of evenly spaced values of x
+from low to high, or None if x fills the range.  Data that do not know this, such as tables, leave both out.
 
-A model that cannot score every value says which it can by `support()`.  An experiment whose data have other values is refused
-when it is resolved (`check_spec`).  At run time, where an error cannot be raised, examples with other values have the
-likelihood NaN (`only_of_support`), which stops the run.
+A model that cannot score every value has a method `support()`, which returns the values that it can score.  An
+experiment whose data have other values is refused when it is resolved (`check_spec`).  In compiled code, where an error
+cannot be raised, examples with other values get the likelihood NaN (`only_of_support`), which stops the run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Lattice:
         """`num_levels`, which must be known.
 
         Raises:
-          UserError: neither configuration nor data give it.
+          UserError: neither the configuration nor the data give it.
         """
         if self.num_levels is None:
             raise UserError(f"{type(self).__name__}.num_levels is None; give the number of levels, e.g. 256")
@@ -61,13 +61,13 @@ class Lattice:
         return self.low + level * ((self.high - self.low) / (self.levels - 1))
 
     def contains(self, x: Array) -> Array:
-        """Whether each value is of the lattice, up to a hundredth of its spacing; x of numpy or of JAX, [...]."""
+        """Whether each value is on the lattice, up to a hundredth of its spacing; x [...] may be of numpy or of JAX."""
         place = self.unit(x) * (self.levels - 1)
         nearest = place.round()
         return (abs(place - nearest) < 0.01) & (nearest >= 0) & (nearest < self.levels)
 
     def as_support(self, name: str, remedy: str) -> Support:
-        """The values of the lattice alone, which have probabilities and no density; see `Support`."""
+        """The support that has only the values of the lattice, which have probabilities and no density."""
         return Support(
             name=name, remedy=remedy, low=self.low, high=self.high, num_levels=self.num_levels, density=False
         )
@@ -78,13 +78,14 @@ class Support:
     """The values of x that a model can score.
 
     Attributes:
-      name: what has this support, for messages.
-      remedy: what can be changed, for messages.
+      name: name of the model or distribution, for messages.
+      remedy: settings to change, for messages.
       low: smallest value.
       high: largest value.
-      num_levels: the number of evenly spaced values from low to high that levels must be among; None for all between.
-      levels: whether levels are scored.
-      density: whether values that fill their range are scored, by a density.
+      num_levels: number of evenly spaced values from low to high, one of which each level must
+        be; None allows all between.
+      levels: whether data with levels are scored.
+      density: whether data that fill their range are scored, by a density.
     """
 
     name: str
@@ -96,24 +97,24 @@ class Support:
     density: bool = True
 
     def contains(self, x: Array) -> Array:
-        """Whether each value is scored; x of numpy or of JAX, [...]."""
+        """Whether each value is scored; x [...] may be of numpy or of JAX."""
         if self.num_levels is None:
             return (x >= self.low) & (x <= self.high)
         return Lattice(low=self.low, high=self.high, num_levels=self.num_levels).contains(x)
 
     def check(self, x: Array, whose: str = "examples") -> None:
-        """Refuses values that are not scored; traced ones pass.
+        """Refuses values that are not scored; traced values pass.
 
         Args:
           x: values [...].
-          whose: who has them, for the message.
+          whose: owner of the values, for the message.
 
         Raises:
-          UserError: naming the range or the value found.
+          UserError: names the range of the values, or a value.
         """
         if isinstance(x, (jax.core.Tracer, jax.ShapeDtypeStruct)):
             return
-        # By numpy, as inside of `jit` even an operation on constants gives a tracer.
+        # In numpy, because inside `jit` even operations on constants of jnp give tracers.
         x = np.asarray(x)
         wrong = x[~np.asarray(self.contains(x))]
         if not wrong.size:
@@ -133,10 +134,10 @@ class Support:
         """Refuses data with values that are not scored.
 
         Args:
-          spec: what the data say of themselves.
+          spec: `spec()` of the data.
 
         Raises:
-          UserError: naming what the data have and what is scored.
+          UserError: names the values of the data and the values that are scored.
         """
         if spec.get("range") is None:
             return
@@ -156,7 +157,9 @@ class Support:
 
 
 def only_of_support(support: Support | None, log_likelihood: Array, x: Array) -> Array:
-    """Log-likelihoods [..., B] of examples x [B, ...], NaN for those with values outside of a support; all where it is None."""
+    """Log-likelihoods [..., B] of examples x [B, ...], NaN for examples with values outside `support`, which may be
+    None.
+    """
     if support is None:
         return log_likelihood
     # NaN stops the run, as an error cannot be raised under jit.

@@ -1,4 +1,5 @@
-"""How a diffusion model denoises, guides and edits: pictures of trajectories, schedules, guidance, inpainting and SDEdit.
+"""How a diffusion model denoises, guides and edits: pictures of trajectories, schedules,
+guidance, inpainting and SDEdit.
 
     run = genjax.restore("runs/edm_mnist")
     denoising.guidance(run, denoising.Options(scales=(0.0, 1.0, 4.0)))
@@ -35,17 +36,17 @@ from genjax.training.records import write_json
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is shown of a diffusion model.
+    """Options of the pictures of a diffusion model.
 
     Attributes:
-      num_samples: samples of a picture; of each scale, with features.
+      num_samples: number of samples in a picture; with features, for each scale.
       scales: weights of the guidance.
-      classifier: directory of a run of a classifier of noisy data that guides in place of labels.
-      strengths: shares of the way to noise that examples are taken.
+      classifier: directory of a run of a classifier of noisy data, which guides instead of labels.
+      strengths: strengths of image-to-image: 0 keeps the example, 1 starts from pure noise.
       features: directory of a run of a classifier that judges guided samples.
-      num_resamples: how often RePaint takes each step.
-      jump_length: how many steps RePaint goes back at once.
-      seed: seed of what is drawn.
+      num_resamples: number of times that RePaint takes each step.
+      jump_length: number of steps that RePaint goes back at once.
+      seed: seed of all random choices.
     """
 
     num_samples: int = 16
@@ -68,16 +69,16 @@ def trajectory(run: Run, options: Options | None = None) -> Outcome:
     """Draws the way from noise to samples as a GIF.
 
     Raises:
-      ConfigError: the run is none of a diffusion model of pictures; so also of the other tools.
+      ConfigError: the run is not of a diffusion model of pictures; the other tools raise this too.
     """
     options = options or Options()
     data = _pictures(run, "trajectory")
     draw = jax.jit(lambda state, key: run.model.sample(state, key, options.num_samples, trajectory=True))
     steps = np.asarray(draw(run.state, jax.random.key(options.seed)))  # [T + 1, N, ...]
-    # Noise far outside of the data's range would show as black and white alone.
+    # Noise far outside the data's range would show as black and white only.
     deviation = steps.reshape(len(steps), -1).std(1).reshape(-1, *[1] * (steps.ndim - 1))
     shown = np.stack([data.to_unit(x) for x in steps / np.maximum(deviation / deviation[-1], 1.0)], 1)
-    # The last picture stays for a second.
+    # The last picture is shown for a second.
     path = folder_of(run, "denoising") / "trajectory.gif"
     write_gif(np.concatenate([shown, np.repeat(shown[:, -1:], 8, 1)], 1), path)
     return Outcome(files=(path,))
@@ -101,7 +102,7 @@ def guidance(run: Run, options: Options | None = None) -> Outcome:
       that is recognised as their class, precision and recall.
 
     Raises:
-      ConfigError: the model knows no classes, or a classifier does not fit it.
+      ConfigError: the model has no classes, or a classifier does not fit it.
     """
     options = options or Options()
     data, classes = _pictures(run, "guidance"), run.model.num_classes
@@ -166,11 +167,11 @@ def inpaint(run: Run, options: Options | None = None) -> Outcome:
 
 
 def edit(run: Run, options: Options | None = None) -> Outcome:
-    """Draws examples, and what image-to-image (SDEdit) makes of them, a row for each strength.
+    """Draws examples, and image-to-image (SDEdit) results that start from them, a row for each strength.
 
     Raises:
       ConfigError: the split has too few examples.
-      UserError: a strength is none.
+      UserError: a strength is not in (0, 1].
     """
     options = options or Options()
     data, count = _pictures(run, "edit"), options.num_samples
@@ -189,7 +190,7 @@ def edit(run: Run, options: Options | None = None) -> Outcome:
     return Outcome(files=(path,))
 
 
-#: The tools by the names that experiments.denoising gives them.
+#: The tools, by their names in experiments.denoising.
 TOOLS = {
     "trajectory": trajectory,
     "schedule": schedule,
@@ -215,7 +216,7 @@ def _pictures(run: Run, tool: str) -> Images:
 
 
 def _examples(run: Run, count: int) -> dict[str, jax.Array]:
-    """The first examples of the evaluation split, in `random_order`, as the model sees them."""
+    """The first examples of the evaluation split in `random_order`, transformed for the model."""
     data, split = run.experiment.data, run.experiment.evaluation.split
     available = len(data.load(split))
     if count > available:
@@ -226,7 +227,7 @@ def _examples(run: Run, count: int) -> dict[str, jax.Array]:
 
 
 def _guided_sampler(run: Run, noisy: Run | None) -> Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]:
-    """One program for all scales: samples by state, key, scale and classes [N], guided by a classifier where there is one."""
+    """One program for all scales: samples by state, key, scale and classes [N], guided by a classifier if there is one."""
     model = run.model
 
     @jax.jit
@@ -250,7 +251,7 @@ def _guided_sampler(run: Run, noisy: Run | None) -> Callable[[Any, jax.Array, ja
 
 
 def _noisy_classifier(run: Run, directory: str) -> Run:
-    """The run of `Options.classifier`, which must know the noise and the classes of `run`."""
+    """The run `Options.classifier`, which must have the forward process and the classes of `run`."""
     if run.model.condition_on and not run.model.condition_dropout:
         raise ConfigError(
             "--classifier guides a model without its conditions, which condition_dropout=0 never trained; train with 0.1"

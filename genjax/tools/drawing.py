@@ -36,7 +36,7 @@ def load_arviz(path: str | Path) -> Any:
 
 
 def plot_curves(rows: list[dict[str, float]], path: Path) -> None:
-    """Writes the training metrics of rows with a `step`: losses, penalties, scores and norms, each kind in its panel."""
+    """Writes the training metrics of rows with a `step`: losses, penalties, scores and norms, one panel for each kind."""
     kinds = {"loss": [], "penalty": [], "score": [], "norm": [], "other metrics": []}
     names = {name for row in rows for name, value in row.items() if isinstance(value, float)} - {"steps_per_second"}
     for name in sorted(names):
@@ -64,7 +64,9 @@ def columns(posterior: dict[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
 
 
 def plot_traces(names: list[str], draws: np.ndarray, path: Path) -> None:
-    """Writes the traces of all chains [chains, draws, D], and histograms of their ranks, flat where chains agree."""
+    """Writes the traces of all chains [chains, draws, D], and histograms of their ranks,
+    which are flat if chains agree.
+    """
     count = draws.shape[-1]
     figure = Figure(figsize=(10, 1.6 * count + 0.6), layout="constrained")
     panels = figure.subplots(count, 2, squeeze=False, width_ratios=(3, 1))
@@ -106,7 +108,7 @@ def draw_paths(paths: np.ndarray, mask: np.ndarray, num_states: int, path: Path)
 
 
 def draw_ellipses(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray, weights: np.ndarray, path: Path) -> None:
-    """Writes points [N, 2] and components, mean [K, 2] and covariance [K, 2, 2], the paler the lighter they are."""
+    """Writes points [N, 2] and components with mean [K, 2] and covariance [K, 2, 2], paler if their weight is small."""
     figure = Figure(figsize=(5, 5), layout="constrained")
     panel = figure.subplots()
     panel.scatter(x[:, 0], x[:, 1], s=2, alpha=0.3, linewidths=0, color="grey")
@@ -126,12 +128,13 @@ def _shown(name: str) -> str:
 def write_attention(
     layers: Sequence[np.ndarray], rows: Sequence[str], columns: Sequence[str], stem: str | Path
 ) -> list[Path]:
-    """Writes the attention of one text as a PNG of heat maps, a row for each layer, and as a page with the tokens beside.
+    """Writes the attention of one text as a PNG of heat maps, a row for each layer, and as a
+    page with the tokens beside.
 
     Args:
       layers: attention of each layer, [num_heads, T, S] with rows that sum to 1.
-      rows: the T tokens that attend.
-      columns: the S tokens that are attended to.
+      rows: the T tokens whose attention is shown.
+      columns: the S tokens that receive it.
       stem: path of the files without suffix.
 
     Returns:
@@ -183,7 +186,7 @@ def principal_plane(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_embeddings(x: np.ndarray, names: Sequence[str], path: str | Path, max_names: int = 200) -> Path:
-    """Draws embeddings x [N, D] in the plane of their largest variance, the first ones with their names."""
+    """Draws embeddings x [N, D] in the plane of their largest variance, with names at the first of them."""
     if len(x) != len(names) or len(x) < 3 or np.ndim(x) != 2:
         raise UserError(f"embeddings of the shape {np.shape(x)} need three rows at least, and a name for each")
     points, shares = principal_plane(x)
@@ -191,7 +194,7 @@ def write_embeddings(x: np.ndarray, names: Sequence[str], path: str | Path, max_
     axes = figure.add_subplot()
     axes.scatter(points[:, 0], points[:, 1], s=4, alpha=0.3)
     for name, point in list(zip(names, points))[:max_names]:
-        # Characters that the font lacks would only draw boxes; a dollar sign would begin a formula.
+        # Characters that the font lacks would be drawn as boxes; a dollar sign would begin a formula.
         if name.isascii() and name.strip():
             axes.annotate(name.strip().replace("$", r"\$"), point, fontsize=8)
     axes.set_xlabel(f"first axis, {shares[0]:.0%} of the variance")
@@ -207,7 +210,7 @@ def draw_density(density: np.ndarray, low: np.ndarray, high: np.ndarray, data: n
     limits = [[low[0], high[0]], [low[1], high[1]]]
     shown = np.histogram2d(data[:, 0], data[:, 1], bins=len(density), range=limits, density=True)[0]
     for axis, values, title in zip(figure.subplots(1, 2), (shown, density), ("data", "model"), strict=True):
-        # One scale for both, cut at what the model reaches almost everywhere.
+        # One colour scale for both, cut at a high quantile of the model's density.
         axis.imshow(values.T, origin="lower", extent=extent, vmin=0.0, vmax=np.quantile(density, 0.999), cmap="magma")
         axis.set_title(title)
     figure.savefig(path, dpi=120)
@@ -235,7 +238,7 @@ def plot_schedule(process: Process, sampler: Sampler, path: Path) -> None:
 
 
 def plot_shares(table: Sequence[dict[str, float]], over: str, label: str, path: Path) -> None:
-    """Writes the columns of a table, all between 0 and 1, over one of them."""
+    """Plots the columns of a table, which are between 0 and 1, over one of its columns."""
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
     for name in table[0]:

@@ -1,4 +1,4 @@
-"""The evaluation of a run on its split, with the protocol that its numbers belong to."""
+"""The evaluation of a run on a split, with the protocol behind its numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def measure(run: Run) -> dict[str, Any]:
     """Evaluates a run on `evaluation.split`.
 
     Returns:
-      `step`, `split`, `protocol` (what was evaluated, how, and in what time), `num_examples`, and the metrics by name.
+      `step`, `split`, `protocol` (data, estimator and time), `num_examples`, and the metrics by name.
     """
     settings, data = run.experiment.evaluation, run.experiment.data
     began = time.monotonic()

@@ -1,9 +1,9 @@
-"""Pictures of what a generator does: curves of its training, walks between latents, classes, and styles of StyleGAN.
+"""Pictures of a generator: curves of its training, walks between latents, classes, and styles of StyleGAN.
 
     run = genjax.restore("runs/dcgan_digits")
     generators.walk(run, generators.Options(num_rows=2))
 
-`experiments.train` draws those of `training.pictures` beside every sheet of samples.
+`experiments.train` draws the pictures named by `training.pictures` beside every sheet of samples.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from genjax.training import Experiment, Run, records
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is drawn of a generator.
+    """Options of the pictures of a generator.
 
     Attributes:
-      num_rows: rows of a picture.
-      num_columns: columns of a picture; latents that a walk visits.
-      num_values: frames of a walk from one latent to the next.
-      layers: first layer of the columns' styles, and the one behind the last.
-      num_steps: steps of a projection.
-      features: of a projection: the directory of a run of a classifier, or a file of Inception's weights.
-      num_motions: shifts and turns that equivariance is measured by.
+      num_rows: number of rows of a picture.
+      num_columns: number of columns of a picture, or of latents that a walk visits.
+      num_values: number of frames of a walk from one latent to the next.
+      layers: first,last: the layers first .. last - 1 get the columns' styles.
+      num_steps: number of steps of a projection.
+      features: features for a projection: the directory of a run of a classifier, or a file of Inception's weights.
+      num_motions: number of shifts and rotations by which equivariance is measured.
       per_layer: let a projection choose w for every layer.
       seed: seed of the latents.
     """
@@ -138,7 +138,7 @@ def mixing(run: Run, options: Options | None = None) -> Outcome:
 
 
 def project(run: Run, options: Options | None = None) -> Outcome:
-    """Draws pictures of the evaluation split, and what a StyleGAN makes of the styles that come nearest to them.
+    """Draws pictures of the evaluation split, and a StyleGAN's pictures from the styles that come nearest to them.
 
     Raises:
       ConfigError: the model is no StyleGAN, or its data do not fit the features.
@@ -167,7 +167,7 @@ def project(run: Run, options: Options | None = None) -> Outcome:
 
 
 def equivariance(run: Run, options: Options | None = None) -> Outcome:
-    """Measures in decibels how the pictures of a StyleGAN3 follow when its input is shifted or turned.
+    """Measures, in decibels, how well pictures of a StyleGAN3 follow shifts and rotations of its input.
 
     Raises:
       ConfigError: the model is no StyleGAN.
@@ -179,14 +179,14 @@ def equivariance(run: Run, options: Options | None = None) -> Outcome:
     measure = jax.jit(equivariances.equivariance, static_argnums=(0, 4, 5))
     names = {"translation": "EQ-T", "fractional": "EQ-T_frac", "rotation": "EQ-R"}
     values = {name: float(measure(run.model, run.state, styles, key, kind, count)) for kind, name in names.items()}
-    # Pictures of an untrained generator are faint, which alone gives high figures.
+    # An untrained generator makes faint pictures, and its figures are high for this reason only.
     deviation = 2.0 * pictures(styles).std()
     size = run.model.data_shape[0]
     note = f"decibels, of {len(styles)} pictures of {size} pixels, {count} motions each; standard deviation {deviation:.4f}"
     return Outcome(notes=(note,), figures=(values,))
 
 
-#: The tools by the names that experiments.pictures gives them.
+#: The tools, by their names in experiments.pictures.
 TOOLS = {
     "curves": curves,
     "walk": walk,
@@ -222,7 +222,7 @@ def _styles_and_pictures(run: Run, tool: str, count: int, seed: int) -> tuple[ja
 
 
 def _distance_features(run: Run, name: str | None) -> tuple[str, Callable[[jax.Array], jax.Array]]:
-    """The features that a projection measures distances in: their name, and a function of pictures [B, H, W, C]."""
+    """The features for distances of a projection: their name, and a function of pictures [B, H, W, C]."""
     preprocessing = run.experiment.data.preprocessing
     if name is None:
         return "pixels at several sizes", style_tools.pyramid
@@ -235,7 +235,7 @@ def _distance_features(run: Run, name: str | None) -> tuple[str, Callable[[jax.A
 
 
 def check_can_draw(name: str, experiment: Experiment) -> None:
-    """Raises ConfigError unless an experiment is one whose curves, walk or classes can be drawn."""
+    """Raises ConfigError unless curves, walk or classes of an experiment can be drawn."""
     model, data = experiment.model, experiment.data
     if name == "curves":
         return
@@ -288,7 +288,7 @@ def draw_walk(
 ) -> None:
     """A GIF of walks on great arcs that visit `num_columns` latents, with `num_values` frames from one to the next."""
     codes = np.asarray(latents(run, seed, num_rows, num_columns))
-    # A walk ends where it began, so that the GIF can go round.
+    # A walk ends at its beginning, so that the GIF can loop.
     legs = [
         spherical_interpolation(codes[:, i], codes[:, (i + 1) % num_columns], num_values + 1)[:, :-1]
         for i in range(num_columns)
@@ -306,17 +306,17 @@ def draw_classes(run: Run, path: Path, num_columns: int = 10, seed: int = 0) -> 
 
 
 def scheduled(experiment: Experiment) -> Callable[[Run, Path], dict[str, Path]]:
-    """What draws `training.pictures` into a folder, and gives their files by name.
+    """A function that draws `training.pictures` into a folder and returns their files by name.
 
     Raises:
-      ConfigError: one of them cannot be drawn of this experiment.
+      ConfigError: one of the pictures cannot be drawn for this experiment.
     """
     for name in experiment.training.pictures:
         check_can_draw(name, experiment)
 
     def draw(run: Run, folder: Path) -> dict[str, Path]:
         drawings = {
-            # The curves are those of all steps so far, so that the last ones are enough.
+            # The curves show all steps so far, so only the last picture is kept.
             "curves": (draw_curves, folder / "curves.png"),
             "walk": (draw_walk, folder / f"walk_{run.step:08d}.gif"),
             "classes": (draw_classes, folder / f"classes_{run.step:08d}.png"),

@@ -1,4 +1,5 @@
-"""Codes of a trained run: paths between them, directions, what they know of classes and factors, and tables of them.
+"""Codes of a trained run: paths between them, directions, their information on classes and
+factors, and tables of codes.
 
     run = genjax.restore("runs/vae_digits")
     latents.interpolate(run, latents.Options(num_rows=4))
@@ -39,19 +40,19 @@ from genjax.training.records import write_json
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is drawn or measured of codes.
+    """Options of the tools for codes.
 
     Attributes:
-      num_rows: rows of a picture.
-      num_values: columns of a picture: points on a path.
-      example: which example of the split is traversed.
+      num_rows: number of rows of a picture.
+      num_values: number of columns of a picture, which are points on a path.
+      example: number of the example of the split that is traversed.
       source: class whose examples are changed.
-      target: class that they are changed towards.
+      target: class towards which examples are changed.
       held_out: class that the run has not seen.
-      num_samples: examples drawn of each class.
+      num_samples: number of examples that are drawn of each class.
       codes: CSV or NPY file with a code in each row.
       label: classes of the rows of codes, in turn, by name or number, for a model conditional on classes.
-      seed: seed of what is drawn.
+      seed: seed of all random choices.
     """
 
     num_rows: int = 8
@@ -84,7 +85,7 @@ def interpolate(run: Run, options: Options | None = None) -> Outcome:
     codes, examples = codes[order], {name: a[order] for name, a in examples.items()}
     label, ends = _labels(run, examples), np.arange(rows, 2 * rows)
     if label is not None:
-        # Codes of different classes have no path between them that one class decodes.
+        # On a path between codes of different classes there is no one class to decode with.
         ends = partners(label, rows)
         label = label[:rows]
     files: list[Path] = []
@@ -97,8 +98,8 @@ def interpolate(run: Run, options: Options | None = None) -> Outcome:
 def traverse(run: Run, options: Options | None = None) -> Outcome:
     """Draws one example with its code changed along one dimension at a time, from -3 to 3.
 
-    Of a model that knows what its code means (InfoGAN) it draws a picture for each variable of the code, which changes
-    along the rows of samples.
+    For a model whose code has named variables (InfoGAN) it draws a picture for each variable, which
+    changes along the rows of samples.
 
     Raises:
       ConfigError: the codes are no vectors, or the split has no such example.
@@ -115,7 +116,7 @@ def traverse(run: Run, options: Options | None = None) -> Outcome:
         raise ConfigError(f"traverse needs codes that are vectors; these have the shape {codes.shape[1:]}")
     if options.example >= len(codes):
         raise ConfigError(f"--example={options.example} is not in the split, which has {len(codes)} examples")
-    # Dimensions whose means vary most are those that the model uses.
+    # The model uses the dimensions whose means vary most.
     used = np.argsort(-codes.var(0))[: options.num_rows]
     points = traversal(codes[options.example], used, np.linspace(-3.0, 3.0, options.num_values))
     label = _labels(run, examples)
@@ -166,7 +167,7 @@ def anomaly(run: Run, options: Options | None = None) -> Outcome:
         raise ConfigError(f"anomaly needs a model with a likelihood; {type(run.model).__name__} has none")
 
     def score(state: Any, batch: Any, key: jax.Array) -> jax.Array:
-        # Of the data before their transform, as in tools.likelihood.
+        # The likelihood of the data before their transform, as in tools.likelihood.
         return -log_likelihoods(run.model, state, batch, key)[1]
 
     everything = dataclasses.replace(data, classes=())
@@ -239,7 +240,7 @@ def export(run: Run, options: Options | None = None) -> Outcome:
 
 
 def show(run: Run, options: Options | None = None) -> Outcome:
-    """Draws what the first codes of the table `options.codes` decode to.
+    """Decodes and draws the first codes of the table `options.codes`.
 
     Raises:
       ConfigError: there is no such table, or its rows are no codes of the run.
@@ -258,7 +259,7 @@ def show(run: Run, options: Options | None = None) -> Outcome:
     return Outcome(files=tuple(_draw(run, decode(run, codes, label), options.num_values, name)))
 
 
-#: The tools by the names that experiments.latents gives them.
+#: The tools, by their names in experiments.latents.
 TOOLS = {
     "interpolate": interpolate,
     "traverse": traverse,
@@ -279,18 +280,18 @@ def _encode(run: Run, tool: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def _labels(run: Run, examples: dict[str, np.ndarray]) -> np.ndarray | None:
-    """Classes of examples [N] where the model decodes codes given them, else None."""
+    """Classes of examples [N] if the model decodes codes given classes, else None."""
     return examples["label"] if takes(run.model, "label") else None
 
 
 def _decode_rows(run: Run, codes: np.ndarray, label: np.ndarray | None) -> np.ndarray:
-    """Decoded rows of codes [R, C, ...], each row of one class [R] where there are any, shape [R * C, ...]."""
+    """Decoded rows of codes [R, C, ...], with a class for each row [R] if given, shape [R * C, ...]."""
     label = None if label is None else np.repeat(label, codes.shape[1])
     return decode(run, codes.reshape(-1, *codes.shape[2:]), label)
 
 
 def _draw(run: Run, samples: np.ndarray, num_columns: int, name: str) -> list[Path]:
-    """Writes samples as a picture with rows of `num_columns`, or as their domain shows them; returns the files."""
+    """Writes samples as a picture with rows of `num_columns`, or in another form for their domain; returns the files."""
     stem = folder_of(run, "latents") / name
     data = run.experiment.data
     if not isinstance(data, Images):
@@ -334,7 +335,7 @@ def decode(run: Run, codes: np.ndarray, label: np.ndarray | None = None) -> np.n
 
 
 def traversals(run: Run, key: jax.Array, num_rows: int, num_values: int) -> Iterator[np.ndarray]:
-    """For each variable of a code that has some of several kinds, samples [num_rows, columns, *data_shape] along its values."""
+    """Samples [num_rows, columns, *data_shape] along the values of each variable of a code."""
     for variable in range(run.model.num_variables):
         yield np.asarray(run.model.traverse(run.state, key, variable, num_rows, num_values))
 
@@ -350,8 +351,8 @@ def read_codes(path: str | Path, shape: tuple[int, ...], limit: int) -> np.ndarr
     """The first rows, at most `limit`, of a CSV or NPY table, as codes [N, *shape].
 
     Raises:
-      ConfigError: there is no such file, or its rows are no codes of that shape.
-      DataError: it is not a table of finite numbers.
+      ConfigError: there is no such file, or its rows are no codes of this shape.
+      DataError: the file is not a table of finite numbers.
     """
     if not Path(path).expanduser().is_file():
         raise ConfigError(f"--codes={path} is not a file; give a CSV or NPY file with a code in each row")

@@ -143,7 +143,7 @@ class Flow(abc.ABC):
         check_label_range(label, self.num_classes)
 
     def support(self) -> Support:
-        """Levels, where the flow dequantises them; elsewhere what has a density, as levels that nobody dequantises do not."""
+        """Levels if the flow dequantises them, otherwise values with a density, which levels do not have."""
         if self.dequantization is not None:
             remedy = "data.preprocessing to unit, or model.dequantization, none for data that are dequantised already"
             return self.dequantization.lattice().as_support("dequantization", remedy)
