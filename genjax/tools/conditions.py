@@ -36,11 +36,6 @@ def has_exact_log_prob(model: Any) -> bool:
     return isinstance(model, HasLogProb) and not (isinstance(model, Dequantizes) and model.dequantization is not None)
 
 
-def takes_labels(model: Any) -> bool:
-    """Whether samples of a model are conditional on classes: its `conditions` say so."""
-    return takes(model, "label")
-
-
 def labels_for(model: Any, classes: Sequence[str], count: int, names: Sequence[str] = ()) -> np.ndarray:
     """Classes of the samples, in turn, int32 [count].
 

@@ -19,6 +19,7 @@ from genjax.families.diffusion.image_to_image import ImageToImage
 from genjax.families.diffusion.networks import ResidualMLP
 from genjax.families.diffusion.noisy_classifier import NoisyClassifier
 from genjax.families.diffusion.samplers import Heun
+from genjax.model import takes
 from genjax.tools import conditions, denoising
 from genjax.tools.denoising import Options
 from tests.tools.untrained import untrained
@@ -117,7 +118,7 @@ def test_classes_are_asked_of_models_that_have_them_and_samples_are_numbers():
     ):
         conditions.labels_for(model, ["cat", "2"], 2, names)
     # Classifiers of noisy data draw what they take for a class.
-    assert conditions.takes_labels(NoisyClassifier()) and not conditions.takes_labels(MaskedDiffusion())
+    assert takes(NoisyClassifier(), "label") and not takes(MaskedDiffusion(), "label")
     with pytest.raises(config.ConfigError, match="--label=3,99999999999 is not a list of class numbers"):
         conditions.labels_for(model, ["3", "99999999999"], 3)
     with pytest.raises(config.ConfigError, match="not a list of class numbers"):

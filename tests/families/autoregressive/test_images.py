@@ -20,14 +20,13 @@ from genjax.families.diffusion.vq_diffusion import VQDiffusion
 from genjax.families.language.bert import EncoderNetwork
 from genjax.families.language.encoder_tasks import MaskedLanguageModel
 from genjax.families.vae.vq_vae import VQVAE
-from genjax.model import GenerativeModel, HasLogProb, TrainState
+from genjax.model import GenerativeModel, HasLogProb, TrainState, takes
 from genjax.nn.distributions import Bernoulli, Categorical
 from genjax.nn.logistic_mixture import DiscretizedLogisticMixture
 from genjax.nn.mixture_of_experts import MixtureOfExperts
 from genjax.nn.transformer import Transformer
 from genjax.nn.vision_transformer import VisionTransformer
 from genjax.optimizers import AdamW
-from genjax.tools import conditions
 from genjax.training.checkpoints import Checkpoints, warm_start
 
 GREY = {"data_shape": (4, 4, 1), "output_dim": 5}
@@ -290,8 +289,8 @@ def test_experts_are_refused_where_nothing_would_balance_them():
 
 def test_the_tools_see_that_a_prior_over_codes_is_conditional():
     conditional = VQPrior(prior=GatedPixelCNN(class_conditional=True, num_classes=3))
-    assert conditions.takes_labels(conditional)
-    assert not conditions.takes_labels(VQPrior()) and not conditions.takes_labels(VQDiffusion())
+    assert takes(conditional, "label")
+    assert not takes(VQPrior(), "label") and not takes(VQDiffusion(), "label")
 
 
 def test_a_prior_over_codes_learns_alone_and_adds_its_bits(tmp_path):

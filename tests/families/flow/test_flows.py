@@ -23,7 +23,7 @@ from genjax.families.flow.planar import PlanarFlow
 from genjax.families.flow.real_nvp import RealNVP
 from genjax.families.gan.gan import GAN
 from genjax.families.vae.conditional_vae import ConditionalVAE
-from genjax.model import GenerativeModel, HasLatents, HasLogProb
+from genjax.model import GenerativeModel, HasLatents, HasLogProb, takes
 from genjax.optimizers import Adam
 from genjax.tools import conditions
 from genjax.tools import latents as latent_tables
@@ -341,13 +341,13 @@ def test_the_latent_tools_decode_codes_given_the_classes_of_a_conditional_flow()
     model, state, _ = trained("conditional")
     batch, run = point_batch(), types.SimpleNamespace(model=model, state=state)
     codes = np.asarray(model.encode(state, batch))
-    assert conditions.takes_labels(model)
+    assert takes(model, "label")
     again = latent_tables.decode(run, codes, np.asarray(batch["label"]))
     np.testing.assert_allclose(again, batch["x"], atol=1e-4)
     for other in (ConditionalVAE(), EDM(condition_on=("label",)), GAN(conditioning="projection")):
-        assert conditions.takes_labels(other)
+        assert takes(other, "label")
     plain = POINT_MODELS["real_nvp"]
-    assert not any(map(conditions.takes_labels, (plain, ConditionalVAE(condition_keys=("context",)), EDM(), GAN())))
+    assert not any(takes(m, "label") for m in (plain, ConditionalVAE(condition_keys=("context",)), EDM(), GAN()))
     assert conditions.has_exact_log_prob(plain) and not conditions.has_exact_log_prob(IMAGE_MODELS["nice"])
 
 
