@@ -54,7 +54,8 @@ def run_command(arguments: list[str]) -> int | None:
 
 def main() -> None:
     """What `python -m experiments` and the script `genjax` run."""
-    # As with `python -m`, a file of the user's finds the modules beside it, but none of them stands before the project's.
+    # As with `python -m`, a file of the user's finds the modules beside it, but none of them
+    # stands before the project's.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     command_line.run(run_command)

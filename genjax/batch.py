@@ -29,7 +29,8 @@ def batch_size(batch: Batch) -> int:
 
 
 def counted_examples(batch: Batch) -> Array | None:
-    """True at examples, False at what only fills up the last batch of an evaluation, bool [B]; None where all are examples.
+    """True at examples, False at what only fills up the last batch of an evaluation, bool [B];
+    None where all are examples.
 
     What compares the examples of a batch, or takes means over them, looks at no others; see `GenerativeModel.evaluate`.
     """

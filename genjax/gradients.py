@@ -67,8 +67,8 @@ def value_and_gradient(
       key: random key, the same for every microbatch (see `example_keys`).
       accumulation_steps: number of microbatches, which are computed one after the other to save memory.
       extra: state that the loss carries from one microbatch to the next, or None.
-      average_extra: whether each microbatch starts from `extra` instead, and the new `extra` is the mean of what they give:
-        running averages then decay once an update.
+      average_extra: whether each microbatch starts from `extra` instead, and the new `extra` is the mean of what they
+        give: running averages then decay once an update.
 
     Returns:
       Gradients, metrics (with `loss`), and the new `extra`.

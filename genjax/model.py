@@ -229,7 +229,8 @@ class HasWarnings(Protocol):
 @runtime_checkable
 class CanDiagnose(Protocol):
     def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
-        """Looks for the cause of a loss that was not finite: runs the forward pass of the state before, outside of `jit`.
+        """Looks for the cause of a loss that was not finite: runs the forward pass of the
+        state before, outside of `jit`.
 
         Raises UserError with the layer or the input that is to blame, as a part of a sentence.
         """

@@ -75,7 +75,8 @@ def nade_mnist() -> Experiment:
 
     python -m experiments.train --experiment=nade_mnist --data.dir=TFDS_DIRECTORY --workdir=runs/nade_mnist
 
-    Half an hour on one CPU core.  For figures on dynamic binarisation, --data.name=mnist --data.preprocessing=binarize_dynamic.
+    Half an hour on one CPU core.  For figures on dynamic binarisation, --data.name=mnist
+    --data.preprocessing=binarize_dynamic.
     """
     return _binary_mnist(NADE(optimizer=Adam(learning_rate=1e-3, schedule=Cosine())), 25000)
 
@@ -90,8 +91,8 @@ def made_mnist() -> Experiment:
 
     python -m experiments.train --experiment=made_mnist --data.dir=TFDS_DIRECTORY --workdir=runs/made_mnist
 
-    Within 20 minutes on two CPU cores.  --data.name=mnist --data.preprocessing=binarize_dynamic draws the binary pixels anew at
-    every step, and overfits less.
+    Within 20 minutes on two CPU cores.  --data.name=mnist --data.preprocessing=binarize_dynamic draws the binary pixels
+    anew at every step, and overfits less.
     """
     optimizer = AdamW(learning_rate=1e-3, weight_decay=1e-1, schedule=Cosine(warmup_steps=200))
     return _binary_mnist(MADE(hidden_dims=(1500, 1500), direct=True, optimizer=optimizer), 10000)

@@ -180,8 +180,8 @@ def consistency_distillation_points() -> Experiment:
     python -m experiments.train --experiment=consistency_distillation_points --training.init_from=runs/edm_points \\
         --workdir=runs/consistency
 
-    About a minute on two CPU cores, after the teacher's.  With target_decay=0 errors grow from level to level, and samples are
-    next to noise.
+    About a minute on two CPU cores, after the teacher's.  With target_decay=0 errors grow from level to level,
+    and samples are next to noise.
     """
     model = ConsistencyDistillation(
         network=ResidualMLP(), sigma_data=1.0, target_decay=0.95, optimizer=_POINT_OPTIMIZER
@@ -225,7 +225,8 @@ def edm_digits() -> Experiment:
     shrunk={k: v for k, v in _SHRUNK_DIGITS.items() if k != "model.sampler.num_steps"},
 )
 def consistency_digits() -> Experiment:
-    """Improved consistency training on the embedded digits, without a teacher; --model.sampler.num_steps=2 takes a second evaluation.
+    """Improved consistency training on the embedded digits, without a teacher;
+    --model.sampler.num_steps=2 takes a second evaluation.
 
     python -m experiments.train --experiment=consistency_digits --workdir=runs/consistency_digits
 
@@ -276,8 +277,8 @@ def _mnist(model, preprocessing: str = "signed", **training) -> Experiment:
     )
 
 
-# Patches of 2 x 2 halve the time of a step on CPU at the same number of operations a place; so narrow a network sees each
-# picture ten times in half an hour of two cores.
+# Patches of 2 x 2 halve the time of a step on CPU at the same number of operations a place; so narrow a network sees
+# each picture ten times in half an hour of two cores.
 _MNIST_UNET = UNet(channels=32, channel_multipliers=(1, 2, 2), num_blocks=1, attention_levels=(1,), patch_size=2)
 _MNIST_OPTIMIZER = Adam(learning_rate=1e-3, schedule=Cosine(warmup_steps=200), clip_norm=1.0, ema_decay=0.999)
 
@@ -300,7 +301,8 @@ def ddpm_mnist() -> Experiment:
             process=Discrete(schedule="cosine"),
             variance="learned",
             network=_MNIST_UNET,
-            # There alpha |x| is about 0.3 of the noise's deviation, for 784 pixels, and nothing is seen of a picture yet.
+            # There alpha |x| is about 0.3 of the noise's deviation, for 784 pixels, and
+            # nothing is seen of a picture yet.
             sampler=DPMSolver(num_steps=20, min_log_ratio=-4.5),
             optimizer=_MNIST_OPTIMIZER,
         ),
@@ -319,8 +321,8 @@ def edm_mnist() -> Experiment:
     python -m experiments.train --experiment=edm_mnist --data.dir=TFDS_DIRECTORY --workdir=runs/edm_mnist
     python -m experiments.sample --workdir=runs/edm_mnist --model.guidance.scale=2
 
-    About a quarter of an hour on two CPU cores.  Without classes, with an early checkpoint as what guides, in half an hour, at 2.7 times
-    the Frechet distance of as many training pictures:
+    About a quarter of an hour on two CPU cores.  Without classes, with an early checkpoint as what guides, in half an
+    hour, at 2.7 times the Frechet distance of as many training pictures:
 
         ... --model.condition_on= --model.guidance.scale=0 --training.num_steps=25000 --training.keep_checkpoints=25
         python -m experiments.sample --workdir=... --weak_step=3000 --model.guidance.scale=1
@@ -379,8 +381,8 @@ def inpainting_mnist() -> Experiment:
     python -m experiments.train --experiment=inpainting_mnist --data.dir=TFDS_DIRECTORY --workdir=runs/inpainting
     python -m experiments.sample --workdir=runs/inpainting --reconstruct
 
-    About a quarter of an hour on two CPU cores.  `experiments.denoising --tool=inpaint` does it by RePaint, with a model that was not
-    trained for it.
+    About a quarter of an hour on two CPU cores.  `experiments.denoising --tool=inpaint` does it by RePaint, with a
+    model that was not trained for it.
     """
     return _mnist(ImageToImage(degradation="hole", network=_MNIST_UNET, optimizer=_MNIST_OPTIMIZER))
 

@@ -40,11 +40,13 @@ def _adam(learning_rate: float, warmup_steps: int) -> AdamW:
     shrunk=_SHRUNK,
 )
 def bert_embedded() -> Experiment:
-    """A small BERT of characters with masking and next-sentence prediction; --data.name=file --data.dir=TEXT for others.
+    """A small BERT of characters with masking and next-sentence prediction;
+    --data.name=file --data.dir=TEXT for others.
 
     python -m experiments.train --experiment=bert_embedded --workdir=runs/bert
 
-    Goes on with another text from a checkpoint and with its tokenizer (domain adaptation), and states both perplexities:
+    Goes on with another text from a checkpoint and with its tokenizer (domain adaptation),
+    and states both perplexities:
 
     python -m experiments.train --experiment=bert_embedded --training.init_from=runs/bert --data.name=file --data.dir=TEXT \\
         --data.added_tokens=100 --workdir=runs/adapted
@@ -142,8 +144,8 @@ def bert_sentiment() -> Experiment:
 
     python -m experiments.train --experiment=bert_sentiment --workdir=runs/sentiment
 
-    To start from a pre-trained encoder: --training.init_from=runs/bert --training.init_prefix=embedding,stack, which takes
-    its tokenizer too.  Three minutes on two CPU cores.
+    To start from a pre-trained encoder: --training.init_from=runs/bert --training.init_prefix=embedding,stack, which
+    takes its tokenizer too.  Three minutes on two CPU cores.
     """
     return _fine_tuned(Classification(), LabelledText(batch_size=32), "accuracy")
 

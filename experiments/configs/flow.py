@@ -18,8 +18,8 @@ from genjax.nn.encoder_decoder import MLPNetwork
 from genjax.optimizers import Adam, Cosine
 from genjax.training import Experiment, Training
 
-# After its start, ActNorm has a gradient of rounding error, which Adam with a small eps makes a full first step of; shrunk
-# runs are compared between devices, whose rounding differs.
+# After its start, ActNorm has a gradient of rounding error, which Adam with a small eps makes a full first step of;
+# shrunk runs are compared between devices, whose rounding differs.
 _SHRUNK = {"model.optimizer.eps": 1e-4}
 _POINTS = {**_SHRUNK, "data.num_train": 512, "data.num_held_out": 64, "data.batch_size": 32}
 _DIGITS = {**_SHRUNK, "data.name": "digits", "data.batch_size": 16}
@@ -173,8 +173,8 @@ def spline_table() -> Experiment:
     python -m experiments.train --experiment=spline_table --data.dir=table.csv --workdir=runs/table
 
     `nll` is in nats of the standardised columns, `bits_per_dim` of the raw ones.  The columns that
-    --data.condition_columns=NAME,NAME names are not modelled: the others are, given them, and `experiments.sample` draws
-    them given --condition=NUMBER,NUMBER.
+    --data.condition_columns=NAME,NAME names are not modelled: the others are, given them, and `experiments.sample`
+    draws them given --condition=NUMBER,NUMBER.
     """
     model = NeuralSplineFlow(num_layers=6, hidden_dims=(128, 128), optimizer=_decayed(1e-3))
     data = Points(name="table", standardize=True, batch_size=256)

@@ -64,7 +64,8 @@ def gan_mnist() -> Experiment:
 
     python -m experiments.train --experiment=gan_mnist --data.dir=DIRECTORY --workdir=runs/gan_mnist
 
-    Latents are normal and the rule is Adam, where the paper has uniform ones and momentum.  An hour (a guess) on two CPU cores.
+    Latents are normal and the rule is Adam, where the paper has uniform ones and momentum.  An
+    hour (a guess) on two CPU cores.
     """
     model = GAN(latent_dim=100, network=MaxoutNetwork())
     training = Training(
@@ -118,8 +119,8 @@ def dcgan_mnist() -> Experiment:
     python -m experiments.train --experiment=dcgan_mnist --data.dir=DIRECTORY --workdir=runs/dcgan_mnist
     python -m experiments.quality --workdir=runs/dcgan_mnist --features=runs/feature_net_mnist
 
-    A quarter of an hour on two CPU cores.  Rates five times the paper's that fall to 0 suit so short a run; the class is what
-    matters most: without it, and with half the channels, the same steps end at a distance of 45.
+    A quarter of an hour on two CPU cores.  Rates five times the paper's that fall to 0 suit so short a run; the class
+    is what matters most: without it, and with half the channels, the same steps end at a distance of 45.
     """
     adam = Adam(learning_rate=1e-3, b1=0.5, schedule=Linear())
     model = _dcgan(
@@ -156,7 +157,8 @@ def dcgan_folder() -> Experiment:
     python -m experiments.train --experiment=dcgan_folder --data.dir=FOLDER --workdir=runs/dcgan
     python -m experiments.train --experiment=dcgan_folder --data.name=emoji --data.dir=emoji64.npz --workdir=runs/dcgan
 
-    1024 channels at 4 x 4 pixels (figure 1), batch norm in both networks; latents are normal, where the paper has U(-1, 1).
+    1024 channels at 4 x 4 pixels (figure 1), batch norm in both networks; latents are normal,
+    where the paper has U(-1, 1).
     """
     adam = Adam(learning_rate=2e-4, b1=0.5)
     model = _dcgan(128, generator_optimizer=adam)
@@ -179,7 +181,8 @@ def dcgan_folder() -> Experiment:
     },
 )
 def wgan_mnist() -> Experiment:
-    """DCGAN's networks with the recipe of the first WGAN on MNIST: RMSProp at 5e-5, clipping at .01, five critic updates.
+    """DCGAN's networks with the recipe of the first WGAN on MNIST: RMSProp at 5e-5, clipping
+    at .01, five critic updates.
 
     python -m experiments.train --experiment=wgan_mnist --data.dir=DIRECTORY --workdir=runs/wgan_mnist
 
@@ -219,8 +222,8 @@ def sngan_cifar10() -> Experiment:
 
     python -m experiments.train --experiment=sngan_cifar10 --data.dir=DIRECTORY --workdir=runs/sngan
 
-    The five updates of the discriminator take 64 pictures each.  The paper computes in float32; this is bfloat16.  On eight
-    devices: --training.mesh=data:8.
+    The five updates of the discriminator take 64 pictures each.  The paper computes in float32; this is bfloat16.  On
+    eight devices: --training.mesh=data:8.
     """
     adam = Adam(learning_rate=2e-4, b1=0.0, b2=0.9, schedule=Linear())
     model = GAN(

@@ -38,7 +38,8 @@ def pix2pix_shapes() -> Experiment:
 
     python -m experiments.train --experiment=pix2pix_shapes --workdir=runs/pix2pix
 
-    Half an hour (a guess) on two CPU cores.  The paper's sizes, on two folders with pictures of the same names, for a GPU:
+    Half an hour (a guess) on two CPU cores.  The paper's sizes, on two folders with pictures
+    of the same names, for a GPU:
 
         ... --data.name=folder --data.dir=PHOTOS --data.source_dir=LABELS --data.image_size=256,256 --data.batch_size=1
             --model.network.channels=64,128,256,512,512,512,512,512 --model.discriminator_channels=64,128,256
@@ -68,8 +69,8 @@ def cycle_gan_sprites() -> Experiment:
 
     python -m experiments.train --experiment=cycle_gan_sprites --workdir=runs/cycle_gan
 
-    An hour (a guess) on two CPU cores.  As in the paper the rates stay for half of the steps, and then fall to 0.  The paper's
-    sizes, on two folders of pictures, for a GPU:
+    An hour (a guess) on two CPU cores.  As in the paper the rates stay for half of the steps, and then fall to 0.  The
+    paper's sizes, on two folders of pictures, for a GPU:
 
         ... --data.name=folder --data.dir=HORSES --data.source_dir=ZEBRAS --data.image_size=256,256 --data.batch_size=1
             --model.network.num_channels=64 --model.network.num_residual_blocks=9 --model.discriminator_channels=64,128,256

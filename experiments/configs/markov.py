@@ -65,8 +65,9 @@ def hmm_jsb() -> Experiment:
     shrunk={**_CHORDS, "model.emission.num_components": 2},
 )
 def hmm_patterns_jsb() -> Experiment:
-    """States that emit mixtures of note patterns, learned by stochastic EM on chorales shifted by up to six semitones.  A
-    second of CPU a step.
+    """States that emit mixtures of note patterns, learned by stochastic EM on chorales shifted by up to six semitones.
+
+    A second of CPU a step.
 
     python -m experiments.train --experiment=hmm_patterns_jsb --data.dir=path/to/folder --workdir=runs/patterns
     """
@@ -85,7 +86,9 @@ def hmm_patterns_jsb() -> Experiment:
     shrunk={**_CHORDS, "model.num_keys": 2, "model.num_restarts": 2},
 )
 def hmm_keys_jsb() -> Experiment:
-    """Autoregressive notes from 96 states, in a key that is hidden too; five restarts predict together.  142 CPU seconds.
+    """Autoregressive notes from 96 states, in a key that is hidden too; five restarts predict together.
+
+    142 CPU seconds.
 
     python -m experiments.train --experiment=hmm_keys_jsb --data.dir=path/to/folder --workdir=runs/hmm_keys_jsb
     """

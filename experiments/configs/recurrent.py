@@ -99,7 +99,8 @@ def char_rnn_molecules() -> Experiment:
 
     python -m experiments.train --experiment=char_rnn_molecules --data.dir=MOSES_DIRECTORY --workdir=runs/char_rnn
 
-    80 epochs of batches of 64, as in the paper, of its training molecules but the 10000 for validation; hours on one GPU.
+    80 epochs of batches of 64, as in the paper, of its training molecules but the 10000 for
+    validation; hours on one GPU.
     """
     halvings = tuple(i / 8 for i in range(1, 8))
     model = RecurrentLanguageModel(
@@ -184,12 +185,13 @@ def rnn_nade_chorales() -> Experiment:
     },
 )
 def rnn_rbm_chorales() -> Experiment:
-    """An LSTM that tells the biases of an RBM over the notes of each frame, on the JSB chorales (see rnn_nade_chorales).
+    """An LSTM that tells the biases of an RBM over the notes of each frame, on the JSB
+    chorales (see rnn_nade_chorales).
 
     python -m experiments.train --experiment=rnn_rbm_chorales --data.dir=FOLDER --workdir=runs/rnn_rbm_chorales
 
-    About ten minutes of CPU, of which each of the six evaluations takes 20 seconds: they estimate the likelihood of every
-    frame (nll_ais_per_frame).  The paper's recurrent layer is --model.network.cell=rnn.
+    About ten minutes of CPU, of which each of the six evaluations takes 20 seconds: they estimate the likelihood of
+    every frame (nll_ais_per_frame).  The paper's recurrent layer is --model.network.cell=rnn.
     """
     model = RecurrentBoltzmannMachine(
         network=Recurrent(cell="lstm", hidden_dim=256),

@@ -33,8 +33,8 @@ SHRUNK_STYLE_GAN2 = {
 def _adam(learning_rate: float, ema_decay: float | None = None) -> Adam:
     """Adam with the papers' moments and rate.
 
-    The papers take a step of its own for each penalty, and lower both for these (2020, appendix B); here a penalty is a part of a
-    step's loss, so that there is nothing to make up for.
+    The papers take a step of its own for each penalty, and lower both for these (2020, appendix B); here a penalty is a
+    part of a step's loss, so that there is nothing to make up for.
     """
     return Adam(learning_rate=learning_rate, b1=0.0, b2=0.99, ema_decay=ema_decay)
 
@@ -62,7 +62,8 @@ def _training(num_steps: int) -> Training:
     shrunk=SHRUNK_STYLE_GAN2,
 )
 def stylegan2_ffhq() -> Experiment:
-    """StyleGAN2 on a folder with the pictures of FFHQ at 1024 x 1024, as the paper trains it but in bfloat16; not run here.
+    """StyleGAN2 on a folder with the pictures of FFHQ at 1024 x 1024, as the paper trains it
+    but in bfloat16; not run here.
 
     python -m experiments.train --experiment=stylegan2_ffhq --data.dir=FOLDER --training.mesh=data:8 --workdir=runs/ffhq
 
@@ -90,7 +91,8 @@ def stylegan2_ffhq() -> Experiment:
     shrunk=SHRUNK_STYLE_GAN2,
 )
 def stylegan2_celeba_hq() -> Experiment:
-    """StyleGAN2 with adaptive augmentation on a folder with the 30000 pictures of CelebA-HQ, at 256 x 256; not run here.
+    """StyleGAN2 with adaptive augmentation on a folder with the 30000 pictures of
+    CelebA-HQ, at 256 x 256; not run here.
 
     python -m experiments.train --experiment=stylegan2_celeba_hq --data.dir=FOLDER --training.mesh=data:8 \\
         --workdir=runs/celeba_hq
@@ -158,8 +160,9 @@ def stylegan2_emoji() -> Experiment:
 
     python -m experiments.train --experiment=stylegan2_emoji --data.dir=emoji64.npz --workdir=runs/emoji
 
-    With a folder of your own pictures: --data.name=folder --data.dir=FOLDER --data.image_size=64,64; on several devices:
-    --training.mesh=data:8.  Sizes and weights are those that the second paper gives sets of this size of pictures.
+    With a folder of your own pictures: --data.name=folder --data.dir=FOLDER --data.image_size=64,64; on
+    several devices: --training.mesh=data:8.  Sizes and weights are those that the second paper gives
+    sets of this size of pictures.
     """
     model = StyleGAN(
         network=StyleGAN2Network(num_mapping_layers=2, channel_base=16384),

@@ -39,16 +39,16 @@ def t5_mixture() -> Experiment:
     --model.objective=span_corruption with --data=encoder_text pre-trains the same network; both runs then need
     --model.extra_tokens=20, as sentinels.
     """
-    # Cross attention finds its place by sinusoidal positions: with T5's biases by distance it copies far later (17.5 % of
-    # answers right after 3000 steps, beside 57.8 %).
+    # Cross attention finds its place by sinusoidal positions: with T5's biases by distance it copies far later (17.5 %
+    # of answers right after 3000 steps, beside 57.8 %).
     network = t5_network(
         2, 128, 4, head_dim=32, mlp_dim=256, positions="sinusoidal", max_length=128,
         dropout=0.0, attention_dropout=0.0, mlp_dropout=0.0,
     )  # fmt: skip
     optimizer = AdamW(learning_rate=1e-3, b2=0.98, weight_decay=0.0, clip_norm=1.0, schedule=Cosine(warmup_steps=200))
     return Experiment(
-        # Small embeddings made larger where they enter, and logits that are not divided, learn far sooner than the other
-        # way round: after 300 steps 0.62 nats a token instead of 1.33.
+        # Small embeddings made larger where they enter, and logits that are not divided, learn far sooner than the
+        # other way round: after 300 steps 0.62 nats a token instead of 1.33.
         model=T5(
             encoder=network, decoder=network, extra_tokens=0, objective=Pairs(), embedding_scale=None,
             scale_logits=False, optimizer=optimizer,

@@ -1,7 +1,7 @@
 """How well single dimensions of a code stand for single factors of the data, where the factors are known.
 
-Both take the codes (means of q(z | x)) and factors of the same examples, best of a set that holds all combinations.  Factors of
-one value have nothing to be told, and are left out.
+Both take the codes (means of q(z | x)) and factors of the same examples, best of a set that holds all combinations.
+Factors of one value have nothing to be told, and are left out.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def mutual_information_gap(codes: np.ndarray, factors: np.ndarray, num_bins: int
 
         MIG = 1/K sum_k (I(z_(1); v_k) - I(z_(2); v_k)) / H(v_k)
 
-    where z_(1), z_(2) are the dimensions that tell most about the factor v_k.  Codes are discretised as by Locatello et al.
-    2019 (arXiv:1811.12359), whose numbers it can be compared with.
+    where z_(1), z_(2) are the dimensions that tell most about the factor v_k.  Codes are discretised as by Locatello et
+    al. 2019 (arXiv:1811.12359), whose numbers it can be compared with.
 
     Args:
       codes: [N, D] with D of at least 2.
@@ -83,8 +83,8 @@ def factor_vae_score(
 
     One vote: hold a random factor at a random value, take `examples_per_vote` examples that have it, and find the
     dimension whose variance, relative to its variance over all examples, is least.  A majority vote maps dimensions to
-    factors; the score is its accuracy on as many new votes.  Dimensions that hardly vary at all take no part, nor do values that
-    one example alone has.  Codes that do not vary at all score 1/K.
+    factors; the score is its accuracy on as many new votes.  Dimensions that hardly vary at all take no part, nor do
+    values that one example alone has.  Codes that do not vary at all score 1/K.
 
     Args:
       codes: [N, D].

@@ -81,7 +81,8 @@ def partners(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def attribute_vector(codes: np.ndarray, labels: np.ndarray, source: int, target: int) -> np.ndarray:
-    """Difference of the mean codes of two classes, shape of one code (Larsen et al. 2016, arXiv:1512.09300, section 3.3).
+    """Difference of the mean codes of two classes, shape of one code (Larsen et al. 2016,
+    arXiv:1512.09300, section 3.3).
 
     Raises:
       UserError: a class has no example.

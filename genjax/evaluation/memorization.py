@@ -1,12 +1,12 @@
 """What generated text repeats of the training text: longest common substrings, exactly and in bounded memory.
 
 The training text is read in parts.  For each part the suffix array of part and samples together is sorted by prefix
-doubling (Karp, Miller & Rosenberg 1972): after round k suffixes stand in the order of their first 2^k tokens.  The longest
-match of a sample's suffix is with the nearest suffix of the training text above or below it.  Neighbouring parts
-overlap by the longest sample, so that no match is cut.
+doubling (Karp, Miller & Rosenberg 1972): after round k suffixes stand in the order of their first 2^k tokens.  The
+longest match of a sample's suffix is with the nearest suffix of the training text above or below it.  Neighbouring
+parts overlap by the longest sample, so that no match is cut.
 
-How much of the training text a model gives away when it is asked with the text before it is `extraction_scores` (Carlini
-et al. 2023, arXiv:2202.07646: a text is extractable if the likeliest continuation of its prefix is its own).
+How much of the training text a model gives away when it is asked with the text before it is `extraction_scores`
+(Carlini et al. 2023, arXiv:2202.07646: a text is extractable if the likeliest continuation of its prefix is its own).
 """
 
 from __future__ import annotations
@@ -153,7 +153,8 @@ def extraction_scores(continuations: np.ndarray, references: np.ndarray) -> dict
       references: the continuations in the text, [N, T].
 
     Returns:
-      `extracted`: share of texts repeated to the last token; `repeated_tokens`: mean tokens before the first that differs.
+      `extracted`: share of texts repeated to the last token; `repeated_tokens`: mean tokens
+        before the first that differs.
 
     Raises:
       UserError: the shapes differ or there is no text.

@@ -10,11 +10,11 @@
     logP, QED, weight    Wasserstein-1 distances between the distributions of Crippen's log P, of the drug-likeness of
                   Bickerton et al. 2012, and of molecular weight in Dalton
 
-Two metrics of MOSES are not here: the share that passes its filters, which needs its lists of unwanted substructures, and
-the distance of synthetic accessibility, whose table RDKit does not install everywhere.
+Two metrics of MOSES are not here: the share that passes its filters, which needs its lists of unwanted substructures,
+and the distance of synthetic accessibility, whose table RDKit does not install everywhere.
 
-IntDiv_p is what the program of MOSES computes and its tables hold.  Its paper takes the root of the mean over all pairs, which
-for p = 2 is .0012 less on its training molecules, more than most of its networks differ by.
+IntDiv_p is what the program of MOSES computes and its tables hold.  Its paper takes the root of the mean over all
+pairs, which for p = 2 is .0012 less on its training molecules, more than most of its networks differ by.
 
 T is the Tanimoto similarity of Morgan fingerprints of radius 2 with 1024 bits.  Molecules are compared by RDKit's
 canonical SMILES.  RDKit, and for FCD the package fcd-torch, are the extra `molecules`.

@@ -23,8 +23,8 @@ class UnsupportedError(UserError):
 class Architecture:
     """How one architecture of transformers is read into a model of genjax, and written from it.
 
-    It stands in `architectures` of each model class that can start from the architecture's checkpoints.  "The body" is the
-    network without its output layers; "the head" is the output layers.
+    It stands in `architectures` of each model class that can start from the architecture's checkpoints.  "The body" is
+    the network without its output layers; "the head" is the output layers.
 
     Attributes:
       model_type: the architecture's name in config.json.

@@ -1,7 +1,7 @@
 """Models that start from a checkpoint of the library transformers: `--model.pretrained=FOLDER`.
 
-A model names the architectures that it starts from in `architectures`; their tables stand beside the models.  Weights are
-read one tensor at a time, each device its own part.  Nothing is ever unpickled.
+A model names the architectures that it starts from in `architectures`; their tables stand beside the models.  Weights
+are read one tensor at a time, each device its own part.  Nothing is ever unpickled.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Tensors of files that torch.save wrote, read without torch and without running what a pickle may hold.
 
 Two containers exist, and both are read: the ZIP archive of torch 1.6 and later (`*/data.pkl` beside one file for each
-storage), and the older sequence of pickles with the storages' bytes behind.  The pickle is read by an unpickler that knows
-a short list of harmless names (ordered dictionaries, storages, the rebuilding of a tensor) and refuses every other.
+storage), and the older sequence of pickles with the storages' bytes behind.  The pickle is read by an
+unpickler that knows a short list of harmless names (ordered dictionaries, storages, the rebuilding of a
+tensor) and refuses every other.
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ def _tensors(content: Any) -> dict[str, _Tensor]:
 
 
 def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors by name of a dictionary (such as a module's state_dict) that torch.save wrote; other values are left out.
+    """The tensors by name of a dictionary (such as a module's state_dict) that torch.save
+    wrote; other values are left out.
 
     Raises:
       CheckpointFileError: the file is none of torch's, is damaged, or holds more than tensors.

@@ -4,11 +4,13 @@ An `OutputDistribution` is a frozen dataclass, so that a configuration can choos
 `parameters` [..., P], the P raw network outputs of each observed value, and of values x [...]; they compute in float32.
 Values are independent given the parameters, hence log p(x) is the sum of `log_prob` over the axes of one example.
 
-Images on a lattice of `num_levels` values between `low` and `high` have bins of width delta = (high - low) / (num_levels - 1):
+Images on a lattice of `num_levels` values between `low` and `high` have bins of width delta =
+(high - low) / (num_levels - 1):
 
     p(x) = F((x + delta/2 - m) / s) - F((x - delta/2 - m) / s),    F = sigmoid,
 
-where the lowest bin reaches to -inf and the highest to +inf (Salimans et al. 2017, arXiv:1701.05517, eq. 2, one component).
+where the lowest bin reaches to -inf and the highest to +inf (Salimans et al. 2017,
+arXiv:1701.05517, eq. 2, one component).
 """
 
 from __future__ import annotations
@@ -97,7 +99,8 @@ class OutputDistribution(abc.ABC):
 class Bernoulli(OutputDistribution):
     """Values 0 and 1.
 
-    Values between count as expectations of them: `log_prob` is then the negative cross-entropy, which is no log-density.
+    Values between count as expectations of them: `log_prob` is then the negative
+    cross-entropy, which is no log-density.
     """
 
     def support(self) -> Support:
@@ -121,7 +124,8 @@ class _LocationScale(OutputDistribution):
 
     Attributes:
       scale: the scale where it is fixed; its initial value where it is learned.
-      learned_scale: "fixed"; "shared", one learned number for all values; or "per_value", a network output of each value.
+      learned_scale: "fixed"; "shared", one learned number for all values; or "per_value", a network output of each
+        value.
       min_scale: learned scales are larger than this, because densities of values on a lattice have no upper bound.
     """
 
@@ -154,7 +158,8 @@ class Gaussian(_LocationScale):
 
     Attributes:
       scale: standard deviation where it is fixed; its initial value where it is learned.
-      learned_scale: "fixed"; "shared", one learned number for all values; or "per_value", a network output of each value.
+      learned_scale: "fixed"; "shared", one learned number for all values; or "per_value", a network output of each
+        value.
       min_scale: learned scales are larger than this.
     """
 
@@ -198,7 +203,8 @@ class DiscretizedLogistic(Lattice, _LocationScale):
 
     Attributes:
       scale: scale where it is fixed; its initial value where it is learned.
-      learned_scale: "fixed"; "shared", one learned number for all values; or "per_value", a network output of each value.
+      learned_scale: "fixed"; "shared", one learned number for all values; or "per_value", a network output of each
+        value.
       min_scale: learned scales are larger than this.
       low: smallest value of the lattice.
       high: largest value of the lattice.

@@ -261,8 +261,8 @@ class Gaussian(Emission):
 
     Attributes:
       covariance: spherical, diagonal or full of each state, or tied: one full matrix for all.
-      ridge: added to the diagonal of every covariance in the M-step, so that none becomes singular.  Where it is lost in
-        the rounding of larger numbers, a part in 10^5 of the mean variance is added instead.
+      ridge: added to the diagonal of every covariance in the M-step, so that none becomes singular.  Where it is lost
+        in the rounding of larger numbers, a part in 10^5 of the mean variance is added instead.
     """
 
     covariance: Literal["spherical", "diagonal", "tied", "full"] = "diagonal"

@@ -216,7 +216,8 @@ class ConvNetwork(Network):
 class OutputDecoder(nn.Module):
     """A network's decoder that ends in the parameters of an output distribution.
 
-    Maps z [B, D] to [B, *data_shape, P], where the distribution's shared parameters, if any, follow the network's outputs.
+    Maps z [B, D] to [B, *data_shape, P], where the distribution's shared parameters, if any,
+    follow the network's outputs.
     """
 
     network: Network

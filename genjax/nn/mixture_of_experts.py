@@ -6,12 +6,12 @@
     balance loss = E sum_e f_e P_e   (Switch, eq. 4),   f_e share of tokens whose first choice is e, P_e mean of p_e
 
 In training each sequence is a group of its own: expert e takes at most C = ceil(capacity_factor k T / E) of its tokens,
-and what does not fit passes by on the residual path.  So the result of an example does not depend on the batch that it is
-in.  Encoders fill the slots in order of choice and then of place (GShard); causal stacks in order of place and then of
-choice, so that no token takes a slot from one before it.  Documents of a packed row share the slots.
+and what does not fit passes by on the residual path.  So the result of an example does not depend on the batch that it
+is in.  Encoders fill the slots in order of choice and then of place (GShard); causal stacks in order of place and then
+of choice, so that no token takes a slot from one before it.  Documents of a packed row share the slots.
 
-In evaluation nothing is dropped, so likelihoods, cached steps, packed and separate documents agree: every expert computes
-every token, E / k times the products of training.
+In evaluation nothing is dropped, so likelihoods, cached steps, packed and separate documents agree: every expert
+computes every token, E / k times the products of training.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Matrix products of many rows with a small matrix, whose gradients are fast on CPU too.
 
-The gradient of y = x W with respect to W is x^T dy.  Where x has thousands of rows (the patches of a convolution), XLA on
-CPU reads it column by column, which takes up to four times as long as to transpose it first.  `tall_product` does that;
-on other platforms it is the plain product.
+The gradient of y = x W with respect to W is x^T dy.  Where x has thousands of rows (the patches of a convolution), XLA
+on CPU reads it column by column, which takes up to four times as long as to transpose it first.  `tall_product` does
+that; on other platforms it is the plain product.
 """
 
 from __future__ import annotations

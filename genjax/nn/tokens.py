@@ -14,8 +14,8 @@ from genjax.batch import Array, Batch, Metrics
 from genjax.errors import UserError
 from genjax.metrics import Ratio
 
-#: The `dot_general` of an output map: logits are float32, whatever type the network computes in.  Rounded to bfloat16, the
-#: two likeliest tokens are equal at one place in eighty.
+#: The `dot_general` of an output map: logits are float32, whatever type the network computes in.  Rounded to bfloat16,
+#: the two likeliest tokens are equal at one place in eighty.
 logits_product = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 
 
@@ -88,7 +88,8 @@ def summarize(means: dict[str, float]) -> dict[str, float]:
 def with_more_tokens(array: Array, shape: tuple[int, ...], num_last: int = 0) -> Array:
     """A parameter that has an entry for each token, for a vocabulary that others were added to.
 
-    New rows are the mean of the old ones, so that their logits begin at the mean of the logits; old ones stay bit for bit.
+    New rows are the mean of the old ones, so that their logits begin at the mean of the
+    logits; old ones stay bit for bit.
 
     Args:
       array: table, output map or bias of the old vocabulary.

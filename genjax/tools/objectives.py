@@ -1,4 +1,5 @@
-"""Objectives of GANs compared under equal compute: methods, seeds side by side, operations of a step, figures of samples.
+"""Objectives of GANs compared under equal compute: methods, seeds side by side, operations
+of a step, figures of samples.
 
     for row in objectives.compare("runs/objectives", objectives.Options(methods=("hinge", "least_squares"))):
         print(row.name, row.figures)

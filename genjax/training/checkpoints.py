@@ -343,7 +343,8 @@ class Checkpoints:
     def read_parameters(self, step: int) -> dict[str, np.ndarray]:
         """Parameters of a checkpoint by path below `params`, averaged where averages were kept, on the host.
 
-        What a family learns beside them, such as a codebook of moving averages, is included by its path below `learned`.
+        What a family learns beside them, such as a codebook of moving averages, is included
+        by its path below `learned`.
         """
         # On one device of each process, as every process reads.
         devices = [next(d for d in jax.devices() if d.process_index == i) for i in range(jax.process_count())]

@@ -153,7 +153,9 @@ class DDPM(Diffusion):
             self.check_levels(batch)
 
     def support(self) -> Support | None:
-        """What the bound scores, where it is trained or evaluated; what has a density, where likelihood_steps asks for it."""
+        """What the bound scores, where it is trained or evaluated; what has a density, where
+        likelihood_steps asks for it.
+        """
         if self.likelihood_steps:
             return super().support()
         support = levels_support(self.num_levels)

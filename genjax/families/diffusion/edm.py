@@ -5,8 +5,8 @@
     c_skip = s_d^2 / (sigma^2 + s_d^2),  c_out = sigma s_d / sqrt(sigma^2 + s_d^2),  c_in = 1 / sqrt(sigma^2 + s_d^2),
     lambda = 1 / c_out^2,  so that the loss is the plain error of F
 
-with s_d the deviation of the data, log sigma ~ N(-1.2, 1.2^2), and Heun's second-order steps between noise levels spaced evenly
-in sigma^(1/7).
+with s_d the deviation of the data, log sigma ~ N(-1.2, 1.2^2), and Heun's second-order steps between noise levels
+spaced evenly in sigma^(1/7).
 """
 
 from __future__ import annotations

@@ -11,7 +11,9 @@ from genjax.values import Lattice, Support
 
 
 def levels_support(num_levels: int | None) -> Support | None:
-    """What a bound on the log-likelihood scores: the levels, and what is dequantised; None for all, where there are no levels."""
+    """What a bound on the log-likelihood scores: the levels, and what is dequantised; None for
+    all, where there are no levels.
+    """
     if num_levels is None:
         return None
     lattice = Lattice(low=-1.0, high=1.0, num_levels=num_levels)
