@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from genjax import config
 from genjax.config import ConfigError
@@ -13,8 +13,8 @@ from genjax.data import Data
 from genjax.model import GenerativeModel, HasPretrained, HasSupport, HasVocabulary
 
 CONFIG_FILE = "config.json"
-#: Names of the splits of every data set.
-Split = Literal["train", "validation", "test"]
+#: Names of the splits of every data set; a text is also read as several of them, joined as `validation+test`.
+SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,16 +104,16 @@ class Evaluation:
       seed: decides the noise of estimators.
     """
 
-    split: Split = "test"
-    validation_split: Split = "validation"
+    split: str = "test"
+    validation_split: str = "validation"
     num_examples: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("split", "validation_split"):
-            if getattr(self, name) not in get_args(Split):
+            if not set(getattr(self, name).split("+")) <= set(SPLITS):
                 raise ConfigError(
-                    f"evaluation.{name}={getattr(self, name)} is no split; splits are {', '.join(get_args(Split))}"
+                    f"evaluation.{name}={getattr(self, name)} is no split; splits are {', '.join(SPLITS)}"
                 )
         if self.num_examples is not None and self.num_examples < 1:
             raise ConfigError(f"evaluation.num_examples={self.num_examples} must be at least 1, or none")
