@@ -102,7 +102,7 @@ class Support:
             return (x >= self.low) & (x <= self.high)
         return Lattice(low=self.low, high=self.high, num_levels=self.num_levels).contains(x)
 
-    def check(self, x: Array, whose: str = "examples") -> None:
+    def check(self, x: Array | np.ndarray, whose: str = "examples") -> None:
         """Refuses values that are not scored; traced values pass.
 
         Args:
@@ -115,11 +115,11 @@ class Support:
         if isinstance(x, (jax.core.Tracer, jax.ShapeDtypeStruct)):
             return
         # In numpy, because inside `jit` even operations on constants of jnp give tracers.
-        x = np.asarray(x)
-        wrong = x[~np.asarray(self.contains(x))]
+        values: Any = np.asarray(x)
+        wrong = values[~np.asarray(self.contains(values))]
         if not wrong.size:
             return
-        smallest, largest = float(x.min()), float(x.max())
+        smallest, largest = float(values.min()), float(values.max())
         if self.num_levels is None or smallest < self.low - 1e-6 or largest > self.high + 1e-6:
             raise UserError(
                 f"{whose} have values from {smallest:g} to {largest:g}, but {self.name} declares {self.low:g} to "

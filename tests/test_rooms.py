@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("genjax.errors", "genjax.metrics"),
     ("genjax.batch",),
-    ("genjax.optimizers", "genjax.config"),
+    ("genjax.optimizers", "genjax.config", "genjax.values"),
     ("genjax.nn",),
     ("genjax.evaluation",),
     ("genjax.data",),
