@@ -64,6 +64,12 @@ def _fail(error: Exception) -> None:
     sys.exit(1)
 
 
+def command(name: str) -> str:
+    """How a command is called where this process was called: by `genjax`, which a plain installation has, or by Python."""
+    program = Path(vars(sys.modules["__main__"]).get("__file__") or "").stem
+    return f"genjax {name}" if program == "genjax" else f"python -m experiments.{name}"
+
+
 def first_flags(arguments: list[str], names: dict[str, bool]) -> dict[str, str]:
     """Reads flags that decide which other flags exist, before absl parses.
 

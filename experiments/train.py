@@ -72,8 +72,8 @@ def main(arguments: list[str]) -> int:
     workdir = options.workdir or f"runs/{entry.name.rpartition(':')[2]}"
     training.train(experiment, workdir, name=entry.name, draw=draw)
     print(f"finished; samples, metrics and checkpoints are in {workdir}")
-    print(f"  evaluate: python -m experiments.evaluate --workdir={shlex.quote(workdir)}")
-    print(f"  sample:   python -m experiments.sample --workdir={shlex.quote(workdir)} --num_samples=64")
+    print(f"  evaluate: {command_line.command('evaluate')} --workdir={shlex.quote(workdir)}")
+    print(f"  sample:   {command_line.command('sample')} --workdir={shlex.quote(workdir)} --num_samples=64")
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import __main__ as program
+from experiments import command_line
 from genjax import config
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +27,12 @@ def test_every_command_has_a_line():
 def test_an_unknown_command_is_one_sentence_with_a_suggestion(name, error):
     with pytest.raises(config.ConfigError, match=error):
         program.run_command(["genjax", name])
+
+
+def test_commands_are_told_as_they_are_called(monkeypatch):
+    assert command_line.command("sample") == "python -m experiments.sample"
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "/usr/bin/genjax", raising=False)
+    assert command_line.command("sample") == "genjax sample"
 
 
 def test_a_folder_with_experiments_of_its_own_has_no_part_in_the_command(tmp_path):
