@@ -118,7 +118,7 @@ def transformer_multi30k() -> Experiment:
     """German to English on Multi30k: files train.de, train.en, val.*, test_2016_flickr.* at --data.dir, lower-cased.
 
     python -m experiments.train --experiment=transformer_multi30k --data.dir=MULTI30K --workdir=runs/multi30k
-    python -m experiments.text --workdir=runs/multi30k --evaluation.split=test_2016_flickr
+    python -m experiments.text --workdir=runs/multi30k
 
     Minutes on a GPU, about 80 minutes of one CPU core.
     """
