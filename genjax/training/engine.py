@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -22,14 +21,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from genjax.batch import DEVICE_AXIS, Batch, Metrics
 from genjax.config import ConfigError
 from genjax.data import Data, Pipeline, evaluation_batches
-from genjax.errors import UserError
 from genjax.metrics import Ratio, divided
 from genjax.model import Summarizes, TrainState
 from genjax.training.experiment import Experiment, check_tokens_known
+from genjax.training.programs import Programs, shared_programs
 
 MESH_AXES = ("data", "fsdp", "tensor")
-#: Parameters smaller than this are copied to every device, because a collective would cost more than their memory.
-SMALLEST_SHARDED = 1024
 
 
 def parse_mesh(text: str | None, num_devices: int) -> dict[str, int]:
@@ -61,24 +58,6 @@ def build_mesh(text: str | None) -> Mesh:
     sizes = parse_mesh(text, jax.device_count())
     devices = jax.devices()[: math.prod(sizes.values())]
     return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
-
-
-def leaf_spec(leaf: jax.ShapeDtypeStruct, mesh: Mesh) -> PartitionSpec:
-    """Sharding of an array of the state: the last axis over `tensor`, the largest remaining axis over `fsdp`.
-
-    Parameters, their moments and their averages have the same shapes and so the same shardings.
-    """
-    axes: list[str | None] = [None] * len(leaf.shape)
-    if math.prod(leaf.shape) < SMALLEST_SHARDED or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return PartitionSpec()
-    if mesh.shape["tensor"] > 1 and len(axes) >= 2 and leaf.shape[-1] % mesh.shape["tensor"] == 0:
-        axes[-1] = "tensor"
-    if mesh.shape["fsdp"] > 1:
-        for i in sorted(range(len(axes)), key=lambda i: -leaf.shape[i]):
-            if axes[i] is None and leaf.shape[i] % mesh.shape["fsdp"] == 0:
-                axes[i] = "fsdp"
-                break
-    return PartitionSpec(*axes)
 
 
 class Engine:
@@ -122,7 +101,8 @@ class Engine:
             )
             batch_spec = self._raw_batch_spec()
         self.batch_spec = batch_spec
-        self.abstract_state = self._abstract_state()
+        self._programs = self._shared_programs()
+        self.abstract_state = self._programs.abstract_state
 
     # ------------------------------------------------------------------------------------------------------------------
     # Shapes and places
@@ -159,10 +139,6 @@ class Engine:
     def _abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         return {name: jax.ShapeDtypeStruct(tuple(s), np.dtype(d)) for name, (s, d) in self.batch_spec.items()}
 
-    def _initialize(self, batch: Batch) -> TrainState:
-        data_key, model_key = jax.random.split(self._init_key)
-        return self.experiment.model.init(model_key, self.experiment.data.transform(batch, data_key))
-
     @contextlib.contextmanager
     def _named(self, data: Data, batch: Batch) -> Iterator[None]:
         """Raises a sentence that names the missing array if a traced model asks a batch for
@@ -180,19 +156,10 @@ class Engine:
                 f"{', '.join(given)}; choose other data, or a model for these"
             ) from None
 
-    def _abstract_state(self) -> TrainState:
+    def _shared_programs(self) -> Programs:
+        spec = tuple((name, tuple(shape), dtype) for name, (shape, dtype) in sorted(self.batch_spec.items()))
         with self._named(self.experiment.data, self._abstract_batch()):
-            state = jax.eval_shape(self._initialize, self._abstract_batch())
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=NamedSharding(self.mesh, leaf_spec(leaf, self.mesh))
-            ),
-            state,
-        )
-
-    @functools.cached_property
-    def _state_shardings(self) -> Any:
-        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+            return shared_programs(self.experiment.model, self.experiment.data, self.mesh, self.pmap, spec)
 
     def _place(self, array: np.ndarray, sharding: NamedSharding) -> jax.Array:
         """Puts an array on the devices, of which every process holds a part (or a copy)."""
@@ -219,8 +186,7 @@ class Engine:
         """The state before the first step, on its devices."""
         batch = self.pipeline.batch(0)
         batch = {name: self._place(a, self._batched) for name, a in batch.items()}
-        state = jax.jit(self._initialize, out_shardings=self._state_shardings)(batch)
-        return self.distribute(state)
+        return self.distribute(self._programs.init(self._init_key, batch))
 
     def distribute(self, state: TrainState) -> TrainState:
         """A state on the mesh, in the form that `advance` takes: one copy a device under `pmap`."""
@@ -238,28 +204,6 @@ class Engine:
         local = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], state)
         return jax.tree.map(lambda leaf: jax.device_put(leaf, self._replicated), local)
 
-    def _gathered(self, state: TrainState) -> TrainState:
-        """Parameters as the step computes with them: gathered over fsdp, still split over tensor.
-
-        XLA's partitioner would gather them itself, but gives wrong gradients if all three axes are in use.
-        """
-        if self.mesh.shape["fsdp"] == 1:
-            return state
-
-        def gather(leaf: jax.Array) -> jax.Array:
-            axes = ["tensor" if axis == "tensor" else None for axis in leaf_spec(leaf, self.mesh)]
-            return jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, PartitionSpec(*axes)))
-
-        return state.replace(
-            params=jax.tree.map(gather, state.params), ema_params=jax.tree.map(gather, state.ema_params)
-        )
-
-    def _prepared(self, batch: Batch, key: jax.Array) -> tuple[Batch, jax.Array]:
-        """A raw batch as the model's training step gets it, and the step's key for the model."""
-        augment_key, data_key, model_key = jax.random.split(key, 3)
-        data = self.experiment.data
-        return data.transform(data.augment(batch, augment_key), data_key), model_key
-
     def diagnose(self, state: TrainState, step: int) -> None:
         """Lets the model look for the cause of a non-finite loss at a step, outside of
         `jit`, from a sound earlier state.
@@ -267,34 +211,8 @@ class Engine:
         Raises:
           UserError: the model has found the cause.
         """
-        batch, key = self._prepared(self.pipeline.batch(step), jax.random.fold_in(self._step_key, step))
+        batch, key = self._programs.prepared(self.pipeline.batch(step), jax.random.fold_in(self._step_key, step))
         self.experiment.model.diagnose(self.collect(state), batch, key)
-
-    def _chunk(
-        self, state: TrainState, resident: dict[str, jax.Array] | None, inputs: Any, key: jax.Array
-    ) -> tuple[TrainState, Metrics]:
-        """Advances by K steps, for `inputs` of indices [K, B] or batches [K, B, ...]."""
-
-        def step(state: TrainState, row: Any) -> tuple[TrainState, Metrics]:
-            batch = row if resident is None else {name: array[row["indices"]] for name, array in resident.items()}
-            if "example_index" in row:
-                batch = {**batch, "example_index": row["example_index"]}
-            batch, model_key = self._prepared(batch, jax.random.fold_in(key, state.step))
-            return self.experiment.model.train_step(self._gathered(state), batch, model_key)
-
-        if jax.tree.leaves(inputs)[0].shape[0] > 1:
-            return jax.lax.scan(step, state, inputs)
-        state, metrics = step(state, jax.tree.map(lambda a: a[0], inputs))
-        return state, jax.tree.map(lambda m: m[None], metrics)
-
-    @functools.cached_property
-    def _compiled_chunk(self) -> Any:
-        if self.pmap:
-            devices = self.mesh.devices.flatten().tolist()
-            return jax.pmap(
-                self._chunk, axis_name=DEVICE_AXIS, in_axes=(0, None, 1, None), donate_argnums=0, devices=devices
-            )
-        return jax.jit(self._chunk, donate_argnums=0, out_shardings=(self._state_shardings, self._replicated))
 
     def _device_rows(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
         """Puts rows [K, local B, ...] on the devices in the form that the compiled chunk takes."""
@@ -332,7 +250,7 @@ class Engine:
         Metrics have one row per step (per device first, under pmap).
         """
         with self._named(self.experiment.data, self._abstract_batch()):
-            return self._compiled_chunk(state, self._resident, inputs, self._step_key)
+            return self._programs.advance(state, self._resident, inputs, self._step_key)
 
     def fetch(self, metrics: Metrics) -> dict[str, np.ndarray | Ratio]:
         """Metrics of a dispatch on the host, one row per step."""
@@ -341,27 +259,6 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------------------------------
     # Evaluation and samples
-
-    @functools.cached_property
-    def _compiled_evaluate(self) -> Any:
-        model, data = self.experiment.model, self.experiment.data
-
-        def evaluate(state: TrainState, batch: Batch, mask: jax.Array, key: jax.Array) -> Metrics:
-            data_key, model_key = jax.random.split(key)
-            # Metrics that compare the examples of a batch must know which examples are padding.
-            batch = {**data.transform(batch, data_key), "padding": mask == 0}
-            values = model.evaluate(self._gathered(state), batch, model_key)
-            for name, value in values.items():
-                shapes = {leaf.shape for leaf in jax.tree.leaves(value)}
-                if shapes != {mask.shape}:
-                    raise UserError(
-                        f"{type(model).__name__}.evaluate returned {name} of shape {shapes.pop()}; it must give "
-                        f"one value per example, {mask.shape}"
-                    )
-            # Padding may hold any value, so it is cut out and not multiplied by 0.
-            return jax.tree.map(lambda value: jnp.sum(jnp.where(mask > 0, value, 0.0)), values)
-
-        return jax.jit(evaluate, out_shardings=self._replicated)
 
     def _evaluation_size(self, data: Data) -> int:
         """Examples of a call of the evaluation, a multiple of the devices; padding is
@@ -391,7 +288,7 @@ class Engine:
             count += int(mask.sum())
             batch = {name: self._place_global(a) for name, a in batch.items()}
             with self._named(data, batch):
-                pending.append(self._compiled_evaluate(state, batch, self._place_global(mask), key))
+                pending.append(self._programs.evaluate(state, batch, self._place_global(mask), key))
         mean = lambda *sums: np.sum(sums, dtype=np.float64) / count
         means = jax.tree.map(mean, *jax.device_get(pending)) if pending else {}
         means = {name: float(value) for name, value in divided(means).items()}
@@ -436,7 +333,7 @@ class Engine:
         def compute(state: TrainState, batch: Batch, mask: jax.Array, key: jax.Array) -> Any:
             data_key, model_key = jax.random.split(key)
             batch = {**data.transform(batch, data_key), "padding": mask == 0}
-            return function(self._gathered(state), batch, model_key)
+            return function(self._programs.gathered(state), batch, model_key)
 
         compiled = jax.jit(compute, out_shardings=self._replicated)
         results, examples = [], []
@@ -451,18 +348,11 @@ class Engine:
         together = lambda *parts: np.concatenate(parts)
         return jax.tree.map(together, *results), jax.tree.map(together, *examples)
 
-    @functools.cached_property
-    def _compiled_sample(self) -> Any:
-        def sample(state: TrainState, key: jax.Array, num_samples: int, condition: dict[str, Any]) -> jax.Array:
-            return self.experiment.model.sample(self._gathered(state), key, num_samples, **condition)
-
-        return jax.jit(sample, static_argnums=2, out_shardings=self._replicated)
-
     def sample(self, state: TrainState, key: jax.Array, num_samples: int, **condition: Any) -> np.ndarray:
         """Draws samples on the mesh and brings them to the host; conditions are arrays."""
         if jax.process_count() > 1:
             condition = {name: self._place(np.asarray(c), self._replicated) for name, c in condition.items()}
-        return np.asarray(self._compiled_sample(state, key, num_samples, condition).addressable_data(0))
+        return np.asarray(self._programs.sample(state, key, num_samples, condition).addressable_data(0))
 
     def reconstruct(self, state: TrainState, num_examples: int, split: str | None = None) -> np.ndarray:
         """First examples of a split, in `random_order`, and their reconstructions in turn,
@@ -475,16 +365,9 @@ class Engine:
         batch, mask = next(iter(evaluation_batches(self.experiment.data, split, count, count)))
         count = int(np.asarray(mask).sum())
 
-        def pairs(state: TrainState, batch: Batch, key: jax.Array) -> jax.Array:
-            data_key, model_key = jax.random.split(key)
-            batch = self.experiment.data.transform(batch, data_key)
-            again = self.experiment.model.reconstruct(self._gathered(state), batch, model_key)
-            return jnp.stack([batch["x"].astype(again.dtype), again], axis=1).reshape(-1, *again.shape[1:])
-
         key = jax.random.key(self.experiment.evaluation.seed)
         batch = {name: self._place_copy(a) for name, a in batch.items()}
-        compiled = jax.jit(pairs, out_shardings=self._replicated)
-        return np.asarray(compiled(state, batch, key).addressable_data(0))[: 2 * count]
+        return np.asarray(self._programs.reconstruct(state, batch, key).addressable_data(0))[: 2 * count]
 
     def _place_copy(self, array: np.ndarray) -> jax.Array:
         """Copies an array that every process holds whole to every device."""

@@ -1,0 +1,176 @@
+"""What is compiled of an experiment: pure functions of a model and its data, on a mesh by `jit` or on devices by `pmap`.
+
+Engines of equal experiments in one process share these programs, so that a run which is resumed, evaluated or sampled is
+neither traced nor compiled again.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from genjax.batch import DEVICE_AXIS, Batch, Metrics
+from genjax.data import Data
+from genjax.errors import UserError
+from genjax.model import GenerativeModel, TrainState
+
+#: Parameters smaller than this are copied to every device: a collective costs more than their memory.
+SMALLEST_SHARDED = 1024
+
+
+def leaf_spec(leaf: jax.ShapeDtypeStruct, mesh: Mesh) -> PartitionSpec:
+    """Where the axes of an array of the state go: the last to `tensor`, the largest remaining one to `fsdp`.
+
+    Parameters, their moments and their averages have the same shapes and so the same places.
+    """
+    axes: list[str | None] = [None] * len(leaf.shape)
+    if math.prod(leaf.shape) < SMALLEST_SHARDED or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return PartitionSpec()
+    if mesh.shape["tensor"] > 1 and len(axes) >= 2 and leaf.shape[-1] % mesh.shape["tensor"] == 0:
+        axes[-1] = "tensor"
+    if mesh.shape["fsdp"] > 1:
+        for i in sorted(range(len(axes)), key=lambda i: -leaf.shape[i]):
+            if axes[i] is None and leaf.shape[i] % mesh.shape["fsdp"] == 0:
+                axes[i] = "fsdp"
+                break
+    return PartitionSpec(*axes)
+
+
+class Programs:
+    """The compiled functions of one model, data set and mesh.
+
+    Attributes:
+      abstract_state: shapes, types and shardings of the state.
+    """
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        data: Data,
+        mesh: Mesh,
+        pmap: bool,
+        batch: tuple[tuple[str, tuple[int, ...], str], ...],
+    ) -> None:
+        """`batch` has name, shape and type of each array of a raw batch."""
+        self.model, self.data, self.mesh, self.pmap = model, data, mesh, pmap
+        self._replicated = NamedSharding(mesh, PartitionSpec())
+        self._initialize = jax.jit(self._first_state)
+        shapes = {name: jax.ShapeDtypeStruct(shape, np.dtype(dtype)) for name, shape, dtype in batch}
+        self.abstract_state = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, leaf_spec(leaf, mesh))
+            ),
+            jax.eval_shape(self._initialize, jax.eval_shape(lambda: jax.random.key(0)), shapes),
+        )
+        self._shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+    def _first_state(self, key: jax.Array, batch: Batch) -> TrainState:
+        data_key, model_key = jax.random.split(key)
+        return self.model.init(model_key, self.data.transform(batch, data_key))
+
+    @functools.cached_property
+    def init(self) -> Any:
+        """Maps (key, raw batch) to the state before the first step."""
+        # The call of the compiled function inside is not traced again.
+        return jax.jit(lambda key, batch: self._initialize(key, batch), out_shardings=self._shardings)
+
+    def gathered(self, state: TrainState) -> TrainState:
+        """Parameters as the step computes with them: gathered over fsdp, still split over tensor.
+
+        XLA's partitioner would gather them itself, but gives wrong gradients if all three axes are in use.
+        """
+        if self.mesh.shape["fsdp"] == 1:
+            return state
+
+        def gather(leaf: jax.Array) -> jax.Array:
+            axes = ["tensor" if axis == "tensor" else None for axis in leaf_spec(leaf, self.mesh)]
+            return jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, PartitionSpec(*axes)))
+
+        return state.replace(
+            params=jax.tree.map(gather, state.params), ema_params=jax.tree.map(gather, state.ema_params)
+        )
+
+    def prepared(self, batch: Batch, key: jax.Array) -> tuple[Batch, jax.Array]:
+        """A raw batch as the model's training step gets it, and the step's key for the model."""
+        augment_key, data_key, model_key = jax.random.split(key, 3)
+        return self.data.transform(self.data.augment(batch, augment_key), data_key), model_key
+
+    @functools.cached_property
+    def advance(self) -> Any:
+        """Maps (state, resident arrays or None, inputs, key) to the state and the metrics of K steps; donates the state.
+
+        Inputs are indices [K, B] of the resident arrays, or batches [K, B, ...].
+        """
+        if self.pmap:
+            devices = self.mesh.devices.flatten().tolist()
+            return jax.pmap(
+                self._chunk, axis_name=DEVICE_AXIS, in_axes=(0, None, 1, None), donate_argnums=0, devices=devices
+            )
+        return jax.jit(self._chunk, donate_argnums=0, out_shardings=(self._shardings, self._replicated))
+
+    def _chunk(
+        self, state: TrainState, resident: dict[str, jax.Array] | None, inputs: Any, key: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        def step(state: TrainState, row: Any) -> tuple[TrainState, Metrics]:
+            batch = row if resident is None else {name: array[row["indices"]] for name, array in resident.items()}
+            if "example_index" in row:
+                batch = {**batch, "example_index": row["example_index"]}
+            batch, model_key = self.prepared(batch, jax.random.fold_in(key, state.step))
+            return self.model.train_step(self.gathered(state), batch, model_key)
+
+        if jax.tree.leaves(inputs)[0].shape[0] > 1:
+            return jax.lax.scan(step, state, inputs)
+        state, metrics = step(state, jax.tree.map(lambda a: a[0], inputs))
+        return state, jax.tree.map(lambda m: m[None], metrics)
+
+    @functools.cached_property
+    def evaluate(self) -> Any:
+        """Maps (state, raw batch, mask [B], key) to sums of every metric over the examples that the mask keeps."""
+
+        def evaluate(state: TrainState, batch: Batch, mask: jax.Array, key: jax.Array) -> Metrics:
+            data_key, model_key = jax.random.split(key)
+            # Metrics that compare the examples of a batch must know which examples are padding.
+            batch = {**self.data.transform(batch, data_key), "padding": mask == 0}
+            values = self.model.evaluate(self.gathered(state), batch, model_key)
+            for name, value in values.items():
+                shapes = {leaf.shape for leaf in jax.tree.leaves(value)}
+                if shapes != {mask.shape}:
+                    raise UserError(
+                        f"{type(self.model).__name__}.evaluate returned {name} of shape {shapes.pop()}; it must give "
+                        f"one value per example, {mask.shape}"
+                    )
+            # Padding may hold any value, so it is cut out and not multiplied by 0.
+            return jax.tree.map(lambda value: jnp.sum(jnp.where(mask > 0, value, 0.0)), values)
+
+        return jax.jit(evaluate, out_shardings=self._replicated)
+
+    @functools.cached_property
+    def sample(self) -> Any:
+        """Maps (state, key, number of samples, conditions) to samples."""
+
+        def sample(state: TrainState, key: jax.Array, num_samples: int, condition: dict[str, Any]) -> jax.Array:
+            return self.model.sample(self.gathered(state), key, num_samples, **condition)
+
+        return jax.jit(sample, static_argnums=2, out_shardings=self._replicated)
+
+    @functools.cached_property
+    def reconstruct(self) -> Any:
+        """Maps (state, raw batch, key) to each example with its reconstruction behind it."""
+
+        def pairs(state: TrainState, batch: Batch, key: jax.Array) -> jax.Array:
+            data_key, model_key = jax.random.split(key)
+            batch = self.data.transform(batch, data_key)
+            again = self.model.reconstruct(self.gathered(state), batch, model_key)
+            return jnp.stack([batch["x"].astype(again.dtype), again], axis=1).reshape(-1, *again.shape[1:])
+
+        return jax.jit(pairs, out_shardings=self._replicated)
+
+
+#: The programs of an experiment; the last few are kept.
+shared_programs = functools.lru_cache(maxsize=4)(Programs)
