@@ -10,6 +10,7 @@ import pytest
 from genjax import config
 from genjax.config import ConfigError
 from genjax.data import Text
+from genjax.families.vae.vae import VAE
 from genjax.training import Run, resolve
 from genjax.training.engine import Engine
 
@@ -59,3 +60,20 @@ def test_data_that_lack_what_the_model_reads_are_refused_with_what_they_give():
         ConfigError, match=r"^VAE reads x, and Text \(python_topics\) gives mask, .* tokens, .*; choose other"
     ):
         Engine(resolve(config.override(experiment, "data", Text())))
+
+
+def test_engines_of_equal_experiments_trace_a_model_once(monkeypatch):
+    traced = []
+    monkeypatch.setattr(
+        VAE, "init", lambda self, key, batch, init=VAE.init: traced.append(key) or init(self, key, batch)
+    )
+    changes = {
+        "model.network.hidden_dims": (3,),
+        "model.latent_dim": 2,
+        "data.batch_size": 8,
+        "training.mesh": "data:1",
+    }
+    experiment = resolve(config.apply_overrides(config.find_experiment("vae_digits").build(), changes))
+    first, second = Engine(experiment), Engine(experiment)
+    assert all(map(np.array_equal, *map(jax.tree.leaves, (first.init().params, second.init().params))))
+    assert len(traced) == 1
