@@ -78,7 +78,8 @@ def main(arguments: list[str]) -> int:
 
 
 def listing(word: str = "") -> str:
-    """The registered experiments by family, a line each; with a word, all about those of that family, data set or name.
+    """The registered experiments by family, a line each; with a word, a description of the
+    experiments of that family, of that data set, or with that word in their names.
 
     Raises:
       ConfigError: no experiment has the word.

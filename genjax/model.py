@@ -139,7 +139,9 @@ class HasPretrained(Protocol):
         """The model with the sizes of the checkpoint; the model itself where `pretrained` is None."""
 
     def pretrained_params(self, params: PyTree) -> PyTree:
-        """The checkpoint's values in the tree of `params` and on its devices; new ones for what the checkpoint lacks."""
+        """The checkpoint's values in the tree of `params` and on its devices; new ones for what the
+        checkpoint lacks.
+        """
 
 
 @runtime_checkable
@@ -167,7 +169,9 @@ class TakesConditions(Protocol):
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """Names of the arrays that `sample` takes: `label` (classes), `condition` (columns), `source` (to answer), ..."""
+        """Names of the arrays that `sample` takes: `label` (classes), `condition` (columns),
+        `source` (to answer), ...
+        """
 
 
 def takes(model: GenerativeModel, condition: str) -> bool:
@@ -178,7 +182,7 @@ def takes(model: GenerativeModel, condition: str) -> bool:
 @runtime_checkable
 class ChecksSteps(Protocol):
     def check_steps(self, num_steps: int) -> None:
-        """Raises UserError if a run of so many steps does not give what is asked, such as a number of draws of chains."""
+        """Raises UserError if a run of `num_steps` steps is too short, for instance for the draws of chains."""
 
 
 @runtime_checkable

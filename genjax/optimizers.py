@@ -60,7 +60,9 @@ class Schedule(abc.ABC):
         return lambda step: learning_rate * factor(step)
 
     def stretched(self, factor: int) -> Schedule:
-        """The schedule over `factor` times as many updates, for a network with `factor` updates at each step of a run."""
+        """The schedule over `factor` times as many updates, for a network with `factor` updates at
+        each step of a run.
+        """
         lengths = {name: getattr(self, name, None) for name in ("warmup_steps", "num_steps")}
         return dataclasses.replace(self, **{name: n * factor for name, n in lengths.items() if n is not None})
 
@@ -175,7 +177,9 @@ def is_stacked(path: tuple[Any, ...]) -> bool:
 
 
 def decays_weight(path: tuple[Any, ...], leaf: jax.Array) -> bool:
-    """Whether weight decay applies to a parameter: not to biases, scales of norms, rates and other vectors of a layer."""
+    """Whether weight decay applies to a parameter: not to biases, scales of norms, rates and other
+    vectors of a layer.
+    """
     name = _key_names(path)[-1] if path else ""
     return leaf.ndim - is_stacked(path) >= 2 and not name.endswith(_NOT_DECAYED)
 

@@ -1,4 +1,6 @@
-"""Bidirectional encoders: pre-training by masking or by finding replaced tokens, on to other text, and heads for tasks."""
+"""Bidirectional encoders: pre-training by masking or by finding replaced tokens, on to other text,
+and heads for tasks.
+"""
 
 from genjax.config import register
 from genjax.data import EncoderText, LabelledText, LabelledTokens, QuestionAnswering
@@ -20,7 +22,9 @@ _SHRUNK = {**_TINY, "data.sequence_length": 24, "data.name": "python_topics", "m
 
 
 def _small_network(**changes: object):
-    """Small enough for two CPU cores; without dropout, which takes half of the time and which short runs do not need."""
+    """Small enough for two CPU cores; without dropout, which takes half of the time and which short
+    runs do not need.
+    """
     return bert_network(4, 128, 4, max_length=128, dropout=0.0, attention_dropout=0.0, **changes)
 
 

@@ -90,7 +90,9 @@ def snake_case(name: str) -> str:
 
 
 def choice_name(cls: type) -> str:
-    """The value of a flag that chooses a dataclass: its own `flag_name` if it has one (lora for LoRA), else snake case."""
+    """The value of a flag that chooses a dataclass: its own `flag_name` if it has one (lora for
+    LoRA), else snake case.
+    """
     return vars(cls).get("flag_name") or snake_case(cls.__name__)
 
 

@@ -66,7 +66,9 @@ def register(
 
 
 def add_package(name: str) -> None:
-    """Tells of a package whose modules register experiments; they are imported when an experiment is asked for by name."""
+    """Tells of a package whose modules register experiments; they are imported when an experiment
+    is asked for by name.
+    """
     if name not in _packages:
         _packages.append(name)
 

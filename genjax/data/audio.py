@@ -104,7 +104,9 @@ class Waveforms(Data):
         return common_sample_rate(wav_files(self.dir))
 
     def spec(self) -> dict[str, Any]:
-        """data_shape (L, 1), range, which the levels of 16 bits are taken to fill, and num_classes of a labelled set."""
+        """data_shape (L, 1), range, which the levels of 16 bits are taken to fill, and num_classes
+        of a labelled set.
+        """
         classes = {"num_classes": len(self.label_names())} if self.label_names() else {}
         return {"data_shape": (self.num_samples, 1), "range": (-1.0, 1.0), "num_levels": None, **classes}
 

@@ -42,7 +42,7 @@ class Examples(Protocol):
 
 @runtime_checkable
 class ChoosesBatches(Protocol):
-    """Examples with an order of their own in training, such as windows that go on where those of the last batch ended."""
+    """Examples with their own order in training, such as windows that continue the batch before."""
 
     def batch_indices(self, step: int, batch_size: int, seed: int) -> np.ndarray | None:
         """Indices [batch_size] of the batch of a step, or None for the shuffled order."""

@@ -1,4 +1,6 @@
-"""Molecules as SMILES strings, one an example: MOSES, a file of the user, or a small embedded set that is put together."""
+"""Molecules as SMILES strings, one an example: MOSES, a file of the user, or a small embedded set
+that is put together.
+"""
 
 from __future__ import annotations
 

@@ -86,7 +86,9 @@ class Pipeline:
         return self.examples.gather(np.arange(len(self.examples))) if arrays is None else arrays
 
     def fingerprint(self) -> str:
-        """A digest of the number of examples and of their content: all examples of a small set, some of a larger set."""
+        """A digest of the number of examples and of their content: all examples of a small set,
+        some of a larger set.
+        """
         count, arrays = len(self.examples), self.examples.arrays()
         if not _is_small(arrays):
             arrays = self.examples.gather(np.linspace(0, count - 1, NUM_COMPARED).astype(np.int64))
@@ -148,7 +150,9 @@ def random_order(count: int) -> np.ndarray:
 
 
 def first_examples(count: int, limit: int | None = None) -> np.ndarray:
-    """Indices of the first `limit` examples in `random_order`; all examples in the set's order if `limit` is no limit."""
+    """Indices of the first `limit` examples in `random_order`; all examples in the set's order if
+    `limit` is no limit.
+    """
     return np.arange(count) if limit is None or limit >= count else random_order(count)[:limit]
 
 

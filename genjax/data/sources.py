@@ -575,7 +575,9 @@ def _decoded(images: FolderImages, keep: bool) -> tuple[list[np.ndarray], dict[P
 
 
 def _known_unreadable(images: FolderImages, base: Path) -> dict[Path, str]:
-    """Files that are no readable pictures, and the reasons; searched once for each state of a folder, as it takes long."""
+    """Files that are no readable pictures, and the reasons; searched once for each state of a
+    folder, as it takes long.
+    """
     digest = hashlib.sha256(repr((str(base.resolve()), images.size, images.shape)).encode(errors="surrogateescape"))
     for path in images.paths:
         stat = path.stat()

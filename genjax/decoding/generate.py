@@ -114,7 +114,9 @@ class Choice(NamedTuple):
 
 
 def row_keys(key: Array, prompts: Array, example_index: Array | None = None) -> Array:
-    """One key for each row of prompts [B, P] (see `example_keys`), so that draws do not depend on how rows are split."""
+    """One key for each row of prompts [B, P] (see `example_keys`), so that draws do not depend on
+    how rows are split.
+    """
     return example_keys(key, {"tokens": prompts} | ({} if example_index is None else {"example_index": example_index}))
 
 

@@ -64,7 +64,9 @@ class Sampling:
         return self.repetition_penalty != 1.0
 
     def filter(self, logits: Array, seen: Array | None = None) -> Array:
-        """Unnormalised log-probabilities to draw tokens from: logits [..., V], seen bool [..., V] -> float32 [..., V]."""
+        """Unnormalised log-probabilities to draw tokens from: logits [..., V], seen bool [..., V]
+        -> float32 [..., V].
+        """
         logits = logits.astype(jnp.float32)
         if self.needs_seen and seen is not None:
             penalised = jnp.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)

@@ -45,7 +45,9 @@ class TokenModel:
         }
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
-        """Adds ratios to means of `evaluate`: nll_per_token (nats), perplexity and others; see `nn.tokens.summarize`."""
+        """Adds ratios to means of `evaluate`: nll_per_token (nats), perplexity and others; see
+        `nn.tokens.summarize`.
+        """
         return summarize(means)
 
     def log_prob(self, state: TrainState, batch: Batch) -> Array:

@@ -1,9 +1,9 @@
-"""Which of two sentences a language model prefers, over a list of pairs that the user gives.
+"""Preferences of a language model between two sentences, over the user's list of pairs.
 
-A line of the list holds two sentences that differ in the group they speak of, and if wanted the kind of bias, with tabs
-between them.  The share of pairs whose first sentence is likelier is the measure of CrowS-Pairs (Nangia et al. 2020,
-arXiv:2010.00133); a model without preference has 50 %.  Longer sentences are less likely, so pairs should differ in a
-word and not in length.
+A line of the list has two sentences about different groups, and optionally the kind of bias, with tabs between
+them.  The share of pairs whose first sentence is likelier is the measure of CrowS-Pairs (Nangia et al. 2020,
+arXiv:2010.00133); a model without preference has 50 %.  Longer sentences are less likely, so pairs should differ
+in a word and not in length.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from genjax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class SentencePair:
-    """Two sentences that differ in a group, and the kind of bias that they look for."""
+    """Two sentences that differ in a group, and the kind of bias that they test."""
 
     first: str
     second: str
@@ -29,7 +29,7 @@ def sentence_pairs(lines: Iterable[str], source: str) -> list[SentencePair]:
     """The pairs of the lines of a list; lines that are empty or begin with # are left out.
 
     Raises:
-      UserError: there is no pair, or a line has not two or three columns; `source` says of what list.
+      UserError: there is no pair, or a line does not have two or three columns; the message names the list by `source`.
     """
     pairs = []
     for number, line in enumerate(lines, 1):
@@ -47,7 +47,7 @@ def sentence_pairs(lines: Iterable[str], source: str) -> list[SentencePair]:
 
 
 def preference_scores(first: np.ndarray, second: np.ndarray, kinds: Sequence[str]) -> dict[str, float]:
-    """What the model prefers.
+    """Measures the model's preference.
 
     Args:
       first: log-likelihoods of the first sentences in nats, [N].
@@ -56,7 +56,7 @@ def preference_scores(first: np.ndarray, second: np.ndarray, kinds: Sequence[str
 
     Returns:
       `prefers_first`: percentage of pairs with the first likelier, ties counting half; `prefers_first_error`: its
-      standard error were there no preference; `difference`: mean difference in nats; with several pairs its standard
+      standard error without preference; `difference`: mean difference in nats; with several pairs its standard
       error `difference_error`; and `prefers_first_KIND` where there are several kinds.
 
     Raises:

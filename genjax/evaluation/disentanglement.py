@@ -1,7 +1,7 @@
-"""How well single dimensions of a code stand for single factors of the data, where the factors are known.
+"""Disentanglement: how well single dimensions of a code represent single factors of the data, if the factors are known.
 
-Both take the codes (means of q(z | x)) and factors of the same examples, best of a set that holds all combinations.
-Factors of one value have nothing to be told, and are left out.
+Both scores take codes (means of q(z | x)) and factors of the same examples, ideally of a set with all combinations.
+Factors with only one value are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def _checked(codes: np.ndarray, factors: np.ndarray) -> tuple[np.ndarray, np.nda
     """Codes in float64, and the factors [N, K] that have several values.
 
     Raises:
-      UserError: a code is not finite, or every factor has one value alone.
+      UserError: a code is not finite, or every factor has only one value.
     """
     codes, factors = np.asarray(codes, np.float64), np.asarray(factors)
     if not np.isfinite(codes).all():
@@ -53,8 +53,8 @@ def mutual_information_gap(codes: np.ndarray, factors: np.ndarray, num_bins: int
 
         MIG = 1/K sum_k (I(z_(1); v_k) - I(z_(2); v_k)) / H(v_k)
 
-    where z_(1), z_(2) are the dimensions that tell most about the factor v_k.  Codes are discretised as by Locatello et
-    al. 2019 (arXiv:1811.12359), whose numbers it can be compared with.
+    where z_(1), z_(2) are the dimensions with the most information on the factor v_k.  Codes are discretised as by
+    Locatello et al. 2019 (arXiv:1811.12359), so that their numbers can be compared.
 
     Args:
       codes: [N, D] with D of at least 2.
@@ -62,7 +62,7 @@ def mutual_information_gap(codes: np.ndarray, factors: np.ndarray, num_bins: int
       num_bins: bins of equal width for each dimension.
 
     Returns:
-      Between 0 and 1; 1 where each factor is told by one dimension alone.
+      A number from 0 to 1; 1 if only one dimension has information on each factor.
     """
     codes, factors = _checked(codes, factors)
     if codes.shape[1] < 2:
@@ -81,17 +81,17 @@ def factor_vae_score(
 ) -> float:
     """FactorVAE's score (Kim & Mnih 2018, arXiv:1802.05983, section 4).
 
-    One vote: hold a random factor at a random value, take `examples_per_vote` examples that have it, and find the
-    dimension whose variance, relative to its variance over all examples, is least.  A majority vote maps dimensions to
-    factors; the score is its accuracy on as many new votes.  Dimensions that hardly vary at all take no part, nor do
-    values that one example alone has.  Codes that do not vary at all score 1/K.
+    For one vote, choose a random factor and a random value of it, take `examples_per_vote` examples with this value,
+    and find the dimension with the smallest variance relative to its variance over all examples.  The majority of votes
+    maps dimensions to factors; the score is the accuracy of this map on as many new votes.  Dimensions that hardly vary
+    are left out, and so are values that only one example has.  Codes that do not vary at all score 1/K.
 
     Args:
       codes: [N, D].
       factors: integers [N, K].
-      rng: draws the votes.
-      num_votes: for the mapping, and again for its accuracy.
-      examples_per_vote: examples of a vote.
+      rng: generator for the votes.
+      num_votes: number of votes for the map, and again for its accuracy.
+      examples_per_vote: number of examples of a vote.
 
     Returns:
       Accuracy between 1/K (chance) and 1.

@@ -1,4 +1,4 @@
-"""How good forecasts by samples are, on the host in float64.
+"""Quality of forecasts that are given as samples, on the host in float64.
 
 coverage     share of true values within the central interval of a level; calibrated if it is the level
 width        mean width of that interval
@@ -48,8 +48,8 @@ def forecast_metrics(
 
     Args:
       samples: drawn futures, [S, ...].
-      truth: what came, [...].
-      levels: masses of the intervals.
+      truth: true values, [...].
+      levels: probability masses of the intervals.
     """
     metrics = {
         "crps": float(crps(samples, truth).mean()),

@@ -1,7 +1,7 @@
 """The Inception v3 network of the Frechet Inception distance (Heusel et al. 2017, arXiv:1706.08500, released weights).
 
-Szegedy et al. 2016 (arXiv:1512.00567) with the changes that the released graph has: averages at the borders count only
-pixels inside the picture, the last block pools by the maximum, and there are 1008 outputs.  Batch norm is folded into
+Szegedy et al. 2016 (arXiv:1512.00567) with the changes of the released graph: averages at the borders count only pixels
+inside the picture, the last block pools by the maximum, and there are 1008 outputs.  Batch norm is folded into
 the convolutions (`genjax.interop.inception` reads the weights so), each of which is then relu(conv(x) + b).
 
     pictures in [0, 1]  ->  levels u of 8 bits  ->  299 x 299, bilinear  ->  about [-1, 1]
@@ -28,7 +28,7 @@ Resize = Literal["tensorflow", "pytorch"]
 NUM_FEATURES = 2048
 NUM_LOGITS = 1008
 _SIZE = 299
-#: Smaller pictures leave nothing of the last maps.
+#: Smallest size of pictures; the last maps of smaller pictures would be empty.
 _SMALLEST = 75
 
 

@@ -22,10 +22,10 @@ def linear_interpolation(start: np.ndarray, end: np.ndarray, num_values: int) ->
 
 
 def spherical_interpolation(start: np.ndarray, end: np.ndarray, num_values: int) -> np.ndarray:
-    """Points on great arcs (slerp; White 2016, arXiv:1609.04468), which keep to the norms that a normal prior has.
+    """Points on great arcs (slerp; White 2016, arXiv:1609.04468), which keep norms typical of a normal prior.
 
     The angle between the two directions is divided evenly, and the norm changes linearly; opposite or equal directions
-    have no one arc, so the straight line is taken there.
+    have no unique arc, so a straight line is used.
 
     Args:
       start, end: codes [N, ...]; all axes but the first are one vector.
@@ -53,8 +53,8 @@ def traversal(code: np.ndarray, dimensions: np.ndarray, values: np.ndarray) -> n
 
     Args:
       code: [D].
-      dimensions: which ones, [K].
-      values: what they are set to, [V].
+      dimensions: numbers of the dimensions, [K].
+      values: values to set them to, [V].
 
     Returns:
       Codes [K, V, D].
@@ -66,7 +66,7 @@ def traversal(code: np.ndarray, dimensions: np.ndarray, values: np.ndarray) -> n
 
 
 def partners(labels: np.ndarray, count: int) -> np.ndarray:
-    """For each of the first `count` examples one of the same class among the others, indices [count].
+    """Indices [count]: for each of the first `count` examples, an example of the same class among the others.
 
     Raises:
       UserError: a class has no example among the others.

@@ -1,8 +1,8 @@
-"""What to hold likelihoods against: a fitted normal distribution, other data, and the integral of a density.
+"""Comparisons for likelihoods: a fitted normal distribution, other data, and the integral of a density.
 
-The area under the ROC curve is the probability that a score of the one set exceeds a score of the other, ties counting
-half (Mann-Whitney).  Likelihoods as scores of novelty fail where the other set is simpler than the trained one
-(Nalisnick et al. 2019, arXiv:1810.09136): an area below 1/2 shows it.
+The area under the ROC curve is the probability that a score of one set exceeds a score of the other set, where ties
+count half (Mann-Whitney).  Likelihoods fail to detect a set that is simpler than the training set (Nalisnick et al.
+2019, arXiv:1810.09136); an area below 1/2 shows this failure.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def fit_gaussian(x: np.ndarray, jitter: float = 1e-6) -> tuple[np.ndarray, np.nd
 
     Args:
       x: examples; further axes are flattened.
-      jitter: added to the diagonal, so that constant columns have a density.
+      jitter: number added to the diagonal, so that constant columns have a density.
     """
     x = np.asarray(x, np.float64).reshape(len(x), -1)
     mean = x.mean(0)
@@ -36,7 +36,7 @@ def gaussian_log_prob(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -
 
 
 def roc_auc(lower: np.ndarray, higher: np.ndarray) -> float:
-    """Probability that a score of `higher` exceeds one of `lower`, ties counting half.
+    """Probability that a score of `higher` exceeds a score of `lower`; ties count half.
 
     Raises:
       UserError: one of them is empty or holds a NaN.
@@ -58,7 +58,7 @@ def density_grid(
       log_prob: log-density of points [N, 2], [N].
       low: lower corner [2].
       high: upper corner [2].
-      size: cells a side.
+      size: number of cells along each side.
 
     Returns:
       The density [size, size], first axis x, and its integral over the grid.

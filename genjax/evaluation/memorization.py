@@ -1,12 +1,12 @@
-"""What generated text repeats of the training text: longest common substrings, exactly and in bounded memory.
+"""Repetition of training text in generated text: longest common substrings, exactly and in bounded memory.
 
 The training text is read in parts.  For each part the suffix array of part and samples together is sorted by prefix
 doubling (Karp, Miller & Rosenberg 1972): after round k suffixes stand in the order of their first 2^k tokens.  The
 longest match of a sample's suffix is with the nearest suffix of the training text above or below it.  Neighbouring
 parts overlap by the longest sample, so that no match is cut.
 
-How much of the training text a model gives away when it is asked with the text before it is `extraction_scores`
-(Carlini et al. 2023, arXiv:2202.07646: a text is extractable if the likeliest continuation of its prefix is its own).
+`extraction_scores` measures how much of the training text a model reproduces when it is given the text before (Carlini
+et al. 2023, arXiv:2202.07646: a text is extractable if it is the likeliest continuation of its prefix).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Match:
     """The longest part of a sample that stands in the training text.
 
     Attributes:
-      length: its tokens.
-      place: where it begins in the sample.
-      source: where it begins in the training text; -1 where its length is 0.
-      covered: share of the sample's tokens that lie in common substrings of the length asked for, or longer.
+      length: number of tokens of the part.
+      place: place in the sample where the part begins.
+      source: place in the training text where the part begins; -1 if its length is 0.
+      covered: share of the sample's tokens in common substrings of at least `min_length` tokens.
     """
 
     length: int
@@ -37,7 +37,7 @@ class Match:
 
 
 def suffix_array(tokens: np.ndarray) -> np.ndarray:
-    """Places of the suffixes of tokens [N] in lexicographic order; a suffix stands before those that it begins."""
+    """Places of the suffixes of tokens [N] in lexicographic order; a prefix of a suffix stands before it."""
     count = len(tokens)
     rank = np.unique(tokens, return_inverse=True)[1].astype(np.int64) + 1
     width = 1
@@ -75,10 +75,10 @@ def matching_lengths(
     Args:
       samples: integer arrays [L_i].
       corpus: integer array [N].
-      part_size: tokens of the corpus that are sorted at a time; memory is about 100 bytes for each of them.
+      part_size: number of tokens of the corpus that are sorted at a time; each takes about 100 bytes of memory.
 
     Returns:
-      For each sample the lengths [L_i], and where the match begins in the corpus [L_i] (-1 where the length is 0).
+      For each sample the lengths [L_i], and the places in the corpus where matches begin [L_i] (-1 if the length is 0).
 
     Raises:
       UserError: there is no sample.
@@ -119,7 +119,7 @@ def longest_matches(
     Args:
       samples: integer arrays.
       corpus: integer array [N].
-      min_length: tokens from which on a common substring counts as covering.
+      min_length: smallest number of tokens of a common substring that counts for `covered`.
       part_size: see `matching_lengths`.
     """
     matches = []
@@ -146,7 +146,7 @@ def memorization_scores(matches: Sequence[Match]) -> dict[str, float]:
 
 
 def extraction_scores(continuations: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    """How much of the text after a prefix the model's continuation repeats.
+    """Measures how much of the true continuation of a prefix the model's continuation repeats.
 
     Args:
       continuations: the model's likeliest continuations, integers [N, T].

@@ -1,7 +1,7 @@
-"""How many modes of a known mixture samples cover, and how many of the samples are good (as in Srivastava et al. 2017,
-arXiv:1705.07761, section 4.1): a sample is of high quality within three standard deviations of a mode, and a mode is
-covered that has such a sample nearest to it.  Of two-dimensional Gaussians themselves, 1 - exp(-9/2) = 98.9 % lie
-within three.
+"""Coverage of the modes of a known mixture, and share of good samples (as in Srivastava et al. 2017, arXiv:1705.07761).
+
+A sample is good if it lies within three standard deviations of a mode.  A mode is covered if it is the nearest mode of
+a good sample (section 4.1).  Of samples of two-dimensional Gaussians, 1 - exp(-9/2) = 98.9 % are good.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ def mode_coverage(
 
     Args:
       samples: [N, D].
-      means: of the components, [K, D].
+      means: means of the components, [K, D].
       scale: standard deviation of every component.
-      num_deviations: how far away a good sample may be, in standard deviations.
-      num_needed: good samples that a covered mode has at least.
+      num_deviations: largest distance of a good sample from its mode, in standard deviations.
+      num_needed: smallest number of good samples of a covered mode.
 
     Returns:
       `modes_covered` out of K, `high_quality_share` in [0, 1], and `mode_entropy`, the entropy of the modes of good

@@ -3,9 +3,9 @@
     validity      share of samples that RDKit reads
     unique@k      share of different molecules among the first k valid ones
     novelty       share of the different valid molecules that are not in the training set
-    IntDiv_p      1 - mean over x of (mean over y of T(x, y)^p)^(1/p), every molecule with itself as well
+    IntDiv_p      1 - mean over x of (mean over y of T(x, y)^p)^(1/p), where y may equal x
     SNN           mean over samples of the largest T to a reference molecule
-    Frag, Scaf    cosine between the counts of BRICS fragments, of Bemis-Murcko scaffolds with two rings at least
+    Frag, Scaf    cosine between the counts of BRICS fragments, of Bemis-Murcko scaffolds with at least two rings
     FCD           Frechet distance of ChemNet features (Preuer et al. 2018)
     logP, QED, weight    Wasserstein-1 distances between the distributions of Crippen's log P, of the drug-likeness of
                   Bickerton et al. 2012, and of molecular weight in Dalton
@@ -13,8 +13,8 @@
 Two metrics of MOSES are not here: the share that passes its filters, which needs its lists of unwanted substructures,
 and the distance of synthetic accessibility, whose table RDKit does not install everywhere.
 
-IntDiv_p is what the program of MOSES computes and its tables hold.  Its paper takes the root of the mean over all
-pairs, which for p = 2 is .0012 less on its training molecules, more than most of its networks differ by.
+IntDiv_p follows the program and the tables of MOSES.  The paper of MOSES takes the root of the mean over all pairs,
+which for p = 2 is .0012 less on its training molecules; most of its networks differ by less.
 
 T is the Tanimoto similarity of Morgan fingerprints of radius 2 with 1024 bits.  Molecules are compared by RDKit's
 canonical SMILES.  RDKit, and for FCD the package fcd-torch, are the extra `molecules`.
@@ -39,7 +39,7 @@ def _rdkit() -> Any:
         from rdkit import Chem, RDLogger
     except ImportError:
         raise UserError("metrics of molecules need RDKit: pip install 'genjax[molecules]'") from None
-    RDLogger.DisableLog("rdApp.*")  # it reports every invalid string
+    RDLogger.DisableLog("rdApp.*")  # RDKit would report every invalid string
     return Chem
 
 
@@ -93,7 +93,7 @@ def fragments(smiles: Iterable[str]) -> collections.Counter[str]:
 
 
 def scaffolds(smiles: Iterable[str], min_rings: int = 2) -> collections.Counter[str]:
-    """Counts of Bemis-Murcko scaffolds of valid strings; those with fewer rings are left out."""
+    """Counts of Bemis-Murcko scaffolds of valid strings; scaffolds with fewer rings are left out."""
     chem = _rdkit()
     from rdkit.Chem.Scaffolds import MurckoScaffold
 
@@ -136,8 +136,8 @@ def molecule_metrics(
     Args:
       samples: generated SMILES, valid or not.
       train: the training set, as canonical SMILES.
-      reference: valid SMILES of the set that distances are to, such as the test set or a part of it.
-      unique_at: numbers k of `unique@k`; those above the number of valid samples are left out.
+      reference: valid SMILES of the set to compare with, such as the test set or a part of it.
+      unique_at: numbers k of `unique@k`; numbers above the number of valid samples are left out.
 
     Returns:
       Values by name; `fcd` only where fcd-torch is installed.

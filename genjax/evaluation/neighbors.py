@@ -1,4 +1,4 @@
-"""What samples cover of the data and what they repeat of it, by nearest neighbours in a feature space.
+"""Coverage and repetition of the data by samples, measured by nearest neighbours in a feature space.
 
 With NND_k(y) the distance of y to its k-th nearest other member of its own set, and balls B_k(y) of that radius:
 
@@ -43,7 +43,7 @@ def neighbor_radii(x: np.ndarray, num_neighbors: int, block_size: int = 1000) ->
     radii = np.empty(len(x))
     for rows in _blocks(len(x), block_size):
         distances = _squared_distances(x[rows], x)
-        # Itself is not among the neighbours, even where rounding moves it.
+        # A row is not its own neighbour, even if rounding gives a small distance.
         distances[np.arange(len(distances)), np.arange(rows.start, rows.start + len(distances))] = np.inf
         radii[rows] = np.partition(distances, num_neighbors - 1, axis=1)[:, num_neighbors - 1]
     return radii
@@ -80,11 +80,11 @@ def density_coverage(
 
 
 class NearestNeighbors:
-    """The nearest few of a stream of vectors to each of some queries [Q, D]; keeps these alone.
+    """The nearest vectors of a stream to each of some queries [Q, D]; only these vectors' distances are kept.
 
     Args:
-      queries: features of which neighbours are looked for.
-      num_neighbors: how many of each are kept.
+      queries: features whose neighbours are searched.
+      num_neighbors: number of neighbours of each query.
     """
 
     def __init__(self, queries: np.ndarray, num_neighbors: int = 1) -> None:
@@ -94,7 +94,7 @@ class NearestNeighbors:
         self._count = 0
 
     def add(self, x: np.ndarray) -> NearestNeighbors:
-        """Takes a batch [B, D] in."""
+        """Adds a batch [B, D]."""
         squares = _squared_distances(self._queries, np.asarray(x, np.float64))
         indices = np.broadcast_to(self._count + np.arange(len(x)), squares.shape)
         squares, indices = np.hstack([self._squares, squares]), np.hstack([self._indices, indices])
@@ -116,13 +116,13 @@ def memorization(samples_to_train: np.ndarray, held_out_to_train: np.ndarray) ->
 
     Args:
       samples_to_train: distance of each sample to its nearest training example [N].
-      held_out_to_train: the same of held-out data [M].
+      held_out_to_train: distance of each held-out example to its nearest training example [M].
 
     Returns:
-      `memorization_auc`, the probability that a sample is nearer than a held-out example (1/2 where the model neither
-      copies nor stays away; the statistic of Meehan et al. 2020, arXiv:2004.05675, in one cell);
-      `copied_share`, the share of samples nearer than all but one in a hundred held-out examples (1/100 where the two
-      are alike); and quantiles of both distances.
+      `memorization_auc`, the probability that a sample is nearer than a held-out example (1/2 if the model neither
+      copies nor avoids training examples; the statistic of Meehan et al. 2020, arXiv:2004.05675, in one cell);
+      `copied_share`, the share of samples nearer than all but one in a hundred held-out examples (1/100 if samples are
+      like held-out data); and quantiles of both distances.
     """
     threshold = np.quantile(held_out_to_train, 0.01)
     quantiles = {

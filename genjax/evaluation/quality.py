@@ -81,8 +81,9 @@ def figures(data: FeatureStatistics, other: FeatureStatistics, metrics: Collecti
 
     Args:
       data: complete statistics of the data.
-      other: the same of samples or of other data, made with `reference=data` if the kernel distance is asked for.
-      metrics: names out of METRICS.
+      other: complete statistics of samples or of other data, made with `reference=data` if the kernel distance is
+        wanted.
+      metrics: names of metrics from METRICS.
 
     Raises:
       UserError: a set is too small for a figure.
@@ -104,13 +105,15 @@ def figures(data: FeatureStatistics, other: FeatureStatistics, metrics: Collecti
 
 
 def floor(data: FeatureStatistics, metrics: Collection[str] = METRICS) -> dict[str, float]:
-    """The figures of one half of the data against the other half: a perfect model with as many samples would get them."""
+    """The figures of one half of the data against the other half: a perfect model with as many
+    samples would get them.
+    """
     first = data.half(0)
     return figures(first, data.half(1, first), metrics)
 
 
 def warnings(sizes: Mapping[str, int], num_features: int) -> list[str]:
-    """What the reader of a Frechet distance must know about the sets that it compares, as sentences.
+    """Sentences that the reader of a Frechet distance must know about the two sets.
 
     Args:
       sizes: number of pictures of each set, by what the set is called.

@@ -5,9 +5,9 @@
     class_score        exp E_x KL(p(c | x) | E_x p(c | x))                             (Salimans et al. 2016, arXiv:1606.03498)
 
 The trace of the square root is the sum of the square roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is
-symmetric.  `Moments`, `KernelBlocks` and `ClassProbabilities` take one batch after the other.  None keeps all that it
-has seen: `KernelBlocks` keeps a random sample of fixed size.  With p of the Inception network the class score is the
-Inception score.
+symmetric.  `Moments`, `KernelBlocks` and `ClassProbabilities` take one batch after the other.  None of them
+keeps all vectors: `KernelBlocks` keeps a random sample of fixed size.  With p of the Inception network the class
+score is the Inception score.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Moments:
         return self.merge(batch)
 
     def merge(self, other: Moments) -> Moments:
-        """Takes in what another has seen."""
+        """Adds the vectors of another `Moments`."""
         if not other.count:
             return self
         if not self.count:
@@ -116,8 +116,8 @@ class Reservoir:
 
     Args:
       capacity: size of the sample; all vectors where there are fewer.
-      seed: decides the sample and its order; two samples that are compared need different ones, else blocks of both
-        have the same places of their streams, and so the same classes where both streams are ordered by class.
+      seed: seed of the sample and its order.  Two samples that are compared need different seeds: otherwise their
+        blocks take the same places of both streams, and so the same classes if both streams are ordered by class.
     """
 
     def __init__(self, capacity: int, seed: int = 0) -> None:
@@ -129,7 +129,7 @@ class Reservoir:
         """Takes a batch [B, D] in."""
         x = np.asarray(x)
         place = np.arange(self._seen, self._seen + len(x))
-        # Vector t takes the place of one of the kept with probability capacity / (t + 1).
+        # Vector t replaces one of the kept vectors with probability capacity / (t + 1).
         place = np.where(place < self._capacity, place, np.floor(self._rng.random(len(x)) * (place + 1)).astype(int))
         room = max(self._capacity - self._seen, 0)
         if room:
@@ -157,8 +157,8 @@ class KernelBlocks:
 
     Args:
       reference: features [M, D]; at least `block_size` of them are used, else all.
-      block_size: vectors of a block.
-      num_kept: largest number of vectors of the stream that are kept, a random sample of them.
+      block_size: number of vectors of a block.
+      num_kept: largest size of the random sample of the stream that is kept.
     """
 
     def __init__(self, reference: np.ndarray, block_size: int = 1000, num_kept: int = 10000) -> None:
@@ -175,7 +175,7 @@ class KernelBlocks:
         return self
 
     def result(self) -> dict[str, float]:
-        """`kernel_distance`, the standard deviation of a block's, and the standard error of the mean.
+        """`kernel_distance`, the standard deviation over blocks, and the standard error of the mean.
 
         A stream shorter than a block is one short block.
 
@@ -212,14 +212,15 @@ class ClassProbabilities:
         self._winners = np.zeros(0)
 
     def add(self, logits: np.ndarray) -> ClassProbabilities:
-        """Takes logits [B, K] in."""
+        """Adds logits [B, K]."""
         logits = np.asarray(logits, np.float64)
         log_p = logits - logits.max(1, keepdims=True)
         log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
         p = np.exp(log_p)
         if self._sums is None:
             self._sums, self._winners = np.zeros((self._parts, p.shape[1])), np.zeros(p.shape[1])
-        # By the golden ratio, not in turn: samples of a conditional model take the classes in turn.
+        # Parts are assigned by the golden ratio and not in turn, because samples of a conditional
+        # model have classes in turn.
         index = self._counts.sum() + np.arange(len(p))
         part = (index * ((5.0**0.5 - 1.0) / 2.0) % 1.0 * self._parts).astype(int)
         np.add.at(self._sums, part, p)

@@ -1,4 +1,4 @@
-"""What generated text is worth: against references, as answers, as entities, and by itself.
+"""Measures of generated text: against references, as answers, as entities, and by itself.
 
     BLEU (Papineni et al. 2002) and chrF (Popovic 2015), by sacrebleu with its signature (Post 2018)
     ROUGE (Lin 2004), by rouge-score
@@ -6,7 +6,7 @@
     F1 of entities in BIO or BIOES tags, by the rules of the CoNLL script, as seqeval counts them
     distinct-n (Li et al. 2016), self-BLEU (Zhu et al. 2018), repeated n-grams (Welleck et al. 2020)
 
-Everything here takes strings or lists of tokens; nothing knows a model.
+Everything here takes strings or lists of tokens, and no model.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _all(references: str | Sequence[str]) -> tuple[str, ...]:
 # ----------------------------------------------------------------------------------------------------------------------
 # Words of any script
 
-#: Scripts that put no blanks between words, as names of characters begin: each character counts as a word.
+#: Scripts without blanks between words, by the beginnings of their characters' names: each character counts as a word.
 _WITHOUT_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 
@@ -57,7 +57,7 @@ def _is_a_word(character: str) -> bool:
 
 
 def words(text: str) -> list[str]:
-    """Parts of a text between blanks, where scripts without blanks have their characters, with marks, for words."""
+    """Words of a text, between blanks; in scripts without blanks each character, with its marks, is a word."""
     if text.isascii():
         return text.split()
     parts, last_alone = [], False
@@ -86,9 +86,7 @@ def _has_other_script(text: str) -> bool:
 
 
 def _bleu_tokenizer(texts: Sequence[str]) -> str | None:
-    """Name of sacrebleu's tokenizer: None for its default, or where most texts have letters of a script without blanks
-    another.
-    """
+    """Name of sacrebleu's tokenizer: None for its default; another if most texts are in a script without blanks."""
     found = [{unicodedata.name(c).partition(" ")[0] for c in text if _is_a_word(c)} for text in texts]
     if 2 * sum(map(bool, found)) <= len(texts):
         return None
@@ -102,10 +100,10 @@ def _bleu_tokenizer(texts: Sequence[str]) -> str | None:
 def translation_scores(
     hypotheses: Sequence[str], references: Sequence[str | Sequence[str]], lowercase: bool = False
 ) -> dict[str, float | str]:
-    """Corpus BLEU and chrF from 0 to 100, with the signatures that say how they were computed.
+    """Corpus BLEU and chrF from 0 to 100, with the signatures that describe the computation.
 
-    Where most references are in a script without blanks, BLEU counts characters as words: of Chinese the Han ones
-    (sacrebleu's `zh`), else all (`char`).
+    If most references are in a script without blanks, BLEU counts characters as words: in Chinese, Han characters
+    (sacrebleu's `zh`), in other scripts all characters (`char`).
 
     Args:
       hypotheses: N texts.
@@ -138,7 +136,7 @@ def rouge_scores(
 ) -> dict[str, float]:
     """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L from 0 to 100; of several references the best counts.
 
-    The words are rouge-score's, runs of a to z and digits, which are few of another script or none: an example whose
+    The words of rouge-score are runs of a to z and digits, which other scripts do not have.  An example whose
     references have letters that are not Latin is compared by `UnicodeWords`.
 
     Raises:
@@ -174,7 +172,7 @@ def answer_f1(answer: str, reference: str) -> float:
 def answer_scores(answers: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
     """Exact match and F1 from 0 to 100 after `normalize_answer`; of several references the best counts.
 
-    An example without references has no answer, so that only an empty one is right.
+    For an example without references only an empty answer is right.
     """
     _check_pairs(answers, references)
     exact, f1 = [], []
@@ -198,8 +196,8 @@ def literal_match(hypotheses: Sequence[str], references: Sequence[str]) -> float
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
     """Entities of a sentence's tags O, B-TYPE, I-TYPE, E-TYPE, S-TYPE.
 
-    A tag goes on with the entity before it if it is I or E, that one's last tag is B or I, and the types agree; any
-    other tag than O begins one.  So I after O begins an entity too, as in the CoNLL script.
+    A tag I or E continues the entity before it if that entity's last tag is B or I and the types agree.  Every other
+    tag except O begins an entity.  So I after O begins an entity too, as in the CoNLL script.
 
     Returns:
       Triples of type, first and last place.
@@ -208,7 +206,7 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
       UserError: a tag has another form.
     """
     found: list[tuple[str, int, int]] = []
-    open_kind = None  # type of the entity that the next tag may go on with
+    open_kind = None  # type of the entity that the next tag may continue
     for place, tag in enumerate(tags):
         prefix, dash, kind = tag.partition("-")
         if tag != "O" and (prefix not in ("B", "I", "E", "S") or not dash or not kind):
@@ -232,7 +230,7 @@ def entity_scores(predicted: Sequence[Sequence[str]], references: Sequence[Seque
       references: tags of each sentence, as many.
 
     Raises:
-      UserError: sentences differ in length, or a tag is none.
+      UserError: sentences differ in length, or a tag has another form.
     """
     _check_pairs(predicted, references)
     hits, found, wanted = (collections.Counter[str]() for _ in range(3))
@@ -266,13 +264,13 @@ def _ngrams(tokens: Sequence[Any], n: int) -> list[tuple[Any, ...]]:
 
 
 def distinct(texts: Sequence[str], n: int, tokenize: Callable[[str], Sequence[Any]] = words) -> float:
-    """Share of different ones among all n-grams of all texts; 0 where there is none."""
+    """Number of different n-grams divided by the number of n-grams, over all texts; 0 if there are none."""
     grams = [gram for text in texts for gram in _ngrams(tokenize(text), n)]
     return len(set(grams)) / max(len(grams), 1)
 
 
 def repetition(texts: Sequence[str], n: int, tokenize: Callable[[str], Sequence[Any]] = words) -> float:
-    """Mean over texts of the share of n-grams that stood in the text before; texts without n-grams are left out."""
+    """Mean over texts of the share of n-grams that occur earlier in the text; texts without n-grams are left out."""
     rows = [_ngrams(tokenize(text), n) for text in texts]
     shares = [1.0 - len(set(grams)) / len(grams) for grams in rows if grams]
     return float(np.mean(shares)) if shares else 0.0
@@ -297,8 +295,8 @@ def self_bleu(texts: Sequence[str], max_texts: int = 200) -> float:
 
 
 def diversity_scores(texts: Sequence[str]) -> dict[str, float]:
-    """distinct-1 to 3 and repetition-2 to 4 of words, in [0, 1], and self-BLEU, from 0 to 100, where there are two
-    texts.
+    """distinct-1 to 3 and repetition-2 to 4 of words, in [0, 1], and, for two texts or more, self-BLEU
+    from 0 to 100.
     """
     scores = {f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)}
     scores |= {f"repetition_{n}": repetition(texts, n) for n in (2, 3, 4)}

@@ -36,7 +36,7 @@ class Architecture:
       copies: names of tensors that may repeat the token embeddings; they are not read then.
       heads: pattern of the names of the head's tensors, or None; a model with another head does not read them.
       head_paths: beginnings of the paths of the head's parameters in genjax.
-      own: fields among those of `read` that the user decides where a model starts from a checkpoint.
+      own: fields that `read` returns, but the user decides when a model starts from a checkpoint.
       writes: whether a given model is written as this architecture.
       bare: whether a given model is written as the body alone, without the prefix.
     """
@@ -108,7 +108,7 @@ def number(config: Config, *names: str) -> Any:
     """A setting that must be given, under one of its names.
 
     Raises:
-      UnsupportedError: it is not.
+      UnsupportedError: it is not given.
     """
     for name in names:
         if config.get(name) is not None:
@@ -117,13 +117,13 @@ def number(config: Config, *names: str) -> Any:
 
 
 def token(config: Config, name: str, default: int | None) -> int | None:
-    """A special token, the first where there are several."""
+    """A special token; the first if there are several."""
     ends = tokens(config, name, default)
     return ends[0] if isinstance(ends, tuple) else ends
 
 
 def tokens(config: Config, name: str, default: int | None) -> int | tuple[int, ...] | None:
-    """A special token, or all of them where there are several, as there are of tokens that end a text."""
+    """A special token, or all of them if there are several, as with tokens that end a text."""
     value = config.get(name, default)
     if not isinstance(value, (list, tuple)):
         return value
@@ -217,6 +217,6 @@ def write_rotary(network: Transformer) -> dict[str, Any]:
             }
         case other:
             raise UnsupportedError(f"transformers has no counterpart of {type(other).__name__}")
-    # The older keys too: versions before 5 read no others.
+    # The older keys too, because versions before 5 read only these.
     old = None if rope["rope_type"] == "default" else {k: v for k, v in rope.items() if k != "rope_theta"}
     return {"rope_parameters": rope, "rope_theta": network.rotary_base, "rope_scaling": old}

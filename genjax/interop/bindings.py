@@ -1,7 +1,8 @@
-"""Which tensor of another library is which parameter of ours, as data that is read in both directions.
+"""The correspondence between tensors of another library and parameters of genjax, as data for both directions.
 
-A parameter is a `Binding`: a tensor's name, and how its axes and parts are arranged.  Everything is linear and loses
-nothing, so the same bindings load weights, save them, and carry gradients across in tests.
+A `Binding` of a parameter is a tensor's name and the arrangement of its axes and parts.  Every arrangement is linear
+and loses nothing, so the same bindings load weights, save them, and convert gradients in tests.  "Ours" means
+genjax, "theirs" the other library.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ class Binding:
     """A parameter of ours as a part of a tensor of theirs.
 
     Attributes:
-      name: the tensor.
-      axes: our axes as a permutation of theirs, None for the same order.
-      part: (i, n): ours is the i-th of n equal parts of the last axis.
-      leading: theirs has a first axis of size 1 that ours lacks.
-      aliases: names under which other versions keep the same tensor.
+      name: name of the tensor.
+      axes: our axes as a permutation of theirs; None for the same order.
+      part: (i, n): our array is part i of n equal parts of the last axis.
+      leading: whether their tensor has a first axis of size 1 that our array lacks.
+      aliases: names of the same tensor in other versions.
     """
 
     name: str
@@ -50,21 +51,21 @@ class Binding:
         return array
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of our view of a tensor of theirs of this shape; () where it does not fit."""
+        """Shape of our view of their tensor of a given shape; () if it does not fit."""
         try:
             return self.ours(np.broadcast_to(np.zeros(()), shape)).shape
         except (ValueError, IndexError):
             return ()
 
     def theirs(self, array: np.ndarray) -> np.ndarray:
-        """Their arrangement of our array, but for the other parts."""
+        """Our array in their arrangement, without the other parts of the tensor."""
         if self.axes is not None:
             array = array.transpose(np.argsort(self.axes))
         return array[None] if self.leading else array
 
     @property
     def part_axis(self) -> int:
-        """Axis of their tensor along which parts stand, counted from the end."""
+        """Axis of their tensor that is divided into parts, counted from the end."""
         return -1 if self.axes is None else self.axes[-1] - len(self.axes)
 
 
@@ -72,12 +73,12 @@ Bindings = dict[str, Binding]
 
 
 def same(ours: str, theirs: str, **options: Any) -> Bindings:
-    """An array that both have alike."""
+    """An array with the same arrangement in both."""
     return {ours: Binding(theirs, **options)}
 
 
 def linear(ours: str, theirs: str, bias: bool = True, transposed: bool = True, **options: Any) -> Bindings:
-    """A linear map; PyTorch keeps [out, in], which is ours transposed."""
+    """A linear map; PyTorch stores [out, in], the transpose of ours."""
     axes = (1, 0) if transposed else None
     found = {f"{ours}/kernel": Binding(f"{theirs}.weight", axes, **options)}
     if bias:
@@ -117,7 +118,7 @@ def without_prefix(bindings: Bindings, prefix: str) -> Bindings:
 
 
 def of_leaf(path: str, bindings: Bindings) -> tuple[Binding, ...] | None:
-    """The bindings of a parameter: one, or one a layer where the stack is scanned; None where there are none."""
+    """The bindings of a parameter: one, or in a scanned stack one for each layer; None if there are none."""
     if path in bindings:
         return (bindings[path],)
     before, middle, after = path.partition("/layers/")
@@ -149,8 +150,8 @@ def check(
 
     Args:
       abstract: shapes of the parameters, as nested dicts.
-      bindings: of all parameters that the checkpoint may hold.
-      tensors: what it holds.
+      bindings: bindings of all parameters that the checkpoint may hold.
+      tensors: tensors of the checkpoint.
       ignored: names of tensors that are no parameters.
       optional: paths of parameters that may be absent, and names of tensors that may be left over.
       where: the checkpoint, for the message.
@@ -198,7 +199,7 @@ def read_leaf(
 
     Args:
       leaf: shape, type and, where it is placed, sharding.
-      found: its bindings, one a layer where `stacked`.
+      found: the parameter's bindings; if `stacked`, one for each layer.
       stacked: whether a first axis counts layers.
       tensors: what the checkpoint holds.
     """
@@ -206,7 +207,7 @@ def read_leaf(
     def part(index: Any) -> np.ndarray:
         def one(binding: Binding, index: tuple[slice, ...]) -> np.ndarray:
             tensor = tensors[_source(binding, tensors) or binding.name]
-            # A copy, so that the map of the file is given back at once.
+            # A copy, so that the file's memory map is released at once.
             return np.array(binding.ours(tensor.view())[index], dtype=leaf.dtype, order="C")
 
         if not stacked:
@@ -226,7 +227,9 @@ def read_leaf(
 
 
 def read(abstract: PyTree, bindings: Bindings, tensors: Mapping[str, Tensor]) -> PyTree:
-    """Parameters one after the other, where `abstract` says; those without tensors are left out."""
+    """Reads parameters one after the other, with the shardings of `abstract`; parameters without
+    tensors are left out.
+    """
     params = {}
     for path, leaf in traverse_util.flatten_dict(abstract, sep="/").items():
         found = of_leaf(path, bindings)
@@ -240,7 +243,7 @@ def read(abstract: PyTree, bindings: Bindings, tensors: Mapping[str, Tensor]) ->
 
 
 def tensors_of(params: PyTree, bindings: Bindings) -> Iterable[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]:
-    """Their tensors of our parameters: name, shape, and a function that makes the array, so that one exists at a time."""
+    """Their tensors for our parameters: name, shape, and a function that makes the array, so that one exists at a time."""
     groups: dict[str, list[tuple[Binding, Any, int | None]]] = {}
     for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
         found = of_leaf(path, bindings)

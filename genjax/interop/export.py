@@ -4,7 +4,7 @@
 
 The file is a zip archive: `program` is what `jax.export` serialises (StableHLO, for several platforms), `arrays/` the
 parameters as raw bytes, `manifest.json` their shapes and types, `portable.py` the loader, and `flatbuffers/` the small
-package that jax reads its own format with.  Python imports from the archive itself, so elsewhere:
+package with which jax reads its format.  Python imports from the archive itself, so elsewhere:
 
     import sys; sys.path.insert(0, "sampler.zip")
     from portable import load
@@ -47,8 +47,8 @@ def export_function(
       function: traceable by `jit`.
       constants: pytree of arrays that are written into the file.
       *arguments: shapes and types of the other arguments; dimensions may be symbolic (`jax.export.symbolic_shape`).
-      platforms: where the program shall run.
-      description: what it does, for the manifest.
+      platforms: platforms that the program shall run on.
+      description: description of the function, for the manifest.
 
     Raises:
       UserError: a constant is a random key, which cannot be written; or the package flatbuffers is missing.
@@ -81,7 +81,7 @@ def export_function(
 
 
 def _evaluated(state: TrainState) -> TrainState:
-    """The state that evaluation needs: averaged parameters where they are kept, and no optimizer."""
+    """The state for evaluation: averaged parameters if they are kept, and no optimizer state."""
     return state.replace(params=state.eval_params, ema_params=None, opt_state=())
 
 
@@ -93,15 +93,15 @@ def export_sampler(
     platforms: Sequence[str] = PLATFORMS,
     **condition: Any,
 ) -> Path:
-    """Writes a function from a seed (uint32) to `num_samples` samples, each seed's the same as `model.sample` draws.
+    """Writes a function from a seed (uint32) to `num_samples` samples, the same as `model.sample` draws with this seed.
 
     Args:
       path: the file.
       model: any generative model.
       state: a trained state.
-      num_samples: samples of a call.
-      platforms: where it shall run.
-      **condition: condition of the samples, fixed in the file.
+      num_samples: number of samples of a call.
+      platforms: platforms that the function shall run on.
+      **condition: conditions of the samples, fixed in the file.
     """
 
     def sample(state: TrainState, seed: jax.Array) -> jax.Array:

@@ -25,7 +25,7 @@ from genjax.optimizers import SGD
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
-#: Settings that the library generates by, and looks up in the file for generation first.
+#: Settings of generation, which the library looks up in generation_config.json first.
 GENERATION_SETTINGS = ("bos_token_id", "eos_token_id", "decoder_start_token_id")
 
 
@@ -33,7 +33,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """The configuration of a checkpoint, with the special tokens of its generation_config.json where it has one.
 
     Raises:
-      CheckpointFileError: there is none, it is damaged, or it is one of another library.
+      CheckpointFileError: there is no configuration, it is damaged, or it belongs to another library.
     """
     folder = Path(folder).expanduser()
     if not (folder / CONFIG_FILE).is_file():
@@ -68,7 +68,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _kind_of_folder(folder: Path) -> str:
-    """What a folder without config.json is, as part of a sentence; nothing where it is not known."""
+    """Description of a folder without config.json, as part of a sentence; empty if it is not known."""
     if (folder / "model_index.json").is_file():
         return "a pipeline of the library diffusers, and "
     if (folder / "adapter_config.json").is_file():
@@ -79,7 +79,7 @@ def _kind_of_folder(folder: Path) -> str:
 
 
 def _kind_of_config(config: dict[str, Any]) -> str:
-    """What a config.json without model_type is of, as part of a sentence; nothing where it is not known."""
+    """Description of a config.json without model_type, as part of a sentence; empty if it is not known."""
     if "_diffusers_version" in config or "_class_name" in config:
         return f"of a {config.get('_class_name', 'model')} of the library diffusers, and "
     if "architecture" in config:
@@ -91,17 +91,17 @@ class HasArchitectures(Protocol):
     """A model that starts from checkpoints of another library.
 
     Attributes:
-      architectures: whose checkpoints these are.
+      architectures: architectures of these checkpoints.
     """
 
     architectures: ClassVar[tuple[Architecture, ...]]
 
 
 def architecture_of(model: HasArchitectures, config: dict[str, Any], folder: str | Path) -> Architecture:
-    """The architecture that a checkpoint's configuration names, among those of a model.
+    """The architecture, of a model's `architectures`, that a checkpoint's configuration names.
 
     Raises:
-      UnsupportedError: it is of another kind of model.
+      UnsupportedError: the checkpoint belongs to another kind of model.
     """
     for architecture in model.architectures:
         if architecture.model_type == config["model_type"]:
@@ -114,10 +114,10 @@ def architecture_of(model: HasArchitectures, config: dict[str, Any], folder: str
 
 
 def configured(model: Any, folder: str | Path) -> Any:
-    """A model with the sizes of a checkpoint, and its own task, optimizer and way to compute.
+    """A model with the sizes of a checkpoint, but its own task, optimizer and compute settings.
 
     Raises:
-      UnsupportedError: the checkpoint is of another kind of model.
+      UnsupportedError: the checkpoint belongs to another kind of model.
     """
     architecture = architecture_of(model, config := read_config(folder), folder)
     theirs = architecture.read(config, safetensors.read_folder(Path(folder).expanduser()))
@@ -134,13 +134,13 @@ def abstract_params(model: Any) -> PyTree:
     batch = {"tokens": tokens, "source": tokens}
     if getattr(model, "data_shape", None) is not None:
         batch["x"] = jax.ShapeDtypeStruct((1, *model.data_shape), jnp.float32)
-    # Whose state holds nothing and needs no length of a run.
+    # With an optimizer whose state is empty and needs no length of a run.
     model = dataclasses.replace(model, optimizer=SGD())
     return jax.eval_shape(lambda b: model.init(jax.random.key(0), b).params, batch)
 
 
 def _fitting(architecture: Architecture, model: Any, tensors: dict[str, Tensor]) -> binding.Bindings:
-    """The bindings of a model, in the names of a file of the bare body where it is one."""
+    """The bindings of a model; without the prefix in names if the file holds the bare body."""
     found = architecture.bind(model)
     if architecture.prefix and not any(name.startswith(architecture.prefix) for name in tensors):
         found = binding.without_prefix(found, architecture.prefix)
@@ -153,11 +153,12 @@ def load_params(
     """Reads the parameters of a model from a checkpoint.
 
     Args:
-      model: with the checkpoint's sizes (see `configured`).
+      model: a model with the checkpoint's sizes (see `configured`).
       folder: the checkpoint.
       abstract: shapes, types and, where they are placed, shardings of the parameters, as nested dicts.
-      fine_tune: heads may be absent from the checkpoint, and are then left out of the result; its own may be left over.
-      replace: `abstract` are arrays, which are given up before those that replace them are read.
+      fine_tune: whether the model's heads may be missing in the checkpoint (they are then left out of the result), and
+        the checkpoint's heads may be left over.
+      replace: whether `abstract` are arrays whose memory is released before the new arrays are read.
 
     Raises:
       CheckpointFileError: missing tensors, extra tensors and wrong shapes, all at once; or a damaged file.
@@ -174,7 +175,7 @@ def load_params(
 
 
 def _given_up(arrays: PyTree, kept: set[str]) -> PyTree:
-    """Shapes, types and shardings of arrays whose memory is given back, but for those at the kept paths."""
+    """Releases the memory of arrays, except at the kept paths; returns their shapes, types and shardings."""
     flat = traverse_util.flatten_dict(arrays, sep="/")
     shapes = {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for n, a in flat.items()}
     for name, array in flat.items():
@@ -184,29 +185,29 @@ def _given_up(arrays: PyTree, kept: set[str]) -> PyTree:
 
 
 class FromPretrained:
-    """What a model with a field `pretrained` needs to be a `genjax.model.HasPretrained`."""
+    """Mixin that makes a model with a field `pretrained` a `genjax.model.HasPretrained`."""
 
     architectures: ClassVar[tuple[Architecture, ...]]
     vocab_size: int | None
     pretrained: str | None
 
     def with_pretrained_sizes(self) -> Any:
-        """The model with the sizes of the checkpoint, and its own task, optimizer and way to compute."""
+        """The model with the sizes of the checkpoint, but its own task, optimizer and compute settings."""
         if self.pretrained is None:
             return self
         return configured(self, self.pretrained)
 
     def pretrained_params(self, params: PyTree) -> PyTree:
-        """The checkpoint's parameters, placed as `params` are, whose memory is given up; heads it lacks stay new.
+        """The checkpoint's parameters on the devices of `params`, whose memory is released; missing heads stay new.
 
-        Where the model has more tokens than the checkpoint, these get the mean of the others.
+        If the model has more tokens than the checkpoint, new tokens get the mean of the others.
 
         Raises:
           UserError: the checkpoint does not fit.
         """
         if self.pretrained is None:
             return params
-        # Low-rank updates belong to no checkpoint.
+        # Checkpoints have no low-rank updates.
         network = traverse_util.flatten_dict({name: part for name, part in params.items() if name != "lora"})
         theirs = self.with_pretrained_sizes()
         grown = {}

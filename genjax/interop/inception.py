@@ -1,7 +1,7 @@
 """Weights of the Inception network of the Frechet distance, from a file in the layout of pytorch-fid and
 torch-fidelity.
 
-Both packages give out the same tensors (Mixed_5b.branch1x1.conv.weight, ...bn.running_mean, ..., fc.weight), as a file
+Both packages have the same tensors (Mixed_5b.branch1x1.conv.weight, ...bn.running_mean, ..., fc.weight), as a file
 of torch.save, which is read without unpickling code; .safetensors and .npz with the same names are read too.
 """
 
@@ -31,7 +31,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
                 with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                     return dict(arrays)
             except Exception:
-                # A damaged archive can end in almost any exception.
+                # A damaged archive can raise almost any exception.
                 raise CheckpointFileError(f"{path} is not a file of arrays that numpy.savez wrote") from None
     return read_torch_file(path)
 

@@ -1,4 +1,6 @@
-"""Loads an exported program; this file lies in every archive that `genjax.interop.export` writes, and needs only jax."""
+"""Loads an exported program; this file lies in every archive that `genjax.interop.export` writes,
+and needs only jax.
+"""
 
 import importlib.util
 import json
@@ -15,14 +17,14 @@ from jax import export
 
 
 def load(path: str | Path | None = None) -> Callable[..., Any]:
-    """The function of an archive: of a seed for samplers, of arrays for forward passes.
+    """The function in an archive: a function of a seed for samplers, of arrays for forward passes.
 
     Args:
       path: the archive; None for the archive that this file was imported from.
     """
     archive = Path(__file__).parent if path is None else Path(path)
     if importlib.util.find_spec("flatbuffers") is None:
-        sys.path.append(str(archive))  # it carries the package
+        sys.path.append(str(archive))  # the archive contains the package
     with zipfile.ZipFile(archive) as file:
         manifest = json.loads(file.read("manifest.json"))
         program = export.deserialize(bytearray(file.read("program")))

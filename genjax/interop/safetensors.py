@@ -53,7 +53,7 @@ class CheckpointFileError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies: its file, type, shape, and first byte in the file."""
+    """Place of a tensor: its file, type, shape, and first byte in the file."""
 
     file: Path
     dtype: np.dtype
@@ -64,7 +64,7 @@ class Tensor:
         """The tensor, mapped into memory read-only as long as the result lives."""
         if math.prod(self.shape) == 0:
             return np.zeros(self.shape, self.dtype)
-        # As bytes, since a map knows nothing of bfloat16, and offsets need not be aligned.
+        # Mapped as bytes, since a map does not have bfloat16, and offsets need not be aligned.
         size = math.prod(self.shape) * self.dtype.itemsize
         raw = np.memmap(self.file, np.uint8, "r", self.offset, (size,))
         return np.ndarray(self.shape, self.dtype, buffer=raw)
@@ -112,7 +112,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint, which is one file or several with an index.
 
     Raises:
-      CheckpointFileError: there is none, or a file of it is missing, truncated or damaged.
+      CheckpointFileError: there is no checkpoint, or one of its files is missing, truncated or damaged.
     """
     if (folder / INDEX).is_file():
         try:
@@ -149,7 +149,7 @@ def write(
       metadata: strings by name for the header.
 
     Raises:
-      CheckpointFileError: an array is not what was announced.
+      CheckpointFileError: an array has another shape or type than announced.
     """
     tensors = list(tensors)
     header: dict[str, object] = {"__metadata__": metadata or {"format": "pt"}}
@@ -172,7 +172,7 @@ def write(
 
 
 def shortened(names: Iterable[str], most: int = 20) -> str:
-    """Names with commas, the first of them where there are many."""
+    """Names with commas between them; only the first names if there are many."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,9 +1,10 @@
-"""Tensors of files that torch.save wrote, read without torch and without running what a pickle may hold.
+"""Tensors of files that torch.save wrote, read without torch and without running code in the pickle.
 
 Two containers exist, and both are read: the ZIP archive of torch 1.6 and later (`*/data.pkl` beside one file for each
 storage), and the older sequence of pickles with the storages' bytes behind.  The pickle is read by an
 unpickler that knows a short list of harmless names (ordered dictionaries, storages, the rebuilding of a
-tensor) and refuses every other.
+tensor) and refuses all other
+names.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
         raise UserError("the bytes are not little-endian")
     content = _Unpickler(file).load()
     keys = _Unpickler(file).load()
-    # The storages lie behind without their types, which their tensors know.
+    # The storages follow without their types, which are known from their tensors.
     sizes = {t.storage.key: t.storage.dtype.itemsize for t in _tensors(content).values()}
     storages = {}
     for key in keys:
@@ -136,7 +137,7 @@ def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
     wrote; other values are left out.
 
     Raises:
-      CheckpointFileError: the file is none of torch's, is damaged, or holds more than tensors.
+      CheckpointFileError: torch did not write the file, it is damaged, or it needs names that are not allowed.
     """
     path = Path(path)
     try:
@@ -148,5 +149,5 @@ def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise CheckpointFileError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:
-        # A damaged pickle can end in almost any exception.
+        # A damaged pickle can raise almost any exception.
         raise CheckpointFileError(f"{path} is not a file of tensors that torch.save wrote: {error}") from None

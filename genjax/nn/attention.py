@@ -105,7 +105,9 @@ def attention_mask(
 def _heads_first(
     q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, scale: float, rate: float, keys: Array | None
 ) -> tuple[Array, Array]:
-    """Attention of queries [B, H, T, D] to keys and values [B, K, S, D]: output [B, H, T, D] and weights [B, H, T, S]."""
+    """Attention of queries [B, H, T, D] to keys and values [B, K, S, D]: output [B, H, T, D] and
+    weights [B, H, T, S].
+    """
     batch, heads, length, dim = q.shape
     kv_heads, size = k.shape[1:3]
     groups = heads // kv_heads

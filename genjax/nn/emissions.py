@@ -315,7 +315,9 @@ class Gaussian(Emission):
 
     @staticmethod
     def _centre(params: PyTree) -> Array:
-        """The middle of the means [D], which numbers are taken from against cancellation; few far ones do not move it."""
+        """The middle of the means [D], which numbers are taken from against cancellation; few far
+        ones do not move it.
+        """
         return jax.lax.stop_gradient(jnp.median(params["mean"], axis=0))
 
     def singular(self, params: PyTree) -> Array:

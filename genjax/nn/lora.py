@@ -64,7 +64,9 @@ class LoRA:
 
 
 def split(params: PyTree, trained: Callable[[str], bool]) -> tuple[PyTree, PyTree]:
-    """Parts of nested dicts: where `trained(path)` holds for a path such as stack/layer_0/mlp/up/kernel, and the rest."""
+    """Parts of nested dicts: where `trained(path)` holds for a path such as
+    stack/layer_0/mlp/up/kernel, and the rest.
+    """
     flat = traverse_util.flatten_dict(params)
     chosen = {path: leaf for path, leaf in flat.items() if trained("/".join(path))}
     rest = {path: leaf for path, leaf in flat.items() if path not in chosen}

@@ -387,7 +387,9 @@ class RecurrentLayer(nn.Module):
 
 
 def _ring(key: Array, shape: tuple[int, ...]) -> Array:
-    """log(-log |lambda|) of eigenvalues that are uniform on the ring from .9 to .999 (Orvieto et al. 2023, lemma 3.2)."""
+    """log(-log |lambda|) of eigenvalues that are uniform on the ring from .9 to .999 (Orvieto et
+    al. 2023, lemma 3.2).
+    """
     return jnp.log(-0.5 * jnp.log(jax.random.uniform(key, shape, minval=0.81, maxval=0.998)))
 
 

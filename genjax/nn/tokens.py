@@ -20,7 +20,9 @@ logits_product = functools.partial(jax.lax.dot_general, preferred_element_type=j
 
 
 def check_tokens(tokens: Array, vocab_size: int, what: str = "the prompt") -> None:
-    """Raises UserError if an id lies outside the vocabulary, where values are known (not while a function is traced)."""
+    """Raises UserError if an id lies outside the vocabulary, where values are known (not while a
+    function is traced).
+    """
     if isinstance(tokens, jax.core.Tracer) or not getattr(tokens, "is_fully_addressable", True):
         return
     ids = np.asarray(tokens)
@@ -61,7 +63,9 @@ def token_nll(logits: Array, targets: Array) -> Array:
 
 
 def sequence_metrics(nll: Array, weights: Array, batch: Batch) -> Metrics:
-    """Per example: `nll` in nats, `num_tokens`, and `num_characters` or `num_frames` where the batch has it; each [B]."""
+    """Per example: `nll` in nats, `num_tokens`, and `num_characters` or `num_frames` where the
+    batch has it; each [B].
+    """
     metrics = {"nll": (nll * weights).sum(1), "num_tokens": weights.sum(1)}
     for name in ("num_characters", "num_frames"):
         if name in batch:
@@ -70,7 +74,9 @@ def sequence_metrics(nll: Array, weights: Array, batch: Batch) -> Metrics:
 
 
 def summarize(means: dict[str, float]) -> dict[str, float]:
-    """Adds ratios of means: nll_per_token (nats), bits_per_token, perplexity, bits_per_character, nll_per_frame (nats)."""
+    """Adds ratios of means: nll_per_token (nats), bits_per_token, perplexity, bits_per_character,
+    nll_per_frame (nats).
+    """
     per_token = Ratio(means["nll"], means["num_tokens"]).value()
     means = {
         **means,

@@ -85,7 +85,9 @@ def trajectory(run: Run, options: Options | None = None) -> Outcome:
 
 
 def schedule(run: Run, options: Options | None = None) -> Outcome:
-    """Draws alpha, sigma and the log signal-to-noise ratio of the forward process over time, with the sampler's steps."""
+    """Draws alpha, sigma and the log signal-to-noise ratio of the forward process over time, with
+    the sampler's steps.
+    """
     del options
     _check_diffusion(run)
     model = run.model
@@ -227,7 +229,9 @@ def _examples(run: Run, count: int) -> dict[str, jax.Array]:
 
 
 def _guided_sampler(run: Run, noisy: Run | None) -> Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]:
-    """One program for all scales: samples by state, key, scale and classes [N], guided by a classifier if there is one."""
+    """One program for all scales: samples by state, key, scale and classes [N], guided by a
+    classifier if there is one.
+    """
     model = run.model
 
     @jax.jit

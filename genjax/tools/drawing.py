@@ -36,7 +36,9 @@ def load_arviz(path: str | Path) -> Any:
 
 
 def plot_curves(rows: list[dict[str, float]], path: Path) -> None:
-    """Writes the training metrics of rows with a `step`: losses, penalties, scores and norms, one panel for each kind."""
+    """Writes the training metrics of rows with a `step`: losses, penalties, scores and norms, one
+    panel for each kind.
+    """
     kinds = {"loss": [], "penalty": [], "score": [], "norm": [], "other metrics": []}
     names = {name for row in rows for name, value in row.items() if isinstance(value, float)} - {"steps_per_second"}
     for name in sorted(names):

@@ -1,4 +1,6 @@
-"""Features of pictures to judge samples by: raw pixels, features of a trained classifier, or of the Inception network."""
+"""Features of pictures to judge samples by: raw pixels, features of a trained classifier, or of the
+Inception network.
+"""
 
 from __future__ import annotations
 

@@ -291,7 +291,9 @@ def _decode_rows(run: Run, codes: np.ndarray, label: np.ndarray | None) -> np.nd
 
 
 def _draw(run: Run, samples: np.ndarray, num_columns: int, name: str) -> list[Path]:
-    """Writes samples as a picture with rows of `num_columns`, or in another form for their domain; returns the files."""
+    """Writes samples as a picture with rows of `num_columns`, or in another form for their domain;
+    returns the files.
+    """
     stem = folder_of(run, "latents") / name
     data = run.experiment.data
     if not isinstance(data, Images):

@@ -165,7 +165,9 @@ def _compared_with(run: Run, against: str, test: dict[str, np.ndarray], options:
 
 
 def _likelihood_of_normal(run: Run, test: dict[str, np.ndarray], x: np.ndarray) -> dict[str, float]:
-    """Mean log-density of x [N, ...] under a normal distribution fitted to training examples, where both are densities."""
+    """Mean log-density of x [N, ...] under a normal distribution fitted to training examples, where
+    both are densities.
+    """
     data, key = run.experiment.data, jax.random.key(run.experiment.evaluation.seed)
     if (isinstance(run.model, Dequantizes) and run.model.dequantization is not None) or not has_density(
         data, test, key

@@ -132,7 +132,7 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A method's figures, those of each seed in turn, after its number of steps."""
+    """A method's figures for each seed in turn, after its number of steps."""
 
     name: str
     num_steps: int

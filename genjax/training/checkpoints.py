@@ -192,7 +192,9 @@ class Checkpoints:
         return choose(rated, key=rated.get, default=None)
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Chooses the latest checkpoints and the best one; orbax calls it after each new checkpoint, with all of them."""
+        """Chooses the latest checkpoints and the best one; orbax calls it after each new
+        checkpoint, with all of them.
+        """
         del context
         known = {c.step: self.metrics(c.step) if c.metrics is None else c.metrics for c in checkpoints}
         last = sorted(known)[-self._keep :]
@@ -415,6 +417,6 @@ def _with_tokens_of(model: Any, workdir: str, array: Any, shape: tuple[int, ...]
 
 
 def _num_tokens(model: Any) -> tuple[int, int]:
-    """Numbers of the tokens of a model that are those of its data, and of those behind them; 0 where there are none."""
+    """Number of a model's tokens that are the data's tokens, and number of tokens behind them; 0 if there are none."""
     known = model.vocab_size if isinstance(model, HasVocabulary) else None
     return known or 0, model.extra_tokens if isinstance(model, HasExtraTokens) else 0

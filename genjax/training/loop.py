@@ -422,7 +422,9 @@ class _Run:
         return {name for name, is_due in due.items() if is_due}
 
     def _missed(self, step: int) -> set[str]:
-        """Names of what was due after the step that a run resumes from, and was not done, as the run was stopped there."""
+        """Names of what was due after the step that a run resumes from, and was not done, as the
+        run was stopped there.
+        """
         split = self.experiment.evaluation.validation_split
         done = [
             self.records is not None and self.records.has(step, split),

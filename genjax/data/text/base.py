@@ -276,7 +276,9 @@ class DelimitedText(TokenizedData):
         return {"vocab_size": size, **found, "special_tokens": hidden}
 
     def framed(self, ids: np.ndarray, length: int | None = None) -> list[int]:
-        """A text with a separator behind it and the tokens that a checkpoint's tokenizer adds, cut to `length` tokens."""
+        """A text with a separator behind it and the tokens that a checkpoint's tokenizer adds, cut
+        to `length` tokens.
+        """
         before, behind = self.make_tokenizer().frame
         behind = behind if self.separator_token in behind else (*behind, self.separator_token)
         room = None if length is None else length - len(before) - len(behind)

@@ -278,7 +278,9 @@ def _tokenizers() -> Any:
 
 
 def _library_pieces(tokenizer: Any, content: dict[str, Any] | None = None) -> list[bytes]:
-    """Pieces of a vocabulary as bytes; in vocabularies that are not byte-level, marks of words and bytes are resolved."""
+    """Pieces of a vocabulary as bytes; in vocabularies that are not byte-level, marks of words and
+    bytes are resolved.
+    """
     table = _byte_of_character()
     # Ids of a file may have gaps.
     pieces = [tokenizer.id_to_token(i) or "" for i in range(max(tokenizer.get_vocab().values()) + 1)]

@@ -205,5 +205,7 @@ def _num_documents(name: str, directory: str | None) -> int:
 
 
 def _end_of(tokenizer: Tokenizer) -> int:
-    """The token that ends a document: the separator of a checkpoint's tokenizer, or the first id above our tokenizer's."""
+    """The token that ends a document: the separator of a checkpoint's tokenizer, or the first id
+    above our tokenizer's.
+    """
     return tokenizer.special.get("separator", tokenizer.vocab_size)

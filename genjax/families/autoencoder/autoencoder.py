@@ -128,7 +128,9 @@ class Autoencoder:
     def _total(
         self, errors: Array, penalty: Array, metrics: Metrics, codes: Array, sums: PyTree
     ) -> tuple[Array, tuple[Metrics, PyTree]]:
-        """The loss of reconstruction errors [B] and a penalty, metrics, and the sums with the moments of codes [B, D]."""
+        """The loss of reconstruction errors [B] and a penalty, metrics, and the sums with the
+        moments of codes [B, D].
+        """
         reconstruction, clean = errors.mean(), jax.lax.stop_gradient(codes)
         here = {"code_mean": clean.sum(0), "code_second_moment": clean.T @ clean}
         sums = jax.tree.map(jnp.add, sums, here)
@@ -152,7 +154,9 @@ class Autoencoder:
         return new.replace(learned=unless_skipped(metrics, moments, state.learned), extra=state.extra), metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example, shape [B]: `reconstruction` = -log p(x | h) in nats, and `squared_error`, summed, of the mean."""
+        """Per example, shape [B]: `reconstruction` = -log p(x | h) in nats, and `squared_error`,
+        summed, of the mean.
+        """
         x, params = batch["x"], state.eval_params
         codes = self.code(params, x)
         squared = jnp.square(x - self.output.mean(self.output_parameters(params, codes)))

@@ -142,7 +142,9 @@ class PixelRNNTrunk(nn.Module):
 
 
 class PixelRNNRow(PixelRNNTrunk):
-    """The row [B, 1, W, C] above `place` -> h and r of each layer in it, each [B, 1, W, F]; zeros above the first row."""
+    """The row [B, 1, W, C] above `place` -> h and r of each layer in it, each [B, 1, W, F]; zeros
+    above the first row.
+    """
 
     def __call__(self, x: Array, condition: Array | None, place: Any) -> tuple[Any, ...]:
         return self.layers(x, None, condition, place)[1]

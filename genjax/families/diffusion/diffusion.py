@@ -502,7 +502,9 @@ class Diffusion:
             )
 
     def ode_log_prob(self, state: TrainState, batch: Batch, key: Array) -> Array:
-        """Log-density of x along the probability-flow ODE in nats, [B]; `key` draws the probes of Hutchinson's trace."""
+        """Log-density of x along the probability-flow ODE in nats, [B]; `key` draws the probes of
+        Hutchinson's trace.
+        """
         self._check_has_likelihood("another model")
         self._check_density(batch)
         params = state.eval_params

@@ -58,7 +58,9 @@ class DiT(DenoisingNetwork):
 
 
 def position_embedding(grid: tuple[int, ...], dim: int) -> np.ndarray:
-    """Fixed sines and cosines of the places of a grid, an equal share of the features for each axis, [prod(grid), dim]."""
+    """Fixed sines and cosines of the places of a grid, an equal share of the features for each
+    axis, [prod(grid), dim].
+    """
     share = dim // (2 * len(grid)) * 2
     parts = []
     for axis in np.meshgrid(*(np.arange(n) for n in grid), indexing="ij"):

@@ -304,7 +304,9 @@ class Euler(Sampler):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heun(Euler):
-    """Second-order steps of the ODE (EDM, algorithm 2 with churn, 1 without); two evaluations a step, one in the last."""
+    """Second-order steps of the ODE (EDM, algorithm 2 with churn, 1 without); two evaluations a
+    step, one in the last.
+    """
 
     num_steps: int = 18
     spacing: Spacing | None = "karras"

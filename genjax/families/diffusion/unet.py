@@ -205,7 +205,9 @@ def _resized(x: Array, places: tuple[int, ...]) -> Array:
 
 
 class _ResidualBlock(nn.Module):
-    """GroupNorm, convolution, embedding, GroupNorm, dropout, convolution; `places` of the result, if it changes them."""
+    """GroupNorm, convolution, embedding, GroupNorm, dropout, convolution; `places` of the result,
+    if it changes them.
+    """
 
     features: int
     config: UNet

@@ -173,7 +173,9 @@ class EnergyBasedModel:
         return -jax.grad(lambda x: self.energy(state.eval_params, x).sum())(x)
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """`energy` of the examples up to a constant, and of uniform noise, one for each; in nats after division by t."""
+        """`energy` of the examples up to a constant, and of uniform noise, one for each; in nats
+        after division by t.
+        """
         params, x = state.eval_params, batch["x"]
         noise = jax.vmap(lambda k: self._noise(k, 1, x.shape[1:])[0])(example_keys(key, batch))
         return {"energy": self.energy(params, x), "noise_energy": self.energy(params, noise)}

@@ -114,7 +114,9 @@ class Augmentation(abc.ABC):
         """One picture [H, W, C] with values in [-1, 1] changed by the random numbers of `key`."""
 
     def __call__(self, x: Array, keys: Array, probability: Array) -> Array:
-        """Pictures [B, H, W, C] changed, each by its own key [B]; `probability` is a scalar that DiffAugment ignores."""
+        """Pictures [B, H, W, C] changed, each by its own key [B]; `probability` is a scalar that
+        DiffAugment ignores.
+        """
         if x.ndim != 4:
             raise UserError(f"augmentation needs pictures [B, H, W, C], not data of the shape {x.shape[1:]}")
         support = self.support()

@@ -132,7 +132,9 @@ class BiGAN:
         return turns.finish(loss="generator_and_encoder")
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example [B]: `squared_error` of G(E(x)), `latent_squared_error` of E(G(z)), both summed, and both scores."""
+        """Per example [B]: `squared_error` of G(E(x)), `latent_squared_error` of E(G(z)), both
+        summed, and both scores.
+        """
         params = state.eval_params
         nets, latents = params["generator_and_encoder"], normal_latents(key, batch, self.latent_dim)
         again = self.generate(nets["generator"], self.codes(nets["encoder"], batch["x"]))

@@ -175,7 +175,9 @@ class BatchNorm(nn.Module):
 
 
 class Normalize(nn.Module):
-    """The norm of a given name after a layer: batch norm, layer norm over features and places of an example, or none."""
+    """The norm of a given name after a layer: batch norm, layer norm over features and places of an
+    example, or none.
+    """
 
     kind: Normalization
     scale_init: Callable[..., Array] = nn.initializers.ones

@@ -131,7 +131,9 @@ def squared_gradient_norm(score: Callable[[Array], Array], x: Array) -> Array:
 
 
 def centred_penalty(weight: float, score: Callable[[Array], Array], *sets: Array) -> Array:
-    """weight / 2 E |grad D|^2 of each of some sets of examples [B, ...], summed: R1 of data, R2 of samples; a scalar."""
+    """weight / 2 E |grad D|^2 of each of some sets of examples [B, ...], summed: R1 of data, R2 of
+    samples; a scalar.
+    """
     if not weight:
         return jnp.zeros(())
     return 0.5 * weight * sum(squared_gradient_norm(score, x).mean() for x in sets)

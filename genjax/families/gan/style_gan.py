@@ -60,7 +60,9 @@ class StyleNetwork(GANNetwork):
         """Number of w that the synthesis network takes."""
 
     def noise_maps(self, data_shape: tuple[int, ...], key: Array, count: int) -> PyTree:
-        """Normal noise for all layers of `count` pictures, a tree of maps [count, H, W]; empty if layers have no noise."""
+        """Normal noise for all layers of `count` pictures, a tree of maps [count, H, W]; empty if
+        layers have no noise.
+        """
         del data_shape, key, count
         return {}
 

@@ -102,7 +102,9 @@ def signals(network: StyleGAN3Network, resolution: int) -> tuple[Signal, ...]:
 
 
 def _transform_matrix(parameters: Array) -> Array:
-    """Matrix [B, 3, 3] of rotation and shift, from (cos, sin, shift right, shift down) [B, 4]; cos, sin are normalised."""
+    """Matrix [B, 3, 3] of rotation and shift, from (cos, sin, shift right, shift down) [B, 4]; cos,
+    sin are normalised.
+    """
     parameters = parameters / jnp.sqrt(jnp.sum(parameters[:, :2] ** 2, axis=1, keepdims=True) + 1e-12)
     cos, sin, right, down = parameters.T
     zero, one = jnp.zeros_like(cos), jnp.ones_like(cos)

@@ -44,7 +44,9 @@ def shares_of(batch: Batch, count: int, fresh: bool) -> Batch:
 
 
 def with_skipped(metrics: Metrics) -> Metrics:
-    """The metrics with `skipped`, which is 1 if any network's update was skipped, if there are metrics `..._skipped`."""
+    """The metrics with `skipped`, which is 1 if any network's update was skipped, if there are
+    metrics `..._skipped`.
+    """
     parts = [value for name, value in metrics.items() if name.endswith("_skipped")]
     return {**metrics, "skipped": (sum(parts) > 0.0).astype(jnp.float32)} if parts else metrics
 

@@ -42,7 +42,9 @@ def resampling_matrix(size: int, taps: tuple[float, ...], up: int, down: int, pa
 
 
 def _depthwise(x: Array, kernel: Array, up: tuple[int, int], down: tuple[int, int], padding) -> Array:
-    """One filter [K, L] for all channels of x [B, H, W, C]; `padding` counts what is beyond the last stretched pixel."""
+    """One filter [K, L] for all channels of x [B, H, W, C]; `padding` counts what is beyond the
+    last stretched pixel.
+    """
     batch, height, width, channels = x.shape
     x = jnp.moveaxis(x, -1, 1).reshape(batch * channels, height, width, 1)
     # Convolutions of JAX stretch without zeros behind the last pixel, and correlate.

@@ -241,7 +241,9 @@ class BERT(FromPretrained):
         return self.module().apply({"params": state.eval_params}, batch, method="token_logits")
 
     def likeliest(self, state: TrainState, batch: Batch, top_k: int = 5) -> tuple[Array, Array]:
-        """The likeliest tokens at every place and their log-probabilities, [B, T, top_k] each; read them at the masks."""
+        """The likeliest tokens at every place and their log-probabilities, [B, T, top_k] each; read
+        them at the masks.
+        """
         log_probs, tokens = jax.lax.top_k(jax.nn.log_softmax(self.token_logits(state, batch)), top_k)
         return tokens, log_probs
 

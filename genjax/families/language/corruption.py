@@ -244,7 +244,9 @@ def permute_sentences(key: Array, row: Array, length: Array, ends: tuple[int, ..
 
 
 def rotate(key: Array, row: Array, length: Array) -> Array:
-    """A text [T] that begins at a random token, with its old beginning at the end; the first and the last token stay."""
+    """A text [T] that begins at a random token, with its old beginning at the end; the first and
+    the last token stay.
+    """
     inner, places = _inner(row, length), jnp.arange(row.shape[0])
     count = jnp.maximum(length - 2, 1)
     turn = jax.random.randint(key, (), 0, count)

@@ -232,7 +232,9 @@ class EncoderDecoder(FromPretrained):
         return self.objective.prepare(batch, fold_in(keys, 0), self.special_tokens()), fold_in(keys, 1)
 
     def with_source(self, batch: Batch, key: Array) -> Batch:
-        """The batch with `source`, `source_mask` and `tokens` for the loss: its own pairs, or pairs of corrupted text."""
+        """The batch with `source`, `source_mask` and `tokens` for the loss: its own pairs, or pairs
+        of corrupted text.
+        """
         return self._prepared(batch, key)[0]
 
     def init(self, key: Array, batch: Batch) -> TrainState:

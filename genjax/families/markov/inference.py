@@ -188,7 +188,9 @@ def _chunked(chunk: Callable, carry: Array, frames: Array, size: int) -> tuple[A
 
 
 def _when(predicate: Array, compute: Callable, value: Any, *inputs: Array) -> Any:
-    """`compute(value, *inputs)`, or `value`; under `vmap`, unlike `lax.cond`, it computes nothing if no element asks."""
+    """`compute(value, *inputs)`, or `value`; under `vmap`, unlike `lax.cond`, it computes nothing
+    if no element asks.
+    """
 
     def body(carry: tuple[Array, Any]) -> tuple[Array, Any]:
         # A barrier ties the computation to the loop: XLA would compute loop invariants before the loop, needed or not.

@@ -270,7 +270,9 @@ class NGramModel:
         return jnp.exp(self.logits(state, jnp.arange(self.vocab_size)[:, None])[:, 0])
 
     def sample(self, state: TrainState, key: Array, num_samples: int, num_tokens: int | None = None) -> Array:
-        """Draws sequences [num_samples, T + 1] that begin with the start token; places after the end token repeat it."""
+        """Draws sequences [num_samples, T + 1] that begin with the start token; places after the
+        end token repeat it.
+        """
         if num_tokens is None and self.sequence_length is None:
             raise UserError("how long samples are is not known: give num_tokens or sequence_length")
         first = jnp.asarray(self.start_token or 0, jnp.int32)

@@ -188,5 +188,7 @@ def _frame_keys(keys: Array, length: int) -> Array:
 
 
 def _independent_bias(machines: PyTree) -> Array:
-    """Biases [N, D] of independent notes close to an RBM's: the notes given mean hidden bits in the absence of notes."""
+    """Biases [N, D] of independent notes close to an RBM's: the notes given mean hidden bits in the
+    absence of notes.
+    """
     return machines["visible_bias"] + jax.nn.sigmoid(machines["hidden_bias"]) @ machines["kernel"].T

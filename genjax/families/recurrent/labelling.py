@@ -35,7 +35,9 @@ _EXCLUDED = -1e30
 
 
 def chain_log_normalizer(scores: Array, transitions: Array, mask: Array) -> tuple[Array, Array]:
-    """log Z of chains with scores [B, T, K], transitions [K, K] and mask [B, T]; [B], and the forward sums [T, B, K]."""
+    """log Z of chains with scores [B, T, K], transitions [K, K] and mask [B, T]; [B], and the
+    forward sums [T, B, K].
+    """
 
     def step(alpha: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
         score, real = inputs

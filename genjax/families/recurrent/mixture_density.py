@@ -179,7 +179,9 @@ class MixtureDensityModel(FramewiseModel):
         return -mixture_log_prob(parameters, x) * mask, mask
 
     def forecast(self, state: TrainState, key: Array, past: Array, num_steps: int, num_samples: int = 100) -> Array:
-        """Draws futures of sequences [B, P, D], shape [num_samples, B, num_steps, D]; quantiles of them are intervals."""
+        """Draws futures of sequences [B, P, D], shape [num_samples, B, num_steps, D]; quantiles of
+        them are intervals.
+        """
         batch = past.shape[0]
         rows = jnp.broadcast_to(past[None], (num_samples, *past.shape)).reshape(-1, *past.shape[1:])
         future = self._continue(state, key, rows, num_steps)

@@ -114,7 +114,9 @@ class BetaTCVAE(VAE):
     num_examples: int | None = None
 
     def kl_parts(self, posterior: DiagonalGaussian, latents: Array) -> dict[str, Array]:
-        """Estimates of the three parts of the KL for latents [B, D], one of each posterior, each of shape [B] in nats."""
+        """Estimates of the three parts of the KL for latents [B, D], one of each posterior, each of
+        shape [B] in nats.
+        """
         components = cross_device_gather(posterior)
         size = components.mean.shape[0]
         own_index = own_part(jnp.arange(size), latents.shape[0])

@@ -183,7 +183,9 @@ class VQVAE:
         return _Encoder(self).apply({"params": params["encoder"]}, x)
 
     def log_likelihood_given(self, params: PyTree, x: Array, codes: Array) -> Array:
-        """log p(x | z_q) in nats for vectors z_q [B, h, w, D], shape [B]; NaN for values of x that have no likelihood."""
+        """log p(x | z_q) in nats for vectors z_q [B, h, w, D], shape [B]; NaN for values of x that
+        have no likelihood.
+        """
         parameters = _Decoder(self).apply({"params": params["decoder"]}, codes)
         log_likelihood = self.output.log_prob(parameters, x).reshape(x.shape[0], -1).sum(-1)
         return only_of_support(self.support(), log_likelihood, x)
@@ -209,7 +211,9 @@ class VQVAE:
         return loss, ({"reconstruction": reconstruction, "commitment": commitment}, extra)
 
     def _totals(self, batch: Batch, key: Array, vectors: Array, index: Array, extra: PyTree) -> dict[str, Array]:
-        """Sums over this part of the batch: counts of each code, vectors that chose it, and a vector to restart it at."""
+        """Sums over this part of the batch: counts of each code, vectors that chose it, and a
+        vector to restart it at.
+        """
         size, places = vectors.shape[0], math.prod(self.code_shape)
         one_hot = jax.nn.one_hot(index.reshape(size, places), self.num_codes)  # [B, P, K]
         rows = vectors.reshape(size, places, -1)

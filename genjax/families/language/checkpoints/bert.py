@@ -172,7 +172,7 @@ def _roberta_bindings(model: BERT) -> Bindings:
         linear("heads/span", "qa_outputs"),
     )
     if isinstance(model.task, Classification):
-        # Their classifier has a layer of its own where BERT has the pooler.
+        # RoBERTa's classifier has an additional layer in place of BERT's pooler.
         heads |= linear("pooler", "classifier.dense")
     return merge(_body(model, "roberta."), heads)
 

@@ -33,7 +33,7 @@ _QKV = (("query", "q"), ("key", "k"), ("value", "v"))
 
 def _read_t5(config: Config, names: Collection[str]) -> dict[str, Any]:
     words = config.get("feed_forward_proj", "relu").split("-")
-    # The name gated-gelu means the approximation by tanh, for the sake of old files.
+    # For compatibility with old files, gated-gelu means the approximation by tanh.
     kind = "gelu_tanh" if words == ["gated", "gelu"] else activation(words[-1])
     heads, width, dropout = config.get("num_heads", 8), config.get("d_model", 512), config.get("dropout_rate", 0.1)
     encoder = t5_network(

@@ -120,7 +120,7 @@ def _is_gpt2(model: GPT) -> bool:
 
 
 def _window(config: Config, kind: str) -> int | None:
-    """The sliding window, where all layers have it."""
+    """The sliding window, if all layers have it."""
     window = config.get("sliding_window", 4096 if kind == "mistral" else None)
     if kind == "mistral":
         return window
@@ -257,7 +257,7 @@ def _llama_bindings(model: GPT) -> Bindings:
     return merge(*parts)
 
 
-#: What their classes for tasks have above the body.
+#: Heads of the classes for tasks in transformers.
 _HEADS = r"score\.|classifier\.|qa_outputs\."
 
 ARCHITECTURES = (
@@ -267,7 +267,7 @@ ARCHITECTURES = (
         write=_write_gpt2,
         bind=_gpt2_bindings,
         prefix="transformer.",
-        # Older files hold the causal mask, and a copy of the tied embeddings.
+        # Older files have the causal mask and a copy of the tied embeddings.
         buffers=r"\.attn\.(masked_)?bias$",
         copies=("lm_head.weight",),
         heads=_HEADS,
