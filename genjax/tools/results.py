@@ -163,14 +163,14 @@ def _section(r: Result) -> Iterator[str]:
         ("commit", r.commit),
     ]
     yield "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows if value)])
-    for label, text in (
-        ("Setting", r.what),
-        ("Target", r.target_in_full),
-        ("Result", r.ours_in_full),
-        ("Protocol", r.protocol),
-        ("Curve", r.curve),
+    for label, text, told in (
+        ("Setting", r.what, f"`{r.experiment}`"),
+        ("Target", r.target_in_full, r.target),
+        ("Result", r.ours_in_full, r.ours),
+        ("Protocol", r.protocol, None),
+        ("Curve", r.curve, None),
     ):
-        if text:
+        if text and text != told:
             yield f"**{label}.** {text}"
     if r.commands:
         yield "```sh\n" + "\n".join(r.commands) + "\n```"
