@@ -74,7 +74,7 @@ def plot_pairs(samples: np.ndarray, names: list[str], path: Path, marked: np.nda
 
     Args:
       samples: the samples.
-      names: of the columns.
+      names: names of the columns.
       path: the picture.
       marked: samples [N] to show in red, such as divergent ones.
     """

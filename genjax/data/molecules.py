@@ -136,7 +136,7 @@ class Molecules(Data):
         if not path.is_file():
             write_whole(path, content)
         elif path.read_text(encoding="utf-8") != content:
-            raise DataError(f"{path} is another tokenizer than that of these molecules; use another --workdir")
+            raise DataError(f"{path} is not the tokenizer of these molecules; use another --workdir")
 
     def beside(self, workdir: Path) -> Molecules:
         """The same data with the tokenizer of a run, where it has one."""

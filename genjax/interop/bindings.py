@@ -243,7 +243,9 @@ def read(abstract: PyTree, bindings: Bindings, tensors: Mapping[str, Tensor]) ->
 
 
 def tensors_of(params: PyTree, bindings: Bindings) -> Iterable[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]:
-    """Their tensors for our parameters: name, shape, and a function that makes the array, so that one exists at a time."""
+    """Their tensors for our parameters: name, shape, and a function that makes the array, so that
+    only one is in memory.
+    """
     groups: dict[str, list[tuple[Binding, Any, int | None]]] = {}
     for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
         found = of_leaf(path, bindings)

@@ -104,7 +104,7 @@ def repeat_and_convolve(x: Array, kernel: Array, matrix_products: bool) -> Array
 
 
 class _Layer(nn.Module):
-    """What the three layers share.
+    """Base of the three layers.
 
     Attributes:
       features: number of output channels.
@@ -157,7 +157,7 @@ class ResidualBlock(nn.Module):
     """x + conv1x1(act(conv3x3(act(x)))), the block of van den Oord et al. 2017 (arXiv:1711.00937, section 4.1).
 
     Attributes:
-      activation: between the layers.
+      activation: activation between the layers.
       dtype: type to compute in.
     """
 

@@ -1,4 +1,4 @@
-"""Distributions of observed values given what a network puts out, and the diagonal Gaussian of latent codes.
+"""Distributions of observed values given a network's outputs, and the diagonal Gaussian of latent codes.
 
 An `OutputDistribution` is a frozen dataclass, so that a configuration can choose it.  Its methods are pure functions of
 `parameters` [..., P], the P raw network outputs of each observed value, and of values x [...]; they compute in float32.
@@ -66,7 +66,7 @@ def standard_normal_log_prob(z: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class OutputDistribution(abc.ABC):
-    """What output distributions share; see the module's docstring."""
+    """Base of output distributions; see the module's docstring."""
 
     @property
     def num_parameters(self) -> int:
@@ -99,7 +99,7 @@ class OutputDistribution(abc.ABC):
 class Bernoulli(OutputDistribution):
     """Values 0 and 1.
 
-    Values between count as expectations of them: `log_prob` is then the negative
+    Values between 0 and 1 count as expectations: `log_prob` is then the negative
     cross-entropy, which is no log-density.
     """
 
@@ -123,7 +123,7 @@ class _LocationScale(OutputDistribution):
     """Location and scale families.
 
     Attributes:
-      scale: the scale where it is fixed; its initial value where it is learned.
+      scale: the scale if it is fixed; its initial value if it is learned.
       learned_scale: "fixed"; "shared", one learned number for all values; or "per_value", a network output of each
         value.
       min_scale: learned scales are larger than this, because densities of values on a lattice have no upper bound.
@@ -147,7 +147,7 @@ class _LocationScale(OutputDistribution):
         location = parameters[..., 0]
         if self.learned_scale == "fixed":
             return location, jnp.full_like(location, math.log(self.scale))
-        # Close to the raw output, shifted, wherever that lies well above the floor.
+        # Nearly the shifted raw output, if it lies well above the floor.
         floor = math.log(self.min_scale)
         return location, floor + jax.nn.softplus(parameters[..., 1] + math.log(self.scale) - floor)
 

@@ -1,7 +1,7 @@
 """Dropout whose noise belongs to the example.
 
-Keys are one an example, so accumulation over microbatches, `pmap` and one large batch drop the same units, and so do
-scanned and unrolled layers.  None for the keys means evaluation.
+Each example has its own key, so accumulation over microbatches, `pmap` and one large batch drop the same units, and so
+do scanned and unrolled layers.  Without keys (None), in evaluation, nothing is dropped.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def keep_mask(keys: Array, rate: float, shape: tuple[int, ...]) -> Array:
     size = 1
     for length in shape:
         size *= length
-    # Two decisions from each 32-bit word: on a CPU the generator is what dropout costs.
+    # Two decisions from each 32-bit word, because on a CPU the generator takes most of the time of dropout.
     words = jax.vmap(lambda key: jax.random.bits(key, ((size + 1) // 2,), jnp.uint32))(keys)
     halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(keys.shape[0], -1)[:, :size]
     return (halves >= threshold).reshape(keys.shape[0], *shape)
 
 
 def dropout(x: Array, rate: float, keys: Array | None, broadcast_axes: tuple[int, ...] = ()) -> Array:
-    """Zeroes units of x [B, ...] with probability `rate` and scales the others, so that the mean stays.
+    """Zeroes units of x [B, ...] with probability `rate` and scales the others, so that the mean does not change.
 
     Args:
       x: activations.

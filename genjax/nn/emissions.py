@@ -1,4 +1,4 @@
-"""What a hidden state emits: distributions with weighted sufficient statistics and closed-form maxima.
+"""Emissions of hidden states: distributions with weighted sufficient statistics and closed-form maxima.
 
 Each is a frozen dataclass with
   init(key, x, K) -> params           from frames x [N, D] (or tokens [N]), with weights [N] of 0 and 1
@@ -65,7 +65,7 @@ class Emission(abc.ABC):
     def statistics(self, params: PyTree, x: Array, weights: Array) -> PyTree: ...
 
     def aligned(self, statistics: PyTree, params: PyTree) -> PyTree:
-        """Statistics of earlier parameters as these would have summed them, so that the two may be averaged."""
+        """Statistics under earlier parameters, converted to the present parameters, so that both can be averaged."""
         del params
         return statistics
 
@@ -85,7 +85,7 @@ class Emission(abc.ABC):
 
 
 def singular_warnings(metrics: Mapping[str, float]) -> list[str]:
-    """What the metric `singular_covariances`, where there is one, should tell the user."""
+    """A sentence for the user if the metric `singular_covariances` is not 0."""
     count = metrics.get("singular_covariances", 0.0)
     if count <= 0.0:
         return []
@@ -96,7 +96,7 @@ def singular_warnings(metrics: Mapping[str, float]) -> list[str]:
 
 
 def random_frames(key: Array, x: Array, weights: Array, count: int) -> Array:
-    """`count` of the frames x [N, ...] with weight, drawn with replacement."""
+    """`count` frames with weight 1 from x [N, ...], drawn with replacement."""
     total = jnp.cumsum(weights > 0)
     return x[jnp.searchsorted(total, jax.random.randint(key, (count,), 0, total[-1]), side="right")]
 
@@ -107,7 +107,7 @@ class Categorical(Emission):
 
     Attributes:
       vocab_size: number V of tokens; None takes the data set's.
-      pseudo_count: added to every count in the M-step; prior of the Gibbs sampler (+ 1 where it is 0).
+      pseudo_count: number added to every count in the M-step; prior of the Gibbs sampler (1 if it is 0).
     """
 
     vocab_size: int | None = None
@@ -191,11 +191,11 @@ class Bernoulli(Emission):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoregressiveBernoulli(Emission):
-    """Independent bits, each given the same bit of the frame before: notes that go on, and notes that begin.
+    """Independent bits, each given the same bit of the frame before, for notes that continue and notes that begin.
 
     Attributes:
       pseudo_count: ones and zeros added to every bit in the M-step.
-      pooled_count: frames added to every state, with the frequencies of all states together.
+      pooled_count: number of frames added to every state, with the mean frequencies of all states.
     """
 
     pseudo_count: float = 0.01
@@ -261,8 +261,8 @@ class Gaussian(Emission):
 
     Attributes:
       covariance: spherical, diagonal or full of each state, or tied: one full matrix for all.
-      ridge: added to the diagonal of every covariance in the M-step, so that none becomes singular.  Where it is lost
-        in the rounding of larger numbers, a part in 10^5 of the mean variance is added instead.
+      ridge: added to the diagonal of every covariance in the M-step, so that none becomes singular.  If it is too
+        small against larger variances, 10^-5 of the mean variance is added instead.
     """
 
     covariance: Literal["spherical", "diagonal", "tied", "full"] = "diagonal"
@@ -302,7 +302,7 @@ class Gaussian(Emission):
         variance = jnp.trace(covariance, axis1=-2, axis2=-1)[..., None, None] / dim
         factor = jnp.linalg.cholesky(covariance + self.ridge * eye)
         safe = jnp.linalg.cholesky(covariance + (self.ridge + _ROUNDING * variance + _SMALLEST_VARIANCE) * eye)
-        # What rounding has made no covariance at all keeps its variances.
+        # A matrix that rounding has made indefinite keeps its variances only.
         variances = jnp.maximum(jnp.diagonal(covariance, axis1=-2, axis2=-1), 0.0) + self.ridge + _SMALLEST_VARIANCE
         sound = lambda a: jnp.isfinite(a).all((-2, -1), keepdims=True)
         safe = jnp.where(sound(safe), safe, jnp.sqrt(variances)[..., None] * eye)
@@ -386,11 +386,11 @@ class Gaussian(Emission):
 
     @staticmethod
     def _centre_of(statistics: PyTree) -> Array:
-        """What the sums are about, [D]."""
+        """The point that is subtracted before sums, [D]."""
         return statistics["centre"] / jnp.maximum(statistics["count"].sum(), 1e-10)
 
     def sums(self, statistics: PyTree) -> Array:
-        """Sums of the frames themselves, [K, D]."""
+        """Sums of the uncentred frames, [K, D]."""
         return statistics["sum"] + statistics["count"][:, None] * self._centre_of(statistics)[None]
 
     def maximize(self, statistics: PyTree, params: PyTree) -> PyTree:
@@ -401,7 +401,7 @@ class Gaussian(Emission):
             scale = self._deviation(statistics["square"] / count[:, None] - shifted**2)
         else:
             covariance = statistics["outer"] / count[:, None, None] - shifted[:, :, None] * shifted[:, None, :]
-            # An empty state has no covariance of its own.
+            # An empty state has no covariance.
             empty = statistics["count"] < 1e-6
             eye = jnp.broadcast_to(jnp.eye(mean.shape[1]), covariance.shape)
             scale = self._scale(jnp.where(empty[:, None, None], eye, covariance), statistics["count"])

@@ -73,7 +73,7 @@ class MLPNetwork(Network):
 
     Attributes:
       hidden_dims: widths of the encoder's hidden layers; the decoder has them in reverse.  () makes both affine.
-      activation: of the hidden layers.
+      activation: activation of the hidden layers.
     """
 
     hidden_dims: tuple[int, ...] = (512,)
@@ -90,9 +90,9 @@ class ConvolutionalEncoder(nn.Module):
     """Pictures [B, H, W, C] to features [B, H / 2^n, W / 2^n, channels[-1]]: n halvings, each with residual blocks.
 
     Attributes:
-      channels: of the feature maps after each halving.
-      num_residual_blocks: residual blocks after each halving.
-      activation: after every layer.
+      channels: numbers of channels of the feature maps after each halving.
+      num_residual_blocks: number of residual blocks after each halving.
+      activation: activation after every layer.
       dtype: type to compute in.
     """
 
@@ -115,11 +115,11 @@ class ConvolutionalDecoder(nn.Module):
     """The mirror image: features [B, h, w, channels[-1]] to [B, h 2^n, w 2^n, num_outputs], without a last activation.
 
     Attributes:
-      channels: of the encoder.
-      num_outputs: channels of the result.
-      num_residual_blocks: residual blocks before each doubling.
-      activation: after every layer but the last.
-      dtype: type to compute in; the last layer, whose outputs two levels of 256 must be told apart by, is in float32.
+      channels: numbers of channels of the encoder.
+      num_outputs: number of channels of the result.
+      num_residual_blocks: number of residual blocks before each doubling.
+      activation: activation after every layer except the last.
+      dtype: type to compute in; the last layer is in float32, so that neighbouring levels of 256 can be told apart.
     """
 
     channels: tuple[int, ...]
@@ -142,7 +142,7 @@ class ConvolutionalDecoder(nn.Module):
 
 
 def check_picture_shape(shape: tuple[int, ...], num_halvings: int) -> None:
-    """Raises UserError unless `shape` is (H, W, C) and can be halved so often."""
+    """Raises UserError unless `shape` is (H, W, C) and can be halved `num_halvings` times."""
     factor = 2**num_halvings
     if len(shape) != 3 or shape[0] % factor or shape[1] % factor:
         raise UserError(
@@ -191,10 +191,11 @@ class ConvNetwork(Network):
     """Convolutional networks for pictures, residual where `num_residual_blocks` is not 0.
 
     Attributes:
-      channels: of the encoder's feature maps, each of half the height and width; the decoder has them in reverse.
-      num_residual_blocks: residual blocks at each resolution.
+      channels: numbers of channels of the encoder's feature maps, each of half the height and width of the map before;
+        the decoder has them in reverse.
+      num_residual_blocks: number of residual blocks at each resolution.
       hidden_dims: widths of dense layers between the smallest feature maps and the code.
-      activation: of all layers.
+      activation: activation of all layers.
     """
 
     channels: tuple[int, ...] = (32, 64)

@@ -2,7 +2,8 @@
 
     W' = W + (alpha / r) A B,   A [in, r] normal, B [r, out] zero, so that the start is the pretrained network  (eq. 3)
 
-Updates are kept beside the network, by its own paths, and added before it is applied: the modules know nothing of them.
+Updates are stored beside the network's parameters, by the same paths, and added before the network is
+applied; modules do not see them.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class LoRA:
 
     Attributes:
       rank: rank r of an update.
-      alpha: factor over the rank.
-      targets: names of the linear maps that get one, the last-but-one part of a parameter's path.
+      alpha: factor on updates, divided by the rank.
+      targets: names of the linear maps that get an update (the last but one part of a parameter's path).
     """
 
     flag_name: ClassVar[str] = "lora"

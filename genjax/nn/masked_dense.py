@@ -5,7 +5,7 @@ Input d has the degree m_0(d) = its place (1..D) in the order; hidden unit k of 
     M_l[j, k]   = 1 where m_l(k) >= m_{l-1}(j)          (eq. 12; eq. 8 for the first layer)
     M_out[k, d] = 1 where m_0(d) >  m_L(k)              (eq. 13; eq. 9)
 
-so that output d depends on the inputs before d in the order only.
+so that output d depends only on the inputs before d in the order.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from genjax.errors import UserError
 
 
 def sequential_degrees(dim: int, hidden_dims: Sequence[int]) -> list[np.ndarray]:
-    """Degrees 1..D-1 repeated in turn, for each hidden layer: every degree occurs about equally often.
+    """Degrees 1..D-1 repeated in turn, for each hidden layer: all degrees occur about equally often.
 
-    Layers of fewer units have some of them, evenly spaced up to D-1, as no unit sees inputs beyond the largest degree.
+    Layers with fewer units have some of the degrees, evenly spaced up to D-1, as no unit sees
+    inputs beyond the largest degree.
     """
     largest = max(1, dim - 1)
     turns = [np.arange(width) % largest + 1 for width in hidden_dims]
@@ -68,7 +69,7 @@ class MADE(nn.Module):
       hidden_dims: widths of the hidden layers; none makes it a masked linear map.
       num_outputs: numbers for each input.
       reverse: order D..1 instead of 1..D.
-      activation: of the hidden layers.
+      activation: activation of the hidden layers.
       direct: adds a masked linear map from the inputs straight to the outputs.
       zero_init: starts with all outputs 0.
       dtype: compute type, or None for the inputs' own.
@@ -96,7 +97,7 @@ class MADE(nn.Module):
         Args:
           x: inputs [B, D].
           condition: vector [B, K] that every unit may see, or None.
-          order, hidden_degrees: what `made_masks` takes, where they are not the standing ones.
+          order, hidden_degrees: arguments of `made_masks`; None for the network's own.
         """
         if x.shape[-1] != self.dim:
             raise UserError(f"MADE was built for {self.dim} inputs, got {x.shape[-1]}")

@@ -6,9 +6,9 @@
     balance loss = E sum_e f_e P_e   (Switch, eq. 4),   f_e share of tokens whose first choice is e, P_e mean of p_e
 
 In training each sequence is a group of its own: expert e takes at most C = ceil(capacity_factor k T / E) of its tokens,
-and what does not fit passes by on the residual path.  So the result of an example does not depend on the batch that it
-is in.  Encoders fill the slots in order of choice and then of place (GShard); causal stacks in order of place and then
-of choice, so that no token takes a slot from one before it.  Documents of a packed row share the slots.
+and further tokens skip the expert on the residual path.  So the result of an example does not depend on its batch.
+Encoders fill the slots in order of choice and then of place (GShard); causal stacks in order of place and then of
+choice, so that no token takes a slot from one before it.  Documents of a packed row share the slots.
 
 In evaluation nothing is dropped, so likelihoods, cached steps, packed and separate documents agree: every expert
 computes every token, E / k times the products of training.
@@ -34,8 +34,8 @@ class MixtureOfExperts:
 
     Attributes:
       num_experts: number E of experts.
-      num_selected: experts k for each token.
-      capacity_factor: slots of an expert over its even share of tokens.
+      num_selected: number k of experts for each token.
+      capacity_factor: number of slots of an expert, divided by its even share of tokens.
       balance_weight: weight of the balance loss.
       router_z_weight: weight of the mean squared log-normalizer of the router (ST-MoE, Zoph et al. 2022, eq. 5).
     """
@@ -58,10 +58,10 @@ class MixtureOfExperts:
 
 
 def refuse_experts(experts: MixtureOfExperts | None) -> None:
-    """For networks whose loss leaves the balance loss out, without which few experts would learn.
+    """For networks whose loss has no balance loss, without which few experts would learn.
 
     Raises:
-      UserError: there are experts.
+      UserError: the network has experts.
     """
     if experts is not None:
         raise UserError(
@@ -74,7 +74,7 @@ def choose(probabilities: Array, num_selected: int, mask: Array | None = None) -
     """The experts of each token.
 
     Args:
-      probabilities: of each expert for each token, [B, T, E].
+      probabilities: probability of each expert for each token, [B, T, E].
       num_selected: experts k for each token.
       mask: True at tokens that are no padding, [B, T]; padding chooses none.
 
@@ -92,12 +92,13 @@ def place_at_slots(gates: Array, one_hot: Array, capacity: int, causal: bool) ->
     """Places tokens at experts' slots.
 
     Args:
-      gates, one_hot: what `choose` returns.
+      gates, one_hot: results of `choose`.
       capacity: slots C of an expert.
-      causal: tokens come one after the other, and not all first choices before all second ones.
+      causal: whether slots are filled in the order of tokens; otherwise all first choices
+        come before all second choices.
 
     Returns:
-      Weights of the combination [B, T, E, C], zero but at a token's slots.
+      Weights of the combination [B, T, E, C], zero except at a token's slots.
     """
     shape = one_hot.shape if causal else one_hot.swapaxes(1, 2).shape
     ordered = (one_hot if causal else one_hot.swapaxes(1, 2)).reshape(shape[0], shape[1] * shape[2], shape[3])
@@ -114,7 +115,7 @@ class ExpertLayer(nn.Module):
     Attributes:
       settings: number of experts and routing.
       hidden_dim: width of an expert's hidden layer.
-      activation: its non-linearity.
+      activation: activation of the hidden layer.
       gated: multiply it by a second linear map (GLU).
       dtype: compute type of the experts; the router computes in float32.
       init_std, output_init_std: standard deviations of the weights.
@@ -137,8 +138,8 @@ class ExpertLayer(nn.Module):
         Args:
           x: tokens, [B, T, C].
           mask: True at tokens that are no padding, [B, T].
-          training: whether experts drop what exceeds their capacity.
-          causal: whether they do so without a look at later tokens.
+          training: whether experts drop tokens beyond their capacity.
+          causal: whether the choice of dropped tokens must not depend on later tokens.
 
         Returns:
           The output [B, T, C] and the weighted auxiliary loss of each example, [B].

@@ -34,7 +34,7 @@ def check_tokens(tokens: Array, vocab_size: int, what: str = "the prompt") -> No
 def token_weights(batch: Batch) -> Array:
     """1 at targets that count, float32 [B, T].
 
-    0 at padding, at targets that `loss_mask` leaves out (a prompt), and at first tokens of packed documents.
+    0 at padding, at targets where `loss_mask` is False (a prompt), and at first tokens of packed documents.
     """
     tokens = batch["tokens"]
     weights = jnp.ones_like(tokens[:, 1:], jnp.float32)
@@ -50,7 +50,7 @@ def token_weights(batch: Batch) -> Array:
 def seen_tokens(batch: Batch) -> Array | None:
     """True at tokens that a causal model reads, bool as `mask`; None where the batch has no mask.
 
-    Padding follows the last token of the mask.  What stands before it is context, whether it is counted or not.
+    Padding follows the last token of the mask.  All tokens before it are context, whether they count or not.
     """
     if "mask" not in batch:
         return None
@@ -92,15 +92,14 @@ def summarize(means: dict[str, float]) -> dict[str, float]:
 
 
 def with_more_tokens(array: Array, shape: tuple[int, ...], num_last: int = 0) -> Array:
-    """A parameter that has an entry for each token, for a vocabulary that others were added to.
+    """Enlarges a parameter that has an entry for each token to a larger vocabulary.
 
-    New rows are the mean of the old ones, so that their logits begin at the mean of the
-    logits; old ones stay bit for bit.
+    New rows are the mean of the old rows, so that new logits begin at the mean of the logits; old rows do not change.
 
     Args:
       array: table, output map or bias of the old vocabulary.
-      shape: what it is for the new one; it differs along one axis.
-      num_last: old tokens that stay the last ones, as sentinels do, so that new ones come in front of them.
+      shape: shape for the new vocabulary; it differs along one axis.
+      num_last: number of old tokens that stay at the end, as sentinels do, so that new tokens come before them.
     """
     (axis,) = (i for i, (old, new) in enumerate(zip(array.shape, shape)) if old != new)
     split = array.shape[axis] - num_last

@@ -87,10 +87,10 @@ class Options:
     Attributes:
       data: mixture or pictures.
       data_dir: where the pictures lie, as data.dir of an experiment.
-      features: of pictures: pixels, or the directory of a run of a classifier.
+      features: features of pictures: pixels, or the directory of a run of a classifier.
       methods: which methods.
       num_steps: steps of non_saturating.
-      learning_rate: of both networks; by default one that suits the data.
+      learning_rate: learning rate of both networks; by default one that suits the data.
       num_seeds: runs of each method, with the seeds 0, 1, ...
       num_samples: samples of each run.
     """
@@ -151,7 +151,7 @@ def reference(options: Options) -> Reference:
         points = experiment.data.load("test").arrays()["x"]
         points = points[first_examples(len(points), count)]
         measure = functools.partial(mode_coverage, means=means(), scale=scale)
-        note = f"figures of {count} samples beside those of {len(points)} points of the test split"
+        note = f"figures of {count} samples beside figures of {len(points)} points of the test split"
         return Reference((note,), {"test points": measure(points)}, measure)
     if options.features is None:
         raise ConfigError("--features is missing; it is pixels, or the directory of a run of a classifier")

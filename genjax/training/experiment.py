@@ -170,7 +170,7 @@ def resolve(experiment: Experiment) -> Experiment:
     if known is not None and used is not None and used > known:
         if pretrained is None or not data.knows_tokens_of(pretrained):
             raise ConfigError(
-                f"the data have {used} tokens, and the model knows {known} (model.vocab_size, or that of "
+                f"the data have {used} tokens, and the model knows {known} (model.vocab_size, or the size of "
                 "model.pretrained); use the tokenizer that belongs to the model: --data.tokenizer_file=FILE"
             )
         model = dataclasses.replace(model, vocab_size=used)

@@ -1,7 +1,8 @@
-"""What is compiled of an experiment: pure functions of a model and its data, on a mesh by `jit` or on devices by `pmap`.
+"""Compiled functions of an experiment: pure functions of a model and its data, on a mesh by
+`jit` or on devices by `pmap`.
 
-Engines of equal experiments in one process share these programs, so that a run which is resumed, evaluated or sampled is
-neither traced nor compiled again.
+Engines of equal experiments in one process share these programs, so that a resumed, evaluated or sampled run is neither
+traced nor compiled again.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from genjax.data import Data
 from genjax.errors import UserError
 from genjax.model import GenerativeModel, TrainState
 
-#: Parameters smaller than this are copied to every device: a collective costs more than their memory.
+#: Parameters smaller than this are copied to every device, because a collective would cost more than their memory.
 SMALLEST_SHARDED = 1024
 
 
 def leaf_spec(leaf: jax.ShapeDtypeStruct, mesh: Mesh) -> PartitionSpec:
-    """Where the axes of an array of the state go: the last to `tensor`, the largest remaining one to `fsdp`.
+    """Sharding of an array of the state: the last axis over `tensor`, the largest remaining axis over `fsdp`.
 
-    Parameters, their moments and their averages have the same shapes and so the same places.
+    Parameters, their moments and their averages have the same shapes and so the same shardings.
     """
     axes: list[str | None] = [None] * len(leaf.shape)
     if math.prod(leaf.shape) < SMALLEST_SHARDED or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -77,7 +78,7 @@ class Programs:
     @functools.cached_property
     def init(self) -> Any:
         """Maps (key, raw batch) to the state before the first step."""
-        # The call of the compiled function inside is not traced again.
+        # The inner compiled function is not traced again.
         return jax.jit(lambda key, batch: self._initialize(key, batch), out_shardings=self._shardings)
 
     def gathered(self, state: TrainState) -> TrainState:
@@ -103,7 +104,8 @@ class Programs:
 
     @functools.cached_property
     def advance(self) -> Any:
-        """Maps (state, resident arrays or None, inputs, key) to the state and the metrics of K steps; donates the state.
+        """Maps (state, resident arrays or None, inputs, key) to the state and the metrics
+        of K steps; donates the state.
 
         Inputs are indices [K, B] of the resident arrays, or batches [K, B, ...].
         """
@@ -161,7 +163,7 @@ class Programs:
 
     @functools.cached_property
     def reconstruct(self) -> Any:
-        """Maps (state, raw batch, key) to each example with its reconstruction behind it."""
+        """Maps (state, raw batch, key) to examples, each followed by its reconstruction."""
 
         def pairs(state: TrainState, batch: Batch, key: jax.Array) -> jax.Array:
             data_key, model_key = jax.random.split(key)
@@ -172,5 +174,5 @@ class Programs:
         return jax.jit(pairs, out_shardings=self._replicated)
 
 
-#: The programs of an experiment; the last few are kept.
+#: Returns the programs of an experiment; the last few are kept.
 shared_programs = functools.lru_cache(maxsize=4)(Programs)

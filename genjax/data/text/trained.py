@@ -101,7 +101,7 @@ def made_once(make: Callable[[], Tokenizer], corpora: Sequence[Documents], setti
 
 
 def _keep_first(part: Path, file: Path) -> None:
-    """Gives a finished file its name, unless a writer on another machine was first; all processes use the first file."""
+    """Gives a finished file its name, unless another machine's writer was first; all processes use the first file."""
     try:
         os.link(part, file)
     except FileExistsError:

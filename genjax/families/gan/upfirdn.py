@@ -1,4 +1,4 @@
-"""Resampling of pictures by zeros in between, a finite impulse response filter, and leaving pixels out (upfirdn).
+"""Resampling of pictures (upfirdn): insert zeros, apply a finite impulse response filter, drop pixels.
 
 Along each axis, with x stretched by zeros, z[u i] = x[i], and padded or cropped by (before, after),
 
@@ -42,12 +42,10 @@ def resampling_matrix(size: int, taps: tuple[float, ...], up: int, down: int, pa
 
 
 def _depthwise(x: Array, kernel: Array, up: tuple[int, int], down: tuple[int, int], padding) -> Array:
-    """One filter [K, L] for all channels of x [B, H, W, C]; `padding` counts what is beyond the
-    last stretched pixel.
-    """
+    """One filter [K, L] for all channels of x [B, H, W, C]; `padding` counts from the last stretched pixel."""
     batch, height, width, channels = x.shape
     x = jnp.moveaxis(x, -1, 1).reshape(batch * channels, height, width, 1)
-    # Convolutions of JAX stretch without zeros behind the last pixel, and correlate.
+    # JAX's convolutions insert no zeros after the last pixel, and are correlations.
     padding = [(p[0], p[1] + u - 1) for p, u in zip(padding, up)]
     kernel = kernel[::-1, ::-1, None, None].astype(x.dtype)
     y = jax.lax.conv_general_dilated(
@@ -98,8 +96,8 @@ def blur(x: Array, radius: Array, largest: float) -> Array:
 
     Args:
       x: pictures.
-      radius: distance in pixels at which the filter has half of its height, a scalar that may be traced; below 1/3 only
-        the middle is left, and pictures stay as they are.
+      radius: distance in pixels at which the filter has half of its height, a scalar that may be traced; below 1/3
+        pictures do not change.
       largest: the largest radius.
     """
 

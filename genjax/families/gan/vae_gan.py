@@ -1,4 +1,4 @@
-"""VAE-GAN: an autoencoder whose error is measured by a discriminator (Larsen et al. 2016, arXiv:1512.09300).
+"""VAE-GAN: an autoencoder whose error a discriminator measures (Larsen et al. 2016, arXiv:1512.09300).
 
 With q(z | x) = N(m(x), s(x)^2), a decoder G, and a discriminator D(x) = a . f(x) + b whose hidden layer is f,
 
@@ -10,9 +10,9 @@ With q(z | x) = N(m(x), s(x)^2), a decoder G, and a discriminator D(x) = a . f(x
     decoder        w L_feature - log D(G(z)) - log D(G(z_p))       (the non-saturating form of - L_gan)
     discriminator  - L_gan + r / 2 E |grad D(x)|^2
 
-The paper has b = 1, with thousands of features; the error of a hundred is so small that codes then tell nothing
-of x.  The penalty R1 (Mescheder et al. 2018, arXiv:1801.04406) is not the paper's (r = 0); a set so small that
-D knows it by heart needs it.
+The paper has b = 1, with thousands of features.  With a hundred features the error is so small that, at b = 1, codes
+carry no information on x.  The paper has no penalty R1 (r = 0; Mescheder et al. 2018, arXiv:1801.04406).  Small sets
+need it, as D learns them by heart.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from genjax.optimizers import Adam, Optimizer
 
 
 class FeatureDiscriminator(nn.Module):
-    """A network's encoder as hidden layer, and a score of it: x [B, ...] to f(x) [B, num_features] and logits [B].
+    """A network's encoder as hidden layer f, and a score from f: x [B, ...] to f(x) [B, num_features] and logits [B].
 
     Attributes:
-      network: of which the encoder is taken.
+      network: network whose encoder is used.
       num_features: width of the hidden layer.
-      num_outputs: scores of an example; one gives [B], more give [B, num_outputs].
+      num_outputs: number of scores of an example; one gives [B], more give [B, num_outputs].
       dtype: type to compute in.
     """
 
@@ -82,7 +82,7 @@ class VAEGAN:
       kl_weight: weight b of the divergence in the encoder's loss.
       feature_weight: weight w of the feature error in the decoder's loss.
       penalty_weight: weight r of the gradient penalty.
-      output_activation: of the decoder's outputs; sigmoid keeps pictures in [0, 1].
+      output_activation: activation of the decoder's outputs; sigmoid keeps pictures in [0, 1].
       compute_dtype: type that the networks compute in; parameters and losses are float32.
       encoder_optimizer: optimizer of the encoder.
       decoder_optimizer: optimizer of the decoder.
