@@ -62,7 +62,9 @@ class Programs:
         self.model, self.data, self.mesh, self.pmap = model, data, mesh, pmap
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._initialize = jax.jit(self._first_state)
-        shapes = {name: jax.ShapeDtypeStruct(shape, np.dtype(dtype)) for name, shape, dtype in batch}
+        # Placed as `init` is given them, so that it is not traced again.
+        batched = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+        shapes = {name: jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=batched) for name, shape, dtype in batch}
         self.abstract_state = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
                 leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, leaf_spec(leaf, mesh))
