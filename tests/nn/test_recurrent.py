@@ -164,9 +164,9 @@ def test_zoneout_keeps_units_at_its_rate_and_gradients_are_finite():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"cell": "gru", "peepholes": True}, "cell=gru know no peepholes, but those of lstm"),
-        ({"cell": "min_gru", "zoneout": 0.1}, "cell=min_gru know no zoneout"),
-        ({"cell": "lru", "layer_norm": True}, "cell=lru know no layer_norm"),
+        ({"cell": "gru", "peepholes": True}, "cell=gru have no peepholes; it is for lstm"),
+        ({"cell": "min_gru", "zoneout": 0.1}, "cell=min_gru have no zoneout"),
+        ({"cell": "lru", "layer_norm": True}, "cell=lru have no layer_norm"),
         ({"mlp_dim": 8}, "set residual=true"),
     ],
 )

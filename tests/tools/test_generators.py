@@ -102,7 +102,7 @@ def test_objectives_stand_beside_the_data(outcomes, folder):
     ended = outcomes["objectives"]
     output = ended.stdout
     assert ended.returncode == 0, ended.stderr
-    assert "figures of 200 samples beside those of 200 points of the test split" in output
+    assert "figures of 200 samples beside figures of 200 points of the test split" in output
     assert "test points            modes_covered 8" in output and "non_saturating              2 steps" in output
     record = json.loads((folder / "objectives" / "eight_gaussians" / "non_saturating.json").read_text())
     assert len(record["figures"]) == 2

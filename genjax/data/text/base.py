@@ -93,7 +93,7 @@ class TokenizedData(Data):
             write_whole(path, content)
         elif path.read_text(encoding="utf-8") != content:
             raise DataError(
-                f"{path} is not the tokenizer of this text with these flags, so the text does not belong to the "
+                f"{path} is not the tokenizer of this text with these flags, so it does not belong to the "
                 f"checkpoint; use the text that the run was trained on, --data.tokenizer_file={path} to keep its tokenizer, "
                 "or another --workdir"
             )
