@@ -122,4 +122,5 @@ def test_a_split_that_there_is_not_is_refused_before_a_run():
             ConfigError, match=f"evaluation.{field}=tset is no split; splits are train, validation, test"
         ):
             Evaluation(**{field: "tset"})
-        assert getattr(Evaluation(**{field: "validation+test"}), field) == "validation+test"
+        for known in ("validation+test", "test_2017_flickr", "small1", "train[:90%]"):
+            assert getattr(Evaluation(**{field: known}), field) == known

@@ -22,6 +22,7 @@ import pytest
 import genjax
 from genjax import config
 from genjax.config import ConfigError
+from genjax.errors import UserError
 from genjax.families.vae.vae import VAE
 from genjax.model import TrainState
 from genjax.training import CheckpointError, Interrupted, NonFiniteError, loop, train
@@ -340,7 +341,7 @@ def test_what_is_learned_is_found_where_earlier_versions_kept_it(tmp_path):
 
 def test_an_evaluation_that_cannot_be_is_told_before_the_first_step_or_after_its_checkpoint(tmp_path):
     evaluated = {"training__mesh": "data:1", "training__num_steps": 10, "training__evaluate_every": 5}
-    with pytest.raises(ConfigError, match="evaluation.validation_split=dev is no split"):
+    with pytest.raises(UserError, match="has no split 'dev'"):
         train(tiny(**evaluated, evaluation__validation_split="dev"), tmp_path / "split", quiet=True)
     assert not (tmp_path / "split" / "metrics.jsonl").exists()
     with pytest.raises(ConfigError, match="best_metric=kl rates checkpoints by evaluations, and there are none"):
