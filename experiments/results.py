@@ -1,5 +1,6 @@
-"""Makes the tables of all documents from the recorded numbers (experiments/results.jsonl),
-and checks cheap numbers again.
+"""Makes the tables of all documents from the recorded numbers, and checks cheap numbers again.
+
+The numbers stand in experiments/results.jsonl.
 
     python -m experiments.results                          # says which documents are out of date
     python -m experiments.results --write                  # brings them up to date

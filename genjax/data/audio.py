@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.data.base import ArrayExamples, Data, DataError, check_any_files, check_split, split_files
-from genjax.data.files import files_below
+from genjax.data.files import files_below, with_ending
 from genjax.data.images import write_grid
 from genjax.data.sources import archive
 from genjax.data.training_files import save_training_files
@@ -119,7 +119,7 @@ class Waveforms(Data):
         waves = np.clip(np.asarray(samples, np.float32)[..., 0], -1.0, 1.0)
         rate = self.sample_rate
         silence = np.zeros((len(waves), rate // 4), np.float32)
-        sound, picture = Path(stem).with_suffix(".wav"), Path(stem).with_suffix(".png")
+        sound, picture = with_ending(stem, ".wav"), with_ending(stem, ".png")
         write_wav(np.concatenate([waves, silence], axis=1).ravel(), sound, rate)
         # Low notes at the bottom.
         write_grid(np.stack([spectrogram(w)[::-1, :, None] for w in waves]), picture)

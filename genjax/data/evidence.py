@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.data.base import ArrayExamples, Data, check_split
+from genjax.data.files import with_ending
 
 _SPLITS = ("train", "validation", "test")
 # Rubin 1981, table 1: effects of coaching, and their standard errors.
@@ -59,7 +60,7 @@ class Evidence(Data):
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
         """Writes a plot of each pair of the first five parameters, and a CSV of all."""
         samples = np.asarray(samples)
-        table, picture = Path(stem).with_suffix(".csv"), Path(stem).with_suffix(".png")
+        table, picture = with_ending(stem, ".csv"), with_ending(stem, ".png")
         header = ",".join(f"parameter_{i}" for i in range(samples.shape[1]))
         np.savetxt(table, samples, delimiter=",", header=header, comments="", fmt="%.6g")
         plot_pairs(samples[:, :5], header.split(",")[:5], picture)

@@ -150,3 +150,9 @@ def files_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     several splits at once.
     """
     return sorted(walk_files(root, suffixes))
+
+
+def with_ending(stem: str | Path, ending: str) -> Path:
+    """A path with an ending such as .png added, unless it has it; a dot in the name, as in `rate0.1`, begins no ending."""
+    path = Path(stem)
+    return path if path.suffix == ending else path.with_name(path.name + ending)

@@ -15,6 +15,7 @@ from genjax.batch import example_keys
 from genjax.data import procedural, sources, transforms
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, split_indices
 from genjax.data.class_names import read_classes, save_classes
+from genjax.data.files import with_ending
 from genjax.data.training_files import save_training_files
 
 _LEVELS = {"digits": 17, "binarized_mnist": 2}
@@ -256,7 +257,7 @@ class Images(Data):
 
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
         """Writes one PNG with the pictures in rows."""
-        path = Path(stem).with_suffix(".png")
+        path = with_ending(stem, ".png")
         write_grid(self.to_unit(samples), path)
         return [path]
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.data.base import Data, DataError, check_split
+from genjax.data.files import with_ending
 from genjax.data.images import write_grid
 from genjax.data.training_files import save_training_files
 
@@ -82,11 +83,11 @@ class Latents(Data):
         channels.
         """
         samples = np.asarray(samples, np.float32)
-        table = Path(stem).with_suffix(".npy")
+        table = with_ending(stem, ".npy")
         np.save(table, samples / self.scale)
         if samples.ndim != 4:
             return [table]
-        picture = Path(stem).with_suffix(".png")
+        picture = with_ending(stem, ".png")
         shown = samples[..., : 3 if samples.shape[-1] >= 3 else 1]
         write_grid(np.clip(0.5 + shown / 6.0, 0.0, 1.0), picture)
         return [table, picture]

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split, split_indices
-from genjax.data.files import lines_of, write_whole
+from genjax.data.files import lines_of, with_ending, write_whole
 from genjax.data.text.base import TOKENIZER_FILE
 from genjax.data.text.tasks import split_of
 from genjax.data.text.tokenizer import Tokenizer, read_tokenizer, train_tokenizer
@@ -177,7 +177,7 @@ class Molecules(Data):
 
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
         """Writes one file with a SMILES a line."""
-        path = Path(stem).with_suffix(".smi")
+        path = with_ending(stem, ".smi")
         path.write_text("".join(self.decode(row) + "\n" for row in samples))
         return [path]
 

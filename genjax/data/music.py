@@ -19,7 +19,7 @@ import numpy as np
 
 from genjax.batch import example_keys
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split, split_files
-from genjax.data.files import files_below
+from genjax.data.files import files_below, with_ending
 from genjax.data.images import write_grid
 from genjax.data.midi import NUM_NOTES, midi, read_midi, synthesize, wav
 
@@ -221,7 +221,7 @@ def roll_of_events(tokens: np.ndarray) -> np.ndarray:
 
 def write_rolls(rolls: np.ndarray, stem: Path) -> list[Path]:
     """Writes a picture of rolls [N, T, 88], and a MIDI and a WAV file of each of the first eight."""
-    paths = [Path(stem).with_suffix(".png")]
+    paths = [with_ending(stem, ".png")]
     # Notes of four pixels can be told apart.
     pictures = rolls.swapaxes(1, 2)[:, ::-1, :, None].astype(np.float32).repeat(4, 1).repeat(4, 2)
     write_grid(pictures, paths[0], num_columns=2)

@@ -13,6 +13,7 @@ import numpy as np
 
 from genjax.data import procedural, sources
 from genjax.data.base import ArrayExamples, Data, DataError, check_split, split_indices
+from genjax.data.files import with_ending
 from genjax.data.training_files import save_training_files
 
 _SPLITS = ("train", "validation", "test")
@@ -124,11 +125,11 @@ class Points(Data):
         if self.name == "table":
             names = sources.read_table(self.dir)[1]
             names = [names[index] for index in self._columns(names)[0]]
-        table = Path(stem).with_suffix(".csv")
+        table = with_ending(stem, ".csv")
         np.savetxt(table, samples, delimiter=",", header=",".join(names), comments="", fmt="%.6g")
         if samples.shape[1] < 2:
             return [table]
-        picture = Path(stem).with_suffix(".png")
+        picture = with_ending(stem, ".png")
         _scatter(samples, self.load("train").arrays()["x"], names, picture)
         return [picture, table]
 

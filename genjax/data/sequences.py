@@ -12,6 +12,7 @@ import numpy as np
 
 from genjax.data import sources
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split
+from genjax.data.files import with_ending
 
 _SIZES = {"train": 8192, "validation": 512, "test": 512}
 
@@ -58,7 +59,7 @@ class TokenPairs(Data):
 
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
         """Writes the symbols of a sample as numbers, one sample a line."""
-        path = Path(stem).with_suffix(".txt")
+        path = with_ending(stem, ".txt")
         path.write_text("".join(self._show(row) + "\n" for row in np.asarray(samples)))
         return [path]
 
@@ -69,7 +70,7 @@ class TokenPairs(Data):
         """Writes the source of each example of a batch, its answer [B, T] and its target, with tabs between, a line
         each.
         """
-        path = Path(stem).with_suffix(".txt")
+        path = with_ending(stem, ".txt")
         rows = zip(np.asarray(batch["source"]), np.asarray(answers), np.asarray(batch["tokens"]))
         path.write_text("".join("\t".join(map(self._show, row)) + "\n" for row in rows))
         return [path]
@@ -141,7 +142,7 @@ class TimeSeries(Data):
                     axes.plot(*part.T, color="black", linewidth=0.8)
             else:
                 axes.plot(row[:, 0], linewidth=0.8)
-        path = Path(stem).with_suffix(".png")
+        path = with_ending(stem, ".png")
         figure.savefig(path)
         return [path]
 

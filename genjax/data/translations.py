@@ -12,6 +12,7 @@ import numpy as np
 
 from genjax.data import sources
 from genjax.data.base import ArrayExamples, DataError, Examples
+from genjax.data.files import with_ending
 from genjax.data.images import Images, write_grid
 from genjax.data.pipeline import shuffled_indices
 
@@ -169,7 +170,7 @@ class Translations(Images):
         columns = [self.to_unit(pictures) for pictures in (batch["source"], answers, batch["x"])]
         channels = max(column.shape[-1] for column in columns)
         columns = [np.broadcast_to(column, (*column.shape[:-1], channels)) for column in columns]
-        path = Path(stem).with_suffix(".png")
+        path = with_ending(stem, ".png")
         together = np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:])
         write_grid(together, path, 3 * math.ceil((len(answers) / 3) ** 0.5))
         return [path]

@@ -17,6 +17,7 @@ from PIL import Image
 from genjax.batch import example_keys
 from genjax.data import sources, transforms
 from genjax.data.base import ArrayExamples, Data, DataError
+from genjax.data.files import with_ending
 from genjax.data.images import tile
 
 _LEVELS = 17
@@ -83,7 +84,7 @@ class Videos(Data):
 
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
         """Writes one GIF that shows all videos side by side."""
-        path = Path(stem).with_suffix(".gif")
+        path = with_ending(stem, ".gif")
         videos = transforms.to_unit(self.preprocessing, np.asarray(samples), _LEVELS, _LOGIT_ALPHA)
         write_gif(videos, path, self.frames_per_second)
         return [path]

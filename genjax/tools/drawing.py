@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
+from genjax.data.files import with_ending
 from genjax.errors import UserError
 from genjax.families.diffusion.processes import Process
 from genjax.families.diffusion.samplers import Sampler
@@ -162,7 +163,7 @@ def write_attention(
                 axis.set_title(f"layer {number + 1}, head {head + 1}", fontsize=7)
                 tables.append(_table(layer[head], rows, columns, f"layer {number + 1}, head {head + 1}"))
     stem = Path(stem)
-    paths = [stem.with_suffix(".png"), stem.with_suffix(".html")]
+    paths = [with_ending(stem, ".png"), with_ending(stem, ".html")]
     figure.savefig(paths[0], dpi=100)
     paths[1].write_text(_PAGE.format(tables="\n".join(tables)), encoding="utf-8")
     return paths

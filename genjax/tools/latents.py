@@ -21,6 +21,7 @@ import numpy as np
 
 from genjax.config import ConfigError, check_at_least
 from genjax.data import Images, random_order, write_grid
+from genjax.data.files import with_ending
 from genjax.data.sources import read_table
 from genjax.evaluation import disentanglement, likelihood
 from genjax.evaluation.latents import (
@@ -298,7 +299,7 @@ def _draw(run: Run, samples: np.ndarray, num_columns: int, name: str) -> list[Pa
     data = run.experiment.data
     if not isinstance(data, Images):
         return run.write_samples(samples, stem)
-    path = stem.with_suffix(".png")
+    path = with_ending(stem, ".png")
     write_grid(data.to_unit(samples), path, num_columns)
     return [path]
 

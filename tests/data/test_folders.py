@@ -9,7 +9,7 @@ from PIL import Image
 from genjax.data import DataError, Images, Pipeline, Points, Waveforms, sources
 from genjax.data.audio import write_wav
 from genjax.data.base import split_of_file
-from genjax.data.files import files_below
+from genjax.data.files import files_below, with_ending
 
 SPLITS = ("train", "validation", "test")
 
@@ -244,3 +244,9 @@ def test_every_pair_of_two_domains_without_pairs_is_met_and_each_picture_as_ofte
     assert sorted(whole["x"][:, 0, 0, 0]) == list(range(40)) and set(whole["source"][:, 0, 0, 0]) == set(range(30))
     with pytest.raises(DataError, match="would tear pairs of two folders apart"):
         Translations(name="folder", dir="x", source_dir="y", skip_corrupt=True)
+
+
+def test_a_dot_in_the_name_of_a_sheet_begins_no_ending(tmp_path):
+    paths = Images(name="digits").write_samples(np.zeros((1, 8, 8, 1), np.float32), tmp_path / "rate0.1")
+    assert [path.name for path in paths] == ["rate0.1.png"]
+    assert with_ending("sheet.png", ".png").name == "sheet.png"

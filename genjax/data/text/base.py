@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from genjax.data.base import Data, DataError
-from genjax.data.files import read_utf8, write_whole
+from genjax.data.files import read_utf8, with_ending, write_whole
 from genjax.data.text.documents import Documents
 from genjax.data.text.token_files import MEMORY_BYTES
 from genjax.data.text.tokenizer import Tokenizer, read_tokenizer, train_tokenizer
@@ -316,14 +316,14 @@ class DelimitedText(TokenizedData):
 
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
         """Writes one text file with a line of dashes between samples."""
-        path = Path(stem).with_suffix(".txt")
+        path = with_ending(stem, ".txt")
         rule = "\n" + "-" * 80 + "\n"
         path.write_text(rule.join(self.decode(row) for row in samples) + "\n", encoding="utf-8")
         return [path]
 
     def write_answers(self, batch: dict[str, np.ndarray], answers: np.ndarray, stem: Path) -> list[Path]:
         """Writes one text file: the source of each example of a batch, its answer [B, T] and its target."""
-        path = Path(stem).with_suffix(".txt")
+        path = with_ending(stem, ".txt")
         names, rows = ("source", "answer", "target"), zip(batch["source"], answers, batch["tokens"])
         blocks = ["".join(f"{name}  {self.decode(row)}\n" for name, row in zip(names, block)) for block in rows]
         path.write_text("\n".join(blocks), encoding="utf-8")

@@ -23,7 +23,7 @@ import numpy as np
 
 from genjax.data.base import ArrayExamples, DataError, Examples, check_split
 from genjax.data.class_names import check_classes, read_classes, save_classes
-from genjax.data.files import find_file, read_lines
+from genjax.data.files import find_file, read_lines, with_ending
 from genjax.data.text import tasks as text_tasks
 from genjax.data.text.base import SPLIT_NAMES, DelimitedText
 from genjax.data.text.pairs import check_columns, read_table_of_texts
@@ -366,6 +366,6 @@ def _cells(line: str) -> list[str]:
 
 def write_lines(stem: Path, lines: list[str]) -> list[Path]:
     """Writes one text file; returns its path."""
-    path = Path(stem).with_suffix(".txt")
+    path = with_ending(stem, ".txt")
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return [path]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split
+from genjax.data.files import with_ending
 
 CLASSES = ("space", "name", "keyword", "number", "string", "comment", "operator")
 _MODULES = {
@@ -57,7 +58,7 @@ class PythonSource(Data):
 
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
         """Writes the classes of a sample by their first letters, one sample a line."""
-        path = Path(stem).with_suffix(".txt")
+        path = with_ending(stem, ".txt")
         letters = np.array([name[0] for name in CLASSES])
         path.write_text("".join("".join(letters[row]) + "\n" for row in np.asarray(samples)))
         return [path]

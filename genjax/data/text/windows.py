@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.data.base import RESIDENT_BYTES, DataError, Examples
+from genjax.data.files import with_ending
 from genjax.data.text.base import TokenizedData
 from genjax.data.text.documents import Documents, open_documents, read_documents
 from genjax.data.text.token_files import MappedTokens, token_row
@@ -185,7 +186,7 @@ class Text(TokenizedData):
 
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
         """Writes one text file with a line of dashes between samples."""
-        path = Path(stem).with_suffix(".txt")
+        path = with_ending(stem, ".txt")
         rule = "\n" + "-" * 80 + "\n"
         path.write_text(rule.join(self.decode(row) for row in samples) + "\n", encoding="utf-8")
         return [path]
