@@ -13,6 +13,7 @@ import genjax
 from experiments import RESULTS
 from genjax import config
 from genjax.config.trees import leaves
+from genjax.metrics import divided
 from genjax.model import TrainState
 from genjax.tools import results
 from genjax.training import Experiment, resolve, train
@@ -150,7 +151,7 @@ def two_steps(engine: Engine, state: TrainState) -> tuple[TrainState, np.ndarray
     losses = []
     for inputs in engine.inputs([(0, 1), (1, 2)]):
         state, metrics = engine.advance(state, inputs)
-        losses.append(engine.fetch(metrics)["loss"])
+        losses.append(divided(engine.fetch(metrics))["loss"])
     return state, np.concatenate(losses)
 
 

@@ -73,7 +73,7 @@ def test_samples_do_not_depend_on_how_many_are_asked_for(runs):
 
 def test_samples_of_a_translator_are_those_of_the_split_each_once(tmp_path):
     data = Translations(name="digits", eval_batch_size=50)
-    copying = types.SimpleNamespace(sample=lambda state, key, num_samples, source=None: source)
+    copying = types.SimpleNamespace(conditions=("source",), sample=lambda state, key, num_samples, source=None: source)
     run = types.SimpleNamespace(
         experiment=types.SimpleNamespace(data=data, evaluation=Evaluation()),
         model=copying,

@@ -396,11 +396,18 @@ def test_a_line_of_skipped_updates_alone_has_no_loss(tmp_path):
     assert np.isnan(read_lines(tmp_path)[-1]["loss"])
 
 
+class NeverFinite(VAE):
+    def loss(self, params, batch, key, step):
+        value, metrics = super().loss(params, batch, key, step)
+        return value * jnp.nan, metrics
+
+
 def test_a_run_whose_updates_are_all_skipped_says_why_and_does_not_finish(tmp_path):
-    changes = {"training__num_steps": 10, "data__preprocessing": "signed", "model__optimizer__skip_nonfinite": True}
+    experiment = tiny(training__mesh="data:1", training__num_steps=10, model__optimizer__skip_nonfinite=True)
+    fields = {f.name: getattr(experiment.model, f.name) for f in dataclasses.fields(experiment.model)}
     match = r"the last 10 updates were all skipped, up to step 10, .* loss nan .*data.preprocessing"
     with jax.debug_nans(False), pytest.raises(NonFiniteError, match=match):
-        train(tiny(training__mesh="data:1", **changes), tmp_path, quiet=True)
+        train(dataclasses.replace(experiment, model=NeverFinite(**fields)), tmp_path, quiet=True)
 
 
 def test_a_model_that_can_diagnose_names_the_layer(tmp_path):

@@ -170,7 +170,7 @@ def test_a_consistency_model_is_the_identity_at_the_smallest_noise_and_approache
     # A second step starts at less noise, from where the map is learned better.
     twice = dataclasses.replace(model, sampler=ConsistencySampler(num_steps=2)).sample(state, jax.random.key(2), 4000)
     wrong = lambda a: abs(float(a.mean()) - MEAN) + abs(float(a.std()) - SCALE)
-    assert wrong(twice) < 0.8 * wrong(samples), (wrong(twice), wrong(samples))
+    assert wrong(twice) < 0.9 * wrong(samples), (wrong(twice), wrong(samples))
     with pytest.raises(ValueError, match="min_levels=0"):
         dataclasses.replace(model, min_levels=0).check()
     with pytest.raises(ValueError, match="consistency_sampler"):

@@ -103,7 +103,7 @@ def test_losses_that_are_nan_for_what_the_data_are_say_so():
     for model in trained_by_levels:
         with pytest.raises(
             ValueError,
-            match="none of the 3 levels that the likelihood has from -1 to 1; change data.preprocessing to signed",
+            match="none of the 3 levels that the bound has from -1 to 1; change data.preprocessing to signed",
         ):
             model.diagnose(None, batch, jax.random.key(0))
         model.diagnose(None, {"x": 2.0 * batch["x"] - 1.0}, jax.random.key(0))
