@@ -37,6 +37,14 @@ def counted_examples(batch: Batch) -> Array | None:
     return ~batch["padding"] if "padding" in batch else None
 
 
+def _device() -> Array | None:
+    """Number of this device in the `pmap` mode, None elsewhere."""
+    try:
+        return jax.lax.axis_index(DEVICE_AXIS)
+    except NameError:
+        return None
+
+
 def example_places(batch: Batch) -> Array:
     """The place of each example in the whole batch, [B]; `batch` may be a part of the whole batch.
 
@@ -44,11 +52,8 @@ def example_places(batch: Batch) -> Array:
     """
     if "example_index" in batch:
         return batch["example_index"]
-    places = jnp.arange(batch_size(batch))
-    try:
-        return places + jax.lax.axis_index(DEVICE_AXIS) * len(places)
-    except NameError:
-        return places
+    places, device = jnp.arange(batch_size(batch)), _device()
+    return places if device is None else places + device * len(places)
 
 
 def example_keys(key: Array, batch: Batch) -> Array:
@@ -98,29 +103,17 @@ def one_hot_classes(label: Array, num_classes: int | None) -> Array:
 
 def cross_device_mean(tree: PyTree) -> PyTree:
     """Mean over the devices in the `pmap` mode; otherwise the input itself (under `jit` means are global already)."""
-    try:
-        jax.lax.axis_index(DEVICE_AXIS)
-    except NameError:
-        return tree
-    return jax.lax.pmean(tree, DEVICE_AXIS)
+    return tree if _device() is None else jax.lax.pmean(tree, DEVICE_AXIS)
 
 
 def cross_device_sum(tree: PyTree) -> PyTree:
     """Sum over the devices in the `pmap` mode; otherwise the input unchanged.  For sufficient statistics."""
-    try:
-        jax.lax.axis_index(DEVICE_AXIS)
-    except NameError:
-        return tree
-    return jax.lax.psum(tree, DEVICE_AXIS)
+    return tree if _device() is None else jax.lax.psum(tree, DEVICE_AXIS)
 
 
 def cross_device_gather(tree: PyTree) -> PyTree:
     """Joins the parts of the batch on all devices in the `pmap` mode; otherwise returns the input unchanged."""
-    try:
-        jax.lax.axis_index(DEVICE_AXIS)
-    except NameError:
-        return tree
-    return jax.tree.map(lambda a: jax.lax.all_gather(a, DEVICE_AXIS, tiled=True), tree)
+    return tree if _device() is None else jax.tree.map(lambda a: jax.lax.all_gather(a, DEVICE_AXIS, tiled=True), tree)
 
 
 def own_part(tree: PyTree, count: int) -> PyTree:
@@ -128,8 +121,7 @@ def own_part(tree: PyTree, count: int) -> PyTree:
 
     A device that draws noise for the global batch and keeps its own part draws the same noise as a single device would.
     """
-    try:
-        device = jax.lax.axis_index(DEVICE_AXIS)
-    except NameError:
+    device = _device()
+    if device is None:
         return tree
     return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, device * count, count), tree)
