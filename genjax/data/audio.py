@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.data.base import ArrayExamples, Data, DataError, check_any_files, check_split, split_files
-from genjax.data.files import files_below, with_ending
+from genjax.data.files import archive, files_below, with_ending
 from genjax.data.images import write_grid
-from genjax.data.sources import archive
 from genjax.data.training_files import save_training_files
 
 TONE_CLASSES = ("sine", "square", "sawtooth", "chirp", "plucked")

@@ -85,6 +85,19 @@ def find_file(directory: str | None, names: Sequence[str], what: str) -> Path:
     raise DataError(f"{root} has no file {' or '.join(names)}, which {what} needs")
 
 
+def archive(directory: str | None, name: str) -> Path:
+    """Path of a file `name` that `data.dir` is or holds.
+
+    Raises:
+      DataError: there is none.
+    """
+    path = Path(directory or ".").expanduser()
+    path = path if path.is_file() else path / name
+    if not path.is_file():
+        raise DataError(f"there is no file {path}; say with --data.dir where {name} lies")
+    return path
+
+
 def read_utf8(file: Path) -> str:
     """The text of a file without its byte order mark, lines ended by LF.
 

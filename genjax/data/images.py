@@ -12,10 +12,15 @@ import numpy as np
 from PIL import Image
 
 from genjax.batch import example_keys
-from genjax.data import procedural, sources, transforms
+from genjax.data import procedural, transforms
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, split_indices
 from genjax.data.class_names import read_classes, save_classes
+from genjax.data.digits import read_digits
+from genjax.data.emoji import emoji_categories, read_emoji
 from genjax.data.files import with_ending
+from genjax.data.fitting import fit_pictures
+from genjax.data.folders import folder_classes, folder_files, folder_images
+from genjax.data.tfds import open_tfds, tfds_image_features, tfds_images
 from genjax.data.training_files import save_training_files
 
 _LEVELS = {"digits": 17, "binarized_mnist": 2}
@@ -92,21 +97,21 @@ class Images(Data):
         size, channels = self.image_size, self.channels
         match self.name:
             case "digits":
-                examples = self._fitted(sources.digits(split))
+                examples = self._fitted(read_digits(split))
             case "sprites" | "shapes":
                 examples = self._fitted(self._procedural(split))
             case "folder":
                 names, skip = self.class_names, self.skip_corrupt
-                examples = sources.folder_images(self.dir, split, size, channels or 3, names, skip)
+                examples = folder_images(self.dir, split, size, channels or 3, names, skip)
             case "emoji":
-                examples = sources.emoji(self.dir, split, size, channels or 3)
+                examples = read_emoji(self.dir, split, size, channels or 3)
             case _:
-                examples = sources.tfds_images(self.name, self.dir, split, size, channels, self._stored_levels - 1)
+                examples = tfds_images(self.name, self.dir, split, size, channels, self._stored_levels - 1)
         return self._prepared(self._of_classes(examples), split)
 
     def _fitted(self, examples: ArrayExamples) -> ArrayExamples:
         arrays = examples.arrays()
-        x = sources.fit_pictures(arrays["x"], self.image_size, self.channels, self._stored_levels - 1)
+        x = fit_pictures(arrays["x"], self.image_size, self.channels, self._stored_levels - 1)
         return ArrayExamples({**arrays, "x": x})
 
     def _procedural(self, split: str) -> ArrayExamples:
@@ -195,13 +200,13 @@ class Images(Data):
             case "folder":
                 return self._folder_classes()
             case "emoji":
-                return sources.emoji_categories(self.dir)
-        builder = sources.open_tfds(self.name, self.dir)
-        label = sources.tfds_image_features(builder)[1]
+                return emoji_categories(self.dir)
+        builder = open_tfds(self.name, self.dir)
+        label = tfds_image_features(builder)[1]
         return () if label is None else tuple(builder.info.features[label].names)
 
     def _folder_classes(self) -> tuple[str, ...]:
-        return tuple(sources.folder_classes(self.dir)) if self.class_names is None else self.class_names
+        return tuple(folder_classes(self.dir)) if self.class_names is None else self.class_names
 
     def save(self, workdir: Path) -> None:
         """Writes a folder's classes and the list of training files into the run's directory, if they are not there yet.
@@ -217,7 +222,7 @@ class Images(Data):
 
     def _training_files(self) -> dict[Path, list[Path]]:
         """The files of the training split of each folder that is read."""
-        return dict([sources.folder_files(self.dir, "train")])
+        return dict([folder_files(self.dir, "train")])
 
     def beside(self, workdir: Path) -> Images:
         """The same data with the classes of a run, where it has them."""

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.data import procedural, sources
+from genjax.data import procedural
 from genjax.data.base import ArrayExamples, Data, DataError, check_split, split_indices
 from genjax.data.files import with_ending
+from genjax.data.tables import read_table
 from genjax.data.training_files import save_training_files
 
 _SPLITS = ("train", "validation", "test")
@@ -46,7 +47,7 @@ class Points(Data):
 
     def load_split(self, split: str) -> ArrayExamples:
         if self.name == "table":
-            values, names = sources.read_table(self.dir)
+            values, names = read_table(self.dir)
             values = values[split_indices(len(values), split, f"table {self.dir}")]
             modelled, given = self._columns(names)
             return ArrayExamples({"x": values[:, modelled], **({"condition": values[:, given]} if given else {})})
@@ -123,7 +124,7 @@ class Points(Data):
         samples = self.inverse_transform(samples)
         names = ["x", "y"]
         if self.name == "table":
-            names = sources.read_table(self.dir)[1]
+            names = read_table(self.dir)[1]
             names = [names[index] for index in self._columns(names)[0]]
         table = with_ending(stem, ".csv")
         np.savetxt(table, samples, delimiter=",", header=",".join(names), comments="", fmt="%.6g")

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.data import sources
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split
 from genjax.data.files import with_ending
+from genjax.data.tables import read_table
 
 _SIZES = {"train": 8192, "validation": 512, "test": 512}
 
@@ -109,7 +109,7 @@ class TimeSeries(Data):
             return ArrayExamples({"x": np.stack([_strokes(rng, size) for _ in range(_SIZES[split] // 4)])})
         if self.name != "table":
             raise DataError(f"data.name={self.name} is not a set of time series: waves, strokes, table")
-        values, _ = sources.read_table(self.dir)  # raises DataError for numbers that are not finite
+        values, _ = read_table(self.dir)  # raises DataError for numbers that are not finite
         train = values[: round(0.8 * len(values))]
         values = (values - train.mean(0)) / np.maximum(train.std(0), 1e-6)
         begin, end = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}[split]

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from genjax.data import sources
 from genjax.data.base import ArrayExamples, DataError, Examples
 from genjax.data.files import with_ending
+from genjax.data.folders import folder_files, picture_files
 from genjax.data.images import Images, write_grid
 from genjax.data.pipeline import shuffled_indices
 
@@ -141,7 +141,7 @@ class Translations(Images):
     def _check_pairs(self) -> None:
         """Raises DataError unless the two folders hold pictures of the same names."""
         roots = [Path(folder).expanduser() for folder in (self.dir, self.source_dir)]
-        names = [[p.relative_to(root).with_suffix("") for p in sources.picture_files(root)] for root in roots]
+        names = [[p.relative_to(root).with_suffix("") for p in picture_files(root)] for root in roots]
         alone = sorted(set(names[0]) ^ set(names[1]))
         if names[0] != names[1]:
             raise DataError(
@@ -154,7 +154,7 @@ class Translations(Images):
         if self.source_dir is None:
             return files
         # Both domains may have the same folder.
-        return {**files, **dict([sources.folder_files(self.source_dir, "train")])}
+        return {**files, **dict([folder_files(self.source_dir, "train")])}
 
     def spec(self) -> dict[str, Any]:
         """The spec of the pictures, source_shape (H, W, C'), and paired."""

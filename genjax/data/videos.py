@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 
 from genjax.batch import example_keys
-from genjax.data import sources, transforms
+from genjax.data import transforms
 from genjax.data.base import ArrayExamples, Data, DataError
+from genjax.data.digits import read_digits
 from genjax.data.files import with_ending
 from genjax.data.images import tile
 
@@ -57,7 +58,7 @@ class Videos(Data):
                 raise DataError(f"data.{field}={getattr(self, field)} must be at least {least}")
 
     def load_split(self, split: str) -> ArrayExamples:
-        digits = sources.digits(split).arrays()
+        digits = read_digits(split).arrays()
         count = self.num_train if split == "train" else self.num_train // 10
         rng = np.random.default_rng(sum(split.encode()))
         chosen = rng.integers(0, len(digits["x"]), (count, self.num_digits))

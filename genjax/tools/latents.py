@@ -22,7 +22,7 @@ import numpy as np
 from genjax.config import ConfigError, check_at_least
 from genjax.data import Images, random_order, write_grid
 from genjax.data.files import with_ending
-from genjax.data.sources import read_table
+from genjax.data.tables import read_table
 from genjax.evaluation import disentanglement, likelihood
 from genjax.evaluation.latents import (
     attribute_vector,

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from genjax.config import ConfigError, check_at_least
-from genjax.data.sources import open_picture
+from genjax.data.fitting import open_picture
 from genjax.evaluation.inception import InceptionV3
 from genjax.families.style.neural_style import NeuralStyle, captured_maps
 from genjax.interop.inception import inception_params

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genjax.data import DataError, Images, Pipeline, Points, Waveforms, sources
+from genjax.data import DataError, Images, Pipeline, Points, Waveforms, folders
 from genjax.data.audio import write_wav
 from genjax.data.base import split_of_file
 from genjax.data.files import files_below, with_ending
+from genjax.data.fitting import fit_pictures, read_image
 
 SPLITS = ("train", "validation", "test")
 
@@ -162,7 +163,7 @@ def test_chosen_classes_are_numbered_anew(tmp_path):
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_damaged_pictures_are_met_before_the_first_step_or_left_out(in_memory, tmp_path, monkeypatch, caplog):
     if not in_memory:
-        monkeypatch.setattr(sources, "MEMORY_BYTES", 0)
+        monkeypatch.setattr(folders, "MEMORY_BYTES", 0)
     for i in range(12):
         write(tmp_path / "train" / f"{i:02d}.png", i, (40, 40))
     for name in ("00", "05"):
@@ -191,7 +192,7 @@ def test_pictures_whose_colours_have_no_grey_are_refused_in_the_right_words(chan
     with pytest.raises(
         DataError, match="a.tiff is not a readable picture .its colours are in the space LAB; save it in RGB"
     ):
-        sources.read_image(tmp_path / "a.tiff", None, channels)
+        read_image(tmp_path / "a.tiff", None, channels)
 
 
 def test_size_and_channels_of_embedded_pictures_are_what_is_asked_for():
@@ -211,7 +212,7 @@ def test_size_and_channels_of_embedded_pictures_are_what_is_asked_for():
     assert (clear[..., 3] == 16).all() and (clear[..., :3] == own).all()
     half = np.zeros((1, 2, 2, 4), np.uint8)
     half[0, 0] = (200, 0, 100, 255)
-    assert sources.fit_pictures(half, None, 3, 255)[0, :, 0].tolist() == [[200, 0, 100], [255, 255, 255]]
+    assert fit_pictures(half, None, 3, 255)[0, :, 0].tolist() == [[200, 0, 100], [255, 255, 255]]
 
 
 def test_channels_of_earlier_runs_stay_without_effect():

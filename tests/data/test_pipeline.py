@@ -7,7 +7,8 @@ import pytest
 
 from genjax.data import DataError, Images, Pipeline, Points, evaluation_batches
 from genjax.data.base import ArrayExamples
-from genjax.data.sources import read_image, read_table
+from genjax.data.fitting import read_image
+from genjax.data.tables import read_table
 
 DATA = Images(name="digits", batch_size=100)
 

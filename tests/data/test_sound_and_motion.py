@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genjax.data import DataError, Images, Latents, Videos, Waveforms, audio, sources, videos
+from genjax.data import DataError, Images, Latents, Videos, Waveforms, audio, videos
+from genjax.data.digits import read_digits
 
 
 def test_pictures_move_straight_and_bounce():
@@ -29,7 +30,7 @@ def test_moving_digits_have_their_class_and_become_a_gif(tmp_path):
     train, test = data.load("train").arrays(), data.load("test").arrays()
     assert train["x"].shape == (20, 5, 12, 12, 1) and len(test["label"]) == 2
     assert data.spec() == {"data_shape": (5, 12, 12, 1), "range": (-1.0, 1.0), "num_levels": 17, "num_classes": 10}
-    digits = sources.digits("train").arrays()
+    digits = read_digits("train").arrays()
     # The digit is in every frame as it is in the set.
     sums = {int(s) for s in digits["x"][digits["label"] == train["label"][0]].sum((1, 2, 3))}
     assert {int(s) for s in train["x"][0].sum((1, 2, 3))} <= sums

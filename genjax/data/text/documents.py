@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from genjax.data import sources
 from genjax.data.base import DataError, check_any_files, check_split, split_files
 from genjax.data.files import files_below, read_utf8
+from genjax.data.tfds import open_tfds, tfds_split
 
 SUFFIXES = (".txt", ".md", ".rst", ".py", ".csv", ".json", ".html", ".tex")
 _PARTS = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
@@ -66,8 +66,8 @@ def open_documents(name: str, directory: str | None, split: str) -> Documents:
             return dataclasses.replace(part, identity=f"{part.identity} of Python {platform.python_version()}")
         case "file":
             return _user_documents(directory, split)
-    builder = sources.open_tfds(name, directory)
-    return _tfds_documents(builder, sources.tfds_split(builder, split))
+    builder = open_tfds(name, directory)
+    return _tfds_documents(builder, tfds_split(builder, split))
 
 
 def read_documents(name: str, directory: str | None, split: str) -> list[str]:
