@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from genjax import devices
 from genjax.batch import Array, Batch, Metrics, PyTree, batch_size, cross_device_mean, example_places
 from genjax.errors import UserError
 from genjax.model import TrainState
@@ -96,7 +97,7 @@ def value_and_gradient(
     batch = {"example_index": example_places(batch), **batch}
     microbatches = _microbatches(batch, accumulation_steps)
     # XLA compiles gradients of convolutions badly inside of loops on CPU; for a few microbatches the loop is unrolled.
-    unroll = jax.default_backend() == "cpu" and accumulation_steps <= 4
+    unroll = devices.platform() == "cpu" and accumulation_steps <= 4
     zeros = jax.tree.map(jnp.zeros_like, params)
     if isinstance(loss, BatchLoss):
         parts = jax.lax.scan(
@@ -134,7 +135,7 @@ def after_backward_pass(gradients: PyTree, norm: Array) -> PyTree:
     Without this barrier XLA may schedule updates before the last read of a parameter, and copies all parameters.
     Values stay as they are, but a NaN in `norm` makes all gradients NaN.
     """
-    if jax.default_backend() != "cpu":
+    if devices.platform() != "cpu":
         return gradients
     return jax.tree.map(lambda g: jnp.where(jnp.isnan(norm), norm.astype(g.dtype), g), gradients)
 

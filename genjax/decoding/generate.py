@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from genjax import devices
 from genjax.batch import Array, PyTree, example_keys
 from genjax.decoding.base import Decoder, Generation, Step, check_lengths, end_tokens, is_end, num_bytes, prefill
 from genjax.decoding.constraint import Automaton
@@ -225,11 +226,11 @@ def _num_parts(decoder: Decoder, prompts: Array, max_new_tokens: int, ragged: bo
 
     The number is 1 if even the smallest part would not fit, as every further part reads the parameters once more.
     """
-    if jax.default_backend() != "cpu" or decoder.weight_bytes is None or max_new_tokens < FEWEST_TOKENS:
+    if devices.platform() != "cpu" or decoder.weight_bytes is None or max_new_tokens < FEWEST_TOKENS:
         return 1
     batch, size = prompts.shape
     # The rows may be divided among all devices.
-    room, fewest = (each * jax.device_count() for each in (PROCESSOR_CACHE - decoder.weight_bytes, FEWEST_ROWS))
+    room, fewest = (each * devices.num_devices() for each in (PROCESSOR_CACHE - decoder.weight_bytes, FEWEST_ROWS))
     parts = -(-_memory_bytes(decoder, batch, size + max_new_tokens - 1, ragged) // room) if room > 0 else batch
     return parts if parts * fewest <= batch else 1
 

@@ -19,6 +19,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from genjax import devices
 from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.nn.dropout import dropout
@@ -124,9 +125,7 @@ def _heads_first(
     return mixed.reshape(batch, heads, length, v.shape[-1]), weights
 
 
-def flash_possible(
-    q: Array, k: Array, *, biased: bool, causal: bool, window: int | None, platform: str | None = None
-) -> bool:
+def flash_possible(q: Array, k: Array, *, biased: bool, causal: bool, window: int | None) -> bool:
     """Whether cuDNN's fused attention takes queries [B, T, H, D] and keys [B, S, K, D].
 
     cuDNN needs a GPU, half precision and at most 128 features a head.  It supports windows to the left only, and has no
@@ -136,11 +135,9 @@ def flash_possible(
       q, k: queries and keys.
       biased: whether there is a bias or a mask other than the causal one.
       causal, window: which keys a query sees.
-      platform: the platform to run on; None for JAX's default.
     """
-    platform = platform or jax.default_backend()
     return (
-        platform in ("gpu", "cuda")
+        devices.platform() == "gpu"
         and q.dtype in (jnp.bfloat16, jnp.float16)
         and q.shape[-1] <= 128
         and q.shape[-1] % 8 == 0

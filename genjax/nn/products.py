@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import jax
 
+from genjax import devices
 from genjax.batch import Array
 
 
 def prefers_matrix_products() -> bool:
     """Whether convolutions are best written as products of patches: on CPU."""
-    return jax.default_backend() == "cpu"
+    return devices.platform() == "cpu"
 
 
 @jax.custom_jvp

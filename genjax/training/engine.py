@@ -335,7 +335,7 @@ class Engine:
             batch = {**data.transform(batch, data_key), "padding": mask == 0}
             return function(self._programs.gathered(state), batch, model_key)
 
-        compiled = jax.jit(compute, out_shardings=self._replicated)
+        compiled = jax.jit(self._programs.placed(compute), out_shardings=self._replicated)
         results, examples = [], []
         for batch, mask in evaluation_batches(data, split, size, settings.num_examples, indices):
             count = int(mask.sum())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 
+from genjax import devices
 from genjax.config import ConfigError
 from genjax.training.experiment import Training
 
@@ -65,5 +66,5 @@ def initialize(training: Training) -> None:
                 "training.distributed is set, but JAX finds no job of several processes here; give "
                 "training.coordinator_address, training.num_processes and training.process_id"
             ) from None
-    if jax.default_backend() == "cpu":
+    if devices.platform() == "cpu":
         keep_freed_memory()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from genjax import devices
 from genjax.batch import DEVICE_AXIS, Batch, Metrics
 from genjax.data import Data
 from genjax.errors import UserError
@@ -61,7 +63,7 @@ class Programs:
         """`batch` has name, shape and type of each array of a raw batch."""
         self.model, self.data, self.mesh, self.pmap = model, data, mesh, pmap
         self._replicated = NamedSharding(mesh, PartitionSpec())
-        self._initialize = jax.jit(self._first_state)
+        self._initialize = jax.jit(self.placed(self._first_state))
         # Placed as `init` is given them, so that it is not traced again.
         batched = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
         shapes = {name: jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=batched) for name, shape, dtype in batch}
@@ -72,6 +74,16 @@ class Programs:
             jax.eval_shape(self._initialize, jax.eval_shape(lambda: jax.random.key(0)), shapes),
         )
         self._shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+    def placed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, which knows when it is traced that it is compiled for this mesh."""
+
+        @functools.wraps(function)
+        def placed(*arguments: Any) -> Any:
+            with devices.compiled_for(self.mesh):
+                return function(*arguments)
+
+        return placed
 
     def _first_state(self, key: jax.Array, batch: Batch) -> TrainState:
         data_key, model_key = jax.random.split(key)
@@ -112,11 +124,14 @@ class Programs:
         Inputs are indices [K, B] of the resident arrays, or batches [K, B, ...].
         """
         if self.pmap:
-            devices = self.mesh.devices.flatten().tolist()
             return jax.pmap(
-                self._chunk, axis_name=DEVICE_AXIS, in_axes=(0, None, 1, None), donate_argnums=0, devices=devices
+                self.placed(self._chunk),
+                axis_name=DEVICE_AXIS,
+                in_axes=(0, None, 1, None),
+                donate_argnums=0,
+                devices=self.mesh.devices.flatten().tolist(),
             )
-        return jax.jit(self._chunk, donate_argnums=0, out_shardings=(self._shardings, self._replicated))
+        return jax.jit(self.placed(self._chunk), donate_argnums=0, out_shardings=(self._shardings, self._replicated))
 
     def _chunk(
         self, state: TrainState, resident: dict[str, jax.Array] | None, inputs: Any, key: jax.Array
@@ -152,7 +167,7 @@ class Programs:
             # Padding may hold any value, so it is cut out and not multiplied by 0.
             return jax.tree.map(lambda value: jnp.sum(jnp.where(mask > 0, value, 0.0)), values)
 
-        return jax.jit(evaluate, out_shardings=self._replicated)
+        return jax.jit(self.placed(evaluate), out_shardings=self._replicated)
 
     @functools.cached_property
     def sample(self) -> Any:
@@ -161,7 +176,7 @@ class Programs:
         def sample(state: TrainState, key: jax.Array, num_samples: int, condition: dict[str, Any]) -> jax.Array:
             return self.model.sample(self.gathered(state), key, num_samples, **condition)
 
-        return jax.jit(sample, static_argnums=2, out_shardings=self._replicated)
+        return jax.jit(self.placed(sample), static_argnums=2, out_shardings=self._replicated)
 
     @functools.cached_property
     def reconstruct(self) -> Any:
@@ -173,7 +188,7 @@ class Programs:
             again = self.model.reconstruct(self.gathered(state), batch, model_key)
             return jnp.stack([batch["x"].astype(again.dtype), again], axis=1).reshape(-1, *again.shape[1:])
 
-        return jax.jit(pairs, out_shardings=self._replicated)
+        return jax.jit(self.placed(pairs), out_shardings=self._replicated)
 
 
 #: Returns the programs of an experiment; the last few are kept.

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genjax import devices
 from genjax.nn import attention as A
 from genjax.nn import positions as P
 from genjax.nn.dropout import dropout, keep_mask
@@ -104,14 +105,14 @@ def test_the_fused_attention_gets_what_it_takes(settings, inputs, fused, monkeyp
     x = jax.random.normal(jax.random.key(0), (2, 4, 16))
     init = functools.partial(module.init, jax.random.key(1), x, inputs.get("context"))
     shapes = jax.eval_shape(init)
-    monkeypatch.setattr(A, "flash_possible", functools.partial(A.flash_possible, platform="gpu"))
-    flash = functools.partial(module.apply, x=x, **inputs)
-    assert jax.eval_shape(flash, shapes)[0].shape == x.shape and bool(calls) == fused
+    apply = functools.partial(module.apply, x=x, **inputs)
+    with devices.compiled_for("gpu"):
+        assert jax.eval_shape(apply, shapes)[0].shape == x.shape and bool(calls) == fused
     if "window" in settings and fused:
         params = jax.jit(init)()
-        ours, _, _ = jax.jit(flash)(params)
-        monkeypatch.setattr(A, "flash_possible", lambda *_, **__: False)
-        expected, _, _ = jax.jit(functools.partial(module.apply, x=x, **inputs))(params)
+        expected, _, _ = jax.jit(apply)(params)
+        with devices.compiled_for("gpu"):
+            ours, _, _ = jax.jit(apply)(params)
         np.testing.assert_allclose(ours.astype(jnp.float32), expected.astype(jnp.float32), atol=0.03)
 
 
