@@ -16,7 +16,7 @@ at examples that only fill up the last batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
@@ -98,6 +98,22 @@ class TrainState(flax.struct.PyTreeNode):
         if isinstance(self.params, Mapping) and set(self.ema_params) != set(self.params):
             return {**self.params, **self.ema_params}
         return self.ema_params
+
+
+def copies_of_start(state: TrainState, names: Iterable[str]) -> dict[str, PyTree]:
+    """Values of `state.extra` that are copies of the parameters a run starts from, by name.
+
+    Parameters of another run replace the parameters after `init`, so the first step makes the copies of them again.  A
+    copy may hold some of the parameters only: subtrees of nested dicts.
+    """
+    first = state.step == 0
+
+    def renew(copy: PyTree, params: PyTree) -> PyTree:
+        if isinstance(copy, Mapping):
+            return {name: renew(value, params[name]) for name, value in copy.items()}
+        return jax.tree.map(lambda c, p: jnp.where(first, p, c), copy, params)
+
+    return {name: renew(state.extra[name], state.params) for name in names}
 
 
 @runtime_checkable
@@ -263,6 +279,20 @@ class Dequantizes(Protocol):
     """A model that can add noise to x with levels; if it does, only a bound of the likelihood is known."""
 
     dequantization: Any | None
+
+
+@runtime_checkable
+class HasTokenLogProbs(Protocol):
+    """A token model that scores each target of a batch; `nn.tokens.token_weights` says which targets count."""
+
+    def token_log_probs(self, params: PyTree, batch: Batch, temperature: float = 1.0) -> Array:
+        """log p(target | all before it) in nats, float32 [B, T], of `params` themselves and without dropout.
+
+        Args:
+          params: parameters of the model: `state.params`, averaged ones, or those of a reference.
+          batch: `tokens` [B, T + 1] whose targets are tokens[:, 1:], and what else the model reads of it.
+          temperature: number by which logits are divided, as a sampler with this temperature does.
+        """
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from genjax.decoding.generate import generate
 from genjax.errors import UserError
 from genjax.metrics import Ratio
 from genjax.model import TrainState
-from genjax.nn.tokens import check_tokens, sequence_metrics, summarize, token_nll, token_weights
+from genjax.nn.tokens import check_tokens, sequence_metrics, summarize, token_log_probs, token_nll, token_weights
 
 
 class TokenModel:
@@ -59,6 +59,13 @@ class TokenModel:
         check_tokens(batch["tokens"], self.vocab_size, "the batch")
         logits = self._target_logits(state.eval_params, batch)
         return -(token_nll(logits, batch["tokens"][:, 1:]) * token_weights(batch)).sum(1)
+
+    def token_log_probs(self, params: PyTree, batch: Batch, temperature: float = 1.0) -> Array:
+        """Log-probability of each target tokens[:, 1:] given the tokens before it in nats, float32 [B, T].
+
+        Targets that do not count are scored too; multiply by `nn.tokens.token_weights(batch)`.
+        """
+        return token_log_probs(self._target_logits(params, batch), batch["tokens"][:, 1:], temperature)
 
     @property
     def conditions(self) -> tuple[str, ...]:

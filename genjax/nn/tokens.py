@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from genjax.batch import Array, Batch, Metrics
+from genjax.batch import Array, Batch, Metrics, cross_device_mean
 from genjax.errors import UserError
 from genjax.metrics import Ratio
 
@@ -45,6 +45,24 @@ def token_weights(batch: Batch) -> Array:
         segments = batch["segment_ids"]
         weights = weights * (segments[:, 1:] == segments[:, :-1])
     return weights
+
+
+def with_token_mean(batch: Batch) -> Batch:
+    """The batch with a float `loss_mask` that turns a mean over rows into a mean over all tokens that count.
+
+    A loss that sums w_bt l_bt / (B T), as the losses of token models do, becomes sum w_bt l_bt / sum w_bt over the
+    whole batch: the weights are multiplied by B T / sum w.  Call it in `train_step` with the step's whole batch, before
+    it is divided into microbatches: the result then depends neither on accumulation, nor on devices, nor on padding.
+    """
+    weights = token_weights(batch)
+    total = cross_device_mean(weights.sum())
+    scaled = weights * (weights.size / jnp.where(total > 0, total, 1.0))
+    return {**batch, "loss_mask": jnp.pad(scaled, ((0, 0), (1, 0)))}
+
+
+def token_log_probs(logits: Array, targets: Array, temperature: float = 1.0) -> Array:
+    """Log-probability of each target in nats, float32; [B, T, V], [B, T] -> [B, T]."""
+    return -token_nll(logits if temperature == 1.0 else logits.astype(jnp.float32) / temperature, targets)
 
 
 def seen_tokens(batch: Batch) -> Array | None:

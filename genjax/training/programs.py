@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -98,6 +98,8 @@ class Programs:
     def gathered(self, state: TrainState) -> TrainState:
         """Parameters as the step computes with them: gathered over fsdp, still split over tensor.
 
+        So are networks beside them, such as a teacher or a reference: the nested dicts in `extra`.
+
         XLA's partitioner would gather them itself, but gives wrong gradients if all three axes are in use.
         """
         if self.mesh.shape["fsdp"] == 1:
@@ -107,8 +109,11 @@ class Programs:
             axes = ["tensor" if axis == "tensor" else None for axis in leaf_spec(leaf, self.mesh)]
             return jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, PartitionSpec(*axes)))
 
+        networks = {name: value for name, value in state.extra.items() if isinstance(value, Mapping)}
         return state.replace(
-            params=jax.tree.map(gather, state.params), ema_params=jax.tree.map(gather, state.ema_params)
+            params=jax.tree.map(gather, state.params),
+            ema_params=jax.tree.map(gather, state.ema_params),
+            extra={**state.extra, **jax.tree.map(gather, networks)},
         )
 
     def prepared(self, batch: Batch, key: jax.Array) -> tuple[Batch, jax.Array]:

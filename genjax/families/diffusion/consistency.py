@@ -28,14 +28,14 @@ import jax.numpy as jnp
 from genjax.batch import Array, Batch, Metrics, PyTree, example_keys
 from genjax.errors import UserError
 from genjax.families.diffusion import targets
-from genjax.families.diffusion.diffusion import Diffusion, copies_of_start
+from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.grids import Node, times
 from genjax.families.diffusion.networks import Condition, as_function
 from genjax.families.diffusion.processes import GaussianProcess, Karras, expand
 from genjax.families.diffusion.samplers import Carry, Denoiser, Estimate, Sampler
 from genjax.families.diffusion.times import UniformTime
 from genjax.gradients import gradient_step, unless_skipped
-from genjax.model import TrainState
+from genjax.model import TrainState, copies_of_start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -528,16 +527,6 @@ class ODELikelihood:
           UserError: x has levels, and so no density; or the model has self_conditioning, and so no likelihood.
         """
         return self.ode_log_prob(state, batch, jax.random.key(0))
-
-
-def copies_of_start(state: TrainState, names: Sequence[str]) -> dict[str, PyTree]:
-    """Values of `state.extra` that are copies of the parameters a run starts from, by name.
-
-    Parameters of another run replace the parameters after `init`, so the first step makes the copies of them again.
-    """
-    first = state.step == 0
-    renew = lambda copy: jax.tree.map(lambda c, p: jnp.where(first, p, c), copy, state.params)
-    return {name: renew(state.extra[name]) for name in names}
 
 
 def _mean(a: Array) -> Array:

@@ -21,14 +21,13 @@ import jax.numpy as jnp
 
 from genjax.batch import Array, Batch, Metrics, PyTree, example_keys
 from genjax.errors import UserError
-from genjax.families.diffusion.diffusion import copies_of_start
 from genjax.families.diffusion.flow_matching import FlowMatching
 from genjax.families.diffusion.guidance import Guidance
 from genjax.families.diffusion.networks import as_function
 from genjax.families.diffusion.processes import GaussianProcess, Straight, expand
 from genjax.families.diffusion.samplers import Denoiser, Euler, Heun, RungeKutta4, Sampler
 from genjax.gradients import gradient_step
-from genjax.model import TrainState
+from genjax.model import TrainState, copies_of_start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,13 +25,22 @@ from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_ke
 from genjax.errors import UserError
 from genjax.families.language.checkpoints.encoder_decoder import BART_ARCHITECTURE, T5_ARCHITECTURE
 from genjax.families.language.corruption import Objective, Pairs, SpecialTokens
+from genjax.families.language.fine_tuning import FineTuned
 from genjax.families.language.networks import translation_network
-from genjax.gradients import gradient_step
 from genjax.interop.huggingface import FromPretrained
 from genjax.metrics import Ratio
 from genjax.model import TrainState
 from genjax.nn.dropout import fold_in
-from genjax.nn.tokens import logits_product, seen_tokens, sequence_metrics, summarize, token_nll, token_weights
+from genjax.nn.lora import LoRA
+from genjax.nn.tokens import (
+    logits_product,
+    seen_tokens,
+    sequence_metrics,
+    summarize,
+    token_log_probs,
+    token_nll,
+    token_weights,
+)
 from genjax.nn.transformer import Cache, StackOutput, TokenEmbedding, Transformer, TransformerStack, unrolled
 from genjax.optimizers import Adam, InverseSquareRoot, Optimizer
 
@@ -125,7 +134,7 @@ class EncoderDecoderNetwork(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderDecoder(FromPretrained):
+class EncoderDecoder(FromPretrained, FineTuned):
     """Transformer that reads a source and writes a target; by default the original one.
 
     Attributes:
@@ -150,6 +159,8 @@ class EncoderDecoder(FromPretrained):
       num_beams: number of hypotheses of `translate`.
       length_penalty: exponent of the length by which `translate` divides scores; larger values favour longer answers.
       sampling: how `sample` and `generate` choose tokens.
+      lora: train low-rank updates of the linear maps and nothing else, or None.
+      frozen: beginnings of the paths of parameters that are not trained, such as encoder or token.
       pretrained: folder of a checkpoint of the library transformers to start from, which then gives the sizes, or None.
       compute_dtype: type that the network computes in; parameters, logits and losses are float32.
       optimizer: optimizer and learning-rate schedule.
@@ -178,6 +189,8 @@ class EncoderDecoder(FromPretrained):
     num_beams: int = 4
     length_penalty: float = 0.6
     sampling: decoding.Sampling = decoding.Sampling()
+    lora: LoRA | None = None
+    frozen: tuple[str, ...] = ()
     compute_dtype: ComputeDtype = "float32"
     pretrained: str | None = None
     optimizer: Optimizer = Adam(learning_rate=7e-4, b2=0.98, eps=1e-9, schedule=InverseSquareRoot(warmup_steps=4000))
@@ -247,7 +260,8 @@ class EncoderDecoder(FromPretrained):
         self.encoder.check_length(prepared["source"].shape[1], "the sources take", "model.encoder")
         self.decoder.check_length(prepared["tokens"].shape[1] - 1, "the targets take", "model.decoder")
         one = jnp.zeros((1, 1), jnp.int32)
-        return TrainState.create(self.module().init(key, one, None, one)["params"], self.optimizer)
+        params = self.module().init(key, one, None, one)["params"]
+        return self.start(jax.random.fold_in(key, 1), params)
 
     # Likelihood.
 
@@ -257,7 +271,9 @@ class EncoderDecoder(FromPretrained):
         inputs = (batch["source"], batch.get("source_mask"), batch["tokens"][:, :-1], dropout_keys, return_weights)
         # Padding is at the end, where no token sees it; but it would influence the balance of experts.
         seen = seen_tokens(batch) if self.decoder.experts is not None else None
-        return self.module().apply({"params": params}, *inputs, None if seen is None else seen[:, :-1])
+        return self.module().apply(
+            {"params": self.merged_params(params)}, *inputs, None if seen is None else seen[:, :-1]
+        )
 
     def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         """Mean over examples of the targets' smoothed nats over T, and metrics."""
@@ -271,10 +287,6 @@ class EncoderDecoder(FromPretrained):
             objective = (1.0 - self.label_smoothing) * nll - self.label_smoothing * spread
         loss = ((objective * weights).mean(1) + out.auxiliary).mean()
         return loss, {"nll_per_token": Ratio((nll * weights).sum(), weights.sum())}
-
-    def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        """One update.  Metrics: loss, nll_per_token (nats)."""
-        return gradient_step(self.loss, self.optimizer)(state, batch, key)
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example [B], given the source: `nll` in nats, `num_tokens`, `accuracy`, `exact_match`.
@@ -292,6 +304,15 @@ class EncoderDecoder(FromPretrained):
             "exact_match": (hits | (weights == 0)).all(1).astype(jnp.float32),
         }
 
+    def token_log_probs(self, params: PyTree, batch: Batch, temperature: float = 1.0) -> Array:
+        """Log-probability of each target tokens[:, 1:] given its source and the targets before it in nats, float32 [B, T].
+
+        Targets that do not count are scored too; multiply by `nn.tokens.token_weights(batch)`.  The first token is the
+        model's own start token, whatever the batch has there, as in `corruption.Pairs`.
+        """
+        logits, _ = self._forward(params, Pairs().prepare(batch, None, self.special_tokens()))
+        return token_log_probs(logits, batch["tokens"][:, 1:], temperature)
+
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
         """Adds nll_per_token (nats), bits_per_token and perplexity to means of `evaluate`."""
         return summarize(means)
@@ -300,7 +321,8 @@ class EncoderDecoder(FromPretrained):
         """Next-token logits after each of `tokens` [B, T] given sources [B, S], float32 [B, T, V]."""
         decoding.check_tokens(tokens, self.num_tokens, "the target")
         self.check_condition(source)
-        return self.module().apply({"params": state.eval_params}, source, source_mask, tokens)[0]
+        params = self.merged_params(state.eval_params)
+        return self.module().apply({"params": params}, source, source_mask, tokens)[0]
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -315,7 +337,8 @@ class EncoderDecoder(FromPretrained):
 
     def encode_source(self, state: TrainState, source: Array, source_mask: Array | None = None) -> Array:
         """The encoder's features, [B, S] -> [B, S, C]."""
-        return self.module().apply({"params": state.eval_params}, source, source_mask, method="encode")
+        params = self.merged_params(state.eval_params)
+        return self.module().apply({"params": params}, source, source_mask, method="encode")
 
     def attention_weights(self, state: TrainState, batch: Batch) -> list[tuple[Array, Array]]:
         """Attention of each decoder layer to targets [B, H, T, T] and to sources [B, H, T, S]."""
@@ -332,7 +355,8 @@ class EncoderDecoder(FromPretrained):
         """A decoder for `genjax.decoding` that continues targets of sources [B, S]."""
         self.check_condition(source)
         module = self.module(unroll=True)
-        params = {**state.eval_params, "decoder": unrolled(state.eval_params["decoder"], self.decoder)}
+        params = self.merged_params(state.eval_params)
+        params = {**params, "decoder": unrolled(params["decoder"], self.decoder)}
         network = self.decoder_network
         self.encoder.check_length(source.shape[1], "the sources take", "model.encoder")
 

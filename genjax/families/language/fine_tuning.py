@@ -7,16 +7,18 @@ parameters that the old model lacks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
 from genjax.batch import Array, Batch, Metrics, PyTree
 from genjax.errors import UserError
-from genjax.gradients import ema_update, gradient_step, gradient_update, unless_skipped
+from genjax.gradients import BatchLoss, ema_update, gradient_step, gradient_update, unless_skipped
 from genjax.model import TrainState
 from genjax.nn import lora as adaptation
+
+Loss = BatchLoss | Callable[[PyTree, Batch, Array], tuple[Array, Metrics]]
 
 
 class FineTuned:
@@ -36,6 +38,10 @@ class FineTuned:
         below = lambda names: any(path == name or path.startswith(name + "/") for name in names)
         chosen = self.lora is None or below(("lora", *self.heads))
         return chosen and not below(self.frozen)
+
+    def trained_params(self, params: PyTree) -> PyTree:
+        """The parameters that are trained, a part of the tree `params`."""
+        return adaptation.split(params, self._trained)[0] if self._partial else params
 
     def start(self, key: Array, params: PyTree) -> TrainState:
         """The state before the first step of a network's parameters; low-rank updates are drawn from `key`.
@@ -65,11 +71,16 @@ class FineTuned:
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update of the trained parameters.  Metrics: loss, and the metrics that `loss` returns."""
+        return self.update(self.loss, state, batch, key)
+
+    def update(self, loss: Loss, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        """`train_step` for a loss `(params, batch, key) -> (loss, metrics)`, or a `BatchLoss`, of all parameters."""
         if not self._partial:
-            return gradient_step(self.loss, self.optimizer)(state, batch, key)
+            return gradient_step(loss, self.optimizer)(state, batch, key)
         trained, rest = adaptation.split(state.params, self._trained)
-        loss = lambda p, b, k: self.loss(adaptation.join(p, rest), b, k)
-        trained, opt_state, metrics, _ = gradient_update(loss, self.optimizer, trained, state.opt_state, batch, key)
+        joined = lambda function: lambda p, b, k: function(adaptation.join(p, rest), b, k)
+        part = BatchLoss(joined(loss.outputs), loss.loss) if isinstance(loss, BatchLoss) else joined(loss)
+        trained, opt_state, metrics, _ = gradient_update(part, self.optimizer, trained, state.opt_state, batch, key)
         params = adaptation.join(trained, rest)
         ema = state.ema_params
         if self.optimizer.ema_decay is not None:

@@ -1,0 +1,1 @@
+"""Language models that learn from answers, from preferences and from rewards."""
