@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import inspect
 import logging as stdlib_logging
 import os
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from absl import flags, logging
 
 from genjax import config
-from genjax.errors import Interrupted, UserError
+from genjax.errors import FULL_DISK, Interrupted, UserError
 
 if TYPE_CHECKING:
     from genjax.training import Run
@@ -48,7 +47,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in FULL_DISK:
             raise
         _fail(OSError(f"{error.filename or 'a file'} could not be written: {error.strerror}"))
     sys.exit(status or 0)

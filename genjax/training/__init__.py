@@ -3,7 +3,8 @@
 from genjax.errors import Interrupted
 from genjax.training.checkpoints import CheckpointError
 from genjax.training.experiment import Evaluation, Experiment, Training, resolve
-from genjax.training.loop import NonFiniteError, train
+from genjax.training.finite import NonFiniteError
+from genjax.training.loop import train
 from genjax.training.runs import Run, restore
 
 __all__ = [

@@ -25,11 +25,12 @@ from genjax.config import ConfigError
 from genjax.errors import UserError
 from genjax.families.vae.vae import VAE
 from genjax.model import TrainState
-from genjax.training import CheckpointError, Interrupted, NonFiniteError, loop, train
+from genjax.training import CheckpointError, Interrupted, NonFiniteError, start, train
 from genjax.training.checkpoints import Checkpoints, flatten, is_complete, warm_start
 from genjax.training.checkpoints import damage as damage_of
 from genjax.training.engine import Engine
-from genjax.training.records import Records, read_lines
+from genjax.training.records import Progress, Records, read_lines
+from genjax.training.workdir import locked
 from tests.training.tiny_runs import TINY, command, environment, flags, tiny
 
 LONG = {**TINY, "training.num_steps": 3000, "training.checkpoint_every": 100, "training.log_every": 100}
@@ -65,7 +66,7 @@ def go_on(workdir: Path) -> None:
     train(tiny(training__mesh="data:1"), workdir, quiet=True)
 
 
-def start(workdir: Path, overrides: dict[str, object], output: int = subprocess.DEVNULL) -> subprocess.Popen:
+def launched(workdir: Path, overrides: dict[str, object], output: int = subprocess.DEVNULL) -> subprocess.Popen:
     arguments = ["--experiment=vae_digits", f"--workdir={workdir}", *flags(overrides)]
     return subprocess.Popen(
         command("train", *arguments), env=environment(), stdout=output, stderr=subprocess.STDOUT, text=True
@@ -74,13 +75,13 @@ def start(workdir: Path, overrides: dict[str, object], output: int = subprocess.
 
 @pytest.mark.slow
 def test_killed_ten_times_a_run_ends_bit_identical(tmp_path):
-    undisturbed = start(tmp_path / "undisturbed", LONG)
+    undisturbed = launched(tmp_path / "undisturbed", LONG)
     began = time.monotonic()
     assert undisturbed.wait(timeout=120) == 0
     duration = time.monotonic() - began
     moments, kills = random.Random(0), 0
     while kills < 10:
-        process = start(tmp_path / "killed", LONG)
+        process = launched(tmp_path / "killed", LONG)
         try:
             # From the import to beyond the end of what is left.
             process.wait(timeout=moments.uniform(0.3, 1.0) * duration)
@@ -93,14 +94,14 @@ def test_killed_ten_times_a_run_ends_bit_identical(tmp_path):
         # It came to its end before ten kills: take the end away, and go on.
         for path in sorted((tmp_path / "killed" / "checkpoints").iterdir())[1:]:
             shutil.rmtree(path)
-    process = start(tmp_path / "killed", LONG)
+    process = launched(tmp_path / "killed", LONG)
     assert process.wait(timeout=120) == 0
     assert_same(tmp_path / "undisturbed", tmp_path / "killed")
 
 
 def test_sigint_saves_and_the_same_command_goes_on(tmp_path):
     overrides = {**LONG, "training.num_steps": 100000, "training.checkpoint_every": 100000}
-    process = start(tmp_path, overrides, subprocess.PIPE)
+    process = launched(tmp_path, overrides, subprocess.PIPE)
     for line in process.stdout:
         if line.startswith("step 100/"):
             break
@@ -131,9 +132,9 @@ def _traces(workdir: Path) -> tuple:
 
 def test_what_was_due_where_a_run_was_stopped_is_made_up_for(tmp_path, monkeypatch):
     train(tiny(**RATED), tmp_path / "undisturbed", quiet=True)
-    advance, disturbed = loop.Progress.advance, tmp_path / "disturbed"
+    advance, disturbed = Progress.advance, tmp_path / "disturbed"
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Progress, "advance", lambda *a: (advance(*a), os.kill(os.getpid(), signal.SIGTERM)))
+        patch.setattr(Progress, "advance", lambda *a: (advance(*a), os.kill(os.getpid(), signal.SIGTERM)))
         for step in (5, 10):
             with pytest.raises(Interrupted, match=f"stopped by SIGTERM at step {step}") as stopped:
                 train(tiny(**RATED), disturbed, quiet=True)
@@ -159,7 +160,7 @@ def test_readers_of_batches_that_a_signal_ended_too_do_not_take_the_state_with_t
 
 def test_a_directory_in_which_a_run_trains_is_refused(copy):
     with (
-        loop.locked(copy),
+        locked(copy),
         pytest.raises(ConfigError, match=rf"trained in by process {os.getpid()} on .*another --workdir"),
     ):
         go_on(copy)
@@ -315,9 +316,9 @@ def test_what_is_learned_beside_the_parameters_is_taken_with_them(tmp_path):
     checkpoints.close()
     later = config.override(experiment, "training.init_from", str(tmp_path / "earlier"))
     (tmp_path / "later").mkdir()
-    run = loop._Run(Engine(later), later, tmp_path / "later", "later", True, None)
-    state = run._first_state()
-    run.checkpoints.close()
+    own = Checkpoints(tmp_path / "later")
+    state = start.first_state(Engine(later), own)
+    own.close()
     for name, leaf in earlier.learned.items():
         np.testing.assert_array_equal(state.learned[name], leaf)
 
@@ -437,14 +438,14 @@ def test_warnings_of_a_model_are_shown_beside_the_metrics(tmp_path, capsys):
 
 
 def _train_from_broken(experiment, workdir):
-    first = loop._Run._first_state
+    first = start.first_state
 
-    def broken(self):
-        state = first(self)
+    def broken(*arguments):
+        state = first(*arguments)
         return state.replace(params=jax.tree.map(lambda a: a * np.float32(np.inf), state.params))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Run, "_first_state", broken)
+        patch.setattr(start, "first_state", broken)
         train(experiment, workdir, quiet=True)
 
 

@@ -1,0 +1,56 @@
+"""The first state of a run: from its last checkpoint, from another run or library, or new."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from genjax.model import ChecksStart, HasPretrained, TrainState
+from genjax.training.checkpoints import Checkpoints, warm_start
+from genjax.training.engine import Engine
+from genjax.training.experiment import load_config
+
+
+def first_state(engine: Engine, checkpoints: Checkpoints, quiet: bool = True) -> TrainState:
+    """The first state of a run on the mesh.
+
+    It is taken from the run's own last checkpoint, else from another library's checkpoint or another run, else new.
+
+    Args:
+      engine: the engine of the run.
+      checkpoints: the run's own checkpoints.
+      quiet: do not print which checkpoint the run goes on from.
+    """
+    training = engine.experiment.training
+    step = checkpoints.latest()
+    if step is not None:
+        state = checkpoints.restore(step, engine.abstract_state)
+        if not quiet:
+            print(f"going on from the checkpoint of step {step} in {checkpoints.directory}", flush=True)
+        return engine.distribute(state)
+    model, source = engine.experiment.model, training.init_from
+    if isinstance(model, ChecksStart):
+        model.check_start(None if source is None else load_config(Path(source))[1].model)
+    state = engine.init()
+    if isinstance(model, HasPretrained) and model.pretrained is not None:
+        plain = engine.collect(state)
+        state = _started(engine, plain, model.pretrained_params(plain.params))
+    if source is not None:
+        plain = engine.collect(state)
+        taken = warm_start(plain.params, source, training.init_prefix, model)
+        if plain.learned and not training.init_prefix:
+            plain = plain.replace(learned=warm_start(plain.learned, source, (), model))
+        state = _started(engine, plain, taken)
+    return state
+
+
+def _started(engine: Engine, plain: TrainState, params: Any) -> TrainState:
+    """The first state with other parameters, on its devices."""
+    # Copied, because the step donates its state and one buffer cannot be donated twice.
+    ema = plain.ema_params
+    if ema is not None:
+        names = set(ema) if isinstance(ema, dict) and set(ema) != set(params) else None
+        ema = jax.tree.map(lambda a: a.copy(), params if names is None else {n: params[n] for n in names})
+    return engine.distribute(plain.replace(params=params, ema_params=ema))
