@@ -1,0 +1,1 @@
+"""Retrieval of documents, and language models that read what was retrieved."""

@@ -1,0 +1,134 @@
+"""Exact search among vectors: every query is compared with every document, on the device and in blocks.
+
+    inner_product   q . d
+    cosine          q . d / (|q| |d|)
+    euclidean       -|q - d|^2
+
+A search holds one block of vectors and its similarities [Q, block] at a time.  The best K of a block are found in two
+steps: K groups of neighbouring documents that have the largest maxima hold the best K documents, so only those groups
+are sorted.  Documents of equal score come in the order of their places, whatever the block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax.batch import Array
+from genjax.errors import UserError
+from genjax.families.retrieval.hits import Hits, check_number
+
+Metric = Literal["inner_product", "cosine", "euclidean"]
+#: Documents of a group, whose maximum stands for them in the first step.
+_GROUP = 128
+
+
+def best_of_rows(scores: Array, count: int) -> tuple[Array, Array]:
+    """The largest values of each row and their places, like `jax.lax.top_k`, [Q, N] -> [Q, count] each.
+
+    Equal values come in the order of their places.
+    """
+    rows, size = scores.shape
+    num_groups = -(-size // _GROUP)
+    if num_groups <= 2 * count:
+        return jax.lax.top_k(scores, count)
+    padded = jnp.pad(scores, ((0, 0), (0, num_groups * _GROUP - size)), constant_values=-jnp.inf)
+    groups = padded.reshape(rows, num_groups, _GROUP)
+    # A document outside these groups has `count` documents before it: the best of each, which are larger or come first.
+    _, chosen = jax.lax.top_k(groups.max(2), count)
+    chosen = jnp.sort(chosen, axis=1)
+    candidates = jnp.take_along_axis(groups, chosen[:, :, None], axis=1).reshape(rows, count * _GROUP)
+    values, places = jax.lax.top_k(candidates, count)
+    return values, jnp.take_along_axis(chosen, places // _GROUP, axis=1) * _GROUP + places % _GROUP
+
+
+@functools.partial(jax.jit, static_argnames=("count", "metric"))
+def _better(
+    best: tuple[Array, Array], queries: Array, block: Array, first: Array, *, count: int, metric: str
+) -> tuple[Array, Array]:
+    """The best so far (scores and places [Q, K]) and those of a block of vectors that begins at place `first`."""
+    scores = jnp.einsum("qd,nd->qn", queries, block, precision=jax.lax.Precision.HIGHEST)
+    if metric == "euclidean":
+        scores = 2 * scores - (queries**2).sum(1)[:, None] - (block**2).sum(1)[None]
+    values, places = best_of_rows(scores, min(count, len(block)))
+    # Earlier blocks stand first, so equal scores keep the order of places.
+    values = jnp.concatenate([best[0], values], axis=1)
+    places = jnp.concatenate([best[1], places + first], axis=1)
+    values, order = jax.lax.top_k(values, count)
+    return values, jnp.take_along_axis(places, order, axis=1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class VectorIndex:
+    """Vectors of documents.
+
+    Attributes:
+      vectors: float32 [N, D], in memory or mapped from a file; of length 1 for cosine.
+      metric: how a query and a document are compared.
+      block_size: number of documents that are compared at a time; memory of a search grows with it.
+    """
+
+    vectors: np.ndarray
+    metric: Metric = "inner_product"
+    block_size: int = 65536
+
+    @classmethod
+    def of(cls, vectors: np.ndarray, metric: Metric = "inner_product", block_size: int = 65536) -> VectorIndex:
+        """The index of vectors [N, D], which are scaled to length 1 for cosine.
+
+        Raises:
+          UserError: there is no vector, a number is not finite, or a vector is 0 where cosines are asked for.
+        """
+        vectors = np.asarray(vectors, np.float32)
+        if vectors.ndim != 2 or not len(vectors):
+            raise UserError(f"vectors of documents have shape [N, D] with N >= 1, not {list(vectors.shape)}")
+        if block_size < 1:
+            raise UserError(f"block_size={block_size} must be at least 1")
+        _check_finite(vectors, "document")
+        return cls(_scaled(vectors, metric, "document"), metric, block_size)
+
+    def search(self, queries: np.ndarray, num_documents: int = 10) -> Hits:
+        """The best documents for queries [Q, D], as [Q, K]; K may be larger than the number of documents.
+
+        Raises:
+          UserError: queries have another width than the documents, a number is not finite, a query is 0 where cosines
+            are asked for, or fewer than one document is asked for.
+        """
+        check_number(num_documents)
+        queries = np.asarray(queries, np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1]:
+            raise UserError(
+                f"queries have shape {list(queries.shape)}, and the documents of this index "
+                f"{self.vectors.shape[1]} numbers each; embed both by the same model"
+            )
+        _check_finite(queries, "query")
+        queries = jnp.asarray(_scaled(queries, self.metric, "query"))
+        shape = (len(queries), num_documents)
+        best = jnp.full(shape, -jnp.inf), jnp.full(shape, -1, jnp.int32)
+        for first in range(0, len(self.vectors), self.block_size):
+            block = jnp.asarray(self.vectors[first : first + self.block_size])
+            best = _better(best, queries, block, first, count=num_documents, metric=self.metric)
+        return Hits(np.asarray(best[1]).astype(np.int64), np.asarray(best[0]))
+
+
+def _check_finite(vectors: np.ndarray, what: str) -> None:
+    finite = np.isfinite(vectors.sum(1))
+    if not finite.all():
+        raise UserError(
+            f"{what} {int(np.argmin(finite))} has a vector with NaN or infinity; its model has no finite output for it"
+        )
+
+
+def _scaled(vectors: np.ndarray, metric: str, what: str) -> np.ndarray:
+    """Rows of length 1 for cosine, else the same rows."""
+    if metric != "cosine":
+        return vectors
+    lengths = np.sqrt((vectors.astype(np.float64) ** 2).sum(1))
+    if not lengths.all():
+        raise UserError(f"{what} {int(np.argmin(lengths))} has the vector 0, which has no cosine with any other")
+    return (vectors / lengths[:, None]).astype(np.float32)

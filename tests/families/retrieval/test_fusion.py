@@ -1,0 +1,37 @@
+"""Reciprocal rank fusion by hand."""
+
+import numpy as np
+import pytest
+
+from genjax.errors import UserError
+from genjax.families.retrieval.fusion import reciprocal_rank_fusion
+from genjax.families.retrieval.hits import Hits
+
+
+def hits(*rows: list[int]) -> Hits:
+    return Hits(np.array(rows), -np.arange(np.size(rows)).reshape(np.shape(rows)).astype(float))
+
+
+def test_ranks_count_from_one_and_absent_documents_add_nothing():
+    fused = reciprocal_rank_fusion([hits([4, 2, -1]), hits([2, 7, 9])], 5)
+    assert fused.documents.tolist() == [[2, 4, 7, 9, -1]]
+    np.testing.assert_allclose(fused.scores[0, :4], [1 / 62 + 1 / 61, 1 / 61, 1 / 62, 1 / 63], atol=1e-15)
+    assert fused.scores[0, 4] == -np.inf
+
+
+def test_weights_and_equal_scores():
+    assert reciprocal_rank_fusion([hits([5]), hits([3])], 2).documents.tolist() == [[3, 5]]
+    assert reciprocal_rank_fusion([hits([5]), hits([3])], 2, weights=[2.0, 1.0]).documents.tolist() == [[5, 3]]
+
+
+@pytest.mark.parametrize(
+    "rankings, weights, message",
+    [
+        ([], None, "there is no ranking to join"),
+        ([hits([1]), hits([1], [2])], None, r"rankings of \[1, 2\] queries cannot be joined"),
+        ([hits([1])], [1.0, 2.0], "2 weights do not fit 1 rankings"),
+    ],
+)
+def test_bad_input_is_one_sentence(rankings, weights, message):
+    with pytest.raises(UserError, match=message):
+        reciprocal_rank_fusion(rankings, 1, weights=weights)
