@@ -437,6 +437,18 @@ class ShowsAttention(Protocol):
 
 
 @runtime_checkable
+class EmbedsTexts(Protocol):
+    def embed(self, state: TrainState, batch: Batch) -> Array:
+        """A vector for each text (a document, where queries are embedded otherwise) of `tokens` with `mask`, [B, C]."""
+
+
+@runtime_checkable
+class EmbedsQueries(EmbedsTexts, Protocol):
+    def embed_queries(self, state: TrainState, batch: Batch) -> Array:
+        """A vector for each query, to compare with vectors of documents, shape [B, C]."""
+
+
+@runtime_checkable
 class MergesUpdates(Protocol):
     def merged_params(self, params: PyTree) -> PyTree:
         """The network's own parameters, with low-rank updates added where there are any."""

@@ -34,9 +34,8 @@ def reciprocal_rank_fusion(
     if not rankings:
         raise UserError("there is no ranking to join")
     if len({len(hits.documents) for hits in rankings}) > 1:
-        raise UserError(
-            f"rankings of {[len(hits.documents) for hits in rankings]} queries cannot be joined; search with the same queries"
-        )
+        numbers = [len(hits.documents) for hits in rankings]
+        raise UserError(f"rankings of {numbers} queries cannot be joined; search with the same queries")
     if weights is not None and len(weights) != len(rankings):
         raise UserError(f"{len(weights)} weights do not fit {len(rankings)} rankings")
     rows = []

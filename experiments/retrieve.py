@@ -1,0 +1,89 @@
+"""Finds documents by their words, by the vectors of a trained encoder, or by both:
+
+    python -m experiments.retrieve --index=runs/index --build=documents.jsonl              # words alone (BM25)
+    python -m experiments.retrieve --index=runs/index --query="who wrote it?"
+    python -m experiments.retrieve --index=runs/vectors --build=documents.jsonl --workdir=runs/dpr
+    python -m experiments.retrieve --index=runs/vectors --workdir=runs/dpr --query="who wrote it?" --method=fusion
+    python -m experiments.retrieve --index=runs/vectors --encoder=all-MiniLM-L6-v2 --query="who wrote it?"
+
+--build takes a folder of .txt files, a text file with a document a line, or JSON lines with "text" and, if wanted, "id"
+and "title".  A build that was killed goes on with the same command.  An index with vectors is opened with the encoder
+that made it: a run (--workdir), or a folder of sentence-transformers (--encoder); another one is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from experiments import command_line
+from genjax import config
+from genjax.data.text.collection import read_collection
+from genjax.tools import retrieval
+from genjax.tools.embedding import Embedder
+from genjax.training import runs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """The index and the encoder.
+
+    Attributes:
+      index: folder of the index.
+      build: documents to make the index of; without it the index is opened.
+      query: what to look for; several may be separated by |.
+      workdir: run of an encoder of texts.
+      encoder: folder of an encoder of sentence-transformers.
+    """
+
+    index: str | None = None
+    build: str | None = None
+    query: str | None = None
+    workdir: str | None = None
+    encoder: str | None = None
+
+
+def main(arguments: list[str]) -> int:
+    options = Place(), retrieval.SearchOptions(), retrieval.BuildOptions()
+    if command_line.first_flags(arguments, {"help": False, "h": False}):
+        command_line.print_help(__doc__, *options)
+        return 0
+    place, searched, built = config.from_flags(arguments, *options)
+    if place.index is None or (place.build is None and place.query is None):
+        raise config.ConfigError("give an index and what to do: --index=FOLDER --query=TEXT, or --build=DOCUMENTS")
+    embedder = embedder_of(place)
+    if place.build is not None:
+        index = retrieval.build(place.index, read_collection(place.build), embedder, built)
+        kinds = "words" if index.vectors is None else f"words and vectors of {index.vectors.vectors.shape[1]} numbers"
+        print(f"{place.index}: {len(index.documents)} documents, {kinds}")
+    else:
+        index = retrieval.Index.open(place.index, embedder)
+    queries = [] if place.query is None else place.query.split("|")
+    for query, row in zip(queries, index.search(queries, searched) if queries else []):
+        lines = [f"  {each.score:8.4f}  {each.document.id}  {shown(each.document.whole)}" for each in row]
+        print(query, *(lines or ["  no document holds a word of it"]), sep="\n")
+    return 0
+
+
+def embedder_of(place: Place) -> Embedder | None:
+    """The encoder that the flags name, or None.
+
+    Raises:
+      ConfigError: two are named.
+    """
+    if place.workdir is not None and place.encoder is not None:
+        raise config.ConfigError("give one encoder: --workdir=RUN or --encoder=FOLDER, not both")
+    if place.encoder is not None:
+        return Embedder.open(place.encoder)
+    if place.workdir is None:
+        return None
+    return Embedder.of_run(runs.restore(place.workdir))
+
+
+def shown(text: str, width: int = 160) -> str:
+    """The beginning of a text in one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
+if __name__ == "__main__":
+    command_line.run(main)
