@@ -1,7 +1,7 @@
 """Data sets: how raw examples become batches of a step, and how samples become something to look at."""
 
 from genjax.data.audio import Waveforms
-from genjax.data.base import ArrayExamples, Data, DataError, Examples
+from genjax.data.base import ArrayExamples, Data, DataError, Examples, HasOutline, Outline
 from genjax.data.evidence import Evidence
 from genjax.data.images import Images, write_grid
 from genjax.data.latents import Latents
@@ -26,12 +26,14 @@ __all__ = [
     "EncoderText",
     "Evidence",
     "Examples",
+    "HasOutline",
     "Images",
     "LabelledText",
     "LabelledTokens",
     "Latents",
     "Molecules",
     "NoteEvents",
+    "Outline",
     "PianoRolls",
     "Pipeline",
     "Points",

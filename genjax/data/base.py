@@ -9,7 +9,7 @@ import hashlib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -38,6 +38,26 @@ class Examples(Protocol):
     def arrays(self) -> dict[str, np.ndarray] | None:
         """All examples as arrays with leading axis `len(self)`, or None if they are not in memory."""
         ...
+
+
+class Outline(NamedTuple):
+    """What settings alone tell of a data set, for plans that are made without it.
+
+    Attributes:
+      spec: as `Data.spec`.
+      example: shape and type of each array of a raw example, by name.
+    """
+
+    spec: dict[str, Any]
+    example: dict[str, tuple[tuple[int, ...], str]]
+
+
+@runtime_checkable
+class HasOutline(Protocol):
+    """Data whose settings may tell what a batch looks like."""
+
+    def outline(self) -> Outline | None:
+        """What a batch looks like, told without reading the data; None where only the data can tell."""
 
 
 @runtime_checkable

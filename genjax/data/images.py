@@ -13,7 +13,7 @@ from PIL import Image
 
 from genjax.batch import example_keys
 from genjax.data import procedural, transforms
-from genjax.data.base import ArrayExamples, Data, DataError, Examples, split_indices
+from genjax.data.base import ArrayExamples, Data, DataError, Examples, Outline, split_indices
 from genjax.data.class_names import read_classes, save_classes
 from genjax.data.digits import read_digits
 from genjax.data.emoji import emoji_categories, read_emoji
@@ -24,6 +24,18 @@ from genjax.data.tfds import open_tfds, tfds_image_features, tfds_images
 from genjax.data.training_files import save_training_files
 
 _LEVELS = {"digits": 17, "binarized_mnist": 2}
+#: Shape of a picture and number of classes (0 for none) of TFDS sets; None where pictures differ in size.
+_PUBLISHED = {
+    "mnist": ((28, 28, 1), 10),
+    "binarized_mnist": ((28, 28, 1), 0),
+    "fashion_mnist": ((28, 28, 1), 10),
+    "kmnist": ((28, 28, 1), 10),
+    "cifar10": ((32, 32, 3), 10),
+    "cifar100": ((32, 32, 3), 100),
+    "svhn_cropped": ((32, 32, 3), 10),
+    "celeb_a": ((218, 178, 3), 0),
+    "imagenet2012": (None, 1000),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,6 +181,28 @@ class Images(Data):
         if min(margins) < 0:
             raise DataError(f"data.pad_to={self.pad_to} is smaller than the pictures, which are {x.shape[1:3]}")
         return np.pad(x, [(0, 0), *((m // 2, m - m // 2) for m in margins), (0, 0)])
+
+    def outline(self) -> Outline | None:
+        """What a batch looks like, if the settings or the set's name tell the size of its pictures."""
+        if self.name == "folder":
+            # Subfolders are classes, which the folder alone tells.
+            shape, num_classes = None, len(self.class_names or ())
+        elif self.name in _PUBLISHED:
+            shape, num_classes = _PUBLISHED[self.name]
+        else:
+            return None
+        if shape is None and self.image_size is None:
+            return None
+        height, width = self.pad_to or self.image_size or shape[:2]
+        picture = (height, width, self.channels or (3 if shape is None else shape[2]))
+        spec: dict[str, Any] = {
+            "data_shape": (int(np.prod(picture)),) if self.flatten else picture,
+            **transforms.values_of(self.preprocessing, self.levels, self.logit_alpha),
+        }
+        example: dict[str, tuple[tuple[int, ...], str]] = {"x": (picture, "uint8")}
+        if not num_classes:
+            return Outline(spec, example)
+        return Outline({**spec, "num_classes": len(self.classes) or num_classes}, {**example, "label": ((), "int32")})
 
     def spec(self) -> dict[str, Any]:
         """data_shape (H, W, C) or (D,), range and num_levels of what models see, and num_classes."""

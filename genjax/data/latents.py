@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.data.base import Data, DataError, check_split
+from genjax.data.base import Data, DataError, Outline, check_split
 from genjax.data.files import with_ending
 from genjax.data.images import write_grid
 from genjax.data.training_files import save_training_files
@@ -28,7 +28,7 @@ class Latents(Data):
     Attributes:
       name: files, at data.dir: train.npy [N, ...] of floats and, where there are classes, train_label.npy [N]; the same
         for validation and test; or random, normal noise of ten classes, to see whether a run fits into memory.
-      shape: shape of an example of random.
+      shape: shape of an example of random, and of files in plans that are made without them.
       scale: factor on the arrays, chosen so that their standard deviation is about 1; 0.18215 for the autoencoder of
         Stable Diffusion.
     """
@@ -66,6 +66,13 @@ class Latents(Data):
         if self.name == "files":
             folder = Path(self.dir).expanduser()
             save_training_files(workdir, {folder: [f for f in sorted(folder.glob("train*.npy")) if f.is_file()]})
+
+    def outline(self) -> Outline | None:
+        """Files that are not there as `shape` tells, with the classes of ImageNet."""
+        if self.name == "random" or self.dir is not None:
+            return None
+        spec = {"data_shape": self.shape, "num_classes": 1000}
+        return Outline(spec, {"x": (self.shape, "float32"), "label": ((), "int32")})
 
     def spec(self) -> dict[str, Any]:
         """data_shape, and num_classes of a labelled set."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,10 +23,12 @@ from genjax.config import ConfigError
 from genjax.data import Data, Pipeline, evaluation_batches
 from genjax.metrics import Ratio, divided
 from genjax.model import Summarizes, TrainState
-from genjax.training.experiment import Experiment, check_tokens_known
+from genjax.training.experiment import Evaluation, Experiment, check_tokens_known
 from genjax.training.programs import Programs, shared_programs
 
 MESH_AXES = ("data", "fsdp", "tensor")
+#: Axes that the examples of a batch are divided among.
+BATCH_AXES = ("data", "fsdp")
 
 
 def parse_mesh(text: str | None, num_devices: int) -> dict[str, int]:
@@ -53,11 +55,35 @@ def parse_mesh(text: str | None, num_devices: int) -> dict[str, int]:
     return sizes
 
 
-def build_mesh(text: str | None) -> Mesh:
-    """The device mesh of a run, over the first devices that it needs."""
-    sizes = parse_mesh(text, jax.device_count())
-    devices = jax.devices()[: math.prod(sizes.values())]
-    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+def build_mesh(text: str | None, devices: Sequence[Any] | None = None) -> Mesh:
+    """The device mesh of a run, over the first devices that it needs; by default of JAX's devices."""
+    devices = jax.devices() if devices is None else devices
+    sizes = parse_mesh(text, len(devices))
+    devices = devices[: math.prod(sizes.values())]
+    axis_types = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=axis_types, devices=devices)
+
+
+def num_batch_parts(mesh: Mesh) -> int:
+    """Number of parts that a batch is divided into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def check_batch_size(size: int, mesh: Mesh, name: str) -> None:
+    """Raises ConfigError if a batch cannot be divided among the devices of a mesh; `name` is the field with its size."""
+    count = num_batch_parts(mesh)
+    if size % count:
+        raise ConfigError(
+            f"{name}={size} cannot be divided among {count} devices; give a multiple of {count}, or fewer devices with "
+            "--training.mesh=data:N"
+        )
+
+
+def evaluation_size(settings: Evaluation, data: Data, mesh: Mesh) -> int:
+    """Examples of a call of the evaluation, a multiple of the devices; padding is masked, so no result depends on it."""
+    limit, count = settings.num_examples, num_batch_parts(mesh)
+    size = data.eval_batch_size if limit is None else min(data.eval_batch_size, limit)
+    return math.ceil(size / count) * count
 
 
 class Engine:
@@ -83,12 +109,12 @@ class Engine:
             raise ConfigError(
                 "training.parallelism=pmap copies the state to every device; its mesh has the axis data only"
             )
-        self.num_batch_devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        self._check_batch_size(experiment.data.batch_size, "data.batch_size")
+        self.num_batch_devices = num_batch_parts(self.mesh)
+        check_batch_size(experiment.data.batch_size, self.mesh, "data.batch_size")
         self._init_key, self._step_key = jax.random.split(jax.random.key(training.seed))
         self._replicated = NamedSharding(self.mesh, PartitionSpec())
-        self._batched = NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
-        self._stacked = NamedSharding(self.mesh, PartitionSpec(None, ("data", "fsdp")))
+        self._batched = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
+        self._stacked = NamedSharding(self.mesh, PartitionSpec(None, BATCH_AXES))
         self._part, self._num_parts = self._own_part()
         self.pipeline = None
         if batch_spec is None:
@@ -106,13 +132,6 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------------------------------
     # Shapes and places
-
-    def _check_batch_size(self, size: int, name: str) -> None:
-        if size % self.num_batch_devices:
-            raise ConfigError(
-                f"{name}={size} cannot be divided among {self.num_batch_devices} devices; give a multiple of "
-                f"{self.num_batch_devices}, or fewer devices with --training.mesh=data:N"
-            )
 
     def _own_part(self) -> tuple[int, int]:
         """Number of the part of every batch that this process's devices hold, and number of parts.
@@ -260,14 +279,6 @@ class Engine:
     # ------------------------------------------------------------------------------------------------------------------
     # Evaluation and samples
 
-    def _evaluation_size(self, data: Data) -> int:
-        """Examples of a call of the evaluation, a multiple of the devices; padding is
-        masked, so no result depends on it.
-        """
-        limit = self.experiment.evaluation.num_examples
-        size = data.eval_batch_size if limit is None else min(data.eval_batch_size, limit)
-        return math.ceil(size / self.num_batch_devices) * self.num_batch_devices
-
     def evaluate(self, state: TrainState, split: str) -> dict[str, float]:
         """Mean of every metric over the examples of a split (of both parts of a `Ratio`), and `num_examples`.
 
@@ -281,7 +292,7 @@ class Engine:
         settings, data = self.experiment.evaluation, self.experiment.data
         check_tokens_known(self.experiment.model, data)
         key = jax.random.key(settings.seed)
-        size = self._evaluation_size(data)
+        size = evaluation_size(settings, data, self.mesh)
         count = 0
         pending: list[Metrics] = []
         for batch, mask in evaluation_batches(data, split, size, settings.num_examples):
@@ -327,7 +338,7 @@ class Engine:
         """
         data = data or self.experiment.data
         settings = self.experiment.evaluation
-        size = self._evaluation_size(data)
+        size = evaluation_size(settings, data, self.mesh)
         key = jax.random.key(settings.seed)
 
         def compute(state: TrainState, batch: Batch, mask: jax.Array, key: jax.Array) -> Any:

@@ -146,11 +146,11 @@ class Experiment:
     evaluation: Evaluation = Evaluation()
 
 
-def resolve(experiment: Experiment) -> Experiment:
+def resolve(experiment: Experiment, spec: dict[str, Any] | None = None) -> Experiment:
     """Fills the fields that were left None: shapes from the data set, lengths of schedules from the run.
 
     A run that starts from a checkpoint gets the checkpoint's tokenizer and sizes; if tokens were added to the
-    tokenizer, the model gets more rows.
+    tokenizer, the model gets more rows.  `spec` takes the place of what `Data.spec` reads of the data set.
 
     Raises:
       ConfigError: the data set cannot be read, or has no field that the model needs.
@@ -162,7 +162,7 @@ def resolve(experiment: Experiment) -> Experiment:
         model, data = model.with_pretrained_sizes(), data.starting_from(pretrained)
     if training.init_from is not None and _takes_embeddings(training.init_prefix):
         data = data.starting_from(training.init_from)
-    spec = data.spec()
+    spec = data.spec() if spec is None else spec
     low, high = spec.get("range") or (None, None)
     model = config.fill_none(model, {**spec, "low": low, "high": high, "num_steps": training.num_steps})
     support = model.support() if isinstance(model, HasSupport) else None

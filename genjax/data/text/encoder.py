@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from genjax.data.base import ArrayExamples, DataError, Examples
+from genjax.data.base import ArrayExamples, DataError, Examples, Outline
 from genjax.data.text.base import DelimitedText
 from genjax.data.text.documents import Documents, open_documents, read_documents
 
@@ -91,6 +91,28 @@ class EncoderText(DelimitedText):
         return ArrayExamples(
             {"tokens": tokens, "mask": mask, "types": types * mask, "label": label, "num_characters": characters}
         )
+
+    def outline(self) -> Outline | None:
+        """What a batch looks like, if the settings tell the size of the vocabulary."""
+        if self.name == "python_topics" or self.tokenizer == "characters" or self.tokenizer_file is not None:
+            return None
+        size = 256 if self.tokenizer == "bytes" else self.vocab_size
+        start, separator, padding, mask = range(size, size + 4)
+        spec = {
+            "vocab_size": size + 4,
+            "start_token": start,
+            "separator_token": separator,
+            "end_token": separator,
+            "padding_token": padding,
+            "mask_token": mask,
+            "special_tokens": (start, separator, padding),
+            "sequence_length": self.sequence_length,
+        }
+        row = (self.sequence_length,)
+        example = {"tokens": (row, "int32"), "mask": (row, "bool"), "num_characters": ((), "int32")}
+        if not self.sentence_pairs:
+            return Outline(spec, example)
+        return Outline({**spec, "num_classes": 2}, {**example, "types": (row, "int32"), "label": ((), "int32")})
 
     def spec(self) -> dict[str, Any]:
         """vocab_size, special tokens, sequence_length T, and num_classes 2 in pairs."""

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.data.base import RESIDENT_BYTES, DataError, Examples
+from genjax.data.base import RESIDENT_BYTES, DataError, Examples, Outline
 from genjax.data.files import with_ending
 from genjax.data.text.base import TokenizedData
 from genjax.data.text.documents import Documents, open_documents, read_documents
@@ -155,6 +155,23 @@ class Text(TokenizedData):
         characters = np.append(tokenizer.num_characters, 0)
         stride = self.stride if self.stride is not None and split == "train" else self.sequence_length
         return Windows(ids, documents, characters, self.sequence_length, stride, self.order if split == "train" else "")
+
+    def outline(self) -> Outline | None:
+        """What a batch of several documents looks like, if the settings tell the size of the vocabulary."""
+        if self.name == "python_topics" or self.tokenizer == "characters" or self.tokenizer_file is not None:
+            return None
+        end = 256 if self.tokenizer == "bytes" else self.vocab_size
+        tokens = {"vocab_size": end + 1, "start_token": end, "end_token": end}
+        row = (self.sequence_length + 1,)
+        example = {
+            "tokens": (row, "int32"),
+            "mask": (row, "bool"),
+            "num_characters": ((), "int32"),
+            "window": ((), "int32"),
+        }
+        if self.pack_separately:
+            example["segment_ids"] = (row, "int32")
+        return Outline({"sequence_length": self.sequence_length, **tokens}, example)
 
     def spec(self) -> dict[str, Any]:
         """vocab_size, sequence_length, start_token, and end_token where there are several documents."""

@@ -1,0 +1,80 @@
+"""Plans an experiment for devices that are not there: memory, operations, collectives, and the bound on a step's time:
+
+    python -m experiments.plan --experiment=llama_7b --topology=v5p:4x4x4 --training.mesh=data:4,fsdp:16
+    python -m experiments.plan --experiment=my_file.py:my_model --topology=h100:8 --training.mesh=data:8
+    python -m experiments.plan --experiment=gpt2_124m --topology=v5e:4x4 --search --batch_sizes=256,480
+
+Compiles the training step, the evaluation and the sampler, without data and without weights; every field of the
+experiment is a flag, as in experiments.train.  TPU slices need libtpu (pip install libtpu), which compiles on any x86
+machine.  --topology=host:N compiles for N devices of this machine, and says what such a plan cannot know; --chip then
+gives the rates.  --json prints JSON, --output=FILE writes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import os
+from pathlib import Path
+
+from experiments import command_line
+from genjax import config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given:
+    """The experiment to plan, and how the plan is printed.
+
+    Attributes:
+      experiment: name of a registered experiment, or path/to/file.py:function.
+      json: print JSON in place of a table.
+      output: file to write the plan to as JSON, beside what is printed.
+    """
+
+    experiment: str | None = None
+    json: bool = False
+    output: str | None = None
+
+
+def main(arguments: list[str]) -> int:
+    # Plans need no accelerator; a process that has one would hold it.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from genjax.tools import plan
+
+    arguments = command_line.named_first(arguments, "experiment")
+    first = command_line.first_flags(arguments, {"experiment": True, "help": False, "h": False})
+    help_section = first.get("help", first.get("h"))
+    if "experiment" not in first:
+        if help_section is not None:
+            command_line.print_help(__doc__, Given(), plan.Options(), section=help_section)
+            return 0
+        raise config.ConfigError("--experiment is missing; experiments.train --list prints the names")
+    entry = config.find_experiment(first["experiment"])
+    experiment = entry.build()
+    if help_section is not None:
+        usage = inspect.cleandoc(__doc__)
+        experiment = config.with_choices(experiment, arguments)
+        command_line.print_help(usage, Given(), plan.Options(), experiment=experiment, section=help_section)
+        return 0
+    given, options, experiment = config.from_flags(arguments, Given(), plan.Options(), experiment)
+    if options.search:
+        found = []
+        for each in plan.search(experiment, options, entry.name):
+            found.append(each)
+            if not given.json:
+                print(plan.summary(each), flush=True)
+        plans = plan.best_first(found)
+        text = plan.ranking(plans, len(found))
+        content = [each.to_json() for each in plans]
+    else:
+        planned = plan.plan(experiment, options, entry.name)
+        text, content = plan.table(planned), planned.to_json()
+    print(json.dumps(content, indent=2) if given.json else text)
+    if given.output is not None:
+        Path(given.output).expanduser().write_text(json.dumps(content, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

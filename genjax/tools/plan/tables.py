@@ -1,0 +1,91 @@
+"""Plans as tables."""
+
+from __future__ import annotations
+
+from genjax.tools.plan.records import Plan, ProgramPlan
+
+
+def _amount(value: float, unit: str = "") -> str:
+    """A number with a prefix of a thousand, as in 4.7 G."""
+    for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.4g} {prefix}{unit}"
+    return f"{value:.4g} {unit}".strip()
+
+
+def _size(value: float) -> str:
+    """Bytes with a binary prefix, as in 4.7 GiB."""
+    power = min(max(int(value).bit_length() - 1, 0) // 10, 4)
+    return f"{value / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def _mesh(plan: Plan) -> str:
+    return ",".join(f"{axis}:{size}" for axis, size in plan.mesh.items()) or "data:1"
+
+
+def table(plan: Plan) -> str:
+    """A plan as lines of text."""
+    memory = "unknown" if plan.memory is None else f"{_size(plan.memory)} of memory"
+    lines = [
+        f"{plan.experiment} on {plan.topology}, mesh {_mesh(plan)}, batch {plan.batch_size} on {plan.num_devices} devices",
+        f"  parameters           {plan.num_parameters:,}",
+        f"  a device holds       {_size(plan.parameters)} parameters, {_size(plan.optimizer)} optimizer, "
+        f"{_size(plan.other_state)} else",
+        f"  a device has         {memory}",
+        f"  FLOPs of the model   {_amount(plan.model_flops)} a step ({plan.model_flops_of})",
+    ]
+    for name, program in plan.programs.items():
+        lines += ["", f"{name} (compiled in {program.compile_seconds:.0f} s)", *_program(plan, program)]
+    if plan.recomputation is not None:
+        lines += ["", f"FLOPs of the step over FLOPs of the model  {plan.recomputation:.3f}"]
+    if plan.mfu is not None:
+        step = plan.programs["step"].bound
+        assert step is not None
+        lines.append(f"MFU at most  {plan.mfu:.1%}  (a step takes {_time(step.seconds)} or more: {step.binding} binds)")
+    if plan.fits is not None:
+        lines.append("it fits" if plan.fits else "it does NOT fit")
+    return "\n".join([*lines, *(f"not known here: {sentence}" for sentence in plan.unknown)])
+
+
+def _program(plan: Plan, program: ProgramPlan) -> list[str]:
+    fits = "" if plan.memory is None else f" ({program.peak / plan.memory:.0%} of the memory)"
+    lines = [
+        f"  memory       {_size(program.inputs)} inputs, {_size(program.temporaries)} temporaries, {_size(program.peak)} peak{fits}"
+    ]
+    if program.costs is None:
+        return [*lines, "  the compiler refuses it: it does not fit"]
+    costs = program.costs
+    lines.append(f"  a device     {_amount(costs.products, 'FLOP')}, {_amount(costs.traffic, 'B')} of memory traffic")
+    for each in costs.collectives:
+        lines.append(
+            f"  {each.kind:<19}{each.axes:<12} {each.count:>6} calls  {_amount(each.num_bytes, 'B'):>10}  "
+            f"({each.members} devices; {_amount(each.received, 'B')} received)"
+        )
+    if program.bound is not None:
+        bound = program.bound
+        lines.append(
+            f"  at least     {_time(bound.products)} products, {_time(bound.memory)} memory, {_time(bound.network)} network"
+        )
+    return lines
+
+
+def summary(plan: Plan) -> str:
+    """A plan's step in one line."""
+    step = plan.programs["step"]
+    if step.costs is None or plan.fits is False:
+        told = f"does not fit: {_size(step.peak)}"
+    elif step.bound is None:
+        told = f"{_size(step.peak)}"
+    else:
+        share = "" if plan.mfu is None else f"  MFU <= {plan.mfu:.1%}"
+        told = f"{_size(step.peak)}  >= {_time(step.bound.seconds)} ({step.bound.binding}){share}"
+    return f"  batch {plan.batch_size:<7} {_mesh(plan):<28} {told}"
+
+
+def ranking(plans: list[Plan], num_tried: int) -> str:
+    """Plans in their order, a line each."""
+    return "\n".join([f"{len(plans)} of {num_tried} plans fit; the best bound a sample first:", *map(summary, plans)])
