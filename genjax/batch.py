@@ -101,6 +101,16 @@ def one_hot_classes(label: Array, num_classes: int | None) -> Array:
     return jnp.where(known[:, None], jax.nn.one_hot(label, num_classes), jnp.nan)
 
 
+def check_data_shape(x: Array, data_shape: tuple[int, ...] | None) -> None:
+    """Refuses examples x [B, *data_shape] of another shape; without a `data_shape` all shapes are right.
+
+    Raises:
+      UserError: the shape is another.
+    """
+    if data_shape is not None and x.shape[1:] != tuple(data_shape):
+        raise UserError(f"examples have the shape {x.shape[1:]}, but model.data_shape is {tuple(data_shape)}")
+
+
 def cross_device_mean(tree: PyTree) -> PyTree:
     """Mean over the devices in the `pmap` mode; otherwise the input itself (under `jit` means are global already)."""
     return tree if _device() is None else jax.lax.pmean(tree, DEVICE_AXIS)

@@ -1,6 +1,7 @@
 """Errors that a user can mend, and the end of a run that was asked to stop; commands print them as one sentence."""
 
 import errno
+from typing import Any
 
 #: Error numbers of the system for a file that cannot grow.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -8,6 +9,25 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class UserError(ValueError):
     """A setting, an input or a file that cannot be used; the message says in one sentence what would be right."""
+
+
+def filled(owner: object, *names: str) -> Any:
+    """A field that the experiment's data or length fill in, or a tuple of several fields.
+
+    Args:
+      owner: the dataclass that has the fields.
+      names: names of the fields.
+
+    Raises:
+      UserError: a field is None, as the experiment was not resolved.
+    """
+    values = tuple(getattr(owner, name) for name in names)
+    for name, value in zip(names, values, strict=True):
+        if value is None:
+            raise UserError(
+                f"{type(owner).__name__}.{name} is None; give it, or resolve the experiment, which fills it in"
+            )
+    return values if len(names) > 1 else values[0]
 
 
 class Interrupted(Exception):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from genjax.errors import UserError
+from genjax.errors import UserError, filled
 
 
 def tree_norm(tree: Any) -> jax.Array:
@@ -94,11 +94,7 @@ class _Decay(Schedule):
 
     def decay_steps(self) -> int:
         """Number of steps after the warm-up; a run may end before."""
-        if self.num_steps is None:
-            raise UserError(
-                f"{type(self).__name__}.num_steps is None; give it, or resolve the experiment, which fills in the run's length"
-            )
-        return max(self.num_steps - self.warmup_steps, 1)
+        return max(filled(self, "num_steps") - self.warmup_steps, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,12 +147,10 @@ class Piecewise(Schedule):
     scale: float = 0.1
 
     def after_warmup(self) -> optax.Schedule:
-        if self.num_steps is None:
-            raise UserError("Piecewise.num_steps is None; give it, or resolve the experiment")
         scales: dict[int, float] = {}
         for boundary in self.boundaries:
             # In a short run several boundaries may fall on one step.
-            step = _steps_of(boundary, self.num_steps) - self.warmup_steps
+            step = _steps_of(boundary, filled(self, "num_steps")) - self.warmup_steps
             scales[step] = scales.get(step, 1.0) * self.scale
         return optax.piecewise_constant_schedule(1.0, scales)
 

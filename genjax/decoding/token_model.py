@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from genjax.batch import Array, Batch, Metrics, PyTree
 from genjax.decoding.base import Decoder, Generation
 from genjax.decoding.generate import generate
-from genjax.errors import UserError
+from genjax.errors import UserError, filled
 from genjax.metrics import Ratio
 from genjax.model import TrainState
 from genjax.nn.tokens import check_tokens, sequence_metrics, summarize, token_log_probs, token_nll, token_weights
@@ -103,11 +103,9 @@ class TokenModel:
 
         Places after an end token are filled with the first of the model's end tokens.
         """
-        if self.sequence_length is None:
-            raise UserError(f"{type(self).__name__}.sequence_length is None; give it, or resolve the experiment")
         if prompt is None:
             prompt = jnp.full((1,), self.start_token or 0, jnp.int32)
-        total = self.sequence_length + 1
+        total = filled(self, "sequence_length") + 1
         if prompt.shape[0] >= total:
             raise UserError(f"the prompt has {prompt.shape[0]} tokens, and a sample only {total}")
         prompts = jnp.broadcast_to(prompt.astype(jnp.int32)[None], (num_samples, prompt.shape[0]))

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.batch import Array, PyTree
-from genjax.errors import UserError
+from genjax.errors import UserError, filled
 from genjax.nn.tokens import check_tokens
 
 LOG_2PI = math.log(2.0 * math.pi)
@@ -122,10 +122,9 @@ class Categorical(Emission):
             check_tokens(x, self.vocab_size, "the batch")
 
     def init(self, key: Array, x: Array, weights: Array, num_states: int) -> PyTree:
-        if self.vocab_size is None:
-            raise UserError("Categorical.vocab_size is None; give it, or resolve the experiment")
-        counts = jnp.zeros(self.vocab_size).at[x].add(weights) + 1.0
-        noise = jax.random.gamma(key, 2.0, (num_states, self.vocab_size))
+        vocab_size = filled(self, "vocab_size")
+        counts = jnp.zeros(vocab_size).at[x].add(weights) + 1.0
+        noise = jax.random.gamma(key, 2.0, (num_states, vocab_size))
         return {"logits": jax.nn.log_softmax(jnp.log(counts)[None] + jnp.log(noise + 1e-3))}
 
     def log_prob(self, params: PyTree, x: Array) -> Array:

@@ -18,8 +18,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, batch_size, cross_device_mean, example_keys
-from genjax.errors import UserError
+from genjax.batch import (
+    Array,
+    Batch,
+    ComputeDtype,
+    Metrics,
+    PyTree,
+    batch_size,
+    check_data_shape,
+    cross_device_mean,
+    example_keys,
+)
+from genjax.errors import filled
 from genjax.gradients import gradient_step, unless_skipped
 from genjax.model import TrainState
 from genjax.nn.distributions import Bernoulli, OutputDistribution
@@ -63,9 +73,7 @@ class Autoencoder:
 
     def decoder(self) -> Any:
         """The Linen module (h, None) -> [B, *data_shape, P], parameters of p(x | h)."""
-        if self.data_shape is None:
-            raise UserError(f"{type(self).__name__}.data_shape is None; give it, or resolve the experiment")
-        return OutputDecoder(self.network, self.output, self.data_shape, jnp.dtype(self.compute_dtype))
+        return OutputDecoder(self.network, self.output, filled(self, "data_shape"), jnp.dtype(self.compute_dtype))
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         """Returns the state before the first step.
@@ -73,10 +81,7 @@ class Autoencoder:
         Raises:
           UserError: the examples have another shape than `data_shape`.
         """
-        if self.data_shape is not None and batch["x"].shape[1:] != tuple(self.data_shape):
-            raise UserError(
-                f"examples have the shape {batch['x'].shape[1:]}, but model.data_shape is {self.data_shape}"
-            )
+        check_data_shape(batch["x"], self.data_shape)
         encoder_key, decoder_key = jax.random.split(key)
         params = {
             "encoder": self.encoder().init(encoder_key, batch["x"])["params"],

@@ -23,8 +23,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, check_label_range, example_keys, one_hot_classes
-from genjax.errors import UserError
+from genjax.batch import (
+    Array,
+    Batch,
+    ComputeDtype,
+    Metrics,
+    PyTree,
+    check_data_shape,
+    check_label_range,
+    example_keys,
+    one_hot_classes,
+)
+from genjax.errors import UserError, filled
 from genjax.gradients import gradient_step
 from genjax.model import TrainState
 from genjax.nn.distributions import Bernoulli, Categorical
@@ -97,9 +107,7 @@ class AutoregressiveModel(abc.ABC):
 
     def shape(self) -> tuple[int, ...]:
         """`data_shape`, which must be known."""
-        if self.data_shape is None:
-            raise UserError(f"{type(self).__name__}.data_shape is None; give it, or resolve the experiment")
-        return tuple(self.data_shape)
+        return tuple(filled(self, "data_shape"))
 
     def labels(self, batch: Batch) -> Array | None:
         """Classes of a batch, [B], or None where the model takes none."""
@@ -144,8 +152,7 @@ class AutoregressiveModel(abc.ABC):
           UserError: the examples have another shape than `data_shape`.
         """
         x = batch["x"]
-        if x.shape[1:] != self.shape():
-            raise UserError(f"examples have the shape {x.shape[1:]}, but model.data_shape is {self.shape()}")
+        check_data_shape(x, self.shape())
         return TrainState.create(self.init_params(key, x, self.labels(batch)), self.optimizer)
 
     def loss(self, params: PyTree, batch: Batch, key: Array, step: Array) -> tuple[Array, Metrics]:

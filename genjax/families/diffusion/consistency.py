@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.batch import Array, Batch, Metrics, PyTree, example_keys
-from genjax.errors import UserError
+from genjax.errors import UserError, filled
 from genjax.families.diffusion import targets
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.grids import Node, times
@@ -105,8 +105,7 @@ class ConsistencyModel(Diffusion):
             )
         if not 1 <= self.min_levels <= self.max_levels:
             raise UserError(f"levels must satisfy 1 <= min_levels={self.min_levels} <= max_levels={self.max_levels}")
-        if self.num_steps is None:
-            raise UserError("ConsistencyModel.num_steps is None; give it, or resolve the experiment")
+        filled(self, "num_steps")
 
     def estimate(
         self,

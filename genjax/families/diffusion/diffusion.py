@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, check_label_range, example_keys
-from genjax.errors import UserError
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, check_data_shape, check_label_range, example_keys
+from genjax.errors import UserError, filled
 from genjax.families.diffusion import ode, targets
 from genjax.families.diffusion.guidance import Guidance
 from genjax.families.diffusion.levels import levels_support
@@ -125,8 +125,7 @@ class Diffusion:
     def module(self) -> Any:
         """The Linen module of the network."""
         self.check()
-        if self.data_shape is None:
-            raise UserError(f"{type(self).__name__}.data_shape is None; give it, or resolve the experiment")
+        filled(self, "data_shape")
         if "label" in self.condition_on and self.num_classes is None:
             raise UserError("condition_on=label needs num_classes; the data set has none, so give it")
         num_classes = self.num_classes if "label" in self.condition_on else None
@@ -318,8 +317,7 @@ class Diffusion:
 
     def init_params(self, key: Array, batch: Batch) -> PyTree:
         """Parameters before the first step."""
-        if self.data_shape is not None and batch["x"].shape[1:] != tuple(self.data_shape):
-            raise UserError(f"examples have shape {batch['x'].shape[1:]}, but data_shape is {self.data_shape}")
+        check_data_shape(batch["x"], self.data_shape)
         z = self.network_input(batch["x"][:1], None)
         condition = jax.tree.map(lambda a: a[:1], self.condition(batch))
         return self.module().init(key, z, jnp.ones((1,)), condition)["params"]

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
-from genjax.errors import UserError
+from genjax.errors import UserError, filled
 from genjax.families.diffusion.networks import sinusoidal_embedding
 from genjax.families.diffusion.times import spread_uniforms
 from genjax.gradients import gradient_step
@@ -112,8 +112,7 @@ class MaskedDiffusion:
 
     def check(self) -> None:
         """Raises UserError for settings that cannot work."""
-        if self.vocab_size is None or self.sequence_length is None:
-            raise UserError("vocab_size and sequence_length are None; give them, or resolve the experiment")
+        filled(self, "vocab_size", "sequence_length")
         for name in ("num_steps_sampling", "num_bound_samples"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")

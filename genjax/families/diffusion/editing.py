@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax.batch import Array
+from genjax.batch import Array, check_data_shape
 from genjax.errors import UserError
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.grids import Node, times
@@ -30,7 +30,7 @@ def image_to_image(
     Raises:
       UserError: examples of another shape, a strength outside (0, 1], or a strength smaller than a step of the sampler.
     """
-    _check_shape(model, x)
+    check_data_shape(x, model.data_shape)
     if not 0.0 < strength <= 1.0:
         raise UserError(f"strength={strength} must lie in (0, 1]")
     sampler, process = model.sampler, model.process_of(state.eval_params)
@@ -101,7 +101,7 @@ def inpaint(
     Raises:
       UserError: examples or a mask of another shape, no resampling, or a model that gives no mean of the data.
     """
-    _check_shape(model, x)
+    check_data_shape(x, model.data_shape)
     if mask.ndim != x.ndim or any(m not in (1, n) for m, n in zip(mask.shape, x.shape)):
         raise UserError(f"the mask has shape {mask.shape}, which does not fit examples of shape {x.shape}")
     for name, value in (("num_resamples", num_resamples), ("jump_length", jump_length)):
@@ -137,8 +137,3 @@ def inpaint(
 
     start = process.prior_scale * noise(jax.random.fold_in(key, len(order)))
     return jax.lax.scan(body, start, rows)[0]
-
-
-def _check_shape(model: Diffusion, x: Array) -> None:
-    if x.shape[1:] != tuple(model.data_shape):
-        raise UserError(f"examples have shape {x.shape[1:]}, but the model makes {tuple(model.data_shape)}")

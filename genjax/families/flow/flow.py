@@ -22,8 +22,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, check_label_range, example_keys, one_hot_classes
-from genjax.errors import UserError
+from genjax.batch import (
+    Array,
+    Batch,
+    ComputeDtype,
+    Metrics,
+    PyTree,
+    check_data_shape,
+    check_label_range,
+    example_keys,
+    one_hot_classes,
+)
+from genjax.errors import UserError, filled
 from genjax.families.flow.base import Base, StandardNormal
 from genjax.families.flow.bijections import Bijection, Chain, Logit
 from genjax.families.flow.bijections.linear import check_range
@@ -85,15 +95,8 @@ class Flow(abc.ABC):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`data_shape`, checked.
-
-        Raises:
-          UserError: it is None."""
-        if self.data_shape is None:
-            raise UserError(
-                f"{type(self).__name__}.data_shape is None; give the shape of one example, e.g. (28, 28, 1)"
-            )
-        return self.data_shape
+        """`data_shape`, which must be known."""
+        return filled(self, "data_shape")
 
     @property
     def estimates_density(self) -> bool:
@@ -161,8 +164,7 @@ class Flow(abc.ABC):
           UserError: the examples do not fit the flow.
         """
         x = batch["x"]
-        if x.shape[1:] != self.shape:
-            raise UserError(f"the model is for examples of shape {self.shape}, but the batch has {x.shape[1:]}")
+        check_data_shape(x, self.shape)
         self.base.check(self.dim)
         base_key, bijection_key, dequantization_key, noise_key = jax.random.split(key, 4)
         params: dict[str, PyTree] = {}

@@ -23,8 +23,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, batch_size, example_keys
-from genjax.errors import UserError
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, batch_size, check_data_shape, example_keys
+from genjax.errors import UserError, filled
 from genjax.families.gan.objectives import (
     Objective,
     centred_penalty,
@@ -32,7 +32,7 @@ from genjax.families.gan.objectives import (
     generator_objective,
 )
 from genjax.families.gan.turns import Turns
-from genjax.families.gan.vae_gan import check_data_shape, normal_latents
+from genjax.families.gan.vae_gan import normal_latents
 from genjax.model import TrainState
 from genjax.nn.distributions import Bernoulli, OutputDistribution
 from genjax.nn.encoder_decoder import MLPNetwork, Network, OutputDecoder
@@ -181,7 +181,7 @@ class AdversarialAutoencoder:
         Raises:
           UserError: the examples have another shape than `data_shape`.
         """
-        check_data_shape(self, batch)
+        check_data_shape(batch["x"], filled(self, "data_shape"))
         encoder_key, decoder_key, discriminator_key = jax.random.split(key, 3)
         codes = jnp.zeros((batch_size(batch), self.latent_dim))
         params = {

@@ -19,9 +19,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, batch_size
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, batch_size, check_data_shape
+from genjax.errors import filled
 from genjax.families.gan.turns import Turns
-from genjax.families.gan.vae_gan import FeatureDiscriminator, check_data_shape, normal_latents
+from genjax.families.gan.vae_gan import FeatureDiscriminator, normal_latents
 from genjax.model import TrainState
 from genjax.nn.distributions import DiagonalGaussian
 from genjax.nn.encoder_decoder import MLPNetwork, Network
@@ -72,7 +73,7 @@ class BiGAN:
         Raises:
           UserError: the examples have another shape than `data_shape`.
         """
-        check_data_shape(self, batch)
+        check_data_shape(batch["x"], filled(self, "data_shape"))
         latents, modules = jnp.zeros((batch_size(batch), self.latent_dim)), self._modules()
         generator_key, encoder_key, discriminator_key = jax.random.split(key, 3)
         params = {

@@ -28,13 +28,14 @@ from genjax.batch import (
     Metrics,
     PyTree,
     batch_size,
+    check_data_shape,
     check_label_range,
     counted_examples,
     cross_device_sum,
     example_keys,
     one_hot_classes,
 )
-from genjax.errors import UserError
+from genjax.errors import UserError, filled
 from genjax.families.gan.augmentation import Augmentation, DiffAugment
 from genjax.families.gan.networks import Conditioning, GANNetwork, PlainNetwork
 from genjax.families.gan.objectives import (
@@ -119,9 +120,7 @@ class GAN:
 
     def generator(self) -> Any:
         """The Linen module (z, condition, training, keys) -> [B, *data_shape]."""
-        if self.data_shape is None:
-            raise UserError("GAN.data_shape is None; give it, or resolve the experiment")
-        return self._network().generator(self.data_shape, jnp.dtype(self.compute_dtype))
+        return self._network().generator(filled(self, "data_shape"), jnp.dtype(self.compute_dtype))
 
     def discriminator(self) -> Any:
         """The Linen module (x, condition, training, keys, counted) -> [B, 1] or, with class logits, [B, 1 + K]."""
@@ -189,10 +188,7 @@ class GAN:
                 f"penalty={self.penalty} is a statement about single examples, but the discriminator has batch norm; "
                 "choose another model.network.discriminator_norm"
             )
-        if self.data_shape is not None and batch["x"].shape[1:] != tuple(self.data_shape):
-            raise UserError(
-                f"examples have the shape {batch['x'].shape[1:]}, but model.data_shape is {self.data_shape}"
-            )
+        check_data_shape(batch["x"], self.data_shape)
         generator_key, discriminator_key = jax.random.split(key)
         condition = self.condition(batch.get("label"))
         generator = self.generator().init(

@@ -23,11 +23,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, batch_size, example_keys
-from genjax.errors import UserError
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, batch_size, check_data_shape, example_keys
+from genjax.errors import UserError, filled
 from genjax.families.gan.objectives import centred_penalty
 from genjax.families.gan.turns import Turns
-from genjax.families.gan.vae_gan import FeatureDiscriminator, check_data_shape, normal_latents
+from genjax.families.gan.vae_gan import FeatureDiscriminator, normal_latents
 from genjax.model import TrainState
 from genjax.nn.distributions import gaussian_log_prob
 from genjax.nn.encoder_decoder import MLPNetwork, Network
@@ -108,7 +108,7 @@ class InfoGAN:
         Raises:
           UserError: the examples have another shape than `data_shape`.
         """
-        check_data_shape(self, batch)
+        check_data_shape(batch["x"], filled(self, "data_shape"))
         generator_key, discriminator_key = jax.random.split(key)
         latents, modules = jnp.zeros((batch_size(batch), self.noise_dim + self.code_dim)), self._modules()
         params = {

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
-from genjax.errors import UserError
+from genjax.errors import UserError, filled
 from genjax.families.gan.objectives import Objective, discriminator_objective, generator_objective
 from genjax.families.gan.translation import (
     PatchDiscriminator,
@@ -71,9 +71,7 @@ class Pix2Pix:
         """G(s, z) of pictures [B, H, W, C'] with the generator's parameters, float32 [B, H,
         W, C]; no noise without keys.
         """
-        if self.data_shape is None:
-            raise UserError("Pix2Pix.data_shape is None; give it, or resolve the experiment")
-        module = self.network.build(self.data_shape[-1], jnp.dtype(self.compute_dtype))
+        module = self.network.build(filled(self, "data_shape")[-1], jnp.dtype(self.compute_dtype))
         return module.apply({"params": params}, source, keys)
 
     def score(self, params: PyTree, source: Array, x: Array) -> Array:

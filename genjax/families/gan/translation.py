@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from flax import linen as nn
 
-from genjax.batch import Array
+from genjax.batch import Array, check_data_shape
 from genjax.errors import UserError
 from genjax.families.gan.layers import Convolution, Downsample, Upsample, scales_near_one
 from genjax.nn.dropout import dropout, fold_in
@@ -172,8 +172,7 @@ def check_domains(batch: Any, data_shape: tuple[int, ...] | None) -> None:
     x, source = batch["x"].shape[1:], batch["source"].shape[1:]
     if len(x) != 3 or x[:2] != source[:2]:
         raise UserError(f"pictures of the two domains must have one height and width, not {source} and {x}")
-    if data_shape is not None and x != tuple(data_shape):
-        raise UserError(f"examples have the shape {x}, but model.data_shape is {data_shape}")
+    check_data_shape(batch["x"], data_shape)
 
 
 def chosen_sources(state_extra: dict[str, Any], num_samples: int, source: Array | None) -> Array:

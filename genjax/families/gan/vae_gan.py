@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, batch_size, example_keys
-from genjax.errors import UserError
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, batch_size, check_data_shape, example_keys
+from genjax.errors import filled
 from genjax.families.gan.objectives import centred_penalty
 from genjax.families.gan.turns import Turns
 from genjax.model import TrainState
@@ -55,14 +55,6 @@ class FeatureDiscriminator(nn.Module):
         features = self.network.encoder(self.num_features, self.dtype)(x, condition)
         scores = nn.Dense(self.num_outputs, dtype=self.dtype)(nn.leaky_relu(features, 0.2)).astype(jnp.float32)
         return features.astype(jnp.float32), scores[:, 0] if self.num_outputs == 1 else scores
-
-
-def check_data_shape(model: Any, batch: Batch) -> None:
-    """Raises UserError unless `model.data_shape` is known and the shape of the examples."""
-    if model.data_shape is None:
-        raise UserError(f"{type(model).__name__}.data_shape is None; give it, or resolve the experiment")
-    if batch["x"].shape[1:] != tuple(model.data_shape):
-        raise UserError(f"examples have the shape {batch['x'].shape[1:]}, but model.data_shape is {model.data_shape}")
 
 
 def normal_latents(key: Array, batch: Batch, dim: int) -> Array:
@@ -119,7 +111,7 @@ class VAEGAN:
         Raises:
           UserError: the examples have another shape than `data_shape`.
         """
-        check_data_shape(self, batch)
+        check_data_shape(batch["x"], filled(self, "data_shape"))
         inputs = {
             "encoder": batch["x"],
             "decoder": jnp.zeros((batch_size(batch), self.latent_dim)),

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
-from genjax.errors import UserError
+from genjax.errors import UserError, filled
 from genjax.families.language.checkpoints.bert import BERT_ARCHITECTURE, ROBERTA_ARCHITECTURE
 from genjax.families.language.encoder_tasks import (
     Heads,
@@ -154,10 +154,8 @@ class BERT(FromPretrained):
 
     def _network(self, kind: type[EncoderNetwork], **settings: Any) -> EncoderNetwork:
         """A network of the given class with the model's settings, and `others` for that class."""
-        if self.vocab_size is None:
-            raise UserError(f"{type(self).__name__}.vocab_size is None; give it, or resolve the experiment")
         return kind(
-            vocab_size=self.vocab_size,
+            vocab_size=filled(self, "vocab_size"),
             config=self.network,
             task=self.task,
             num_types=self.num_types,
@@ -306,9 +304,7 @@ class BERT(FromPretrained):
         An encoder without a head over tokens draws from its task's predictions for `tokens`, or for random tokens.
         """
         if tokens is None:
-            if self.sequence_length is None:
-                raise UserError(f"{type(self).__name__}.sequence_length is None; give it, or resolve the experiment")
-            shape = (num_samples, self.sequence_length)
+            shape = (num_samples, filled(self, "sequence_length"))
             if self.task.masked:
                 tokens = jnp.full(shape, self._vocabulary().mask_token, jnp.int32)
             else:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from genjax import decoding
 from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
-from genjax.errors import UserError
+from genjax.errors import UserError, filled
 from genjax.families.language.checkpoints.encoder_decoder import BART_ARCHITECTURE, T5_ARCHITECTURE
 from genjax.families.language.corruption import Objective, Pairs, SpecialTokens
 from genjax.families.language.fine_tuning import FineTuned
@@ -198,9 +198,7 @@ class EncoderDecoder(FromPretrained, FineTuned):
     @property
     def num_tokens(self) -> int:
         """Number of tokens of the network."""
-        if self.vocab_size is None:
-            raise UserError(f"{type(self).__name__}.vocab_size is None; give it, or resolve the experiment")
-        return self.vocab_size + self.extra_tokens
+        return filled(self, "vocab_size") + self.extra_tokens
 
     @property
     def decoder_network(self) -> Transformer:
@@ -381,8 +379,7 @@ class EncoderDecoder(FromPretrained, FineTuned):
         return decoding.Decoder(init=init, extend=extend, rewind=rewind, grow=grow, max_length=network.longest)
 
     def _starts(self, count: int) -> Array:
-        if self.sequence_length is None:
-            raise UserError(f"{type(self).__name__}.sequence_length is None; give it, or resolve the experiment")
+        filled(self, "sequence_length")
         return jnp.full((count, 1), self.answer_start, jnp.int32)
 
     def translate(

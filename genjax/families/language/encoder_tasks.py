@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from genjax.batch import Array, Batch, Metrics, PyTree, counted_examples, cross_device_gather, example_keys
-from genjax.errors import UserError
+from genjax.errors import UserError, filled
 from genjax.gradients import BatchLoss
 from genjax.metrics import Ratio
 from genjax.nn.contrast import equal_rows, partner_scores
@@ -315,7 +315,7 @@ class Classification(Task):
 
     @property
     def linear(self) -> tuple[tuple[str, int], ...]:
-        return (("classes", _given(self.num_classes)),)
+        return (("classes", filled(self, "num_classes")),)
 
     def outputs(
         self, heads: Heads, embedding: TokenEmbedding, hidden: Array, pooled: Array | None, batch: Batch, keys: Any
@@ -347,7 +347,7 @@ class TokenClassification(Task):
 
     @property
     def linear(self) -> tuple[tuple[str, int], ...]:
-        return (("token_classes", _given(self.num_classes)),)
+        return (("token_classes", filled(self, "num_classes")),)
 
     def outputs(
         self, heads: Heads, embedding: TokenEmbedding, hidden: Array, pooled: Array | None, batch: Batch, keys: Any
@@ -523,9 +523,3 @@ def mean_pool(hidden: Array, mask: Array) -> Array:
 def normalized(x: Array) -> Array:
     """Rows of length 1."""
     return x * jax.lax.rsqrt(jnp.maximum((x**2).sum(-1, keepdims=True), 1e-24))
-
-
-def _given(num_classes: int | None) -> int:
-    if num_classes is None:
-        raise UserError("task.num_classes is None; give it, or resolve the experiment")
-    return num_classes

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from genjax import decoding
 from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
-from genjax.errors import UserError
+from genjax.errors import UserError, filled
 from genjax.families.language.checkpoints.gpt import ARCHITECTURES
 from genjax.families.language.fine_tuning import FineTuned
 from genjax.interop.huggingface import FromPretrained
@@ -125,10 +125,8 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
 
     def module(self, network: Transformer | None = None) -> LanguageModel:
         """The Linen module."""
-        if self.vocab_size is None:
-            raise UserError("GPT.vocab_size is None; give it, or resolve the experiment")
         network = network or self.network
-        return LanguageModel(self.vocab_size, network, self.tie_embeddings, jnp.dtype(self.compute_dtype))
+        return LanguageModel(filled(self, "vocab_size"), network, self.tie_embeddings, jnp.dtype(self.compute_dtype))
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         """Returns the state before the first step.

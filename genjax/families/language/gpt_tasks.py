@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
-from genjax.errors import UserError
+from genjax.errors import UserError, filled
 from genjax.families.language.checkpoints.gpt import ARCHITECTURES
 from genjax.families.language.encoder_tasks import Classification, Heads, Outputs, Task, Vocabulary, token_mask
 from genjax.families.language.fine_tuning import FineTuned
@@ -99,9 +99,7 @@ class GPTForTask(FromPretrained, FineTuned):
 
     def module(self) -> CausalTaskNetwork:
         """The Linen module."""
-        if self.vocab_size is None:
-            raise UserError("GPTForTask.vocab_size is None; give it, or resolve the experiment")
-        return CausalTaskNetwork(self.vocab_size, self.network, self.task, jnp.dtype(self.compute_dtype))
+        return CausalTaskNetwork(filled(self, "vocab_size"), self.network, self.task, jnp.dtype(self.compute_dtype))
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         """Returns the state before the first step.
@@ -158,8 +156,6 @@ class GPTForTask(FromPretrained, FineTuned):
     def sample(self, state: TrainState, key: Array, num_samples: int, tokens: Array | None = None) -> Array:
         """Draws from the task's predictions for `tokens` [num_samples, T], or for random tokens."""
         if tokens is None:
-            if self.sequence_length is None:
-                raise UserError("GPTForTask.sequence_length is None; give it, or resolve the experiment")
-            shape = (num_samples, self.sequence_length)
+            shape = (num_samples, filled(self, "sequence_length"))
             tokens = jax.random.randint(jax.random.fold_in(key, 1), shape, 0, self.vocab_size)
         return self.task.draw(key, self.predict(state, {"tokens": tokens}))

@@ -29,7 +29,7 @@ from genjax.batch import (
     cross_device_gather,
     example_keys,
 )
-from genjax.errors import UserError
+from genjax.errors import filled
 from genjax.families.multimodal.checkpoints import CLIP_ARCHITECTURE
 from genjax.families.multimodal.networks import clip_network
 from genjax.gradients import BatchLoss, gradient_step
@@ -128,11 +128,10 @@ class CLIP:
 
     def module(self) -> CLIPNetwork:
         """The Linen module."""
-        if self.vocab_size is None or self.data_shape is None:
-            raise UserError("CLIP.vocab_size or CLIP.data_shape is None; give them, or resolve the experiment")
+        vocab_size, _ = filled(self, "vocab_size", "data_shape")
         # Positions of patches are the vision encoder's own table.
         return CLIPNetwork(
-            self.vocab_size,
+            vocab_size,
             dataclasses.replace(self.text, causal=True),
             dataclasses.replace(self.vision, causal=False, positions="none"),
             self.patch_size,

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from genjax import decoding
 from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
-from genjax.errors import UserError
+from genjax.errors import filled
 from genjax.gradients import gradient_step
 from genjax.metrics import Ratio
 from genjax.model import TrainState
@@ -155,10 +155,8 @@ class AttentionSequenceModel:
 
     def module(self) -> AttentionNetwork:
         """The Linen module."""
-        if self.vocab_size is None:
-            raise UserError("AttentionSequenceModel.vocab_size is None; give it, or resolve the experiment")
         return AttentionNetwork(
-            self.vocab_size,
+            filled(self, "vocab_size"),
             self.embedding_dim,
             self.encoder,
             self.hidden_dim,

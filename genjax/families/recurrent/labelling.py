@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
-from genjax.errors import UserError
+from genjax.errors import filled
 from genjax.gradients import gradient_step
 from genjax.metrics import Ratio
 from genjax.model import TrainState
@@ -136,11 +136,8 @@ class SequenceLabeller:
 
     def module(self) -> LabellingNetwork:
         """The Linen module."""
-        if self.vocab_size is None or self.num_classes is None:
-            raise UserError("SequenceLabeller needs vocab_size and num_classes; give them, or resolve the experiment")
         return LabellingNetwork(
-            self.vocab_size,
-            self.num_classes,
+            *filled(self, "vocab_size", "num_classes"),
             self.embedding_dim,
             self.network,
             self.dropout,
@@ -207,9 +204,8 @@ class SequenceLabeller:
         """Draws labels of texts [num_samples, T], [num_samples, T]; without them, of random tokens."""
         token_key, key = jax.random.split(key)
         if tokens is None:
-            if self.sequence_length is None:
-                raise UserError("SequenceLabeller.sequence_length is None; give it, or resolve the experiment")
-            tokens = jax.random.randint(token_key, (num_samples, self.sequence_length), 0, self.vocab_size)
+            shape = (num_samples, filled(self, "sequence_length"))
+            tokens = jax.random.randint(token_key, shape, 0, self.vocab_size)
         mask = jnp.ones(tokens.shape, bool)
         scores, transitions = self.module().apply({"params": state.eval_params}, tokens, mask)
         if self.output == "independent":

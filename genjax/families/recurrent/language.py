@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from genjax import decoding
 from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, cross_device_sum, example_keys
-from genjax.errors import UserError
+from genjax.errors import UserError, filled
 from genjax.gradients import gradient_step
 from genjax.metrics import Ratio
 from genjax.model import TrainState
@@ -110,10 +110,8 @@ class RecurrentLanguageModel(decoding.TokenModel):
 
     def module(self) -> RecurrentNetwork:
         """The Linen module."""
-        if self.vocab_size is None:
-            raise UserError("RecurrentLanguageModel.vocab_size is None; give it, or resolve the experiment")
         return RecurrentNetwork(
-            self.vocab_size,
+            filled(self, "vocab_size"),
             self.embedding_dim,
             self.network,
             self.tie_embeddings,

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.batch import Array, Batch, ComputeDtype, PyTree
-from genjax.errors import UserError
+from genjax.errors import UserError, filled
 from genjax.families.recurrent.framewise import FramewiseModel
 from genjax.model import TrainState
 from genjax.nn.dropout import dropout, fold_in
@@ -148,13 +148,11 @@ class MixtureDensityModel(FramewiseModel):
 
     def module(self) -> MixtureNetwork:
         """The Linen module."""
-        if self.data_shape is None:
-            raise UserError("MixtureDensityModel.data_shape is None; give it, or resolve the experiment")
-        num_binary = self.num_binary or 0
-        size = self.data_shape[1] - num_binary
+        num_features, num_binary = filled(self, "data_shape")[1], self.num_binary or 0
+        size = num_features - num_binary
         if size < 1 or self.correlated and size != 2:
             raise UserError(
-                f"of {self.data_shape[1]} features model.num_binary={num_binary} are 0 or 1; at least one must be left, and "
+                f"of {num_features} features model.num_binary={num_binary} are 0 or 1; at least one must be left, and "
                 "with model.correlated two"
             )
         return MixtureNetwork(

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.batch import Array, Batch, ComputeDtype, PyTree
-from genjax.errors import UserError
+from genjax.errors import UserError, filled
 from genjax.families.recurrent.framewise import FramewiseModel
 from genjax.model import TrainState
 from genjax.nn.dropout import dropout, fold_in
@@ -139,10 +139,8 @@ class RollModel(abc.ABC):
         """Draws frames [B, D] given their parameters [B, P] with one key a row."""
 
     def _build(self, network: type[FrameNetwork], num_features: int) -> FrameNetwork:
-        if self.data_shape is None:
-            raise UserError(f"{type(self).__name__}.data_shape is None; give it, or resolve the experiment")
         return network(
-            self.data_shape[1],
+            filled(self, "data_shape")[1],
             self.network,
             num_features,
             self.input_dropout,

@@ -27,8 +27,18 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, batch_size, cross_device_mean, example_keys
-from genjax.errors import UserError
+from genjax.batch import (
+    Array,
+    Batch,
+    ComputeDtype,
+    Metrics,
+    PyTree,
+    batch_size,
+    check_data_shape,
+    cross_device_mean,
+    example_keys,
+)
+from genjax.errors import UserError, filled
 from genjax.gradients import BatchLoss, gradient_step
 from genjax.model import TrainState
 from genjax.nn.distributions import (
@@ -85,9 +95,7 @@ class VAE:
 
     def decoder(self) -> Any:
         """The Linen module (z, condition) -> [B, *data_shape, P], parameters of p(x | z)."""
-        if self.data_shape is None:
-            raise UserError(f"{type(self).__name__}.data_shape is None; give it, or resolve the experiment")
-        return OutputDecoder(self.network, self.output, self.data_shape, jnp.dtype(self.compute_dtype))
+        return OutputDecoder(self.network, self.output, filled(self, "data_shape"), jnp.dtype(self.compute_dtype))
 
     def condition(self, batch: Batch) -> Array | None:
         """The condition of encoder and decoder, [B, C], or None."""
@@ -99,10 +107,7 @@ class VAE:
         Raises:
           UserError: the examples have another shape than `data_shape`.
         """
-        if self.data_shape is not None and batch["x"].shape[1:] != tuple(self.data_shape):
-            raise UserError(
-                f"examples have the shape {batch['x'].shape[1:]}, but model.data_shape is {self.data_shape}"
-            )
+        check_data_shape(batch["x"], self.data_shape)
         encoder_key, decoder_key = jax.random.split(key)
         condition = self.condition(batch)
         latents = jnp.zeros((batch_size(batch), self.latent_dim))

@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, batch_size, cross_device_sum
-from genjax.errors import UserError
+from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, batch_size, check_data_shape, cross_device_sum
+from genjax.errors import UserError, filled
 from genjax.gradients import gradient_step, unless_skipped
 from genjax.model import TrainState
 from genjax.nn.convolution import Convolution
@@ -148,12 +148,7 @@ class VQVAE:
         Raises:
           UserError: the pictures have another shape than `data_shape`, or cannot be halved often enough.
         """
-        if self.data_shape is None:
-            raise UserError("VQVAE.data_shape is None; give it, or resolve the experiment")
-        if batch["x"].shape[1:] != tuple(self.data_shape):
-            raise UserError(
-                f"examples have the shape {batch['x'].shape[1:]}, but model.data_shape is {self.data_shape}"
-            )
+        check_data_shape(batch["x"], filled(self, "data_shape"))
         check_picture_shape(self.data_shape, len(self.channels))
         encoder_key, decoder_key, code_key, noise_key = jax.random.split(key, 4)
         encoder, vectors_key = _Encoder(self), jax.random.fold_in(code_key, 1)

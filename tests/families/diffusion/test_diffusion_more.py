@@ -400,7 +400,7 @@ def test_repaint_samples_the_conditional_of_a_gaussian(correlated):
     assert abs(float(samples[:, 1].std()) - 0.6) < 0.1
     with pytest.raises(ValueError, match="the mask has shape"):
         inpaint(model, state, jax.random.key(1), x, jnp.ones((3, 2)))
-    with pytest.raises(ValueError, match="examples have shape"):
+    with pytest.raises(ValueError, match="examples have the shape"):
         inpaint(model, state, jax.random.key(1), jnp.ones((1, 3)), jnp.ones((1, 3)))
 
 

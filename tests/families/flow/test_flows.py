@@ -288,7 +288,7 @@ def test_bad_input_is_one_clear_error():
     batch, key = point_batch(), jax.random.key(0)
     with pytest.raises(ValueError, match="base distribution has 3 dimensions but the data have 2"):
         RealNVP(data_shape=(2,), base=StandardNormal(dim=3)).init(key, batch)
-    with pytest.raises(ValueError, match=r"shape \(3,\), but the batch has \(2,\)"):
+    with pytest.raises(ValueError, match=r"shape \(2,\), but model.data_shape is \(3,\)"):
         RealNVP(data_shape=(3,)).init(key, batch)
     with pytest.raises(ValueError, match="data_shape is None"):
         RealNVP().init(key, batch)
