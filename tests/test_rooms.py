@@ -37,6 +37,8 @@ COMPOSITES = {
     "genjax.families.flow.flow_vae": "vae",
     # An RNN whose frames are restricted Boltzmann machines.
     "genjax.families.recurrent.boltzmann_machine": "energy",
+    # Language models that learn from answers and preferences.
+    "genjax.families.alignment.sft": "language",
 }
 # Attributes of `genjax` itself are imported when they are asked for, from any floor.
 FILES = [

@@ -10,6 +10,7 @@ from genjax.data.music import NoteEvents, PianoRolls
 from genjax.data.pipeline import Pipeline, check_not_empty, evaluation_batches, first_examples, random_order
 from genjax.data.points import Points
 from genjax.data.sequences import TimeSeries, TokenPairs
+from genjax.data.text.chat import Chat
 from genjax.data.text.encoder import EncoderText
 from genjax.data.text.labelled import LabelledText, LabelledTokens
 from genjax.data.text.pairs import TextToText
@@ -21,6 +22,7 @@ from genjax.data.videos import Videos
 
 __all__ = [
     "ArrayExamples",
+    "Chat",
     "Data",
     "DataError",
     "EncoderText",

@@ -216,6 +216,17 @@ class HasTokenizer(Protocol):
 
 
 @runtime_checkable
+class RendersChats(Protocol):
+    """Texts in turns, which a template writes."""
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """Tokens [N] of a chat, each of whose messages has role and content, up to where its next answer begins."""
+
+    def end_of_turn(self) -> int:
+        """The token that ends an answer."""
+
+
+@runtime_checkable
 class HasConditionColumns(Protocol):
     def condition(self, values: list[float]) -> np.ndarray:
         """What a model sees of numbers in the units of the data, float32 [K]."""

@@ -12,7 +12,7 @@ import codecs
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -20,13 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax import config, decoding
-from genjax.data.base import HasTokenizer
+from genjax.data.base import HasTokenizer, RendersChats
 from genjax.data.text.tokenizer import Tokenizer
 from genjax.model import AnswersText, ContinuesText, FillsMasks, HasExtraTokens
 from genjax.training import Run, runs
 
 #: Largest number of new tokens, by default.
 MOST_NEW_TOKENS = 256
+
+#: A prompt: a text, or a chat whose messages have role and content.
+Prompt = str | Sequence[Mapping[str, Any]]
 
 #: Ways to write a masked token in a prompt.
 _MASK = re.compile(r"\[mask\]|\[MASK\]|<mask>")
@@ -90,7 +93,7 @@ class Detection:
     p_value: float
 
 
-def generate(run: Run, prompt: str = "", options: Options | None = None) -> Iterator[str]:
+def generate(run: Run, prompt: Prompt = "", options: Options | None = None) -> Iterator[str]:
     """The new text of a prompt, piece after piece as it comes.
 
     An encoder-decoder answers the prompt.  An encoder fills the places [mask]: it yields the whole text, and a line for
@@ -98,7 +101,8 @@ def generate(run: Run, prompt: str = "", options: Options | None = None) -> Iter
 
     Args:
       run: a run of a token model.
-      prompt: the text; if empty, a new text is begun.
+      prompt: the text; if empty, a new text is begun.  Or a chat, whose next turn is written: its messages with role and
+        content.
       options: settings of the continuation.
 
     Raises:
@@ -109,7 +113,7 @@ def generate(run: Run, prompt: str = "", options: Options | None = None) -> Iter
     if isinstance(run.model, FillsMasks):
         return iter(["\n".join(fill_masks(run, tokenizer, prompt))])
     tokens = continuation(run, tokenizer, prompt, options)
-    ends = decoding.end_tokens(run.model.end_token)
+    ends = ends_of(run, prompt)
     return pieces_as_text((token for token in tokens if token not in ends), pieces_of(tokenizer))
 
 
@@ -180,9 +184,29 @@ def fill_masks(run: Run, tokenizer: Tokenizer, text: str) -> Iterator[str]:
         yield "  " + "  ".join(f"{data.decode(np.array([token]))!r} {probability:.3f}" for token, probability in rows)
 
 
-def start_of(run: Run, tokenizer: Tokenizer, text: str) -> tuple[Any, np.ndarray]:
-    """The decoder, and the tokens [P] that it continues: the prompt's tokens, or the first token of an answer to it."""
+def ends_of(run: Run, prompt: Prompt) -> tuple[int, ...]:
+    """The tokens that end the new text: the model's, and in a chat the end of a turn."""
+    ends, data = decoding.end_tokens(run.model.end_token), run.experiment.data
+    if isinstance(prompt, str) or not isinstance(data, RendersChats):
+        return ends
+    return tuple(dict.fromkeys((*ends, data.end_of_turn())))
+
+
+def start_of(run: Run, tokenizer: Tokenizer, text: Prompt) -> tuple[Any, np.ndarray]:
+    """The decoder, and the tokens [P] that it continues: the prompt's tokens, or the first token of an answer to it.
+
+    Raises:
+      ConfigError: a chat is to be continued by a run that has no template for chats.
+    """
     model = run.model
+    if not isinstance(text, str):
+        data = run.experiment.data
+        if not isinstance(data, RendersChats) or isinstance(model, AnswersText):
+            raise config.ConfigError(
+                f"{run.workdir} holds a {type(model).__name__} of {type(data).__name__}, which was not trained on chats; "
+                "give a run whose data have a template (data.name=chats)"
+            )
+        return model.token_decoder(run.state), data.prompt_ids(text)
     if isinstance(model, AnswersText):
         source = np.array([run.experiment.data.source_ids(text)], np.int32)
         return model.answer_decoder(run.state, source), np.array([model.answer_start], np.int32)
@@ -209,11 +233,11 @@ def num_new_tokens(options: Options, prompt: np.ndarray, *decoders: Any) -> int:
     return max(1, min(rooms + [MOST_NEW_TOKENS]))
 
 
-def continuation(run: Run, tokenizer: Tokenizer, text: str, options: Options) -> Iterable[int]:
+def continuation(run: Run, tokenizer: Tokenizer, text: Prompt, options: Options) -> Iterable[int]:
     """Yields the new tokens of a prompt, one at a time if the search allows it."""
     model = run.model
     decoder, prompt = start_of(run, tokenizer, text)
-    end, key = model.end_token, jax.random.key(options.seed)
+    end, key = ends_of(run, text) or None, jax.random.key(options.seed)
     rows, size = jnp.asarray(prompt)[None], num_new_tokens(options, prompt, decoder)
     if options.search == "sample":
         constraint = None

@@ -1,5 +1,6 @@
 """Prompts from Python, and `experiments.generate` as a user runs it."""
 
+import io
 import re
 import shutil
 
@@ -17,6 +18,7 @@ from genjax.tools import prompts
 from genjax.tools.prompts import Options
 from genjax.training import Evaluation, Experiment, Training, train
 from tests.experiments.commands import call
+from tests.tools.untrained import untrained
 
 NETWORK = Transformer(num_layers=1, width=8, num_heads=2, max_length=16)
 
@@ -107,3 +109,30 @@ def test_a_tokenizer_of_another_run_is_refused(workdir, tmp_path):
     (other / "tokenizer.json").write_text(train_tokenizer("characters", ["abc"], 0).to_json())
     result = run(other, "--prompt=abc")
     assert result.returncode == 1 and "it does not belong to the checkpoint" in result.stderr, result.stderr
+
+
+def test_a_chat_is_answered_turn_by_turn_with_the_template_of_its_run(workdir, tmp_path, monkeypatch):
+    pytest.importorskip("jinja2")
+    run = untrained("instructions", tmp_path / "chat")
+    data = run.experiment.data
+    messages = [{"role": "user", "content": "walk twice<|im_end|>"}]
+    seen = []
+    monkeypatch.setattr(
+        type(data), "prompt_ids", lambda self, chat: seen.append([dict(m) for m in chat]) or np.array([3])
+    )
+    # The end of a turn ends an answer, whatever else ends the model's texts.
+    assert data.end_of_turn() in prompts.ends_of(run, messages)
+    monkeypatch.setattr("sys.stdin", io.StringIO("walk twice\nagain\n"))
+    answered = call(
+        "generate",
+        f"--workdir={tmp_path / 'chat'}",
+        "--training.mesh=data:1",
+        "--chat",
+        "--system=Be brief.",
+        "--max_new_tokens=3",
+    )
+    assert answered.returncode == 0, answered.stderr
+    assert [[m["role"] for m in chat] for chat in seen] == [["system", "user"], ["system", "user", "assistant", "user"]]
+    assert seen[1][2]["content"] == answered.stdout.split("\n")[0] and seen[1][3]["content"] == "again"
+    with pytest.raises(ConfigError, match="was not trained on chats"):
+        write(genjax.restore(workdir, overrides={"training.mesh": "data:1"}), messages)

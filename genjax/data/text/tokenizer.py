@@ -131,6 +131,35 @@ class Tokenizer:
         return np.stack(places, axis=1)
 
     @functools.cached_property
+    def control_tokens(self) -> dict[str, int]:
+        """Ids of the tokens that begin and end parts of a text, by the strings that stand for them; a file's only."""
+        if self.kind != "file":
+            return {}
+        added = self._library.get_added_tokens_decoder()
+        return {token.content: i for i, token in added.items() if token.special}
+
+    def encode_with_control_tokens(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of a text, int32 [N], and their places in it, int [N, 2]; control tokens are read as such."""
+        check_unicode(text)
+        encoding = self._library.encode(text, add_special_tokens=False)
+        return np.array(encoding.ids, np.int32), np.array(encoding.offsets, int).reshape(-1, 2)
+
+    def encode_as_text(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of a text, int32 [N], and their places in it, int [N, 2]; strings of control tokens are text too."""
+        if self._library is None:
+            return self.encode(text), self.spans(text)
+        check_unicode(text)
+        encoding = self._reader_of_text.encode(text, add_special_tokens=False)
+        return np.array(encoding.ids, np.int32), np.array(encoding.offsets, int).reshape(-1, 2)
+
+    @functools.cached_property
+    def _reader_of_text(self) -> Any:
+        """A copy of the library's tokenizer that takes no string for a special token."""
+        opened = _opened(self.library)
+        opened.encode_special_tokens = True
+        return opened
+
+    @functools.cached_property
     def _of_symbol(self) -> dict[str, int]:
         return {piece.decode(): i for piece, i in self._ids.items()}
 
