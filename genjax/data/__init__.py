@@ -2,6 +2,7 @@
 
 from genjax.data.audio import Waveforms
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, HasOutline, Outline
+from genjax.data.captioned import CaptionedImages
 from genjax.data.evidence import Evidence
 from genjax.data.images import Images, write_grid
 from genjax.data.latents import Latents
@@ -23,6 +24,7 @@ from genjax.data.videos import Videos
 __all__ = [
     "ArrayExamples",
     "Chat",
+    "CaptionedImages",
     "Data",
     "DataError",
     "EncoderText",

@@ -26,12 +26,9 @@ def read_emoji(directory: str | None, split: str, size: tuple[int, int] | None, 
       size: height and width to scale to, each a divisor of 64; None leaves 64 x 64.
       channels: 4 as they are, 3 on white, 1 grey on white.
     """
-    check_split(split, ("train", "validation", "test"), "emoji")
     with np.load(archive(directory, "emoji64.npz")) as content:
         pictures, label, number = content["images"], content["category"], content["emoji_id"]
-        is_test = content["is_test"]
-    is_validation = ~is_test & (number % 10 == 8)
-    rows = {"test": is_test, "validation": is_validation, "train": ~is_test & ~is_validation}[split]
+        rows = _rows_of(split, content["is_test"], number)
     pictures = pictures[rows].astype(np.float32) / 255.0
     height, width = size or (64, 64)
     if 64 % height or 64 % width:
@@ -48,3 +45,17 @@ def read_emoji(directory: str | None, split: str, size: tuple[int, int] | None, 
             pictures = pictures @ np.array([[0.299], [0.587], [0.114]], np.float32)
     levels = np.round(np.clip(pictures, 0.0, 1.0) * 255).astype(np.uint8)
     return ArrayExamples({"x": levels, "label": label[rows].astype(np.int32)})
+
+
+def emoji_captions(directory: str | None, split: str) -> list[str]:
+    """The caption of each of the pictures of `read_emoji`; both drawings of an emoji have the same."""
+    with np.load(archive(directory, "emoji64.npz")) as content:
+        rows = _rows_of(split, content["is_test"], content["emoji_id"])
+        return [str(caption) for caption in content["caption"][rows]]
+
+
+def _rows_of(split: str, is_test: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """True at the pictures of a split, bool [N]."""
+    check_split(split, ("train", "validation", "test"), "emoji")
+    is_validation = ~is_test & (number % 10 == 8)
+    return {"test": is_test, "validation": is_validation, "train": ~is_test & ~is_validation}[split]

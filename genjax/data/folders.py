@@ -195,10 +195,13 @@ def folder_images(
     channels: int,
     class_names: tuple[str, ...] | None = None,
     skip_corrupt: bool = False,
-) -> Examples:
+) -> tuple[Examples, list[Path]]:
     """Pictures under a folder, with classes where they lie in subfolders; see `folder_files` and `labels_of_files`.
 
     Every picture is decoded once at the start, so that a training run does not end at a damaged picture.
+
+    Returns:
+      The examples, and the file of each.
 
     Raises:
       DataError: there are no pictures, one of them cannot be read or is of none of `class_names`, or they differ in
@@ -218,9 +221,9 @@ def folder_images(
         _logger.warning("%d of %d pictures are left out: %s%s", len(unreadable), len(paths), first, others)
         images = images.without(unreadable)
     if not in_memory:
-        return images
+        return images, images.paths
     arrays = {"x": np.stack(pictures)}
-    return ArrayExamples(arrays if images.labels is None else {**arrays, "label": images.labels})
+    return ArrayExamples(arrays if images.labels is None else {**arrays, "label": images.labels}), images.paths
 
 
 def _decoded(images: FolderImages, keep: bool) -> tuple[list[np.ndarray], dict[Path, str]]:

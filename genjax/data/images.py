@@ -114,7 +114,7 @@ class Images(Data):
                 examples = self._fitted(self._procedural(split))
             case "folder":
                 names, skip = self.class_names, self.skip_corrupt
-                examples = folder_images(self.dir, split, size, channels or 3, names, skip)
+                examples, _ = folder_images(self.dir, split, size, channels or 3, names, skip)
             case "emoji":
                 examples = read_emoji(self.dir, split, size, channels or 3)
             case _:

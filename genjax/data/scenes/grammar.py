@@ -38,7 +38,12 @@ HELD_OUT_PAIRS = (("red", "triangle"), ("green", "cross"), ("blue", "circle"), (
 HELD_OUT_RELATION = ("circle", "above", "square")
 #: Smallest difference between the two distances of two centres, in pixels.
 MARGIN = 3.0
-_PARAPHRASES = {"left of": "is to the left of", "right of": "is to the right of", "above": "is above", "below": "is below"}
+_PARAPHRASES = {
+    "left of": "is to the left of",
+    "right of": "is to the right of",
+    "above": "is above",
+    "below": "is below",
+}
 
 
 class Kind(NamedTuple):
@@ -112,6 +117,15 @@ class Description:
         orders = (o for o in itertools.permutations(things) if all(t.kind == k for t, k in zip(o, self.kinds)))
         stand = lambda order: tuple(relation(a, b) for a, b in itertools.pairwise(order)) == self.relations
         return any(map(stand, orders))
+
+
+def lexicon() -> list[str]:
+    """Captions that together have every word of captions and paraphrases, so that a vocabulary depends on no split."""
+    kinds = itertools.product(SIZES, COLOURS, SHAPES)
+    alone = [Description((Kind(*kind),)) for kind in kinds]
+    pair = alone[0].kinds * 2
+    together = [Description(pair, (name,)) for name in RELATIONS]
+    return [d.caption(paraphrase) for d in [*alone, *together] for paraphrase in (False, True)]
 
 
 def relation(first: Thing, second: Thing) -> str:

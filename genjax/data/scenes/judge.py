@@ -23,6 +23,7 @@ import numpy as np
 from genjax.batch import Array
 from genjax.data.scenes.grammar import COLOURS, SHAPES, SIZES, Description, Kind, Thing
 from genjax.data.scenes.pictures import AREAS, RADII, SIDE, distance
+from genjax.errors import UserError
 
 #: Most things of a picture.
 MOST_THINGS = 3
@@ -133,9 +134,11 @@ def analyse(pictures: np.ndarray, batch_size: int = 64) -> Analysis:
     """What is in pictures float32 [N, SIDE, SIDE, 3] of brightness in [0, 1]; arrays of numpy.
 
     Raises:
-      ValueError: pictures of another shape.
+      UserError: the pictures have another size or no colours.
     """
     pictures = np.asarray(pictures, np.float32)
+    if pictures.shape[1:] != (SIDE, SIDE, 3):
+        raise UserError(f"the judge of Scenes reads pictures of {SIDE} x {SIDE} x 3, not of {pictures.shape[1:]}")
     parts = []
     for start in range(0, len(pictures), batch_size):
         # Batches of one size, so that one program is compiled.
@@ -149,14 +152,17 @@ def things_of(analysis: Analysis) -> Iterator[tuple[Thing, ...] | None]:
     colours = list(COLOURS)
     for i, parsed in enumerate(analysis.parsed):
         rows = range(int(analysis.count[i])) if parsed else ()
-        yield tuple(
-            Thing(
-                Kind(SIZES[analysis.size[i, k]], colours[analysis.colour[i, k]], SHAPES[analysis.shape[i, k]]),
-                float(analysis.x[i, k]),
-                float(analysis.y[i, k]),
+        yield (
+            tuple(
+                Thing(
+                    Kind(SIZES[analysis.size[i, k]], colours[analysis.colour[i, k]], SHAPES[analysis.shape[i, k]]),
+                    float(analysis.x[i, k]),
+                    float(analysis.y[i, k]),
+                )
+                for k in rows
             )
-            for k in rows
-        ) or None
+            or None
+        )
 
 
 def verdicts(analysis: Analysis, descriptions: Sequence[Description]) -> dict[str, np.ndarray]:
@@ -178,5 +184,17 @@ def verdicts(analysis: Analysis, descriptions: Sequence[Description]) -> dict[st
 
 
 def rates(analysis: Analysis, descriptions: Sequence[Description]) -> dict[str, float]:
-    """Shares of pictures that are right; each is None... """
-    raise NotImplementedError
+    """Shares of pictures that are as described; NaN for a share of none.
+
+    Returns:
+      `parsed`, `count`, `things` and `all` of `verdicts`; and `all` of the captions that name one thing, as
+      `one_thing`, and of the captions that name more, as `relations`.
+    """
+    found = verdicts(analysis, descriptions)
+    several = np.array([len(description.kinds) > 1 for description in descriptions])
+    share = lambda values: float(values.mean()) if len(values) else float("nan")
+    return {
+        **{name: share(values) for name, values in found.items()},
+        "one_thing": share(found["all"][~several]),
+        "relations": share(found["all"][several]),
+    }

@@ -1,10 +1,10 @@
 """Scenes by (split, seed, index): the same triple gives the same scene, whatever else is made.
 
-    train, validation, test   one or two things, without the pairs and the relation that are held out
-    held_out_pairs            at least one thing of a pair of colour and shape that training never shows
-    held_out_relation         two things that stand as they never do in training
-    three_things              three things, of which training shows two at most
-    paraphrase                as test, in other words
+train, validation, test   one or two things, without the pairs and the relation that are held out
+held_out_pairs            at least one thing of a pair of colour and shape that training never shows
+held_out_relation         two things that stand as they never do in training
+three_things              three things, of which training shows two at most
+paraphrase                as test, in other words
 """
 
 from __future__ import annotations

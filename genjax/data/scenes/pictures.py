@@ -1,6 +1,6 @@
 """Pictures of scenes: soft-edged shapes on a grey ground, in numpy for data and in JAX for the judge.
 
-    pixel = ground + sum over things of cover (colour - ground),    cover = clip(1/2 - distance to the edge, 0, 1)
+pixel = ground + sum over things of cover (colour - ground),    cover = clip(1/2 - distance to the edge, 0, 1)
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from genjax.data.scenes.grammar import COLOURS, SHAPES, SIZES, Kind, Scene
+from genjax.data.scenes.grammar import COLOURS, SIZES, Kind, Scene
 
 #: Height and width of a picture in pixels.
 SIDE = 32
 #: Radius of things in pixels, by size.
-RADII = dict(zip(SIZES, (3.5, 6.5)))
+RADII = dict(zip(SIZES, (3.5, 6.0)))
 #: Half of a square's side, of a triangle's inner circle and of a cross's arm, in radii.
 _SQUARE, _TRIANGLE, _ARM = 0.886, 0.62, 0.34
 #: Area of each shape in squared radii.

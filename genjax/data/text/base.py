@@ -25,7 +25,7 @@ from genjax.data.base import Data, DataError
 from genjax.data.files import read_utf8, with_ending, write_whole
 from genjax.data.text.documents import Documents
 from genjax.data.text.token_files import MEMORY_BYTES
-from genjax.data.text.tokenizer import Tokenizer, read_tokenizer, train_tokenizer
+from genjax.data.text.tokenizer import SYMBOL_KINDS, Tokenizer, read_tokenizer, train_tokenizer
 from genjax.data.text.trained import in_memory, made_once, sampled
 from genjax.data.text.vocabulary import extended
 
@@ -43,7 +43,8 @@ class TokenizedData(Data):
     """A set of texts with a tokenizer.
 
     Attributes:
-      tokenizer: characters, bytes, or byte-level bpe or unigram pieces trained on the training split.
+      tokenizer: characters, bytes, words with the blank before them, or byte-level bpe or unigram pieces trained on the
+        training split.
       vocab_size: number of pieces of bpe and unigram.
       tokenizer_sample: largest number of characters that bpe and unigram are trained on, spread over the training
         split.
@@ -54,7 +55,7 @@ class TokenizedData(Data):
 
     renamed: ClassVar[dict[str, str]] = {"vocabulary": "vocab_size"}
 
-    tokenizer: Literal["characters", "bytes", "bpe", "unigram"] = "characters"
+    tokenizer: Literal["characters", "bytes", "words", "bpe", "unigram"] = "characters"
     vocab_size: int = 1024
     tokenizer_sample: int = 100_000_000
     tokenizer_file: str | None = None
@@ -196,7 +197,7 @@ def _tokenizer(data: TokenizedData) -> Tokenizer:
     if kind == "bytes" and earlier is None:
         return train_tokenizer(kind, [], 0)
     # Symbols are collected from all splits: a missing symbol cannot be encoded, a missing word can.
-    symbols = kind in ("characters", "smiles")
+    symbols = kind in SYMBOL_KINDS
     corpora = [data.corpus(split) for split in (("train", "validation", "test") if symbols else ("train",))]
 
     def make() -> Tokenizer:

@@ -1,4 +1,4 @@
-"""Tokenizers: characters, bytes, SMILES symbols, and byte-level BPE or unigram pieces trained on the user's text.
+"""Tokenizers: characters, bytes, words, SMILES symbols, and byte-level BPE or unigram pieces trained on the user's text.
 
 All of them give every id its text as bytes (`pieces`), encode without loss and are saved as JSON beside a run.  The
 tokenizer.json of a checkpoint is read too.
@@ -21,6 +21,10 @@ from genjax.data.files import read_utf8
 #: Symbols of SMILES: bracket atoms, two-letter elements, ring numbers above 9, and single characters (Schwaller et al.
 #: 2018).
 _SMILES = re.compile(r"\[[^\]]+\]|Br|Cl|%\d\d|.", re.DOTALL)
+#: Words with the blanks before them, and blanks at the end.
+_WORDS = re.compile(r"\s*\S+|\s+")
+#: Kinds of tokenizers whose vocabulary is the symbols that occur.
+SYMBOL_KINDS = ("characters", "words", "smiles")
 
 
 #: Names that special tokens go by in files of other libraries, the usual ones first.
@@ -44,7 +48,7 @@ class Tokenizer:
     """Maps text to ids and back.
 
     Attributes:
-      kind: characters, bytes, smiles, bpe or unigram; or file for a tokenizer.json of another library.
+      kind: characters, bytes, words, smiles, bpe or unigram; or file for a tokenizer.json of another library.
       pieces: text of each id as bytes (approximate for files whose subwords carry marks).
       library: the content of a tokenizer.json of the library tokenizers, or None.
       special: ids of the special tokens start, separator, padding and mask, if the file has them, or if the vocabulary
@@ -100,9 +104,8 @@ class Tokenizer:
         if self._library is not None:
             check_unicode(text)
             return np.array(self._library.encode(text, add_special_tokens=False).ids, np.int32)
-        symbols = _SMILES.findall(text) if self.kind == "smiles" else text
         try:
-            return np.array([self._of_symbol[s] for s in symbols], np.int32)
+            return np.array([self._of_symbol[s] for s in symbols_of(self.kind, text)], np.int32)
         except KeyError as error:
             raise UnknownSymbolError(
                 f"the text has {error.args[0]!r}, which is not among the {self.vocab_size} symbols of the tokenizer"
@@ -216,6 +219,16 @@ class Tokenizer:
         return text if normalizer is None else normalizer.normalize_str(text)
 
 
+def symbols_of(kind: str, text: str) -> Iterable[str]:
+    """The symbols of a text in their order, for a kind in SYMBOL_KINDS."""
+    match kind:
+        case "smiles":
+            return _SMILES.findall(text)
+        case "words":
+            return _WORDS.findall(text)
+    return text
+
+
 def check_unicode(text: str, name: str = "the text") -> None:
     """Raises DataError if a text has half of a surrogate pair: Python's sign for a byte that is not UTF-8, or half a
     character.
@@ -246,14 +259,14 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokeniz
     """Makes a tokenizer of a corpus.
 
     Args:
-      kind: characters, bytes, smiles, bpe or unigram.
+      kind: characters, bytes, words, smiles, bpe or unigram.
       texts: the corpus.
       vocab_size: largest number of pieces, for bpe and unigram.
     """
     if kind == "bytes":
         return Tokenizer(kind, [bytes([b]) for b in range(256)])
-    if kind in ("characters", "smiles"):
-        symbols = {s for text in texts for s in (_SMILES.findall(text) if kind == "smiles" else set(text))}
+    if kind in SYMBOL_KINDS:
+        symbols = {s for text in texts for s in symbols_of(kind, text)}
         return Tokenizer(kind, [s.encode() for s in sorted(symbols)])
     if vocab_size <= 256:
         raise DataError(f"data.vocab_size={vocab_size} must exceed 256, the number of bytes")

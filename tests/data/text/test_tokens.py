@@ -23,7 +23,7 @@ from genjax.data.text.windows import Windows
 SENTENCE = "Ünïcode, naïve 日本 and plain text; text again.\n\tTabs  and spaces 🙂"
 
 
-@pytest.mark.parametrize("kind", ["characters", "bytes", "bpe", "unigram"])
+@pytest.mark.parametrize("kind", ["characters", "bytes", "words", "bpe", "unigram"])
 def test_tokenizers_lose_nothing_and_survive_json(kind):
     if kind in ("bpe", "unigram"):
         pytest.importorskip("tokenizers")

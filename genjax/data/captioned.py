@@ -1,0 +1,211 @@
+"""Pairs of pictures and texts: Scenes, emoji, or a folder of pictures with captions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax.batch import example_keys
+from genjax.data.base import ArrayExamples, DataError, Examples
+from genjax.data.captions import captions_of
+from genjax.data.emoji import emoji_captions, read_emoji
+from genjax.data.fitting import fit_pictures
+from genjax.data.folders import folder_files, folder_images
+from genjax.data.images import Images
+from genjax.data.scenes.grammar import lexicon
+from genjax.data.scenes.making import make_scene
+from genjax.data.scenes.pictures import render
+from genjax.data.text.base import DelimitedText
+from genjax.data.training_files import save_training_files
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptionedImages(Images, DelimitedText):
+    """Pictures `x` with captions: `tokens` int32 [B, T] and `mask`, a start token, the caption and an end token.
+
+    A picture with several captions shows one at random in each training step, and its first in evaluations.
+
+    Attributes:
+      name: scenes, made pictures of things (genjax/data/scenes); emoji, the file emoji64.npz at data.dir; or folder,
+        pictures and captions at data.dir (genjax/data/captions.py).
+      captions: list of the captions of a folder, a path as it is or below data.dir; None looks for captions.jsonl,
+        metadata.jsonl, captions.json, and for text files beside the pictures.
+      sequence_length: tokens T of a caption with its start and end; longer ones are cut.
+      num_made: training examples of scenes.
+      num_held_out: examples of each other split of scenes.
+    """
+
+    flag_name: ClassVar[str] = "pairs"
+
+    name: str = "scenes"
+    tokenizer: Literal["characters", "bytes", "words", "bpe", "unigram"] = "words"
+    captions: str | None = None
+    sequence_length: int = 20
+    num_made: int = 20_000
+    num_held_out: int = 2_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field, least in (("sequence_length", 3), ("num_made", 1), ("num_held_out", 1)):
+            if getattr(self, field) < least:
+                raise DataError(f"data.{field}={getattr(self, field)} must be at least {least}")
+        if self.name not in ("scenes", "emoji", "folder"):
+            raise DataError(f"data.name={self.name} is no set of pairs of pictures and texts: scenes, emoji, folder")
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Reading
+
+    def references(self, split: str) -> list[tuple[str, ...]]:
+        """The captions of each picture of a split."""
+        return _read(self, split)[1]
+
+    def documents(self, split: str) -> list[str]:
+        if self.name == "scenes":
+            return lexicon()
+        return [caption for captions in self.references(split) for caption in captions]
+
+    def load_split(self, split: str) -> Examples:
+        examples, captions = _read(self, split)
+        examples = self._prepared(examples, split)
+        arrays = self._rows_of(captions, split)
+        pictures = examples.arrays()
+        return Captioned(examples, arrays) if pictures is None else ArrayExamples({**pictures, **arrays})
+
+    def _rows_of(self, captions: Sequence[tuple[str, ...]], split: str) -> dict[str, np.ndarray]:
+        """Captions as `captions` int32 [N, C, T], `captions_mask`, and the number of each picture's, `num_captions` [N]."""
+        most = max(map(len, captions))
+        encoded = [ids for own in captions for ids in self.make_tokenizer().encode_all(own)]
+        num_cut = sum(len(self.framed(ids)) >= self.sequence_length for ids in encoded)
+        if num_cut:
+            _logger.warning(
+                "%d of %d captions of %s are longer than data.sequence_length=%d tokens and are cut",
+                num_cut, len(encoded), split, self.sequence_length,
+            )  # fmt: skip
+        tokens, mask = self._framed_rows(encoded)
+        counts = np.array([len(own) for own in captions], np.int32)
+        # A picture with fewer captions than others repeats its first, which is never drawn.
+        firsts = np.cumsum(counts) - counts
+        places = np.arange(most)[None]
+        rows = firsts[:, None] + np.where(places < counts[:, None], places, 0)
+        return {"captions": tokens[rows], "captions_mask": mask[rows], "num_captions": counts}
+
+    def _framed_rows(self, encoded: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        length = self.sequence_length - 1
+        return self.pad([[self.start_token, *self.framed(ids, length)] for ids in encoded], self.sequence_length)
+
+    def prompts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Texts as a model sees captions: `tokens` int32 [N, T] and `mask`.
+
+        Raises:
+          DataError: a text has a word or a symbol that the tokenizer does not know, or is too long.
+        """
+        encoded = [self.make_tokenizer().encode(text.strip()) for text in texts]
+        for text, ids in zip(texts, encoded):
+            if len(self.framed(ids)) >= self.sequence_length:
+                raise DataError(
+                    f"the prompt {text[:60]!r} has {len(ids)} tokens; with data.sequence_length={self.sequence_length} the "
+                    f"longest has {self.sequence_length - len(self.framed(ids[:0])) - 1}"
+                )
+        tokens, mask = self._framed_rows(encoded)
+        return {"tokens": tokens, "mask": mask}
+
+    def spec(self) -> dict[str, Any]:
+        """data_shape (H, W, C), range and num_levels; vocab_size and special tokens, sequence_length T."""
+        return {**Images.spec(self), **DelimitedText.spec(self), "sequence_length": self.sequence_length}
+
+    def save(self, workdir: Path) -> None:
+        """Writes the tokenizer into the run's directory, and of a folder the list of training files.
+
+        Raises:
+          DataError: the run has others.
+        """
+        DelimitedText.save(self, workdir)
+        if self.name == "folder":
+            save_training_files(workdir, self._training_files())
+
+    def beside(self, workdir: Path) -> CaptionedImages:
+        """The same data with the tokenizer of a run, where it has one."""
+        return DelimitedText.beside(self, workdir)
+
+    def going_on(self, workdir: Path) -> CaptionedImages:
+        return DelimitedText.going_on(self, workdir)
+
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the categories of emoji; nothing else has classes."""
+        return super().label_names() if self.name == "emoji" else ()
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # On the device
+
+    def augment(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        caption_key, key = jax.random.split(key)
+        batch = super().augment(batch, key)
+        if batch["captions"].shape[1] == 1:
+            return batch
+        keys = example_keys(caption_key, batch)
+        chosen = jax.vmap(lambda k, n: jax.random.randint(k, (), 0, n))(keys, batch["num_captions"])
+        first = lambda a: jnp.take_along_axis(a, chosen[:, None, None], axis=1)
+        return {**batch, "captions": first(batch["captions"]), "captions_mask": first(batch["captions_mask"])}
+
+    def transform(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        batch = super().transform(batch, key)
+        tokens, mask = batch.pop("captions")[:, 0], batch.pop("captions_mask")[:, 0]
+        del batch["num_captions"]
+        return {**batch, "tokens": tokens, "mask": mask}
+
+    def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
+        """Writes one PNG with the pictures in rows."""
+        return Images.write_samples(self, samples, stem)
+
+    def protocol(self) -> str:
+        return f"{super().protocol()}, tokenizer {self.tokenizer_name}, captions cut at {self.sequence_length} tokens"
+
+
+class Captioned:
+    """Pictures that are read when they are asked for, with their captions' arrays.
+
+    Args:
+      pictures: the pictures.
+      captions: arrays with a row for each.
+    """
+
+    def __init__(self, pictures: Examples, captions: dict[str, np.ndarray]) -> None:
+        self._pictures, self._captions = pictures, captions
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {**self._pictures.gather(indices), **{name: a[indices] for name, a in self._captions.items()}}
+
+    def arrays(self) -> None:
+        return None
+
+
+@functools.lru_cache(maxsize=8)
+def _read(data: CaptionedImages, split: str) -> tuple[Examples, list[tuple[str, ...]]]:
+    """Pictures of a split in their stored levels, and the captions of each."""
+    match data.name:
+        case "scenes":
+            count = data.num_made if split == "train" else data.num_held_out
+            scenes = [make_scene(split, 0, i) for i in range(count)]
+            pictures = fit_pictures(render(scenes), data.image_size, data.channels, 255)
+            captions = [(scene.description.caption(split == "paraphrase"),) for scene in scenes]
+            return ArrayExamples({"x": pictures}), captions
+        case "emoji":
+            own = [(caption,) for caption in emoji_captions(data.dir, split)]
+            return read_emoji(data.dir, split, data.image_size, data.channels or 3), own
+    base, _ = folder_files(data.dir, split)
+    options = (data.image_size, data.channels or 3, (), data.skip_corrupt)
+    examples, paths = folder_images(data.dir, split, *options)
+    return examples, captions_of(base, Path(data.dir).expanduser(), paths, data.captions)
