@@ -1,10 +1,10 @@
 """Compares the likelihood of a trained run with a normal distribution, and with the likelihood of other data:
 
-    python -m experiments.likelihood --workdir=runs/maf_mnist --against=black,uniform,inverted,shuffled
+    python -m experiments.likelihood --workdir=runs/maf_mnist --ood=black,uniform,inverted,shuffled
 
 Prints the log-likelihood of the evaluation split.  Beside it stands the log-likelihood under a full-covariance normal
 distribution that is fitted to the training split, if the model is a density in the same space.  Prints how well the
-likelihood tells the split from the sets --against (area under the ROC curve; below 0.5 the other set is likelier).  Of
+likelihood tells the split from the sets --ood (area under the ROC curve; below 0.5 the other set is likelier).  Of
 two-dimensional data it draws the density and prints its integral.  Pictures of other sets are converted to the levels,
 the size and the channels of the run's pictures.
 """

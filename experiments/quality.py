@@ -11,10 +11,10 @@
 Metrics (--metrics, by default all):
 
 frechet           Frechet distance, from the moments of all pictures
-kernel            kernel distance, over blocks of a random sample of --num_kept pictures
+kernel            kernel distance, over blocks of a random sample of --reservoir_size pictures
 classes           class_score (the Inception score, with the Inception network) and shares of the classes; needs logits
 precision_recall, density_coverage
-                  by nearest neighbours in a random sample of --num_kept pictures
+                  by nearest neighbours in a random sample of --reservoir_size pictures
 memorization      whether samples lie nearer to training pictures than held-out pictures do; also draws the samples
                   nearest to a training picture (or to its mirror image, if data.horizontal_flip was on) beside that
                   picture

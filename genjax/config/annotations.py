@@ -96,6 +96,11 @@ def choice_name(cls: type) -> str:
     return vars(cls).get("flag_name") or snake_case(cls.__name__)
 
 
+def former_names(cls: type) -> tuple[str, ...]:
+    """Names that a class had in older saved configurations, from its `former_names`."""
+    return vars(cls).get("former_names", ())
+
+
 def choices(hint: Any) -> dict[str, type]:
     """The dataclasses that a field may hold, by the name that its flag takes."""
     found = {}

@@ -15,8 +15,10 @@ from genjax.config.annotations import (
     ConfigError,
     check,
     choices,
+    former_names,
     parse,
     path_suggestion,
+    snake_case,
     suggestion,
     type_hints,
     type_name,
@@ -117,6 +119,9 @@ def _choose(hint: Any, current: Any, path: str, name: str) -> Any:
     options = choices(hint)
     chosen = next((c for n, c in options.items() if n.replace("_", "") == name.lower().replace("_", "")), None)
     if chosen is None:
+        for option, cls in options.items():
+            if name in map(snake_case, former_names(cls)):
+                raise ConfigError(f"{path}: {name} is called {option} now")
         raise ConfigError(f"{path}: {name!r} is not one of {', '.join(options)}{suggestion(name, options)}")
     if type(current) is chosen:
         return current
@@ -190,7 +195,10 @@ def from_json(value: Any, hint: Any = Any) -> Any:
         place, _, name = value["class"].partition(":")
         try:
             module = load_file(place) if place.endswith(".py") else importlib.import_module(place)
-            cls: Any = functools.reduce(getattr, name.split("."), module)
+            renamed_class = (
+                c.__name__ for c in vars(module).values() if isinstance(c, type) and name in former_names(c)
+            )
+            cls: Any = functools.reduce(getattr, next(renamed_class, name).split("."), module)
         except (ImportError, AttributeError):
             raise ConfigError(f"the saved configuration names {value['class']}, which does not exist here") from None
         hints, renamed = type_hints(cls), renamed_fields(cls)

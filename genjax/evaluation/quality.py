@@ -1,7 +1,7 @@
 """Quality of samples in a feature space: figures of samples against data, and of data against data (the floor).
 
 `FeatureStatistics` takes features in batch after batch.  It keeps moments of all of them, and a random sample of
-`num_kept` feature vectors, used for nearest-neighbour metrics and the kernel distance; so memory does not grow with the
+`reservoir_size` feature vectors, used for nearest-neighbour metrics and the kernel distance; so memory does not grow with the
 number of pictures, and sets may lie class after class.
 """
 
@@ -23,19 +23,19 @@ class FeatureStatistics:
     """Statistics of the features of a set of pictures.
 
     Args:
-      num_kept: number of feature vectors in the random sample that is kept.
+      reservoir_size: number of feature vectors in the random sample that is kept.
       reference: complete statistics of the data, for a set whose kernel distance from the data is wanted.
       block_size: number of vectors in a block of the kernel distance.
     """
 
     def __init__(
-        self, num_kept: int = 10000, reference: FeatureStatistics | None = None, block_size: int = 1000
+        self, reservoir_size: int = 10000, reference: FeatureStatistics | None = None, block_size: int = 1000
     ) -> None:
-        self._num_kept, self._block_size = num_kept, block_size
-        self._kept = Reservoir(num_kept)
+        self._reservoir_size, self._block_size = reservoir_size, block_size
+        self._kept = Reservoir(reservoir_size)
         self._halves = (Moments(), Moments())
         self.classes: ClassProbabilities | None = None
-        self.kernel = None if reference is None else KernelBlocks(reference.kept, block_size, num_kept)
+        self.kernel = None if reference is None else KernelBlocks(reference.kept, block_size, reservoir_size)
 
     def add(self, features: np.ndarray, logits: np.ndarray | None = None) -> FeatureStatistics:
         """Adds features [B, D], and logits [B, K] if there are any."""
@@ -63,12 +63,12 @@ class FeatureStatistics:
 
     @property
     def kept(self) -> np.ndarray:
-        """A random sample of the features in a random order, [at most num_kept, D]."""
+        """A random sample of the features in a random order, [at most reservoir_size, D]."""
         return self._kept.sample
 
     def half(self, which: int, reference: FeatureStatistics | None = None) -> FeatureStatistics:
         """Statistics of one half of the pictures, half 0 or 1, without the classes."""
-        result, kept = FeatureStatistics(self._num_kept, reference, self._block_size), self.kept[which::2]
+        result, kept = FeatureStatistics(self._reservoir_size, reference, self._block_size), self.kept[which::2]
         result._halves = (self._halves[which], Moments())
         result._kept.add(kept)
         if result.kernel is not None:

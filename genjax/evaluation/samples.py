@@ -158,16 +158,16 @@ class KernelBlocks:
     Args:
       reference: features [M, D]; at least `block_size` of them are used, else all.
       block_size: number of vectors of a block.
-      num_kept: largest size of the random sample of the stream that is kept.
+      reservoir_size: largest size of the random sample of the stream that is kept.
     """
 
-    def __init__(self, reference: np.ndarray, block_size: int = 1000, num_kept: int = 10000) -> None:
+    def __init__(self, reference: np.ndarray, block_size: int = 1000, reservoir_size: int = 10000) -> None:
         reference = _features(reference)
         reference = Reservoir(len(reference), seed=1).add(reference).sample
         self._size = min(block_size, len(reference))
         count = len(reference) // self._size
         self._reference = [reference[i * self._size : (i + 1) * self._size] for i in range(count)]
-        self._stream = Reservoir(max(num_kept, self._size))
+        self._stream = Reservoir(max(reservoir_size, self._size))
 
     def add(self, x: np.ndarray) -> KernelBlocks:
         """Takes a batch [B, D] in."""

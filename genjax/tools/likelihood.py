@@ -2,7 +2,7 @@
 altered pictures and other sets.
 
     run = genjax.restore("runs/maf_mnist")
-    print(likelihood.compare(run, likelihood.Options(against=("black", "uniform"))))
+    print(likelihood.compare(run, likelihood.Options(ood=("black", "uniform"))))
 
 `compare` also draws the density of two-dimensional data.
 """
@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -38,15 +38,17 @@ class Options:
     """Options of a comparison of likelihoods.
 
     Attributes:
-      against: other sets to compare with: uniform, constant, black, inverted or shuffled pictures made from the split,
+      ood: out-of-distribution sets to compare with: uniform, constant, black, inverted or shuffled pictures made from the split,
         or names of data sets, with their place if it is not data.dir: emoji=FILE.
       num_examples: number of examples of each set that are compared.
       output: path of the picture of the density; by default <workdir>/density.png.
     """
 
-    against: tuple[str, ...] = ()
+    ood: tuple[str, ...] = ()
     num_examples: int = 2000
     output: str | None = None
+
+    renamed: ClassVar[dict[str, str]] = {"against": "ood"}
 
     def __post_init__(self) -> None:
         check_at_least(self, num_examples=2)
@@ -104,7 +106,7 @@ def compare(run: Run, options: Options | None = None) -> Comparison:
         raise ConfigError(f"{type(model).__name__} has no likelihood")
     held_out = data.load(split)
     test = held_out.gather(np.arange(len(held_out)))
-    others = {against.partition("=")[0]: _compared_with(run, against, test, options) for against in options.against}
+    others = {against.partition("=")[0]: _compared_with(run, against, test, options) for against in options.ood}
     score = functools.partial(scores, run, jax.jit(functools.partial(scores_of_examples, model, data)))
     log_prob, raw, x = score(test)
     nats_per_bit = math.prod(x.shape[1:]) * math.log(2.0)
@@ -151,16 +153,16 @@ def scores(run: Run, score: Any, examples: dict[str, np.ndarray]) -> list[np.nda
 
 
 def _compared_with(run: Run, against: str, test: dict[str, np.ndarray], options: Options) -> dict[str, np.ndarray]:
-    """The raw examples that an entry of `against` names."""
+    """The raw examples that an entry of `ood` names."""
     data, shape = run.experiment.data, test["x"].shape[1:]
     if against in ALTERED:
         if not isinstance(data, Images):
-            raise ConfigError(f"--against={against} is made from pictures, but {data.name} has none")
+            raise ConfigError(f"--ood={against} is made from pictures, but {data.name} has none")
         examples = {**test, "x": altered(against, test["x"], data.levels)}
         own = first_examples(len(test["x"]), options.num_examples)
         return {name: a[own] for name, a in examples.items()}
     if takes(run.model, "label"):
-        raise ConfigError(f"the run is conditional on classes, which --against={against} does not share")
+        raise ConfigError(f"the run is conditional on classes, which --ood={against} does not share")
     return other_set(data, against, run.experiment.evaluation.split, shape, options.num_examples)
 
 
@@ -263,7 +265,7 @@ def other_set(data: Data, against: str, split: str, shape: tuple[int, ...], coun
     if isinstance(data, Images):
         return {**examples, "x": fitted(examples["x"], shape, other.levels, data.levels)}
     if examples["x"].shape[1:] != shape:
-        raise ConfigError(f"--against={name} has examples of shape {examples['x'].shape[1:]}, the run {shape}")
+        raise ConfigError(f"--ood={name} has examples of shape {examples['x'].shape[1:]}, the run {shape}")
     return examples
 
 

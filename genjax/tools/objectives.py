@@ -55,7 +55,7 @@ MIXTURES = {
     "grid_gaussians": (procedural.grid_gaussians_means, 0.05),
 }
 #: Number of pictures of a set in which neighbours are searched.
-_NUM_KEPT = 2000
+_RESERVOIR_SIZE = 2000
 _DISTANCES = ("frechet_distance", "recall")
 _PICTURES = {
     "model.conditioning": "none",
@@ -300,13 +300,13 @@ class PictureMeasures:
 
     def __init__(self, experiment: Experiment, extract: Extract) -> None:
         self._data, self._extract = experiment.data, extract
-        self._reference = FeatureStatistics(_NUM_KEPT)
+        self._reference = FeatureStatistics(_RESERVOIR_SIZE)
         for pictures in pictures_of(self._data, "test", random_order(len(self._data.load("test")))):
             self._reference.add(*extract(pictures))
 
     def __call__(self, pictures: Iterable[np.ndarray]) -> dict[str, float]:
         """Figures of pictures in [0, 1], given in batches."""
-        statistics = FeatureStatistics(_NUM_KEPT, self._reference)
+        statistics = FeatureStatistics(_RESERVOIR_SIZE, self._reference)
         for batch in pictures:
             statistics.add(*self._extract(batch))
         found = quality.figures(self._reference, statistics, ("frechet", "classes", "precision_recall"))
@@ -332,7 +332,7 @@ class PictureMeasures:
         sizes = {"samples": num_samples, "test pictures": count, "pictures in one of their halves": count // 2}
         line = (
             f"{num_samples} samples, or as many training pictures, against {count} test pictures, by {num_features} features; "
-            f"floor: {count // 2} against {count - count // 2} test pictures; recall among at most {_NUM_KEPT} of each set"
+            f"floor: {count // 2} against {count - count // 2} test pictures; recall among at most {_RESERVOIR_SIZE} of each set"
         )
         return [line, *(f"note: {text}" for text in quality.warnings(sizes, num_features))]
 

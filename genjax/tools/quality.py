@@ -12,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -41,8 +41,8 @@ class Options:
       metrics: groups of metrics: frechet, kernel, classes, precision_recall, density_coverage, memorization.
       num_samples: number of samples.
       num_data: largest number of pictures of the split; by default all.
-      num_kept: number of pictures of each set, chosen at random, for neighbours and the kernel distance.
-      num_queries: number of samples, and of pictures of the split, that are compared with all training pictures.
+      reservoir_size: number of pictures of each set, chosen at random, for neighbours and the kernel distance.
+      num_memorization_samples: number of samples, and of pictures of the split, that are compared with all training pictures.
       seed: seed of the samples.
       weak_step: an early checkpoint that guides a diffusion model, by model.guidance.scale.
     """
@@ -52,13 +52,15 @@ class Options:
     metrics: tuple[str, ...] = METRICS
     num_samples: int = 10000
     num_data: int | None = None
-    num_kept: int = 10000
-    num_queries: int = 1000
+    reservoir_size: int = 10000
+    num_memorization_samples: int = 1000
     seed: int = 0
     weak_step: int | None = None
 
+    renamed: ClassVar[dict[str, str]] = {"num_kept": "reservoir_size", "num_queries": "num_memorization_samples"}
+
     def __post_init__(self) -> None:
-        check_at_least(self, num_samples=2, num_data=4, num_kept=8)
+        check_at_least(self, num_samples=2, num_data=4, reservoir_size=8)
         unknown = [name for name in self.metrics if name not in METRICS]
         if unknown:
             raise ConfigError(f"--metrics has no {', '.join(unknown)}; choose from {', '.join(METRICS)}")
@@ -168,20 +170,20 @@ def figures(run: Run, extract: Extract, options: Options) -> dict[str, Any]:
     if takes(run.model, "source"):
         # A second translation of a source would be nearly the same picture.
         options = dataclasses.replace(options, num_samples=min(options.num_samples, len(data.load(split))))
-    held_out, queries = Queries(options.num_queries), Queries(options.num_queries)
-    reference = FeatureStatistics(options.num_kept)
+    held_out, queries = Queries(options.num_memorization_samples), Queries(options.num_memorization_samples)
+    reference = FeatureStatistics(options.reservoir_size)
     for pictures in pictures_of(data, split, random_order(len(data.load(split)))[: options.num_data]):
         features, logits = extract(pictures)
         reference.add(features, logits)
         held_out.add(pictures, features)
-    samples = FeatureStatistics(options.num_kept, reference)
+    samples = FeatureStatistics(options.reservoir_size, reference)
     for pictures in samples_of(run, options.seed, options.num_samples):
         features, logits = extract(pictures)
         if not np.isfinite(features).all():
             raise ConfigError(f"samples of {run.workdir} at step {run.step} have features that are not finite")
         samples.add(features, logits)
         queries.add(pictures, features)
-    train = FeatureStatistics(options.num_kept, reference)
+    train = FeatureStatistics(options.reservoir_size, reference)
     order = random_order(len(data.load("train")))
     order = order if needs_train else order[: options.num_samples]
     near_samples = NearestNeighbors(np.concatenate(queries.features), min(5, len(order)))
@@ -208,7 +210,12 @@ def figures(run: Run, extract: Extract, options: Options) -> dict[str, Any]:
         "pictures in one of its halves": reference.count // 2,
     }
     result: dict[str, Any] = {
-        "counts": {"samples": samples.count, split: reference.count, "train": train.count, "kept": options.num_kept},
+        "counts": {
+            "samples": samples.count,
+            split: reference.count,
+            "train": train.count,
+            "kept": options.reservoir_size,
+        },
         "num_features": num_features,
         "samples": quality.figures(reference, samples, options.metrics),
         "train": quality.figures(reference, train, options.metrics),

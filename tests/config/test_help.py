@@ -132,6 +132,18 @@ def test_acronyms_are_one_word_and_their_earlier_spelling_is_still_read(hint, cl
         assert config.override(holder(), "part", spelling).part == cls()
 
 
+def test_configurations_saved_before_parts_of_diffusion_were_renamed_are_read():
+    experiment = config.find_experiment("flow_matching_points").build()
+    saved = config.to_json(experiment)
+    model = saved["model"]
+    model["process"]["class"] = model["process"]["class"].replace("LinearInterpolant", "Straight")
+    model["weighting"] = "target"
+    model["sampler"]["to_data"] = model["sampler"].pop("denoise_to_zero")
+    assert config.from_json(saved) == experiment
+    with pytest.raises(config.ConfigError, match="model.process: straight is called linear now"):
+        config.override(experiment, "model.process", "straight")
+
+
 def test_configurations_saved_before_the_fields_of_texts_were_renamed_are_read():
     for data in (Text(vocab_size=300, pack_separately=True), TextToText(vocab_size=300)):
         saved = config.to_json(data)

@@ -84,7 +84,7 @@ def test_kernel_distance_of_sets_that_lie_class_after_class_is_unbiased():
     result = KernelBlocks(sets[0], block_size=100).add(sets[1]).result()
     assert abs(result["kernel_distance"]) < 4 * result["kernel_distance_standard_error"]
     assert result["kernel_distance_standard_error"] < 0.1
-    data = FeatureStatistics(num_kept=400, block_size=100).add(sets[0])
+    data = FeatureStatistics(reservoir_size=400, block_size=100).add(sets[0])
     other = FeatureStatistics(400, data, block_size=100).add(sets[1])
     found, halves = figures(data, other), floor(data)
     assert abs(found["kernel_distance"]) < 0.3 and abs(halves["kernel_distance"]) < 0.3

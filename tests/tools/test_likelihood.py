@@ -64,16 +64,16 @@ def test_altered_pictures_keep_their_levels(kind):
 
 def test_a_density_stands_beside_a_normal_distribution_and_other_sets(tmp_path, monkeypatch):
     run = untrained("real_nvp_two_moons", tmp_path / "run")
-    found = compare(run, Options(against=("circles",), num_examples=50))
+    found = compare(run, Options(ood=("circles",), num_examples=50))
     assert list(found.likelihoods) == ["RealNVP", "full-covariance normal"] and list(found.roc_auc) == ["circles"]
     assert all(row.exact for row in found.likelihoods.values()) and 0.0 <= found.roc_auc["circles"] <= 1.0
     # A square a unit wider than the data holds most of the normal distribution that the flow begins with.
     assert 0.5 < found.integral < 1.001 and found.picture.stat().st_size > 1000
     nats = found.likelihoods["RealNVP"]
     assert nats.bits_per_dim == pytest.approx(-nats.log_likelihood / (2 * np.log(2)), rel=1e-5)
-    with pytest.raises(ConfigError, match="--against=black is made from pictures, but two_moons has none"):
-        compare(run, Options(against=("black",)))
+    with pytest.raises(ConfigError, match="--ood=black is made from pictures, but two_moons has none"):
+        compare(run, Options(ood=("black",)))
     monkeypatch.setattr(likelihood, "compare", lambda run, options: found)
-    shown = call("likelihood", str(tmp_path / "run"), "--against=circles", "--num_examples=50")
+    shown = call("likelihood", str(tmp_path / "run"), "--ood=circles", "--num_examples=50")
     assert f"against circles          ROC-AUC {found.roc_auc['circles']:.4f}" in shown.stdout
     assert f"log-likelihood {nats.log_likelihood:10.4f} nats" in shown.stdout

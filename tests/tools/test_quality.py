@@ -50,7 +50,7 @@ def runs(tmp_path_factory):
 
 def test_all_figures_are_given_with_counts_floor_and_picture(runs):
     run = genjax.restore(runs / "vae")
-    result = measure(run, Options(features=str(runs / "net"), num_samples=120, num_queries=50))
+    result = measure(run, Options(features=str(runs / "net"), num_samples=120, num_memorization_samples=50))
     assert "FeatureNet, step 50, trained on digits" in result["protocol"]
     assert (
         result["counts"] == {"samples": 120, "test": 179, "train": 120, "kept": 10000} and result["num_features"] == 8
@@ -128,7 +128,9 @@ def test_sets_that_lie_class_after_class_are_judged_by_fair_parts_of_them(tmp_pa
         workdir=tmp_path,
     )
     _, extract = feature_extractor("pixels", "tensorflow")
-    result = figures(run, extract, Options(num_samples=800, num_data=400, num_kept=300, num_queries=400))
+    result = figures(
+        run, extract, Options(num_samples=800, num_data=400, reservoir_size=300, num_memorization_samples=400)
+    )
     for name in ("samples", "train", "floor"):
         # By the first half of the split, which is dark, these were 1.0, 0.4, 0.4 and 0.5.
         found = result[name]

@@ -42,7 +42,7 @@ from genjax.model import TrainState, copies_of_start
 class ConsistencySampler(Sampler):
     """Maps noise to data in one evaluation a step, and noises the data again in between (2303.01469, algorithm 1).
 
-    The noise levels lie on a grid that ends at sigma_min, where the map is the identity; so `to_data` has no effect.
+    The noise levels lie on a grid that ends at sigma_min, where the map is the identity; so `denoise_to_zero` has no effect.
     """
 
     num_steps: int = 1
@@ -50,7 +50,7 @@ class ConsistencySampler(Sampler):
     needs_path_ends: ClassVar[bool] = True
 
     def grid(self, process: GaussianProcess) -> Node:
-        return times(process, self.spacing, self.num_steps, self.rho, to_data=False)
+        return times(process, self.spacing, self.num_steps, self.rho, denoise_to_zero=False)
 
     def step(
         self, denoise: Denoiser, process: GaussianProcess, carry: Carry, now: Node, then: Node, key: Array
@@ -92,7 +92,7 @@ class ConsistencyModel(Diffusion):
             raise UserError("a consistency model has neither self_conditioning nor a likelihood (likelihood_steps)")
         if not isinstance(self.process, Karras):
             raise UserError("a consistency model needs process=karras")
-        ignored = {"target": "epsilon", "times": UniformTime(), "weighting": "target"}
+        ignored = {"target": "epsilon", "times": UniformTime(), "weighting": "simple"}
         given = [name for name, value in ignored.items() if getattr(self, name) != value]
         if given:
             raise UserError(

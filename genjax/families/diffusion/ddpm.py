@@ -74,8 +74,8 @@ class DDPM(Diffusion):
             )
         if getattr(self.sampler, "variance", None) == "learned" and self.variance != "learned":
             raise UserError("sampler.variance=learned needs a model with variance=learned")
-        if self.objective == "bound" and (self.weighting != "target" or not isinstance(self.times, UniformTime)):
-            raise UserError("objective=bound weighs the steps itself; it takes weighting=target and times=uniform_time")
+        if self.objective == "bound" and (self.weighting != "simple" or not isinstance(self.times, UniformTime)):
+            raise UserError("objective=bound weighs the steps itself; it takes weighting=simple and times=uniform_time")
         if self.step_sampling == "importance" and self.objective != "bound":
             raise UserError(
                 f"step_sampling=importance weighs the terms of the bound; it takes objective=bound and not {self.objective}"

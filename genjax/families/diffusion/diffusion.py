@@ -74,7 +74,7 @@ class Diffusion:
     num_levels: int | None = None
     process: Process = Discrete()
     target: Target = "epsilon"
-    weighting: Weighting = "target"
+    weighting: Weighting = "simple"
     weighting_gamma: float = 5.0
     sigma_data: float = 1.0
     scale_input: bool = False
@@ -93,6 +93,11 @@ class Diffusion:
 
     #: Whether `estimate` gives the end of the ODE's path through z, as in a consistency model, and not E[x | z].
     gives_path_ends: ClassVar[bool] = False
+
+    @classmethod
+    def from_saved(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Fields of a saved configuration; the weighting `simple` was called `target` before."""
+        return {**fields, "weighting": "simple"} if fields.get("weighting") == "target" else fields
 
     def check(self) -> None:
         """Raises UserError if the parts do not fit together.

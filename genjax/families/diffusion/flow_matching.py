@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from genjax.batch import Array, Batch, counted_examples
 from genjax.families.diffusion.assignment import assign
 from genjax.families.diffusion.diffusion import Diffusion, ODELikelihood
-from genjax.families.diffusion.processes import GaussianProcess, Process, Straight
+from genjax.families.diffusion.processes import GaussianProcess, LinearInterpolant, Process
 from genjax.families.diffusion.samplers import Euler, Sampler
 from genjax.families.diffusion.targets import Target
 
@@ -35,7 +35,7 @@ class FlowMatching(ODELikelihood, Diffusion):
         depends a little on its condition.
     """
 
-    process: Process = Straight()
+    process: Process = LinearInterpolant()
     target: Target = "velocity"
     sampler: Sampler = Euler(num_steps=50, variable="time")
     coupling: Literal["independent", "optimal_transport"] = "independent"

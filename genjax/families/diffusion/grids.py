@@ -27,14 +27,14 @@ def times(
     spacing: Spacing | None,
     num_steps: int,
     rho: float = 7.0,
-    to_data: bool = True,
+    denoise_to_zero: bool = True,
     min_log_ratio: float | None = None,
 ) -> Node:
     """The grid of a sampler: num_steps + 1 falling times from t_max with alpha and sigma,
     each of shape [num_steps + 1].
 
-    With `to_data`, the last node is the data themselves (alpha 1, sigma 0), and if the process has t_min > 0, the node
-    before it is t_min.  Without `to_data` the last node is t_min.
+    With `denoise_to_zero`, the last node is the data themselves (alpha 1, sigma 0), and if the process has t_min > 0, the node
+    before it is t_min.  Without `denoise_to_zero` the last node is t_min.
 
     Spacings: None, the process's; uniform in t; quadratic, t ~ u^2; karras, sigma / alpha between its extremes with
     power 1 / rho (Karras et al. 2022, eq. 5); log_snr, uniform in log(alpha / sigma).  On processes that start from
@@ -46,8 +46,8 @@ def times(
     """
     if num_steps < 1:
         raise UserError(f"num_steps={num_steps}; a sampler needs at least one step")
-    exact = to_data and process.t_min == 0.0
-    count = num_steps + 1 if exact or not to_data else num_steps
+    exact = denoise_to_zero and process.t_min == 0.0
+    count = num_steps + 1 if exact or not denoise_to_zero else num_steps
     u = jnp.linspace(0.0, 1.0, count) if count > 1 else jnp.zeros((1,))
     t_min, t_max = process.t_min, process.t_max
     spacing = process.spacing if spacing is None else spacing
@@ -76,9 +76,9 @@ def times(
             raise UserError(f"unknown spacing {spacing!r}; choose one of {', '.join(Spacing.__args__)}")
     if exact:
         t = t.at[-1].set(0.0)
-    if to_data and len(t) == num_steps:
+    if denoise_to_zero and len(t) == num_steps:
         t = jnp.concatenate([t, jnp.zeros((1,))])
     alpha, sigma = process.alpha(t), process.sigma(t)
-    if to_data:
+    if denoise_to_zero:
         alpha, sigma = alpha.at[-1].set(1.0), sigma.at[-1].set(0.0)
     return Node(t, alpha, sigma)

@@ -121,7 +121,7 @@ class AdaptiveODE(Sampler):
             raise UserError("AdaptiveODE starts from noise only; choose another sampler for image-to-image")
         t_end = process.earliest_time
         y, _ = solve_adaptive(_slope(denoise, process), z, process.t_max, t_end, self.rtol, self.atol, self.num_steps)
-        if self.to_data:
+        if self.denoise_to_zero:
             t = jnp.asarray(t_end, z.dtype)
             node = Node(t, process.alpha(t), process.sigma(t))
             one = jnp.ones((), z.dtype)

@@ -298,12 +298,15 @@ class Karras(Process):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Straight(Process):
+class LinearInterpolant(Process):
     """Rectified flow and conditional flow matching: alpha = 1 - t, sigma = t.
 
     Lipman et al. 2023, arXiv:2210.02747 (sigma_min = 0), and Liu et al. 2023, arXiv:2209.03003; time runs from data to
     noise here, as in all of this family, so their velocity has the other sign.
     """
+
+    flag_name: ClassVar[str] = "linear"
+    former_names: ClassVar[tuple[str, ...]] = ("Straight",)
 
     def alpha(self, t: Array) -> Array:
         return 1.0 - t
@@ -336,14 +339,14 @@ class Trigonometric(Process):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentNoise(Process):
-    """The straight interpolant with a latent variable, z_t = (1 - t) x + t epsilon + gamma(t)
+    """The linear interpolant with a latent variable, z_t = (1 - t) x + t epsilon + gamma(t)
     w, gamma^2 = scale t (1 - t).
 
     Albergo et al. 2023, arXiv:2303.08797, definition 2.1, with normal noise at one end, so that the two noises add up
     to noise of deviation sqrt(t^2 + gamma^2); with scale 2 the variance of unit data is preserved.
 
     Attributes:
-      scale: amount of latent noise; 0 gives `Straight`.
+      scale: amount of latent noise; 0 gives `LinearInterpolant`.
       t_min: earliest time; sigma rises like the square root of t.
     """
 

@@ -24,7 +24,7 @@ from genjax.errors import UserError
 from genjax.families.diffusion.flow_matching import FlowMatching
 from genjax.families.diffusion.guidance import Guidance
 from genjax.families.diffusion.networks import as_function
-from genjax.families.diffusion.processes import GaussianProcess, Straight, expand
+from genjax.families.diffusion.processes import GaussianProcess, LinearInterpolant, expand
 from genjax.families.diffusion.samplers import Denoiser, Euler, Heun, RungeKutta4, Sampler
 from genjax.gradients import gradient_step
 from genjax.model import TrainState, copies_of_start
@@ -47,8 +47,8 @@ class Reflow(FlowMatching):
 
     def check(self) -> None:
         super().check()
-        if not isinstance(self.process, Straight):
-            raise UserError("reflow straightens rectified flows; it needs process=straight")
+        if not isinstance(self.process, LinearInterpolant):
+            raise UserError("reflow straightens rectified flows; it needs process=linear")
         if self.coupling != "independent":
             raise UserError("reflow has pairs of its own; it needs coupling=independent")
         if not isinstance(self.teacher_sampler, Euler | RungeKutta4) or getattr(self.teacher_sampler, "churn", 0.0):

@@ -72,7 +72,7 @@ class Sampler(abc.ABC):
       spacing: spacing of the times: uniform, quadratic, karras (in sigma / alpha) or log_snr; None takes the process's
         spacing, which is karras for EDM's process and uniform for the others.
       rho: power of the karras spacing.
-      to_data: whether the last step ends at the data; otherwise it ends at the process's t_min.
+      denoise_to_zero: whether the last step ends at the data; otherwise it ends at the process's t_min.
       min_log_ratio: log(alpha / sigma) at which the karras and log_snr spacings begin, on
         processes that start from N(0, I).
     """
@@ -80,8 +80,10 @@ class Sampler(abc.ABC):
     num_steps: int = 50
     spacing: Spacing | None = None
     rho: float = 7.0
-    to_data: bool = True
+    denoise_to_zero: bool = True
     min_log_ratio: float | None = -5.1
+
+    renamed: ClassVar[dict[str, str]] = {"to_data": "denoise_to_zero"}
 
     #: Whether the first step divides by alpha(t_max), which pure noise does not allow.
     needs_signal: ClassVar[bool] = False
@@ -106,7 +108,7 @@ class Sampler(abc.ABC):
 
     def grid(self, process: GaussianProcess) -> Node:
         """The times that the steps lie between with the process's values there, [num_steps + 1] each."""
-        return times(process, self.spacing, self.num_steps, self.rho, self.to_data, self.min_log_ratio)
+        return times(process, self.spacing, self.num_steps, self.rho, self.denoise_to_zero, self.min_log_ratio)
 
     def run(
         self,

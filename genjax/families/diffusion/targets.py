@@ -24,7 +24,7 @@ from genjax.errors import UserError
 from genjax.families.diffusion.processes import GaussianProcess, expand
 
 Target = Literal["epsilon", "x0", "v", "score", "velocity", "edm"]
-Weighting = Literal["target", "epsilon", "x0", "v", "velocity", "edm", "min_snr", "p2", "likelihood"]
+Weighting = Literal["simple", "epsilon", "x0", "v", "velocity", "edm", "min_snr", "p2", "likelihood"]
 
 
 class Affine(NamedTuple):
@@ -140,7 +140,7 @@ def loss_weight(
         likelihood  -snr' / 2                                (Kingma et al. 2021, eq. 17), the continuous bound in nats
 
     Args:
-      weighting: which weighting; `target` leaves the error of the target as it is.
+      weighting: which weighting; `simple` leaves the error of the target as it is.
       target: prediction target of the network.
       process: the forward process.
       t: times, shape [B].
@@ -150,7 +150,7 @@ def loss_weight(
     Returns:
       Weights, shape [B].
     """
-    if weighting in ("target", target):
+    if weighting in ("simple", target):
         return jnp.ones_like(t)
     own = coefficients(target, process, t, sigma_data).of_x ** 2
     if weighting in ("epsilon", "x0", "v", "velocity", "edm"):

@@ -148,7 +148,7 @@ class VDM(Diffusion):
             raise UserError("a VDM has no self_conditioning, and its likelihood is the bound (likelihood_steps=0)")
         if self.clip_x0:
             raise UserError("clip_x0 would change a VDM's samples and not its bound; leave it out")
-        ignored = {"process": Discrete(), "times": UniformTime(), "weighting": "target"}
+        ignored = {"process": Discrete(), "times": UniformTime(), "weighting": "simple"}
         given = [name for name, value in ignored.items() if getattr(self, name) != value]
         if given:
             raise UserError(

@@ -16,7 +16,7 @@ from genjax.families.diffusion.processes import (
     Discrete,
     Karras,
     LatentNoise,
-    Straight,
+    LinearInterpolant,
     SubVariancePreserving,
     VarianceExploding,
     VariancePreserving,
@@ -54,7 +54,7 @@ SDES = [
         lambda t: 2 * np.log(5000) * (0.01 * 5000**t) ** 2,
     ),
     (Karras(), lambda t: 0.0 * t, lambda t: 2 * t),
-    (Straight(), lambda t: -1 / (1 - t), lambda t: 2 * t / (1 - t)),
+    (LinearInterpolant(), lambda t: -1 / (1 - t), lambda t: 2 * t / (1 - t)),
     (LatentNoise(scale=2.0), lambda t: -1 / (1 - t), lambda t: 2 / (1 - t)),
 ]
 
@@ -111,7 +111,7 @@ def test_weightings_are_their_formulas(float64):
         weight = targets.loss_weight(name, "x0", process, jnp.asarray(t), sigma_data=0.5)
         np.testing.assert_allclose(weight, value, rtol=1e-6, err_msg=name)
     # The straight path's velocity is epsilon - x = (z - x) / t.
-    weight = targets.loss_weight("velocity", "x0", Straight(), jnp.asarray(t))
+    weight = targets.loss_weight("velocity", "x0", LinearInterpolant(), jnp.asarray(t))
     np.testing.assert_allclose(weight, 1 / t**2, rtol=1e-9)
 
 
@@ -156,7 +156,7 @@ def test_training_times_have_their_distributions():
     ):
         levels = log_ratio(draw(LogNormalNoise(mean=-0.5, scale=0.8), process))
         assert abs(levels.mean() + 0.5) < 0.03 and abs(levels.std() - 0.8) < 0.03
-    t = draw(LogitNormalTime(mean=0.3, scale=0.7), Straight())
+    t = draw(LogitNormalTime(mean=0.3, scale=0.7), LinearInterpolant())
     logits = np.log(t / (1 - t))
     assert abs(logits.mean() - 0.3) < 0.02 and abs(logits.std() - 0.7) < 0.02
     steps = draw(UniformTime(), Discrete(num_timesteps=4))
@@ -166,12 +166,12 @@ def test_training_times_have_their_distributions():
 
 def test_spacings_are_their_formulas():
     grid = lambda process, spacing, n, **rest: samplers.times(process, spacing, n, **rest)[0]
-    np.testing.assert_allclose(grid(Straight(), "quadratic", 4), (1 - np.arange(5) / 4) ** 2, atol=1e-6)
+    np.testing.assert_allclose(grid(LinearInterpolant(), "quadratic", 4), (1 - np.arange(5) / 4) ** 2, atol=1e-6)
     process = Karras(t_min=0.002, t_max=80.0)
     high, low = 80 ** (1 / 7), 0.002 ** (1 / 7)
     expected = [*(high + np.arange(6) / 5 * (low - high)) ** 7, 0.0]
     np.testing.assert_allclose(grid(process, "karras", 6), expected, rtol=1e-4)
-    levels = grid(process, "log_snr", 6, to_data=False)
+    levels = grid(process, "log_snr", 6, denoise_to_zero=False)
     np.testing.assert_allclose(levels, np.geomspace(80.0, 0.002, 7), rtol=1e-4)
 
 
@@ -204,7 +204,9 @@ def test_the_score_of_a_model_is_that_of_its_noisy_data():
     np.testing.assert_allclose(score, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("process", [VariancePreserving(), Karras(), Straight()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "process", [VariancePreserving(), Karras(), LinearInterpolant()], ids=lambda p: type(p).__name__
+)
 def test_ode_likelihoods_of_correlated_data_are_the_truth(process, float64):
     truth = scipy.stats.multivariate_normal(np.zeros(3), COVARIANCE).logpdf(POINTS)
     x = jnp.asarray(POINTS)

@@ -20,7 +20,7 @@ from genjax.families.diffusion.edm import EDM
 from genjax.families.diffusion.flow_matching import FlowMatching
 from genjax.families.diffusion.guidance import Guidance, with_classifier
 from genjax.families.diffusion.networks import ResidualMLP
-from genjax.families.diffusion.processes import Discrete, Straight, VariancePreserving
+from genjax.families.diffusion.processes import Discrete, LinearInterpolant, VariancePreserving
 from genjax.families.diffusion.samplers import Estimate
 from genjax.families.diffusion.score_sde import ScoreSDE
 from genjax.families.diffusion.unet import Doubling, GroupNorm, UNet, num_groups_for
@@ -422,7 +422,7 @@ def test_trajectories_run_from_the_noise_to_the_samples():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Diffusion(process=Straight(), target="epsilon"), "pure noise"),
+        (lambda: Diffusion(process=LinearInterpolant(), target="epsilon"), "pure noise"),
         (lambda: FlowMatching(sampler=samplers.Heun()), "variable=time"),
         (lambda: FlowMatching(sampler=samplers.PredictorCorrector()), "infinite"),
         (lambda: EDM(sampler=samplers.Heun(num_steps=0)), "at least one step"),

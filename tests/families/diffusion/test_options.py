@@ -17,7 +17,7 @@ from genjax.families.diffusion.edm import EDM
 from genjax.families.diffusion.grids import times
 from genjax.families.diffusion.guidance import Guidance, with_classifier
 from genjax.families.diffusion.networks import ResidualMLP
-from genjax.families.diffusion.processes import Discrete, Straight, Trigonometric
+from genjax.families.diffusion.processes import Discrete, LinearInterpolant, Trigonometric
 from genjax.families.diffusion.samplers import Estimate
 from genjax.families.diffusion.times import LogitNormalTime, UniformTime
 from genjax.families.diffusion.vdm import VDM
@@ -174,7 +174,7 @@ def test_the_slope_at_the_ends_of_a_chain_is_that_beside_them():
 
 def test_a_classifier_does_not_guide_pure_noise():
     estimate = lambda z, t, _: Estimate(jnp.zeros_like(z))
-    process, z = Straight(), jnp.ones((2, 1))
+    process, z = LinearInterpolant(), jnp.ones((2, 1))
     # The small slope that a trained classifier has everywhere.
     guided = with_classifier(estimate, process, lambda z, t: 0.01 * z[:, 0], 2.0)
     assert np.all(guided(z, jnp.array(1.0), z).x0 == 0.0)
@@ -187,12 +187,12 @@ def test_spacings_in_the_noise_ratio_end_at_the_first_step_of_a_chain(num_timest
     for spacing in ("karras", "log_snr"):
         t = times(process, spacing, 6).t
         np.testing.assert_allclose(t[-2:], [1.0 / num_timesteps, 0.0], rtol=1e-4)
-    assert process.earliest_time == 1.0 / num_timesteps and Straight().earliest_time == 1e-3
+    assert process.earliest_time == 1.0 / num_timesteps and LinearInterpolant().earliest_time == 1e-3
 
 
 def test_times_are_never_0_where_weights_are_no_numbers(monkeypatch):
     monkeypatch.setattr(jax.random, "uniform", lambda key, shape, minval, maxval: jnp.full(shape, minval))
-    for process in (Straight(), Trigonometric()):
+    for process in (LinearInterpolant(), Trigonometric()):
         t = UniformTime().sample(jax.random.key(0), process)[None]
         for target, weighting in (("velocity", "epsilon"), ("x0", "velocity"), ("v", "velocity"), ("edm", "epsilon")):
             assert np.isfinite(targets.loss_weight(weighting, target, process, t)).all()

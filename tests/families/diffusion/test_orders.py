@@ -79,7 +79,7 @@ def test_stochastic_samplers_reach_the_gaussian_at_their_weak_order(sampler, exp
     mean, deviation = map(float, marginal(END))
     errors = []
     for count in counts:
-        finer = dataclasses.replace(sampler, num_steps=int(count), to_data=False)
+        finer = dataclasses.replace(sampler, num_steps=int(count), denoise_to_zero=False)
         if isinstance(finer, samplers.PredictorCorrector):
             # Langevin steps are biased by their size, 2 r^2, which must shrink like the predictor's.
             finer = dataclasses.replace(finer, signal_to_noise=1.6 / count**0.5)

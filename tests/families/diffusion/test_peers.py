@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from genjax.families.diffusion import samplers, targets
-from genjax.families.diffusion.processes import Discrete, Karras, Straight
+from genjax.families.diffusion.processes import Discrete, Karras, LinearInterpolant
 from genjax.families.diffusion.samplers import Estimate
 
 diffusers = pytest.importorskip("diffusers")
@@ -103,7 +103,7 @@ def test_single_steps_of_the_second_order_equal_those_of_diffusers():
     process, levels = Discrete(), scheduler.sigmas.numpy()
     at = lambda index: process.time_of_noise_ratio(jnp.array(levels[index]))
     expected = theirs(scheduler, lambda z, timestep, index: epsilon_of(process, z, at(index)))[::2]
-    found = ours(samplers.DPMSolver(num_steps=5, method="singlestep", to_data=False), process)
+    found = ours(samplers.DPMSolver(num_steps=5, method="singlestep", denoise_to_zero=False), process)
     np.testing.assert_allclose(found, expected, atol=3e-4)
 
 
@@ -138,7 +138,7 @@ def test_steps_of_euler_on_karras_noise_equal_those_of_diffusers():
 def test_steps_of_flow_matching_equal_those_of_diffusers():
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / 8, 8))
-    process, levels = Straight(), scheduler.sigmas.numpy()
+    process, levels = LinearInterpolant(), scheduler.sigmas.numpy()
 
     def velocity(z, timestep, index):
         # epsilon - x at z = (1 - t) x + t epsilon

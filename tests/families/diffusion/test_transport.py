@@ -117,7 +117,7 @@ def test_reflow_makes_paths_straight_and_one_step_enough():
     np.testing.assert_allclose(still, 0.0, atol=1e-6)
     for wrong, message in (
         ({"coupling": "optimal_transport"}, "pairs of its own"),
-        ({"process": Trigonometric()}, "needs process=straight"),
+        ({"process": Trigonometric()}, "needs process=linear"),
         ({"teacher_sampler": samplers.DDIM(num_steps=5, eta=1.0)}, "must follow the ODE"),
     ):
         with pytest.raises(ValueError, match=message):
