@@ -40,7 +40,7 @@ class BatchLoss:
         return self.loss(self.outputs(params, batch, key), batch, key, *extra)
 
 
-def _microbatches(batch: PyTree, count: int) -> PyTree:
+def microbatches(batch: PyTree, count: int) -> PyTree:
     """Arrays [B, ...] as [count, B / count, ...].
 
     Example i goes to microbatch i mod count, so that every device keeps a share of each microbatch.
@@ -95,13 +95,13 @@ def value_and_gradient(
             f"a batch of {size} examples cannot be divided into accumulation_steps={accumulation_steps} equal parts"
         )
     batch = {"example_index": example_places(batch), **batch}
-    microbatches = _microbatches(batch, accumulation_steps)
+    parts_of_batch = microbatches(batch, accumulation_steps)
     # XLA compiles gradients of convolutions badly inside of loops on CPU; for a few microbatches the loop is unrolled.
     unroll = devices.platform() == "cpu" and accumulation_steps <= 4
     zeros = jax.tree.map(jnp.zeros_like, params)
     if isinstance(loss, BatchLoss):
         parts = jax.lax.scan(
-            lambda _, part: (None, loss.outputs(params, part, key)), None, microbatches, unroll=unroll
+            lambda _, part: (None, loss.outputs(params, part, key)), None, parts_of_batch, unroll=unroll
         )[1]
         whole = jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(size, *a.shape[2:]), parts)
         by_outputs, (metrics, extra) = jax.grad(functools.partial(call, loss.loss), has_aux=True)(whole, batch, extra)
@@ -111,7 +111,7 @@ def value_and_gradient(
             pullback = jax.vjp(lambda p: loss.outputs(p, part, key), params)[1]
             return jax.tree.map(jnp.add, total, pullback(by_own)[0]), None
 
-        inputs = (microbatches, _microbatches(by_outputs, accumulation_steps))
+        inputs = (parts_of_batch, microbatches(by_outputs, accumulation_steps))
         gradients, _ = jax.lax.scan(add, zeros, inputs, unroll=unroll)
     else:
 
@@ -123,7 +123,7 @@ def value_and_gradient(
                 new = jax.tree.map(lambda mean, n, old: mean + (n - old) / accumulation_steps, e, new, extra)
             return (jax.tree.map(jnp.add, total, g), new), metrics
 
-        (gradients, extra), metrics = jax.lax.scan(body, (zeros, extra), microbatches, unroll=unroll)
+        (gradients, extra), metrics = jax.lax.scan(body, (zeros, extra), parts_of_batch, unroll=unroll)
         gradients = jax.tree.map(lambda g: g / accumulation_steps, gradients)
         metrics = jax.tree.map(lambda m: m.mean(0), metrics)
     return *cross_device_mean((gradients, metrics)), extra

@@ -16,8 +16,8 @@ at examples that only fill up the last batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -169,6 +169,43 @@ class ChecksStart(Protocol):
 
         `source` is the model of the run `training.init_from`; None if `training.init_from` is None.
         """
+
+
+class PartSources(NamedTuple):
+    """Where frozen parts of a model come from.
+
+    Attributes:
+      model_of: the model of the run in a working directory; raises UserError if it does not know all tokens.
+      token_bytes: the text of each token of the data, as bytes; empty for special tokens.
+      params_of: (working directory, tree of arrays) -> the run's averaged parameters, in the tree; None while models
+        are described only.
+    """
+
+    model_of: Callable[[str], GenerativeModel]
+    token_bytes: Callable[[], list[bytes]]
+    params_of: Callable[[str, PyTree], PyTree] | None = None
+
+
+@runtime_checkable
+class HasParts(Protocol):
+    """A model with frozen parts that are not learned: networks of other runs, or tables of the data's tokens.
+
+    The parts stand in `TrainState.extra` by name.  They are made at the first start of a run, after `init`, which fills
+    their places with zeros; a resumed run has them in its checkpoint, and needs their sources no longer.
+    """
+
+    @property
+    def part_runs(self) -> tuple[str, ...]:
+        """Working directories of the runs that parts are taken from; their tokenizers must be that of the data."""
+
+    def like_parts(self, earlier: GenerativeModel) -> GenerativeModel:
+        """The model with the descriptions of parts that `earlier`, the model of its saved configuration, has."""
+
+    def with_parts(self, sources: PartSources) -> GenerativeModel:
+        """The model with descriptions of its parts, such as the models of runs, where they are None."""
+
+    def make_parts(self, sources: PartSources) -> dict[str, PyTree]:
+        """Values of `TrainState.extra`, by name."""
 
 
 @runtime_checkable

@@ -1,5 +1,6 @@
 """Generation of tokens for every token model: a compiled loop of fixed shapes around a model's `Decoder`."""
 
+from genjax.decoding.answers import joined, of_answers
 from genjax.decoding.base import Decoder, Generation, Step, end_tokens, num_bytes, prefill, repeat_rows, take_rows
 from genjax.decoding.beam import Beams, beam_search, length_penalty
 from genjax.decoding.constraint import Automaton, from_regular_expression
@@ -25,8 +26,10 @@ __all__ = [
     "end_tokens",
     "from_regular_expression",
     "generate",
+    "joined",
     "length_penalty",
     "num_bytes",
+    "of_answers",
     "prefill",
     "repeat_rows",
     "speculative",

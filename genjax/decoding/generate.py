@@ -145,7 +145,7 @@ def generate(
 
     Args:
       decoder: the model.
-      key: random key.
+      key: random key; or a key for each row [B], so that draws do not depend on the place of a row.
       prompts: [B, P] int32, padded on the right if they differ in length.
       max_new_tokens: largest number N of new tokens.
       lengths: number of tokens of each prompt, [B]; None if all prompts have P tokens.
@@ -165,7 +165,8 @@ def generate(
         check_lengths(lengths, *prompts.shape)
     prompts = prompts.astype(jnp.int32)
     choice = Choice(sampling, end_tokens(end_token), constraint, watermark)
-    rows = (row_keys(key, prompts, example_index), prompts, lengths)
+    keys = row_keys(key, prompts, example_index) if key.ndim == 0 else key
+    rows = (keys, prompts, lengths)
     parts = _num_parts(decoder, prompts, max_new_tokens, lengths is not None)
     if parts == 1:
         return _generate(decoder, choice, max_new_tokens, *rows)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from genjax import config
 from genjax.config import ConfigError
 from genjax.data import Data
-from genjax.model import GenerativeModel, HasPretrained, HasSupport, HasVocabulary
+from genjax.model import GenerativeModel, HasParts, HasPretrained, HasSupport, HasVocabulary, PartSources
 
 CONFIG_FILE = "config.json"
 #: Names of the splits that every data set has; some have more, and a text is also read as several, as in `validation+test`.
@@ -146,11 +146,18 @@ class Experiment:
     evaluation: Evaluation = Evaluation()
 
 
-def resolve(experiment: Experiment, spec: dict[str, Any] | None = None) -> Experiment:
+def resolve(
+    experiment: Experiment, spec: dict[str, Any] | None = None, earlier: GenerativeModel | None = None
+) -> Experiment:
     """Fills the fields that were left None: shapes from the data set, lengths of schedules from the run.
 
     A run that starts from a checkpoint gets the checkpoint's tokenizer and sizes; if tokens were added to the
-    tokenizer, the model gets more rows.  `spec` takes the place of what `Data.spec` reads of the data set.
+    tokenizer, the model gets more rows.  A model with parts of other runs gets their descriptions.
+
+    Args:
+      experiment: as the flags give it.
+      spec: takes the place of what `Data.spec` reads of the data set.
+      earlier: the resolved model of the run that is resumed, whose parts need their sources no longer; or None.
 
     Raises:
       ConfigError: the data set cannot be read, or has no field that the model needs.
@@ -162,6 +169,9 @@ def resolve(experiment: Experiment, spec: dict[str, Any] | None = None) -> Exper
         model, data = model.with_pretrained_sizes(), data.starting_from(pretrained)
     if training.init_from is not None and _takes_embeddings(training.init_prefix):
         data = data.starting_from(training.init_from)
+    if isinstance(model, HasParts):
+        for run in model.part_runs:
+            data = data.starting_from(run)
     spec = data.spec() if spec is None else spec
     low, high = spec.get("range") or (None, None)
     model = config.fill_none(model, {**spec, "low": low, "high": high, "num_steps": training.num_steps})
@@ -177,7 +187,32 @@ def resolve(experiment: Experiment, spec: dict[str, Any] | None = None) -> Exper
                 "model.pretrained); use the tokenizer that belongs to the model: --data.tokenizer_file=FILE"
             )
         model = dataclasses.replace(model, vocab_size=used)
+    if isinstance(model, HasParts):
+        model = (model if earlier is None else model.like_parts(earlier)).with_parts(part_sources(data))
     return dataclasses.replace(experiment, model=model, data=data)
+
+
+def part_sources(data: Data) -> PartSources:
+    """What describes the frozen parts of models for these data; it reads no checkpoint."""
+    return PartSources(model_of=lambda run: _model_of(run, data), token_bytes=lambda: _token_bytes(data))
+
+
+def _model_of(run: str, data: Data) -> GenerativeModel:
+    model = load_config(Path(run))[1].model
+    known = model.vocab_size if isinstance(model, HasVocabulary) else None
+    used = data.spec().get("vocab_size")
+    if known is not None and used is not None and used > known:
+        raise ConfigError(f"the data have {used} tokens, and the network of the run {run} knows {known}")
+    return model
+
+
+def _token_bytes(data: Data) -> list[bytes]:
+    if not isinstance(data, HasTokenizer):
+        raise ConfigError(f"{type(data).__name__} ({data.name}) has no tokenizer, and the model's reward reads text")
+    tokenizer, spec = data.make_tokenizer(), data.spec()
+    special = {spec[name] for name in spec if name.endswith("_token")} | set(tokenizer.special.values())
+    pieces = [b"" if i in special else piece for i, piece in enumerate(tokenizer.pieces)]
+    return [*pieces, *(b"" for _ in range(spec["vocab_size"] - len(pieces)))]
 
 
 def check_tokens_known(model: GenerativeModel, data: Data) -> None:

@@ -106,7 +106,7 @@ def _train(experiment: Experiment, workdir: Path, name: str, quiet: bool, draw: 
             experiment = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, **best))
         names = (saved_name, name)
         check_same_kind(workdir, names, saved, experiment)
-        resolved = resolve(dataclasses.replace(experiment, data=experiment.data.going_on(workdir)))
+        resolved = resolve(dataclasses.replace(experiment, data=experiment.data.going_on(workdir)), earlier=saved.model)
         # The experiment is compared and saved as the flags give it, so that the next start compares the same values.
         described = dataclasses.replace(resolved, data=experiment.data)
         check_resumable(workdir, names, saved, described)

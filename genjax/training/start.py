@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from genjax.model import ChecksStart, HasPretrained, TrainState
-from genjax.training.checkpoints import Checkpoints, warm_start
+from genjax.config import ConfigError
+from genjax.data import Data
+from genjax.model import ChecksStart, HasParts, HasPretrained, TrainState
+from genjax.training.checkpoints import Checkpoints, flatten, unflatten, warm_start
 from genjax.training.engine import Engine
-from genjax.training.experiment import load_config
+from genjax.training.experiment import load_config, part_sources
 
 
 def first_state(engine: Engine, checkpoints: Checkpoints, quiet: bool = True) -> TrainState:
@@ -43,7 +46,35 @@ def first_state(engine: Engine, checkpoints: Checkpoints, quiet: bool = True) ->
         if plain.learned and not training.init_prefix:
             plain = plain.replace(learned=warm_start(plain.learned, source, (), model))
         state = _started(engine, plain, taken)
+    if isinstance(model, HasParts):
+        plain = engine.collect(state)
+        extra = {**plain.extra, **parts_of(model, plain.extra, engine.experiment.data)}
+        state = engine.distribute(plain.replace(extra=extra))
     return state
+
+
+def parts_of(model: HasParts, places: dict[str, Any], data: Data) -> dict[str, Any]:
+    """The frozen parts of a model by name, on the devices of the arrays in `places`.
+
+    Raises:
+      ConfigError: a run that a part is taken from has no checkpoint, or another network than its configuration says.
+    """
+    parts = model.make_parts(part_sources(data)._replace(params_of=_params_of))
+    place = lambda value, target: jax.device_put(np.asarray(value, target.dtype), target.sharding)
+    return {name: jax.tree.map(place, part, places[name]) for name, part in parts.items()}
+
+
+def _params_of(run: str, like: Any) -> Any:
+    """The averaged parameters of a run, in a tree of arrays of their shapes."""
+    checkpoints = Checkpoints(Path(run).expanduser(), writable=False)
+    step = checkpoints.latest()
+    if step is None:
+        raise ConfigError(f"the run {run}, whose network is taken, has no checkpoint yet")
+    found, wanted = checkpoints.read_parameters(step), flatten(like)
+    for name, leaf in wanted.items():
+        if name not in found or found[name].shape != leaf.shape:
+            raise ConfigError(f"the checkpoint of the run {run} has no parameter {name} of shape {leaf.shape}")
+    return unflatten(like, {name: found[name] for name in wanted})
 
 
 def _started(engine: Engine, plain: TrainState, params: Any) -> TrainState:

@@ -225,7 +225,13 @@ def _labelled_rows(data: LabelledText, split: str) -> list[tuple[str, ...]]:
         return rows
     if data.name != "sentiment":
         raise DataError(f"data.name={data.name} is not a set of labelled texts: sentiment, table")
-    return made_examples(split, data.name, _review, lambda row: row[0])
+    return made_reviews(split)
+
+
+@functools.lru_cache(maxsize=4)
+def made_reviews(split: str) -> list[tuple[str, str]]:
+    """Made reviews of a split, each with its class, good or bad."""
+    return made_examples(split, "sentiment", _review, lambda row: row[0])
 
 
 def _review(rng: np.random.Generator) -> tuple[str, str]:

@@ -178,6 +178,10 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
     def _target_logits(self, params: PyTree, batch: Batch) -> Array:
         return self._forward(params, batch)[0]
 
+    def token_features(self, params: PyTree, batch: Batch) -> Array:
+        """Features that each target tokens[:, 1:] is predicted from, without dropout, [B, T, C]."""
+        return self._forward(params, batch)[1].x
+
     def logits(
         self, state: TrainState, tokens: Array, segment_ids: Array | None = None, mask: Array | None = None
     ) -> Array:

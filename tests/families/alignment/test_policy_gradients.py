@@ -1,0 +1,147 @@
+"""Expected gradients of every estimator, by enumeration of all groups of answers of a policy over 15 sequences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+
+from genjax.families.alignment import policy_losses
+from genjax.families.alignment.grpo import GRPO, GSPO
+from genjax.families.alignment.reinforce_plus_plus import ReinforcePlusPlus
+from genjax.families.alignment.rloo import RLOO
+from tests.families.alignment.tabular import (
+    PARAMS,
+    REFERENCE,
+    REWARDS,
+    Tabular,
+    cosine,
+    expected_gradient,
+    experience,
+    log_probs,
+    objective,
+    residual,
+)
+
+TRUE = jax.grad(objective)(PARAMS, REWARDS, REFERENCE, 0.0)
+KL_GRADIENT = jax.grad(objective)(PARAMS, 0.0 * REWARDS, REFERENCE, 1.0)
+
+
+def method(kind, **fields):
+    return kind(policy=Tabular(), num_rollouts=2, **{"beta": 0.0, **fields})
+
+
+def test_the_gradient_of_rloo_is_that_of_the_reward():
+    found = expected_gradient(method(RLOO), PARAMS, REWARDS, REFERENCE)
+    np.testing.assert_allclose(found, TRUE, atol=2e-6)
+
+
+def test_the_gradient_of_dr_grpo_is_half_of_that_of_the_reward_in_groups_of_two():
+    found = expected_gradient(method(GRPO), PARAMS, REWARDS, REFERENCE)
+    np.testing.assert_allclose(found, TRUE / 2 / 3, atol=1e-6)  # divided by the longest length, 3
+
+
+@pytest.mark.parametrize(
+    "fields, least, most",
+    [
+        ({"scale": "group", "normalization": "sum"}, 0.10, 0.35),
+        ({"normalization": "answer"}, 0.05, 0.30),
+        ({"normalization": "tokens"}, 0.02, 0.20),
+    ],
+)
+def test_what_grpo_divides_by_turns_the_gradient(fields, least, most):
+    found = expected_gradient(method(GRPO, **fields), PARAMS, REWARDS, REFERENCE)
+    assert least < residual(found, TRUE) < most
+    assert cosine(found, TRUE) > 0.93
+
+
+def test_the_gradient_of_gspo_at_its_first_epoch_is_that_of_grpo_with_its_own_length():
+    found = expected_gradient(method(GSPO), PARAMS, REWARDS, REFERENCE)
+    expected = expected_gradient(method(GRPO, scale="group", normalization="answer"), PARAMS, REWARDS, REFERENCE)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_whitening_over_the_batch_changes_the_gradient_of_reinforce_plus_plus():
+    found = expected_gradient(method(ReinforcePlusPlus), PARAMS, REWARDS, REFERENCE)
+    assert cosine(found, TRUE) > 0.9 and residual(found, TRUE) > 0.01
+
+
+@pytest.mark.parametrize("kind, scale", [(RLOO, 1.0), (GRPO, 1 / 6)])
+def test_the_penalty_in_the_reward_has_the_gradient_of_the_kl(kind, scale):
+    found = expected_gradient(method(kind, beta=0.7), PARAMS, REWARDS, REFERENCE)
+    np.testing.assert_allclose(found, scale * (TRUE + 0.7 * KL_GRADIENT), atol=3e-6)
+
+
+@pytest.mark.parametrize("kl", ["k2", "k3_with_gradient_of_k2", "weighted_k3"])
+@pytest.mark.parametrize("kind, scale", [(RLOO, 1.0), (GRPO, 1 / 3)])
+def test_penalties_in_the_loss_of_sequences_have_the_gradient_of_the_kl(kl, kind, scale):
+    found = expected_gradient(method(kind, beta=0.7, kl=kl), PARAMS, 0.0 * REWARDS, REFERENCE)
+    np.testing.assert_allclose(found, scale * 0.7 * KL_GRADIENT, atol=3e-6)
+
+
+def kl_gradients(estimate):
+    """Expectation, over answers of the policy itself, of the gradient of an estimate [15] of the KL."""
+    weights = jnp.exp(log_probs(PARAMS))
+    return jax.grad(lambda params: (weights * estimate(params)).sum())(PARAMS)
+
+
+def scores(params):
+    found = experience(jnp.arange(15), old=params, reference=REFERENCE)
+    return found["old_log_probs"], found["reference_log_probs"], found["mask"]
+
+
+def test_k1_in_the_loss_has_no_gradient_at_all():
+    # allenai/open-instruct #534, verl PR 2953: it does not keep the policy near the reference.
+    found = kl_gradients(lambda params: log_probs(params) - log_probs(REFERENCE))
+    assert np.abs(found).max() < 1e-6 < 0.1 < np.abs(KL_GRADIENT).max()
+
+
+def test_k3_in_the_loss_has_the_gradient_of_the_forward_kl():
+    found = kl_gradients(lambda params: jnp.exp(log_probs(REFERENCE) - log_probs(params)) - 1 + log_probs(params))
+    base = log_probs(REFERENCE)
+    forward = jax.grad(lambda params: (jnp.exp(base) * (base - log_probs(params))).sum())(PARAMS)
+    np.testing.assert_allclose(found, forward, atol=2e-6)
+    assert 0.2 < residual(found, KL_GRADIENT) < 0.8
+
+
+def test_the_sum_of_k3_of_tokens_has_the_value_of_the_kl_and_another_gradient():
+    def estimate(params):
+        own, base, mask = scores(params)
+        return jnp.where(mask, policy_losses.token_k3(own, base, mask), 0.0).sum(1)
+
+    kl = objective(PARAMS, 0.0 * REWARDS, REFERENCE, 1.0)
+    np.testing.assert_allclose((jnp.exp(log_probs(PARAMS)) * estimate(PARAMS)).sum(), kl, rtol=1e-5)
+    assert residual(kl_gradients(estimate), KL_GRADIENT) > 0.2
+
+
+@pytest.mark.parametrize("estimator", ["k3_with_gradient_of_k2", "weighted_k3"])
+def test_values_of_k3_are_the_kl(estimator):
+    own, base, mask = scores(PARAMS)
+    found = policy_losses.sequence_kl(estimator, own, base, mask, own)
+    kl = objective(PARAMS, 0.0 * REWARDS, REFERENCE, 1.0)
+    np.testing.assert_allclose((jnp.exp(log_probs(PARAMS)) * found).sum(), kl, rtol=1e-5)
+
+
+def test_weighted_k3_is_right_for_answers_of_an_older_policy():
+    found = expected_gradient(
+        method(RLOO, beta=0.7, kl="weighted_k3", num_epochs=2, clip_low=0.99, clip_high=1e9),
+        PARAMS, 0.0 * REWARDS, REFERENCE, old=REFERENCE,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, 0.7 * KL_GRADIENT, atol=3e-6)
+
+
+@pytest.mark.parametrize("beta", [0.5, 2.0])
+def test_policy_optimisation_ends_at_the_tilted_reference(beta):
+    rloo = method(RLOO, beta=beta)
+    own = log_probs(REFERENCE) + REWARDS / beta
+    optimum = own - jax.nn.logsumexp(own)
+
+    def value_and_gradient(flat):
+        params = jnp.asarray(flat, jnp.float32).reshape(7, 3)
+        gradient = expected_gradient(rloo, params, REWARDS, REFERENCE)
+        return float(objective(params, REWARDS, REFERENCE, beta)), np.asarray(gradient, np.float64).ravel()
+
+    ended = scipy.optimize.minimize(value_and_gradient, np.ravel(PARAMS), jac=True, method="BFGS", tol=1e-5)
+    np.testing.assert_allclose(log_probs(jnp.asarray(ended.x, jnp.float32).reshape(7, 3)), optimum, atol=5e-3)
+    best = -beta * jax.nn.logsumexp(own)
+    np.testing.assert_allclose(ended.fun, best, atol=1e-6)
