@@ -11,6 +11,7 @@ from typing import Any, Literal
 from genjax import config
 from genjax.config import ConfigError
 from genjax.data import Data
+from genjax.data.base import HasTokenizer
 from genjax.model import GenerativeModel, HasParts, HasPretrained, HasSupport, HasVocabulary, PartSources
 
 CONFIG_FILE = "config.json"

@@ -10,7 +10,7 @@ token included.  Whatever stands elsewhere in rewards and values changes nothing
 
 The expectation of A grad log pi over all groups, beside the gradient of the expected reward (tests enumerate all groups
 of two answers of a policy over 15 sequences): leave one out gives it exactly; the group's mean gives (G - 1) / G of it, a
-right direction; after division by the group's standard deviation it is no multiple of it.
+right direction; after division by the group's standard deviation it is no multiple of it (grpo.py has the figures).
 """
 
 from __future__ import annotations

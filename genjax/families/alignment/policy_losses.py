@@ -20,9 +20,9 @@ On the tabular policy of the tests (15 sequences), the expected gradient beside 
     k1 in the loss          exactly 0: no penalty at all
     k1 in the reward        right
     k2 in the loss          right
-    k3 in the loss          off by about a third: it is the gradient of KL(reference | policy)
+    k3 in the loss          off by 30 %: it is the gradient of KL(reference | policy)
     rho k3, gradient through rho     right, also off-policy
-    sum of k3 of tokens     the value is right, the gradient is off by about a third
+    sum of k3 of tokens     the value is right, the gradient is off by 36 %
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def clipped_value_loss(values: Array, old_values: Array, returns: Array, clip: f
 def token_k3(log_probs: Array, reference: Array, mask: Array) -> Array:
     """k3 of each token [B, N], GRPO's own penalty (Shao et al. 2024, eq. 4).
 
-    The expected sum is the KL of sequences, but its gradient is not: it is off by about a third on the tabular policy.
+    The expected sum is the KL of sequences, but its gradient is not: it is off by 36 % on the tabular policy.
     """
     difference = jnp.where(mask, log_probs - reference, 0.0)
     return jnp.exp(jnp.minimum(-difference, _MOST_NATS)) - 1.0 + difference

@@ -3,6 +3,7 @@
 It is a table of logits for each of the seven prefixes, and has what policy optimisation asks of a policy.
 """
 
+import functools
 import itertools
 
 import jax
@@ -58,6 +59,7 @@ def log_probs(params):
     return jnp.where(found["mask"], Tabular().token_log_probs(params, found["rows"]), 0.0).sum(1)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def expected_gradient(method, params, rewards, reference, old=None):
     """Expectation of the gradient of a method's loss over all groups of its number of answers, [7, 3].
 
@@ -72,7 +74,7 @@ def expected_gradient(method, params, rewards, reference, old=None):
         return jax.grad(lambda p: method.loss(p, found, None)[0])(params)
 
     weights = jnp.exp(log_probs(drawing)[groups].sum(1))
-    return jnp.tensordot(weights, jax.jit(jax.vmap(gradient))(groups), 1)
+    return jnp.tensordot(weights, jax.vmap(gradient)(groups), 1)
 
 
 def objective(params, rewards, reference, beta):
@@ -93,7 +95,6 @@ def cosine(found, true):
     return found @ true / np.linalg.norm(found) / np.linalg.norm(true)
 
 
-KEYS = jax.random.split(jax.random.key(0), 3)
-PARAMS = 0.8 * jax.random.normal(KEYS[0], (7, 3))
-REFERENCE = 0.8 * jax.random.normal(KEYS[1], (7, 3))
-REWARDS = jax.random.normal(KEYS[2], (15,))
+_RANDOM = np.random.default_rng(0)
+PARAMS, REFERENCE = (0.8 * _RANDOM.normal(size=(7, 3)) for _ in range(2))
+REWARDS = _RANDOM.normal(size=15)
