@@ -171,6 +171,13 @@ class ChecksStart(Protocol):
         """
 
 
+@runtime_checkable
+class HasPolicy(Protocol):
+    """A model that trains another one by what that writes; the state's parameters are those of the policy."""
+
+    policy: Any
+
+
 class PartSources(NamedTuple):
     """Where frozen parts of a model come from.
 

@@ -39,6 +39,10 @@ COMPOSITES = {
     "genjax.families.recurrent.boltzmann_machine": "energy",
     # Language models that learn from answers and preferences.
     "genjax.families.alignment.sft": "language",
+    "genjax.families.alignment.policy": "language",
+    "genjax.families.alignment.ppo": "language",
+    "genjax.families.alignment.rewards": "language",
+    "genjax.families.alignment.rollouts": "language",
 }
 # Attributes of `genjax` itself are imported when they are asked for, from any floor.
 FILES = [

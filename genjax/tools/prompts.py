@@ -108,7 +108,7 @@ def generate(run: Run, prompt: Prompt = "", options: Options | None = None) -> I
     Raises:
       ConfigError: the run continues no text, or options do not go together.
     """
-    options = options or Options()
+    options, run = options or Options(), runs.policy_run(run)
     tokenizer = tokenizer_of(run)
     if isinstance(run.model, FillsMasks):
         return iter(["\n".join(fill_masks(run, tokenizer, prompt))])
@@ -126,6 +126,7 @@ def detect(run: Run, text: str, options: Options) -> Detection:
     mark = options.watermark()
     if mark is None:
         raise config.ConfigError("--detect needs the secret of the watermark: --watermark_seed=NUMBER")
+    run = runs.policy_run(run)
     tokens = tokenizer_of(run).encode(text)
     if len(tokens) < 2:
         raise config.ConfigError(f"the text has {len(tokens)} tokens, and the watermark needs at least two")

@@ -37,7 +37,7 @@ from genjax.model import (
     ShowsAttention,
 )
 from genjax.tools.drawing import write_attention, write_embeddings
-from genjax.training import Run, resolve, restore
+from genjax.training import Run, resolve, restore, runs
 from genjax.training.checkpoints import flatten
 from genjax.training.experiment import CONFIG_FILE
 
@@ -88,7 +88,7 @@ def measure(run: Run, options: Options | None = None) -> dict[str, Any]:
       ConfigError: the data have no references and the options ask for nothing, or the model
         cannot do what they ask for.
     """
-    options, data = options or Options(), run.experiment.data
+    options, run, data = options or Options(), runs.policy_run(run), run.experiment.data
     split = run.experiment.evaluation.split
     groups: dict[str, dict[str, Any]] = {}
     files: list[Path] = []

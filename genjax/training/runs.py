@@ -13,7 +13,7 @@ import numpy as np
 
 from genjax import config
 from genjax.config import ConfigError
-from genjax.model import ChecksCondition, GenerativeModel, HasClasses, TrainState, takes
+from genjax.model import ChecksCondition, GenerativeModel, HasClasses, HasPolicy, TrainState, takes
 from genjax.training import host
 from genjax.training.checkpoints import Checkpoints
 from genjax.training.engine import Engine
@@ -83,6 +83,13 @@ class Run:
     def write_samples(self, samples: np.ndarray, stem: str | Path) -> list[Path]:
         """Writes samples as their domain shows them (a PNG grid, a scatter plot, ...); returns the files."""
         return self.experiment.data.write_samples(samples, Path(stem))
+
+
+def policy_run(run: Run) -> Run:
+    """The run as one of the policy that its model trains, which writes texts; other runs as they are."""
+    if not isinstance(run.model, HasPolicy):
+        return run
+    return dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, model=run.model.policy))
 
 
 def _has_rows(name: str, condition: Any, num_samples: int) -> bool:

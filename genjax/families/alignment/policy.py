@@ -128,7 +128,9 @@ class PolicyOptimization(abc.ABC):
         """Raises UserError if answers are not drawn from the distribution whose probabilities the loss compares."""
         sampling = self.policy.sampling
         if sampling.temperature == 0.0:
-            raise UserError("model.policy.sampling.temperature=0 draws the likeliest answer always; give a positive one")
+            raise UserError(
+                "model.policy.sampling.temperature=0 draws the likeliest answer always; give a positive one"
+            )
         plain = decoding.Sampling(temperature=sampling.temperature)
         if sampling != plain:
             raise UserError(

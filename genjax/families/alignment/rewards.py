@@ -71,9 +71,6 @@ class Reward(abc.ABC):
         del sources
         return {}
 
-    def check(self, max_new_tokens: int) -> None:
-        """Raises UserError if no answer of at most so many tokens can be rewarded."""
-
 
 def answers_of(batch: Batch) -> tuple[Array, Array]:
     """The right answers of a batch with their end tokens, [B, A], and their mask.
@@ -302,7 +299,9 @@ class Python(Reward):
             raise UserError("the reward python runs in one process alone; use another reward on several processes")
         function = self._function()
 
-        def call(table: Any, sizes: Any, prompts: Any, prompt_lengths: Any, tokens: Any, lengths: Any, rows: Any) -> Any:
+        def call(
+            table: Any, sizes: Any, prompts: Any, prompt_lengths: Any, tokens: Any, lengths: Any, rows: Any
+        ) -> Any:
             table, sizes = np.asarray(table), np.asarray(sizes)
 
             def texts(ids: Any, counts: Any) -> list[str]:

@@ -74,9 +74,7 @@ def prompts_of(policy: Policy, batch: Batch) -> Prompts:
 
 def repeated(batch: Batch, count: int) -> Batch:
     """Each example `count` times, one after the other, without the places of examples."""
-    return {
-        name: jnp.repeat(a, count, axis=0) for name, a in batch.items() if name not in ("example_index", "padding")
-    }
+    return {name: jnp.repeat(a, count, axis=0) for name, a in batch.items() if name not in ("example_index", "padding")}
 
 
 def check_room(policy: Policy, prompt_length: int, max_new_tokens: int) -> None:
