@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 Options = TypeVar("Options")
 
+_FIELDS_ARE_FLAGS = (
+    "Every field of the experiment is a flag, --name=value; --help=model.optimizer prints one part alone."
+)
+
 
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs an entry point on the command line.
@@ -178,8 +182,52 @@ def run_and_options(arguments: list[str], usage: str, options: Options) -> tuple
     return runs.open_run(workdir, name, experiment, batch, place.step), options
 
 
-def options_only(arguments: list[str], usage: str, options: Options) -> Options | None:
+def experiment_and_options(arguments: list[str], usage: str, *options: Any) -> tuple[Any, ...] | None:
+    """Reads the experiment that a command line names, and what it says of the experiment and of the command's options.
+
+    Flags are the fields of the options, of which `experiment` is one, and the fields of the experiment.  The first
+    argument may be the name of the experiment alone.
+
+    Args:
+      arguments: the command line with the program's name first.
+      usage: what the command does, which --help prints where no experiment is named.
+      *options: options with their defaults, frozen dataclasses.
+
+    Returns:
+      The registered entry, the experiment, and the options in their order; or None where only help was asked for.
+
+    Raises:
+      ConfigError: --experiment is missing, or a flag does not exist or does not fit.
+    """
+    arguments = named_first(arguments, "experiment")
+    first = first_flags(arguments, {"experiment": True, "help": False, "h": False})
+    help_section = first.get("help", first.get("h"))
+    if "experiment" not in first:
+        if help_section is not None:
+            print_help(usage, *options, section=help_section)
+            return None
+        raise config.ConfigError(
+            "--experiment is missing; experiments.train --list prints the names, e.g. --experiment=vae_digits"
+        )
+    entry = config.find_experiment(first["experiment"])
+    experiment = entry.build()
+    if help_section is not None:
+        experiment = config.with_choices(experiment, arguments)
+        usage = f"{entry.name}: {inspect.cleandoc(entry.build.__doc__ or '')}\n\n{_FIELDS_ARE_FLAGS}"
+        print_help(usage, *options, experiment=experiment, section=help_section)
+        return None
+    *options, experiment = config.from_flags(arguments, *options, experiment)
+    return entry, experiment, *options
+
+
+def options_only(arguments: list[str], usage: str, options: Options, first: str | None = None) -> Options | None:
     """Reads the options of a command that takes no run; None where only help was asked for.
+
+    Args:
+      arguments: the command line with the program's name first.
+      usage: what the command does, which --help prints.
+      options: the options with their defaults, a frozen dataclass.
+      first: the option that the first argument may give alone.
 
     Raises:
       ConfigError: a flag does not exist or does not fit.
@@ -187,4 +235,6 @@ def options_only(arguments: list[str], usage: str, options: Options) -> Options 
     if first_flags(arguments, {"help": False, "h": False}):
         print_help(usage, options)
         return None
+    if first is not None:
+        arguments = named_first(arguments, first)
     return config.from_flags(arguments, options)[0]

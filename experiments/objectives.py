@@ -5,6 +5,8 @@
     python -m experiments.objectives --data=mnist --data_dir=DIRECTORY --features=runs/feature_net_mnist \\
         --num_steps=4000 --workdir=runs/objectives
 
+The first argument may be the data set alone (`experiments.objectives eight_gaussians`).
+
 Networks, and updates of the critic in a step:
 
 data      method            network                             R1 penalty                         critic updates
@@ -63,7 +65,7 @@ def line(figures: Sequence[dict[str, float]]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    options = command_line.options_only(arguments, __doc__, Options())
+    options = command_line.options_only(arguments, __doc__, Options(), first="data")
     if options is None:
         return 0
     if options.workdir is None:

@@ -13,13 +13,11 @@ gives the rates.  --json prints JSON, --output=FILE writes it.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import os
 from pathlib import Path
 
 from experiments import command_line
-from genjax import config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,22 +40,10 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from genjax.tools import plan
 
-    arguments = command_line.named_first(arguments, "experiment")
-    first = command_line.first_flags(arguments, {"experiment": True, "help": False, "h": False})
-    help_section = first.get("help", first.get("h"))
-    if "experiment" not in first:
-        if help_section is not None:
-            command_line.print_help(__doc__, Given(), plan.Options(), section=help_section)
-            return 0
-        raise config.ConfigError("--experiment is missing; experiments.train --list prints the names")
-    entry = config.find_experiment(first["experiment"])
-    experiment = entry.build()
-    if help_section is not None:
-        usage = inspect.cleandoc(__doc__)
-        experiment = config.with_choices(experiment, arguments)
-        command_line.print_help(usage, Given(), plan.Options(), experiment=experiment, section=help_section)
+    read = command_line.experiment_and_options(arguments, __doc__, Given(), plan.Options())
+    if read is None:
         return 0
-    given, options, experiment = config.from_flags(arguments, Given(), plan.Options(), experiment)
+    entry, experiment, given, options = read
     if options.search:
         found = []
         for each in plan.search(experiment, options, entry.name):

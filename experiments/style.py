@@ -3,7 +3,8 @@
     python -m experiments.style --features=inception.pth --content=house.png --style=waves.png --output=styled.png
 
 --features is a file of Inception weights (see experiments.quality), for pictures of any size, or the working directory
-of a classifier, for pictures of the size that the classifier was trained on.
+of a classifier, for pictures of the size that the classifier was trained on.  The first argument may be the picture
+--content alone.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Options(style.Options):
 
 
 def main(arguments: list[str]) -> int:
-    options = command_line.options_only(arguments, __doc__, Options())
+    options = command_line.options_only(arguments, __doc__, Options(), first="content")
     if options is None:
         return 0
     picture, terms = style.transfer(options)

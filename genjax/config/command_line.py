@@ -20,6 +20,7 @@ from genjax.config.annotations import (
     path_suggestion,
     type_hints,
     type_name,
+    union_members,
 )
 from genjax.config.trees import apply_overrides, leaves, override, renamed_fields
 
@@ -108,7 +109,9 @@ def define_flags(config: Any, flag_values: flags.FlagValues) -> None:
         if hint is bool:
             flags.DEFINE_boolean(path, None, text, flag_values=flag_values)
         else:
-            flags.DEFINE(_Parser(hint), path, None, text, flag_values=flag_values, serializer=None)
+            # A flag that may be true, false or none needs no value either.
+            boolean = bool in union_members(hint)
+            flags.DEFINE(_Parser(hint), path, None, text, flag_values=flag_values, serializer=None, boolean=boolean)
 
 
 def with_choices(config: Any, arguments: list[str]) -> Any:

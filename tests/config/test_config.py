@@ -57,6 +57,7 @@ class Model:
     activation: Literal["relu", "tanh"] = "relu"
     color: Color = Color.RED
     centered: bool = False
+    resident: bool | None = None
     name: str = "x"
     network: Encoder | Convolutional = Encoder()
     prior: Encoder | None = None
@@ -86,6 +87,9 @@ def from_command_line(*arguments):
         ("--model.centered", "centered", True),
         ("--nomodel.centered", "centered", False),
         ("--model.centered=true", "centered", True),
+        ("--model.resident", "resident", True),
+        ("--nomodel.resident", "resident", False),
+        ("--model.resident=none", "resident", None),
         ("--model.parts=bottom,top", "parts", ("bottom", "top")),
         ("--model.name=a=b", "name", "a=b"),
         ("--model.network=convolutional", "network", Convolutional(hidden_dims=(4, 4))),

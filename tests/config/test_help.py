@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from experiments import RESULTS, train
+from experiments.listing import listing
 from genjax import config, optimizers
 from genjax.config.annotations import (
     choices,
@@ -201,7 +202,7 @@ def test_the_list_of_a_family_tells_all(arguments, capsys):
 
 
 def test_the_list_knows_data_sets_and_parts_of_names():
-    assert "reached" in train.listing("two_moons") and "ddpm_moons" in train.listing("two_moons")
-    assert "score_sde_points" in train.listing("sde") and "vae_digits" not in train.listing("sde")
+    assert "reached" in listing("two_moons") and "ddpm_moons" in listing("two_moons")
+    assert "score_sde_points" in listing("sde") and "vae_digits" not in listing("sde")
     with pytest.raises(config.ConfigError, match="called 'difusion'; did you mean diffusion"):
-        train.listing("difusion")
+        listing("difusion")

@@ -100,6 +100,7 @@ def test_a_command_without_a_run_has_its_options_alone():
     assert command_line.options_only(["program", "--method", "beam"], "usage", Options()) == Options(method="beam")
     with pytest.raises(config.ConfigError, match="did you mean levels"):
         command_line.options_only(["program", "--level=1"], "usage", Options())
+    assert command_line.options_only(["program", "beam"], "usage", Options(), first="method") == Options(method="beam")
 
 
 def test_all_commands_stand_in_one_process_and_one_after_the_other_runs(workdir):
