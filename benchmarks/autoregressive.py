@@ -1,12 +1,12 @@
 """Times the gated PixelCNN: a training step beside PyTorch eager, and the stepwise sampler beside whole passes.
 
     python -m benchmarks.autoregressive step          # 5 layers x 64, batch 32; needs `pip install 'genjax[benchmark]'`
-    python -m benchmarks.autoregressive step --accumulation_steps=8     # the batch in eight parts, for the same gradient
+    python -m benchmarks.autoregressive step --accumulation_steps=8    # the batch in eight parts, for the same gradient
     python -m benchmarks.autoregressive sampling      # 10 layers x 128, 64 pictures
 
-Both training steps compute in float32 on the CPU with the same layers, loss and Adam; runs of both take turns, and medians
-count.  With `--accumulation_steps`, PyTorch is timed both ways: the whole batch at once, and in as many parts.  The naive
-sampler takes 784 equal passes, of which `--passes` are timed.
+Both training steps compute in float32 on the CPU with the same layers, loss and Adam; runs of both take turns, and
+medians count.  With `--accumulation_steps`, PyTorch is timed both ways: the whole batch at once, and in as many parts.
+The naive sampler takes 784 equal passes, of which `--passes` are timed.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ def sampling(layers: int, width: int, count: int, passes: int) -> None:
     slow = SIZE * SIZE * one
     print(f"{count} pictures, {layers} layers x {width}")
     print(
-        f"stepwise {fast:.2f} s; {SIZE * SIZE} whole passes of {one:.3f} s: {slow:.1f} s; {slow / fast:.1f} times faster"
+        f"stepwise {fast:.2f} s; {SIZE * SIZE} whole passes of {one:.3f} s: {slow:.1f} s; "
+        f"{slow / fast:.1f} times faster"
     )
 
 

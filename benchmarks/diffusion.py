@@ -5,9 +5,10 @@
     python -m benchmarks.diffusion --compute_dtype=bfloat16 --compiled --batch_size=128    # for a GPU
     python -m benchmarks.diffusion --sampler       # network evaluations alone beside the whole sampler
 
-The U-Net has 32, 64 and 128 channels on three levels, one residual block a level (two on the way up), attention on the last, and
-32 x 32 x 3 pixels, batch 16; float32, epsilon loss and Adam, on a GPU where JAX has one and else on the CPU.  Runs take turns, and medians count.  With
-`--accumulation_steps`, PyTorch is timed both ways: the whole batch at once, and in as many parts.
+The U-Net has 32, 64 and 128 channels on three levels, one residual block a level (two on the way up), attention on the
+last, and 32 x 32 x 3 pixels, batch 16; float32, epsilon loss and Adam, on a GPU where JAX has one and else on the CPU.
+Runs take turns, and medians count.  With `--accumulation_steps`, PyTorch is timed both ways: the whole batch at once,
+and in as many parts.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
     python -m benchmarks.gan                       # needs `pip install 'genjax[benchmark]'`
     python -m benchmarks.gan --eager_only
 
-Batch 64, 32 x 32 x 3 pixels, 64 base channels, latents of 100, batch norm in both networks, non-saturating objective and Adam,
-float32, on a GPU where JAX has one and else on the CPU.  Both draw new latents for each network's update.  Runs take turns, and medians count.
+Batch 64, 32 x 32 x 3 pixels, 64 base channels, latents of 100, batch norm in both networks, non-saturating objective
+and Adam, float32, on a GPU where JAX has one and else on the CPU.  Both draw new latents for each network's update.
+Runs take turns, and medians count.
 """
 
 from __future__ import annotations

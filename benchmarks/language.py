@@ -158,7 +158,9 @@ def resident() -> int:
 
 
 def llama(gigabytes: float) -> GPT:
-    """A Llama-like model of about so many gigabytes: 2 x 32000 x 1024 numbers of embeddings, and 12.6 million a layer."""
+    """A Llama-like model of about so many gigabytes: 2 x 32000 x 1024 numbers of embeddings, and 12.6 million a
+    layer.
+    """
     layers = max(1, round((gigabytes * 1e9 / 4 - 65.5e6) / 12.6e6))
     network = llama_network(layers, 1024, 8, mlp_dim=2816, max_length=2048)
     return GPT(vocab_size=32000, network=network, tie_embeddings=False)
@@ -190,7 +192,8 @@ def load(gigabytes: float) -> None:
         peak = int(status.split()[0]) * 1024
     print(
         f"checkpoint {size / 1e9:.3f} GB, parameters {own / 1e9:.3f} GB, read in {seconds:.1f} s; "
-        f"peak {(peak - before) / 1e9:.3f} GB above the process, {(peak - before - own) / 1e9:.3f} GB above the parameters"
+        f"peak {(peak - before) / 1e9:.3f} GB above the process, {(peak - before - own) / 1e9:.3f} GB above the "
+        "parameters"
     )
 
 

@@ -6,18 +6,19 @@
     gpt_small   4 layers, 128 wide, context 64, batch 12, 65 tokens
     gpt_large   6 layers, 384 wide, context 256, batch 8, 65 tokens
     lstm        2 x 512, length 64, batch 32, 10000 tokens
-    gpt2        12 layers, 768 wide, context 1024, batch --batch_size, 50304 tokens; bfloat16, and PyTorch compiled; also tells
-                tokens a second and the share of the device's peak that they take (6 N + 12 L H Q T operations a token)
-    generate    128 tokens with gpt_small's network, for 1 and for 64 prompts, with a cache in both; with --devices=2 also
-                64 prompts as two devices of one core each answer them, 32 each
+    gpt2        12 layers, 768 wide, context 1024, batch --batch_size, 50304 tokens; bfloat16, and PyTorch compiled;
+                also tells tokens a second and their share of the device's peak (6 N + 12 L H Q T operations a token)
+    generate    128 tokens with gpt_small's network, for 1 and for 64 prompts, with a cache in both; with --devices=2
+                also 64 prompts as two devices of one core each answer them, 32 each
 
-All compute with the same networks, loss and Adam, but for gpt2 in float32, on a GPU where JAX has one and else on the CPU;
-runs take turns, and medians count.  The allocator is set as `experiments.train` sets it.
+All compute with the same networks, loss and Adam, but for gpt2 in float32, on a GPU where JAX has one and else on the
+CPU; runs take turns, and medians count.  The allocator is set as `experiments.train` sets it.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 
 import jax
@@ -122,7 +123,9 @@ def torch_run(network, tokens: np.ndarray, compiled: bool = False):
 
 
 def gpt2(rounds: int, steps: int, batch: int, layers: int, context: int) -> None:
-    """Times training steps of GPT-2 124M, or of fewer of its layers, and prints tokens a second and the share of the peak."""
+    """Times training steps of GPT-2 124M, or of fewer of its layers, and prints tokens a second and the share of the
+    peak.
+    """
     _, width, heads, _, vocab = GPT2_SIZE
     tokens = np.random.default_rng(0).integers(0, vocab, (batch, context + 1)).astype(np.int32)
     network = gpt2_network(layers, width, heads, max_length=context)
@@ -177,7 +180,8 @@ def generation(rounds: int, batches: tuple[int, ...] = (1, 64), new_tokens: int 
 
     for batch in batches:
         prompts = np.zeros((batch, 8), np.int32)
-        runs = {"genjax": ours(prompts), "torch": lambda: loop(torch.tensor(prompts, dtype=torch.long, device=device))}  # noqa: B023
+        given = torch.tensor(prompts, dtype=torch.long, device=device)
+        runs = {"genjax": ours(prompts), "torch": functools.partial(loop, given)}
         if len(jax.devices()) > 1 and batch % len(jax.devices()) == 0:
             mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(AxisType.Auto,))
             runs[f"genjax, prompts split over {len(jax.devices())} devices"] = ours(prompts, mesh)

@@ -15,7 +15,8 @@ import numpy as np
 # Both libraries share the memory of a GPU; JAX reads this when it first looks for one.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-#: Operations a second of dense bfloat16 products by `jax.Device.device_kind`, in units of 1e12, from the vendors' data sheets.
+#: Operations a second of dense bfloat16 products by `jax.Device.device_kind`, in units of 1e12, from the vendors' data
+#: sheets.
 PEAK_TERA_OPERATIONS = {
     "NVIDIA A100": 312.0,
     "NVIDIA H100": 989.4,
@@ -63,7 +64,8 @@ def training_steps(model: Any, batch: dict[str, np.ndarray], steps_per_dispatch:
         def step(state, _):
             return model.train_step(state, arrays, jax.random.fold_in(key, state.step))
 
-        # Like the engine: XLA on CPU compiles gradients of convolutions badly inside of a scan, even one of a single step.
+        # Like the engine: XLA on CPU compiles gradients of convolutions badly inside of a scan, even one of a single
+        # step.
         return (
             step(state, None) if steps_per_dispatch == 1 else jax.lax.scan(step, state, None, length=steps_per_dispatch)
         )

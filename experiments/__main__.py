@@ -1,4 +1,6 @@
-"""Runs a command by its name, or lists the commands: `python -m experiments`, or `genjax` where the project is installed."""
+"""Runs a command by its name, or lists the commands: `python -m experiments`, or `genjax` where the project is
+installed.
+"""
 
 from __future__ import annotations
 

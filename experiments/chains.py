@@ -27,7 +27,8 @@ def main(arguments: list[str]) -> int:
     found = chains.chains(run)
     num_chains, num_draws, _ = found.values.shape
     print(
-        f"{run.name}, step {run.step}: {num_chains} chains of {num_draws} draws, {int(found.diverging.sum())} divergences"
+        f"{run.name}, step {run.step}: {num_chains} chains of {num_draws} draws, "
+        f"{int(found.diverging.sum())} divergences"
     )
     print(f"{'':<16}" + "".join(f"{title:>20}" for title in found.summary))
     for i, name in enumerate(found.names):

@@ -68,7 +68,9 @@ def _fail(error: Exception) -> None:
 
 
 def command(name: str) -> str:
-    """How a command is called where this process was called: by `genjax`, which a plain installation has, or by Python."""
+    """How a command is called where this process was called: by `genjax`, which a plain installation has, or by
+    Python.
+    """
     program = Path(vars(sys.modules["__main__"]).get("__file__") or "").stem
     return f"genjax {name}" if program == "genjax" else f"python -m experiments.{name}"
 

@@ -104,8 +104,8 @@ def print_drift(found: list[results.Result], options: Options) -> int:
             word = "holds" if drift.holds else "DRIFTED"
             now = "no number" if drift.found is None else f"{drift.found:.5g}"
             print(
-                f"{word:<9} {result.name}: {drift.check.file.rpartition(':')[2]} recorded {drift.check.value:.5g}, now {now} "
-                f"(tolerance {drift.check.tolerance:g}; {drift.seconds:.0f} s)",
+                f"{word:<9} {result.name}: {drift.check.file.rpartition(':')[2]} recorded {drift.check.value:.5g}, "
+                f"now {now} (tolerance {drift.check.tolerance:g}; {drift.seconds:.0f} s)",
                 flush=True,
             )
     print(f"{drifted} of {len(chosen)} results have drifted")

@@ -147,7 +147,8 @@ def _check_counterpart(architecture: Architecture, model: Any, config: dict[str,
     for name, value in _computation(model).items():
         if theirs[name] != value:
             raise UnsupportedError(
-                f"the library transformers has no {architecture.model_type} with {name}={value!r} (it has {theirs[name]!r})"
+                f"the library transformers has no {architecture.model_type} with {name}={value!r} (it has "
+                f"{theirs[name]!r})"
             )
 
 

@@ -149,8 +149,8 @@ class Support:
             )
         if count is not None and not self.levels:
             raise UserError(
-                f"the data are {count} levels, which have no density, and {self.name} gives a density, which would grow "
-                f"without end; change {self.remedy}"
+                f"the data are {count} levels, which have no density, and {self.name} gives a density, "
+                f"which would grow without end; change {self.remedy}"
             )
         if count is not None or self.num_levels is None:
             self.check(np.linspace(low, high, count or 2), "the data")

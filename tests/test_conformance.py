@@ -69,7 +69,9 @@ def test_a_type_to_compute_in_that_is_none_is_refused_by_every_model_that_has_th
 
 
 def program(name: str) -> tuple:
-    """What an experiment computes but for numbers and the examples: its data's class, its model's classes and choices."""
+    """What an experiment computes but for numbers and the examples: its data's class, its model's classes and
+    choices.
+    """
     experiment = shrunk(name)
     rows = [
         (path, type(v) if dataclasses.is_dataclass(v) else v) for path, _, v in leaves(experiment.model) if is_choice(v)
@@ -85,7 +87,8 @@ def is_choice(value: object) -> bool:
 PROGRAMS = {program(name): name for name in reversed(ENTRIES)}.values()
 
 
-#: One experiment for each training step that somebody wrote: what sharding can change is the step.  Points compile soonest.
+#: One experiment for each training step that somebody wrote: what sharding can change is the step.  Points compile
+#: soonest.
 ONE_OF_EACH_STEP = {
     type(ENTRIES[name].build().model).train_step: name
     for name in [*reversed(ENTRIES), "ddpm_moons", "edm_points", "real_nvp_two_moons"]
@@ -111,7 +114,8 @@ def test_experiment(name, tmp_path):
     experiment = shrunk(name)
     workdir = tmp_path / "run"
     train(experiment, workdir, name=name, quiet=True)
-    # One run of each training step moves to eight devices; the others share the programs of their evaluation and samples.
+    # One run of each training step moves to eight devices; the others share the programs of their evaluation and
+    # samples.
     run = genjax.restore(workdir, overrides={} if name in ONE_OF_EACH_STEP else {"training.mesh": "data:1"})
     assert run.step == 4 and run.model == resolve(experiment).model
     ended = {path: np.asarray(leaf) for path, leaf in flatten(run.state).items()}

@@ -1,4 +1,6 @@
-"""The documents say what experiments/results.jsonl says, their links lead somewhere, and recorded commands can be typed."""
+"""The documents say what experiments/results.jsonl says, their links lead somewhere, and recorded commands can be
+typed.
+"""
 
 import importlib
 import re

@@ -1,4 +1,6 @@
-"""What differs by platform is chosen by the platform that a program is compiled for, and all choices give equal values."""
+"""What differs by platform is chosen by the platform that a program is compiled for, and all choices give equal
+values.
+"""
 
 import re
 from pathlib import Path

@@ -26,7 +26,8 @@ def instructions() -> Experiment:
 
     python -m experiments.train --experiment=instructions --workdir=runs/instructions
 
-    About five minutes of one CPU core.  Then talk to it: python -m experiments.generate --workdir=runs/instructions --chat
+    About five minutes of one CPU core.  Then talk to it: python -m experiments.generate \\
+        --workdir=runs/instructions --chat
     From a run or a checkpoint: --training.init_from=RUN, or --model.pretrained=FOLDER.
     """
     return Experiment(

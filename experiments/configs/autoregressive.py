@@ -347,7 +347,8 @@ def vq_prior_mnist() -> Experiment:
     python -m experiments.train --experiment=vq_vae_mnist --data.dir=TFDS_DIRECTORY \\
         --model.output=discretized_logistic --workdir=runs/vq_vae_mnist
     python -m experiments.train --experiment=vq_prior_mnist --data.dir=TFDS_DIRECTORY \\
-        --training.init_from=runs/vq_vae_mnist --training.init_prefix=encoder,decoder,codebook --workdir=runs/vq_prior_mnist
+        --training.init_from=runs/vq_vae_mnist --training.init_prefix=encoder,decoder,codebook \\
+        --workdir=runs/vq_prior_mnist
 
     About an hour on two CPU cores for each, minutes on a GPU.
     """

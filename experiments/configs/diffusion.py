@@ -50,7 +50,8 @@ def _points(model, name: str = "two_moons") -> Experiment:
         model=model,
         data=Points(name=name, batch_size=256),
         training=Training(
-            num_steps=10000, steps_per_dispatch=100, log_every=1000, evaluate_every=5000, checkpoint_every=5000, num_samples=2000
+            num_steps=10000, steps_per_dispatch=100, log_every=1000, evaluate_every=5000, checkpoint_every=5000,
+            num_samples=2000,
         ),
     )  # fmt: skip
 
@@ -340,7 +341,8 @@ def edm_mnist() -> Experiment:
 def flow_matching_mnist() -> Experiment:
     """Unconditional flow matching on dequantised MNIST with the U-Net of `ddpm_mnist`.
 
-    python -m experiments.train --experiment=flow_matching_mnist --data.dir=TFDS_DIRECTORY --workdir=runs/flow_matching_mnist
+    python -m experiments.train --experiment=flow_matching_mnist --data.dir=TFDS_DIRECTORY \\
+        --workdir=runs/flow_matching_mnist
 
     About a quarter of an hour on two CPU cores.
     """
@@ -355,7 +357,8 @@ def flow_matching_mnist() -> Experiment:
 def super_resolution_mnist() -> Experiment:
     """Doubles the resolution of MNIST; --model.degradation=hole --model.factor=2 fills in a hole instead.
 
-    python -m experiments.train --experiment=super_resolution_mnist --data.dir=TFDS_DIRECTORY --workdir=runs/super_resolution
+    python -m experiments.train --experiment=super_resolution_mnist --data.dir=TFDS_DIRECTORY \\
+        --workdir=runs/super_resolution
     python -m experiments.sample --workdir=runs/super_resolution --reconstruct
 
     About a quarter of an hour on two CPU cores.

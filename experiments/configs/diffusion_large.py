@@ -158,7 +158,8 @@ _SHRUNK_DIT = {
 def dit_b4_imagenet() -> Experiment:
     """DiT-B/4 on 32 x 32 x 4 latents of ImageNet at 256 x 256, in train.npy and train_label.npy; not run here.
 
-    python -m experiments.train --experiment=dit_b4_imagenet --data.dir=LATENTS --training.mesh=data:8 --workdir=runs/dit_b4
+    python -m experiments.train --experiment=dit_b4_imagenet --data.dir=LATENTS --training.mesh=data:8 \\
+        --workdir=runs/dit_b4
 
     About a day on eight GPUs.
     """

@@ -52,7 +52,8 @@ def bert_embedded() -> Experiment:
     Goes on with another text from a checkpoint and with its tokenizer (domain adaptation),
     and states both perplexities:
 
-    python -m experiments.train --experiment=bert_embedded --training.init_from=runs/bert --data.name=file --data.dir=TEXT \\
+    python -m experiments.train --experiment=bert_embedded --training.init_from=runs/bert --data.name=file \\
+        --data.dir=TEXT \\
         --data.added_tokens=100 --workdir=runs/adapted
     python -m experiments.text --workdir=runs/adapted --before=runs/bert --other=python_topics
 
@@ -114,10 +115,12 @@ def electra_embedded() -> Experiment:
 def bert_base() -> Experiment:
     """BERT-base in bfloat16 on text files of the user, sharded over eight devices.
 
-    python -m experiments.train --experiment=bert_base --data.dir=FOLDER --workdir=runs/bert_base --training.mesh=data:4,fsdp:2
+    python -m experiments.train --experiment=bert_base --data.dir=FOLDER --workdir=runs/bert_base \\
+        --training.mesh=data:4,fsdp:2
 
     Days on eight accelerators.  A run that starts anywhere: --model.network.num_layers=2 --model.network.width=64
-    --model.network.num_heads=2 --data.name=python_topics --data.sequence_length=64 --data.batch_size=8 --training.mesh=none
+    --model.network.num_heads=2 --data.name=python_topics --data.sequence_length=64 --data.batch_size=8 \\
+    --training.mesh=none
     """
     return Experiment(
         model=BERT(

@@ -254,7 +254,8 @@ def stylegan2_shapes() -> Experiment:
 
     StyleGAN3-T: --model.network=style_gan3_network --model.path_length_weight=0, and R with twice the channels too:
 
-        ... --model.network.rotation --model.network.channel_base=4096 --model.network.channel_max=256 --model.blur_radius=1
+        ... --model.network.rotation --model.network.channel_base=4096 --model.network.channel_max=256 \\
+        --model.blur_radius=1
 
     Larger pictures, for GPUs: stylegan2_emoji, stylegan2_celeba_hq, stylegan2_ffhq and stylegan3_ffhq.
     """

@@ -73,7 +73,8 @@ def cycle_gan_sprites() -> Experiment:
     paper's sizes, on two folders of pictures, for a GPU:
 
         ... --data.name=folder --data.dir=HORSES --data.source_dir=ZEBRAS --data.image_size=256,256 --data.batch_size=1
-            --model.network.num_channels=64 --model.network.num_residual_blocks=9 --model.discriminator_channels=64,128,256
+            --model.network.num_channels=64 --model.network.num_residual_blocks=9 \\
+            --model.discriminator_channels=64,128,256
     """
     adam = Adam(learning_rate=2e-4, b1=0.5, schedule=Linear(constant_share=0.5))
     model = CycleGAN(

@@ -144,7 +144,8 @@ def gpt_molecules() -> Experiment:
 def gpt2_124m() -> Experiment:
     """GPT-2 124M in bfloat16 on text files of the user, sharded over eight devices.
 
-    python -m experiments.train --experiment=gpt2_124m --data.dir=FOLDER --workdir=runs/gpt2 --training.mesh=data:4,fsdp:2
+    python -m experiments.train --experiment=gpt2_124m --data.dir=FOLDER --workdir=runs/gpt2 \\
+        --training.mesh=data:4,fsdp:2
 
     Days on eight accelerators.  A run that starts anywhere: --model.network.num_layers=2 --model.network.width=64
     --model.network.num_heads=2 --data.name=python_topics --data.batch_size=8 --training.mesh=none
@@ -176,7 +177,8 @@ def gpt2_124m() -> Experiment:
 def llama_7b() -> Experiment:
     """LLaMA 7B in bfloat16 on text files of the user, with parameters and optimizer sharded over 64 devices.
 
-    python -m experiments.train --experiment=llama_7b --data.dir=FOLDER --workdir=runs/llama --training.mesh=data:4,fsdp:16
+    python -m experiments.train --experiment=llama_7b --data.dir=FOLDER --workdir=runs/llama \\
+        --training.mesh=data:4,fsdp:16
 
     Weeks on 64 accelerators.  A run that starts anywhere: --model.network.num_layers=2 --model.network.width=64
     --model.network.num_heads=2 --model.network.mlp_dim=128 --data.name=python_topics --data.tokenizer=bytes
@@ -201,7 +203,8 @@ def llama_7b() -> Experiment:
 
 @register(
     "gpt_chorales",
-    source="RNN-NADE (Boulanger-Lewandowski et al. 2012, arXiv:1206.6392) has 5.56 nats a frame; here a GPT of note events",
+    source="RNN-NADE (Boulanger-Lewandowski et al. 2012, arXiv:1206.6392) has 5.56 nats a frame; "
+    "here a GPT of note events",
     shrunk={"model.network.num_layers": 1, "model.network.width": 8, "model.network.num_heads": 2,
             "model.network.max_length": 128, "data.name": "chords", "data.crop": 16, "data.batch_size": 16,
             "evaluation.num_examples": 16},

@@ -68,7 +68,8 @@ def rl_sentiment() -> Experiment:
     """Made reviews that become good, against a KL penalty whose optimum is known.
 
     python -m experiments.train --experiment=gpt_reviews --workdir=runs/gpt_reviews
-    python -m experiments.train --experiment=rl_sentiment --training.init_from=runs/gpt_reviews --workdir=runs/rl_sentiment
+    python -m experiments.train --experiment=rl_sentiment --training.init_from=runs/gpt_reviews \\
+        --workdir=runs/rl_sentiment
 
     With a share p of good reviews before, the optimum has q = p e^(1/beta) / (p e^(1/beta) + 1 - p).  A classifier as
     the reward: --model.reward=classifier --model.reward.run=RUN --model.reward.label=1.
@@ -88,7 +89,8 @@ def rl_sentiment() -> Experiment:
 def ppo_sentiment() -> Experiment:
     """The task of rl_sentiment by PPO.
 
-    python -m experiments.train --experiment=ppo_sentiment --training.init_from=runs/gpt_reviews --workdir=runs/ppo_sentiment
+    python -m experiments.train --experiment=ppo_sentiment --training.init_from=runs/gpt_reviews \\
+        --workdir=runs/ppo_sentiment
     """
     return Experiment(
         model=PPO(policy=_policy(5e-4), reward=Regex(pattern=GOOD_REVIEW), num_rollouts=8, beta=0.5),

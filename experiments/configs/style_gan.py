@@ -87,7 +87,8 @@ def stylegan2_ffhq() -> Experiment:
 
 @register(
     "stylegan2_celeba_hq",
-    source="Karras et al. 2020, arXiv:1912.04958 and arXiv:2006.06676, on CelebA-HQ (Karras et al. 2018, arXiv:1710.10196)",
+    source="Karras et al. 2020, arXiv:1912.04958 and arXiv:2006.06676, on CelebA-HQ (Karras et al. 2018, "
+    "arXiv:1710.10196)",
     shrunk=SHRUNK_STYLE_GAN2,
 )
 def stylegan2_celeba_hq() -> Experiment:
@@ -133,11 +134,13 @@ def stylegan2_celeba_hq() -> Experiment:
 def stylegan3_ffhq() -> Experiment:
     """StyleGAN3-T on a folder with the pictures of FFHQ at 256 x 256, as the authors' ablations have it; not run here.
 
-    python -m experiments.train --experiment=stylegan3_ffhq --data.dir=FOLDER --training.mesh=data:8 --workdir=runs/stylegan3
+    python -m experiments.train --experiment=stylegan3_ffhq --data.dir=FOLDER --training.mesh=data:8 \\
+        --workdir=runs/stylegan3
 
     Days on eight GPUs.  StyleGAN3-R:
 
-        ... --model.network.rotation --model.network.channel_base=32768 --model.network.channel_max=1024 --model.blur_radius=10
+        ... --model.network.rotation --model.network.channel_base=32768 --model.network.channel_max=1024 \\
+        --model.blur_radius=10
     """
     model = StyleGAN(
         network=StyleGAN3Network(channel_base=16384),

@@ -16,8 +16,8 @@ def _tiny(width: int = 8) -> dict[str, object]:
     return {f"model.{side}.{name}": value for side in ("encoder", "decoder") for name, value in sizes.items()}
 
 
-_SHRUNK_MIXTURE = {**_tiny(), "data.name": "mixture", "data.tokenizer": "characters", "data.num_made": 120, "data.batch_size": 16,
-                   "data.source_length": 64, "data.target_length": 32}  # fmt: skip
+_SHRUNK_MIXTURE = {**_tiny(), "data.name": "mixture", "data.tokenizer": "characters", "data.num_made": 120,
+                   "data.batch_size": 16, "data.source_length": 64, "data.target_length": 32}  # fmt: skip
 _SHRUNK_TEXT = {**_tiny(), "data.name": "python_topics", "data.tokenizer": "bytes", "data.sequence_length": 24,
                 "data.batch_size": 16}  # fmt: skip
 _LARGE = {"model.compute_dtype": "float32", "model.encoder.scan_layers": False, "model.decoder.scan_layers": False}
@@ -127,10 +127,13 @@ def transformer_multi30k() -> Experiment:
         model=EncoderDecoder(
             encoder=network,
             decoder=network,
-            optimizer=Adam(learning_rate=2e-3, b2=0.98, eps=1e-9, clip_norm=1.0, schedule=InverseSquareRoot(warmup_steps=800)),
+            optimizer=Adam(
+                learning_rate=2e-3, b2=0.98, eps=1e-9, clip_norm=1.0, schedule=InverseSquareRoot(warmup_steps=800)
+            ),
         ),
         data=TextToText(
-            name="files", tokenizer="bpe", vocab_size=4000, lowercase=True, source_length=40, target_length=40, batch_size=128
+            name="files", tokenizer="bpe", vocab_size=4000, lowercase=True, source_length=40, target_length=40,
+            batch_size=128,
         ),
         training=Training(num_steps=2270, evaluate_every=227, best_metric="nll_per_token", num_samples=8),
     )  # fmt: skip
@@ -149,13 +152,15 @@ def _published(model: T5 | BART, vocab_size: int, sequence_length: int) -> Exper
 
 @register(
     "t5_small",
-    source="T5-small, 60M parameters (Raffel et al. 2020); T5-base by --model.*.num_layers=12, width 768, 12 heads, mlp_dim 3072",
+    source="T5-small, 60M parameters (Raffel et al. 2020); T5-base by --model.*.num_layers=12, width 768, 12 heads, "
+    "mlp_dim 3072",
     shrunk={**_SHRUNK_TEXT, **_LARGE, "model.encoder.head_dim": 4, "model.decoder.head_dim": 4},
 )
 def t5_small() -> Experiment:
     """T5-small in bfloat16 by span corruption on text files of the user, sharded over eight devices.
 
-    python -m experiments.train --experiment=t5_small --data.dir=FOLDER --workdir=runs/t5_small --training.mesh=data:4,fsdp:2
+    python -m experiments.train --experiment=t5_small --data.dir=FOLDER --workdir=runs/t5_small \\
+        --training.mesh=data:4,fsdp:2
 
     Days on eight accelerators.  A run that starts anywhere: --model.encoder.num_layers=1 --model.decoder.num_layers=1
     --data.name=python_topics --data.tokenizer=bytes --data.sequence_length=32 --data.batch_size=8 --training.mesh=none
@@ -172,7 +177,8 @@ def t5_small() -> Experiment:
 def bart_base() -> Experiment:
     """BART-base in bfloat16 on text files of the user, sharded over eight devices.
 
-    python -m experiments.train --experiment=bart_base --data.dir=FOLDER --workdir=runs/bart_base --training.mesh=data:4,fsdp:2
+    python -m experiments.train --experiment=bart_base --data.dir=FOLDER --workdir=runs/bart_base \\
+        --training.mesh=data:4,fsdp:2
 
     Days on eight accelerators.  A run that starts anywhere: --model.encoder.num_layers=1 --model.decoder.num_layers=1
     --data.name=python_topics --data.tokenizer=bytes --data.sequence_length=32 --data.batch_size=8 --training.mesh=none

@@ -82,8 +82,9 @@ def _apply(config: Any, overrides: Mapping[str, Any], prefix: str, text: bool) -
         path = prefix + name
         if name not in names:
             raise ConfigError(
-                f"{type(config).__name__} has no field {name!r} (in {'.'.join(filter(None, (path, next(iter(below)))))})"
-                f"{_remedy(config, name)}; its fields are {', '.join(names)}"
+                f"{type(config).__name__} has no field {name!r} (in "
+                f"{'.'.join(filter(None, (path, next(iter(below)))))}){_remedy(config, name)}; "
+                f"its fields are {', '.join(names)}"
             )
         new = getattr(config, name)
         if "" in below:

@@ -288,8 +288,8 @@ def check_any_files(chosen: Sequence[Path], count: int, root: Path, split: str) 
     """Raises DataError if `split_files` chose none of the `count` files for a split."""
     if not chosen:
         raise DataError(
-            f"of the {count} files below {root} none falls into the split {split}: their names decide, a tenth each for "
-            "validation and test; add files"
+            f"of the {count} files below {root} none falls into the split {split}: their names decide, "
+            "a tenth each for validation and test; add files"
         )
 
 

@@ -82,7 +82,9 @@ class CaptionedImages(Images, DelimitedText):
         return Captioned(examples, arrays) if pictures is None else ArrayExamples({**pictures, **arrays})
 
     def _rows_of(self, captions: Sequence[tuple[str, ...]], split: str) -> dict[str, np.ndarray]:
-        """Captions as `captions` int32 [N, C, T], `captions_mask`, and the number of each picture's, `num_captions` [N]."""
+        """Captions as `captions` int32 [N, C, T], `captions_mask`, and the number of each picture's, `num_captions`
+        [N].
+        """
         most = max(map(len, captions))
         encoded = [ids for own in captions for ids in self.make_tokenizer().encode_all(own)]
         num_cut = sum(len(self.framed(ids)) >= self.sequence_length for ids in encoded)
@@ -113,8 +115,8 @@ class CaptionedImages(Images, DelimitedText):
         for text, ids in zip(texts, encoded):
             if len(self.framed(ids)) >= self.sequence_length:
                 raise DataError(
-                    f"the prompt {text[:60]!r} has {len(ids)} tokens; with data.sequence_length={self.sequence_length} the "
-                    f"longest has {self.sequence_length - len(self.framed(ids[:0])) - 1}"
+                    f"the prompt {text[:60]!r} has {len(ids)} tokens; with data.sequence_length={self.sequence_length} "
+                    f"the longest has {self.sequence_length - len(self.framed(ids[:0])) - 1}"
                 )
         tokens, mask = self._framed_rows(encoded)
         return {"tokens": tokens, "mask": mask}

@@ -28,12 +28,12 @@ def captions_of(base: Path, root: Path, paths: Sequence[Path], given: str | None
       base: the folder that the pictures of a split lie under.
       root: the folder of all splits.
       paths: the pictures.
-      given: path of the list of captions, as it is or below `root`; None looks for one of LISTS in `base` and `root`, and
-        then for text files beside the pictures.
+      given: path of the list of captions, as it is or below `root`; None looks for one of LISTS in `base` and `root`,
+        and then for text files beside the pictures.
 
     Raises:
-      DataError: there are no captions, a picture has none or two pictures share a file of captions, a caption is empty, or
-        a list is damaged or names a picture that is not there.
+      DataError: there are no captions, a picture has none or two pictures share a file of captions, a caption is empty,
+        or a list is damaged or names a picture that is not there.
     """
     places = [base / name for name in LISTS] + [root / name for name in LISTS]
     if given is not None:
@@ -51,7 +51,8 @@ def _beside(paths: Sequence[Path]) -> list[tuple[str, ...]]:
         text = path.with_suffix(".txt")
         if not text.is_file():
             raise DataError(
-                f"{path} has no caption: there is neither {text.name} beside it nor one of {', '.join(LISTS)} in its folder"
+                f"{path} has no caption: there is neither {text.name} beside it nor one of {', '.join(LISTS)} in its "
+                "folder"
             )
         if text in found:
             raise DataError(f"{found[text]} and {path} have one file of captions, {text.name}; rename one of them")
@@ -108,6 +109,7 @@ def _coco(file: Path) -> Iterator[tuple[str, str]]:
         pairs = [(names[entry["image_id"]], str(entry["caption"])) for entry in content["annotations"]]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{file} is not a list of captions in COCO's format, with images and annotations ({type(error).__name__}: {error})"
+            f"{file} is not a list of captions in COCO's format, with images and annotations ({type(error).__name__}: "
+            f"{error})"
         ) from None
     yield from pairs

@@ -23,8 +23,9 @@ def check_classes(workdir: Path, classes: Sequence[str]) -> None:
     learned = read_classes(workdir)
     if learned is not None and tuple(classes) != learned:
         raise DataError(
-            f"the run has learned the classes {', '.join(map(repr, learned[:10]))} ({Path(workdir) / CLASSES_FILE}), and the "
-            f"data have {', '.join(map(repr, classes[:10]))}; take data of the same classes, or another --workdir"
+            f"the run has learned the classes {', '.join(map(repr, learned[:10]))} ({Path(workdir) / CLASSES_FILE}), "
+            f"and the data have {', '.join(map(repr, classes[:10]))}; take data of the same classes, "
+            "or another --workdir"
         )
 
 

@@ -166,6 +166,8 @@ def files_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def with_ending(stem: str | Path, ending: str) -> Path:
-    """A path with an ending such as .png added, unless it has it; a dot in the name, as in `rate0.1`, begins no ending."""
+    """A path with an ending such as .png added, unless it has it; a dot in the name, as in `rate0.1`, begins no
+    ending.
+    """
     path = Path(stem)
     return path if path.suffix == ending else path.with_name(path.name + ending)

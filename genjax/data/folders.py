@@ -179,8 +179,9 @@ def labels_of_files(
     if loose:
         others = f" and {len(loose) - 1} others" if len(loose) > 1 else ""
         raise DataError(
-            f"{base} has class folders ({', '.join(map(repr, names[:3]))}, ...) and pictures beside them, {loose[0].name}"
-            f"{others}; move these into a class or away, or say with --data.class_names= that the folders are no classes"
+            f"{base} has class folders ({', '.join(map(repr, names[:3]))}, ...) and pictures beside them, "
+            f"{loose[0].name}{others}; move these into a class or away, "
+            "or say with --data.class_names= that the folders are no classes"
         )
     folders = [path.relative_to(base).parts[0] for path in paths]
     if unknown := sorted(set(folders) - set(number)):
@@ -249,7 +250,9 @@ def _decoded(images: FolderImages, keep: bool) -> tuple[list[np.ndarray], dict[P
 
 
 def _known_unreadable(images: FolderImages, base: Path) -> dict[Path, str]:
-    """Files that are no readable pictures, and the reasons; searched once for each state of a folder, as it takes long."""
+    """Files that are no readable pictures, and the reasons; searched once for each state of a folder, as it takes
+    long.
+    """
     digest = hashlib.sha256(repr((str(base.resolve()), images.size, images.shape)).encode(errors="surrogateescape"))
     for path in images.paths:
         stat = path.stat()

@@ -197,7 +197,10 @@ class NoteEvents(PianoRolls):
         return write_rolls(padded, stem)
 
     def protocol(self) -> str:
-        return f"piano rolls of {NUM_NOTES} notes as events, nats summed over notes and ends of frames, every frame from the first on"
+        return (
+            f"piano rolls of {NUM_NOTES} notes as events, nats summed over notes and ends of frames, "
+            "every frame from the first on"
+        )
 
 
 FRAME, START = NUM_NOTES, NUM_NOTES + 1  # tokens

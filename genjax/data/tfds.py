@@ -42,8 +42,8 @@ def open_tfds(name: str, directory: str | None) -> Any:
         there = f"it holds {', '.join(prepared)}" if prepared else "it holds no prepared set"
         raise DataError(
             f"the data set {name!r} is neither embedded nor prepared in {root} ({there}); prepare it once with: "
-            f"pip install tensorflow && tfds build {name} --data_dir={shlex.quote(str(root))} --file_format=array_record, "
-            "or say with --data.dir where it lies"
+            f"pip install tensorflow && tfds build {name} --data_dir={shlex.quote(str(root))} "
+            "--file_format=array_record, or say with --data.dir where it lies"
         )
     import tensorflow_datasets as tfds
 

@@ -40,6 +40,6 @@ def save_training_files(workdir: Path, files: Mapping[Path, Sequence[Path]]) -> 
         raise DataError(
             f"the {content['num_files']} training files of {' and '.join(map(str, files))} are not the "
             f"{earlier['num_files']} that the run in {workdir} was trained on, by number, name or size; bring back the "
-            f"files of then, take another --workdir (with --training.init_from={workdir} it starts from this run), or remove "
-            f"{record} to go on with the files of now"
+            f"files of then, take another --workdir (with --training.init_from={workdir} it starts from this run), "
+            f"or remove {record} to go on with the files of now"
         )

@@ -145,8 +145,8 @@ class Translations(Images):
         alone = sorted(set(names[0]) ^ set(names[1]))
         if names[0] != names[1]:
             raise DataError(
-                f"paired pictures have one name in {roots[0]} and {roots[1]}, but {(alone or names[0])[0]} is not once in "
-                "each; of pictures without pairs say --data.paired=false"
+                f"paired pictures have one name in {roots[0]} and {roots[1]}, "
+                f"but {(alone or names[0])[0]} is not once in each; of pictures without pairs say --data.paired=false"
             )
 
     def _training_files(self) -> dict[Path, list[Path]]:

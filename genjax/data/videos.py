@@ -91,7 +91,10 @@ class Videos(Data):
         return [path]
 
     def protocol(self) -> str:
-        return f"{self.num_digits} digit(s) in {self.num_frames} frames, preprocessing {self.preprocessing}, {_LEVELS} levels"
+        return (
+            f"{self.num_digits} digit(s) in {self.num_frames} frames, preprocessing {self.preprocessing}, "
+            f"{_LEVELS} levels"
+        )
 
 
 def moving_pictures(

@@ -150,8 +150,8 @@ def from_regular_expression(pattern: str, vocabulary: Sequence[str | bytes]) -> 
         table, kinds = _over_tokens(by_byte, pieces)
     except _TooLargeError:
         raise UserError(
-            f"the pattern {pattern!r} has {len(by_byte)} states, and a table over them and the vocabulary would take more "
-            f"than {4 * MOST_ENTRIES >> 20} MiB; shorten its repetitions"
+            f"the pattern {pattern!r} has {len(by_byte)} states, and a table over them and the vocabulary would take "
+            f"more than {4 * MOST_ENTRIES >> 20} MiB; shorten its repetitions"
         ) from None
     # States that are reached only inside a token's text are left out.
     reached, new = np.zeros(len(table), bool), np.array([0])

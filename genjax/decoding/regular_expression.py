@@ -47,7 +47,8 @@ def compile_pattern(pattern: str) -> tuple[np.ndarray, np.ndarray]:
         return _determinize(*_Parser(pattern).automaton())
     except _TooLargeError:
         raise UserError(
-            f"the pattern {pattern!r} needs too large an automaton, of more than {MOST_STATES} states; shorten its repetitions"
+            f"the pattern {pattern!r} needs too large an automaton, of more than {MOST_STATES} states; "
+            "shorten its repetitions"
         ) from None
     except RecursionError:
         raise UserError(f"the pattern {pattern!r} has groups within groups too deep to be read") from None

@@ -5,7 +5,7 @@
     top-p         the smallest set of likeliest tokens with mass >= p (nucleus, Holtzman et al. 2020)
     min-p         tokens with at least min_p times the largest probability (Nguyen et al. 2024)
     typical       tokens whose surprise is nearest to the entropy, up to mass >= typical_p (Meister et al. 2023)
-    repetition    logits of tokens seen before are divided (if positive) or multiplied by the penalty (Keskar et al. 2019)
+    repetition    logits of tokens seen before are divided (positive) or multiplied by the penalty (Keskar et al. 2019)
 
 The repetition penalty is applied first, then the others in this order.
 """

@@ -2,10 +2,10 @@
 
 With NND_k(y) the distance of y to its k-th nearest other member of its own set, and balls B_k(y) of that radius:
 
-    precision  share of samples x that lie in some B_k(y) of the data        (Kynkaanniemi et al. 2019, arXiv:1904.06991, eq. 2)
-    recall     share of data y that lie in some B_k(x) of the samples
-    density    1 / (k N) sum_x #{y : x in B_k(y)}                            (Naeem et al. 2020, arXiv:2002.09797, eq. 3)
-    coverage   share of data y whose B_k(y) holds a sample                   (eq. 4)
+    precision  share of samples x in some B_k(y) of the data    (Kynkaanniemi et al. 2019, arXiv:1904.06991, eq. 2)
+    recall     share of data y in some B_k(x) of the samples
+    density    1 / (k N) sum_x #{y : x in B_k(y)}                     (Naeem et al. 2020, arXiv:2002.09797, eq. 3)
+    coverage   share of data y whose B_k(y) holds a sample            (eq. 4)
 
 Distances are Euclidean.  They are computed for a block of rows at a time, so memory holds the features and one block.
 """

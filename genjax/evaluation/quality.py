@@ -1,8 +1,8 @@
 """Quality of samples in a feature space: figures of samples against data, and of data against data (the floor).
 
 `FeatureStatistics` takes features in batch after batch.  It keeps moments of all of them, and a random sample of
-`reservoir_size` feature vectors, used for nearest-neighbour metrics and the kernel distance; so memory does not grow with the
-number of pictures, and sets may lie class after class.
+`reservoir_size` feature vectors, used for nearest-neighbour metrics and the kernel distance; so memory does not grow
+with the number of pictures, and sets may lie class after class.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def warnings(sizes: Mapping[str, int], num_features: int) -> list[str]:
     if not small:
         return []
     return [
-        f"{' and '.join(small)} are no more than the {num_features} features, so their covariance is singular: the Frechet "
-        "distance is then mostly a matter of the counts, and comparable with figures of the same counts alone; the kernel "
-        "distance is unbiased for any"
+        f"{' and '.join(small)} are no more than the {num_features} features, so their covariance is singular: "
+        "the Frechet distance is then mostly a matter of the counts, and comparable with figures of the same counts "
+        "alone; the kernel distance is unbiased for any"
     ]

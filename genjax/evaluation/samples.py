@@ -1,8 +1,8 @@
 """Distances between two sets of feature vectors, streamed on the host in float64 and bounded memory.
 
-    frechet_distance   |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))                    (Heusel et al. 2017, arXiv:1706.08500)
-    kernel_distance    unbiased MMD^2 with k(x, y) = (x . y / D + 1)^3                 (Binkowski et al. 2018, arXiv:1801.01401)
-    class_score        exp E_x KL(p(c | x) | E_x p(c | x))                             (Salimans et al. 2016, arXiv:1606.03498)
+    frechet_distance   |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))                (Heusel et al. 2017, arXiv:1706.08500)
+    kernel_distance    unbiased MMD^2 with k(x, y) = (x . y / D + 1)^3         (Binkowski et al. 2018, arXiv:1801.01401)
+    class_score        exp E_x KL(p(c | x) | E_x p(c | x))                     (Salimans et al. 2016, arXiv:1606.03498)
 
 The trace of the square root is the sum of the square roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is
 symmetric.  `Moments`, `KernelBlocks` and `ClassProbabilities` take one batch after the other.  None of them

@@ -35,7 +35,8 @@ def _library(name: str) -> Any:
 def _check_pairs(hypotheses: Sequence[Any], references: Sequence[Any]) -> None:
     if not len(hypotheses) or len(hypotheses) != len(references):
         raise UserError(
-            f"there are {len(hypotheses)} hypotheses for {len(references)} references; give one for each, and at least one"
+            f"there are {len(hypotheses)} hypotheses for {len(references)} references; give one for each, "
+            "and at least one"
         )
 
 

@@ -90,8 +90,9 @@ def singular_warnings(metrics: Mapping[str, float]) -> list[str]:
     if count <= 0.0:
         return []
     return [
-        f"on average {count:.3g} covariances are singular but for the ridge, since their examples lie in a plane or are too "
-        "few: give a larger ridge, fewer components, or another type of covariance"
+        f"on average {count:.3g} covariances are singular but for the ridge, "
+        "since their examples lie in a plane or are too few: give a larger ridge, fewer components, "
+        "or another type of covariance"
     ]
 
 

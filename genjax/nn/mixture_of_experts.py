@@ -49,7 +49,8 @@ class MixtureOfExperts:
     def __post_init__(self) -> None:
         if not 1 <= self.num_selected <= self.num_experts:
             raise UserError(
-                f"experts.num_selected={self.num_selected} must lie between 1 and experts.num_experts={self.num_experts}"
+                f"experts.num_selected={self.num_selected} must lie between 1 and "
+                f"experts.num_experts={self.num_experts}"
             )
 
     def capacity(self, length: int) -> int:
@@ -65,8 +66,8 @@ def refuse_experts(experts: MixtureOfExperts | None) -> None:
     """
     if experts is not None:
         raise UserError(
-            "this network is trained without the balance loss that a mixture of experts needs; leave the experts of its "
-            "transformer out, or take a model of text: GPT, GPTForTask, T5, BART"
+            "this network is trained without the balance loss that a mixture of experts needs; "
+            "leave the experts of its transformer out, or take a model of text: GPT, GPTForTask, T5, BART"
         )
 
 

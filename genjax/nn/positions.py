@@ -193,8 +193,8 @@ def t5_bucket(relative: Array, num_buckets: int, max_distance: int, bidirectiona
     exact = num_buckets // (4 if bidirectional else 2)
     if not 1 <= exact < max_distance:
         raise UserError(
-            f"relative_buckets={num_buckets} and relative_max_distance={max_distance} make {exact} exact buckets; there must "
-            "be one at least, and fewer than the largest distance"
+            f"relative_buckets={num_buckets} and relative_max_distance={max_distance} make {exact} exact buckets; "
+            "there must be one at least, and fewer than the largest distance"
         )
     bucket = jnp.zeros_like(relative)
     if bidirectional:

@@ -258,7 +258,8 @@ def _noisy_classifier(run: Run, directory: str) -> Run:
     """The run `Options.classifier`, which must have the forward process and the classes of `run`."""
     if run.model.condition_on and not run.model.condition_dropout:
         raise ConfigError(
-            "--classifier guides a model without its conditions, which condition_dropout=0 never trained; train with 0.1"
+            "--classifier guides a model without its conditions, which condition_dropout=0 never trained; "
+            "train with 0.1"
         )
     if run.model.gives_path_ends:
         raise ConfigError(f"--classifier needs the mean of the data, which {type(run.model).__name__} does not give")

@@ -19,7 +19,8 @@ from genjax.families.markov import inference
 
 _PAGE = """<!doctype html><meta charset="utf-8"><title>attention</title>
 <style>body{{font:14px sans-serif}}table{{border-collapse:collapse;display:inline-block;margin:8px}}
-td{{width:12px;height:12px;padding:0}}th{{font:11px monospace;font-weight:normal;text-align:right;white-space:pre}}</style>
+td{{width:12px;height:12px;padding:0}}
+th{{font:11px monospace;font-weight:normal;text-align:right;white-space:pre}}</style>
 {tables}
 """
 

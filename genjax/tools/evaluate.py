@@ -20,7 +20,7 @@ def measure(run: Run) -> dict[str, Any]:
     seconds = time.monotonic() - began
     count = metrics.pop("num_examples")
     protocol = (
-        f"{run.name}, step {run.step}: {type(run.model).__name__} on {data.name}, split {settings.split}, {count} examples, "
-        f"{data.protocol()}, seed {settings.seed}, {seconds:.1f} s"
+        f"{run.name}, step {run.step}: {type(run.model).__name__} on {data.name}, split {settings.split}, "
+        f"{count} examples, {data.protocol()}, seed {settings.seed}, {seconds:.1f} s"
     )
     return {"step": run.step, "split": settings.split, "protocol": protocol, "num_examples": count, **metrics}

@@ -182,7 +182,10 @@ def equivariance(run: Run, options: Options | None = None) -> Outcome:
     # An untrained generator makes faint pictures, and its figures are high for this reason only.
     deviation = 2.0 * pictures(styles).std()
     size = run.model.data_shape[0]
-    note = f"decibels, of {len(styles)} pictures of {size} pixels, {count} motions each; standard deviation {deviation:.4f}"
+    note = (
+        f"decibels, of {len(styles)} pictures of {size} pixels, {count} motions each; "
+        f"standard deviation {deviation:.4f}"
+    )
     return Outcome(notes=(note,), figures=(values,))
 
 

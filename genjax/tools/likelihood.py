@@ -38,8 +38,8 @@ class Options:
     """Options of a comparison of likelihoods.
 
     Attributes:
-      ood: out-of-distribution sets to compare with: uniform, constant, black, inverted or shuffled pictures made from the split,
-        or names of data sets, with their place if it is not data.dir: emoji=FILE.
+      ood: out-of-distribution sets to compare with: uniform, constant, black, inverted or shuffled pictures made from
+        the split, or names of data sets, with their place if it is not data.dir: emoji=FILE.
       num_examples: number of examples of each set that are compared.
       output: path of the picture of the density; by default <workdir>/density.png.
     """

@@ -331,8 +331,9 @@ class PictureMeasures:
         count, num_features = self._reference.count, len(self._reference.moments.mean)
         sizes = {"samples": num_samples, "test pictures": count, "pictures in one of their halves": count // 2}
         line = (
-            f"{num_samples} samples, or as many training pictures, against {count} test pictures, by {num_features} features; "
-            f"floor: {count // 2} against {count - count // 2} test pictures; recall among at most {_RESERVOIR_SIZE} of each set"
+            f"{num_samples} samples, or as many training pictures, against {count} test pictures, "
+            f"by {num_features} features; floor: {count // 2} against {count - count // 2} test pictures; "
+            f"recall among at most {_RESERVOIR_SIZE} of each set"
         )
         return [line, *(f"note: {text}" for text in quality.warnings(sizes, num_features))]
 

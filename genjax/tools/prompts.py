@@ -101,8 +101,8 @@ def generate(run: Run, prompt: Prompt = "", options: Options | None = None) -> I
 
     Args:
       run: a run of a token model.
-      prompt: the text; if empty, a new text is begun.  Or a chat, whose next turn is written: its messages with role and
-        content.
+      prompt: the text; if empty, a new text is begun.  Or a chat, whose next turn is written: its messages with role
+        and content.
       options: settings of the continuation.
 
     Raises:
@@ -159,8 +159,8 @@ def tokenizer_of(run: Run) -> Tokenizer:
     # The embedding table of another library's checkpoint may be longer than its tokenizer.
     if size > model.vocab_size or (size < model.vocab_size and tokenizer.kind != "file"):
         raise config.ConfigError(
-            f"the tokenizer in {run.workdir} makes {size} tokens and the checkpoint has {model.vocab_size}: it does not "
-            "belong to the checkpoint"
+            f"the tokenizer in {run.workdir} makes {size} tokens and the checkpoint has {model.vocab_size}: "
+            "it does not belong to the checkpoint"
         )
     return tokenizer
 
@@ -204,8 +204,8 @@ def start_of(run: Run, tokenizer: Tokenizer, text: Prompt) -> tuple[Any, np.ndar
         data = run.experiment.data
         if not isinstance(data, RendersChats) or isinstance(model, AnswersText):
             raise config.ConfigError(
-                f"{run.workdir} holds a {type(model).__name__} of {type(data).__name__}, which was not trained on chats; "
-                "give a run whose data have a template (data.name=chats)"
+                f"{run.workdir} holds a {type(model).__name__} of {type(data).__name__}, "
+                "which was not trained on chats; give a run whose data have a template (data.name=chats)"
             )
         return model.token_decoder(run.state), data.prompt_ids(text)
     if isinstance(model, AnswersText):

@@ -42,7 +42,8 @@ class Options:
       num_samples: number of samples.
       num_data: largest number of pictures of the split; by default all.
       reservoir_size: number of pictures of each set, chosen at random, for neighbours and the kernel distance.
-      num_memorization_samples: number of samples, and of pictures of the split, that are compared with all training pictures.
+      num_memorization_samples: number of samples, and of pictures of the split, that are compared with all training
+        pictures.
       seed: seed of the samples.
       weak_step: an early checkpoint that guides a diffusion model, by model.guidance.scale.
     """
@@ -149,8 +150,9 @@ def measure(run: Run, options: Options | None = None) -> dict[str, Any]:
     description, extract = feature_extractor(options.features, options.resize)
     result = figures(run, extract, options)
     protocol = (
-        f"{run.name}, step {run.step}: {type(run.model).__name__} on {data.name}, split {run.experiment.evaluation.split}, "
-        f"{data.protocol()}; features: {description}, {result['num_features']} of them; seed {options.seed}"
+        f"{run.name}, step {run.step}: {type(run.model).__name__} on {data.name}, "
+        f"split {run.experiment.evaluation.split}, {data.protocol()}; features: {description}, "
+        f"{result['num_features']} of them; seed {options.seed}"
     )
     return {"protocol": protocol, "step": run.step, **result}
 

@@ -120,7 +120,8 @@ def measure(run: Run, options: Options | None = None) -> dict[str, Any]:
         files += pictures(run, split)
     elif not groups:
         raise ConfigError(
-            f"{data.name} has no references; ask for one of --num_samples, --memorized, --ngram, --bias, --before, --pictures"
+            f"{data.name} has no references; ask for one of --num_samples, --memorized, --ngram, --bias, --before, "
+            "--pictures"
         )
     return {"step": run.step, "split": split, **groups, "files": list(map(str, files))}
 

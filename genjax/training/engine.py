@@ -70,7 +70,9 @@ def num_batch_parts(mesh: Mesh) -> int:
 
 
 def check_batch_size(size: int, mesh: Mesh, name: str) -> None:
-    """Raises ConfigError if a batch cannot be divided among the devices of a mesh; `name` is the field with its size."""
+    """Raises ConfigError if a batch cannot be divided among the devices of a mesh; `name` is the field with its
+    size.
+    """
     count = num_batch_parts(mesh)
     if size % count:
         raise ConfigError(
@@ -80,7 +82,9 @@ def check_batch_size(size: int, mesh: Mesh, name: str) -> None:
 
 
 def evaluation_size(settings: Evaluation, data: Data, mesh: Mesh) -> int:
-    """Examples of a call of the evaluation, a multiple of the devices; padding is masked, so no result depends on it."""
+    """Examples of a call of the evaluation, a multiple of the devices; padding is masked, so no result depends on
+    it.
+    """
     limit, count = settings.num_examples, num_batch_parts(mesh)
     size = data.eval_batch_size if limit is None else min(data.eval_batch_size, limit)
     return math.ceil(size / count) * count
@@ -145,8 +149,8 @@ class Engine:
         held = sorted({row.start or 0 for (row,) in rows})
         if held != list(range(held[0], held[0] + len(held))) or held[0] % len(held) or size % len(held):
             raise ConfigError(
-                f"training.mesh={self.experiment.training.mesh} leaves process {jax.process_index()} without an equal part "
-                "of the batch in one piece"
+                f"training.mesh={self.experiment.training.mesh} leaves process {jax.process_index()} without an equal "
+                "part of the batch in one piece"
             )
         return held[0] // len(held), size // len(held)
 

@@ -15,7 +15,8 @@ from genjax.data.base import HasTokenizer
 from genjax.model import GenerativeModel, HasParts, HasPretrained, HasSupport, HasVocabulary, PartSources
 
 CONFIG_FILE = "config.json"
-#: Names of the splits that every data set has; some have more, and a text is also read as several, as in `validation+test`.
+#: Names of the splits that every data set has; some have more, and a text is also read as several, as in
+#: `validation+test`.
 SPLITS = ("train", "validation", "test")
 
 

@@ -91,8 +91,8 @@ class FiniteWatch:
         metrics = divided(engine.fetch(engine.advance(state, inputs)[1]))
         metrics = {name: float(v[0]) for name, v in metrics.items()}
         return (
-            f"the last {count} updates were all skipped, up to step {step}, as a loss or a gradient is not finite: the next "
-            f"would have {format_metrics(metrics)}; see that the data are what the model's output takes "
+            f"the last {count} updates were all skipped, up to step {step}, as a loss or a gradient is not finite: "
+            f"the next would have {format_metrics(metrics)}; see that the data are what the model's output takes "
             "(data.preprocessing), lower the learning rate, or clip the gradient (optimizer.clip_norm)"
         )
 

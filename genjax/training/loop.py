@@ -83,8 +83,8 @@ def train(
     """
     if experiment.training.best_metric is not None and experiment.training.evaluate_every is None:
         raise ConfigError(
-            f"training.best_metric={experiment.training.best_metric} rates checkpoints by evaluations, and there are none; "
-            "give training.evaluate_every"
+            f"training.best_metric={experiment.training.best_metric} rates checkpoints by evaluations, "
+            "and there are none; give training.evaluate_every"
         )
     host.initialize(experiment.training)
     workdir = prepare_workdir(workdir)
@@ -132,8 +132,8 @@ class _Loop:
             fingerprint = engine.pipeline.fingerprint()
             if load_fingerprint(workdir) not in (None, fingerprint):
                 _logger.warning(
-                    "the training data of %s (%s) have changed since this run was started, and it goes on with what they are "
-                    "now; what was held out then may be trained on",
+                    "the training data of %s (%s) have changed since this run was started, "
+                    "and it goes on with what they are now; what was held out then may be trained on",
                     workdir,
                     self.experiment.data.name,
                 )
@@ -239,13 +239,15 @@ class _Loop:
         self._events(state, step, {"save"})
         number = signals.received or signal.SIGTERM
         raise Interrupted(
-            f"stopped by {signal.Signals(number).name} at step {step}; the state is saved in {self.checkpoints.directory}, "
-            "and the same command goes on from there",
+            f"stopped by {signal.Signals(number).name} at step {step}; the state is saved in "
+            f"{self.checkpoints.directory}, and the same command goes on from there",
             number,
         )
 
     def _missed(self, step: int) -> set[str]:
-        """Names of what was due after the step that a run resumes from, and was not done, as the run was stopped there."""
+        """Names of what was due after the step that a run resumes from, and was not done, as the run was stopped
+        there.
+        """
         split = self.experiment.evaluation.validation_split
         done = [
             self.records is not None and self.records.has(step, split),
@@ -288,8 +290,8 @@ class _Loop:
         for name, arrays in pictures:
             if np.issubdtype(arrays.dtype, np.floating) and not np.isfinite(arrays).all():
                 self.progress.line(
-                    f"step {step}: warning: the {name} are not finite and are not written: the parameters have diverged, or an "
-                    "adaptive solver ran out of steps (model.sampler.num_steps)"
+                    f"step {step}: warning: the {name} are not finite and are not written: "
+                    "the parameters have diverged, or an adaptive solver ran out of steps (model.sampler.num_steps)"
                 )
                 continue
             for path in self.experiment.data.write_samples(arrays, directory / f"{name}_{step:08d}"):

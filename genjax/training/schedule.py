@@ -8,7 +8,9 @@ from genjax.training.experiment import Training
 
 
 def dispatches(start: int, training: Training) -> Iterator[tuple[int, int]]:
-    """Yields the (start, stop) steps of each compiled call: at most `steps_per_dispatch`, ending where something is due."""
+    """Yields the (start, stop) steps of each compiled call: at most `steps_per_dispatch`, ending where something is
+    due.
+    """
     periods = [training.steps_per_dispatch, training.log_every, training.checkpoint_every]
     periods += [p for p in (training.evaluate_every, training.sample_every) if p is not None]
     while start < training.num_steps:

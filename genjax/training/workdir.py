@@ -29,8 +29,8 @@ def prepare_workdir(workdir: Path) -> Path:
     workdir = Path(workdir).expanduser()
     if not can_hold(workdir):
         raise ConfigError(
-            f"--workdir={workdir}: checkpoints in {workdir.resolve()} would lack their arrays, as orbax takes the characters "
-            "* ? [ of a path for a pattern; give a directory without them"
+            f"--workdir={workdir}: checkpoints in {workdir.resolve()} would lack their arrays, "
+            "as orbax takes the characters * ? [ of a path for a pattern; give a directory without them"
         )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -57,8 +57,8 @@ def locked(workdir: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise ConfigError(
-                f"{workdir} is being trained in by {file.read().strip() or 'another process'}; wait for it or end it, or "
-                "give another --workdir"
+                f"{workdir} is being trained in by {file.read().strip() or 'another process'}; wait for it or end it, "
+                "or give another --workdir"
             ) from None
         except OSError as error:
             # Some network file systems have no locks.
@@ -78,6 +78,6 @@ def full_disk_told(workdir: Path) -> Iterator[None]:
         if error.errno not in FULL_DISK:
             raise
         raise ConfigError(
-            f"{error.filename or workdir} could not be written ({error.strerror}); the checkpoints are untouched, and the "
-            "same command goes on from the last of them"
+            f"{error.filename or workdir} could not be written ({error.strerror}); the checkpoints are untouched, "
+            "and the same command goes on from the last of them"
         ) from None

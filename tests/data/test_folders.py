@@ -232,8 +232,8 @@ def test_every_pair_of_two_domains_without_pairs_is_met_and_each_picture_as_ofte
         write(tmp_path / "x" / "train" / f"{i}.png", i)
     for i in range(30):
         write(tmp_path / "y" / "train" / f"{i}.png", i)
-    data = Translations(name="folder", dir=str(tmp_path / "x"), source_dir=str(tmp_path / "y"), paired=False, channels=1,
-                        batch_size=24)  # fmt: skip
+    data = Translations(name="folder", dir=str(tmp_path / "x"), source_dir=str(tmp_path / "y"), paired=False,
+                        channels=1, batch_size=24)  # fmt: skip
     pipeline = Pipeline(data, "train", 0)
     batches = [pipeline.batch(step) for step in range(50)]
     x, source = (np.concatenate([b[name][:, 0, 0, 0] for b in batches]) for name in ("x", "source"))

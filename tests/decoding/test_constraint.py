@@ -87,7 +87,8 @@ def test_a_dot_is_every_character_of_valid_utf8_and_nothing_else():
 
 @pytest.mark.parametrize(
     "pattern",
-    ["a(b", "a)", "*a", "[ab", "a{x}", "a{3,2}", "z", "^a", "a$", r"\ba", r"a\Z", r"(a)\1", "[b-a]", r"[a-\d]", "(?=a)a"],
+    ["a(b", "a)", "*a", "[ab", "a{x}", "a{3,2}", "z", "^a", "a$", r"\ba", r"a\Z", r"(a)\1", "[b-a]", r"[a-\d]",
+     "(?=a)a"],
 )  # fmt: skip
 def test_patterns_that_cannot_be_used_are_refused(pattern):
     with pytest.raises(ValueError, match="pattern"):

@@ -1,4 +1,6 @@
-"""The Inception network of the Frechet distance beside the released architecture, written out for NumPy and for torch."""
+"""The Inception network of the Frechet distance beside the released architecture, written out for NumPy and for
+torch.
+"""
 
 import jax
 import jax.numpy as jnp

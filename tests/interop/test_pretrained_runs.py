@@ -1,4 +1,6 @@
-"""A checkpoint of the library transformers with its tokenizer is all that a run needs: train, evaluate, sample, generate."""
+"""A checkpoint of the library transformers with its tokenizer is all that a run needs: train, evaluate, sample,
+generate.
+"""
 
 import json
 import re

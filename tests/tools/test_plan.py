@@ -31,7 +31,10 @@ PERCEPTRON = """
 
         def init(self, key, batch):
             first, second = jax.random.split(key)
-            params = {"in": jax.random.normal(first, (64, self.hidden)), "out": jax.random.normal(second, (self.hidden, 64))}
+            params = {
+                "in": jax.random.normal(first, (64, self.hidden)),
+                "out": jax.random.normal(second, (self.hidden, 64)),
+            }
             return TrainState.create(params, self.optimizer)
 
         def errors(self, params, batch):
@@ -45,10 +48,12 @@ PERCEPTRON = """
             return {"loss": self.errors(state.eval_params, batch)}
 
         def sample(self, state, key, num_samples):
-            return jnp.tanh(jax.random.normal(key, (num_samples, 64)) @ state.eval_params["in"]) @ state.eval_params["out"]
+            hidden = jnp.tanh(jax.random.normal(key, (num_samples, 64)) @ state.eval_params["in"])
+            return hidden @ state.eval_params["out"]
 
     def perceptron() -> Experiment:
-        return Experiment(model=Perceptron(), data=Images(flatten=True, batch_size=64, eval_batch_size=32), training=Training(num_samples=16))
+        data = Images(flatten=True, batch_size=64, eval_batch_size=32)
+        return Experiment(model=Perceptron(), data=data, training=Training(num_samples=16))
 """
 
 

@@ -42,7 +42,8 @@ def experiment(name, **changes):
         (
             "fvsbn_mnist",
             {"data__preprocessing": "levels"},
-            "the data have values from 0 to 16, but Bernoulli declares 0 to 1; change data.preprocessing (binarize_dynamic for",
+            "the data have values from 0 to 16, but Bernoulli declares 0 to 1; "
+            "change data.preprocessing (binarize_dynamic for",
         ),
         ("vq_prior_digits", {"model__untrained_vq_vae": False}, "give its run by --training.init_from=RUN"),
     ],

@@ -1,11 +1,11 @@
 """The exact judge of Scenes, by analysis and synthesis: what is in a picture, and whether a caption is true of it.
 
-    ground     median of the picture's border
-    blobs      connected pixels that differ from the ground
-    thing      of the four shapes with the blob's centre and area, the one whose picture, in the colour of least squares,
-               has the least error
-    picture    is parsed if there are 1 to 3 blobs, each is a shape of a known size and colour, and the picture of all of
-               them differs from the given picture by little everywhere
+    ground   median of the picture's border
+    blobs    connected pixels that differ from the ground
+    thing    of the four shapes with the blob's centre and area, the one whose picture, in the colour of least squares,
+             has the least error
+    picture  is parsed if there are 1 to 3 blobs, each is a shape of a known size and colour, and the picture of all of
+             them differs from the given picture by little everywhere
 
 A picture that is not parsed is of no caption: a judge that guesses would reward what it cannot read.
 """

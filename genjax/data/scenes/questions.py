@@ -82,8 +82,8 @@ def make_question(split: str, seed: int, index: int) -> Question:
 
 
 class _Asked(NamedTuple):
-    """A question's words and answer; the number of things of its scene (None for any), things that are there, and whether
-    a list of things makes the answer right.
+    """A question's words and answer; the number of things of its scene (None for any), things that are there, and
+    whether a list of things makes the answer right.
     """
 
     text: str

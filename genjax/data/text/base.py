@@ -95,8 +95,8 @@ class TokenizedData(Data):
         elif path.read_text(encoding="utf-8") != content:
             raise DataError(
                 f"{path} is not the tokenizer of this text with these flags, so it does not belong to the "
-                f"checkpoint; use the text that the run was trained on, --data.tokenizer_file={path} to keep its tokenizer, "
-                "or another --workdir"
+                f"checkpoint; use the text that the run was trained on, --data.tokenizer_file={path} to keep its "
+                "tokenizer, or another --workdir"
             )
 
     def beside(self, workdir: Path) -> TokenizedData:
@@ -179,7 +179,8 @@ def _check_begins_with(data: TokenizedData, earlier: TokenizedData, folder: str 
         name, i = next(iter(moved.items()))
         raise DataError(
             f"{data.tokenizer_file} does not belong to the checkpoint {folder}: its {name} token is "
-            f"{data.special_ids()[name]} and not {i}; add tokens by --data.added_tokens=N, which leaves these where they are"
+            f"{data.special_ids()[name]} and not {i}; add tokens by --data.added_tokens=N, "
+            "which leaves these where they are"
         )
 
 

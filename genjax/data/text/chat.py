@@ -143,8 +143,8 @@ class Chat(TemplatedText):
     """Chats: `tokens` [B, T + 1] with `mask`, and `loss_mask` that is True at what the assistant wrote.
 
     Attributes:
-      name: instructions, made ones; or chats, JSON lines of messages: a file at data.dir, which is divided, or SPLIT.jsonl
-        in a folder.
+      name: instructions, made ones; or chats, JSON lines of messages: a file at data.dir, which is divided, or
+        SPLIT.jsonl in a folder.
       learn: answers alone, with the ends of their turns; or everything.
       packed: put several chats in a row, which do not see each other (`segment_ids`).
     """
@@ -222,7 +222,8 @@ def with_something_to_learn(
         )
     if len(kept) < len(chats) or cut:
         _logger.warning(
-            "%d of %d chats of %s (%s) have no token to learn within data.sequence_length=%d and are left out, and %d are cut",
+            "%d of %d chats of %s (%s) have no token to learn within data.sequence_length=%d and are left out, "
+            "and %d are cut",
             len(chats) - len(kept), len(chats), name, split, length - 1, cut,
         )  # fmt: skip
     return kept

@@ -1,13 +1,15 @@
 """Chats as text and tokens: the chat templates that checkpoints of the library transformers carry.
 
-    text, spans = ChatTemplate(source).render([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}])
+    text, spans = ChatTemplate(source).render(
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    )
 
 A template is a program in the language of jinja2, which is rendered in its immutable sandbox.  What stands between
 {% generation %} and {% endgeneration %} is written by the assistant, and is what a model learns.  A template without
 these marks is rendered up to each answer and past it; the answer is what comes in between.
 
-Control tokens are strings such as <|im_end|>.  Where a message has such a string, it is a part of the message's text and
-is encoded as text, whoever wrote it: only the template can begin or end a turn.
+Control tokens are strings such as <|im_end|>.  Where a message has such a string, it is a part of the message's text
+and is encoded as text, whoever wrote it: only the template can begin or end a turn.
 """
 
 from __future__ import annotations
@@ -115,9 +117,9 @@ class ChatTemplate:
             after = self._render(messages[: place + 1], False, options).text
             if not (after.startswith(before) and whole.text.startswith(after)):
                 raise DataError(
-                    f"{self.name} writes the turns before an answer in another way once it is there, and does not mark answers "
-                    "with {% generation %}, so that what to learn is not known; give a template with these marks: "
-                    "--data.chat_template=FILE"
+                    f"{self.name} writes the turns before an answer in another way once it is there, "
+                    "and does not mark answers with {% generation %}, so that what to learn is not known; "
+                    "give a template with these marks: --data.chat_template=FILE"
                 )
             # What follows the last control token, as a new line, begins the next turn.
             ends = [match.end() for match in self._controls(after[len(before) :], ())]
@@ -303,8 +305,8 @@ def read_template(file: str | Path | None, tokenizer: Tokenizer, beside: str | P
         raise DataError(f"data.chat_template={file} has neither {TEMPLATE_FILE} nor a chat_template in {CONFIG_FILE}")
     if tokenizer.kind == "file" and not {"<|im_start|>", "<|im_end|>"} <= set(control):
         raise DataError(
-            f"the tokenizer in {folder} has no chat template beside it, and lacks <|im_start|> and <|im_end|> of {BUILT_IN}; "
-            "give a template: --data.chat_template=FILE"
+            f"the tokenizer in {folder} has no chat template beside it, "
+            f"and lacks <|im_start|> and <|im_end|> of {BUILT_IN}; give a template: --data.chat_template=FILE"
         )
     return ChatTemplate(special=special, control=tuple(control))
 

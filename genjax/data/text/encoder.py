@@ -56,8 +56,9 @@ class EncoderText(DelimitedText):
         size = self.sequence_length - 2
         if len(ids) < size:
             raise DataError(
-                f"the split {split} of {self.name} has {len(ids)} tokens, which is less than one window of {size} and its "
-                f"two marks (data.sequence_length={self.sequence_length}); give a longer text or a smaller length"
+                f"the split {split} of {self.name} has {len(ids)} tokens, "
+                f"which is less than one window of {size} and its two marks "
+                f"(data.sequence_length={self.sequence_length}); give a longer text or a smaller length"
             )
         windows = [ids[i : i + size] for i in range(0, len(ids), size)]
         tokens, mask = self.pad([[self.start_token, *w, self.separator_token] for w in windows], self.sequence_length)

@@ -219,8 +219,8 @@ def _labelled_rows(data: LabelledText, split: str) -> list[tuple[str, ...]]:
         texts, labels = ({row[place] for row in rows} for place in (0, -1))
         if not data.columns and len(rows) >= _FEW_ROWS and len(labels) > len(texts):
             raise DataError(
-                f"the last column of {data.dir} has {len(labels)} different values and the first one {len(texts)}, so the "
-                f"label does not seem to stand last; say where text and label stand: --data.columns=2,1"
+                f"the last column of {data.dir} has {len(labels)} different values and the first one {len(texts)}, "
+                f"so the label does not seem to stand last; say where text and label stand: --data.columns=2,1"
             )
         return rows
     if data.name != "sentiment":
@@ -355,7 +355,8 @@ def read_columns(file: Path) -> list[list[tuple[str, str]]]:
     counted = all(row == [str(i + 1) for i in range(len(row))] for row in numbers)
     if counted and 2 * sum(map(len, numbers)) > sum(map(len, sentences)):
         raise DataError(
-            f"{file} numbers its words in the first column, as CoNLL-U does; give a file with the word first and the tag last"
+            f"{file} numbers its words in the first column, as CoNLL-U does; "
+            "give a file with the word first and the tag last"
         )
     return sentences
 

@@ -107,8 +107,9 @@ class TextToText(DelimitedText):
                 )
             if len(index) < len(encoded):
                 _logger.warning(
-                    "%d of %d training pairs of %s do not fit into data.source_length=%d and data.target_length=%d and are left "
-                    "out", len(encoded) - len(index), len(encoded), self.name, self.source_length, self.target_length,
+                    "%d of %d training pairs of %s do not fit into data.source_length=%d and data.target_length=%d and "
+                    "are left out",
+                    len(encoded) - len(index), len(encoded), self.name, self.source_length, self.target_length,
                 )  # fmt: skip
         sources = [self.framed(encoded[i][0], self.source_length) for i in index]
         targets = [[self.start_token, *self.framed(encoded[i][1], self.target_length)] for i in index]
@@ -229,8 +230,9 @@ def read_table_of_texts(
             cells.pop()
         if len(cells) <= max(places) or (not columns and len(cells) != len(places)):
             raise DataError(
-                f"line {number} of {file} has {len(cells)} columns with tabs between them, and {' and '.join(wanted)} are "
-                f"looked for{' in ' * bool(columns) + ' and '.join(columns)}; say in which columns: --data.columns=2,1"
+                f"line {number} of {file} has {len(cells)} columns with tabs between them, "
+                f"and {' and '.join(wanted)} are looked for{' in ' * bool(columns) + ' and '.join(columns)}; "
+                "say in which columns: --data.columns=2,1"
             )
         row = tuple(cells[place] for place in places)
         if not all(row):
@@ -259,6 +261,6 @@ def _check_order(heading: list[str], wanted: tuple[str, ...], file: Path) -> Non
     labels = [cell for cell in heading if cell.lower() in _LABEL_NAMES]
     if "label" in wanted and labels and heading[-1] not in labels:
         raise DataError(
-            f"{file} has its labels in the column {labels[0]} and not in the last one; name the columns of {', '.join(wanted)} "
-            "in this order: --data.columns=..."
+            f"{file} has its labels in the column {labels[0]} and not in the last one; "
+            f"name the columns of {', '.join(wanted)} in this order: --data.columns=..."
         )

@@ -4,8 +4,8 @@
     reviews   (empty)                     the film was not great
     table     tab-separated files at data.dir: a prompt and its answer in each line
 
-A row is start, prompt, answer, end.  Its prompt is read and does not count, so that any model of text learns the answers
-as it is; `prompt` and `answer` are there for methods that let the model answer.
+A row is start, prompt, answer, end.  Its prompt is read and does not count, so that any model of text learns the
+answers as it is; `prompt` and `answer` are there for methods that let the model answer.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptedText(DelimitedText):
-    """Prompts and answers: `prompt` int32 [B, P] with `prompt_mask`, `answer` [B, A] with `answer_mask`, and both joined
-    in `tokens` [B, P + A] with `mask` and `loss_mask`.
+    """Prompts and answers: `prompt` int32 [B, P] with `prompt_mask`, `answer` [B, A] with `answer_mask`, and both
+    joined in `tokens` [B, P + A] with `mask` and `loss_mask`.
 
     A prompt begins with the start token, an answer ends with the end token.
 
@@ -91,7 +91,10 @@ class PromptedText(DelimitedText):
         return {**super().spec(), "sequence_length": length, "max_new_tokens": self.answer_length}
 
     def protocol(self) -> str:
-        return f"tokenizer {self.tokenizer_name}, prompts of {self.prompt_length} and answers of {self.answer_length} tokens"
+        return (
+            f"tokenizer {self.tokenizer_name}, prompts of {self.prompt_length} and answers of {self.answer_length} "
+            "tokens"
+        )
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,4 +1,5 @@
-"""Tokenizers: characters, bytes, words, SMILES symbols, and byte-level BPE or unigram pieces trained on the user's text.
+"""Tokenizers: characters, bytes, words, SMILES symbols, and byte-level BPE or unigram pieces trained on the user's
+text.
 
 All of them give every id its text as bytes (`pieces`), encode without loss and are saved as JSON beside a run.  The
 tokenizer.json of a checkpoint is read too.
@@ -237,8 +238,8 @@ def check_unicode(text: str, name: str = "the text") -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{name} has at {text[max(error.start - 20, 0) : error.end]!r} a byte that is not UTF-8, or half of a character; "
-            "convert or remove it"
+            f"{name} has at {text[max(error.start - 20, 0) : error.end]!r} a byte that is not UTF-8, "
+            "or half of a character; convert or remove it"
         ) from None
 
 

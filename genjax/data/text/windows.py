@@ -211,8 +211,8 @@ class Text(TokenizedData):
     def protocol(self) -> str:
         # What a model predicts of a window, from what, is the model's to say: a diffusion model has all of it at once.
         return (
-            f"tokenizer {self.tokenizer_name}, windows of {self.sequence_length} tokens side by side, each with the token that "
-            "follows and on its own"
+            f"tokenizer {self.tokenizer_name}, windows of {self.sequence_length} tokens side by side, "
+            "each with the token that follows and on its own"
         )
 
 

@@ -4,13 +4,13 @@ Answers are rows of N places; `mask` [B, N] is True at their tokens, which stand
 token included.  Whatever stands elsewhere in rewards and values changes nothing.
 
     GAE         A_t = sum_k (gamma lambda)^k delta_t+k,   delta_t = r_t + gamma V_t+1 - V_t   (Schulman et al. 2016)
-    group       A_i = r_i - mean_j r_j, perhaps divided by the standard deviation             (GRPO, Shao et al. 2024)
-    leave one   A_i = r_i - mean_{j != i} r_j                                                 (RLOO, Ahmadian et al. 2024)
-    to go       A_t = sum_{k >= t} gamma^(k - t) r_k                                          (REINFORCE++, Hu et al. 2025)
+    group       A_i = r_i - mean_j r_j, perhaps divided by the standard deviation       (GRPO, Shao et al. 2024)
+    leave one   A_i = r_i - mean_{j != i} r_j                                           (RLOO, Ahmadian et al. 2024)
+    to go       A_t = sum_{k >= t} gamma^(k - t) r_k                                    (REINFORCE++, Hu et al. 2025)
 
 The expectation of A grad log pi over all groups, beside the gradient of the expected reward (tests enumerate all groups
-of two answers of a policy over 15 sequences): leave one out gives it exactly; the group's mean gives (G - 1) / G of it, a
-right direction; after division by the group's standard deviation it is no multiple of it (grpo.py has the figures).
+of two answers of a policy over 15 sequences): leave one out gives it exactly; the group's mean gives (G - 1) / G of it,
+a right direction; after division by the group's standard deviation it is no multiple of it (grpo.py has the figures).
 """
 
 from __future__ import annotations

@@ -134,8 +134,8 @@ class PolicyOptimization(abc.ABC):
         plain = decoding.Sampling(temperature=sampling.temperature)
         if sampling != plain:
             raise UserError(
-                "answers of top_k, top_p, min_p, typical_p or a repetition penalty are not drawn from the policy itself, "
-                "and importance ratios would be wrong by the mass that was cut off; train with "
+                "answers of top_k, top_p, min_p, typical_p or a repetition penalty are not drawn from the policy "
+                "itself, and importance ratios would be wrong by the mass that was cut off; train with "
                 "model.policy.sampling.temperature alone, and filter afterwards"
             )
 
@@ -365,8 +365,8 @@ class PolicyOptimization(abc.ABC):
     # Evaluation and samples
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per prompt [B]: `reward`, `num_tokens` and `ended` of a drawn answer, `greedy_reward` of the likeliest answer,
-        and `kl`, an unbiased estimate of the KL from the reference in nats (if beta > 0).
+        """Per prompt [B]: `reward`, `num_tokens` and `ended` of a drawn answer, `greedy_reward` of the likeliest
+        answer, and `kl`, an unbiased estimate of the KL from the reference in nats (if beta > 0).
         """
         params = state.eval_params
         draw = lambda sampling: roll_out(self.policy, params, batch, key, 1, self.longest_answer, sampling)

@@ -2,15 +2,15 @@
 
 With l_t = log pi(y_t | x, y_<t), old log-probabilities of the policy that drew the answers, and advantages A_t,
 
-    token       rho_t = exp(l_t - old_t)                      PPO (Schulman et al. 2017), GRPO (Shao et al. 2024)
-    mean        rho = exp(mean_t (l_t - old_t))               GSPO (Zheng et al. 2025, arXiv:2507.18071, eq. 7)
-    sequence    rho = exp(sum_t (l_t - old_t))                RLOO (Ahmadian et al. 2024), the whole answer as one action
+    token       rho_t = exp(l_t - old_t)                     PPO (Schulman et al. 2017), GRPO (Shao et al. 2024)
+    mean        rho = exp(mean_t (l_t - old_t))              GSPO (Zheng et al. 2025, arXiv:2507.18071, eq. 7)
+    sequence    rho = exp(sum_t (l_t - old_t))               RLOO (Ahmadian et al. 2024), the whole answer as one action
     loss_t = max(-A_t rho_t, -A_t clip(rho_t, 1 - low, 1 + high))
 
 and the loss of a batch is a weighted sum of the losses of tokens; see `token_weights`.
 
-KL divergences from a reference are estimated from d = l - reference, summed over an answer (Schulman 2020, "Approximating
-KL divergence"):
+KL divergences from a reference are estimated from d = l - reference, summed over an answer (Schulman 2020,
+"Approximating KL divergence"):
 
     k1 = d,     k2 = d^2 / 2,     k3 = exp(-d) - 1 + d
 
@@ -48,9 +48,9 @@ def token_weights(mask: Array, normalization: Normalization) -> Array:
     Args:
       mask: True at tokens of the answers, [B, N].
       normalization: what the sum over tokens is divided by.  `answer`: the length of the answer (GRPO); long wrong
-        answers then weigh less than short ones, and the gradient is biased.  `tokens`: the mean length of all answers of
-        the batch on all devices (DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 12), which is nearly unbiased.  `longest`:
-        N, a constant (Dr. GRPO); unbiased.  `sum`: 1.
+        answers then weigh less than short ones, and the gradient is biased.  `tokens`: the mean length of all answers
+        of the batch on all devices (DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 12), which is nearly unbiased.
+        `longest`: N, a constant (Dr. GRPO); unbiased.  `sum`: 1.
     """
     weights = mask.astype(jnp.float32)
     match normalization:

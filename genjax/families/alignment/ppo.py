@@ -71,7 +71,9 @@ class PPO(PolicyOptimization):
         return state.replace(opt_state=opt_state, extra={**state.extra, CRITIC: critic})
 
     def started(self, state: TrainState) -> TrainState:
-        """At step 0 the value network becomes a copy of the policy, which may have come from another run after `init`."""
+        """At step 0 the value network becomes a copy of the policy, which may have come from another run after
+        `init`.
+        """
         critic, first = state.extra[CRITIC], state.step == 0
         own = self.policy.trained_params(state.params)
         trunk = jax.tree.map(lambda old, new: jnp.where(first, new, old), critic["trunk"], own)

@@ -39,8 +39,8 @@ def with_reference(model: Any, state: TrainState) -> TrainState:
 def reference_params(state: TrainState) -> tuple[PyTree, PyTree]:
     """All parameters of the reference, and the new `extra["reference"]`.
 
-    At step 0 the reference is a copy of the parameters that the run starts from, which may have come from another run or
-    from a checkpoint after `init`.
+    At step 0 the reference is a copy of the parameters that the run starts from, which may have come from another run
+    or from a checkpoint after `init`.
     """
     kept = copies_of_start(state, [NAME])[NAME]
     return adaptation.join(state.params, kept), kept

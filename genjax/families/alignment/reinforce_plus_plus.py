@@ -3,9 +3,9 @@
     r_t = -beta (log pi(y_t) - log reference(y_t)),  and the reward at the end token        (eq. 3)
     A_t = sum_{k >= t} r_k,  whitened over all tokens of the batch                             (eqs. 4 and 5)
 
-Whitening makes the advantages of a batch depend on one another, so that the gradient is not that of the reward: in batches
-of two answers of the tabular policy of the tests 38 % of its length are left after the best rescaling (cosine .925).  The
-bias falls with the size of the batch.
+Whitening makes the advantages of a batch depend on one another, so that the gradient is not that of the reward: in
+batches of two answers of the tabular policy of the tests 38 % of its length are left after the best rescaling (cosine
+.925).  The bias falls with the size of the batch.
 """
 
 from __future__ import annotations

@@ -182,8 +182,8 @@ class Regex(Reward):
 class Classifier(Reward):
     """What a trained classifier or reward model of another run says about prompt and answer.
 
-    The run's tokenizer must be the policy's.  An optimum of a learned reward is not one of what it was trained to judge:
-    measure that apart.
+    The run's tokenizer must be the policy's.  An optimum of a learned reward is not one of what it was trained to
+    judge: measure that apart.
 
     Attributes:
       run: working directory of the run of a GPTForTask or BERT.
@@ -232,7 +232,8 @@ class Classifier(Reward):
             return logits[:, 0]
         if self.label is None or not 0 <= self.label < logits.shape[-1]:
             raise UserError(
-                f"model.reward.label={self.label} must be the number of one of the classifier's {logits.shape[-1]} classes"
+                f"model.reward.label={self.label} must be the number of one of the classifier's {logits.shape[-1]} "
+                "classes"
             )
         log_probs = jax.nn.log_softmax(logits)
         if self.output == "probability":
@@ -312,7 +313,8 @@ class Python(Reward):
             values = np.asarray(found, np.float32)
             if values.shape != (len(tokens),):
                 raise UserError(
-                    f"{self.function} returned {values.shape} numbers for {len(tokens)} answers; it must return one for each"
+                    f"{self.function} returned {values.shape} numbers for {len(tokens)} answers; "
+                    "it must return one for each"
                 )
             return values
 

@@ -30,8 +30,8 @@ class Rollouts(flax.struct.PyTreeNode):
     """Answers to prompts.
 
     Attributes:
-      rows: what a model of the policy's kind reads to score the answers: `tokens`, `mask` and `loss_mask` of joined rows
-        [R, P + N] for a GPT; `source`, `source_mask`, `tokens` [R, 1 + N] and `mask` for an encoder-decoder.
+      rows: what a model of the policy's kind reads to score the answers: `tokens`, `mask` and `loss_mask` of joined
+        rows [R, P + N] for a GPT; `source`, `source_mask`, `tokens` [R, 1 + N] and `mask` for an encoder-decoder.
       prompts: the prompts or sources, [R, P].
       prompt_lengths: number of their tokens, [R].
       tokens: the answers, [R, N].

@@ -3,13 +3,14 @@ step 1; Wei et al. 2021, arXiv:2109.01652).
 
     L = - sum_t w_t log p(y_t | y_<t) / N,    w_t = 1 at what the assistant wrote and at the ends of its turns
 
-With the mean over `tokens`, N is the number of these tokens in the whole batch: every token weighs the same, however the
-batch is divided into microbatches and devices, and however long its rows are.  With the mean over `rows`, N is the
+With the mean over `tokens`, N is the number of these tokens in the whole batch: every token weighs the same, however
+the batch is divided into microbatches and devices, and however long its rows are.  With the mean over `rows`, N is the
 number of places in the batch, as in `GPT`: the size of a step then depends on how much of the rows is answers.
 
 `Chat` (data) says what is learned: `data.learn=answers` masks the prompt, `everything` does not.  Any set of text with
-`loss_mask` will do, and pairs with `source` for an encoder-decoder.  Start from a run by --training.init_from=RUN or from
-a checkpoint by --model.pretrained=FOLDER; train the whole network, low-rank updates (--model.lora=lora), or all but
+`loss_mask` will do, and pairs with `source` for an encoder-decoder.  Start from a run by --training.init_from=RUN or
+from a checkpoint by --model.pretrained=FOLDER; train the whole network, low-rank updates (--model.lora=lora), or all
+but
 --model.frozen.
 """
 
@@ -56,8 +57,8 @@ class SupervisedGPT(SupervisedFineTuning, GPT):
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """As `GPT.evaluate`, and `exact_match` [B]: 1 if all tokens that count are the likeliest.
 
-        The greedy answer to each turn of a chat is then exactly the right one, up to its end, if the answers to the turns
-        before it are.
+        The greedy answer to each turn of a chat is then exactly the right one, up to its end, if the answers to the
+        turns before it are.
         """
         return {**super().evaluate(state, batch, key), **self._measures(state.eval_params, batch)}
 

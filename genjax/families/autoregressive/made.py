@@ -4,7 +4,7 @@ One pass of a masked network gives all conditionals; the masks are in genjax/nn/
 through `num_masks` sets of masks (algorithm 1): order-agnostic, with the inputs' order drawn anew in each set, or
 connectivity-agnostic, with the degrees of the hidden units drawn anew.  The density is then the mixture
 
-    p(x) = 1/M sum_m p_m(x)                                                                       (section 4.3, ensembles)
+    p(x) = 1/M sum_m p_m(x)                                                                     (section 4.3, ensembles)
 
 whose components share all parameters, which is a density again.  A sample draws its component first.  If the
 order was drawn anew in several sets, a partly hidden example is completed in an order of its own: all known values

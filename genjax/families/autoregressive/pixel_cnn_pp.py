@@ -200,8 +200,9 @@ class PixelCNNPP(ImageModel):
         factor = 2 ** (self.num_levels - 1)
         if shape[0] % factor or shape[1] % factor:
             raise UserError(
-                f"num_levels={self.num_levels} halves height and width {self.num_levels - 1} times, which {shape[:2]} does "
-                f"not allow: pad to multiples of {factor} (data.pad_to) or lower model.num_levels"
+                f"num_levels={self.num_levels} halves height and width {self.num_levels - 1} times, "
+                f"which {shape[:2]} does not allow: pad to multiples of {factor} (data.pad_to) or lower "
+                "model.num_levels"
             )
         return shape
 

@@ -2,8 +2,8 @@
 
 A convolution with mask A, then blocks.  In each block, from the input x at all pixels so far,
 
-    residual   h <- h + a sigmoid(b),  (a, b) = conv_2x2(drop(elu(conv_2x2(elu(h)))))  num_residual times; 2 x 2 ends at the pixel
-    attention  r = softmax(q(h) k([s, f, h])^T) v([s, f, h])                         over the pixel and all before it
+    residual   h <- h + a sigmoid(b),  (a, b) = conv_2x2(drop(elu(conv_2x2(elu(h)))))  num_residual times
+    attention  r = softmax(q(h) k([s, f, h])^T) v([s, f, h])                         over the pixel and all before
     out        h <- h + elu(W_h elu(h) + W_r elu(r))
 
 s at a pixel is the value of the previous pixel in raster order, and f is the output of the first convolution.  All

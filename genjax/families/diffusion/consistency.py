@@ -1,7 +1,7 @@
 """Consistency models, trained from data or from a teacher (Song et al. 2023, arXiv:2303.01469; Song & Dhariwal 2023,
 arXiv:2310.14189).
 
-    f(z, sigma) = c_skip z + c_out F(c_in z, sigma),    f(z, sigma_min) = z                                  (2303.01469, eq. 5)
+    f(z, sigma) = c_skip z + c_out F(c_in z, sigma),    f(z, sigma_min) = z                          (2303.01469, eq. 5)
     c_skip = s_d^2 / ((sigma - sigma_min)^2 + s_d^2),    c_out = s_d (sigma - sigma_min) / sqrt(sigma^2 + s_d^2)
 
     loss = E 1 / (sigma_(n+1) - sigma_n) d(f(x + sigma_(n+1) e, sigma_(n+1)), stop_gradient f(x + sigma_n e, sigma_n))
@@ -42,7 +42,8 @@ from genjax.model import TrainState, copies_of_start
 class ConsistencySampler(Sampler):
     """Maps noise to data in one evaluation a step, and noises the data again in between (2303.01469, algorithm 1).
 
-    The noise levels lie on a grid that ends at sigma_min, where the map is the identity; so `denoise_to_zero` has no effect.
+    The noise levels lie on a grid that ends at sigma_min, where the map is the identity; so `denoise_to_zero` has no
+    effect.
     """
 
     num_steps: int = 1
@@ -231,8 +232,8 @@ class ConsistencyDistillation(ConsistencyModel):
         is_edm = isinstance(source, Diffusion) and source.target == "edm" and isinstance(source.process, Karras)
         if not is_edm or not source.scale_input:
             raise UserError(
-                f"the teacher in training.init_from is a {type(source).__name__} and not EDM (target=edm, process=karras, "
-                "scale_input=true); distil a run of EDM"
+                f"the teacher in training.init_from is a {type(source).__name__} and not EDM (target=edm, "
+                "process=karras, scale_input=true); distil a run of EDM"
             )
         if source.sigma_data != self.sigma_data:
             raise UserError(

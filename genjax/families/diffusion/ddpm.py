@@ -3,8 +3,9 @@ arXiv:2102.09672).
 
 The chain z_T -> ... -> z_1 -> x with p(z_(k-1) | z_k) = N(a z_k + b x0(z_k), v) has the bound (DDPM, eq. 5)
 
-    -log p(x) <= KL(q(z_T | x) || p(z_T))  +  sum_{k=2}^T E KL(q(z_(k-1) | z_k, x) || p(z_(k-1) | z_k))  -  E log p(x | z_1)
-                 prior                        diffusion                                                    reconstruction
+    -log p(x) <= KL(q(z_T | x) || p(z_T))  +  sum_{k=2}^T E KL(q(z_(k-1) | z_k, x) || p(z_(k-1) | z_k))  -  E log p(x |
+    z_1)
+                 prior                        diffusion                                                   reconstruction
 
 Of pictures in [-1, 1] with L levels, p(x | z_1) is the probability that a Gaussian gives to the bin of each pixel (eq.
 13); of other data, its density.  The loss is L_simple, the unweighted error of epsilon (eq. 14).  With learned
@@ -69,8 +70,8 @@ class DDPM(Diffusion):
         super().check()
         if self.process.num_timesteps < 2:
             raise UserError(
-                f"process.num_timesteps={self.process.num_timesteps}: the chain needs at least 2 steps, the second of which lends the "
-                "first its variance"
+                f"process.num_timesteps={self.process.num_timesteps}: the chain needs at least 2 steps, "
+                "the second of which lends the first its variance"
             )
         if getattr(self.sampler, "variance", None) == "learned" and self.variance != "learned":
             raise UserError("sampler.variance=learned needs a model with variance=learned")
@@ -78,7 +79,8 @@ class DDPM(Diffusion):
             raise UserError("objective=bound weighs the steps itself; it takes weighting=simple and times=uniform_time")
         if self.step_sampling == "importance" and self.objective != "bound":
             raise UserError(
-                f"step_sampling=importance weighs the terms of the bound; it takes objective=bound and not {self.objective}"
+                "step_sampling=importance weighs the terms of the bound; "
+                f"it takes objective=bound and not {self.objective}"
             )
         if self.bound_terms or self.objective == "bound":
             self._check_has_likelihood("bound_terms=0 and objective=simple")

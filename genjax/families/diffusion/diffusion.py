@@ -108,17 +108,18 @@ class Diffusion:
         if unknown:
             hint = "; a context needs DiT, or UNet with attention_levels" if "context" in unknown else ""
             raise UserError(
-                f"condition_on={','.join(unknown)}: {type(self.network).__name__} takes {', '.join(self.network.conditions)}{hint}"
+                f"condition_on={','.join(unknown)}: {type(self.network).__name__} takes "
+                f"{', '.join(self.network.conditions)}{hint}"
             )
         if self.process.ends_in_pure_noise and self.target in ("epsilon", "score"):
             raise UserError(
-                f"target={self.target} says nothing of the data where {type(self.process).__name__} ends in pure noise; "
-                "choose v, velocity, x0 or edm"
+                f"target={self.target} says nothing of the data where {type(self.process).__name__} ends in pure "
+                "noise; choose v, velocity, x0 or edm"
             )
         if self.sampler.needs_path_ends and not self.gives_path_ends:
             raise UserError(
-                f"{type(self.sampler).__name__} takes the mean that {type(self).__name__} gives for a sample and would blur; "
-                "choose another sampler, or a consistency model"
+                f"{type(self.sampler).__name__} takes the mean that {type(self).__name__} gives for a sample and would "
+                "blur; choose another sampler, or a consistency model"
             )
         if self.likelihood_steps:
             self._check_has_likelihood("likelihood_steps=0")
@@ -491,8 +492,9 @@ class Diffusion:
     def _check_has_likelihood(self, remedy: str) -> None:
         if self.self_conditioning:
             raise UserError(
-                "with self_conditioning a sample depends on the estimates of all steps before, so that the likelihood of single "
-                f"steps is not the likelihood of samples; give {remedy}, or self_conditioning=false"
+                "with self_conditioning a sample depends on the estimates of all steps before, "
+                f"so that the likelihood of single steps is not the likelihood of samples; give {remedy}, "
+                "or self_conditioning=false"
             )
 
     def _check_density(self, batch: Batch) -> None:

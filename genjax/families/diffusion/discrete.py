@@ -249,7 +249,8 @@ class D3PM(MaskedDiffusion):
             raise UserError(f"num_timesteps={self.num_timesteps} must be at least 1")
         if self.num_steps_sampling != MaskedDiffusion.num_steps_sampling:
             raise UserError(
-                f"D3PM samples by the {self.num_timesteps} steps of its chain (num_timesteps); leave num_steps_sampling out"
+                f"D3PM samples by the {self.num_timesteps} steps of its chain (num_timesteps); "
+                "leave num_steps_sampling out"
             )
 
     def keep_probability(self, t: Array) -> Array:

@@ -39,8 +39,8 @@ def image_to_image(
     start = round((1.0 - strength) * sampler.num_steps)
     if start == sampler.num_steps:
         raise UserError(
-            f"strength={strength} is less than half a step of the sampler's {start}, which leaves examples as they are; give more "
-            "strength or steps"
+            f"strength={strength} is less than half a step of the sampler's {start}, "
+            "which leaves examples as they are; give more strength or steps"
         )
     _, alpha, sigma = sampler.grid(process)
     z = alpha[start] * x + sigma[start] * jax.random.normal(noise_key, x.shape)

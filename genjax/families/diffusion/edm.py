@@ -1,6 +1,7 @@
 """EDM: the design space of diffusion models (Karras et al. 2022, arXiv:2206.00364).
 
-    D(z, sigma) = c_skip z + c_out F(c_in z, log(sigma) / 4),    loss = lambda(sigma) |D(x + sigma n, sigma) - x|^2    (eq. 7, 8)
+    D(z, sigma) = c_skip z + c_out F(c_in z, log(sigma) / 4)                                                   (eq. 7)
+    loss = lambda(sigma) |D(x + sigma n, sigma) - x|^2                                                         (eq. 8)
 
     c_skip = s_d^2 / (sigma^2 + s_d^2),  c_out = sigma s_d / sqrt(sigma^2 + s_d^2),  c_in = 1 / sqrt(sigma^2 + s_d^2),
     lambda = 1 / c_out^2,  so that the loss is the plain error of F

@@ -33,8 +33,8 @@ def times(
     """The grid of a sampler: num_steps + 1 falling times from t_max with alpha and sigma,
     each of shape [num_steps + 1].
 
-    With `denoise_to_zero`, the last node is the data themselves (alpha 1, sigma 0), and if the process has t_min > 0, the node
-    before it is t_min.  Without `denoise_to_zero` the last node is t_min.
+    With `denoise_to_zero`, the last node is the data themselves (alpha 1, sigma 0), and if the process has t_min > 0,
+    the node before it is t_min.  Without `denoise_to_zero` the last node is t_min.
 
     Spacings: None, the process's; uniform in t; quadratic, t ~ u^2; karras, sigma / alpha between its extremes with
     power 1 / rho (Karras et al. 2022, eq. 5); log_snr, uniform in log(alpha / sigma).  On processes that start from

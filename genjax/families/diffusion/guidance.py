@@ -59,13 +59,13 @@ class Guidance:
         """
         if self.is_used and not condition_on:
             raise UserError(
-                "guidance.scale leads away from the model without its condition, and this one has none; give guidance.scale=0, or "
-                "sample with a weaker model (experiments.sample --weak_step)"
+                "guidance.scale leads away from the model without its condition, and this one has none; "
+                "give guidance.scale=0, or sample with a weaker model (experiments.sample --weak_step)"
             )
         if self.is_used and not condition_dropout:
             raise UserError(
-                "guidance.scale leads away from the model without its condition, which condition_dropout=0 never trains; train "
-                "with condition_dropout=0.1, or give guidance.scale=0"
+                "guidance.scale leads away from the model without its condition, "
+                "which condition_dropout=0 never trains; train with condition_dropout=0.1, or give guidance.scale=0"
             )
 
     def combine(self, conditional: Array, unconditional: Array, t: Array, t_max: float) -> Array:

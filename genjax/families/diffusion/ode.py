@@ -1,6 +1,6 @@
 """The probability-flow ODE with adaptive steps, and the exact likelihood along it.
 
-    dz / dt = v(z, t) = alpha' x0(z, t) + sigma' epsilon(z, t)                  (Song et al. 2021, arXiv:2011.13456, eq. 13)
+    dz / dt = v(z, t) = alpha' x0(z, t) + sigma' epsilon(z, t)              (Song et al. 2021, arXiv:2011.13456, eq. 13)
 
     log p_0(z_0) = log p_T(z_T) + integral_0^T div v(z_t, t) dt                                              (eq. 39)
 

@@ -72,8 +72,8 @@ class Reflow(FlowMatching):
             raise UserError("reflow needs a teacher: give --training.init_from, the workdir of a run of FlowMatching")
         if not isinstance(source, FlowMatching) or (source.process, source.target) != (self.process, self.target):
             raise UserError(
-                f"the teacher in training.init_from is a {type(source).__name__} and not FlowMatching with the same process and "
-                "target; straighten a run of FlowMatching"
+                f"the teacher in training.init_from is a {type(source).__name__} and not FlowMatching with the same "
+                "process and target; straighten a run of FlowMatching"
             )
         if as_function(source.network) != as_function(self.network):
             raise UserError("the network differs from the teacher's in training.init_from; give the same model.network")

@@ -2,12 +2,12 @@
 
 All are written with the estimate x0 = E[x | z_t] that a denoiser gives, and with epsilon = (z - alpha x0) / sigma.
 
-    Ancestral       z_s ~ q(z_s | z_t, x0)                                    Ho et al. 2020, arXiv:2006.11239, algorithm 2
-    DDIM            any eta between 0 and that                                Song et al. 2021, arXiv:2010.02502, eq. 12
-    Euler, Heun     the probability-flow ODE, with churn                      Karras et al. 2022, arXiv:2206.00364, algorithm 2
+    Ancestral       z_s ~ q(z_s | z_t, x0)                         Ho et al. 2020, arXiv:2006.11239, algorithm 2
+    DDIM            any eta between 0 and that                     Song et al. 2021, arXiv:2010.02502, eq. 12
+    Euler, Heun     the probability-flow ODE, with churn           Karras et al. 2022, arXiv:2206.00364, algorithm 2
     RungeKutta4     the same ODE, four evaluations a step
-    DPMSolver       DPM-Solver++ 1, 2M, 2S, and its SDE form                  Lu et al. 2022, arXiv:2211.01095, algorithms 1 and 2
-    PredictorCorrector  reverse SDE and Langevin steps                        Song et al. 2021, arXiv:2011.13456, algorithms 2 to 5
+    DPMSolver       DPM-Solver++ 1, 2M, 2S, and its SDE form       Lu et al. 2022, arXiv:2211.01095, algorithms 1 and 2
+    PredictorCorrector  reverse SDE and Langevin steps             Song et al. 2021, arXiv:2011.13456, algorithms 2 to 5
 
 The ODE is dz = (alpha' x0 + sigma' epsilon) dt, or, for z / alpha with s = sigma / alpha, d(z / alpha) = epsilon ds.
 Between consecutive times t > s the values of the process are constants, so no step evaluates the process.
@@ -102,8 +102,9 @@ class Sampler(abc.ABC):
             raise UserError(f"num_steps={self.num_steps}; a sampler needs at least one step")
         if self.needs_signal and process.ends_in_pure_noise:
             raise UserError(
-                f"{type(self).__name__} works with sigma / alpha, which is infinite at the end of {type(process).__name__}; "
-                "choose DDIM, Ancestral, DPMSolver, or Euler, Heun or RungeKutta4 with variable=time"
+                f"{type(self).__name__} works with sigma / alpha, which is infinite at the end of "
+                f"{type(process).__name__}; choose DDIM, Ancestral, DPMSolver, or Euler, "
+                "Heun or RungeKutta4 with variable=time"
             )
 
     def grid(self, process: GaussianProcess) -> Node:

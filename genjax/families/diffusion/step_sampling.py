@@ -1,6 +1,6 @@
 """Importance sampling of the steps of a chain (Nichol & Dhariwal 2021, arXiv:2102.09672, section 3.3).
 
-    L = sum_t L_t = E_{t ~ p_t} [L_t / p_t],    p_t proportional to sqrt(E[L_t^2])                                   (eq. 18)
+    L = sum_t L_t = E_{t ~ p_t} [L_t / p_t],    p_t proportional to sqrt(E[L_t^2])                              (eq. 18)
 
 The mean is over the last ten values of each L_t; p_t is uniform until every step has ten values.
 """

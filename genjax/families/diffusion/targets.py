@@ -3,11 +3,11 @@
 Given z = alpha x + sigma epsilon, all targets carry the same information and differ in where they are accurate:
 
     x0         x
-    epsilon    epsilon                                        (Ho et al. 2020)
-    v          alpha epsilon - sigma x                        (Salimans & Ho 2022, arXiv:2202.00512)
-    score      -epsilon / sigma                               (Song et al. 2021)
-    velocity   alpha' x + sigma' epsilon, ' = d / dt          (Lipman et al. 2023)
-    edm        F = (x - c_skip z / alpha) / c_out             (Karras et al. 2022, table 1), for data of deviation sigma_data
+    epsilon    epsilon                                   (Ho et al. 2020)
+    v          alpha epsilon - sigma x                   (Salimans & Ho 2022, arXiv:2202.00512)
+    score      -epsilon / sigma                          (Song et al. 2021)
+    velocity   alpha' x + sigma' epsilon, ' = d / dt     (Lipman et al. 2023)
+    edm        F = (x - c_skip z / alpha) / c_out        (Karras et al. 2022, table 1), for data of deviation sigma_data
 
 Each is affine in (z, x):  target = a z + b x.  So x = (target - a z) / b, and an error of the target is b times the
 error of x.

@@ -76,7 +76,8 @@ class UNet(DenoisingNetwork):
         beyond = [level for level in self.attention_levels if not 0 <= level < len(self.channel_multipliers)]
         if beyond:
             raise UserError(
-                f"attention_levels {tuple(beyond)} are none of the {len(self.channel_multipliers)} levels, counted from 0"
+                f"attention_levels {tuple(beyond)} are none of the {len(self.channel_multipliers)} levels, "
+                "counted from 0"
             )
         return _UNet(self, num_outputs, num_classes, dtype)
 
@@ -284,8 +285,9 @@ class _UNet(nn.Module):
         expected = 5 if config.video else (3, 4)
         if z.ndim not in (expected if isinstance(expected, tuple) else (expected,)):
             raise UserError(
-                f"a U-Net with video={config.video} takes data of {'[T, H, W, C]' if config.video else '[L, C] or [H, W, C]'}, "
-                f"not of shape {z.shape[1:]}; choose another network, or set video"
+                f"a U-Net with video={config.video} takes data of "
+                f"{'[T, H, W, C]' if config.video else '[L, C] or [H, W, C]'}, not of shape {z.shape[1:]}; "
+                "choose another network, or set video"
             )
         h = with_image(z.astype(dtype), condition)
         embedding = jax.nn.silu(ConditionEmbedding(4 * config.channels, self.num_classes, dtype)(time, condition))

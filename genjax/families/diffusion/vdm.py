@@ -2,7 +2,7 @@
 
     q(z_t | x) = N(alpha_t x, sigma_t^2 I),    sigma_t^2 = sigmoid(gamma(t)),    alpha_t^2 = sigmoid(-gamma(t))
 
-with gamma = -log snr a learned rising function.  In continuous time the bound is                                    (eq. 11, 17)
+with gamma = -log snr a learned rising function.  In continuous time the bound is                           (eq. 11, 17)
 
     -log p(x) <= KL(q(z_1 | x) || N(0, I))  +  1/2 E gamma'(t) |epsilon - epsilon(z_t, t)|^2  -  E log p(x | z_0)
 
@@ -152,7 +152,8 @@ class VDM(Diffusion):
         given = [name for name, value in ignored.items() if getattr(self, name) != value]
         if given:
             raise UserError(
-                f"a VDM learns its process, draws times uniformly and has the bound for its loss; leave out {', '.join(given)}"
+                "a VDM learns its process, draws times uniformly and has the bound for its loss; "
+                f"leave out {', '.join(given)}"
             )
         if not self.gamma_min < self.gamma_max:
             raise UserError(f"gamma_min={self.gamma_min} must be less than gamma_max={self.gamma_max}")

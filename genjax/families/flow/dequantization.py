@@ -128,7 +128,8 @@ class Variational(Dequantization):
     def _flow(self) -> Bijection:
         if self.num_couplings < 2:
             raise UserError(
-                f"dequantization.num_couplings={self.num_couplings} must be at least 2, or half of the noise is not learned"
+                f"dequantization.num_couplings={self.num_couplings} must be at least 2, "
+                "or half of the noise is not learned"
             )
         network = MLP(hidden_dims=self.hidden_dims)
         couplings = [Coupling(network=network, flip=index % 2 == 1) for index in range(self.num_couplings)]

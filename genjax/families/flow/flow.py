@@ -152,7 +152,8 @@ class Flow(abc.ABC):
             return self.dequantization.lattice().as_support("dequantization", remedy)
         return Support(
             name="a flow",
-            remedy="data.preprocessing to dequantize, or to unit with model.dequantization=uniform; or model.logit_alpha",
+            remedy="data.preprocessing to dequantize, or to unit with model.dequantization=uniform; "
+            "or model.logit_alpha",
             levels=False,
             **({} if self.logit_alpha is None else {"low": 0.0, "high": 1.0}),
         )

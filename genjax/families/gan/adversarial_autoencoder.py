@@ -1,11 +1,11 @@
 """Adversarial autoencoder: the codes are made to follow a prior by a discriminator of codes (Makhzani et al. 2016,
 arXiv:1511.05644).
 
-With codes h = encoder(x), a decoder p(x | h), a prior p(z) that can be sampled, and a discriminator D of codes, each
-step makes three updates (section 2):
+With codes h = encoder(x), a decoder p(x | h), draws z of a prior p(z), and a discriminator D of codes, each step makes
+three updates (section 2):
 
     reconstruction   encoder and decoder   -log p(x | h)
-    regularisation   D                     softplus(-D(z)) + softplus(D(h)) + w / 2 (|grad D(z)|^2 + |grad D(h)|^2),  z ~ p(z)
+    regularisation   D                     softplus(-D(z)) + softplus(D(h)) + w/2 (|grad D(z)|^2 + |grad D(h)|^2)
                      encoder               softplus(-D(h))
 
 The paper has no penalty (w = 0).  Without a penalty, D soon separates the codes of a small set from the prior

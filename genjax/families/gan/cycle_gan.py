@@ -119,8 +119,8 @@ class CycleGAN:
             )
         if isinstance(self.network, UNetTranslator) and self.network.dropout_rate:
             raise UserError(
-                f"model.network.dropout_rate={self.network.dropout_rate} would never be drawn, as CycleGAN's translations have "
-                "no noise; give 0"
+                f"model.network.dropout_rate={self.network.dropout_rate} would never be drawn, "
+                "as CycleGAN's translations have no noise; give 0"
             )
         if self.pool_size < 0:
             raise UserError(f"model.pool_size={self.pool_size} must not be negative")

@@ -72,8 +72,8 @@ class InfoGAN:
     def __post_init__(self) -> None:
         if self.num_continuous < 0 or any(count < 2 for count in self.categories) or not self.code_dim:
             raise UserError(
-                f"a code of categories={self.categories} and num_continuous={self.num_continuous} variables is none; every "
-                "categorical variable needs at least two values, and there must be at least one variable"
+                f"a code of categories={self.categories} and num_continuous={self.num_continuous} variables is none; "
+                "every categorical variable needs at least two values, and there must be at least one variable"
             )
 
     @property

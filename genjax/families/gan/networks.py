@@ -78,8 +78,8 @@ def times_halved(data_shape: tuple[int, ...], smallest: int = 7) -> int:
     while min(height, width) > smallest:
         if height % 2 or width % 2:
             raise UserError(
-                f"pictures of {data_shape[0]} x {data_shape[1]} cannot be halved {count + 1} times, as {height} x {width} is "
-                "odd; use 28, 32 or 64 pixels, or pad them with data.pad_to"
+                f"pictures of {data_shape[0]} x {data_shape[1]} cannot be halved {count + 1} times, "
+                f"as {height} x {width} is odd; use 28, 32 or 64 pixels, or pad them with data.pad_to"
             )
         height, width, count = height // 2, width // 2, count + 1
     return count

@@ -2,20 +2,23 @@
 
 With scores r = D(x) of data and f = D(G(z)) of samples, z ~ N(0, I), the discriminator and the generator minimise
 
-    minimax               E softplus(-r) + E softplus(f)      -E softplus(f)       (Goodfellow et al. 2014, eq. 1)
-    non_saturating        the same                             E softplus(-f)      (2014, section 3)
-    least_squares         1/2 E (r - 1)^2 + 1/2 E f^2          1/2 E (f - 1)^2     (Mao et al. 2017, arXiv:1611.04076)
-    hinge                 E relu(1 - r) + E relu(1 + f)        -E f                (Miyato et al. 2018, arXiv:1802.05957)
-    wasserstein           E f - E r                            -E f                (Arjovsky et al. 2017, arXiv:1701.07875)
-    relativistic          E softplus(f - r)                    E softplus(r - f)   (Jolicoeur-Martineau 2019, arXiv:1807.00734)
-    relativistic_average  E softplus(F - r) + E softplus(f - R)   r and f exchanged, with R = E r and F = E f   (the same)
+    minimax               E softplus(-r) + E softplus(f)       -E softplus(f)
+    non_saturating        the same                             E softplus(-f)
+    least_squares         1/2 E (r - 1)^2 + 1/2 E f^2          1/2 E (f - 1)^2
+    hinge                 E relu(1 - r) + E relu(1 + f)        -E f
+    wasserstein           E f - E r                            -E f
+    relativistic          E softplus(f - r)                    E softplus(r - f)
+    relativistic_average  E softplus(F - r) + E softplus(f - R)    r and f exchanged, with R = E r and F = E f
 
-The discriminator may add
+by Goodfellow et al. 2014, eq. 1 and section 3; Mao et al. 2017, arXiv:1611.04076; Miyato et al. 2018, arXiv:1802.05957;
+Arjovsky et al. 2017, arXiv:1701.07875; and Jolicoeur-Martineau 2019, arXiv:1807.00734.  The discriminator may add
 
-    wgan_gp      w E (|grad D(u)| - 1)^2,  u = e x + (1 - e) G(z),  e ~ U(0, 1)       (Gulrajani et al. 2017, arXiv:1704.00028)
-    r1           w / 2 E |grad D(x)|^2                                                (Mescheder et al. 2018, arXiv:1801.04406)
-    r2           w / 2 E |grad D(G(z))|^2                                             (the same)
+    wgan_gp      w E (|grad D(u)| - 1)^2,  u = e x + (1 - e) G(z),  e ~ U(0, 1)
+    r1           w / 2 E |grad D(x)|^2
+    r2           w / 2 E |grad D(G(z))|^2
     r1_r2        both
+
+by Gulrajani et al. 2017, arXiv:1704.00028, and Mescheder et al. 2018, arXiv:1801.04406.
 """
 
 from __future__ import annotations

@@ -155,7 +155,8 @@ class StyleGAN(GAN):
             raise UserError(f"model.path_length_every={self.path_length_every} must be at least 1")
         if self.blur_radius < 0.0 or self.blur_steps < 1:
             raise UserError(
-                f"model.blur_radius={self.blur_radius} must be at least 0, and model.blur_steps={self.blur_steps} at least 1"
+                f"model.blur_radius={self.blur_radius} must be at least 0, "
+                f"and model.blur_steps={self.blur_steps} at least 1"
             )
 
     def view(self, state: TrainState, batch: Batch, key: Array) -> View:

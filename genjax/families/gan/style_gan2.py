@@ -1,6 +1,6 @@
 """The networks of StyleGAN2 (Karras et al. 2020, arXiv:1912.04958), for square pictures of 8, 16, 32, ... pixels.
 
-    generator      constant 4 x 4 -> [modulated convolution, noise, leaky relu]*, doubling; at each size a modulated 1 x 1
+    generator    constant 4 x 4 -> [modulated convolution, noise, leaky relu]*, doubling; at each size a modulated 1 x 1
                    convolution gives colours, which are added up (skip generator)
     discriminator  residual blocks that halve -> standard deviation over groups of examples -> convolution -> dense
 

@@ -2,8 +2,9 @@
 
     U-Net     n halvings and n doublings, with every map of the way down shown again on the way up   (Isola et al. 2017,
               arXiv:1611.07004, section 3.2.1)
-    ResNet    7 x 7, two halvings, residual blocks, two doublings, 7 x 7      (Zhu et al. 2017, arXiv:1703.10593, appendix 7.2)
-    PatchGAN  halvings and two 4 x 4 convolutions to a map of scores, each of one patch               (2017, section 3.2.2)
+    ResNet    7 x 7, two halvings, residual blocks, two doublings, 7 x 7
+              (Zhu et al. 2017, arXiv:1703.10593, appendix 7.2)
+    PatchGAN  halvings and two 4 x 4 convolutions to a map of scores, each of one patch            (2017, section 3.2.2)
 
 Maps are normalised over each picture, which is batch norm with the batches of one that the papers train with.  Strided
 convolutions are 4 x 4 everywhere, and borders are zeros.  Weights start from N(0, .02^2), and scales of norms from N(1,
@@ -148,8 +149,8 @@ class PatchDiscriminator(nn.Module):
         smallest = 3 * 2 ** len(self.channels)
         if min(x.shape[1:3]) < smallest:
             raise UserError(
-                f"a discriminator of patches that halves pictures {len(self.channels)} times needs {smallest} pixels each way, "
-                f"not {x.shape[1]} x {x.shape[2]}; give it fewer model.discriminator_channels"
+                f"a discriminator of patches that halves pictures {len(self.channels)} times needs {smallest} pixels "
+                f"each way, not {x.shape[1]} x {x.shape[2]}; give it fewer model.discriminator_channels"
             )
         for depth, width in enumerate(self.channels):
             x = Downsample(width, dtype=self.dtype)(x)

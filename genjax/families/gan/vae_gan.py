@@ -6,7 +6,7 @@ With q(z | x) = N(m(x), s(x)^2), a decoder G, and a discriminator D(x) = a . f(x
     L_feature  1/2 |f(x) - f(G(z))|^2,  z ~ q(z | x)                                                       (eq. 7)
     L_gan      log D(x) + log(1 - D(G(z))) + log(1 - D(G(z_p))),  z_p ~ N(0, I)
 
-    encoder        b L_prior + L_feature                                                                    (algorithm 1)
+    encoder        b L_prior + L_feature                                                                   (algorithm 1)
     decoder        w L_feature - log D(G(z)) - log D(G(z_p))       (the non-saturating form of - L_gan)
     discriminator  - L_gan + r / 2 E |grad D(x)|^2
 

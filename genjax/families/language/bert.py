@@ -169,8 +169,8 @@ class BERT(FromPretrained):
     def _vocabulary(self) -> Vocabulary:
         if self.mask_token is None and self.task.masked:
             raise UserError(
-                f"{type(self).__name__}.mask_token is None; give the token that stands for a hidden one, or resolve the "
-                "experiment with data that has one"
+                f"{type(self).__name__}.mask_token is None; give the token that stands for a hidden one, "
+                "or resolve the experiment with data that has one"
             )
         return Vocabulary(self.vocab_size, self.mask_token or 0, self.special_tokens or ())
 

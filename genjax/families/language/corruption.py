@@ -1,7 +1,7 @@
 """Training pairs for encoder-decoders: given pairs, or pairs made of a text that has to be restored.
 
-span corruption    x = a b c d e f g   ->   source a b <0> e <1>,  target <0> c d <1> f g           (T5, Raffel et al. 2020)
-text infilling     x = a b c d e f g   ->   source a _ d e _ f _,  target a b c d e f g             (BART, Lewis et al. 2020)
+span corruption    x = a b c d e f g   ->   source a b <0> e <1>,  target <0> c d <1> f g      (T5, Raffel et al. 2020)
+text infilling     x = a b c d e f g   ->   source a _ d e _ f _,  target a b c d e f g        (BART, Lewis et al. 2020)
                    where _ stands for a span of Poisson(3) tokens, perhaps of none
 sentence permutation, document rotation: the source has its sentences in random order, or begins elsewhere   (BART)
 
@@ -145,8 +145,8 @@ class SpanCorruption(Objective):
         most = most_spans(size, self.noise_density, self.mean_span_length)
         if special.num_sentinels is not None and most > special.num_sentinels:
             raise UserError(
-                f"texts of {size} tokens have up to {most} spans and the model has {special.num_sentinels} sentinels for them: "
-                f"give at least --model.extra_tokens={most}, or shorter texts"
+                f"texts of {size} tokens have up to {most} spans and the model has {special.num_sentinels} sentinels "
+                f"for them: give at least --model.extra_tokens={most}, or shorter texts"
             )
         source_size, target_size = self.sizes(size)
         mask, counted = _masks(batch)

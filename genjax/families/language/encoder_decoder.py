@@ -303,7 +303,8 @@ class EncoderDecoder(FromPretrained, FineTuned):
         }
 
     def token_log_probs(self, params: PyTree, batch: Batch, temperature: float = 1.0) -> Array:
-        """Log-probability of each target tokens[:, 1:] given its source and the targets before it in nats, float32 [B, T].
+        """Log-probability of each target tokens[:, 1:] given its source and the targets before it in nats, float32 [B,
+        T].
 
         Targets that do not count are scored too; multiply by `nn.tokens.token_weights(batch)`.  The first token is the
         model's own start token, whatever the batch has there, as in `corruption.Pairs`.

@@ -137,7 +137,8 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
         length = batch["tokens"].shape[1] - 1
         if length > self.network.max_length:
             raise UserError(
-                f"examples have {length} tokens, but model.network.max_length={self.network.max_length} is the longest context"
+                f"examples have {length} tokens, but model.network.max_length={self.network.max_length} is the longest "
+                "context"
             )
         network_key, update_key = jax.random.split(key)
         params = self.module().init(network_key, batch["tokens"][:1, :1])["params"]

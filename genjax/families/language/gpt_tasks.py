@@ -113,7 +113,8 @@ class GPTForTask(FromPretrained, FineTuned):
         length = batch["tokens"].shape[1]
         if length > self.network.max_length:
             raise UserError(
-                f"examples have {length} tokens, but model.network.max_length={self.network.max_length} is the longest context"
+                f"examples have {length} tokens, but model.network.max_length={self.network.max_length} is the longest "
+                "context"
             )
         network_key, update_key = jax.random.split(key)
         params = self.module().init(network_key, {"tokens": batch["tokens"][:1]})["params"]

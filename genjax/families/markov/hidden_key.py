@@ -1,6 +1,6 @@
 """Hidden Markov models of music in a hidden key: states describe chords of one key, and each piece is shifted to it.
 
-    p(x) = 1/S sum_s p_hmm(x shifted by s semitones)                               (a shift is a rotation of the 88 notes)
+    p(x) = 1/S sum_s p_hmm(x shifted by s semitones)                             (a shift is a rotation of the 88 notes)
     E-step: p(s | x), and for each s the Baum-Welch counts of the shifted piece, weighted by p(s | x)
 
 Several restarts may predict together, frame by frame, which is a distribution over whole pieces again:

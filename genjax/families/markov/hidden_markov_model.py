@@ -285,8 +285,8 @@ class HiddenMarkovModel:
         out = inference.mask_warnings(metrics)
         if metrics.get("empty_states", 0.0) > 0.0:
             out.append(
-                f"on average {metrics['empty_states']:.3g} of the states of all restarts were visited by no frame and began "
-                "again at random frames; if that goes on, give fewer states (--model.num_states)"
+                f"on average {metrics['empty_states']:.3g} of the states of all restarts were visited by no frame and "
+                "began again at random frames; if that goes on, give fewer states (--model.num_states)"
             )
         return out + singular_warnings(metrics)
 
@@ -306,8 +306,8 @@ class HiddenMarkovModel:
             p = np.asarray(p, np.float64)
             if p.shape != shape or not np.isfinite(p).all() or (p < 0).any() or (p.sum(-1) <= 0).any():
                 raise UserError(
-                    f"the {name} probabilities cannot be normalised: they must be finite numbers of shape {shape}, none "
-                    "negative, with a positive sum in each row"
+                    f"the {name} probabilities cannot be normalised: they must be finite numbers of shape {shape}, "
+                    "none negative, with a positive sum in each row"
                 )
             log_p = jnp.where(p > 0, _log_normalize(jnp.asarray(p, jnp.float32)), -jnp.inf)
             params[name] = jnp.broadcast_to(log_p, params[name].shape)

@@ -7,7 +7,7 @@ The posterior is approximated by q(v) q(components) q(assignments), each the bes
 
     r_nk ~ exp(E log w_k + E log p(x_n | k)),     q(v_k) = Beta(1 + N_k, alpha + sum_{j>k} N_j)
 
-    Gaussian, full:      q(mu, L) = N(mu | m, (beta L)^-1) Wishart(L | (nu S)^-1, nu)         (Bishop 2006, section 10.2)
+    Gaussian, full:      q(mu, L) = N(mu | m, (beta L)^-1) Wishart(L | (nu S)^-1, nu)        (Bishop 2006, section 10.2)
         beta = beta_0 + N,  m = (beta_0 m_0 + N x) / beta,  nu = nu_0 + N,
         nu S = S_0 + N cov + beta_0 N / beta (x - m_0)(x - m_0)^T           with N, x, cov of the component's examples
         E log p(x | k) = log N(x | m, S) + (sum_i psi((nu + 1 - i) / 2) + D log(2 / nu) - D / beta) / 2

@@ -127,8 +127,8 @@ class MixtureModel:
         out = singular_warnings(metrics)
         if metrics.get("empty_components", 0.0) > 0.0:
             out.append(
-                f"on average {metrics['empty_components']:.3g} components had no example left and began again at random "
-                "ones; if that goes on, give fewer components (--model.num_components)"
+                f"on average {metrics['empty_components']:.3g} components had no example left and began again at "
+                "random ones; if that goes on, give fewer components (--model.num_components)"
             )
         return out
 

@@ -61,8 +61,9 @@ class Chains(abc.ABC):
         """
         if num_steps < self.num_warmup + self.num_draws:
             raise UserError(
-                f"training.num_steps={num_steps} is less than the model.num_warmup={self.num_warmup} steps of warm-up and the "
-                f"model.num_draws={self.num_draws} draws; take {self.num_warmup + self.num_draws} steps, or fewer draws"
+                f"training.num_steps={num_steps} is less than the model.num_warmup={self.num_warmup} steps of warm-up "
+                f"and the model.num_draws={self.num_draws} draws; take {self.num_warmup + self.num_draws} steps, "
+                "or fewer draws"
             )
 
     @abc.abstractmethod
@@ -137,7 +138,8 @@ class Chains(abc.ABC):
         count = int(self._count(state))
         if not count:
             raise UserError(
-                f"there are no draws at step {int(state.step)}: the first num_warmup={self.num_warmup} steps are warm-up"
+                f"there are no draws at step {int(state.step)}: the first num_warmup={self.num_warmup} steps are "
+                "warm-up"
             )
         return self._draws(state, count)
 

@@ -48,7 +48,8 @@ class Target(abc.ABC):
 class EightSchools(Target):
     """Effects `x` [B, 1] with known errors `scale` [B] of groups `group` [B] (Rubin 1981), non-centred.
 
-        theta_j = mu + tau z_j,  mu ~ N(0, 5),  tau = exp(log_tau) ~ half-Cauchy(5),  z_j ~ N(0, 1),  x_j ~ N(theta_j, scale_j)
+        theta_j = mu + tau z_j,  mu ~ N(0, 5),  tau = exp(log_tau) ~ half-Cauchy(5),  z_j ~ N(0, 1),  x_j ~ N(theta_j,
+        scale_j)
 
     Attributes:
       num_groups: number of schools.

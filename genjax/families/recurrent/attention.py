@@ -2,7 +2,8 @@
 
     additive (Bahdanau)         e_tj = v tanh(W s_{t-1} + U m_j)        s_t = gru(s_{t-1}, [y_{t-1}, c_t])
     multiplicative (Luong)      e_tj = s_t W m_j                        s_t = gru(s_{t-1}, [y_{t-1}, a_{t-1}])
-    a_tj = softmax_j(e_t),  c_t = sum_j a_tj m_j,   additive: logits of [s_t, c_t, y_{t-1}];  Luong: a_t = tanh(W [c_t, s_t])
+    a_tj = softmax_j(e_t),  c_t = sum_j a_tj m_j
+    additive: logits of [s_t, c_t, y_{t-1}];  Luong: a_t = tanh(W [c_t, s_t])
 
 m_j are the states of a bidirectional recurrent encoder.  A batch has `source` [B, S] with `source_mask`, and `tokens`
 [B, T + 1] with `mask`.

@@ -75,8 +75,8 @@ class RecurrentBoltzmannMachine(RollModel, PerFrame):
         super().__post_init__()
         if self.partition == "enumerated" and self.num_hidden > MOST_ENUMERATED:
             raise UserError(
-                f"num_hidden={self.num_hidden} are too many to enumerate in every frame: have at most {MOST_ENUMERATED}, "
-                "or set model.partition=annealed"
+                f"num_hidden={self.num_hidden} are too many to enumerate in every frame: "
+                f"have at most {MOST_ENUMERATED}, or set model.partition=annealed"
             )
 
     def module(self) -> BoltzmannNetwork:

@@ -3,9 +3,9 @@
 With the maps F_l of a picture x in layer l, N_l channels of M_l positions, the maps P_l of
 the content and A_l of the style,
 
-    content  1/2 sum (F_l - P_l)^2                                                              (eq. 1)
-    style    sum (G(F_l) - G(A_l))^2 / (4 N_l^2 M_l^2),   G(F)_ij = sum_k F_ik F_jk             (eq. 3 and 4)
-    loss     a content + b style + t sum |x - its neighbours|                                   (eq. 7; t as is usual since)
+    content  1/2 sum (F_l - P_l)^2                                                          (eq. 1)
+    style    sum (G(F_l) - G(A_l))^2 / (4 N_l^2 M_l^2),   G(F)_ij = sum_k F_ik F_jk         (eq. 3 and 4)
+    loss     a content + b style + t sum |x - its neighbours|                               (eq. 7; t as is usual since)
 
 where G of the style is taken per position, so that the two pictures may differ in size.  The paper descends by L-BFGS
 from noise; here it is Adam, from the content or from noise, kept in [0, 1].

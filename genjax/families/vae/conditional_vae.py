@@ -46,7 +46,8 @@ class ConditionalVAE(VAE):
         for name in self.condition_keys:
             if name not in batch:
                 raise UserError(
-                    f"the model is conditional on {name!r}, which is not among {', '.join(batch)}; give model.condition_keys"
+                    f"the model is conditional on {name!r}, which is not among {', '.join(batch)}; "
+                    "give model.condition_keys"
                 )
             value = jnp.asarray(batch[name])
             if name == "label":

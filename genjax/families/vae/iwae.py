@@ -5,7 +5,7 @@
 There are three estimators of the bound's gradient; the last two have less variance for the encoder.  With normalised
 weights v_i = w_i / sum_j w_j:
 
-    reparametrised          sum_i v_i   d log w_i / d(theta, phi)                                                (eq. 14)
+    reparametrised          sum_i v_i   d log w_i / d(theta, phi)                                               (eq. 14)
     sticking_the_landing    the same without d log q / d phi at fixed z (Roeder et al. 2017); biased for k > 1
     doubly_reparametrised   phi: sum_i v_i^2 (d log w_i / d z_i)(d z_i / d phi)      (Tucker et al. 2019, DReG, eq. 8)
 """

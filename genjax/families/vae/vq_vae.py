@@ -3,7 +3,7 @@
 The encoder gives a vector z_e at each place of a small map, which is replaced by the nearest of K codes e_k:
 
     k(x) = argmin_k |z_e(x) - e_k|^2,    z_q(x) = e_k(x)                                                     (eq. 1, 2)
-    loss = -log p(x | z_q) + |sg(z_e) - e|^2 + beta |z_e - sg(e)|^2                                               (eq. 3)
+    loss = -log p(x | z_q) + |sg(z_e) - e|^2 + beta |z_e - sg(e)|^2                                              (eq. 3)
 
 with the gradient of z_q copied to z_e (straight through).  The middle term trains the codes by gradient; instead of it,
 they can be moving averages of the vectors that chose them (appendix A.1):

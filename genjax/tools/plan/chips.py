@@ -10,8 +10,9 @@
 | h100 | 989 TFLOP/s | 80 GB | 3350 GB/s | 450 GB/s | NVIDIA H100 datasheet (SXM, dense) |
 | h200 | 989 TFLOP/s | 141 GB | 4800 GB/s | 450 GB/s | NVIDIA H200 datasheet (SXM, dense) |
 
-Google gives the sum over a chip's links, in bits (v4: 2400 Gbit/s, v5p: 4800) or in both directions (v5e: 400 GB/s, v6e:
-800); NVIDIA gives both directions of NVLink (600 and 900 GB/s).  Eight GPUs share a machine; between machines a GPU has
+Google gives the sum over a chip's links, in bits (v4: 2400 Gbit/s, v5p: 4800) or in both directions (v5e: 400 GB/s,
+v6e: 800); NVIDIA gives both directions of NVLink (600 and 900 GB/s).  Eight GPUs share a machine; between machines a
+  GPU has
 one network port of 200 Gbit/s (DGX A100) or 400 Gbit/s (DGX H100 and H200).
 """
 
@@ -108,8 +109,8 @@ def target(topology: str, chip: str | None = None) -> Target:
     kind, _, shape = topology.partition(":")
     if kind not in CHIPS and kind != "host":
         raise ConfigError(
-            f"there is no topology {topology!r}{suggestion(kind, [*CHIPS, 'host'])}; give a TPU slice (v5p:4x4x4, v5e:2x4), "
-            "a number of GPUs (h100:8), or host:N"
+            f"there is no topology {topology!r}{suggestion(kind, [*CHIPS, 'host'])}; give a TPU slice (v5p:4x4x4, "
+            "v5e:2x4), a number of GPUs (h100:8), or host:N"
         )
     if not re.fullmatch(r"\d+(x\d+)*", shape) or math.prod(map(int, shape.split("x"))) < 1:
         raise ConfigError(f"the topology {topology!r} has no shape; give {kind}:2x4, say, or {kind}:8")
@@ -122,8 +123,8 @@ def target(topology: str, chip: str | None = None) -> Target:
 def _tpu(topology: str, kind: str, count: int) -> Target:
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
-            f"--topology={topology} needs the TPU's compiler: pip install libtpu; --topology=host:{count} --chip={kind} "
-            "plans without it, and says what it then cannot know"
+            f"--topology={topology} needs the TPU's compiler: pip install libtpu; "
+            f"--topology=host:{count} --chip={kind} plans without it, and says what it then cannot know"
         )
     for name, value in _ALONE.items():
         os.environ.setdefault(name, value)
@@ -146,7 +147,7 @@ def _host_devices(count: int) -> list[Any]:
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise ConfigError(
-            f"JAX has started with {len(devices)} host devices, and {count} are needed; plan in a process of its own, or set "
-            f"XLA_FLAGS=--xla_force_host_platform_device_count={count} before JAX is imported"
+            f"JAX has started with {len(devices)} host devices, and {count} are needed; plan in a process of its own, "
+            f"or set XLA_FLAGS=--xla_force_host_platform_device_count={count} before JAX is imported"
         )
     return devices[:count]

@@ -4,7 +4,8 @@
       %a = f32[8,16]{1,0:T(8,128)S(1)} opcode(%b, %c), attribute=value, ...
     }
 
-A type ends in a layout; `S(1)` in a layout says that the array lies in the chip's fast memory and not in its main memory.
+A type ends in a layout; `S(1)` in a layout says that the array lies in the chip's fast memory and not in its main
+memory.
 """
 
 from __future__ import annotations

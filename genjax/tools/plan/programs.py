@@ -7,8 +7,8 @@ the times bounds a step from below, as if all else were hidden behind it:
     seconds = max(products / peak, traffic / bandwidth, received / link)
     MFU    <= FLOPs of the model / (seconds x devices x peak)
 
-FLOPs of the model are (6 N + 12 L H Q T) a token of a transformer with N parameters, L layers, H heads of Q features and
-T tokens in context (Chowdhery et al. 2022, appendix B); of another model, the products of its step without
+FLOPs of the model are (6 N + 12 L H Q T) a token of a transformer with N parameters, L layers, H heads of Q features
+and T tokens in context (Chowdhery et al. 2022, appendix B); of another model, the products of its step without
 recomputation.
 """
 
@@ -72,8 +72,8 @@ def outlined(experiment: Experiment) -> tuple[Experiment, dict[str, jax.ShapeDty
         batch = Pipeline(data, "train", experiment.training.seed).batch(0)
     except UserError as error:
         raise UserError(
-            f"the settings of {type(data).__name__} ({data.name}) do not tell what a batch looks like, and its data cannot be "
-            f"read: {error}"
+            f"the settings of {type(data).__name__} ({data.name}) do not tell what a batch looks like, "
+            f"and its data cannot be read: {error}"
         ) from None
     return resolve(experiment), {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in batch.items()}
 
@@ -222,8 +222,8 @@ def _model_flops(
 def _unknown(found: Target, options: Options, programs: dict[str, ProgramPlan]) -> Iterator[str]:
     if found.compiler == "cpu":
         yield (
-            "compiled for the CPU: temporaries, fusions and collectives (XLA for CPUs writes a reduce-scatter as an all-reduce "
-            "and a slice) are those of the CPU's compiler, and what is chosen by platform is what a CPU runs"
+            "compiled for the CPU: temporaries, fusions and collectives (XLA for CPUs writes a reduce-scatter as an "
+            "all-reduce and a slice) are those of the CPU's compiler, and what is chosen by platform is what a CPU runs"
         )
     if found.chip is None:
         yield f"the rates and the memory of the chips: give --chip, one of {', '.join(CHIPS)}"

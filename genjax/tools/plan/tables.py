@@ -31,7 +31,8 @@ def table(plan: Plan) -> str:
     """A plan as lines of text."""
     memory = "unknown" if plan.memory is None else f"{_size(plan.memory)} of memory"
     lines = [
-        f"{plan.experiment} on {plan.topology}, mesh {_mesh(plan)}, batch {plan.batch_size} on {plan.num_devices} devices",
+        f"{plan.experiment} on {plan.topology}, mesh {_mesh(plan)}, batch {plan.batch_size} on {plan.num_devices} "
+        "devices",
         f"  parameters           {plan.num_parameters:,}",
         f"  a device holds       {_size(plan.parameters)} parameters, {_size(plan.optimizer)} optimizer, "
         f"{_size(plan.other_state)} else",
@@ -54,7 +55,8 @@ def table(plan: Plan) -> str:
 def _program(plan: Plan, program: ProgramPlan) -> list[str]:
     fits = "" if plan.memory is None else f" ({program.peak / plan.memory:.0%} of the memory)"
     lines = [
-        f"  memory       {_size(program.inputs)} inputs, {_size(program.temporaries)} temporaries, {_size(program.peak)} peak{fits}"
+        f"  memory       {_size(program.inputs)} inputs, {_size(program.temporaries)} temporaries, "
+        f"{_size(program.peak)} peak{fits}"
     ]
     if program.costs is None:
         return [*lines, "  the compiler refuses it: it does not fit"]
@@ -68,7 +70,8 @@ def _program(plan: Plan, program: ProgramPlan) -> list[str]:
     if program.bound is not None:
         bound = program.bound
         lines.append(
-            f"  at least     {_time(bound.products)} products, {_time(bound.memory)} memory, {_time(bound.network)} network"
+            f"  at least     {_time(bound.products)} products, {_time(bound.memory)} memory, "
+            f"{_time(bound.network)} network"
         )
     return lines
 

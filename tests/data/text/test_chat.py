@@ -132,7 +132,8 @@ def test_chats_without_a_token_to_learn_are_counted_and_left_out(tmp_path, caplo
 def test_a_run_keeps_its_template(tmp_path):
     template = tmp_path / "mine.jinja"
     template.write_text(
-        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}A:{{ m.content }}<|im_end|>{% endgeneration %}{% else %}Q:{{ m.content }}{% endif %}{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}A:{{ m.content }}<|im_end|>{% "
+        "endgeneration %}{% else %}Q:{{ m.content }}{% endif %}{% endfor %}"
     )
     data = dataclasses.replace(BYTES, chat_template=str(template))
     (tmp_path / "run").mkdir()

@@ -129,7 +129,10 @@ def test_text_of_a_message_is_never_a_control_token(kind):
 
 
 def test_the_end_of_a_turn_is_learned_if_a_template_leaves_it_out():
-    source = "{% for m in messages %}<|im_start|>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}"
+    source = (
+        "{% for m in messages %}<|im_start|>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% "
+        "endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}"
+    )
     text, trained, _ = ChatTemplate(source).render(CHAT)
     assert [text[a:b] for a, b in trained] == ["It is 4.<|im_end|>", "A longer\n\nanswer: ok.<|im_end|>"]
 

@@ -122,8 +122,8 @@ def test_a_folder_of_documents_ends_each_and_may_keep_them_apart(tmp_path):
         (tmp_path / f"{i:02d}.txt").unlink()
     held_out = data.documents("validation+test")
     assert held_out == [f"document number {files[split][0]} " * 3 for split in ("validation", "test")]
-    path = data.write_samples(np.array([[spec["end_token"], *data.make_tokenizer().encode("doc"), spec["end_token"], 1]]),
-                              tmp_path / "out")  # fmt: skip
+    drawn = np.array([[spec["end_token"], *data.make_tokenizer().encode("doc"), spec["end_token"], 1]])
+    path = data.write_samples(drawn, tmp_path / "out")
     assert path[0].read_text() == "doc\n"
 
 
@@ -279,7 +279,8 @@ def test_midi_files_are_read_as_they_were_written_and_refused_where_they_cannot_
         (tmp_path / f"{i}.mid").write_bytes(midi(roll))
     data = PianoRolls(name="midi", dir=str(tmp_path))
     assert len(data.load("train")) == 10 and data.spec()["data_shape"][1] == 88
-    # Running status, a note on of velocity 0 as its end, a program change, a tempo, a drum, and a last note without end.
+    # Running status, a note on of velocity 0 as its end, a program change, a tempo, a drum, and a last note without
+    # end.
     track = (b"\x00\xc0\x05" b"\x00\xff\x51\x03\x07\xa1\x20" b"\x00\x90\x3c\x50" b"\x00\x40\x50" b"\x83\x60\x3c\x00"
              b"\x00\x99\x10\x50" b"\x83\x60\x90\x40\x00" b"\x00\xff\x2f\x00")  # fmt: skip
     head = b"MThd\x00\x00\x00\x06\x00\x00\x00\x01\x01\xe0"

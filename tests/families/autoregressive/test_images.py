@@ -1,4 +1,6 @@
-"""Claims about PixelCNN and its kin: masks by the Jacobian, probabilities that sum to 1, fast and slow samplers alike."""
+"""Claims about PixelCNN and its kin: masks by the Jacobian, probabilities that sum to 1, fast and slow samplers
+alike.
+"""
 
 import dataclasses
 import functools

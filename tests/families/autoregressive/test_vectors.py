@@ -1,4 +1,6 @@
-"""Claims about FVSBN, NADE and MADE: masks by the Jacobian, probabilities that sum to 1, fast and slow samplers alike."""
+"""Claims about FVSBN, NADE and MADE: masks by the Jacobian, probabilities that sum to 1, fast and slow samplers
+alike.
+"""
 
 import dataclasses
 import functools
@@ -176,7 +178,8 @@ def test_samples_of_an_agnostic_made_have_the_frequencies_of_its_mixture():
     probability = np.exp(model.log_prob(state, {"x": vectors.reshape(64, 2, 3, 1)}))
     assert np.all(np.abs(frequency - probability) < 5 * np.sqrt(probability / count) + 1e-4)
 
-    # Completions see all that is known, wherever it comes in the orders of the components; here two halves, known apart.
+    # Completions see all that is known, wherever it comes in the orders of the components; here two halves, known
+    # apart.
     masks = np.array([[0, 1, 0, 1, 1, 0], [1, 0, 1, 0, 0, 1]], bool)
     known = np.repeat(masks, count // 2, axis=0)
     given = np.tile([1.0, 0.0, 0.0, 1.0, 0.0, 1.0], (count, 1))

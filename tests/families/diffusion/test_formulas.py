@@ -1,4 +1,6 @@
-"""Processes, weightings, training times and likelihoods against the formulas of their papers, written out here again."""
+"""Processes, weightings, training times and likelihoods against the formulas of their papers, written out here
+again.
+"""
 
 import itertools
 

@@ -216,8 +216,8 @@ def test_named_methods_learn_a_gaussian_and_its_likelihood(model):
 
 def test_learned_variances_train_through_the_bound_alone():
     model = DDPM(
-        data_shape=(2,), network=MLP, process=Discrete(num_timesteps=20, beta_min=0.01, beta_max=0.5), variance="learned",
-        sampler=samplers.Ancestral(num_steps=20, variance="learned"), clip_x0=False, bound_terms=19,
+        data_shape=(2,), network=MLP, process=Discrete(num_timesteps=20, beta_min=0.01, beta_max=0.5),
+        variance="learned", sampler=samplers.Ancestral(num_steps=20, variance="learned"), clip_x0=False, bound_terms=19,
     )  # fmt: skip
     batch = {"x": MEAN + SCALE * jax.random.normal(jax.random.key(0), (64, 2))}
     state = model.init(jax.random.key(1), batch)
@@ -232,8 +232,8 @@ def test_learned_variances_train_through_the_bound_alone():
 
 def test_the_bound_as_objective_trains_the_mean_too_and_its_expectation_is_the_bound():
     model = DDPM(
-        data_shape=(2,), network=ResidualMLP(hidden_dim=8, num_blocks=1), variance="learned", objective="bound", clip_x0=False,
-        process=Discrete(num_timesteps=10, beta_min=0.01, beta_max=0.5), bound_terms=9,
+        data_shape=(2,), network=ResidualMLP(hidden_dim=8, num_blocks=1), variance="learned", objective="bound",
+        clip_x0=False, process=Discrete(num_timesteps=10, beta_min=0.01, beta_max=0.5), bound_terms=9,
     )  # fmt: skip
     simple = dataclasses.replace(model, objective="simple", hybrid_weight=1.0)
     batch = {"x": MEAN + SCALE * jax.random.normal(jax.random.key(0), (2048, 2))}

@@ -1,4 +1,6 @@
-"""The networks of diffusion models: sizes of the papers, memory and precision, and a classifier of noisy data that guides."""
+"""The networks of diffusion models: sizes of the papers, memory and precision, and a classifier of noisy data that
+guides.
+"""
 
 import dataclasses
 import math

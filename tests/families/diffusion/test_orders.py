@@ -1,8 +1,8 @@
 """How fast each sampler converges, measured on Gaussian data, whose denoiser is known.
 
-Stochastic samplers are measured without drawing anything: where data are Gaussian, every sampler is affine in its noise, so a
-random variable is written as the vector of its mean and of its coefficients on independent standard normals.  Its deviation is
-the length of those coefficients, and the sampler's own code computes them.
+Stochastic samplers are measured without drawing anything: where data are Gaussian, every sampler is affine in its
+noise, so a random variable is written as the vector of its mean and of its coefficients on independent standard
+normals.  Its deviation is the length of those coefficients, and the sampler's own code computes them.
 """
 
 import dataclasses

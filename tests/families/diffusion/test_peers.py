@@ -98,7 +98,8 @@ def test_single_steps_of_the_second_order_equal_those_of_diffusers():
     )
     scheduler.set_timesteps(11)
     scheduler.set_begin_index(0)
-    # Levels in geometric progression: every other one is the middle of one of our steps; then comes a step of no length.
+    # Levels in geometric progression: every other one is the middle of one of our steps; then comes a step of no
+    # length.
     scheduler.timesteps = scheduler.timesteps[:-1]
     process, levels = Discrete(), scheduler.sigmas.numpy()
     at = lambda index: process.time_of_noise_ratio(jnp.array(levels[index]))

@@ -18,7 +18,8 @@ from genjax.optimizers import SGD
 
 STEPS = 5
 MODEL = DDPM(
-    data_shape=(2,), network=ResidualMLP(hidden_dim=4, num_blocks=1), process=Discrete(num_timesteps=STEPS, beta_min=0.1, beta_max=0.5),
+    data_shape=(2,), network=ResidualMLP(hidden_dim=4, num_blocks=1),
+    process=Discrete(num_timesteps=STEPS, beta_min=0.1, beta_max=0.5),
     objective="bound", step_sampling="importance", variance="learned", clip_x0=False, optimizer=SGD(learning_rate=0.1),
 )  # fmt: skip
 ROOT_MEAN_SQUARES = np.array([3.0, 1.5, 1.0, 0.5, 2.0])
@@ -34,7 +35,9 @@ def known_history():
 
 @pytest.fixture(scope="module")
 def stepped():
-    """A batch of one example many times, the state that knows losses of all steps, and what a training step makes of it."""
+    """A batch of one example many times, the state that knows losses of all steps, and what a training step makes of
+    it.
+    """
     batch = {"x": jnp.broadcast_to(jnp.array([[0.4, -0.3]]), (4096, 2))}
     state = jax.jit(MODEL.init)(jax.random.key(1), batch).replace(extra={"step_history": known_history()})
     return batch, state, *jax.jit(MODEL.train_step)(state, batch, jax.random.key(3))

@@ -90,7 +90,8 @@ class TwoModes(Reflow):
 
 def test_reflow_makes_paths_straight_and_one_step_enough():
     model = TwoModes(
-        data_shape=(1,), network=ResidualMLP(hidden_dim=32, num_blocks=2), sampler=samplers.Euler(num_steps=1, variable="time"),
+        data_shape=(1,), network=ResidualMLP(hidden_dim=32, num_blocks=2),
+        sampler=samplers.Euler(num_steps=1, variable="time"),
         optimizer=Adam(learning_rate=3e-3, schedule=Cosine(num_steps=600), ema_decay=0.99),
     )  # fmt: skip
     batch = {"x": jnp.zeros((256, 1))}

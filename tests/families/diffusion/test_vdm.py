@@ -80,7 +80,8 @@ def test_the_inside_of_a_schedule_learns_to_make_the_bound_vary_less(scheduled):
 
     def step(schedule, key):
         gradient = jax.grad(lambda s: model.loss({"network": {}, "schedule": s}, batch, key, 0)[0])(schedule)
-        return {n: v if n in ends else v - 0.1 * gradient[n] / (1e-6 + jnp.abs(gradient[n]).max()) for n, v in schedule.items()}, None  # fmt: skip
+        moved = {n: v - 0.1 * gradient[n] / (1e-6 + jnp.abs(gradient[n]).max()) for n, v in schedule.items()}
+        return {n: schedule[n] if n in ends else v for n, v in moved.items()}, None
 
     def moments(schedule):
         run = lambda k: model.bound_terms_of({"network": {}, "schedule": schedule}, batch, k, {})["diffusion"]

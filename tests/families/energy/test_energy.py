@@ -84,8 +84,8 @@ def test_contrastive_divergence_learns_what_the_bits_have_in_common(machine, num
 def test_langevin_samples_of_a_learned_energy_lie_where_the_data_do():
     x = 0.4 + 0.1 * np.random.default_rng(0).normal(size=(128, 2)).astype(np.float32)
     model = EnergyBasedModel(
-        hidden_dims=(32, 32), buffer_size=256, num_langevin_steps=10, step_size=0.05, noise_scale=0.02, gradient_clip=1.0,
-        num_sampling_steps=100, optimizer=Adam(learning_rate=1e-3, b1=0.0),
+        hidden_dims=(32, 32), buffer_size=256, num_langevin_steps=10, step_size=0.05, noise_scale=0.02,
+        gradient_clip=1.0, num_sampling_steps=100, optimizer=Adam(learning_rate=1e-3, b1=0.0),
     )  # fmt: skip
     batch = {"x": jnp.asarray(x)}
     state = model.init(jax.random.key(0), batch)

@@ -341,7 +341,8 @@ def test_relativistic_objectives_look_at_differences_alone():
 
 @pytest.mark.parametrize(("mean", "scale"), [(2.0, 0.5), (3.0, 2.0)])
 def test_critic_approaches_the_wasserstein_distance_of_two_gaussians(mean, scale):
-    # W1 of N(0, 1) and N(m, s^2) is E|m + (s - 1) z|, as quantiles differ by that; the penalty of weight w adds about W1 / w / 2.
+    # W1 of N(0, 1) and N(m, s^2) is E|m + (s - 1) z|, as quantiles differ by that; the penalty of weight w adds about
+    # W1 / w / 2.
     model = GAN(
         data_shape=(1,),
         latent_dim=1,

@@ -256,7 +256,8 @@ def test_statistics_of_the_averaged_generator_are_those_of_its_own_pass():
     state = jax.jit(model.init)(jax.random.key(1), BATCH)
     for i in range(2):
         before, state = state, step(state, i)
-    # Of two steps the first renewed them: .9 of the start and .1 of the moments of 6 latents under the averaged parameters.
+    # Of two steps the first renewed them: .9 of the start and .1 of the moments of 6 latents under the averaged
+    # parameters.
     for a, b in zip(
         jax.tree.leaves(state.extra["averaged_generator"]), jax.tree.leaves(before.extra["averaged_generator"])
     ):

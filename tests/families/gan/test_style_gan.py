@@ -1,4 +1,6 @@
-"""StyleGAN2 and StyleGAN3: filters against SciPy, convolutions against explicit ones, styles, path lengths, equivariance."""
+"""StyleGAN2 and StyleGAN3: filters against SciPy, convolutions against explicit ones, styles, path lengths,
+equivariance.
+"""
 
 import dataclasses
 import functools

@@ -39,7 +39,8 @@ def test_em_equals_that_of_scikit_learn(points, covariance):
         "spherical": precision[:, 0, 0],
     }[kind]
     peer = GaussianMixture(
-        K, covariance_type=kind, max_iter=5, tol=0, weights_init=np.full(K, 1 / K), means_init=start["mean"],
+        K, covariance_type=kind, max_iter=5, tol=0,
+        weights_init=np.full(K, 1 / K), means_init=start["mean"],
         precisions_init=precisions,
     )  # fmt: skip
     x = np.asarray(points["x"], np.float64)
@@ -218,7 +219,8 @@ def test_a_number_far_from_all_others_costs_no_digits(points, covariance):
     state = model.init(jax.random.key(0), {"x": x})
     state = state.replace(params={**state.params, "parts": parts})
     peer = GaussianMixture(
-        K + 1, covariance_type={"diagonal": "diag"}.get(covariance, covariance), max_iter=5, tol=0, weights_init=np.full(K + 1, 1 / (K + 1)),
+        K + 1, covariance_type={"diagonal": "diag"}.get(covariance, covariance), max_iter=5, tol=0,
+        weights_init=np.full(K + 1, 1 / (K + 1)),
         means_init=np.float64(parts["mean"]), precisions_init=np.float64(parts["scale"]),
     )  # fmt: skip
     with warnings.catch_warnings():

@@ -26,7 +26,8 @@ def test_chains_equal_enumeration_and_ignore_padding():
     for row, length in enumerate((4, 2)):
         paths = np.unique(ALL[:, :length], axis=0)
         totals = np.array([
-            sum(scores[row, t, p[t]] for t in range(length)) + sum(transitions[p[t], p[t + 1]] for t in range(length - 1))
+            sum(scores[row, t, p[t]] for t in range(length))
+            + sum(transitions[p[t], p[t + 1]] for t in range(length - 1))
             for p in paths
         ])  # fmt: skip
         np.testing.assert_allclose(normalizer[row], np.logaddexp.reduce(totals), rtol=1e-5)

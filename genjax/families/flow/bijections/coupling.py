@@ -49,7 +49,8 @@ class Coupling(Bijection):
             a, b = jnp.split(x, [(x.shape[-1] + 1) // 2], axis=-1)
         if a.shape[-1] == 0 or b.shape[-1] == 0:
             raise UserError(
-                f"a coupling cannot part {x.shape[-1]} number in two; use a checkerboard, a squeeze before it, or other layers"
+                f"a coupling cannot part {x.shape[-1]} number in two; use a checkerboard, a squeeze before it, "
+                "or other layers"
             )
         return (b, a) if self.flip else (a, b)
 

@@ -1,8 +1,8 @@
 """Maps of single numbers with unconstrained parameters, for couplings and autoregressive maps.
 
-    additive   z = x + t                                    (NICE, Dinh et al. 2014, arXiv:1410.8516, eq. 12)
-    affine     z = (x + t) exp(s)                           (RealNVP, arXiv:1605.08803, eq. 7; MAF, arXiv:1705.07057, eq. 4)
-    spline     z = a monotone rational-quadratic spline     (Durkan et al. 2019, arXiv:1906.04032)
+    additive   z = x + t                                (NICE, Dinh et al. 2014, arXiv:1410.8516, eq. 12)
+    affine     z = (x + t) exp(s)                       (RealNVP, arXiv:1605.08803, eq. 7; MAF, arXiv:1705.07057, eq. 4)
+    spline     z = a monotone rational-quadratic spline (Durkan et al. 2019, arXiv:1906.04032)
 
 Parameters of zero give the identity (with a sigmoid scale, nearly).
 

@@ -169,7 +169,8 @@ class Squeeze(Bijection):
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(shape) != 3 or shape[0] % 2 or shape[1] % 2:
             raise UserError(
-                f"squeeze needs images of even height and width, got shape {shape}; pad or crop them, or use fewer levels"
+                f"squeeze needs images of even height and width, got shape {shape}; pad or crop them, "
+                "or use fewer levels"
             )
         return (shape[0] // 2, shape[1] // 2, 4 * shape[2])
 
