@@ -1,5 +1,6 @@
 """The strictest settings that JAX has, for every test; eight host devices, so that sharding is tested everywhere."""
 
+import gc
 import os
 
 from tests.xla_flags import UNOPTIMIZED
@@ -20,6 +21,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 config.add_package("experiments.configs")
+
+
+def pytest_collection_finish():
+    """Leaves the modules and tests out of every search for garbage; tracing makes objects by the million."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(autouse=True, scope="module")

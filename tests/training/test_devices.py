@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import socket
-import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from genjax.model import TrainState
 from genjax.optimizers import SGD
 from genjax.training import Experiment, Training, resolve, train
 from genjax.training.engine import Engine, parse_mesh
-from tests.training.tiny_runs import TINY, command, environment, flags, logged_losses, losses, tiny
+from tests.training.tiny_runs import TINY, flags, logged_losses, losses, started, tiny
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +26,13 @@ def single():
 
 
 @pytest.mark.parametrize(
-    "mesh", ["data:2", "data:4", "data:8", "data:2,fsdp:4", "fsdp:2,tensor:4", "data:2,fsdp:2,tensor:2"]
+    "mesh", ["data:2", "data:8", "data:2,fsdp:4", "fsdp:2,tensor:4", "data:2,fsdp:2,tensor:2"]
 )
 def test_a_mesh_gives_the_losses_of_one_device(single, mesh):
     np.testing.assert_allclose(losses(tiny(training__mesh=mesh)), single, rtol=1e-5)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 8])
+@pytest.mark.parametrize("count", [1, 2, 8])
 def test_pmap_gives_the_losses_of_one_device(single, count):
     experiment = tiny(training__mesh=f"data:{count}", training__parallelism="pmap")
     np.testing.assert_allclose(losses(experiment), single, rtol=1e-5)
@@ -139,32 +138,20 @@ def _by_slurm(index: int, port: int) -> tuple[dict[str, str], list[str]]:
 # Along the axis tensor, both processes hold the same examples.
 @pytest.mark.parametrize(("launch", "mesh"), [(_by_hand, "data:4"), (_by_slurm, "tensor:4")])
 def test_two_processes_give_the_losses_of_one(launch, mesh, tmp_path):
-    overrides = {**TINY, "training.num_steps": 50}
     source = str(tmp_path / "source")
     train(tiny(training__mesh="data:1", training__num_steps=5, training__seed=1), source, quiet=True)
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            command(
-                "train",
-                "--experiment=vae_digits",
-                f"--workdir={tmp_path / 'two'}",
-                f"--training.init_from={source}",
-                f"--training.mesh={mesh}",
-                *flags(overrides),
-                *launch(i, port)[1],
-            ),
-            env={**environment(2), **launch(i, port)[0]},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    outputs = [p.communicate(timeout=240)[0] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], outputs
+    placed = (f"--training.init_from={source}", f"--training.mesh={mesh}", *flags({**TINY, "training.num_steps": 50}))
+    outputs = [tmp_path / f"output_{i}" for i in range(2)]
+    processes = []
+    for i, output in enumerate(outputs):
+        changes, arguments = launch(i, port)
+        processes.append(started(tmp_path / "two", *placed, *arguments, output=output, num_devices=2, changes=changes))
+    for process in processes:
+        process.join(timeout=600)
+    assert [p.exitcode for p in processes] == [0, 0], [output.read_text() for output in outputs]
     train(tiny(training__mesh="data:1", training__init_from=source), tmp_path / "one", quiet=True)
     np.testing.assert_allclose(logged_losses(tmp_path / "two"), logged_losses(tmp_path / "one"), rtol=1e-5)
 

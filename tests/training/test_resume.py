@@ -31,9 +31,9 @@ from genjax.training.checkpoints import damage as damage_of
 from genjax.training.engine import Engine
 from genjax.training.records import Progress, Records, read_lines
 from genjax.training.workdir import locked
-from tests.training.tiny_runs import TINY, command, environment, flags, tiny
+from tests.training.tiny_runs import TINY, command, environment, flags, started, tiny
 
-LONG = {**TINY, "training.num_steps": 3000, "training.checkpoint_every": 100, "training.log_every": 100}
+LONG = {**TINY, "training.num_steps": 1500, "training.checkpoint_every": 50, "training.log_every": 50}
 
 
 def arrays(workdir: Path) -> dict[str, np.ndarray]:
@@ -66,50 +66,46 @@ def go_on(workdir: Path) -> None:
     train(tiny(training__mesh="data:1"), workdir, quiet=True)
 
 
-def launched(workdir: Path, overrides: dict[str, object], output: int = subprocess.DEVNULL) -> subprocess.Popen:
-    arguments = ["--experiment=vae_digits", f"--workdir={workdir}", *flags(overrides)]
-    return subprocess.Popen(
-        command("train", *arguments), env=environment(), stdout=output, stderr=subprocess.STDOUT, text=True
-    )
-
-
 @pytest.mark.slow
 def test_killed_ten_times_a_run_ends_bit_identical(tmp_path):
-    undisturbed = launched(tmp_path / "undisturbed", LONG)
+    output = tmp_path / "output"
+    undisturbed = started(tmp_path / "undisturbed", *flags(LONG), output=output)
     began = time.monotonic()
-    assert undisturbed.wait(timeout=120) == 0
+    undisturbed.join(timeout=600)
+    assert undisturbed.exitcode == 0, output.read_text()
     duration = time.monotonic() - began
     moments, kills = random.Random(0), 0
     while kills < 10:
-        process = launched(tmp_path / "killed", LONG)
-        try:
-            # From the import to beyond the end of what is left.
-            process.wait(timeout=moments.uniform(0.3, 1.0) * duration)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        process = started(tmp_path / "killed", *flags(LONG), output=output)
+        # From the start to beyond the end of what is left.
+        process.join(timeout=moments.uniform(0.1, 1.0) * duration)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
             kills += 1
             continue
-        assert process.returncode == 0
+        assert process.exitcode == 0, output.read_text()
         # It came to its end before ten kills: take the end away, and go on.
         for path in sorted((tmp_path / "killed" / "checkpoints").iterdir())[1:]:
             shutil.rmtree(path)
-    process = launched(tmp_path / "killed", LONG)
-    assert process.wait(timeout=120) == 0
+    process = started(tmp_path / "killed", *flags(LONG), output=output)
+    process.join(timeout=600)
+    assert process.exitcode == 0, output.read_text()
     assert_same(tmp_path / "undisturbed", tmp_path / "killed")
 
 
 def test_sigint_saves_and_the_same_command_goes_on(tmp_path):
     overrides = {**LONG, "training.num_steps": 100000, "training.checkpoint_every": 100000}
-    process = launched(tmp_path, overrides, subprocess.PIPE)
-    for line in process.stdout:
-        if line.startswith("step 100/"):
-            break
-    process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, output
-    assert "stopped by SIGINT at step" in output and "Traceback" not in output
-    assert Checkpoints(tmp_path, writable=False).latest() >= 100
+    output = tmp_path / "output"
+    process = started(tmp_path / "run", *flags(overrides), output=output)
+    while process.exitcode is None and not (output.exists() and "\nstep 100/" in output.read_text()):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(timeout=600)
+    printed = output.read_text()
+    assert process.exitcode == 130, printed
+    assert "stopped by SIGINT at step" in printed and "Traceback" not in printed
+    assert Checkpoints(tmp_path / "run", writable=False).latest() >= 100
 
 
 RATED = {

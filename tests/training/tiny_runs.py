@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 
+import experiments.train
+from experiments import command_line
 from genjax import config
 from genjax.training import Experiment, resolve
 from genjax.training.engine import Engine
@@ -78,16 +82,37 @@ def command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", f"experiments.{module}", *arguments]
 
 
-def call(module: str, *arguments: str, cwd: Path | None = None, num_devices: int = 1) -> subprocess.CompletedProcess:
-    """Runs an entry point to its end."""
-    return subprocess.run(
-        command(module, *arguments),
-        cwd=cwd or ROOT,
-        env=environment(num_devices),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+#: Runs of their own processes are copies of one process that has imported what they need: an import takes as long as a run.
+#: JAX starts its backend, its threads with it, in the copies.
+_COPIES = multiprocessing.get_context("forkserver")
+_COPIES.set_forkserver_preload(["experiments.train", "genjax.training", "tests.training.tiny_runs"])
+
+
+def started(
+    workdir: Path, *arguments: str, output: Path, num_devices: int = 1, changes: Mapping[str, str] | None = None
+) -> multiprocessing.Process:
+    """Starts the training of the shrunk experiment in a process of its own, as the command line would.
+
+    Args:
+      workdir: directory of the run.
+      *arguments: further flags.
+      output: file of what it prints.
+      num_devices: devices of the process.
+      changes: further changes to its environment.
+    """
+    flags = ["train", "--experiment=vae_digits", f"--workdir={workdir}", *arguments]
+    process = _COPIES.Process(target=_train, args=(flags, output, num_devices, dict(changes or {})), daemon=True)
+    process.start()
+    return process
+
+
+def _train(arguments: list[str], output: Path, num_devices: int, changes: dict[str, str]) -> None:
+    os.environ.update({**environment(num_devices), **changes})
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    with output.open("a") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    command_line.run(lambda _: experiments.train.main(arguments))
 
 
 def logged_losses(workdir: Path) -> list[float]:

@@ -89,7 +89,7 @@ def test_gradient_of_the_loss_vanishes_at_the_linear_optimum(ppca):
 
 
 def test_training_reaches_the_ppca_likelihood_of_the_digits():
-    x = load_digits().images.reshape(-1, 64) / 16.0
+    x = load_digits().images[::3].reshape(-1, 64) / 16.0
     values = np.linalg.eigvalsh(np.cov(x.T, bias=True))[::-1]
     variance = values[8:].mean()
     log_det = np.log(values[:8]).sum() + 56 * np.log(variance)
@@ -110,9 +110,11 @@ def test_training_reaches_the_ppca_likelihood_of_the_digits():
 
     state, _ = jax.jit(lambda state: jax.lax.scan(step, state, None, length=num_steps))(state)
     # Two bounds: the elbo is no estimate of more than the likelihood, which no parameters can pass.
-    elbo = jnp.stack([model.log_prob_bound(state, batch, jax.random.key(i)).mean() for i in range(20)])
+    bound = jax.jit(jax.vmap(lambda key: model.log_prob_bound(state, batch, key).mean()))
+    elbo = bound(jax.random.split(jax.random.key(0), 20))
     assert expected - 0.1 < elbo.mean() < expected + 4 * elbo.std() / np.sqrt(20)
-    assert expected - 0.1 < model.log_likelihood(state, batch, jax.random.key(0), 20).mean() < expected + 0.02
+    estimate = jax.jit(lambda key: model.log_likelihood(state, batch, key, 20).mean())(jax.random.key(0))
+    assert expected - 0.1 < estimate < expected + 0.02, (elbo.mean(), estimate, expected)
 
 
 def test_kl_closed_form_equals_monte_carlo():
