@@ -223,7 +223,12 @@ def edm_digits() -> Experiment:
 @register(
     "consistency_digits",
     source="Song & Dhariwal 2023, arXiv:2310.14189, on the UCI digits",
-    shrunk={k: v for k, v in _SHRUNK_DIGITS.items() if k != "model.sampler.num_steps"},
+    shrunk={
+        "data.batch_size": 16,
+        "model.network": "residual_mlp",
+        "model.network.hidden_dim": 4,
+        "model.network.num_blocks": 1,
+    },
 )
 def consistency_digits() -> Experiment:
     """Improved consistency training on the embedded digits, without a teacher;

@@ -59,6 +59,7 @@ def pix2pix_shapes() -> Experiment:
         "model.network.num_residual_blocks": 1,
         "model.network.outer_kernel_size": 3,
         "model.discriminator_channels": (4,),
+        "model.identity_weight": 0.0,
         "model.pool_size": 5,
         "data.name": "digits",
         "data.batch_size": 8,
