@@ -25,9 +25,7 @@ def single():
     return losses(tiny(training__mesh="data:1"))
 
 
-@pytest.mark.parametrize(
-    "mesh", ["data:2", "data:8", "data:2,fsdp:4", "fsdp:2,tensor:4", "data:2,fsdp:2,tensor:2"]
-)
+@pytest.mark.parametrize("mesh", ["data:2", "data:8", "data:2,fsdp:4", "fsdp:2,tensor:4", "data:2,fsdp:2,tensor:2"])
 def test_a_mesh_gives_the_losses_of_one_device(single, mesh):
     np.testing.assert_allclose(losses(tiny(training__mesh=mesh)), single, rtol=1e-5)
 
