@@ -82,8 +82,8 @@ def command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", f"experiments.{module}", *arguments]
 
 
-#: Runs of their own processes are copies of one process that has imported what they need: an import takes as long as a run.
-#: JAX starts its backend, its threads with it, in the copies.
+#: Runs in processes of their own are forked from one that has imported what they need, as an import takes as long as
+#: a run.  JAX starts its backend, and threads with it, in each of them.
 _COPIES = multiprocessing.get_context("forkserver")
 _COPIES.set_forkserver_preload(["experiments.train", "genjax.training", "tests.training.tiny_runs"])
 
