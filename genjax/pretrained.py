@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.batch import PyTree
+from genjax.families.alignment.reward import Score
 from genjax.families.language.bart import BART
 from genjax.families.language.bert import BERT, RoBERTa
 from genjax.families.language.gpt import GPT
+from genjax.families.language.gpt_tasks import GPTForTask
 from genjax.families.language.t5 import T5
 from genjax.families.multimodal.clip import CLIP
 from genjax.interop import bindings as binding
@@ -53,6 +56,8 @@ MODELS: dict[str, type[Any]] = {
     "bart": BART,
     "clip": CLIP,
 }
+#: How the library's architectures end whose model of a text gives a number.
+_SCORES = "ForSequenceClassification"
 TOKENIZER_FILE = "tokenizer.json"
 #: Files of a checkpoint, beside the weights, that say how texts and pictures become inputs.
 PROCESSING_FILES = (
@@ -87,6 +92,11 @@ def _architecture(model_type: str) -> Architecture:
     return next(a for a in MODELS[model_type].architectures if a.model_type == model_type)
 
 
+def _kind_of(model: Any) -> type[Any] | None:
+    """The class in `MODELS` that a model is, or that it is made of, such as a GPT that learns from preferences."""
+    return next((kind for kind in type(model).__mro__ if kind in MODELS.values()), None)
+
+
 def _architecture_for(model: Any) -> Architecture:
     """The architecture that a model of genjax is written as.
 
@@ -94,11 +104,32 @@ def _architecture_for(model: Any) -> Architecture:
       UnsupportedError: there is none.
     """
     for model_type, kind in MODELS.items():
-        if type(model) is kind:
+        if _kind_of(model) is kind:
             architecture = _architecture(model_type)
             if architecture.writes(model):
                 return architecture
     raise UnsupportedError(f"the library transformers has no counterpart of {type(model).__name__} with these settings")
+
+
+def _is_reward_model(model: Any) -> bool:
+    return isinstance(model, GPTForTask) and isinstance(model.task, Score)
+
+
+def _body(model: Any) -> Any:
+    """The language model that a reward model is made of; other models as they are."""
+    if not _is_reward_model(model):
+        return model
+    return GPT(vocab_size=model.vocab_size, network=model.network, compute_dtype=model.compute_dtype)
+
+
+def _described(architecture: Architecture, model: Any) -> dict[str, Any]:
+    """The configuration of a model; a reward model is a classifier of one label."""
+    config = architecture.write(_body(model))
+    if not _is_reward_model(model):
+        return config
+    name = re.sub("(LMHeadModel|ForCausalLM)$", _SCORES, config["architectures"][0])
+    return {**config, "architectures": [name], "num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0},
+            "pad_token_id": model.padding_token}  # fmt: skip
 
 
 def _written(architecture: Architecture, model: Any) -> binding.Bindings:
@@ -170,13 +201,36 @@ def load_pretrained(folder: str | Path, dtype: Any = jnp.float32, shard: Any = N
     name = config["model_type"]
     if name not in MODELS:
         raise UnsupportedError(f"the architecture {name!r} is not known; known are {', '.join(sorted(MODELS))}")
-    model = MODELS[name](**_architecture(name).read(config, safetensors.read_folder(folder)))
+    settings = _architecture(name).read(config, safetensors.read_folder(folder))
+    if MODELS[name] is GPT and (config.get("architectures") or [""])[0].endswith(_SCORES):
+        model = _reward_model(config, settings)
+    else:
+        model = MODELS[name](**settings)
 
     def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         sharding = None if shard is None else shard(leaf)
         return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
 
     return Pretrained(model, load_params(model, folder, jax.tree.map(placed, abstract_params(model))), folder)
+
+
+def _reward_model(config: dict[str, Any], settings: dict[str, Any]) -> GPTForTask:
+    """The reward model that a configuration of a classifier of one label describes.
+
+    Raises:
+      UnsupportedError: the classifier has several labels.
+    """
+    count = config.get("num_labels", len(config.get("id2label") or {}) or 2)
+    if count != 1:
+        raise UnsupportedError(
+            f"a {config['architectures'][0]} with {count} labels has no counterpart; one with one label is a reward model"
+        )
+    return GPTForTask(
+        vocab_size=settings["vocab_size"],
+        padding_token=config.get("pad_token_id"),
+        network=settings["network"],
+        task=Score(),
+    )
 
 
 def to_tensors(model: Any, params: PyTree) -> dict[str, np.ndarray]:
@@ -190,7 +244,7 @@ def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str =
 
     Args:
       folder: made where it does not exist.
-      model: BERT, RoBERTa, GPT, T5, BART or CLIP.
+      model: BERT, RoBERTa, GPT, T5, BART or CLIP; a model that is made of one of them; or a reward model.
       params: the model's parameters.
       dtype: type of the tensors: float32, bfloat16 or float16.
       source: folder of a checkpoint or of a run whose tokenizer belongs to the model, or None; its files for texts,
@@ -200,13 +254,12 @@ def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str =
       UnsupportedError: the library has no counterpart of the model.
     """
     folder = Path(folder).expanduser()
-    architecture = _architecture_for(model)
-    config = {**architecture.write(model), "dtype": dtype, "torch_dtype": dtype}
+    body = _body(model)
+    architecture = _architecture_for(body)
+    config = {**_described(architecture, model), "dtype": dtype, "torch_dtype": dtype}
     kind, params = jnp.dtype(dtype), _whole(model, params)
-    rows = [
-        (name, shape, kind, make) for name, shape, make in binding.tensors_of(params, _written(architecture, model))
-    ]
-    _check_counterpart(architecture, model, config, [name for name, *_ in rows])
+    rows = [(name, shape, kind, make) for name, shape, make in binding.tensors_of(params, _written(architecture, body))]
+    _check_counterpart(architecture, body, config, [name for name, *_ in rows])
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.write(folder / safetensors.WEIGHTS, rows)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

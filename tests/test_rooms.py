@@ -38,6 +38,8 @@ COMPOSITES = {
     # An RNN whose frames are restricted Boltzmann machines.
     "genjax.families.recurrent.boltzmann_machine": "energy",
     # Language models that learn from answers and preferences.
+    "genjax.families.alignment.preference": "language",
+    "genjax.families.alignment.reward": "language",
     "genjax.families.alignment.sft": "language",
     "genjax.families.alignment.policy": "language",
     "genjax.families.alignment.ppo": "language",

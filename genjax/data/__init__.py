@@ -15,6 +15,7 @@ from genjax.data.text.chat import Chat
 from genjax.data.text.encoder import EncoderText
 from genjax.data.text.labelled import LabelledText, LabelledTokens
 from genjax.data.text.pairs import TextToText
+from genjax.data.text.preferences import Preferences
 from genjax.data.text.prompted import PromptedText
 from genjax.data.text.python_source import PythonSource
 from genjax.data.text.questions import QuestionAnswering
@@ -42,6 +43,7 @@ __all__ = [
     "PianoRolls",
     "Pipeline",
     "Points",
+    "Preferences",
     "PythonSource",
     "QuestionAnswering",
     "Text",

@@ -71,7 +71,7 @@ class EncoderNetwork(nn.Module):
         self.stack = TransformerStack(config, self.dtype)
         if self.has_pooler:
             self.pooler = dense(config.width, config, self.dtype)
-        self.heads = Heads(self.task.linear, self.task.masked, config, self.dtype)
+        self.heads = Heads(self.task.linear, self.task.masked, config, self.dtype, self.task.head_bias)
 
     def embed(self, batch: Batch) -> Array:
         """tokens [B, T] -> input of the stack, [B, T, C]."""

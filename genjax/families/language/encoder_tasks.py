@@ -83,9 +83,10 @@ class Heads(nn.Module):
     masked: bool
     config: Transformer
     dtype: Any
+    bias: bool = True
 
     def setup(self) -> None:
-        options = {"dot_general": logits_product}
+        options = {"dot_general": logits_product, "use_bias": self.bias}
         self.maps = {name: dense(size, self.config, self.dtype, name, **options) for name, size in self.linear}
         if self.masked:
             self.masked_tokens = MaskedHead(self.config, self.dtype)
@@ -116,6 +117,11 @@ class Task(abc.ABC):
     def linear(self) -> tuple[tuple[str, int], ...]:
         """Name and number of outputs of each linear head."""
         return ()
+
+    @property
+    def head_bias(self) -> bool:
+        """Whether linear heads have biases."""
+        return True
 
     def prepare(self, batch: Batch, keys: Array, vocabulary: Vocabulary) -> Batch:
         """The encoder's batch."""

@@ -44,7 +44,7 @@ class CausalTaskNetwork(nn.Module):
     def setup(self) -> None:
         self.embedding = TokenEmbedding(self.vocab_size, self.config, dtype=self.dtype)
         self.stack = TransformerStack(self.config, self.dtype)
-        self.heads = Heads(self.task.linear, self.task.masked, self.config, self.dtype)
+        self.heads = Heads(self.task.linear, self.task.masked, self.config, self.dtype, self.task.head_bias)
 
     def __call__(self, batch: Batch, dropout_keys: Array | None = None) -> Outputs:
         """The task's outputs; in training of experts also their `auxiliary` loss [B]."""
@@ -67,6 +67,7 @@ class GPTForTask(FromPretrained, FineTuned):
     Attributes:
       vocab_size: number of tokens; None takes the data set's.
       sequence_length: length T of the random texts for which `sample` draws predictions if none are given.
+      padding_token: token that fills rows, for other libraries, which look for it; None takes the data set's.
       network: the transformer stack; its `max_length` is the longest text.
       task: the task: classification, token_classification or span_extraction.
       lora: train low-rank updates of the linear maps and the head, and nothing else, or None.
@@ -80,6 +81,7 @@ class GPTForTask(FromPretrained, FineTuned):
 
     vocab_size: int | None = None
     sequence_length: int | None = None
+    padding_token: int | None = None
     network: Transformer = Transformer()
     task: Task = Classification()
     lora: LoRA | None = None

@@ -82,7 +82,7 @@ def _gpt2_bindings(model: GPT) -> Bindings:
         embedding("embedding/token", f"{body}wte"),
         embedding("embedding/position", f"{body}wpe"),
         norm("stack/final_norm", f"{body}ln_f"),
-        {"head/kernel": Binding("lm_head.weight", (1, 0))},
+        {"head/kernel": Binding("lm_head.weight", (1, 0)), "heads/score/kernel": Binding("score.weight", (1, 0))},
     ]
     for i, layer in layer_paths(model.network):
         theirs = f"{body}h.{i}"
@@ -235,7 +235,7 @@ def _llama_bindings(model: GPT) -> Bindings:
     parts = [
         embedding("embedding/token", "model.embed_tokens"),
         norm("stack/final_norm", "model.norm", bias=False),
-        {"head/kernel": Binding("lm_head.weight", (1, 0))},
+        {"head/kernel": Binding("lm_head.weight", (1, 0)), "heads/score/kernel": Binding("score.weight", (1, 0))},
     ]
     for i, layer in layer_paths(n):
         theirs = f"model.layers.{i}"
