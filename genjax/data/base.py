@@ -227,6 +227,12 @@ class RendersChats(Protocol):
 
 
 @runtime_checkable
+class JudgesTexts(Protocol):
+    def judged(self, text: str) -> bool | None:
+        """Whether a text is a good answer; None if it is no answer at all."""
+
+
+@runtime_checkable
 class HasConditionColumns(Protocol):
     def condition(self, values: list[float]) -> np.ndarray:
         """What a model sees of numbers in the units of the data, float32 [K]."""

@@ -15,6 +15,7 @@ import abc
 import dataclasses
 import functools
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ _logger = logging.getLogger(__name__)
 
 #: In tables with at least this many rows, fewer different texts than labels are taken for a mistake.
 _FEW_ROWS = 20
+#: Adjectives of made reviews.
+_ADJECTIVES = {"good": ("fine", "great", "lovely", "superb"), "bad": ("poor", "awful", "dull", "weak")}
 _MADE_SIZES = {"train": 6000, "validation": 500, "test": 1000}
 
 
@@ -237,15 +240,23 @@ def made_reviews(split: str) -> list[tuple[str, str]]:
 def _review(rng: np.random.Generator) -> tuple[str, str]:
     """A made review and its class."""
     pick = lambda words: words[int(rng.integers(len(words)))]
-    kinds = {"good": ("fine", "great", "lovely", "superb"), "bad": ("poor", "awful", "dull", "weak")}
     label, negated = pick(("good", "bad")), bool(rng.integers(2))
     other = "bad" if label == "good" else "good"
-    adjective = pick(kinds[other if negated else label])
+    adjective = pick(_ADJECTIVES[other if negated else label])
     subject = pick(("film", "meal", "book", "song", "trip"))
     # The aside praises or blames something else, which does not count.
-    aside = pick(("", f" my {pick(kinds['good'])} friend said", f" my {pick(kinds['bad'])} friend said"))
+    aside = pick(("", f" my {pick(_ADJECTIVES['good'])} friend said", f" my {pick(_ADJECTIVES['bad'])} friend said"))
     verb = pick(("is", "was", "seems")) + pick(("", " really", " quite"))
     return f"the {subject}{aside} {verb}{' not' if negated else ''} {adjective}", label
+
+
+def judged_review(text: str) -> bool | None:
+    """Whether a made review is good, read from its words; None if it is no whole review."""
+    words = "|".join((*_ADJECTIVES["good"], *_ADJECTIVES["bad"]))
+    found = re.fullmatch(
+        rf"the \w+(?: my (?:{words}) friend said)? (?:is|was|seems)(?: really| quite)?( not)? ({words})", text
+    )
+    return None if found is None else (found[2] in _ADJECTIVES["good"]) != bool(found[1])
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import logging
 import math
-import re
 from typing import Any
 
 import numpy as np
@@ -23,14 +22,13 @@ from genjax.data.base import ArrayExamples, DataError, Examples, check_split
 from genjax.data.text import tasks
 from genjax.data.text.base import DelimitedText
 from genjax.data.text.chat import TemplatedText, as_messages, first_text, read_json_lines
-from genjax.data.text.labelled import _review
+from genjax.data.text.labelled import _review, judged_review
 
 _logger = logging.getLogger(__name__)
 
 #: A prompt and an answer, whole: ids, and which of them belong to the answer.
 Row = tuple[np.ndarray, np.ndarray]
 _HELD_OUT_SIZES = {"validation": 2000, "test": 10_000}
-_GOOD, _BAD = ("fine", "great", "lovely", "superb"), ("poor", "awful", "dull", "weak")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,6 +165,10 @@ class Preferences(TemplatedText):
         """Text of a row [T]: a made review, or what a template wrote."""
         return super().decode(tokens) if self.name == "pairs" else DelimitedText.decode(self, tokens)
 
+    def judged(self, text: str) -> bool | None:
+        """Whether a made review is good; None of any other text."""
+        return judged_review(text) if self.name == "sentiment" else None
+
     def protocol(self) -> str:
         made = f", Bayes rate {self.bayes_rate():.4f} of made pairs" if self.name == "sentiment" else ""
         return f"tokenizer {self.tokenizer_name}, rows of {self.sequence_length + 1} tokens{made}"
@@ -243,12 +245,3 @@ def _made_pairs(split: str, count: int, strength: float) -> list[dict[str, Any]]
             first, second = second, first
         pairs.append({"prompt": "", "chosen": first[0], "rejected": second[0]})
     return pairs
-
-
-def judged(text: str) -> bool | None:
-    """Whether a made review is good, read from its words; None if it is no whole review."""
-    words = "|".join((*_GOOD, *_BAD))
-    found = re.fullmatch(
-        rf"the \w+(?: my (?:{words}) friend said)? (?:is|was|seems)(?: really| quite)?( not)? ({words})", text
-    )
-    return None if found is None else (found[2] in _GOOD) != bool(found[1])

@@ -21,7 +21,7 @@ import numpy as np
 from genjax.data.base import ArrayExamples, DataError, Examples, check_split
 from genjax.data.text import tasks as text_tasks
 from genjax.data.text.base import DelimitedText
-from genjax.data.text.labelled import made_reviews
+from genjax.data.text.labelled import judged_review, made_reviews
 from genjax.data.text.pairs import check_columns, read_table_of_texts
 
 _logger = logging.getLogger(__name__)
@@ -89,6 +89,10 @@ class PromptedText(DelimitedText):
         """vocab_size, special tokens, sequence_length T, and max_new_tokens A."""
         length = self.prompt_length + self.answer_length - 1
         return {**super().spec(), "sequence_length": length, "max_new_tokens": self.answer_length}
+
+    def judged(self, text: str) -> bool | None:
+        """Whether a made review is good; None of any other text."""
+        return judged_review(text) if self.name == "reviews" else None
 
     def protocol(self) -> str:
         return (

@@ -1,0 +1,40 @@
+"""Compares answers of a run of alignment with answers of the network that it started from:
+
+    python -m experiments.alignment --workdir=runs/dpo_sentiment
+    python -m experiments.alignment --workdir=runs/rl_sentiment --beta=0.5
+
+Prints some answers of both, the KL divergence between them in nats an answer, and, where the data judge a text, the share
+of good answers beside that of the optimum in closed form (genjax/tools/alignment.py).  All figures go to alignment.json
+in the run's directory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from experiments import command_line
+from genjax.tools import alignment
+
+
+def main(arguments: list[str]) -> int:
+    given = command_line.run_and_options(arguments, __doc__, alignment.Options())
+    if given is None:
+        return 0
+    run, options = given
+    found = alignment.compare(run, options)
+    for title, texts in (("before", found.before), ("after", found.after)):
+        print(f"{title}:", *texts, sep="\n  ")
+    print(f"KL from the start: {found.kl[0]:.4f} nats an answer (standard error {found.kl[1]:.4f})")
+    if found.good_before is not None and found.good_after is not None:
+        shares = ((found.good_before, "before"), (found.good_after, "after"))
+        print("good answers:", ", ".join(f"{s[0]:.4f} {when} (standard error {s[1]:.4f})" for s, when in shares))
+    if found.best_good is not None:
+        print(f"the optimum has {found.best_good:.4f} good answers and a KL of {found.best_kl:.4f} nats")
+    content = {**dataclasses.asdict(found), "num_answers": options.num_answers, "seed": options.seed}
+    (run.workdir / "alignment.json").write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

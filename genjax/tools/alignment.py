@@ -1,0 +1,168 @@
+"""What alignment changed: answers of a run's policy beside answers of the network that it started from.
+
+    comparison = alignment.compare(genjax.restore("runs/dpo_sentiment"), alignment.Options(num_answers=4000))
+
+The share of good answers needs data that judge a text, such as made reviews.  Of p good answers before, the policy with
+the largest E r - beta KL, for the reward r = s at good answers and 0 at others, has
+
+    q = p e^(s / beta) / (p e^(s / beta) + 1 - p),    KL = q log(q / p) + (1 - q) log((1 - q) / (1 - p))
+
+which is the optimum of DPO for infinitely many preferences of this reward, and that of policy optimisation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genjax import config, decoding
+from genjax.data.base import DecodesTokens, JudgesTexts
+from genjax.families.alignment.policy import PolicyOptimization
+from genjax.families.alignment.preference import PreferenceOptimization
+from genjax.families.alignment.preference_losses import DPO
+from genjax.families.alignment.reference import NAME, reference_params
+from genjax.model import ContinuesText, HasTokenLogProbs
+from genjax.training import Run, runs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is compared.
+
+    Attributes:
+      num_answers: number of answers of each network.
+      seed: seed of the answers.
+      beta: strength of the KL penalty, for the optimum; None takes the method's, where it has one.
+      reward: reward of a good answer, for the optimum.
+      num_shown: number of answers of each network to show.
+    """
+
+    num_answers: int = 4000
+    seed: int = 0
+    beta: float | None = None
+    reward: float = 1.0
+    num_shown: int = 5
+
+    def __post_init__(self) -> None:
+        config.check_at_least(self, num_answers=2, num_shown=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Answers before and after.
+
+    Attributes:
+      before, after: some answers as text.
+      good_before, good_after: share of good answers, standard error; None if the data judge no text.
+      kl: KL(policy | reference) in nats an answer, from answers of the policy, and its standard error.
+      best_good: share of good answers of the optimum; None without a judge or beta.
+      best_kl: KL of the optimum in nats.
+    """
+
+    before: list[str]
+    after: list[str]
+    kl: tuple[float, float]
+    good_before: tuple[float, float] | None = None
+    good_after: tuple[float, float] | None = None
+    best_good: float | None = None
+    best_kl: float | None = None
+
+
+def optimum(p: float, advantage: float) -> tuple[float, float]:
+    """Share of good answers, and KL in nats, of the optimum for a share p before and advantage = reward / beta."""
+    q = p / (p + (1.0 - p) * math.exp(-advantage))
+    term = lambda a, b: a * math.log(a / b) if a > 0 else 0.0
+    return q, term(q, p) + term(1.0 - q, 1.0 - p)
+
+
+def compare(run: Run, options: Options | None = None) -> Comparison:
+    """Compares a run's policy with the network that it started from, on the first prompts of the evaluation split.
+
+    Raises:
+      ConfigError: the run has no reference and did not start from another run, or it continues no text.
+    """
+    options, trained, run = options or Options(), run.model, runs.policy_run(run)
+    model, data = run.model, run.experiment.data
+    if not isinstance(model, ContinuesText) or not isinstance(model, HasTokenLogProbs):
+        raise config.ConfigError(f"{run.workdir} holds a {type(model).__name__}, which continues no text")
+    reference = _reference(run)
+    prompts, lengths, room = _prompts(run, options.num_answers)
+    key = jax.random.key(options.seed)
+
+    @jax.jit
+    def answers(params: Any, key: jax.Array) -> decoding.Generation:
+        state = run.state.with_params(params)
+        return model.generate(state, key, prompts, room, lengths=lengths, sampling=decoding.Sampling())
+
+    after, before = answers(run.state.eval_params, key), answers(reference, jax.random.fold_in(key, 1))
+    batch = decoding.joined(prompts, lengths, after.tokens, after.lengths)
+
+    @jax.jit
+    def scores(params: Any) -> jax.Array:
+        return jnp.where(batch["loss_mask"][:, 1:], model.token_log_probs(params, batch), 0.0).sum(1)
+
+    difference = np.asarray(scores(run.state.eval_params) - scores(reference), np.float64)
+    texts = [_texts(data, generation) for generation in (before, after)]
+    shown = {"before": texts[0][: options.num_shown], "after": texts[1][: options.num_shown]}
+    comparison = Comparison(**shown, kl=_mean(difference))
+    if not isinstance(data, JudgesTexts):
+        return comparison
+    judged = [[data.judged(text) for text in each] for each in texts]
+    if all(each is None for each in judged[0]):
+        return comparison
+    good = [_mean(np.array([verdict is True for verdict in each], np.float64)) for each in judged]
+    comparison = dataclasses.replace(comparison, good_before=good[0], good_after=good[1])
+    beta = _beta(trained) if options.beta is None else options.beta
+    if not beta or not 0.0 < good[0][0] < 1.0:
+        return comparison
+    best_good, best_kl = optimum(good[0][0], options.reward / beta)
+    return dataclasses.replace(comparison, best_good=best_good, best_kl=best_kl)
+
+
+def _beta(model: Any) -> float | None:
+    """The weight of the KL divergence in what a model's optimum maximises, where it has one."""
+    if isinstance(model, PreferenceOptimization):
+        return model.method.beta if isinstance(model.method, DPO) else None
+    return model.beta if isinstance(model, PolicyOptimization) else None
+
+
+def _reference(run: Run) -> Any:
+    """Parameters of the network that the run started from."""
+    if NAME in run.state.extra:
+        return reference_params(run.state)[0]
+    source = run.experiment.training.init_from
+    if source is None:
+        raise config.ConfigError(
+            f"{run.workdir} keeps no reference and did not start from a run (training.init_from), so that there is nothing to "
+            "compare it with"
+        )
+    return runs.policy_run(runs.restore(source)).state.eval_params
+
+
+def _prompts(run: Run, count: int) -> tuple[jax.Array, jax.Array, int]:
+    """Prompts [N, P] with their lengths, the first of the evaluation split in turn, and the room for answers."""
+    arrays = run.experiment.data.load(run.experiment.evaluation.split).gather(np.arange(count) % _count(run))
+    answer = arrays["loss_mask"] & arrays["mask"]
+    lengths = np.maximum(answer.argmax(1), 1)
+    size = int(lengths.max())
+    return jnp.asarray(arrays["tokens"][:, :size]), jnp.asarray(lengths), arrays["tokens"].shape[1] - size
+
+
+def _count(run: Run) -> int:
+    return len(run.experiment.data.load(run.experiment.evaluation.split))
+
+
+def _texts(data: Any, generation: decoding.Generation) -> list[str]:
+    if not isinstance(data, DecodesTokens):
+        return []
+    return [data.decode(row[:size]) for row, size in zip(np.asarray(generation.tokens), np.asarray(generation.lengths))]
+
+
+def _mean(values: np.ndarray) -> tuple[float, float]:
+    """Mean and its standard error."""
+    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))

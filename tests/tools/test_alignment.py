@@ -1,0 +1,47 @@
+"""Answers of a policy beside answers of what it started from."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genjax.config import ConfigError
+from genjax.tools import alignment
+from tests.experiments.commands import call
+from tests.tools.untrained import untrained
+
+
+def test_the_optimum_is_that_of_the_tilted_distribution():
+    for p, advantage in ((0.5, 2.0), (0.2, 1.0), (0.9, -0.5)):
+        q, kl = alignment.optimum(p, advantage)
+        tilted = np.array([p * math.exp(advantage), 1 - p])
+        tilted /= tilted.sum()
+        np.testing.assert_allclose(q, tilted[0], rtol=1e-12)
+        np.testing.assert_allclose(kl, (tilted * np.log(tilted / np.array([p, 1 - p]))).sum(), rtol=1e-12)
+    # The figures of half good reviews with the reward 1 and beta .5.
+    assert round(alignment.optimum(0.5, 2.0)[0], 3) == 0.881
+
+
+def test_a_policy_is_compared_with_its_reference(tmp_path, monkeypatch):
+    run = untrained("dpo_sentiment", tmp_path / "run")
+    same = alignment.compare(run, alignment.Options(num_answers=30, num_shown=2))
+    assert same.kl == (0.0, 0.0) and len(same.after) == 2 and same.good_before is None
+    # A policy that prefers one token: the estimate is the mean of log policy - log reference of its answers.
+    pushed = jax.tree.map(lambda a: a + 0.3 * jax.random.normal(jax.random.key(a.size), a.shape), run.state.params)
+    state = run.state.replace(params=pushed, step=jnp.asarray(1))
+    run = type(run)(run.name, run.workdir, run.experiment, state, run.engine)
+    monkeypatch.setattr(type(run.experiment.data), "judged", lambda self, text: len(text) % 2 == 0)
+    other = alignment.compare(run, alignment.Options(num_answers=30, reward=2.0))
+    assert other.kl[0] > 0 and other.best_good == alignment.optimum(other.good_before[0], 4.0)[0]
+    ended = call("alignment", f"--workdir={tmp_path / 'run'}", "--num_answers=4", "--training.mesh=data:1")
+    assert ended.returncode == 0, ended.stderr
+    assert "KL from the start: 0.0000 nats" in ended.stdout and (tmp_path / "run" / "alignment.json").is_file()
+
+
+def test_runs_without_a_start_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="keeps no reference and did not start from a run"):
+        alignment.compare(untrained("orpo_sentiment", tmp_path / "orpo"))
+    with pytest.raises(ConfigError, match="continues no text"):
+        alignment.compare(untrained("reward_sentiment", tmp_path / "reward"))
