@@ -3,9 +3,9 @@
     python -m experiments.alignment --workdir=runs/dpo_sentiment
     python -m experiments.alignment --workdir=runs/rl_sentiment --beta=0.5
 
-Prints some answers of both, the KL divergence between them in nats an answer, and, where the data judge a text, the share
-of good answers beside that of the optimum in closed form (genjax/tools/alignment.py).  All figures go to alignment.json
-in the run's directory.
+Prints some answers of both, the KL divergence between them in nats an answer, and, where the data judge a text, the
+share of good answers beside that of the optimum in closed form (genjax/tools/alignment.py).  All figures go to
+alignment.json in the run's directory.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ FAMILIES = {
     "autoregressive": "FVSBN, NADE, MADE, PixelCNN, PixelCNN++, PixelRNN, PixelSNAIL",
     "diffusion": "DDPM, score SDE, EDM, flow matching, VDM, consistency, masked, D3PM",
     "language": "GPT, Llama, BERT, RoBERTa, ELECTRA, T5, BART",
-    "alignment": "SFT, PPO, GRPO, RLOO, REINFORCE++",
+    "alignment": "SFT, reward models, DPO, IPO, KTO, ORPO, SimPO, PPO, GRPO, RLOO, REINFORCE++",
     "recurrent": "RNN, GRU, LSTM, minGRU, LRU, S4D, RNN-NADE, mixture density",
     "markov": "hidden Markov models, Kalman, n-grams",
     "mixture": "Gaussian, Bernoulli, Dirichlet process",

@@ -128,8 +128,8 @@ def _described(architecture: Architecture, model: Any) -> dict[str, Any]:
     if not _is_reward_model(model):
         return config
     name = re.sub("(LMHeadModel|ForCausalLM)$", _SCORES, config["architectures"][0])
-    return {**config, "architectures": [name], "num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0},
-            "pad_token_id": model.padding_token}  # fmt: skip
+    labels = {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    return {**config, **labels, "architectures": [name], "pad_token_id": model.padding_token}
 
 
 def _written(architecture: Architecture, model: Any) -> binding.Bindings:
@@ -223,7 +223,7 @@ def _reward_model(config: dict[str, Any], settings: dict[str, Any]) -> GPTForTas
     count = config.get("num_labels", len(config.get("id2label") or {}) or 2)
     if count != 1:
         raise UnsupportedError(
-            f"a {config['architectures'][0]} with {count} labels has no counterpart; one with one label is a reward model"
+            f"a {config['architectures'][0]} with {count} labels has no counterpart; one of one label is a reward model"
         )
     return GPTForTask(
         vocab_size=settings["vocab_size"],

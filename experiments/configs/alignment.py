@@ -79,7 +79,8 @@ def dpo_sentiment() -> Experiment:
     """A GPT of made reviews learns from pairs that a Bradley-Terry reward of 1 for good reviews has labelled.
 
     python -m experiments.train --experiment=gpt_reviews --workdir=runs/gpt_reviews
-    python -m experiments.train --experiment=dpo_sentiment --training.init_from=runs/gpt_reviews --workdir=runs/dpo_sentiment
+    python -m experiments.train --experiment=dpo_sentiment --training.init_from=runs/gpt_reviews \\
+        --workdir=runs/dpo_sentiment
     python -m experiments.alignment --workdir=runs/dpo_sentiment
 
     About a minute and a half of one CPU core.  Of p good reviews before, the optimum has
@@ -96,7 +97,8 @@ def dpo_sentiment() -> Experiment:
 def kto_sentiment() -> Experiment:
     """The pairs of dpo_sentiment, each answer for itself.
 
-    python -m experiments.train --experiment=kto_sentiment --training.init_from=runs/gpt_reviews --workdir=runs/kto_sentiment
+    python -m experiments.train --experiment=kto_sentiment --training.init_from=runs/gpt_reviews \\
+        --workdir=runs/kto_sentiment
     """
     return _policy(KTO(beta=0.5), 3e-4)
 
@@ -109,7 +111,8 @@ def kto_sentiment() -> Experiment:
 def simpo_sentiment() -> Experiment:
     """The pairs of dpo_sentiment without a reference: nothing holds the policy near its start but the number of steps.
 
-    python -m experiments.train --experiment=simpo_sentiment --training.init_from=runs/gpt_reviews --workdir=runs/simpo_sentiment
+    python -m experiments.train --experiment=simpo_sentiment --training.init_from=runs/gpt_reviews \\
+        --workdir=runs/simpo_sentiment
     """
     return _policy(SimPO(beta=2.0, gamma=0.5), 1e-4)
 
@@ -120,20 +123,23 @@ def simpo_sentiment() -> Experiment:
     shrunk=_SHRUNK_POLICY,
 )
 def orpo_sentiment() -> Experiment:
-    """The pairs of dpo_sentiment: learns the chosen reviews and pushes the odds of the others down, without a reference.
+    """The pairs of dpo_sentiment: learns the chosen reviews and pushes the odds of the others down, without a
+    reference.
 
-    python -m experiments.train --experiment=orpo_sentiment --training.init_from=runs/gpt_reviews --workdir=runs/orpo_sentiment
+    python -m experiments.train --experiment=orpo_sentiment --training.init_from=runs/gpt_reviews \\
+        --workdir=runs/orpo_sentiment
     """
     return _policy(ORPO(weight=1.0), 3e-4)
 
 
 @register(
     "reward_sentiment",
-    source="a Bradley-Terry reward model (Ouyang et al. 2022, arXiv:2203.02155, eq. 1) beside the Bayes rate of its labels",
+    source="a reward model (Ouyang et al. 2022, arXiv:2203.02155, eq. 1) beside the Bayes rate of its labels",
     shrunk={**_SHRUNK, "data.vocab_size": 260, "data.sequence_length": 40, "data.num_made": 200},
 )
 def reward_sentiment() -> Experiment:
-    """A reward model of made reviews from pairs of them; ties and noise are in the labels, so the best accuracy is known.
+    """A reward model of made reviews from pairs of them; ties and noise are in the labels, so the best accuracy is
+    known.
 
     python -m experiments.train --experiment=reward_sentiment --workdir=runs/reward_sentiment
     python -m experiments.evaluate --workdir=runs/reward_sentiment

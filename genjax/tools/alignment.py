@@ -138,8 +138,8 @@ def _reference(run: Run) -> Any:
     source = run.experiment.training.init_from
     if source is None:
         raise config.ConfigError(
-            f"{run.workdir} keeps no reference and did not start from a run (training.init_from), so that there is nothing to "
-            "compare it with"
+            f"{run.workdir} keeps no reference and did not start from a run (training.init_from), so that there is "
+            "nothing to compare it with"
         )
     return runs.policy_run(runs.restore(source)).state.eval_params
 

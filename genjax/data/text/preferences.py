@@ -4,8 +4,8 @@
     {"prompt": [{"role": "user", ...}], "chosen": [{"role": "assistant", ...}], "rejected": [...], "margin": 0.5}
 
 Texts become start, prompt, answer, end.  Prompt and answer are encoded apart, so that no token spans their border.
-Messages are written by the chat template (chat.py).  The made reviews have the reward s for a good review and 0 for a bad
-one, and the first of two is preferred with the probability of Bradley and Terry (1952), sigma(r_1 - r_2).
+Messages are written by the chat template (chat.py).  The made reviews have the reward s for a good review and 0 for a
+bad one, and the first of two is preferred with the probability of Bradley and Terry (1952), sigma(r_1 - r_2).
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ _HELD_OUT_SIZES = {"validation": 2000, "test": 10_000}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preferences(TemplatedText):
-    """Pairs of answers to one prompt: `tokens` [B, T + 1], `mask` and `loss_mask` of the chosen answer behind its prompt,
-    and `rejected`, `rejected_mask` and `rejected_loss_mask` of the other; `margin` [B] where the file has it.
+    """Pairs of answers to one prompt: `tokens` [B, T + 1], `mask` and `loss_mask` of the chosen answer behind its
+    prompt, and `rejected`, `rejected_mask` and `rejected_loss_mask` of the other; `margin` [B] where the file has it.
 
     Rows end with the token that ends the answer, which is learned.
 
     Attributes:
-      name: sentiment, made reviews; or pairs, JSON lines: a file at data.dir, which is divided, or SPLIT.jsonl in a folder.
-      source_length: longest prompt S, which then stands in `source` [B, S] with `source_mask` for an encoder-decoder; None
-        puts prompt and answer into one row.
+      name: sentiment, made reviews; or pairs, JSON lines: a file at data.dir, which is divided, or SPLIT.jsonl in a
+        folder.
+      source_length: longest prompt S, which then stands in `source` [B, S] with `source_mask` for an encoder-decoder;
+        None puts prompt and answer into one row.
       strength: reward s of a good made review; the reward of a bad one is 0.
       num_made: made training pairs; validation has 2000 and test 10,000.
     """
@@ -89,8 +90,8 @@ class Preferences(TemplatedText):
         whole = self.template.render([*prompt, *answer], tools=tools).text
         if not whole.startswith(begun):
             raise DataError(
-                f"{self.template.name} writes a prompt in another way once it is answered, so that two answers to one prompt "
-                "would follow different texts; give another template: --data.chat_template=FILE"
+                f"{self.template.name} writes a prompt in another way once it is answered, so that two answers to one "
+                "prompt would follow different texts; give another template: --data.chat_template=FILE"
             )
         ids, trained, spans = self.turns_as_tokens([*prompt, *answer], tools=tools)
         trained &= spans[:, 0] >= len(begun)
@@ -174,7 +175,8 @@ class Preferences(TemplatedText):
         return f"tokenizer {self.tokenizer_name}, rows of {self.sequence_length + 1} tokens{made}"
 
     def bayes_rate(self) -> float:
-        """Expected share of the made pairs in which the chosen review is the one with the larger reward; ties count half.
+        """Expected share of the made pairs in which the chosen review is the one with the larger reward; ties count
+        half.
 
         No reward can be more accurate.
         """

@@ -2,8 +2,8 @@
 
 A batch has two answers to each prompt: `tokens`, `mask` and `loss_mask` [B, T + 1] of the chosen one behind its prompt,
 and `rejected`, `rejected_mask` and `rejected_loss_mask` of the other; an encoder-decoder reads the prompt as `source`.
-Dropout is off for policy and reference, so that the two are equal at step 0: all margins are then 0, and the loss of DPO
-is ln 2.
+Dropout is off for policy and reference, so that the two are equal at step 0: all margins are then 0, and the loss of
+DPO is ln 2.
 
 The state's parameters are the policy's: start from a run by --training.init_from=RUN or from a checkpoint by
 --model.pretrained=FOLDER, and go on from here with any other method.
@@ -93,8 +93,8 @@ class PreferenceOptimization:
         """Raises UserError if a run would start from a random policy; see `genjax.model.ChecksStart`."""
         if source is None and self.pretrained is None and self.method.needs_reference and not self.untrained_policy:
             raise UserError(
-                f"{type(self.method).__name__} keeps near the policy that it starts from: give --training.init_from, the "
-                "workdir of a run of its network, or --model.pretrained"
+                f"{type(self.method).__name__} keeps near the policy that it starts from: give --training.init_from, "
+                "the workdir of a run of its network, or --model.pretrained"
             )
 
     def init(self, key: Array, batch: Batch) -> TrainState:
@@ -111,8 +111,8 @@ class PreferenceOptimization:
     def _check_size(self, count: int) -> None:
         if self.method.needs_drift and count < 2:
             raise UserError(
-                f"KTO estimates how far the policy has drifted from answers to other prompts, and a batch of {count} has none; "
-                "give data.batch_size and data.eval_batch_size of at least 2"
+                f"KTO estimates how far the policy has drifted from answers to other prompts, and a batch of {count} "
+                "has none; give data.batch_size and data.eval_batch_size of at least 2"
             )
 
     # ------------------------------------------------------------------------------------------------------------------

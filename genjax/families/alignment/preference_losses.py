@@ -1,21 +1,21 @@
 """Losses of pairs of answers, of which the first was chosen and the second rejected.
 
-With lp the log-probability of an answer given its prompt, ref that of the reference (reference.py), n the number of the
-answer's tokens, w the chosen and l the rejected answer, and h = beta ((lp_w - ref_w) - (lp_l - ref_l)):
+With lp the log-probability of an answer given its prompt, ref that of the reference (reference.py), n the number of
+the answer's tokens, w the chosen and l the rejected answer, and h = beta ((lp_w - ref_w) - (lp_l - ref_l)):
 
-    DPO      -(1 - e) log sigma(h) - e log sigma(-h)                       Rafailov et al. 2023, arXiv:2305.18290, eq. 7;
+    DPO      -(1 - e) log sigma(h) - e log sigma(-h)                       Rafailov et al. 2023, arXiv:2305.18290;
              e: labels are wrong with this probability (cDPO, Mitchell 2023)
     robust   (-(1 - e) log sigma(h) + e log sigma(-h)) / (1 - 2 e)         Ray Chowdhury et al. 2024, arXiv:2403.00409
     hinge    max(0, 1 - h)                                                 SLiC, Zhao et al. 2023, arXiv:2305.10425
     IPO      (h / beta - 1 / (2 beta))^2, with means over tokens           Azar et al. 2023, arXiv:2310.12036, eq. 17
     KTO      lambda_w (1 - sigma(beta (r_w - z))) + lambda_l (1 - sigma(beta (z - r_l))), r = lp - ref,
-             z = max(0, mean of r over mismatched pairs)                   Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7
+             z = max(0, mean of r over mismatched pairs)                   Ethayarajh et al. 2024, arXiv:2402.01306
     ORPO     -lp_w / n_w - lambda log sigma(log odds_w - log odds_l), odds = p / (1 - p), p = exp(lp / n)
-                                                                           Hong et al. 2024, arXiv:2403.07691, eq. 6 and 7
+                                                                           Hong et al. 2024, arXiv:2403.07691, eq. 6, 7
     SimPO    -log sigma(beta (lp_w / n_w - lp_l / n_l) - gamma)            Meng et al. 2024, arXiv:2405.14734, eq. 6
 
-DPO's optimum for infinitely many preferences of a Bradley-Terry reward r is reference exp(r / beta) / Z: the policy that
-maximises E r - beta KL(policy | reference).
+DPO's optimum for infinitely many preferences of a Bradley-Terry reward r is reference exp(r / beta) / Z: the policy
+that maximises E r - beta KL(policy | reference).
 """
 
 from __future__ import annotations

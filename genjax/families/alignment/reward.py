@@ -1,14 +1,14 @@
-"""Reward models: one number for a prompt with its answer, learned from preferences (Ouyang et al. 2022, arXiv:2203.02155,
-eq. 1; Bradley & Terry 1952).
+"""Reward models: one number for a prompt with its answer, learned from preferences (Ouyang et al. 2022,
+arXiv:2203.02155, eq. 1; Bradley & Terry 1952).
 
     L = -log sigma(r_w - r_l - m) + c (r_w + r_l)^2
 
-for the rewards of the chosen and the rejected answer.  Preferences fix rewards up to a constant for each prompt, which the
-second term holds near 0 (Eisenstein et al. 2023, arXiv:2312.09244); m is how much better the chosen answer is, where that
-is known (Touvron et al. 2023, arXiv:2307.09288, eq. 2).
+for the rewards of the chosen and the rejected answer.  Preferences fix rewards up to a constant for each prompt, which
+the second term holds near 0 (Eisenstein et al. 2023, arXiv:2312.09244); m is how much better the chosen answer is,
+where that is known (Touvron et al. 2023, arXiv:2307.09288, eq. 2).
 
-`Score` is a task of `GPTForTask` and of `BERT`.  A causal network reads the reward at the last token before the padding,
-which is the end of the answer whatever tokens the prompt has.  The library transformers has the same model as
+`Score` is a task of `GPTForTask` and of `BERT`.  A causal network reads the reward at the last token before the
+padding, which is the end of the answer whatever tokens the prompt has.  The library transformers has the same model as
 ...ForSequenceClassification with one label (genjax/pretrained.py).
 """
 
@@ -35,8 +35,8 @@ def bradley_terry_loss(chosen: Array, rejected: Array, margin: Array | float = 0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score(Task):
-    """One number for the text; the batch has `tokens` with `mask` of the chosen answer behind its prompt, `rejected` with
-    `rejected_mask` of the other, and perhaps `margin` [B].
+    """One number for the text; the batch has `tokens` with `mask` of the chosen answer behind its prompt, `rejected`
+    with `rejected_mask` of the other, and perhaps `margin` [B].
 
     Attributes:
       centering: weight c of the squared sum of the rewards.
@@ -104,7 +104,8 @@ class Score(Task):
         return values.pop("loss"), values
 
     def measures(self, outputs: Outputs, batch: Batch) -> Metrics:
-        """`loss`, `accuracy` (1 if the chosen answer has the larger reward), `margin`, and `reward`, the pair's mean."""
+        """`loss`, `accuracy` (1 if the chosen answer has the larger reward), `margin`, and `reward`, the pair's
+        mean."""
         return self._values(outputs, batch)
 
     def draw(self, key: Array, outputs: Outputs) -> Array:

@@ -85,7 +85,7 @@ LONG = {"prompt": "x" * 70, "chosen": "a", "rejected": "b"}
         ({"prompt": "a", "chosen": "", "rejected": "b"}, "line 1 of .* has an empty chosen answer"),
         ({"prompt": "a", "chosen": "b"}, "line 1 of .* has no rejected; a pair has prompt, chosen and rejected"),
         ({"chosen": "b", "rejected": "c"}, "line 1 of .* has no prompt; a pair of texts"),
-        (LONG, r"none of the 1 pairs of pairs \(train\) fits into data.sequence_length=60 with its prompt and both answers"),
+        (LONG, r"none of the 1 pairs of pairs \(train\) fits into data.sequence_length=60 with its prompt"),
     ],
 )  # fmt: skip
 def test_bad_pairs_are_one_clear_sentence(row, message, tmp_path):
