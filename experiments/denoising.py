@@ -2,7 +2,7 @@
 
     python -m experiments.denoising --workdir=runs/edm_mnist --tool=trajectory
 
-trajectory  the way from noise to samples as a GIF
+trajectory  the way from noise to samples, pictures or points, as a GIF
 schedule    alpha, sigma and the log signal-to-noise ratio of the forward process over time, with the sampler's steps
 guidance    samples of each class, a row for each of the --scales of guidance.  Guidance is classifier-free, or with
             --classifier by the gradient of that run's classifier of noisy data.  With --features (the directory of a

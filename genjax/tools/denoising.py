@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.config import ConfigError, check_at_least
-from genjax.data import Images, random_order, write_grid
+from genjax.data import Images, Points, random_order, write_grid
 from genjax.data.videos import write_gif
 from genjax.evaluation.neighbors import precision_recall
 from genjax.families.diffusion import editing
@@ -27,7 +27,7 @@ from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.guidance import Guidance, with_classifier
 from genjax.families.diffusion.image_to_image import hole_mask
 from genjax.families.diffusion.noisy_classifier import NoisyClassifier
-from genjax.tools.drawing import plot_schedule, plot_shares
+from genjax.tools.drawing import moving_points, plot_schedule, plot_shares
 from genjax.tools.features import classifier_features
 from genjax.tools.outcome import Outcome, folder_of
 from genjax.training import Run, runs
@@ -66,18 +66,30 @@ class Options:
 
 
 def trajectory(run: Run, options: Options | None = None) -> Outcome:
-    """Draws the way from noise to samples as a GIF.
+    """Draws the way from noise to samples as a GIF: pictures, or points before points of the data.
+
+    Noise that is larger than the samples is shown at their size.
 
     Raises:
-      ConfigError: the run is not of a diffusion model of pictures; the other tools raise this too.
+      ConfigError: the run is not of a diffusion model of pictures or of points of two and more dimensions.
     """
     options = options or Options()
-    data = _pictures(run, "trajectory")
+    _check_diffusion(run)
+    data = run.experiment.data
+    if isinstance(data, Points) and run.model.data_shape == (1,):
+        raise ConfigError(f"trajectory shows points in the plane; those of {run.name} have one dimension")
+    if not isinstance(data, Points):
+        data = _pictures(run, "trajectory")
     draw = jax.jit(lambda state, key: run.model.sample(state, key, options.num_samples, trajectory=True))
     steps = np.asarray(draw(run.state, jax.random.key(options.seed)))  # [T + 1, N, ...]
     # Noise far outside the data's range would show as black and white only.
     deviation = steps.reshape(len(steps), -1).std(1).reshape(-1, *[1] * (steps.ndim - 1))
-    shown = np.stack([data.to_unit(x) for x in steps / np.maximum(deviation / deviation[-1], 1.0)], 1)
+    steps = steps / np.maximum(deviation / deviation[-1], 1.0)
+    if isinstance(data, Points):
+        examples = data.load("train").arrays()["x"][:1000]
+        shown = moving_points(np.stack([data.inverse_transform(x) for x in steps]), examples)[None]
+    else:
+        shown = np.stack([data.to_unit(x) for x in steps], 1)
     # The last picture is shown for a second.
     path = folder_of(run, "denoising") / "trajectory.gif"
     write_gif(np.concatenate([shown, np.repeat(shown[:, -1:], 8, 1)], 1), path)
@@ -204,9 +216,7 @@ TOOLS = {
 
 def _check_diffusion(run: Run) -> None:
     if not isinstance(run.model, Diffusion):
-        raise ConfigError(
-            f"experiments.denoising shows diffusion models of pictures; this is a {type(run.model).__name__}"
-        )
+        raise ConfigError(f"experiments.denoising shows diffusion models; this is a {type(run.model).__name__}")
 
 
 def _pictures(run: Run, tool: str) -> Images:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from genjax.data.files import with_ending
@@ -218,6 +219,31 @@ def draw_density(density: np.ndarray, low: np.ndarray, high: np.ndarray, data: n
         axis.imshow(values.T, origin="lower", extent=extent, vmin=0.0, vmax=np.quantile(density, 0.999), cmap="magma")
         axis.set_title(title)
     figure.savefig(path, dpi=120)
+
+
+def moving_points(steps: np.ndarray, examples: np.ndarray) -> np.ndarray:
+    """Pictures of points over time, before examples of the data; the first two coordinates are shown.
+
+    Args:
+      steps: the points at each time, [T, N, D] with D of at least 2.
+      examples: points of the data, [M, D], whose range is the range of the pictures.
+
+    Returns:
+      Pictures with brightness in [0, 1], [T, H, W, 3].
+    """
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    canvas, axes = FigureCanvasAgg(figure), figure.subplots()
+    axes.scatter(examples[:, 0], examples[:, 1], s=4, color="0.85", linewidths=0)
+    points = axes.scatter(steps[0, :, 0], steps[0, :, 1], s=4, alpha=0.6, linewidths=0)
+    low, high = examples[:, :2].min(0), examples[:, :2].max(0)
+    margin = 0.25 * (high - low)
+    axes.set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
+    frames = []
+    for step in steps:
+        points.set_offsets(step[:, :2])
+        canvas.draw()
+        frames.append(np.asarray(canvas.buffer_rgba())[..., :3] / 255.0)
+    return np.stack(frames)
 
 
 def plot_schedule(process: Process, sampler: Sampler, path: Path) -> None:

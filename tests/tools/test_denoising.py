@@ -22,6 +22,7 @@ from genjax.families.diffusion.samplers import Heun
 from genjax.model import takes
 from genjax.tools import conditions, denoising
 from genjax.tools.denoising import Options
+from genjax.tools.drawing import moving_points
 from tests.tools.untrained import untrained
 
 NETWORK = {
@@ -42,6 +43,7 @@ def tools(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     for name, changes in (
         ("edm_digits", NETWORK),
+        ("edm_points", NETWORK),
         ("feature_net_digits", {"model.channels": (2,), "model.num_features": 4}),
         ("noisy_classifier_digits", NETWORK),
     ):
@@ -67,6 +69,30 @@ def test_the_way_to_samples_and_the_schedule_are_drawn(tools):
         assert image.format == "GIF" and image.size[0] > 4 * 8
     (path,) = call("schedule")
     assert path.stat().st_size > 5000
+
+
+def test_the_way_of_points_is_drawn_before_the_data_with_large_noise_at_their_size(tools):
+    _, root = tools
+    run = genjax.restore(root / "edm_points")
+    (path,) = denoising.trajectory(run, Options(num_samples=50)).files
+    with Image.open(path) as image:
+        assert image.format == "GIF" and min(image.size) >= 400
+    examples = np.array([[-1.0, 0.0], [1.0, 2.0]])
+    steps = np.array([[[0.0, 1.0]], [[1.4, 2.4]], [[5.0, 5.0]]])
+    frames = moving_points(steps, examples)
+    empty = moving_points(steps[2:], examples)[0]
+    # Each frame differs from one whose point lies outside, at the place of its point alone.
+    rows = [np.argwhere((frame != empty).any(-1)) for frame in frames]
+    assert len(rows[2]) == 0 and all(np.ptp(places, axis=0).max() <= 6 for places in rows[:2])
+    (y0, x0), (y1, x1) = rows[0].mean(0), rows[1].mean(0)
+    assert x1 > x0 + 80 and y1 < y0 - 80
+    with pytest.raises(config.ConfigError, match="have one dimension"):
+        denoising.trajectory(of_one_dimension(run))
+
+
+def of_one_dimension(run):
+    model = dataclasses.replace(run.model, data_shape=(1,))
+    return dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, model=model))
 
 
 def test_guidance_is_swept_and_judged(tools):
