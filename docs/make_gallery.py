@@ -4,7 +4,8 @@
     python docs/make_gallery.py --only=vae_digits,ebm_digits         # some
     python docs/make_gallery.py --only=                              # the page alone
 
-Runs that are in the working directory already are not trained again.  Captions and commands stand in docs/gallery.json.
+Runs that are in the working directory already are not trained again.  Captions and commands stand in docs/gallery.json;
+the number below a caption is that of the entry's `result` in experiments/results.jsonl.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from PIL import Image, ImageSequence
 HERE = Path(__file__).parent
 MOST_BYTES = 60_000
 LARGEST_SIDE = 480
+RESULTS = HERE.parent / "experiments/results.jsonl"
 
 
 def main() -> int:
@@ -103,7 +105,8 @@ def fitted(frame: Image.Image, side: int) -> Image.Image:
 
 
 def page(entries: list[dict]) -> str:
-    """The gallery: a heading a family, and for each picture its caption and commands."""
+    """The gallery: a heading a family, and for each picture its caption, number and commands."""
+    results = {row["name"]: row.get("ours") for row in map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines())}
     lines = [
         "# Gallery",
         "",
@@ -121,6 +124,7 @@ def page(entries: list[dict]) -> str:
             shown(entry),
             "",
             entry["caption"],
+            *([f"Reached: {results[entry['result']]}."] if "result" in entry else []),
             "",
             "```sh",
             *entry["commands"],
