@@ -38,6 +38,7 @@ COMPOSITES = {
     # An RNN whose frames are restricted Boltzmann machines.
     "genjax.families.recurrent.boltzmann_machine": "energy",
     # Language models that learn from answers and preferences.
+    "genjax.families.alignment.base": "language",
     "genjax.families.alignment.preference": "language",
     "genjax.families.alignment.reward": "language",
     "genjax.families.alignment.sft": "language",

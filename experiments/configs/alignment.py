@@ -2,10 +2,11 @@
 
 from genjax.config import register
 from genjax.data import Chat, Preferences
-from genjax.families.alignment.preference import PreferenceGPT
+from genjax.families.alignment.preference import PreferenceOptimization
 from genjax.families.alignment.preference_losses import DPO, KTO, ORPO, PreferenceLoss, SimPO
 from genjax.families.alignment.reward import Score
 from genjax.families.alignment.sft import SupervisedGPT
+from genjax.families.language.gpt import GPT
 from genjax.families.language.gpt_tasks import GPTForTask
 from genjax.families.language.networks import llama_network
 from genjax.optimizers import AdamW, Cosine, Linear
@@ -54,7 +55,9 @@ def _policy(method: PreferenceLoss, learning_rate: float) -> Experiment:
         schedule=Cosine(warmup_steps=20, final_scale=0.05),
     )
     return Experiment(
-        model=PreferenceGPT(method=method, network=llama_network(2, 64, 4, max_length=64), optimizer=optimizer),
+        model=PreferenceOptimization(
+            policy=GPT(network=llama_network(2, 64, 4, max_length=64), optimizer=optimizer), method=method
+        ),
         data=Preferences(tokenizer="bpe", vocab_size=512, sequence_length=15, batch_size=128),
         training=Training(num_steps=600, steps_per_dispatch=10, evaluate_every=200, num_samples=8),
         evaluation=Evaluation(num_examples=2000),
@@ -62,11 +65,15 @@ def _policy(method: PreferenceLoss, learning_rate: float) -> Experiment:
 
 
 _SHRUNK_POLICY = {
-    **_SHRUNK,
+    "model.policy.network.num_layers": 1,
+    "model.policy.network.width": 8,
+    "model.policy.network.num_heads": 2,
+    "model.policy.network.mlp_dim": 16,
+    "model.untrained_policy": True,
+    "data.batch_size": 16,
     "data.vocab_size": 260,
     "data.sequence_length": 40,
     "data.num_made": 200,
-    "model.untrained_policy": True,
 }
 
 

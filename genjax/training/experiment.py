@@ -12,7 +12,7 @@ from genjax import config
 from genjax.config import ConfigError
 from genjax.data import Data
 from genjax.data.base import HasTokenizer
-from genjax.model import GenerativeModel, HasParts, HasPretrained, HasSupport, HasVocabulary, PartSources
+from genjax.model import GenerativeModel, HasParts, HasPolicy, HasPretrained, HasSupport, HasVocabulary, PartSources
 
 CONFIG_FILE = "config.json"
 #: Names of the splits that every data set has; some have more, and a text is also read as several, as in
@@ -188,7 +188,10 @@ def resolve(
                 f"the data have {used} tokens, and the model knows {known} (model.vocab_size, or the size of "
                 "model.pretrained); use the tokenizer that belongs to the model: --data.tokenizer_file=FILE"
             )
-        model = dataclasses.replace(model, vocab_size=used)
+        if isinstance(model, HasPolicy):
+            model = dataclasses.replace(model, policy=dataclasses.replace(model.policy, vocab_size=used))
+        else:
+            model = dataclasses.replace(model, vocab_size=used)
     if isinstance(model, HasParts):
         model = (model if earlier is None else model.like_parts(earlier)).with_parts(part_sources(data))
     return dataclasses.replace(experiment, model=model, data=data)

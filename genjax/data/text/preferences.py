@@ -28,7 +28,6 @@ _logger = logging.getLogger(__name__)
 
 #: A prompt and an answer, whole: ids, and which of them belong to the answer.
 Row = tuple[np.ndarray, np.ndarray]
-_HELD_OUT_SIZES = {"validation": 2000, "test": 10_000}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,7 @@ class Preferences(TemplatedText):
       source_length: longest prompt S, which then stands in `source` [B, S] with `source_mask` for an encoder-decoder;
         None puts prompt and answer into one row.
       strength: reward s of a good made review; the reward of a bad one is 0.
-      num_made: made training pairs; validation has 2000 and test 10,000.
+      num_made: made training pairs; validation has a tenth as many, and test half as many.
     """
 
     name: str = "sentiment"
@@ -55,9 +54,9 @@ class Preferences(TemplatedText):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_made < 1 or not math.isfinite(self.strength):
+        if self.num_made < 10 or not math.isfinite(self.strength):
             raise DataError(
-                f"data.num_made={self.num_made} must be at least 1, and data.strength={self.strength} finite"
+                f"data.num_made={self.num_made} must be at least 10, and data.strength={self.strength} finite"
             )
         if self.source_length is not None and self.source_length < 2:
             raise DataError(f"data.source_length={self.source_length} must be at least 2")
@@ -191,7 +190,7 @@ class Preferences(TemplatedText):
 @functools.lru_cache(maxsize=8)
 def _pairs(data: Preferences, split: str) -> list[dict[str, Any]]:
     if data.name == "sentiment":
-        sizes = {"train": data.num_made, **_HELD_OUT_SIZES}
+        sizes = {"train": data.num_made, "validation": data.num_made // 10, "test": data.num_made // 2}
         check_split(split, tuple(sizes), data.name)
         return _made_pairs(split, sizes[split], data.strength)
     if data.name != "pairs":

@@ -29,10 +29,10 @@ from genjax import decoding
 from genjax.batch import Array, Batch, Metrics, PyTree, batch_size, cross_device_mean
 from genjax.errors import UserError
 from genjax.families.alignment import policy_losses
+from genjax.families.alignment.base import Policy, TrainsPolicy
 from genjax.families.alignment.reference import reference_params, with_reference
 from genjax.families.alignment.rewards import ExactMatch, Reward
 from genjax.families.alignment.rollouts import (
-    Policy,
     Rollouts,
     answer_log_probs,
     check_room,
@@ -51,7 +51,7 @@ Networks = dict[str, tuple[PyTree, PyTree]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PolicyOptimization(abc.ABC):
+class PolicyOptimization(TrainsPolicy, abc.ABC):
     """Base of the methods.  The state's parameters are exactly the policy's, so a run can start from any run of it.
 
     Attributes:
@@ -362,7 +362,7 @@ class PolicyOptimization(abc.ABC):
         return new.replace(step=state.step + 1), {**measured, **metrics}
 
     # ------------------------------------------------------------------------------------------------------------------
-    # Evaluation and samples
+    # Evaluation
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per prompt [B]: `reward`, `num_tokens` and `ended` of a drawn answer, `greedy_reward` of the likeliest
@@ -399,16 +399,3 @@ class PolicyOptimization(abc.ABC):
                 f"the reward of an answer to prompt {i // self.num_rollouts} of the batch, whose tokens are "
                 f"{' '.join(map(str, prompt))}, is {float(rewards[i])}"
             )
-
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        """Names of the arrays that `sample` takes."""
-        return self.policy.conditions
-
-    def check_condition(self, **condition: Any) -> None:
-        """Raises UserError if a condition has a token outside the vocabulary."""
-        self.policy.check_condition(**condition)
-
-    def sample(self, state: TrainState, key: Array, num_samples: int, **condition: Any) -> Array:
-        """Draws texts as the policy does."""
-        return self.policy.sample(state, key, num_samples, **condition)

@@ -6,7 +6,7 @@ Dropout is off for policy and reference, so that the two are equal at step 0: al
 DPO is ln 2.
 
 The state's parameters are the policy's: start from a run by --training.init_from=RUN or from a checkpoint by
---model.pretrained=FOLDER, and go on from here with any other method.
+--model.policy.pretrained=FOLDER, and go on from here with any other method.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from genjax.batch import (
     own_part,
 )
 from genjax.errors import UserError
+from genjax.families.alignment.base import Policy, TrainsPolicy
 from genjax.families.alignment.preference_losses import DPO, PairScores, PreferenceLoss
 from genjax.families.alignment.reference import NAME, answer_log_probs, reference_params, with_reference
-from genjax.families.language.encoder_decoder import EncoderDecoder
 from genjax.families.language.fine_tuning import Loss
 from genjax.families.language.gpt import GPT
 from genjax.gradients import BatchLoss
@@ -78,14 +78,16 @@ def mismatched(rows: Batch, partner: Array) -> Batch:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PreferenceOptimization:
-    """Mixin of a token model that is a `FineTuned`.
+class PreferenceOptimization(TrainsPolicy):
+    """A policy that learns from preferences.
 
     Attributes:
+      policy: the network that answers; its optimizer is used, and `lora` and `frozen` say what of it is trained.
       method: the loss: dpo, hinge, ipo, kto, orpo or sim_po.
       untrained_policy: start without a trained policy, to try a configuration out.
     """
 
+    policy: Policy = GPT()
     method: PreferenceLoss = DPO()
     untrained_policy: bool = False
 
@@ -94,7 +96,7 @@ class PreferenceOptimization:
         if source is None and self.pretrained is None and self.method.needs_reference and not self.untrained_policy:
             raise UserError(
                 f"{type(self.method).__name__} keeps near the policy that it starts from: give --training.init_from, "
-                "the workdir of a run of its network, or --model.pretrained"
+                "the workdir of a run of its network, or --model.policy.pretrained"
             )
 
     def init(self, key: Array, batch: Batch) -> TrainState:
@@ -105,8 +107,8 @@ class PreferenceOptimization:
         """
         chosen_and_rejected(batch)
         self._check_size(batch_size(batch))
-        state = super().init(key, batch)
-        return with_reference(self, state) if self.method.needs_reference else state
+        state = self.policy.init(key, batch)
+        return with_reference(self.policy, state) if self.method.needs_reference else state
 
     def _check_size(self, count: int) -> None:
         if self.method.needs_drift and count < 2:
@@ -121,7 +123,7 @@ class PreferenceOptimization:
     def _log_probs(self, params: PyTree, rows: list[Batch]) -> list[tuple[Array, Array]]:
         """Log-probability and length of the answers of several batches of rows, in one pass of the network."""
         together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows)
-        scores = answer_log_probs(self, params, together)
+        scores = answer_log_probs(self.policy, params, together)
         return list(zip(*(jnp.split(a, len(rows)) for a in scores)))
 
     def _scores(self, params: PyTree, reference: PyTree, batch: Batch) -> dict[str, Array]:
@@ -203,7 +205,7 @@ class PreferenceOptimization:
         loss: Loss = BatchLoss(scores, measured)
         if not self.method.needs_drift:
             loss = lambda params, part, key: measured(scores(params, part, key), part, key)
-        state, metrics = self.update(loss, state, self._with_mismatched(batch), key)
+        state, metrics = self.policy.update(loss, state, self._with_mismatched(batch), key)
         return state.replace(extra=extra), metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
@@ -212,23 +214,3 @@ class PreferenceOptimization:
         reference = reference_params(state)[0] if self.method.needs_reference else None
         scores = self._scores(state.eval_params, reference, self._with_mismatched(batch))
         return self._measures(scores, batch)
-
-    def summarize(self, means: dict[str, float]) -> dict[str, float]:
-        """The means as they are."""
-        return means
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PreferenceGPT(PreferenceOptimization, GPT):
-    """A GPT that learns from preferences.
-
-    Attributes: see `PreferenceOptimization` and `GPT`.
-    """
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PreferenceEncoderDecoder(PreferenceOptimization, EncoderDecoder):
-    """An encoder-decoder, of any settings of T5, BART or the original, that learns from preferences.
-
-    Attributes: see `PreferenceOptimization` and `EncoderDecoder`.
-    """

@@ -19,11 +19,9 @@ from genjax import decoding
 from genjax.batch import Array, Batch, PyTree, example_keys
 from genjax.decoding.base import is_end
 from genjax.errors import UserError
+from genjax.families.alignment.base import Policy
 from genjax.families.language.encoder_decoder import EncoderDecoder
-from genjax.families.language.gpt import GPT
 from genjax.model import TrainState
-
-Policy = GPT | EncoderDecoder
 
 
 class Rollouts(flax.struct.PyTreeNode):

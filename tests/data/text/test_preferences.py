@@ -10,7 +10,7 @@ from genjax.data import Preferences
 from genjax.data.base import DataError
 from genjax.data.text.labelled import judged_review, made_reviews
 
-BYTES = Preferences(tokenizer="bytes", sequence_length=60, num_made=300)
+BYTES = Preferences(tokenizer="bytes", sequence_length=60, num_made=4000)
 
 
 def files(tmp_path, *rows, **fields):
@@ -31,10 +31,10 @@ def test_made_pairs_have_the_strength_that_they_say():
     differ = good[:, 0] != good[:, 1]
     # Within four standard errors of sigma(2), and of a half.
     assert abs((good[differ, 0]).mean() - 1 / (1 + np.exp(-2.0))) < 4 * np.sqrt(0.105 / differ.sum())
-    assert abs(differ.mean() - 0.5) < 4 * 0.5 / 100
+    assert abs(differ.mean() - 0.5) < 4 * 0.5 / np.sqrt(len(pairs))
     right = np.where(differ, good[:, 0] > good[:, 1], 0.5).mean()
     data = dataclasses.replace(BYTES, strength=2.0)
-    assert abs(right - data.bayes_rate()) < 4 * 0.4 / 100 and "Bayes rate 0.6904" in data.protocol()
+    assert abs(right - data.bayes_rate()) < 4 * 0.4 / np.sqrt(len(pairs)) and "Bayes rate 0.6904" in data.protocol()
     # The texts of a split are in no other.
     texts = [{pair[n] for pair in BYTES.pairs(split) for n in ("chosen", "rejected")} for split in ("train", "test")]
     assert not texts[0] & texts[1] and BYTES.pairs("train")[:50] == dataclasses.replace(BYTES, num_made=50).pairs(
@@ -98,7 +98,7 @@ def test_pairs_that_do_not_fit_are_counted_and_left_out(tmp_path, caplog):
     data = files(tmp_path, LONG, {"prompt": "a", "chosen": "b", "rejected": "c"})
     assert len(data.load_split("train")) == 1
     assert "1 of 2 pairs of pairs (train) do not fit into data.sequence_length=60" in caplog.text
-    with pytest.raises(DataError, match="num_made=0 must be at least 1"):
+    with pytest.raises(DataError, match="num_made=0 must be at least 10"):
         dataclasses.replace(BYTES, num_made=0)
     with pytest.raises(DataError, match="has no known rewards"):
         data.bayes_rate()

@@ -8,14 +8,10 @@ import numpy as np
 import pytest
 
 from genjax.batch import DEVICE_AXIS
-from genjax.families.alignment.preference import (
-    PreferenceEncoderDecoder,
-    PreferenceGPT,
-    chosen_and_rejected,
-    mismatched,
-)
+from genjax.families.alignment.preference import PreferenceOptimization, chosen_and_rejected, mismatched
 from genjax.families.alignment.preference_losses import DPO, IPO, KTO, ORPO, SimPO
 from genjax.families.alignment.reference import answer_log_probs, reference_params
+from genjax.families.language.encoder_decoder import EncoderDecoder
 from genjax.families.language.gpt import GPT
 from genjax.families.language.networks import translation_network
 from genjax.nn.lora import LoRA
@@ -24,14 +20,15 @@ from genjax.optimizers import SGD
 
 KEY = jax.random.key(0)
 TINY = Transformer(num_layers=1, width=8, num_heads=2, mlp_dim=16, max_length=16, init_std=0.5, dropout=0.3)
-POLICY = PreferenceGPT(
-    vocab_size=7, sequence_length=9, end_token=6, network=TINY, optimizer=SGD(learning_rate=0.1), untrained_policy=True
-)
+NETWORK = GPT(vocab_size=7, sequence_length=9, end_token=6, network=TINY, optimizer=SGD(learning_rate=0.1))
+POLICY = PreferenceOptimization(policy=NETWORK, untrained_policy=True)
 STACK = translation_network(1, 8, 2, mlp_dim=16, max_length=16, init_std=0.5)
-ANSWERER = PreferenceEncoderDecoder(
-    vocab_size=7, sequence_length=9, end_token=6, encoder=STACK, decoder=STACK, optimizer=SGD(learning_rate=0.1),
+ANSWERER = PreferenceOptimization(
+    policy=EncoderDecoder(
+        vocab_size=7, sequence_length=9, end_token=6, encoder=STACK, decoder=STACK, optimizer=SGD(learning_rate=0.1)
+    ),
     untrained_policy=True,
-)  # fmt: skip
+)
 METHODS = {"dpo": DPO(beta=0.5), "kto": KTO(beta=0.5), "orpo": ORPO(), "ipo": IPO(), "simpo": SimPO()}
 
 
@@ -80,15 +77,16 @@ def with_sources(batch):
 )
 def test_policy_and_reference_are_equal_at_step_0_with_dropout_on(model, dtype, batch):
     # eric-mitchell/direct-preference-optimization 34, trl 744.
-    model = dataclasses.replace(model, method=DPO(beta=0.5), compute_dtype=dtype)
-    batch = with_sources(batch) if model.__class__ is PreferenceEncoderDecoder else batch
+    batch = with_sources(batch) if model is ANSWERER else batch
+    policy = dataclasses.replace(model.policy, compute_dtype=dtype)
+    model = dataclasses.replace(model, method=DPO(beta=0.5), policy=policy)
     first = jax.jit(model.init)(KEY, batch)
     step = jax.jit(model.train_step)
     new, metrics = step(first, batch, KEY)
     np.testing.assert_allclose(metrics["loss"], np.log(2.0), rtol=1e-6)
     assert metrics["margin"] == 0.0 and metrics["chosen_reward"] == 0.0 and metrics["accuracy"] == 0.5
     # The gradient is -beta / 2 times that of the difference of log-probabilities.
-    score = lambda params: [answer_log_probs(model, params, r)[0] for r in chosen_and_rejected(batch)]
+    score = lambda params: [answer_log_probs(policy, params, r)[0] for r in chosen_and_rejected(batch)]
     difference = lambda params: (lambda a, b: 0.25 * (a - b).mean())(*score(params))
     expected = jax.tree.map(lambda p, g: p + 0.1 * g, first.params, jax.jit(jax.grad(difference))(first.params))
     tolerance = 1e-6 if dtype == "float32" else 1e-3
@@ -107,7 +105,8 @@ def moved(state):
 def test_steps_depend_neither_on_microbatches_nor_on_devices_nor_on_padding(name, batch, state):
     def step(accumulation_steps):
         optimizer = SGD(learning_rate=0.1, accumulation_steps=accumulation_steps)
-        return dataclasses.replace(POLICY, method=METHODS[name], optimizer=optimizer).train_step
+        policy = dataclasses.replace(NETWORK, optimizer=optimizer)
+        return dataclasses.replace(POLICY, method=METHODS[name], policy=policy).train_step
 
     here, one = moved(state), jax.jit(step(1))
     whole, metrics = one(here, batch, KEY)
@@ -150,7 +149,7 @@ def test_the_drift_of_kto_is_the_mean_over_mismatched_answers_and_padding_is_nob
     evaluate = jax.jit(model.evaluate)
     reference = reference_params(here)[0]
     partner = (jnp.arange(8) + 1) % 8
-    score = jax.jit(lambda params, rows: answer_log_probs(model, params, rows)[0])
+    score = jax.jit(lambda params, rows: answer_log_probs(NETWORK, params, rows)[0])
     others = [mismatched(rows, partner) for rows in chosen_and_rejected(batch)]
     drift = np.mean([np.mean(score(here.params, rows) - score(reference, rows)) for rows in others])
     own = [score(here.params, rows) - score(reference, rows) for rows in chosen_and_rejected(batch)]
@@ -168,7 +167,8 @@ def test_the_drift_of_kto_is_the_mean_over_mismatched_answers_and_padding_is_nob
 
 @pytest.mark.parametrize("change", [{"lora": LoRA(rank=2)}, {"frozen": ("embedding",)}], ids=["lora", "frozen"])
 def test_low_rank_updates_and_frozen_parts_keep_a_copy_of_what_is_trained_alone(change, batch):
-    model = dataclasses.replace(POLICY, method=DPO(beta=0.5), **change)
+    policy = dataclasses.replace(NETWORK, **change)
+    model = dataclasses.replace(POLICY, method=DPO(beta=0.5), policy=policy)
     start = jax.jit(model.init)(KEY, batch)
     step = jax.jit(model.train_step)
     new, metrics = step(start, batch, KEY)
