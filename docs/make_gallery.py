@@ -106,7 +106,8 @@ def fitted(frame: Image.Image, side: int) -> Image.Image:
 
 def page(entries: list[dict]) -> str:
     """The gallery: a heading a family, and for each picture its caption, number and commands."""
-    results = {row["name"]: row.get("ours") for row in map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines())}
+    rows = map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines())
+    results = {row["name"]: row.get("ours") for row in rows}
     lines = [
         "# Gallery",
         "",
