@@ -32,6 +32,7 @@ FAMILIES = {
     "diffusion": "DDPM, score SDE, EDM, flow matching, VDM, consistency, masked, D3PM",
     "language": "GPT, Llama, BERT, RoBERTa, ELECTRA, T5, BART",
     "alignment": "SFT, reward models, DPO, IPO, KTO, ORPO, SimPO, PPO, GRPO, RLOO, REINFORCE++",
+    "retrieval": "BM25, DPR, RAG",
     "recurrent": "RNN, GRU, LSTM, minGRU, LRU, S4D, RNN-NADE, mixture density",
     "markov": "hidden Markov models, Kalman, n-grams",
     "mixture": "Gaussian, Bernoulli, Dirichlet process",

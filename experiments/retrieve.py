@@ -9,6 +9,9 @@
 --build takes a folder of .txt files, a text file with a document a line, or JSON lines with "text" and, if wanted, "id"
 and "title".  A build that was killed goes on with the same command.  An index with vectors is opened with the encoder
 that made it: a run (--workdir), or a folder of sentence-transformers (--encoder); another one is refused.
+
+A run of a model that reads documents (RAG) answers too, and says which document each token came from;
+--picture=FILE.png draws it.
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ import dataclasses
 
 from experiments import command_line
 from genjax import config
+from genjax.data.files import with_ending
 from genjax.data.text.collection import read_collection
-from genjax.tools import retrieval
+from genjax.tools import reading, retrieval
 from genjax.tools.embedding import Embedder
-from genjax.training import runs
+from genjax.training import Run, runs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,7 @@ class Place:
       query: what to look for; several may be separated by |.
       workdir: run of an encoder of texts.
       encoder: folder of an encoder of sentence-transformers.
+      picture: file for a picture of the documents that the tokens of a RAG run's answer came from.
     """
 
     index: str | None = None
@@ -40,6 +45,7 @@ class Place:
     query: str | None = None
     workdir: str | None = None
     encoder: str | None = None
+    picture: str | None = None
 
 
 def main(arguments: list[str]) -> int:
@@ -50,7 +56,8 @@ def main(arguments: list[str]) -> int:
     place, searched, built = config.from_flags(arguments, *options)
     if place.index is None or (place.build is None and place.query is None):
         raise config.ConfigError("give an index and what to do: --index=FOLDER --query=TEXT, or --build=DOCUMENTS")
-    embedder = embedder_of(place)
+    run = None if place.workdir is None else runs.restore(place.workdir)
+    embedder = encoder_of(place, run)
     if place.build is not None:
         index = retrieval.build(place.index, read_collection(place.build), embedder, built)
         kinds = "words" if index.vectors is None else f"words and vectors of {index.vectors.vectors.shape[1]} numbers"
@@ -61,22 +68,35 @@ def main(arguments: list[str]) -> int:
     for query, row in zip(queries, index.search(queries, searched) if queries else []):
         lines = [f"  {each.score:8.4f}  {each.document.id}  {shown(each.document.whole)}" for each in row]
         print(query, *(lines or ["  no document holds a word of it"]), sep="\n")
+        if run is not None and reading.reads_documents(run) and row:
+            report(reading.answer(run, index, query), place.picture)
     return 0
 
 
-def embedder_of(place: Place) -> Embedder | None:
+def encoder_of(place: Place, run: Run | None) -> Embedder | None:
     """The encoder that the flags name, or None.
 
     Raises:
       ConfigError: two are named.
     """
-    if place.workdir is not None and place.encoder is not None:
+    if run is not None and place.encoder is not None:
         raise config.ConfigError("give one encoder: --workdir=RUN or --encoder=FOLDER, not both")
     if place.encoder is not None:
         return Embedder.open(place.encoder)
-    if place.workdir is None:
-        return None
-    return Embedder.of_run(runs.restore(place.workdir))
+    return None if run is None else Embedder.of_run(run)
+
+
+def report(answer: reading.Answer, picture: str | None) -> None:
+    """Prints an answer, and the likeliest document of each of its tokens."""
+    print(f"answer: {answer.text}")
+    if answer.attribution is not None:
+        for token, shares in zip(answer.tokens, answer.attribution):
+            best = int(shares.argmax())
+            print(f"  {token.strip()!r:<16} {shares[best]:.3f}  {answer.read[best].document.id}")
+    if picture is not None:
+        path = with_ending(picture, ".png")
+        reading.draw(answer, path)
+        print(path)
 
 
 def shown(text: str, width: int = 160) -> str:

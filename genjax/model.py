@@ -493,6 +493,19 @@ class EmbedsQueries(EmbedsTexts, Protocol):
 
 
 @runtime_checkable
+class ReadsDocuments(Protocol):
+    """A model that answers questions `source` [B, S] from their `documents` [B, M, L]."""
+
+    def answer(self, state: TrainState, batch: Batch) -> Array:
+        """The likeliest answer to each question, [B, T]."""
+
+    def attribution(self, state: TrainState, batch: Batch) -> tuple[Array | None, Array]:
+        """Probabilities [B, T, K] of the documents read for each token of the answers `tokens` [B, T + 1], or None
+        where they are not told apart; and the places [B, K] of these documents among the question's.
+        """
+
+
+@runtime_checkable
 class MergesUpdates(Protocol):
     def merged_params(self, params: PyTree) -> PyTree:
         """The network's own parameters, with low-rank updates added where there are any."""

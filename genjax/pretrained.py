@@ -29,7 +29,7 @@ from genjax.families.language.gpt_tasks import GPTForTask
 from genjax.families.language.t5 import T5
 from genjax.families.multimodal.clip import CLIP
 from genjax.interop import bindings as binding
-from genjax.interop import safetensors
+from genjax.interop import gguf, safetensors, weights
 from genjax.interop.architecture import Architecture, UnsupportedError
 from genjax.interop.huggingface import (
     CONFIG_FILE,
@@ -187,7 +187,7 @@ def load_pretrained(folder: str | Path, dtype: Any = jnp.float32, shard: Any = N
     """Reads a checkpoint.
 
     Args:
-      folder: with config.json and model.safetensors (or its index and parts).
+      folder: with config.json and model.safetensors (or its index and parts); or a GGUF file.
       dtype: type of the parameters.
       shard: function from shape and type (a `jax.ShapeDtypeStruct`) to a `jax.sharding.Sharding`, or None for the
         default device.
@@ -196,12 +196,12 @@ def load_pretrained(folder: str | Path, dtype: Any = jnp.float32, shard: Any = N
       CheckpointFileError: a file is missing, truncated or damaged; or tensors are missing, extra or of wrong shapes.
       UnsupportedError: the architecture or a setting of it is not known.
     """
-    folder = Path(folder).expanduser()
+    folder = gguf.folder_of(folder)
     config = read_config(folder)
     name = config["model_type"]
     if name not in MODELS:
         raise UnsupportedError(f"the architecture {name!r} is not known; known are {', '.join(sorted(MODELS))}")
-    settings = _architecture(name).read(config, safetensors.read_folder(folder))
+    settings = _architecture(name).read(config, weights.read_folder(folder))
     if MODELS[name] is GPT and (config.get("architectures") or [""])[0].endswith(_SCORES):
         model = _reward_model(config, settings)
     else:

@@ -46,6 +46,9 @@ COMPOSITES = {
     "genjax.families.alignment.ppo": "language",
     "genjax.families.alignment.rewards": "language",
     "genjax.families.alignment.rollouts": "language",
+    # Encoders of questions and documents, and a language model that reads.
+    "genjax.families.retrieval.dpr": "language",
+    "genjax.families.retrieval.rag": "language",
 }
 # Attributes of `genjax` itself are imported when they are asked for, from any floor.
 FILES = [

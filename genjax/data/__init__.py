@@ -13,6 +13,7 @@ from genjax.data.points import Points
 from genjax.data.sequences import TimeSeries, TokenPairs
 from genjax.data.text.chat import Chat
 from genjax.data.text.encoder import EncoderText
+from genjax.data.text.knowledge import KnowledgeQuestions
 from genjax.data.text.labelled import LabelledText, LabelledTokens
 from genjax.data.text.pairs import TextToText
 from genjax.data.text.preferences import Preferences
@@ -34,6 +35,7 @@ __all__ = [
     "Examples",
     "HasOutline",
     "Images",
+    "KnowledgeQuestions",
     "LabelledText",
     "LabelledTokens",
     "Latents",

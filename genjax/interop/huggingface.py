@@ -17,7 +17,7 @@ from flax import traverse_util
 
 from genjax.batch import PyTree
 from genjax.interop import bindings as binding
-from genjax.interop import safetensors
+from genjax.interop import gguf, weights
 from genjax.interop.architecture import Architecture, UnsupportedError
 from genjax.interop.safetensors import CheckpointFileError, Tensor
 from genjax.nn.tokens import with_more_tokens
@@ -35,7 +35,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
       CheckpointFileError: there is no configuration, it is damaged, or it belongs to another library.
     """
-    folder = Path(folder).expanduser()
+    folder = gguf.folder_of(folder)
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointFileError(
             f"{folder} holds no {CONFIG_FILE}: it is {_kind_of_folder(folder)}no checkpoint of the library transformers"
@@ -120,7 +120,7 @@ def configured(model: Any, folder: str | Path) -> Any:
       UnsupportedError: the checkpoint belongs to another kind of model.
     """
     architecture = architecture_of(model, config := read_config(folder), folder)
-    theirs = architecture.read(config, safetensors.read_folder(Path(folder).expanduser()))
+    theirs = architecture.read(config, weights.read_folder(folder))
     changes = {name: value for name, value in theirs.items() if name not in architecture.own and hasattr(model, name)}
     for name in {"network", "encoder", "decoder"} & set(changes):
         own = {field: getattr(getattr(model, name), field) for field in ("remat", "scan_layers")}
@@ -163,9 +163,8 @@ def load_params(
     Raises:
       CheckpointFileError: missing tensors, extra tensors and wrong shapes, all at once; or a damaged file.
     """
-    folder = Path(folder).expanduser()
     architecture = architecture_of(model, read_config(folder), folder)
-    tensors = safetensors.read_folder(folder)
+    tensors = weights.read_folder(folder)
     found = _fitting(architecture, model, tensors)
     optional = architecture.is_head if fine_tune else lambda name: False
     fresh = binding.check(abstract, found, tensors, architecture.is_buffer, optional, str(folder))

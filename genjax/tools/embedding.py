@@ -58,9 +58,10 @@ class Embedder:
         if not isinstance(run.model, EmbedsTexts) or not isinstance(data, DelimitedText):
             raise config.ConfigError(
                 f"{run.name} is a run of {type(run.model).__name__} on {type(data).__name__}, which gives no vectors "
-                "of texts; give a run of an encoder (BERT, RoBERTa, DPR)"
+                "of texts; give a run of an encoder (BERT, RoBERTa, DPR, RAG)"
             )
-        return cls(run.model, run.state, data, data.spec()["sequence_length"], batch_size)
+        spec = data.spec()
+        return cls(run.model, run.state, data, spec.get("document_length", spec["sequence_length"]), batch_size)
 
     @classmethod
     def open(cls, folder: str | Path, batch_size: int = 64) -> Embedder:
@@ -107,7 +108,7 @@ class Embedder:
 
     def _vectors(self, texts: Sequence[str], embed: Any) -> np.ndarray:
         ids = [self.data.make_tokenizer().encode(text) for text in texts]
-        rows = [self.data.framed(each, self.length) for each in ids]
+        rows = [self.data.enclosed(each, self.length) for each in ids]
         cut = sum(len(row) >= self.length and len(each) > len(row) for row, each in zip(rows, ids))
         if cut:
             _logger.warning("%d of %d texts are longer than %d tokens and are cut", cut, len(rows), self.length)

@@ -12,6 +12,7 @@ from genjax import config
 from genjax.config import ConfigError
 from genjax.data import Data
 from genjax.data.base import HasTokenizer
+from genjax.interop import gguf
 from genjax.model import GenerativeModel, HasParts, HasPolicy, HasPretrained, HasSupport, HasVocabulary, PartSources
 
 CONFIG_FILE = "config.json"
@@ -168,6 +169,7 @@ def resolve(
     model, data, training = experiment.model, experiment.data, experiment.training
     pretrained = model.pretrained if isinstance(model, HasPretrained) else None
     if pretrained is not None:
+        pretrained = gguf.folder_of(pretrained)
         model, data = model.with_pretrained_sizes(), data.starting_from(pretrained)
     if training.init_from is not None and _takes_embeddings(training.init_prefix):
         data = data.starting_from(training.init_from)

@@ -286,6 +286,12 @@ class DelimitedText(TokenizedData):
         room = None if length is None else length - len(before) - len(behind)
         return [*before, *ids[:room], *behind]
 
+    def enclosed(self, ids: np.ndarray, length: int) -> list[int]:
+        """A text between its start and its end, as encoders read it, cut to `length` tokens."""
+        if self.make_tokenizer().kind == "file":
+            return self.framed(ids, length)
+        return [self.start_token, *self.framed(ids, length - 1)]
+
     def source_ids(self, text: str) -> list[int]:
         """A text as an encoder reads it."""
         return self.framed(self.make_tokenizer().encode(text))
