@@ -102,8 +102,10 @@ class CaptionedImages(Images, DelimitedText):
         return {"captions": tokens[rows], "captions_mask": mask[rows], "num_captions": counts}
 
     def _framed_rows(self, encoded: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        length = self.sequence_length - 1
-        return self.pad([[self.start_token, *self.framed(ids, length)] for ids in encoded], self.sequence_length)
+        # A checkpoint's tokenizer may put a start token of its own.
+        start = [] if self.make_tokenizer().frame[0] else [self.start_token]
+        length = self.sequence_length - len(start)
+        return self.pad([[*start, *self.framed(ids, length)] for ids in encoded], self.sequence_length)
 
     def prompts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Texts as a model sees captions: `tokens` int32 [N, T] and `mask`.

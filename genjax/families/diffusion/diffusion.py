@@ -29,6 +29,7 @@ from genjax.families.diffusion.networks import Condition, DenoisingNetwork
 from genjax.families.diffusion.processes import Discrete, GaussianProcess, Process, expand
 from genjax.families.diffusion.samplers import DDIM, Denoiser, Estimate, Sampler
 from genjax.families.diffusion.targets import Target, Weighting
+from genjax.families.diffusion.text_encoder import TEXT_PARTS, TextEncoder
 from genjax.families.diffusion.times import TimeDistribution, UniformTime
 from genjax.families.diffusion.unet import UNet
 from genjax.gradients import gradient_step
@@ -36,7 +37,8 @@ from genjax.model import TrainState
 from genjax.optimizers import Adam, Optimizer
 from genjax.values import Support
 
-CONDITIONS = ("label", "vector", "context", "image")
+#: Arrays that `sample` takes of a model conditional on text.
+_TEXT_CONDITIONS = ("tokens", "mask", "negative_tokens", "negative_mask")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,9 @@ class Diffusion:
       scale_input: divide the network's input z by its standard deviation.
       times: distribution of the training times.
       network: denoising network.
-      condition_on: which of label, vector, context and image in a batch the network sees.
+      condition_on: which of label, vector, context and image in a batch the network sees; and text, the captions
+        `tokens` and `mask` as a context that `text` makes.
+      text: the encoder of captions.
       condition_dropout: probability that an example is trained without its conditions.
       self_conditioning: feed the last estimate of x back to the network.
       clip_x0: clip estimates of x to [-1, 1] while sampling, and in the bound of DDPM's samples.
@@ -81,6 +85,7 @@ class Diffusion:
     times: TimeDistribution = UniformTime()
     network: DenoisingNetwork = UNet()
     condition_on: tuple[str, ...] = ()
+    text: TextEncoder = TextEncoder()
     condition_dropout: float = 0.1
     self_conditioning: bool = False
     clip_x0: bool = False
@@ -104,7 +109,10 @@ class Diffusion:
 
         Not called at construction, because flags change one part after the other.
         """
-        unknown = [name for name in self.condition_on if name not in self.network.conditions]
+        if self.reads_text and "context" in self.condition_on:
+            raise UserError("condition_on=text makes the context that the network attends to, so a batch can have no other")
+        wanted = ["context" if name == "text" else name for name in self.condition_on]
+        unknown = [name for name in wanted if name not in self.network.conditions]
         if unknown:
             hint = "; a context needs DiT, or UNet with attention_levels" if "context" in unknown else ""
             raise UserError(
@@ -149,7 +157,12 @@ class Diffusion:
 
     def network_params(self, params: PyTree) -> PyTree:
         """The network's part of the parameters."""
-        return params
+        return {name: part for name, part in params.items() if name not in TEXT_PARTS} if self.reads_text else params
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the model is conditional on captions."""
+        return "text" in self.condition_on
 
     def condition(self, batch: Batch) -> dict[str, Array]:
         """What of a batch the network sees.
@@ -157,11 +170,25 @@ class Diffusion:
         Raises:
           UserError: something is missing.
         """
-        missing = [name for name in self.condition_on if name not in batch]
+        arrays = {"text": ("tokens", "mask"), "context": ("context", "context_mask")}
+        optional = ("context_mask",)
+        missing = [
+            name
+            for name in self.condition_on
+            if any(part not in batch and part not in optional for part in arrays.get(name, (name,)))
+        ]
         if missing:
             raise UserError(f"condition_on={','.join(missing)}, but the batch has only {', '.join(sorted(batch))}")
-        names = [*self.condition_on, *(["context_mask"] if "context_mask" in batch else [])]
-        return {name: batch[name] for name in names if name in self.condition_on or "context" in self.condition_on}
+        names = [part for name in self.condition_on for part in arrays.get(name, (name,))]
+        return {name: batch[name] for name in names if name in batch}
+
+    def with_context(self, params: PyTree, condition: Condition) -> Condition:
+        """The conditions with their captions encoded; as they are where there are none, or they are encoded already."""
+        if "tokens" not in condition:
+            return condition
+        rest = {name: value for name, value in condition.items() if name not in ("tokens", "mask")}
+        dtype = jnp.dtype(self.compute_dtype)
+        return {**rest, **self.text.encode(params, condition["tokens"], condition["mask"], dtype)}
 
     def support(self) -> Support | None:
         """What has a density, where likelihood_steps asks for it."""
@@ -177,14 +204,17 @@ class Diffusion:
     def without(self, condition: Condition, drop: Array | None = None) -> dict[str, Array]:
         """Empties the conditions of all examples, or of the examples where `drop` [B] is true.
 
-        The empty class is number num_classes; all other empty conditions are 0.
+        The empty class is number num_classes, the empty caption has no words; all other empty conditions are 0.
         """
         empty = {}
         for name, value in condition.items():
             if name == "context_mask":
                 empty[name] = value
                 continue
-            nothing = jnp.full_like(value, self.num_classes) if name == "label" else jnp.zeros_like(value)
+            if name in ("tokens", "mask"):
+                nothing = jnp.broadcast_to(self.text.empty_prompt()[name == "mask"][None], value.shape)
+            else:
+                nothing = jnp.full_like(value, self.num_classes) if name == "label" else jnp.zeros_like(value)
             empty[name] = nothing if drop is None else jnp.where(expand(drop, value), nothing, value)
         return empty
 
@@ -209,6 +239,7 @@ class Diffusion:
         `process` replaces the process that the parameters describe.
         """
         process = self.process_of(params) if process is None else process
+        condition = self.with_context(params, condition)
         if self.scale_input:
             z = z / expand(jnp.sqrt((process.alpha(t) * self.sigma_data) ** 2 + process.sigma(t) ** 2), z)
         return self.module().apply(
@@ -238,28 +269,32 @@ class Diffusion:
         condition: Condition,
         guidance: Guidance | None = None,
         weak_params: PyTree | None = None,
+        negative: Condition | None = None,
     ) -> Denoiser:
         """The denoiser for samplers.
 
-        With guidance it extrapolates away from the model with `weak_params`, if given, else from the unconditional
-        estimate.  Without guidance (a scale that is known to be 0) it is the model itself.
+        With guidance it extrapolates away from the model with `weak_params`, if given, else from the estimate with the
+        conditions of `negative`, which are empty where they are not given.  Without guidance (a scale that is known to be
+        0) it is the model itself.  Captions are encoded once.
         """
         guidance = self.guidance if guidance is None else guidance
         guided = guidance.is_used
         if weak_params is None:
             guidance.check(self.condition_on, self.condition_dropout)
         process = self.process_of(params)
+        empty = self.with_context(params, {**self.without(condition), **(negative or {})})
+        weak_condition = condition if weak_params is None else self.with_context(weak_params, condition)
+        condition = self.with_context(params, condition)
 
         def denoise(z: Array, t: Array, x0_before: Array) -> Estimate:
             count = z.shape[0]
             if guided and weak_params is not None:
                 times = jnp.broadcast_to(t, (count,))
                 estimate = self.estimate(params, z, times, condition, x0_before)
-                weak = self.estimate(weak_params, z, times, condition, x0_before)
+                weak = self.estimate(weak_params, z, times, weak_condition, x0_before)
                 estimate = estimate._replace(x0=guidance.combine(estimate.x0, weak.x0, t, process.t_max))
             elif guided:
                 twice = lambda a: jnp.concatenate([a, a])
-                empty = self.without(condition)
                 both = {name: jnp.concatenate([a, empty[name]]) for name, a in condition.items()}
                 times = jnp.broadcast_to(t, (2 * count,))
                 estimate = self.estimate(params, twice(z), times, both, twice(x0_before))
@@ -316,7 +351,7 @@ class Diffusion:
           UserError: the examples have another shape than `data_shape`, or lack a condition.
         """
         # Empty vectors, contexts and images for sampling; only the batch tells their shapes.
-        names = [name for name in self.condition_on if name != "label" and name in batch]
+        names = [name for name in self.condition_on if name not in ("label", "text") and name in batch]
         empty = {name: jnp.zeros(batch[name].shape[1:]) for name in names}
         params = self.init_params(key, batch)
         return TrainState.create(params, self.optimizer, extra={"empty_condition": empty} if empty else None)
@@ -326,7 +361,9 @@ class Diffusion:
         check_data_shape(batch["x"], self.data_shape)
         z = self.network_input(batch["x"][:1], None)
         condition = jax.tree.map(lambda a: a[:1], self.condition(batch))
-        return self.module().init(key, z, jnp.ones((1,)), condition)["params"]
+        text = self.text.init(jax.random.fold_in(key, 1)) if self.reads_text else {}
+        condition = self.with_context(text, condition)
+        return {**self.module().init(key, z, jnp.ones((1,)), condition)["params"], **text}
 
     def draw(self, batch: Batch, key: Array, process: GaussianProcess) -> tuple[Array, Array, Array]:
         """Times [B], noise [B, ...] and further keys [B] of the examples."""
@@ -375,7 +412,15 @@ class Diffusion:
 
         Metrics: loss, target_error = the unweighted squared error of the target, mean over dimensions.
         """
-        return gradient_step(functools.partial(self.loss, step=state.step), self.optimizer)(state, batch, key)
+        new, metrics = gradient_step(functools.partial(self.loss, step=state.step), self.optimizer)(state, batch, key)
+        return self.with_fixed_text(new, state), metrics
+
+    def with_fixed_text(self, new: TrainState, old: TrainState) -> TrainState:
+        """The state after a step with the text encoder of before, if it is frozen: weight decay and averages change it."""
+        if not (self.reads_text and self.text.frozen):
+            return new
+        keep = lambda after, before: after and {**after, **{name: before[name] for name in TEXT_PARTS}}
+        return new.replace(params=keep(new.params, old.params), ema_params=keep(new.ema_params, old.ema_params))
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example, shape [B]: `loss` at a random time, and with likelihood_steps `nll` in nats, of the data before
@@ -409,8 +454,9 @@ class Diffusion:
           label: classes [num_samples], or one for all samples, for a model conditional on
             classes; by default all in turn.
           trajectory: return all steps, [num_steps + 1, num_samples, *data_shape].
-          **condition: vector, context, context_mask or image, with leading axis num_samples; conditions that are not
-            given are empty, as dropped conditions are in training.
+          **condition: vector, context, context_mask, image, or tokens and mask of captions, with leading axis
+            num_samples; conditions that are not given are empty, as dropped conditions are in training.  Guidance leads
+            away from negative_tokens and negative_mask, if given.
 
         Raises:
           UserError: a condition that the model does not have or of another shape, a label that is no class, or guidance
@@ -418,15 +464,22 @@ class Diffusion:
         """
         noise_key, step_key = jax.random.split(key)
         condition = self.sampling_condition(state, num_samples, label, condition)
+        negative = {name: condition.pop(f"negative_{name}") for name in ("tokens", "mask") if f"negative_{name}" in condition}
+        if negative and not self.guidance.is_used:
+            raise UserError("guidance leads away from a negative prompt, and its scale is 0; give model.guidance.scale=2")
         process = self.process_of(state.eval_params)
         z = process.prior_scale * jax.random.normal(noise_key, (num_samples, *self.data_shape))
-        denoise = self.denoiser(state.eval_params, condition, weak_params=state.extra.get("weak_params"))
+        denoise = self.denoiser(
+            state.eval_params, condition, weak_params=state.extra.get("weak_params"), negative=negative
+        )
         return self.sampler.run(denoise, process, z, step_key, trajectory)
 
     @property
     def conditions(self) -> tuple[str, ...]:
         """Names of the arrays that `sample` takes."""
-        return (*self.condition_on, "context_mask") if "context" in self.condition_on else self.condition_on
+        names = [name for name in self.condition_on if name != "text"]
+        names += ["context_mask"] if "context" in self.condition_on else []
+        return (*names, *(_TEXT_CONDITIONS if self.reads_text else ()))
 
     def check_labels(self, label: Array) -> None:
         """Refuses labels outside of the classes; `num_classes` itself stands for no class.
@@ -452,7 +505,7 @@ class Diffusion:
           UserError: a condition that the model does not know or of another shape, or a label outside the classes.
         """
         for name in given:
-            if name not in (*self.condition_on, "context_mask"):
+            if name not in (*self.conditions, "context_mask"):
                 raise UserError(f"the model is not conditional on {name}; condition_on={','.join(self.condition_on)}")
         condition = dict(given)
         if label is not None:
@@ -460,6 +513,10 @@ class Diffusion:
         if "label" in self.condition_on:
             label = jnp.arange(num_samples) % self.num_classes if label is None else jnp.asarray(label, jnp.int32)
             condition["label"] = jnp.broadcast_to(label, (num_samples,)) if label.ndim == 0 else label
+        if self.reads_text and "tokens" not in condition:
+            empty = self.text.empty_prompt()
+            rows = (jnp.broadcast_to(part[None], (num_samples, *part.shape)) for part in empty)
+            condition |= dict(zip(("tokens", "mask"), rows))
         for name, shape in self.condition_shapes(state).items():
             value = condition.setdefault(name, jnp.zeros((num_samples, *shape)))
             # Contexts may have any length.
