@@ -24,6 +24,11 @@ the other half (the floor).  A translator translates each source of the split on
 classes have the classes of the training pictures that they are compared with.  A set that is not used whole contributes
 its first pictures in a fixed random order.
 
+--judge=scenes asks instead whether each sample is what its caption says, for the first --num_judged captions of the
+split and each weight of guidance in --scales; "all" is the share in which every thing and relation is right:
+
+    python -m experiments.quality --workdir=runs/scenes --judge=scenes --scales=0,2 --evaluation.split=held_out_pairs
+
 --weak_step names an earlier checkpoint of a diffusion model, whose worse estimates guide the samples (autoguidance)
 with the weight --model.guidance.scale.
 """
@@ -34,7 +39,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments import command_line
-from genjax.tools import quality
+from genjax.tools import judging, quality
+from genjax.training import Run
 from genjax.training.records import write_json
 
 
@@ -54,11 +60,27 @@ def report(result: dict[str, Any], split: str) -> None:
         print(f"  note: {note}")
 
 
+def judged(run: Run, options: quality.Options) -> int:
+    """Judges samples, prints the rates as a table with a column for each weight of guidance, and writes them."""
+    result = judging.measure(run, options.num_judged, options.scales, options.seed)
+    print(result["protocol"])
+    columns = {**{f"w = {scale}": rates for scale, rates in result["scales"].items()}, "data": result["data"]}
+    print(f"  {'':<16}" + "".join(f"{name:>10}" for name in columns))
+    for name in result["data"]:
+        print(f"  {name:<16}" + "".join(f"{rates[name]:>10.3f}" for rates in columns.values()))
+    path = Path(run.workdir) / f"judged_{result['split']}_{result['step']:08d}.json"
+    write_json(path, result)
+    print(f"written to {path}")
+    return 0
+
+
 def main(arguments: list[str]) -> int:
     given = command_line.run_and_options(arguments, __doc__, quality.Options())
     if given is None:
         return 0
     run, options = given
+    if options.judge is not None:
+        return judged(run, options)
     result, split = quality.measure(run, options), run.experiment.evaluation.split
     print(result["protocol"])
     report(result, split)

@@ -2,6 +2,11 @@
 
     python -m experiments.sample --workdir=runs/vae --num_samples=64 --seed=1
 
+A model that reads text draws what prompts say, in turn; its guidance leads away from the negative prompt:
+
+    python -m experiments.sample --workdir=runs/scenes --prompt="a small red circle left of a large blue square" \\
+        --model.guidance.scale=2
+
 A translator, of text or of pictures, translates the first --num_samples sources of the evaluation split, and shows each
 translation with its source and its target.
 """

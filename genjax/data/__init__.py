@@ -1,7 +1,7 @@
 """Data sets: how raw examples become batches of a step, and how samples become something to look at."""
 
 from genjax.data.audio import Waveforms
-from genjax.data.base import ArrayExamples, Data, DataError, Examples, HasOutline, Outline
+from genjax.data.base import ArrayExamples, Data, DataError, Examples, HasOutline, HasPrompts, Outline
 from genjax.data.captioned import CaptionedImages
 from genjax.data.evidence import Evidence
 from genjax.data.images import Images, write_grid
@@ -34,6 +34,7 @@ __all__ = [
     "Evidence",
     "Examples",
     "HasOutline",
+    "HasPrompts",
     "Images",
     "KnowledgeQuestions",
     "LabelledText",

@@ -233,6 +233,17 @@ class JudgesTexts(Protocol):
 
 
 @runtime_checkable
+class HasPrompts(Protocol):
+    """Data with captions, which a model may be conditional on."""
+
+    def prompts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Texts as a model sees captions: `tokens` int32 [N, T] and `mask`."""
+
+    def references(self, split: str) -> list[tuple[str, ...]]:
+        """The captions of each example of a split."""
+
+
+@runtime_checkable
 class HasConditionColumns(Protocol):
     def condition(self, values: list[float]) -> np.ndarray:
         """What a model sees of numbers in the units of the data, float32 [K]."""

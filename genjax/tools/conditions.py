@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from genjax import config
-from genjax.data.base import HasConditionColumns
+from genjax.data.base import HasConditionColumns, HasPrompts
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.model import Dequantizes, HasClasses, HasLogProb, takes
 from genjax.training import Run, runs
@@ -61,6 +61,34 @@ def labels_for(model: Any, classes: Sequence[str], count: int, names: Sequence[s
     # Checked here, because values are not known inside the compiled sampler.
     model.check_labels(label)
     return label
+
+
+def prompts_for(
+    model: Any, data: Any, texts: Sequence[str] | None, negative: str | None, count: int
+) -> dict[str, np.ndarray]:
+    """The captions of samples, in turn, as arrays with `count` rows.
+
+    Args:
+      model: the model.
+      data: its data, with the tokenizer.
+      texts: the captions; None for captions without words.
+      negative: what guidance leads away from, in place of a caption without words.
+      count: number of samples.
+
+    Raises:
+      ConfigError: the model reads no text, or guidance that leads away from something is off.
+      DataError: a text has a word that the tokenizer does not know, or is too long.
+    """
+    if not takes(model, "tokens") or not isinstance(data, HasPrompts):
+        raise config.ConfigError(f"{type(model).__name__} reads no text; leave --prompt out")
+    given = data.prompts(np.resize(np.array(texts or [""], object), count).tolist())
+    if negative is None:
+        return given
+    if not takes(model, "negative_tokens"):
+        raise config.ConfigError(f"{type(model).__name__} takes no text to lead away from; leave --negative_prompt out")
+    if isinstance(model, Diffusion) and not model.guidance.is_used:
+        raise config.ConfigError("--negative_prompt needs the weight of the guidance: --model.guidance.scale=2")
+    return given | {f"negative_{name}": rows for name, rows in data.prompts([negative] * count).items()}
 
 
 def condition_for(model: Any, data: Any, given: Sequence[float], count: int) -> np.ndarray:

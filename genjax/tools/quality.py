@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from genjax.config import ConfigError, check_at_least
-from genjax.data import Images, random_order, write_grid
+from genjax.data import HasPrompts, Images, random_order, write_grid
 from genjax.evaluation import quality
 from genjax.evaluation.neighbors import NearestNeighbors, memorization
 from genjax.evaluation.quality import FeatureStatistics
@@ -46,6 +46,9 @@ class Options:
         pictures.
       seed: seed of the samples.
       weak_step: an early checkpoint that guides a diffusion model, by model.guidance.scale.
+      judge: in place of all metrics, whether samples are what their captions say; scenes is the judge of Scenes.
+      num_judged: largest number of captions that are judged.
+      scales: weights of guidance that are judged one after the other; empty for the model's own.
     """
 
     features: str = "pixels"
@@ -81,11 +84,16 @@ def samples_of(run: Run, seed: int, count: int) -> Iterator[np.ndarray]:
     """Yields batches of samples as pictures in [0, 1].
 
     A translator translates the sources of the split, in turn.  Samples of a model conditional on classes have the
-    classes of the training pictures in `random_order`, so that each class is as frequent as in the data.
+    classes of the training pictures in `random_order`, so that each class is as frequent as in the data; samples of a
+    model that reads text have their captions.
     """
     data = run.experiment.data
     size = min(data.eval_batch_size, count)
     order = random_order(len(data.load("train"))) if takes(run.model, "label") else None
+    captions = None
+    if takes(run.model, "tokens") and isinstance(data, HasPrompts):
+        own = data.references("train")
+        captions = [own[j][0] for j in random_order(len(own))]
     for i in range(math.ceil(count / size)):
         key, condition = jax.random.fold_in(jax.random.key(seed), i), {}
         if takes(run.model, "source"):
@@ -93,6 +101,8 @@ def samples_of(run: Run, seed: int, count: int) -> Iterator[np.ndarray]:
         if order is not None:
             rows = order[np.arange(i * size, (i + 1) * size) % len(order)]
             condition["label"] = data.load("train").gather(rows)["label"]
+        if captions is not None:
+            condition |= data.prompts([captions[j % len(captions)] for j in range(i * size, (i + 1) * size)])
         samples = run.sample(key, size, **condition)
         yield data.to_unit(samples[: count - i * size])
 

@@ -26,6 +26,8 @@ class Options:
       seed: seed of the samples.
       output: path of the picture without its suffix; by default in <workdir>/samples.
       label: classes of the samples, in turn, by name or number, for a model conditional on classes.
+      prompt: texts of the samples, in turn, for a model that reads text.
+      negative_prompt: text that guidance leads away from, in place of the empty one.
       condition: values of the condition columns of a table, in the data's units.
       reconstruct: show examples of the evaluation split beside their reconstructions, instead of samples.
     """
@@ -35,6 +37,8 @@ class Options:
     seed: int = 0
     output: str | None = None
     label: tuple[str, ...] | None = None
+    prompt: tuple[str, ...] | None = None
+    negative_prompt: str | None = None
     condition: tuple[float, ...] | None = None
     reconstruct: bool = False
 
@@ -78,6 +82,8 @@ def _condition(run: Run, options: Options) -> dict[str, np.ndarray]:
     data, count, condition = run.experiment.data, options.num_samples, {}
     if options.label is not None:
         condition["label"] = conditions.labels_for(run.model, options.label, count, data.label_names())
+    if options.prompt is not None or options.negative_prompt is not None:
+        condition |= conditions.prompts_for(run.model, data, options.prompt, options.negative_prompt, count)
     if options.condition is not None:
         condition["condition"] = conditions.condition_for(run.model, data, options.condition, count)
     return condition

@@ -36,6 +36,8 @@ class Training:
       evaluate_every: steps between two evaluations on evaluation.validation_split, or none for no evaluations.
       sample_every: steps between two sheets of samples, or none; the last step makes a sheet in any case.
       num_samples: number of samples on a sheet.
+      prompts: texts of the samples on a sheet, in turn, for a model that reads text; by default the first captions of
+        evaluation.validation_split.
       pictures: further pictures beside each sheet: curves of the metrics; walk between latents, as a GIF; classes, a
         row of samples for each class.
       keep_checkpoints: number of latest checkpoints that are kept; at least two, as a kill may spoil the last.
@@ -65,6 +67,7 @@ class Training:
     evaluate_every: int | None = None
     sample_every: int | None = None
     num_samples: int = 64
+    prompts: tuple[str, ...] = ()
     pictures: tuple[Literal["curves", "walk", "classes"], ...] = ()
     keep_checkpoints: int = 3
     best_metric: str | None = None

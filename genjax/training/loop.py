@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import signal
 import time
@@ -21,10 +22,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from genjax.config import ConfigError
-from genjax.data import check_not_empty
+from genjax.data import HasPrompts, check_not_empty
 from genjax.errors import Interrupted
 from genjax.metrics import Ratio, divided
-from genjax.model import ChecksSteps, HasWarnings, Reconstructs, TrainState
+from genjax.model import ChecksSteps, HasWarnings, Reconstructs, TrainState, takes
 from genjax.training import host, start
 from genjax.training.checkpoints import Checkpoints
 from genjax.training.engine import Engine
@@ -277,9 +278,21 @@ class _Loop:
         if "draw" in due:
             self._draw(plain, step)
 
+    @functools.cached_property
+    def prompts(self) -> dict[str, np.ndarray]:
+        """The texts of the samples on a sheet; none for a model that reads none."""
+        data, count = self.experiment.data, self.training.num_samples
+        if not (takes(self.experiment.model, "tokens") and isinstance(data, HasPrompts)):
+            return {}
+        texts = self.training.prompts
+        if not texts:
+            captions = data.references(self.experiment.evaluation.validation_split)
+            texts = [own[0] for own in captions[:count]]
+        return data.prompts([texts[i % len(texts)] for i in range(count)])
+
     def _draw(self, state: TrainState, step: int) -> None:
         key = jax.random.key(self.training.seed)
-        samples = self.engine.sample(state, key, self.training.num_samples)
+        samples = self.engine.sample(state, key, self.training.num_samples, **self.prompts)
         pictures = [("samples", samples)]
         if isinstance(self.experiment.model, Reconstructs):
             pictures.append(("reconstructions", self.engine.reconstruct(state, self.training.num_samples)))

@@ -110,7 +110,9 @@ class Diffusion:
         Not called at construction, because flags change one part after the other.
         """
         if self.reads_text and "context" in self.condition_on:
-            raise UserError("condition_on=text makes the context that the network attends to, so a batch can have no other")
+            raise UserError(
+                "condition_on=text makes the context that the network attends to, so a batch can have no other"
+            )
         wanted = ["context" if name == "text" else name for name in self.condition_on]
         unknown = [name for name in wanted if name not in self.network.conditions]
         if unknown:
@@ -464,9 +466,11 @@ class Diffusion:
         """
         noise_key, step_key = jax.random.split(key)
         condition = self.sampling_condition(state, num_samples, label, condition)
-        negative = {name: condition.pop(f"negative_{name}") for name in ("tokens", "mask") if f"negative_{name}" in condition}
+        negative = {
+            name: condition.pop(f"negative_{name}") for name in ("tokens", "mask") if f"negative_{name}" in condition
+        }
         if negative and not self.guidance.is_used:
-            raise UserError("guidance leads away from a negative prompt, and its scale is 0; give model.guidance.scale=2")
+            raise UserError("negative_tokens are what guidance leads away from, and guidance.scale is 0")
         process = self.process_of(state.eval_params)
         z = process.prior_scale * jax.random.normal(noise_key, (num_samples, *self.data_shape))
         denoise = self.denoiser(

@@ -36,7 +36,9 @@ class TextNetwork(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        self.text_embedding = TokenEmbedding(self.vocab_size, self.stack, dtype=self.dtype, config_name="model.text.stack")
+        self.text_embedding = TokenEmbedding(
+            self.vocab_size, self.stack, dtype=self.dtype, config_name="model.text.stack"
+        )
         self.text_stack = TransformerStack(self.stack, self.dtype)
 
     def __call__(self, tokens: Array, mask: Array | None = None, dropout_keys: Array | None = None) -> Array:

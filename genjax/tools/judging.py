@@ -1,0 +1,89 @@
+"""Whether samples of a model of text are what their captions say, by an exact judge (genjax/data/scenes/judge.py).
+
+run = genjax.restore("runs/scenes")
+judging.measure(run, num_samples=400, scales=(0.0, 2.0))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from genjax import config
+from genjax.data import CaptionedImages
+from genjax.data.base import HasPrompts
+from genjax.data.scenes import grammar, judge
+from genjax.families.diffusion.diffusion import Diffusion
+from genjax.model import takes
+from genjax.training import Run
+from genjax.training.engine import Engine
+
+
+def measure(run: Run, num_samples: int = 400, scales: Sequence[float] = (), seed: int = 0) -> dict[str, Any]:
+    """Judges samples for the captions of the split evaluation.split.
+
+    Args:
+      run: the run.
+      num_samples: largest number of captions, the split's first ones; each is drawn once.
+      scales: weights of guidance that are compared, one after the other; empty for the model's own.
+      seed: seed of the samples.
+
+    Returns:
+      `protocol`, `step`, `split`, `num_samples`; `scales`, rates of `judge.rates` by the scale of guidance, and `data`, the
+      rates of the split's own pictures.
+
+    Raises:
+      ConfigError: the data are no Scenes, or the model reads no text or has no guidance.
+    """
+    data, model, split = run.experiment.data, run.model, run.experiment.evaluation.split
+    if not (isinstance(data, HasPrompts) and takes(model, "tokens")):
+        raise config.ConfigError(f"--judge looks at pictures of captions, and {type(model).__name__} reads none")
+    if not (isinstance(data, CaptionedImages) and data.name == "scenes"):
+        raise config.ConfigError(f"--judge=scenes reads pictures of Scenes, and the data are {data.name}")
+    if scales and not isinstance(model, Diffusion):
+        raise config.ConfigError(
+            f"--scales are weights of the guidance of diffusion models, and this is {type(model).__name__}"
+        )
+    captions = [own[0] for own in data.references(split)[:num_samples]]
+    described = [grammar.parse(caption) for caption in captions]
+    rows = np.arange(len(captions))
+    own = judge.analyse(data.load(split).gather(rows)["x"] / np.float32(255))
+    rates: dict[str, dict[str, float]] = {}
+    for scale in scales or (model.guidance.scale if isinstance(model, Diffusion) else 0.0,):
+        pictures = pictures_of(with_scale(run, scale), captions, seed)
+        rates[f"{scale:g}"] = judge.rates(judge.analyse(pictures), described)
+    error = math.sqrt(0.25 / len(captions))
+    protocol = (
+        f"{run.name}, step {run.step}: {type(model).__name__}, captions of the first {len(captions)} examples of {split}, one "
+        f"sample each, seed {seed}; judged by analysis and synthesis; standard errors up to {error:.3f}"
+    )
+    return {
+        "protocol": protocol,
+        "step": run.step,
+        "split": split,
+        "num_samples": len(captions),
+        "scales": rates,
+        "data": judge.rates(own, described),
+    }
+
+
+def with_scale(run: Run, scale: float) -> Run:
+    """The run with another weight of its guidance; a model without guidance stays as it is."""
+    if not isinstance(run.model, Diffusion) or run.model.guidance.scale == scale:
+        return run
+    model = dataclasses.replace(run.model, guidance=dataclasses.replace(run.model.guidance, scale=scale))
+    model.guidance.check(model.condition_on, model.condition_dropout)
+    experiment = dataclasses.replace(run.experiment, model=model)
+    return dataclasses.replace(run, experiment=experiment, engine=Engine(experiment, batch_spec=run.engine.batch_spec))
+
+
+def pictures_of(run: Run, captions: list[str], seed: int) -> np.ndarray:
+    """A sample for each caption, brightness in [0, 1], float32 [N, H, W, C]."""
+    data = run.experiment.data
+    samples = run.sample(jax.random.key(seed), len(captions), **data.prompts(captions))
+    return np.asarray(data.to_unit(samples), np.float32)
