@@ -40,7 +40,7 @@ from typing import Any
 
 from experiments import command_line
 from genjax.tools import judging, quality
-from genjax.training import Run
+from genjax.training import Run, restore
 from genjax.training.records import write_json
 
 
@@ -62,7 +62,8 @@ def report(result: dict[str, Any], split: str) -> None:
 
 def judged(run: Run, options: quality.Options) -> int:
     """Judges samples, prints the rates as a table with a column for each weight of guidance, and writes them."""
-    result = judging.measure(run, options.num_judged, options.scales, options.seed)
+    scorer = None if options.scorer is None else restore(options.scorer)
+    result = judging.measure(run, options.num_judged, options.scales, options.seed, scorer)
     print(result["protocol"])
     columns = {**{f"w = {scale}": rates for scale, rates in result["scales"].items()}, "data": result["data"]}
     print(f"  {'':<16}" + "".join(f"{name:>10}" for name in columns))

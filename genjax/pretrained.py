@@ -28,6 +28,7 @@ from genjax.families.language.gpt import GPT
 from genjax.families.language.gpt_tasks import GPTForTask
 from genjax.families.language.t5 import T5
 from genjax.families.multimodal.clip import CLIP
+from genjax.families.multimodal.siglip import SigLIP
 from genjax.interop import bindings as binding
 from genjax.interop import gguf, safetensors, weights
 from genjax.interop.architecture import Architecture, UnsupportedError
@@ -55,6 +56,7 @@ MODELS: dict[str, type[Any]] = {
     "t5": T5,
     "bart": BART,
     "clip": CLIP,
+    "siglip": SigLIP,
 }
 #: How the library's architectures end whose model of a text gives a number.
 _SCORES = "ForSequenceClassification"
@@ -244,7 +246,7 @@ def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str =
 
     Args:
       folder: made where it does not exist.
-      model: BERT, RoBERTa, GPT, T5, BART or CLIP; a model that is made of one of them; or a reward model.
+      model: BERT, RoBERTa, GPT, T5, BART, CLIP or SigLIP; a model that is made of one of them; or a reward model.
       params: the model's parameters.
       dtype: type of the tensors: float32, bfloat16 or float16.
       source: folder of a checkpoint or of a run whose tokenizer belongs to the model, or None; its files for texts,

@@ -2,11 +2,11 @@
 
 from genjax.config import register
 from genjax.data import CaptionedImages
+from genjax.families.diffusion.caption_encoder import CaptionEncoder
 from genjax.families.diffusion.dit import DiT
 from genjax.families.diffusion.flow_matching import FlowMatching
 from genjax.families.diffusion.guidance import Guidance
 from genjax.families.diffusion.samplers import Euler
-from genjax.families.diffusion.text_encoder import TextEncoder
 from genjax.families.diffusion.times import LogitNormalTime
 from genjax.nn.transformer import Transformer
 from genjax.optimizers import Adam, Constant
@@ -15,7 +15,7 @@ from genjax.training import Evaluation, Experiment, Training
 
 @register(
     "text_to_image_scenes",
-    source="Peebles & Xie 2023, arXiv:2212.09748, with cross-attention to captions (Chen et al. 2023, arXiv:2310.00426); in pixels",
+    source="Peebles & Xie 2023, arXiv:2212.09748; cross-attention to captions by Chen et al. 2023, arXiv:2310.00426",
     shrunk={
         "model.network.hidden_dim": 8,
         "model.network.num_layers": 1,
@@ -43,7 +43,7 @@ def text_to_image_scenes() -> Experiment:
     model = FlowMatching(
         network=DiT(patch_size=4, hidden_dim=96, num_layers=5, num_heads=4),
         condition_on=("text",),
-        text=TextEncoder(stack=Transformer(num_layers=2, width=96, num_heads=4, causal=False, max_length=20)),
+        text=CaptionEncoder(stack=Transformer(num_layers=2, width=96, num_heads=4, causal=False, max_length=20)),
         # Things are large, so that they are seen through much noise: most is decided at late times.
         times=LogitNormalTime(mean=0.8),
         sampler=Euler(num_steps=30, variable="time"),

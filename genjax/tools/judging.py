@@ -20,11 +20,14 @@ from genjax.data.base import HasPrompts
 from genjax.data.scenes import grammar, judge
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.model import takes
+from genjax.tools.pairs import clip_score
 from genjax.training import Run
 from genjax.training.engine import Engine
 
 
-def measure(run: Run, num_samples: int = 400, scales: Sequence[float] = (), seed: int = 0) -> dict[str, Any]:
+def measure(
+    run: Run, num_samples: int = 400, scales: Sequence[float] = (), seed: int = 0, scorer: Run | None = None
+) -> dict[str, Any]:
     """Judges samples for the captions of the split evaluation.split.
 
     Args:
@@ -32,35 +35,41 @@ def measure(run: Run, num_samples: int = 400, scales: Sequence[float] = (), seed
       num_samples: largest number of captions, the split's first ones; each is drawn once.
       scales: weights of guidance that are compared, one after the other; empty for the model's own.
       seed: seed of the samples.
+      scorer: a run of CLIP or SigLIP, which scores samples and captions too; without it the data must be Scenes.
 
     Returns:
-      `protocol`, `step`, `split`, `num_samples`; `scales`, rates of `judge.rates` by the scale of guidance, and `data`, the
-      rates of the split's own pictures.
+      `protocol`, `step`, `split`, `num_samples`; `scales`, rates of `judge.rates` and `clip_score` by the scale of
+      guidance, and `data`, those of the split's own pictures.
 
     Raises:
-      ConfigError: the data are no Scenes, or the model reads no text or has no guidance.
+      ConfigError: the data are no Scenes and there is no scorer, or the model reads no text or has no guidance.
     """
     data, model, split = run.experiment.data, run.model, run.experiment.evaluation.split
     if not (isinstance(data, HasPrompts) and takes(model, "tokens")):
         raise config.ConfigError(f"--judge looks at pictures of captions, and {type(model).__name__} reads none")
-    if not (isinstance(data, CaptionedImages) and data.name == "scenes"):
+    is_scenes = isinstance(data, CaptionedImages) and data.name == "scenes"
+    if not is_scenes and scorer is None:
         raise config.ConfigError(f"--judge=scenes reads pictures of Scenes, and the data are {data.name}")
     if scales and not isinstance(model, Diffusion):
         raise config.ConfigError(
             f"--scales are weights of the guidance of diffusion models, and this is {type(model).__name__}"
         )
     captions = [own[0] for own in data.references(split)[:num_samples]]
-    described = [grammar.parse(caption) for caption in captions]
-    rows = np.arange(len(captions))
-    own = judge.analyse(data.load(split).gather(rows)["x"] / np.float32(255))
+    described = [grammar.parse(caption) for caption in captions] if is_scenes else []
+
+    def figures(pictures: np.ndarray) -> dict[str, float]:
+        judged = judge.rates(judge.analyse(pictures), described) if is_scenes else {}
+        return judged if scorer is None else {**judged, "clip_score": clip_score(scorer, pictures, captions)}
+
+    own = figures(data.load(split).gather(np.arange(len(captions)))["x"] / np.float32(255))
     rates: dict[str, dict[str, float]] = {}
     for scale in scales or (model.guidance.scale if isinstance(model, Diffusion) else 0.0,):
         pictures = pictures_of(with_scale(run, scale), captions, seed)
-        rates[f"{scale:g}"] = judge.rates(judge.analyse(pictures), described)
+        rates[f"{scale:g}"] = figures(pictures)
     error = math.sqrt(0.25 / len(captions))
     protocol = (
-        f"{run.name}, step {run.step}: {type(model).__name__}, captions of the first {len(captions)} examples of {split}, one "
-        f"sample each, seed {seed}; judged by analysis and synthesis; standard errors up to {error:.3f}"
+        f"{run.name}, step {run.step}: {type(model).__name__}, captions of the first {len(captions)} examples of "
+        f"{split}, one sample each, seed {seed}; judged by analysis and synthesis; standard errors up to {error:.3f}"
     )
     return {
         "protocol": protocol,
@@ -68,7 +77,7 @@ def measure(run: Run, num_samples: int = 400, scales: Sequence[float] = (), seed
         "split": split,
         "num_samples": len(captions),
         "scales": rates,
-        "data": judge.rates(own, described),
+        "data": own,
     }
 
 

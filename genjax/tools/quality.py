@@ -46,7 +46,9 @@ class Options:
         pictures.
       seed: seed of the samples.
       weak_step: an early checkpoint that guides a diffusion model, by model.guidance.scale.
-      judge: in place of all metrics, whether samples are what their captions say; scenes is the judge of Scenes.
+      judge: in place of all metrics, whether samples are what their captions say: scenes, by the judge of Scenes; clip,
+        by the CLIP score alone.
+      scorer: directory of a run of CLIP or SigLIP, whose CLIP score of samples and captions is given with --judge.
       num_judged: largest number of captions that are judged.
       scales: weights of guidance that are judged one after the other; empty for the model's own.
     """

@@ -28,6 +28,7 @@ def test_embeddings_logits_loss_gradients_and_round_trip(end, tmp_path):
     tokens[[0, 1, 2], [6, 4, 2]] = VOCAB - 1
     out = theirs(input_ids=torch.tensor(tokens), pixel_values=torch.tensor(x.transpose(0, 3, 1, 2)), return_loss=True)
     out.loss.backward()
+    hidden = theirs.vision_model(torch.tensor(x.transpose(0, 3, 1, 2)), output_hidden_states=True).hidden_states
     model = pretrained.model
     batch = {"x": jnp.asarray(x), "tokens": jnp.asarray(tokens)}
 
@@ -43,5 +44,8 @@ def test_embeddings_logits_loss_gradients_and_round_trip(end, tmp_path):
     close(value, out.loss)
     for own, other in zip(embedded, (out.text_embeds, out.image_embeds)):
         close(own, other)
+    state = pretrained.state
+    close(model.image_features(state, batch["x"], layer=-1), hidden[-1][:, 1:])
+    close(model.image_features(state, batch["x"], layer=-1, class_token=True), hidden[-1])
     check_gradients(model, gradients, theirs)
     check_round_trip(pretrained, theirs, tmp_path / "ours")

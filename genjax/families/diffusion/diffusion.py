@@ -23,13 +23,13 @@ import numpy as np
 from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, check_data_shape, check_label_range, example_keys
 from genjax.errors import UserError, filled
 from genjax.families.diffusion import ode, targets
+from genjax.families.diffusion.caption_encoder import TEXT_PARTS, CaptionEncoder
 from genjax.families.diffusion.guidance import Guidance
 from genjax.families.diffusion.levels import levels_support
 from genjax.families.diffusion.networks import Condition, DenoisingNetwork
 from genjax.families.diffusion.processes import Discrete, GaussianProcess, Process, expand
 from genjax.families.diffusion.samplers import DDIM, Denoiser, Estimate, Sampler
 from genjax.families.diffusion.targets import Target, Weighting
-from genjax.families.diffusion.text_encoder import TEXT_PARTS, TextEncoder
 from genjax.families.diffusion.times import TimeDistribution, UniformTime
 from genjax.families.diffusion.unet import UNet
 from genjax.gradients import gradient_step
@@ -85,7 +85,7 @@ class Diffusion:
     times: TimeDistribution = UniformTime()
     network: DenoisingNetwork = UNet()
     condition_on: tuple[str, ...] = ()
-    text: TextEncoder = TextEncoder()
+    text: CaptionEncoder = CaptionEncoder()
     condition_dropout: float = 0.1
     self_conditioning: bool = False
     clip_x0: bool = False
@@ -271,20 +271,20 @@ class Diffusion:
         condition: Condition,
         guidance: Guidance | None = None,
         weak_params: PyTree | None = None,
-        negative: Condition | None = None,
+        empty: Condition | None = None,
     ) -> Denoiser:
         """The denoiser for samplers.
 
         With guidance it extrapolates away from the model with `weak_params`, if given, else from the estimate with the
-        conditions of `negative`, which are empty where they are not given.  Without guidance (a scale that is known to be
-        0) it is the model itself.  Captions are encoded once.
+        conditions `empty`, which are those of no condition where they are not given.  Without guidance (a scale that
+        is known to be 0) it is the model itself.  Captions are encoded once.
         """
         guidance = self.guidance if guidance is None else guidance
         guided = guidance.is_used
         if weak_params is None:
             guidance.check(self.condition_on, self.condition_dropout)
         process = self.process_of(params)
-        empty = self.with_context(params, {**self.without(condition), **(negative or {})})
+        other = self.with_context(params, {**self.without(condition), **(empty or {})})
         weak_condition = condition if weak_params is None else self.with_context(weak_params, condition)
         condition = self.with_context(params, condition)
 
@@ -297,7 +297,7 @@ class Diffusion:
                 estimate = estimate._replace(x0=guidance.combine(estimate.x0, weak.x0, t, process.t_max))
             elif guided:
                 twice = lambda a: jnp.concatenate([a, a])
-                both = {name: jnp.concatenate([a, empty[name]]) for name, a in condition.items()}
+                both = {name: jnp.concatenate([a, other[name]]) for name, a in condition.items()}
                 times = jnp.broadcast_to(t, (2 * count,))
                 estimate = self.estimate(params, twice(z), times, both, twice(x0_before))
                 fraction = estimate.variance_fraction
@@ -418,7 +418,7 @@ class Diffusion:
         return self.with_fixed_text(new, state), metrics
 
     def with_fixed_text(self, new: TrainState, old: TrainState) -> TrainState:
-        """The state after a step with the text encoder of before, if it is frozen: weight decay and averages change it."""
+        """The state after a step with the encoder of before, if it is frozen: weight decay and averages change it."""
         if not (self.reads_text and self.text.frozen):
             return new
         keep = lambda after, before: after and {**after, **{name: before[name] for name in TEXT_PARTS}}
@@ -474,7 +474,7 @@ class Diffusion:
         process = self.process_of(state.eval_params)
         z = process.prior_scale * jax.random.normal(noise_key, (num_samples, *self.data_shape))
         denoise = self.denoiser(
-            state.eval_params, condition, weak_params=state.extra.get("weak_params"), negative=negative
+            state.eval_params, condition, weak_params=state.extra.get("weak_params"), empty=negative
         )
         return self.sampler.run(denoise, process, z, step_key, trajectory)
 

@@ -80,7 +80,8 @@ def _write(model: CLIP) -> dict[str, Any]:
     }
 
 
-def _layers(ours: str, theirs: str, network: Transformer) -> list[Bindings]:
+def stack_layers(ours: str, theirs: str, network: Transformer) -> list[Bindings]:
+    """Bindings of the blocks of a stack, as CLIP and SigLIP call them."""
     parts = []
     for i in range(network.num_layers):
         a, b = f"{ours}/layer_{i}", f"{theirs}.encoder.layers.{i}"
@@ -100,14 +101,14 @@ def _bindings(model: CLIP) -> Bindings:
     return merge(
         embedding("text_embedding/token", f"{text}.embeddings.token_embedding"),
         embedding("text_embedding/position", f"{text}.embeddings.position_embedding"),
-        *_layers("text_stack", text, model.text),
+        *stack_layers("text_stack", text, model.text),
         norm("text_stack/final_norm", f"{text}.final_layer_norm"),
         linear("text_projection", "text_projection", bias=False),
         same("vision_encoder/class", f"{vision}.embeddings.class_embedding"),
         {"vision_encoder/patch": Binding(f"{vision}.embeddings.patch_embedding.weight", (2, 3, 1, 0))},
         embedding("vision_encoder/position", f"{vision}.embeddings.position_embedding"),
         norm("vision_encoder/input_norm", f"{vision}.pre_layrnorm"),
-        *_layers("vision_encoder/stack", vision, model.vision),
+        *stack_layers("vision_encoder/stack", vision, model.vision),
         norm("vision_encoder/stack/final_norm", f"{vision}.post_layernorm"),
         linear("vision_projection", "visual_projection", bias=False),
         same("logit_scale", "logit_scale"),

@@ -16,37 +16,21 @@ import math
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from genjax.batch import (
-    Array,
-    Batch,
-    ComputeDtype,
-    Metrics,
-    PyTree,
-    counted_examples,
-    cross_device_gather,
-    example_keys,
-)
+from genjax.batch import Array, Batch, Metrics
 from genjax.errors import filled
 from genjax.families.multimodal.checkpoints import CLIP_ARCHITECTURE
+from genjax.families.multimodal.contrast import PairEncoders, ending_at, normalized
 from genjax.families.multimodal.networks import clip_network
-from genjax.gradients import BatchLoss, gradient_step
 from genjax.interop.architecture import Architecture
 from genjax.model import TrainState
-from genjax.nn.contrast import equal_rows, partner_scores
+from genjax.nn.contrast import partner_scores
 from genjax.nn.dropout import fold_in
 from genjax.nn.mixture_of_experts import refuse_experts
 from genjax.nn.tokens import logits_product
 from genjax.nn.transformer import TokenEmbedding, Transformer, TransformerStack
 from genjax.nn.vision_transformer import VisionTransformer
-from genjax.optimizers import AdamW, Cosine, Optimizer
-
-
-def _normalized(x: Array) -> Array:
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt((x**2).sum(-1, keepdims=True))
 
 
 class CLIPNetwork(nn.Module):
@@ -61,6 +45,8 @@ class CLIPNetwork(nn.Module):
     logit_scale: float
     dtype: Any = jnp.float32
 
+    has_class_token: ClassVar[bool] = True
+
     def setup(self) -> None:
         def projection(config: Transformer) -> nn.Dense:
             options = {"kernel_init": nn.initializers.normal(config.width**-0.5), "dot_general": logits_product}
@@ -74,16 +60,24 @@ class CLIPNetwork(nn.Module):
         self.vision_projection = projection(self.vision)
         self.scale = self.param("logit_scale", nn.initializers.constant(self.logit_scale), ())
 
+    def text_features(self, tokens: Array, mask: Array | None = None, dropout_keys: Array | None = None) -> Array:
+        """tokens [B, T] -> features of every place [B, T, C]."""
+        return self.text_stack(self.text_embedding(tokens), key_mask=mask, dropout_keys=dropout_keys).x
+
+    def image_features(self, x: Array, dropout_keys: Array | None = None) -> Array:
+        """Pictures [B, H, W, C] -> features of the class token and the patches [B, 1 + N, C]."""
+        return self.vision_encoder(x, dropout_keys)
+
     def encode_text(self, tokens: Array, mask: Array | None = None, dropout_keys: Array | None = None) -> Array:
         """tokens [B, T] -> [B, D] of length 1, from the features at the end token."""
-        hidden = self.text_stack(self.text_embedding(tokens), key_mask=mask, dropout_keys=dropout_keys).x
+        hidden = self.text_features(tokens, mask, dropout_keys)
         place = (tokens if self.end_token is None else tokens == self.end_token).argmax(1)
         pooled = jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]
-        return _normalized(self.text_projection(pooled))
+        return normalized(self.text_projection(pooled))
 
     def encode_image(self, x: Array, dropout_keys: Array | None = None) -> Array:
         """Pictures [B, H, W, C] -> [B, D] of length 1."""
-        return _normalized(self.vision_projection(self.vision_encoder(x, dropout_keys)[:, 0]))
+        return normalized(self.vision_projection(self.image_features(x, dropout_keys)[:, 0]))
 
     def __call__(
         self, x: Array, tokens: Array, mask: Array | None = None, dropout_keys: Array | None = None
@@ -94,12 +88,10 @@ class CLIPNetwork(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CLIP:
+class CLIP(PairEncoders):
     """Contrastive encoders of pictures and texts.
 
     Attributes:
-      data_shape: shape (H, W, C) of the pictures; None takes the data set's.
-      vocab_size: number of tokens; None takes the data set's.
       end_token: a text's features come from its first end token; None for the largest token (in the published
         vocabulary, the last).
       text: the text's stack, made causal.
@@ -107,24 +99,16 @@ class CLIP:
       patch_size: height and width of a patch.
       embedding_dim: number of features of the common space.
       logit_scale: initial logarithm s of the factor on similarities.
-      compute_dtype: type that the network computes in; parameters, logits and losses are float32.
-      optimizer: optimizer and learning-rate schedule.
     """
 
     architectures: ClassVar[tuple[Architecture, ...]] = (CLIP_ARCHITECTURE,)
 
-    data_shape: tuple[int, ...] | None = None
-    vocab_size: int | None = None
     end_token: int | None = None
     text: Transformer = clip_network()
     vision: Transformer = clip_network(width=768, num_heads=12)
     patch_size: int = 32
     embedding_dim: int = 512
     logit_scale: float = 2.6592
-    compute_dtype: ComputeDtype = "float32"
-    optimizer: Optimizer = AdamW(
-        learning_rate=5e-4, b2=0.98, eps=1e-6, weight_decay=0.2, schedule=Cosine(warmup_steps=2000)
-    )
 
     def module(self) -> CLIPNetwork:
         """The Linen module."""
@@ -141,62 +125,20 @@ class CLIP:
             jnp.dtype(self.compute_dtype),
         )
 
-    def init(self, key: Array, batch: Batch) -> TrainState:
-        """Returns the state before the first step."""
-        params = self.module().init(key, batch["x"][:1], batch["tokens"][:1])["params"]
-        return TrainState.create(params, self.optimizer)
+    def with_layer(self, layer: int, final_norm: bool) -> CLIP:
+        """The model whose encoders end after a block: -1 is the last, -2 the one before."""
+        return dataclasses.replace(
+            self, text=ending_at(self.text, layer, final_norm), vision=ending_at(self.vision, layer, final_norm)
+        )
 
-    def logits(self, state: TrainState, batch: Batch) -> Array:
-        """Similarities of pictures and texts times the learned factor, float32 [B, B']."""
-        image, text = self._embeddings(state.eval_params, batch)
-        return image @ text.T
-
-    def _embeddings(self, params: PyTree, batch: Batch, dropout_keys: Array | None = None) -> tuple[Array, Array]:
-        return self.module().apply({"params": params}, batch["x"], batch["tokens"], batch.get("mask"), dropout_keys)
-
-    def encode_text(self, state: TrainState, tokens: Array, mask: Array | None = None) -> Array:
-        """Embeddings of texts, [B, T] -> [B, D] of length 1."""
-        return self.module().apply({"params": state.eval_params}, tokens, mask, method="encode_text")
-
-    def encode_image(self, state: TrainState, x: Array) -> Array:
-        """Embeddings of pictures, [B, H, W, C] -> [B, D] of length 1."""
-        return self.module().apply({"params": state.eval_params}, x, method="encode_image")
-
-    @staticmethod
-    def _scores(embeddings: tuple[Array, Array], batch: Batch) -> tuple[Array, Array]:
-        """Mean nats of the partners of pictures and of texts, and whether pictures find their text, [B] each."""
-        tokens = jnp.where(batch["mask"], batch["tokens"], -1) if "mask" in batch else batch["tokens"]
-        (image, text), tokens, x = cross_device_gather((embeddings, tokens, batch["x"]))
+    def pair_scores(self, embeddings: tuple[Array, Array], excluded: Array) -> tuple[Array, Array]:
+        image, text = embeddings
         logits = image @ text.T
-        excluded = equal_rows(tokens, tokens) | equal_rows(x, x)
-        counted = counted_examples(batch)
-        if counted is not None:
-            excluded |= ~counted[None]
         (text_nll, found), (image_nll, _) = partner_scores(logits, excluded), partner_scores(logits.T, excluded)
         return 0.5 * (text_nll + image_nll), found
 
-    @property
-    def loss(self) -> BatchLoss:
-        """Contrast of the batch's pairs, and the share of pictures whose text is found."""
-
-        def outputs(params: PyTree, batch: Batch, key: Array) -> tuple[Array, Array]:
-            return self._embeddings(params, batch, example_keys(key, batch))
-
-        def loss(embeddings: tuple[Array, Array], batch: Batch, key: Array) -> tuple[Array, Metrics]:
-            del key
-            nll, found = self._scores(embeddings, batch)
-            return nll.mean(), {"retrieval_accuracy": found.mean()}
-
-        return BatchLoss(outputs, loss)
-
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics: loss, retrieval_accuracy."""
-        state, metrics = gradient_step(self.loss, self.optimizer)(state, batch, key)
+        state, metrics = super().train_step(state, batch, key)
         scale = jnp.minimum(state.params["logit_scale"], math.log(100.0))
         return state.replace(params={**state.params, "logit_scale": scale}), metrics
-
-    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example, among the batch: `nll` in nats of the partner, `retrieval_accuracy` of the text."""
-        del key
-        nll, found = self._scores(self._embeddings(state.eval_params, batch), batch)
-        return {"nll": nll, "retrieval_accuracy": found}

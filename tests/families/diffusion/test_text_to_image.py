@@ -9,12 +9,12 @@ import pytest
 
 from genjax.data import CaptionedImages
 from genjax.errors import UserError
+from genjax.families.diffusion.caption_encoder import TEXT_PARTS, CaptionEncoder
 from genjax.families.diffusion.dit import DiT
 from genjax.families.diffusion.flow_matching import FlowMatching
 from genjax.families.diffusion.guidance import Guidance
 from genjax.families.diffusion.networks import ResidualMLP
 from genjax.families.diffusion.samplers import Euler
-from genjax.families.diffusion.text_encoder import TEXT_PARTS, TextEncoder
 from genjax.nn.transformer import Transformer
 from genjax.optimizers import AdamW
 from genjax.training import Experiment, resolve
@@ -23,7 +23,7 @@ STACK = Transformer(num_layers=2, width=8, num_heads=2, causal=False, max_length
 MODEL = FlowMatching(
     network=DiT(patch_size=8, hidden_dim=8, num_layers=1, num_heads=2),
     condition_on=("text",),
-    text=TextEncoder(stack=STACK),
+    text=CaptionEncoder(stack=STACK),
     sampler=Euler(num_steps=2, variable="time"),
     optimizer=AdamW(learning_rate=1e-2, weight_decay=0.1, ema_decay=0.9),
 )
@@ -98,8 +98,8 @@ def test_guidance_leads_away_from_the_negative_prompt(model, state):
     condition, negative = given("a small red circle"), given("a large blue cross")
     z, t = jax.random.normal(KEY, (1, 32, 32, 3)), jnp.asarray(0.5)
     estimate = lambda c: model.estimate(state.params, z, t[None], c).x0
-    for away, options in ((given(""), {}), (negative, {"negative": negative})):
-        found = guided.denoiser(state.params, condition, **options)(z, t, None).x0
+    for away, options in ((given(""), {}), (negative, {"empty": negative})):
+        found = guided.denoiser(state.params, condition, **options)(z, t, jnp.zeros_like(z)).x0
         expected = estimate(condition) + 1.5 * (estimate(condition) - estimate(away))
         np.testing.assert_allclose(found, expected, atol=1e-4)
     draw = jax.jit(lambda state, **c: guided.sample(state, KEY, 1, **c))
@@ -140,15 +140,17 @@ def test_the_features_before_the_last_block_and_at_the_end_token(model, state):
     [
         ({"network": ResidualMLP()}, "condition_on=context: ResidualMLP takes label, vector, image"),
         ({"condition_on": ("text", "context")}, "condition_on=text makes the context that the network attends to"),
-        ({"text": TextEncoder()}, "a model that reads text needs data with captions.*choose --data=pairs"),
+        ({"text": CaptionEncoder()}, "a model that reads text needs data with captions.*choose --data=pairs"),
         (
-            {"text": TextEncoder(vocab_size=9, sequence_length=4, end_token=1, skip_layers=2)},
+            {"text": CaptionEncoder(vocab_size=9, sequence_length=4, end_token=1, skip_layers=2)},
             "model.text.skip_layers=2 leaves none of the 2 blocks",
         ),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(change, message, model, batch):
+    changed = dataclasses.replace(model, **change)
     with pytest.raises(UserError, match=message):
-        dataclasses.replace(model, **change).init(KEY, batch)
+        changed.check()
+        changed.init(KEY, batch)
     with pytest.raises(UserError, match="condition_on=text, but the batch has only x"):
         model.condition({"x": batch["x"]})

@@ -6,15 +6,14 @@ A caption that is dropped in training, and what guidance leads away from, is the
 (Rombach et al. 2022, arXiv:2112.10752; Ho & Salimans 2022).  Stable Diffusion 1 reads all places of the text encoder of
 CLIP, padding included; PixArt and Imagen (Saharia et al. 2022, arXiv:2205.11487) hide padding.
 
-The parameters are called as in `genjax.families.multimodal.clip.CLIP`, so that a model takes the encoder of a CLIP run by
---training.init_from=RUN --training.init_prefix=text_embedding,text_stack.
+The parameters are called as in `genjax.families.multimodal.clip.CLIP`, so that a model takes the encoder of a CLIP run
+by --training.init_from=RUN --training.init_prefix=text_embedding,text_stack.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -28,7 +27,7 @@ from genjax.nn.transformer import TokenEmbedding, Transformer, TransformerStack
 TEXT_PARTS = ("text_embedding", "text_stack")
 
 
-class TextNetwork(nn.Module):
+class CaptionNetwork(nn.Module):
     """Token embeddings and a stack: tokens [B, T] -> features [B, T, C]."""
 
     vocab_size: int
@@ -46,7 +45,7 @@ class TextNetwork(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextEncoder:
+class CaptionEncoder:
     """How a diffusion model reads prompts.
 
     Attributes:
@@ -73,7 +72,7 @@ class TextEncoder:
     skip_layers: int = 0
     frozen: bool = False
 
-    def module(self, dtype: Any = jnp.float32) -> TextNetwork:
+    def module(self, dtype: Any = jnp.float32) -> CaptionNetwork:
         """The Linen module.
 
         Raises:
@@ -81,15 +80,16 @@ class TextEncoder:
         """
         if self.vocab_size is None or self.sequence_length is None or self.end_token is None:
             raise UserError(
-                "a model that reads text needs data with captions, which give vocab_size, sequence_length and end_token of "
-                "model.text: choose --data=pairs"
+                "a model that reads text needs data with captions, which give vocab_size, sequence_length and "
+                "end_token of model.text: choose --data=pairs"
             )
         if not 0 <= self.skip_layers < self.stack.num_layers:
             raise UserError(
-                f"model.text.skip_layers={self.skip_layers} leaves none of the {self.stack.num_layers} blocks of the stack"
+                f"model.text.skip_layers={self.skip_layers} leaves none of the {self.stack.num_layers} blocks of the "
+                "stack"
             )
         stack = dataclasses.replace(self.stack, num_layers=self.stack.num_layers - self.skip_layers)
-        return TextNetwork(self.vocab_size, stack, dtype)
+        return CaptionNetwork(self.vocab_size, stack, dtype)
 
     def init(self, key: Array) -> PyTree:
         """New parameters."""

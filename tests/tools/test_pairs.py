@@ -1,0 +1,117 @@
+"""Models of pictures and texts: prompts of samples, the judge's report, retrieval and hard negatives."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from genjax.config import ConfigError
+from genjax.data.scenes import grammar
+from genjax.families.diffusion.guidance import Guidance
+from genjax.tools import judging, pairs, samples
+from genjax.tools.pairs import Options, clip_score, hard_negatives, retrieval
+from tests.tools.untrained import untrained
+
+
+@pytest.fixture(scope="module")
+def drawing(tmp_path_factory):
+    """A text-to-image model before its first step."""
+    return untrained("text_to_image_scenes", tmp_path_factory.mktemp("runs") / "drawing")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A CLIP before its first step."""
+    return untrained("clip_scenes", tmp_path_factory.mktemp("runs") / "clip")
+
+
+def test_samples_follow_prompts_in_turn_and_refuse_what_the_model_cannot_take(drawing, clip, monkeypatch):
+    seen = []
+    monkeypatch.setattr(type(drawing), "sample", lambda run, key, n, **c: seen.append(c) or np.zeros((n, 32, 32, 3)))
+    prompts = ("a small red circle", "a large blue square")
+    [path] = samples.write(drawing, samples.Options(num_samples=3, prompt=prompts, negative_prompt=""))
+    assert path.is_file()
+    decode = lambda name: [drawing.experiment.data.decode(row) for row in seen[0][name]]
+    assert decode("tokens") == [*prompts, prompts[0]] and decode("negative_tokens") == [""] * 3
+    model = dataclasses.replace(drawing.model, guidance=Guidance(scale=0.0))
+    unguided = dataclasses.replace(drawing, experiment=dataclasses.replace(drawing.experiment, model=model))
+    for run, options, message in (
+        (unguided, {"negative_prompt": ""}, "--negative_prompt needs the weight of the guidance"),
+        (clip, {"negative_prompt": ""}, "CLIP takes no text to lead away from; leave --negative_prompt out"),
+        (drawing, {"prompt": ("a pink circle",)}, "' pink', which is not among the 23 symbols"),
+    ):
+        with pytest.raises(Exception, match=message):
+            samples.write(run, samples.Options(num_samples=2, **options))
+
+
+def test_the_report_of_the_judge_has_a_column_for_each_weight_of_guidance(drawing, monkeypatch):
+    result = judging.measure(drawing, num_samples=4, scales=(0.0, 1.0))
+    assert set(result["scales"]) == {"0", "1"} and result["num_samples"] == 4
+    assert result["scales"]["1"]["all"] == 0.0 and result["data"]["all"] == 1.0
+    # Pictures of the captions themselves are right; those of other captions are not.
+    data, shift = drawing.experiment.data, [0]
+
+    def pictures(run, captions, seed):
+        rows = np.arange(len(captions)) + shift[0]
+        return data.load("test").gather(rows)["x"] / np.float32(255)
+
+    monkeypatch.setattr(judging, "pictures_of", pictures)
+    assert judging.measure(drawing, num_samples=6)["scales"]["2"]["all"] == 1.0
+    shift[0] = 2
+    assert judging.measure(drawing, num_samples=6)["scales"]["2"]["all"] == 0.0
+
+
+def test_what_has_no_captions_is_not_judged(clip, drawing):
+    with pytest.raises(ConfigError, match="--scales are weights of the guidance of diffusion models, and this is CLIP"):
+        judging.measure(clip, scales=(1.0,))
+    with pytest.raises(ConfigError, match="pictures and texts are compared by a run of CLIP or SigLIP, such as"):
+        pairs.measure(drawing)
+
+
+def test_hard_negatives_are_other_captions_of_the_same_words():
+    description = grammar.parse("a small red circle left of a large blue square")
+    found = {name: negative.caption() for name, negative in hard_negatives(description).items()}
+    assert found == {
+        "colours_exchanged": "a small blue circle left of a large red square",
+        "relation_reversed": "a small red circle right of a large blue square",
+    }
+    assert not hard_negatives(grammar.parse("a small red circle"))
+    assert not hard_negatives(grammar.parse("a small red circle above a small red circle"))
+    assert set(hard_negatives(grammar.parse("a small red circle above a large red circle"))) == {"relation_reversed"}
+    assert set(hard_negatives(grammar.parse("a small red circle above a small blue circle"))) == {"relation_reversed"}
+
+
+def test_retrieval_takes_equal_texts_for_right():
+    similarities = np.array([[0.2, 0.9, 0.1], [0.3, 0.8, 0.4], [0.9, 0.1, 0.5]])
+    same = np.eye(3, dtype=bool)
+    assert retrieval(similarities, same) == {"text_of_picture": 1 / 3, "picture_of_text": 0.0 + 1 / 3}
+    same[0, 1] = same[1, 0] = True
+    assert retrieval(similarities, same) == {"text_of_picture": 2 / 3, "picture_of_text": 2 / 3}
+
+
+def test_figures_of_a_run_are_those_of_its_embeddings(clip):
+    options = Options(
+        num_pairs=20, classes=("circle", "square", "cross"), templates=("a small red {}", "a large white {}")
+    )
+    result = pairs.measure(clip, options)
+    data = clip.experiment.data
+    rows = pairs.random_order(24)[:20]
+    x = data.transform({**data.load("test").gather(rows), "example_index": rows.astype(np.int32)}, jax.random.key(0))
+    logits = np.asarray(clip.model.logits(clip.state, x))
+    texts = [data.references("test")[i][0] for i in rows]
+    assert result["text_of_picture"] == np.mean([texts[j] == texts[i] for i, j in enumerate(logits.argmax(1))])
+    assert 0 < result["num_colours_exchanged"] <= result["num_relation_reversed"] <= 10
+    named = [t for t in texts if sum(f" {c}" in t for c in options.classes) == 1]
+    assert result["num_zero_shot"] == len(named) and 0 <= result["zero_shot"] <= 1
+    # The score of the split's own pictures, by the formula.
+    pictures = data.load("test").gather(rows)["x"] / np.float32(255)
+    cosines = np.diagonal(logits) / np.exp(clip.state.params["logit_scale"])
+    np.testing.assert_allclose(clip_score(clip, pictures, texts), 2.5 * np.maximum(cosines, 0).mean(), rtol=1e-4)
+    with pytest.raises(ConfigError, match=r"sees pictures of \(32, 32, 3\), and these have \(8, 8, 3\)"):
+        clip_score(clip, pictures[:, :8, :8], texts)
+    with pytest.raises(ConfigError, match="no caption names exactly one of the classes dog, cat"):
+        pairs.measure(clip, Options(num_pairs=4, classes=("dog", "cat")))
+    for given, message in (({"classes": ("a",)}, "one class; give two"), ({"templates": ("a",)}, "write {} where")):
+        with pytest.raises(ConfigError, match=message):
+            Options(**given)
