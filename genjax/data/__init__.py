@@ -3,6 +3,7 @@
 from genjax.data.audio import Waveforms
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, HasOutline, HasPrompts, Outline
 from genjax.data.captioned import CaptionedImages
+from genjax.data.captioned_videos import CaptionedVideos
 from genjax.data.evidence import Evidence
 from genjax.data.images import Images, write_grid
 from genjax.data.latents import Latents
@@ -28,6 +29,7 @@ __all__ = [
     "ArrayExamples",
     "Chat",
     "CaptionedImages",
+    "CaptionedVideos",
     "Data",
     "DataError",
     "EncoderText",

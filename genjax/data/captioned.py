@@ -46,6 +46,9 @@ class CaptionedImages(Images, DelimitedText):
     """
 
     flag_name: ClassVar[str] = "pairs"
+    #: Sets that there are, and what they pair with texts.
+    names: ClassVar[tuple[str, ...]] = ("scenes", "emoji", "folder")
+    what: ClassVar[str] = "pictures"
 
     name: str = "scenes"
     tokenizer: Literal["characters", "bytes", "words", "bpe", "unigram"] = "words"
@@ -59,8 +62,10 @@ class CaptionedImages(Images, DelimitedText):
         for field, least in (("sequence_length", 3), ("num_made", 1), ("num_held_out", 1)):
             if getattr(self, field) < least:
                 raise DataError(f"data.{field}={getattr(self, field)} must be at least {least}")
-        if self.name not in ("scenes", "emoji", "folder"):
-            raise DataError(f"data.name={self.name} is no set of pairs of pictures and texts: scenes, emoji, folder")
+        if self.name not in self.names:
+            raise DataError(
+                f"data.name={self.name} is no set of pairs of {self.what} and texts: {', '.join(self.names)}"
+            )
 
     # ------------------------------------------------------------------------------------------------------------------
     # Reading
@@ -68,6 +73,30 @@ class CaptionedImages(Images, DelimitedText):
     def references(self, split: str) -> list[tuple[str, ...]]:
         """The captions of each picture of a split."""
         return _read(self, split)[1]
+
+    def read(self, split: str) -> tuple[Examples, list[tuple[str, ...]]]:
+        """Pictures of a split in their stored levels, and the captions of each.
+
+        Raises:
+          DataError: they cannot be read.
+        """
+        match self.name:
+            case "scenes":
+                scenes = [make_scene(split, 0, i) for i in range(self.num_examples(split))]
+                pictures = fit_pictures(render(scenes), self.image_size, self.channels, 255)
+                captions = [(scene.description.caption(split == "paraphrase"),) for scene in scenes]
+                return ArrayExamples({"x": pictures}), captions
+            case "emoji":
+                own = [(caption,) for caption in emoji_captions(self.dir, split)]
+                return read_emoji(self.dir, split, self.image_size, self.channels or 3), own
+        base, _ = folder_files(self.dir, split)
+        options = (self.image_size, self.channels or 3, (), self.skip_corrupt)
+        examples, paths = folder_images(self.dir, split, *options)
+        return examples, captions_of(base, Path(self.dir).expanduser(), paths, self.captions)
+
+    def num_examples(self, split: str) -> int:
+        """Examples of a split of scenes."""
+        return self.num_made if split == "train" else self.num_held_out
 
     def documents(self, split: str) -> list[str]:
         if self.name == "scenes":
@@ -87,7 +116,7 @@ class CaptionedImages(Images, DelimitedText):
         """
         most = max(map(len, captions))
         encoded = [ids for own in captions for ids in self.make_tokenizer().encode_all(own)]
-        num_cut = sum(len(self.framed(ids)) >= self.sequence_length for ids in encoded)
+        num_cut = sum(self._length(ids) > self.sequence_length for ids in encoded)
         if num_cut:
             _logger.warning(
                 "%d of %d captions of %s are longer than data.sequence_length=%d tokens and are cut",
@@ -102,10 +131,18 @@ class CaptionedImages(Images, DelimitedText):
         return {"captions": tokens[rows], "captions_mask": mask[rows], "num_captions": counts}
 
     def _framed_rows(self, encoded: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        # A checkpoint's tokenizer may put a start token of its own.
-        start = [] if self.make_tokenizer().frame[0] else [self.start_token]
+        start = self._start
         length = self.sequence_length - len(start)
         return self.pad([[*start, *self.framed(ids, length)] for ids in encoded], self.sequence_length)
+
+    @property
+    def _start(self) -> tuple[int, ...]:
+        # A checkpoint's tokenizer may put a start token of its own.
+        return () if self.make_tokenizer().frame[0] else (self.start_token,)
+
+    def _length(self, ids: np.ndarray) -> int:
+        """Tokens of a caption with its start and end."""
+        return len(self._start) + len(self.framed(ids))
 
     def prompts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Texts as a model sees captions: `tokens` int32 [N, T] and `mask`.
@@ -115,10 +152,10 @@ class CaptionedImages(Images, DelimitedText):
         """
         encoded = [self.make_tokenizer().encode(text.strip()) for text in texts]
         for text, ids in zip(texts, encoded):
-            if len(self.framed(ids)) >= self.sequence_length:
+            if self._length(ids) > self.sequence_length:
                 raise DataError(
                     f"the prompt {text[:60]!r} has {len(ids)} tokens; with data.sequence_length={self.sequence_length} "
-                    f"the longest has {self.sequence_length - len(self.framed(ids[:0])) - 1}"
+                    f"the longest has {self.sequence_length - self._length(ids[:0])}"
                 )
         tokens, mask = self._framed_rows(encoded)
         return {"tokens": tokens, "mask": mask}
@@ -198,18 +235,4 @@ class Captioned:
 
 @functools.lru_cache(maxsize=8)
 def _read(data: CaptionedImages, split: str) -> tuple[Examples, list[tuple[str, ...]]]:
-    """Pictures of a split in their stored levels, and the captions of each."""
-    match data.name:
-        case "scenes":
-            count = data.num_made if split == "train" else data.num_held_out
-            scenes = [make_scene(split, 0, i) for i in range(count)]
-            pictures = fit_pictures(render(scenes), data.image_size, data.channels, 255)
-            captions = [(scene.description.caption(split == "paraphrase"),) for scene in scenes]
-            return ArrayExamples({"x": pictures}), captions
-        case "emoji":
-            own = [(caption,) for caption in emoji_captions(data.dir, split)]
-            return read_emoji(data.dir, split, data.image_size, data.channels or 3), own
-    base, _ = folder_files(data.dir, split)
-    options = (data.image_size, data.channels or 3, (), data.skip_corrupt)
-    examples, paths = folder_images(data.dir, split, *options)
-    return examples, captions_of(base, Path(data.dir).expanduser(), paths, data.captions)
+    return data.read(split)

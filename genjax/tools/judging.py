@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,12 +17,27 @@ import numpy as np
 from genjax import config
 from genjax.data import CaptionedImages
 from genjax.data.base import HasPrompts
-from genjax.data.scenes import grammar, judge
+from genjax.data.scenes import grammar, judge, moving
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.model import takes
 from genjax.tools.pairs import clip_score
 from genjax.training import Run
 from genjax.training.engine import Engine
+
+
+def _judge_scenes(pictures: np.ndarray, captions: Sequence[str]) -> dict[str, float]:
+    return judge.rates(judge.analyse(pictures), [grammar.parse(caption) for caption in captions])
+
+
+def _judge_moving_scenes(videos: np.ndarray, captions: Sequence[str]) -> dict[str, float]:
+    return moving.rates(videos, [moving.parse_motion(caption) for caption in captions])
+
+
+#: The judge of each set that has one.
+JUDGES: dict[str, Callable[[np.ndarray, Sequence[str]], dict[str, float]]] = {
+    "scenes": _judge_scenes,
+    "moving_scenes": _judge_moving_scenes,
+}
 
 
 def measure(
@@ -38,7 +53,7 @@ def measure(
       scorer: a run of CLIP or SigLIP, which scores samples and captions too; without it the data must be Scenes.
 
     Returns:
-      `protocol`, `step`, `split`, `num_samples`; `scales`, rates of `judge.rates` and `clip_score` by the scale of
+      `protocol`, `step`, `split`, `num_samples`; `scales`, rates of the judge and `clip_score` by the scale of
       guidance, and `data`, those of the split's own pictures.
 
     Raises:
@@ -47,18 +62,17 @@ def measure(
     data, model, split = run.experiment.data, run.model, run.experiment.evaluation.split
     if not (isinstance(data, HasPrompts) and takes(model, "tokens")):
         raise config.ConfigError(f"--judge looks at pictures of captions, and {type(model).__name__} reads none")
-    is_scenes = isinstance(data, CaptionedImages) and data.name == "scenes"
-    if not is_scenes and scorer is None:
+    judge_of = JUDGES.get(data.name) if isinstance(data, CaptionedImages) else None
+    if judge_of is None and scorer is None:
         raise config.ConfigError(f"--judge=scenes reads pictures of Scenes, and the data are {data.name}")
     if scales and not isinstance(model, Diffusion):
         raise config.ConfigError(
             f"--scales are weights of the guidance of diffusion models, and this is {type(model).__name__}"
         )
     captions = [own[0] for own in data.references(split)[:num_samples]]
-    described = [grammar.parse(caption) for caption in captions] if is_scenes else []
 
     def figures(pictures: np.ndarray) -> dict[str, float]:
-        judged = judge.rates(judge.analyse(pictures), described) if is_scenes else {}
+        judged = {} if judge_of is None else judge_of(pictures, captions)
         return judged if scorer is None else {**judged, "clip_score": clip_score(scorer, pictures, captions)}
 
     own = figures(data.load(split).gather(np.arange(len(captions)))["x"] / np.float32(255))

@@ -34,7 +34,7 @@ SPLITS = ("train", "validation", "test", "held_out_pairs", "held_out_relation", 
 #: Pairs of colour and shape that training shows.
 SEEN_PAIRS = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in HELD_OUT_PAIRS)
 #: Pixels between two things, and between a thing and the edge of the picture.
-_GAP, _EDGE = 2.0, 1.0
+_GAP, EDGE = 2.0, 1.0
 #: Times that a place is looked for before things are drawn anew.
 _ATTEMPTS = 60
 
@@ -97,8 +97,8 @@ def place(rng: np.random.Generator, kinds: list[Kind]) -> tuple[Thing, ...] | No
     ranges = []
     for side, up, down in extents:
         for before, behind in ((side, side), (up, down)):
-            first = math.ceil(before + _EDGE - 0.5)
-            ranges.append((first, math.floor(SIDE - behind - _EDGE - 0.5) + 1 - first))
+            first = math.ceil(before + EDGE - 0.5)
+            ranges.append((first, math.floor(SIDE - behind - EDGE - 0.5) + 1 - first))
     firsts, counts = np.array(ranges).T
     drawn = firsts + np.floor(rng.random((_ATTEMPTS, len(ranges))) * counts) + 0.5
     for row in drawn.tolist():
