@@ -1,7 +1,9 @@
 """Diffusion models that draw what captions say."""
 
+import dataclasses
+
 from genjax.config import register
-from genjax.data import CaptionedImages
+from genjax.data import CaptionedImages, CaptionedVideos
 from genjax.families.diffusion.caption_encoder import CaptionEncoder
 from genjax.families.diffusion.dit import DiT
 from genjax.families.diffusion.flow_matching import FlowMatching
@@ -58,3 +60,36 @@ def text_to_image_scenes() -> Experiment:
         training=Training(num_steps=8000, log_every=50, checkpoint_every=100, evaluate_every=500, sample_every=1000),
         evaluation=Evaluation(num_examples=400),
     )
+
+
+@register(
+    "text_to_video_scenes",
+    source="Ho et al. 2022, arXiv:2204.03458; the network of Peebles & Xie 2023, arXiv:2212.09748, over all frames",
+    shrunk={
+        "model.network.hidden_dim": 8,
+        "model.network.num_layers": 1,
+        "model.network.num_heads": 2,
+        "model.network.patch_size": 16,
+        "model.text.stack.num_layers": 1,
+        "model.text.stack.width": 8,
+        "model.text.stack.num_heads": 2,
+        "model.sampler.num_steps": 2,
+        "data.num_made": 32,
+        "data.num_held_out": 16,
+        "data.batch_size": 8,
+        "data.num_frames": 2,
+    },
+)
+def text_to_video_scenes() -> Experiment:
+    """Videos of one thing that moves, from captions; all patches of all frames attend to each other.
+
+    python -m experiments.train --experiment=text_to_video_scenes --workdir=runs/text_to_video_scenes
+    python -m experiments.quality --workdir=runs/text_to_video_scenes --judge=scenes --scales=0,2
+
+    About two hours of one CPU core.
+    """
+    image = text_to_image_scenes()
+    network = DiT(patch_size=8, hidden_dim=128, num_layers=5, num_heads=4)
+    model = dataclasses.replace(image.model, network=network)
+    data = CaptionedVideos(preprocessing="signed", batch_size=32, eval_batch_size=200)
+    return dataclasses.replace(image, model=model, data=data)
