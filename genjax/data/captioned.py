@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.batch import example_keys
-from genjax.data.base import ArrayExamples, DataError, Examples
+from genjax.data.base import ArrayExamples, DataError, Examples, Outline
 from genjax.data.captions import captions_of
 from genjax.data.emoji import emoji_captions, read_emoji
 from genjax.data.fitting import fit_pictures
@@ -159,6 +159,10 @@ class CaptionedImages(Images, DelimitedText):
                 )
         tokens, mask = self._framed_rows(encoded)
         return {"tokens": tokens, "mask": mask}
+
+    def outline(self) -> Outline | None:
+        """Nothing: captions and their tokenizer tell the size of the vocabulary."""
+        return None
 
     def spec(self) -> dict[str, Any]:
         """data_shape (H, W, C), range and num_levels; vocab_size and special tokens, sequence_length T."""
