@@ -62,11 +62,17 @@ class Options:
     num_memorization_samples: int = 1000
     seed: int = 0
     weak_step: int | None = None
+    judge: Literal["scenes", "clip"] | None = None
+    scorer: str | None = None
+    num_judged: int = 400
+    scales: tuple[float, ...] = ()
 
     renamed: ClassVar[dict[str, str]] = {"num_kept": "reservoir_size", "num_queries": "num_memorization_samples"}
 
     def __post_init__(self) -> None:
-        check_at_least(self, num_samples=2, num_data=4, reservoir_size=8)
+        check_at_least(self, num_samples=2, num_data=4, reservoir_size=8, num_judged=1)
+        if self.judge == "clip" and self.scorer is None:
+            raise ConfigError("--judge=clip needs a run of CLIP or SigLIP: --scorer=RUN")
         unknown = [name for name in self.metrics if name not in METRICS]
         if unknown:
             raise ConfigError(f"--metrics has no {', '.join(unknown)}; choose from {', '.join(METRICS)}")

@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.quality import judged
 from genjax.config import ConfigError
 from genjax.data.scenes import grammar
 from genjax.families.diffusion.guidance import Guidance
 from genjax.tools import judging, pairs, samples
 from genjax.tools.pairs import Options, clip_score, hard_negatives, retrieval
+from genjax.tools.quality import Options as QualityOptions
 from tests.tools.untrained import untrained
 
 
@@ -45,7 +47,7 @@ def test_samples_follow_prompts_in_turn_and_refuse_what_the_model_cannot_take(dr
             samples.write(run, samples.Options(num_samples=2, **options))
 
 
-def test_the_report_of_the_judge_has_a_column_for_each_weight_of_guidance(drawing, monkeypatch):
+def test_the_report_of_the_judge_has_a_column_for_each_weight_of_guidance(drawing, monkeypatch, capsys):
     result = judging.measure(drawing, num_samples=4, scales=(0.0, 1.0))
     assert set(result["scales"]) == {"0", "1"} and result["num_samples"] == 4
     assert result["scales"]["1"]["all"] == 0.0 and result["data"]["all"] == 1.0
@@ -58,6 +60,11 @@ def test_the_report_of_the_judge_has_a_column_for_each_weight_of_guidance(drawin
 
     monkeypatch.setattr(judging, "pictures_of", pictures)
     assert judging.measure(drawing, num_samples=6)["scales"]["2"]["all"] == 1.0
+    assert judged(drawing, QualityOptions(judge="scenes", num_judged=6)) == 0
+    table = capsys.readouterr().out
+    assert "relations            1.000     1.000" in table and (drawing.workdir / "judged_test_00000000.json").is_file()
+    with pytest.raises(ConfigError, match="--judge=clip needs a run of CLIP or SigLIP: --scorer=RUN"):
+        QualityOptions(judge="clip")
     shift[0] = 2
     assert judging.measure(drawing, num_samples=6)["scales"]["2"]["all"] == 0.0
 
