@@ -9,10 +9,13 @@ import pytest
 from experiments.quality import judged
 from genjax.config import ConfigError
 from genjax.data.scenes import grammar
+from genjax.families.diffusion.caption_encoder import TEXT_PARTS, CaptionEncoder
 from genjax.families.diffusion.guidance import Guidance
 from genjax.tools import judging, pairs, samples
 from genjax.tools.pairs import Options, clip_score, hard_negatives, retrieval
 from genjax.tools.quality import Options as QualityOptions
+from genjax.training import resolve
+from genjax.training.checkpoints import warm_start
 from tests.tools.untrained import untrained
 
 
@@ -122,3 +125,14 @@ def test_figures_of_a_run_are_those_of_its_embeddings(clip):
     for given, message in (({"classes": ("a",)}, "one class; give two"), ({"templates": ("a",)}, "write {} where")):
         with pytest.raises(ConfigError, match=message):
             Options(**given)
+
+
+def test_a_drawing_model_takes_the_encoder_of_a_clip_run(drawing, clip):
+    encoder = CaptionEncoder(stack=dataclasses.replace(clip.model.text, causal=True), hide_padding=False, frozen=True)
+    changed = dataclasses.replace(drawing.experiment, model=dataclasses.replace(drawing.model, text=encoder))
+    model = resolve(changed).model
+    rows = drawing.experiment.data.load("test").gather(np.arange(4))
+    batch = drawing.experiment.data.transform(rows, jax.random.key(0))
+    params = warm_start(model.init(jax.random.key(5), batch).params, str(clip.workdir), TEXT_PARTS, model)
+    context = model.with_context(params, model.condition(batch))["context"]
+    np.testing.assert_allclose(context, clip.model.text_features(clip.state, batch["tokens"]), atol=1e-5)
