@@ -288,6 +288,7 @@ class ConsistencyDistillation(ConsistencyModel):
             return losses.mean(), {}
 
         new, metrics = gradient_step(loss, self.optimizer)(state, batch, key)
+        new = self.with_fixed_text(new, state)
         if behind is not None:
             mu = self.target_decay
             target = jax.tree.map(lambda c, p: mu * c + (1.0 - mu) * p, behind, new.params)

@@ -145,6 +145,7 @@ class DDPM(Diffusion):
         nothing = {"steps": jnp.zeros((size,), jnp.int32), "losses": jnp.zeros((size,))}
         started = state.replace(extra=nothing)
         new, metrics = gradient_step(loss, self.optimizer, with_extra=True)(started, batch, key)
+        new = self.with_fixed_text(new, state)
         history = history.with_losses(**cross_device_gather(new.extra))
         metrics["history_filled"] = history.filled()
         return new.replace(extra={**state.extra, "step_history": history}), metrics

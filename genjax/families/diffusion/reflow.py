@@ -111,6 +111,7 @@ class Reflow(FlowMatching):
             return self.loss(params, self.paired(teacher, part, part_key), part_key, state.step)
 
         new, metrics = gradient_step(loss, self.optimizer)(state, batch, key)
+        new = self.with_fixed_text(new, state)
         return new.replace(extra={**new.extra, "teacher": teacher}), metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:

@@ -155,6 +155,8 @@ class VDM(Diffusion):
                 "a VDM learns its process, draws times uniformly and has the bound for its loss; "
                 f"leave out {', '.join(given)}"
             )
+        if self.reads_text:
+            raise UserError("a VDM has no place for an encoder of captions; choose another diffusion model for text")
         if not self.gamma_min < self.gamma_max:
             raise UserError(f"gamma_min={self.gamma_min} must be less than gamma_max={self.gamma_max}")
 

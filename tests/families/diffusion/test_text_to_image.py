@@ -15,6 +15,7 @@ from genjax.families.diffusion.flow_matching import FlowMatching
 from genjax.families.diffusion.guidance import Guidance
 from genjax.families.diffusion.networks import ResidualMLP
 from genjax.families.diffusion.samplers import Euler
+from genjax.families.diffusion.vdm import VDM
 from genjax.nn.transformer import Transformer
 from genjax.optimizers import AdamW
 from genjax.training import Experiment, resolve
@@ -152,5 +153,7 @@ def test_what_does_not_fit_is_one_sentence(change, message, model, batch):
     with pytest.raises(UserError, match=message):
         changed.check()
         changed.init(KEY, batch)
+    with pytest.raises(UserError, match="a VDM has no place for an encoder of captions"):
+        VDM(network=model.network, condition_on=("text",), text=model.text).check()
     with pytest.raises(UserError, match="condition_on=text, but the batch has only x"):
         model.condition({"x": batch["x"]})
