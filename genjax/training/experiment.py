@@ -14,6 +14,7 @@ from genjax.data import Data
 from genjax.data.base import HasTokenizer
 from genjax.interop import gguf
 from genjax.model import GenerativeModel, HasParts, HasPolicy, HasPretrained, HasSupport, HasVocabulary, PartSources
+from genjax.training.records import version
 
 CONFIG_FILE = "config.json"
 #: Names of the splits that every data set has; some have more, and a text is also read as several, as in
@@ -248,7 +249,13 @@ def save_config(
 
     `fingerprint` is `Pipeline.fingerprint` of the training data.
     """
-    content = {"name": name, "experiment": config.to_json(experiment), "batch": batch, "fingerprint": fingerprint}
+    content = {
+        "name": name,
+        "version": version(),
+        "experiment": config.to_json(experiment),
+        "batch": batch,
+        "fingerprint": fingerprint,
+    }
     temporary = path / (CONFIG_FILE + ".new")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(path / CONFIG_FILE)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.metadata
 import json
 import math
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -14,6 +17,24 @@ from typing import Any
 import jax
 
 METRICS_FILE = "metrics.jsonl"
+
+
+@functools.cache
+def version() -> str:
+    """The version of genjax, and the commit where it runs from a clone, such as `0.1.0 (3ae799d)`."""
+    root = Path(__file__).parents[2]
+    try:
+        number = importlib.metadata.version("genjax")
+    except importlib.metadata.PackageNotFoundError:
+        number = "not installed"
+    if not (root / ".git").exists():
+        return number
+    asked = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+    try:
+        commit = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return number
+    return f"{number} ({commit})"
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:
