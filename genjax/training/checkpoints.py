@@ -23,11 +23,12 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
+from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from genjax.config import ConfigError
 from genjax.errors import UserError
-from genjax.model import HasExtraTokens, HasVocabulary
+from genjax.model import HasExtraTokens, HasVocabulary, MergesUpdates
 from genjax.nn.tokens import with_more_tokens
 from genjax.training.experiment import load_config
 from genjax.training.records import finite_json
@@ -371,7 +372,7 @@ def warm_start(params: Any, workdir: str, prefixes: tuple[str, ...], model: Any 
 
     Args:
       params: parameters after initialisation.
-      workdir: the other run.
+      workdir: the other run; its low-rank updates are added to its parameters if `params` have none.
       prefixes: paths below which parameters are taken; empty for all of them.
       model: the model of `params`; if it has more tokens than the other run's model, rows of the new tokens are made
         from the old rows (`genjax.nn.tokens.with_more_tokens`).
@@ -384,6 +385,8 @@ def warm_start(params: Any, workdir: str, prefixes: tuple[str, ...], model: Any 
     if step is None:
         raise ConfigError(f"training.init_from={workdir} holds no checkpoint")
     source, target = checkpoints.read_parameters(step), flatten(params)
+    if not any(name.startswith("lora/") for name in target):
+        source = _merged(source, workdir)
     chosen = [n for n in target if not prefixes or any(n == p or n.startswith(p + "/") for p in prefixes)]
     if not chosen:
         known = ", ".join(sorted({n.split("/")[0] for n in target}))
@@ -403,6 +406,17 @@ def warm_start(params: Any, workdir: str, prefixes: tuple[str, ...], model: Any 
         for name in target
     }
     return unflatten(params, taken)
+
+
+def _merged(source: dict[str, Any], workdir: str) -> dict[str, Any]:
+    """Parameters of another run with its low-rank updates added, for a model that has none."""
+    if not any(name.startswith("lora/") for name in source):
+        return source
+    model = load_config(Path(workdir))[1].model
+    if not isinstance(model, MergesUpdates):
+        return source
+    whole = model.merged_params(traverse_util.unflatten_dict(source, sep="/"))
+    return {name: np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(whole, sep="/").items()}
 
 
 def _with_tokens_of(model: Any, workdir: str, array: Any, shape: tuple[int, ...]) -> Any:

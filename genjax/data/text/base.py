@@ -17,7 +17,7 @@ import functools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -99,16 +99,16 @@ class TokenizedData(Data):
                 "tokenizer, or another --workdir"
             )
 
-    def beside(self, workdir: Path) -> TokenizedData:
+    def beside(self, workdir: Path) -> Self:
         """The same data with the tokenizer of a run, where it has one."""
         path = Path(workdir) / TOKENIZER_FILE
         return self.with_tokenizer(path) if path.is_file() else self
 
-    def going_on(self, workdir: Path) -> TokenizedData:
+    def going_on(self, workdir: Path) -> Self:
         """The same data with the tokenizer of a run; one that `tokenizer_file` names stays, for `save` to compare."""
         return self.beside(workdir) if self.tokenizer_file is None else self
 
-    def with_tokenizer(self, file: str | Path) -> TokenizedData:
+    def with_tokenizer(self, file: str | Path) -> Self:
         """The same data with the tokenizer of a file as it is."""
         return dataclasses.replace(self, tokenizer_file=str(file), added_tokens=0)
 
@@ -118,7 +118,7 @@ class TokenizedData(Data):
         """
         return self.make_tokenizer().special
 
-    def starting_from(self, folder: str | Path) -> TokenizedData:
+    def starting_from(self, folder: str | Path) -> Self:
         """The same data with the tokenizer of a checkpoint.
 
         Raises:

@@ -16,7 +16,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -104,12 +104,12 @@ class TemplatedText(DelimitedText):
             if config.is_file() and not (Path(workdir) / CONFIG_FILE).is_file():
                 shutil.copyfile(config, Path(workdir) / CONFIG_FILE)
 
-    def beside(self, workdir: Path) -> TemplatedText:
+    def beside(self, workdir: Path) -> Self:
         """The same data with the tokenizer and the template of a run, where it has them."""
         data = super().beside(workdir)
         return dataclasses.replace(data, chat_template=None) if (Path(workdir) / TOKENIZER_FILE).is_file() else data
 
-    def going_on(self, workdir: Path) -> TemplatedText:
+    def going_on(self, workdir: Path) -> Self:
         return dataclasses.replace(super().going_on(workdir), chat_template=self.chat_template)
 
     def decode(self, tokens: np.ndarray) -> str:

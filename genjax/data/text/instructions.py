@@ -65,8 +65,8 @@ def solve(messages: Sequence[Mapping[str, str]]) -> str:
     *before, last = messages
     text = last["content"]
     if text in FOLLOW_UPS and len(before) >= 2:
-        words = solve(before[:-1]).split()
-        return " ".join(words if text == "again" else reversed(words))
+        earlier = solve(before[:-1]).split()
+        return " ".join(earlier if text == "again" else reversed(earlier))
     joined = re.fullmatch(r"(.+) (and|after) (.+)", text)
     phrases = [text] if joined is None else [joined[1], joined[3]]
     if joined is not None and joined[2] == "after":

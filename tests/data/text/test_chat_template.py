@@ -69,6 +69,8 @@ def test_text_and_mask_are_those_of_transformers(path, messages, tmp_path, monke
     ours = Tokenizer.from_json((tmp_path / "tokenizer.json").read_text())
     template = ChatTemplate(source, str(path), special, tuple(ours.control_tokens))
     now = datetime.datetime.now()
+    if path.stem == "llava_next_training":
+        messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
     try:
         text = theirs.apply_chat_template(messages, chat_template=source, tokenize=False)
     except Exception as refused:

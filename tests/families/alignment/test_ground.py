@@ -18,6 +18,8 @@ from genjax.nn.lora import LoRA
 from genjax.nn.tokens import token_weights, with_token_mean
 from genjax.nn.transformer import Transformer
 from genjax.optimizers import SGD
+from genjax.training.checkpoints import Checkpoints, warm_start
+from tests.tools.untrained import untrained
 
 TINY = Transformer(num_layers=1, width=8, num_heads=2, mlp_dim=16, max_length=12, init_std=0.5, dropout=0.3)
 POLICY = GPT(
@@ -116,6 +118,21 @@ def test_the_reference_is_what_the_run_starts_from_and_stays(change, batch):
     score = jax.jit(lambda params: answer_log_probs(model, params, batch))
     (before, count), (after, _) = score(start), score(state.params)
     assert (after != before).any() and (count == token_weights(batch).sum(1)).all()
+
+
+def test_a_whole_network_starts_from_low_rank_updates_added_to_what_they_update(tmp_path):
+    changes = {"model.network.num_layers": 1, "model.network.width": 8, "model.network.num_heads": 2}
+    run = untrained("gpt_reviews", tmp_path / "run", {**changes, "model.lora": "lora", "data.vocab_size": 300})
+    noise = lambda a: a + jax.random.normal(jax.random.key(a.size), a.shape)
+    params = {**run.state.params, "lora": jax.tree.map(noise, run.state.params["lora"])}
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(1, run.state.replace(params=params, step=jnp.asarray(1, jnp.int32)))
+    checkpoints.close()
+    whole = {name: value for name, value in run.state.params.items() if name != "lora"}
+    taken = warm_start(whole, str(tmp_path / "run"), ())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), taken, run.model.merged_params(params))
+    # Updates that go on stay updates.
+    jax.tree.map(np.testing.assert_array_equal, warm_start(run.state.params, str(tmp_path / "run"), ()), params)
 
 
 def test_low_rank_updates_of_an_encoder_decoder_train_alone(batch):
