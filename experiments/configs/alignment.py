@@ -31,7 +31,7 @@ def instructions() -> Experiment:
 
     python -m experiments.train --experiment=instructions --workdir=runs/instructions
 
-    About five minutes of one CPU core.  Then talk to it: python -m experiments.generate \\
+    About ten minutes of one CPU core.  Then talk to it: python -m experiments.generate \\
         --workdir=runs/instructions --chat
     From a run or a checkpoint: --training.init_from=RUN, or --model.pretrained=FOLDER.
     """
@@ -58,8 +58,8 @@ def _policy(method: PreferenceLoss, learning_rate: float) -> Experiment:
         model=PreferenceOptimization(
             policy=GPT(network=llama_network(2, 64, 4, max_length=64), optimizer=optimizer), method=method
         ),
-        data=Preferences(tokenizer="bpe", vocab_size=512, sequence_length=15, batch_size=128),
-        training=Training(num_steps=600, steps_per_dispatch=10, evaluate_every=200, num_samples=8),
+        data=Preferences(tokenizer="bpe", vocab_size=512, sequence_length=15, batch_size=64),
+        training=Training(num_steps=400, steps_per_dispatch=10, evaluate_every=200, num_samples=8),
         evaluation=Evaluation(num_examples=2000),
     )
 
@@ -156,6 +156,6 @@ def reward_sentiment() -> Experiment:
     optimizer = AdamW(learning_rate=1e-3, weight_decay=0.01, clip_norm=1.0, schedule=Linear(warmup_steps=50))
     return Experiment(
         model=GPTForTask(network=llama_network(2, 64, 4, max_length=64), task=Score(), optimizer=optimizer),
-        data=Preferences(tokenizer="bpe", vocab_size=512, sequence_length=15, batch_size=128),
-        training=Training(num_steps=600, steps_per_dispatch=10, evaluate_every=200, num_samples=8),
+        data=Preferences(tokenizer="bpe", vocab_size=512, sequence_length=15, batch_size=64),
+        training=Training(num_steps=400, steps_per_dispatch=10, evaluate_every=200, num_samples=8),
     )
