@@ -32,7 +32,7 @@ def _reviews(batch_size: int) -> PromptedText:
     )
 
 
-def _policy(learning_rate: float, layers: int = 2, width: int = 64) -> GPT:
+def _policy(learning_rate: float, layers: int = 1, width: int = 64) -> GPT:
     optimizer = AdamW(
         learning_rate=learning_rate, b2=0.95, weight_decay=0.0, clip_norm=1.0, schedule=Linear(warmup_steps=10)
     )
@@ -53,7 +53,7 @@ def gpt_reviews() -> Experiment:
     """
     optimizer = AdamW(learning_rate=2e-3, b2=0.99, weight_decay=0.01, clip_norm=1.0, schedule=Cosine(warmup_steps=50))
     return Experiment(
-        model=GPT(network=llama_network(2, 64, 4, max_length=64), optimizer=optimizer),
+        model=GPT(network=llama_network(1, 64, 4, max_length=64), optimizer=optimizer),
         data=_reviews(64),
         training=Training(num_steps=600, steps_per_dispatch=10, evaluate_every=200, num_samples=8),
     )

@@ -3,7 +3,7 @@
 from genjax.decoding.answers import joined, of_answers
 from genjax.decoding.base import Decoder, Generation, Step, end_tokens, num_bytes, prefill, repeat_rows, take_rows
 from genjax.decoding.beam import Beams, beam_search, length_penalty
-from genjax.decoding.constraint import Automaton, from_regular_expression
+from genjax.decoding.constraint import Automaton, from_regular_expression, stop_strings
 from genjax.decoding.contrastive import contrastive_search
 from genjax.decoding.generate import generate, stream
 from genjax.decoding.sampling import Sampling
@@ -33,6 +33,7 @@ __all__ = [
     "prefill",
     "repeat_rows",
     "speculative",
+    "stop_strings",
     "stream",
     "take_rows",
 ]

@@ -166,6 +166,39 @@ def from_regular_expression(pattern: str, vocabulary: Sequence[str | bytes]) -> 
         raise UserError(f"no text of the vocabulary's tokens matches the pattern {pattern!r}") from None
 
 
+def stop_strings(strings: Sequence[str], vocabulary: Sequence[str | bytes]) -> Automaton:
+    """An automaton that is in an accepting state once the text has held one of the strings (Aho & Corasick 1975).
+
+    The strings are found in the bytes of the text, wherever they are divided into tokens, and also inside of a token.
+
+    Args:
+      strings: texts that end a generation.
+      vocabulary: text of each token, or its bytes; empty for special tokens.
+
+    Raises:
+      UserError: there is no string, one is empty, or the tokens can write none of them.
+    """
+    wanted = [text.encode() for text in strings]
+    if not wanted or not all(wanted):
+        raise UserError("stop strings must be one text or more, and none of them empty")
+    prefixes = {text: i for i, text in enumerate(sorted({w[:i] for w in wanted for i in range(len(w))}, key=len))}
+    found = len(prefixes)
+    by_byte = np.full((found + 1, 256), found, np.int32)
+    for prefix, state in prefixes.items():
+        for byte in range(256):
+            text = prefix + bytes([byte])
+            if not text.endswith(tuple(wanted)):
+                # The longest end of the text that may become one of the strings.
+                by_byte[state, byte] = next(prefixes[text[i:]] for i in range(len(text) + 1) if text[i:] in prefixes)
+    table, kinds = _over_tokens(by_byte, [text.encode() if isinstance(text, str) else text for text in vocabulary])
+    try:
+        return Automaton.from_table(table, np.arange(found + 1) == found, start=prefixes[b""], kinds=kinds)
+    except UserError:
+        raise UserError(
+            f"the tokens of this vocabulary can write none of the stop strings {', '.join(strings)}"
+        ) from None
+
+
 class _TooLargeError(Exception):
     """A table would have more than MOST_ENTRIES entries."""
 

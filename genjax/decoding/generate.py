@@ -32,6 +32,7 @@ class ChoiceState(NamedTuple):
     Attributes:
       seen: which tokens of the vocabulary each row already has, bool [B, V]; None if the sampling does not ask.
       state: state of the constraint's automaton, [B], or None.
+      heard: state of the automaton of stop strings, [B], or None.
       previous: last token, [B].
       left: number of tokens that may still be written, [B]; it no longer changes once a row has ended.
       ended: whether the row has ended, [B].
@@ -39,6 +40,7 @@ class ChoiceState(NamedTuple):
 
     seen: Array | None
     state: Array | None
+    heard: Array | None
     previous: Array
     left: Array
     ended: Array
@@ -51,18 +53,20 @@ class Choice(NamedTuple):
     ends: tuple[int, ...]
     constraint: Automaton | None
     watermark: Watermark | None
+    stop: Automaton | None = None
 
     def init(self, prompts: Array, lengths: Array | None, vocab_size: int, max_new_tokens: int) -> ChoiceState:
         """The state after the prompts [B, P].
 
         Raises:
-          UserError: the constraint was made for another vocabulary.
+          UserError: the constraint, or the stop strings, were made for another vocabulary.
         """
-        if self.constraint is not None and self.constraint.num_tokens != vocab_size:
-            raise UserError(
-                f"the constraint is one of {self.constraint.num_tokens} tokens and the model has {vocab_size}; "
-                "tokens without text are empty ones in its vocabulary"
-            )
+        for name, automaton in (("constraint is", self.constraint), ("automaton of stop strings is", self.stop)):
+            if automaton is not None and automaton.num_tokens != vocab_size:
+                raise UserError(
+                    f"the {name} one of {automaton.num_tokens} tokens and the model has {vocab_size}; "
+                    "tokens without text are empty ones in its vocabulary"
+                )
         batch, size = prompts.shape
         place = jnp.full((batch,), size) if lengths is None else lengths
         previous = jnp.take_along_axis(prompts, place[:, None] - 1, axis=1)[:, 0]
@@ -71,9 +75,10 @@ class Choice(NamedTuple):
             real = jnp.arange(size)[None] < place[:, None]
             seen = jnp.zeros((batch, vocab_size), bool)
             seen = jax.vmap(lambda row, tokens, real: row.at[tokens].max(real))(seen, prompts, real)
-        state = None if self.constraint is None else jnp.full((batch,), self.constraint.start, jnp.int32)
+        begin = lambda automaton: None if automaton is None else jnp.full((batch,), automaton.start, jnp.int32)
+        state, heard = begin(self.constraint), begin(self.stop)
         left = jnp.full((batch,), max_new_tokens, jnp.int32)
-        return ChoiceState(seen, state, previous, left, self._over(state, left))
+        return ChoiceState(seen, state, heard, previous, left, self._over(state, left))
 
     @property
     def fill(self) -> int:
@@ -99,9 +104,9 @@ class Choice(NamedTuple):
         filtered = self.sampling.filter(logits, past.seen)
         token = self.sampling.draw(noise, filtered)
         log_prob = jnp.take_along_axis(jax.nn.log_softmax(filtered, axis=-1), token[:, None], axis=1)[:, 0]
-        seen, state, ended = past.seen, past.state, past.ended
+        seen, state, heard, ended = past.seen, past.state, past.heard, past.ended
         left = past.left - ~ended
-        if self.ends or self.constraint is not None:
+        if self.ends or self.constraint is not None or self.stop is not None:
             token = jnp.where(ended, self.fill, token)
             log_prob = jnp.where(ended, 0.0, log_prob)
         if self.ends:
@@ -111,7 +116,10 @@ class Choice(NamedTuple):
         if state is not None:
             state = self.constraint.advance(state, token)
             ended = ended | self._over(state, left)
-        return token, log_prob, ChoiceState(seen, state, token, left, ended)
+        if heard is not None:
+            heard = self.stop.advance(heard, token)
+            ended = ended | self.stop.accepting[heard]
+        return token, log_prob, ChoiceState(seen, state, heard, token, left, ended)
 
 
 def row_keys(key: Array, prompts: Array, example_index: Array | None = None) -> Array:
@@ -136,6 +144,7 @@ def generate(
     end_token: int | Collection[int] | None = None,
     constraint: Automaton | None = None,
     watermark: Watermark | None = None,
+    stop: Automaton | None = None,
     example_index: Array | None = None,
 ) -> Generation:
     """Continues prompts in one compiled program.
@@ -154,6 +163,7 @@ def generate(
       constraint: automaton that the new tokens obey; without an end token a row ends where the automaton allows no
         further token.
       watermark: green-list watermark to put in.
+      stop: automaton of `stop_strings`; a row ends with the token that completes one of them.
       example_index: place of each row in the whole batch, [B], if `prompts` are a part of it; see `example_keys`.
 
     Raises:
@@ -164,7 +174,7 @@ def generate(
     if lengths is not None:
         check_lengths(lengths, *prompts.shape)
     prompts = prompts.astype(jnp.int32)
-    choice = Choice(sampling, end_tokens(end_token), constraint, watermark)
+    choice = Choice(sampling, end_tokens(end_token), constraint, watermark, stop)
     keys = row_keys(key, prompts, example_index) if key.ndim == 0 else key
     rows = (keys, prompts, lengths)
     parts = _num_parts(decoder, prompts, max_new_tokens, lengths is not None)
@@ -292,11 +302,11 @@ def _stream_step(extend: Callable[..., Step]) -> Callable[..., tuple[Array, PyTr
     its_extend = weakref.ref(extend)
 
     @functools.partial(jax.jit, static_argnames=("sampling", "ends", "watermark", "first"), donate_argnums=0)
-    def step(memory, logits, keys, step, past, constraint, *, sampling, ends, watermark, first):
+    def step(memory, logits, keys, step, past, constraint, stop, *, sampling, ends, watermark, first):
         if not first:
             out = its_extend()(memory, past.previous[:, None])
             logits, memory = out.logits[:, 0], out.memory
-        choice = Choice(sampling, ends, constraint, watermark)
+        choice = Choice(sampling, ends, constraint, watermark, stop)
         noise = sampling.noise(_keys_of_step(keys, step), logits.shape[-1])
         token, _, past = choice(noise, logits, past)
         return token, memory, past
@@ -314,6 +324,7 @@ def stream(
     end_token: int | Collection[int] | None = None,
     constraint: Automaton | None = None,
     watermark: Watermark | None = None,
+    stop: Automaton | None = None,
 ) -> Iterator[int]:
     """Yields the new tokens of one prompt [P] as they are chosen; `generate` with the same key gives the same tokens.
 
@@ -323,7 +334,7 @@ def stream(
     _check(max_new_tokens, constraint)
     prompts = jnp.asarray(prompt, jnp.int32)[None]
     logits, memory, _ = jax.jit(lambda p: prefill(decoder, p, None, p.shape[1] + max_new_tokens - 1))(prompts)
-    choice = Choice(sampling, end_tokens(end_token), constraint, watermark)
+    choice = Choice(sampling, end_tokens(end_token), constraint, watermark, stop)
     advance = _stream_step(decoder.extend)
     past = choice.init(prompts, None, logits.shape[-1], max_new_tokens)
     keys, ended, step = row_keys(key, prompts), bool(past.ended[0]), 0
@@ -335,6 +346,7 @@ def stream(
             step,
             past,
             constraint,
+            stop,
             sampling=sampling,
             ends=choice.ends,
             watermark=watermark,

@@ -11,6 +11,7 @@ import pytest
 from genjax import decoding
 from genjax.decoding import Decoder, Step
 from genjax.decoding.regular_expression import compile_pattern
+from genjax.errors import UserError
 
 LETTERS = ["a", "b", "ab", "c", ""]
 
@@ -191,3 +192,28 @@ def test_a_grammar_may_be_a_table():
     assert brackets.matches([0, 0, 1, 1, 0, 1]) and not brackets.matches([0, 0, 0, 1, 1, 1])
     with pytest.raises(ValueError, match="no text of these tokens"):
         decoding.Automaton.from_table(np.array([[0], [1]]), np.array([False, True]))
+
+
+@pytest.mark.parametrize("strings", [("ab",), ("bb", "abc"), ("abab", "ca"), ("c",)])
+def test_stop_strings_are_heard_wherever_tokens_divide_them(strings):
+    automaton = decoding.stop_strings(strings, LETTERS)
+    for size in range(6):
+        for tokens in itertools.product(range(5), repeat=size):
+            state = jnp.array([automaton.start]) if size < 3 else np.array([automaton.start])
+            for token in tokens:
+                if size < 3:
+                    state = automaton.advance(state, jnp.array([token]))
+                else:
+                    after = np.asarray(automaton.table)[state, np.asarray(automaton.kinds)[[token]]]
+                    state = np.where(after < 0, state, after)
+            text = "".join(LETTERS[token] for token in tokens)
+            heard = bool(np.asarray(automaton.accepting)[np.asarray(state)[0]])
+            assert heard == any(string in text for string in strings), text
+
+
+@pytest.mark.parametrize(
+    "strings, words", [((), "one text or more"), (("a", ""), "none of them empty"), (("x",), "write none")]
+)
+def test_stop_strings_that_cannot_be_are_refused(strings, words):
+    with pytest.raises(UserError, match=words):
+        decoding.stop_strings(strings, LETTERS)

@@ -409,3 +409,22 @@ def test_what_cannot_be_generated_is_said():
     more = TARGET._replace(extend=lambda memory, tokens: Step(jnp.zeros((*tokens.shape, V + 1)), memory))
     with pytest.raises(ValueError, match="the draft has 6 tokens and the target 5"):
         decoding.speculative(TARGET, more, jax.random.key(0), PROMPT, 3)
+
+
+def test_a_row_ends_with_the_token_that_completes_a_stop_string():
+    prompts = jnp.tile(PROMPT, (40, 1))
+    stop = decoding.stop_strings(["cd", "aa"], ["a", "b", "c", "d", ""])
+    free = decoding.generate(TARGET, jax.random.key(0), prompts, 8)
+    out = decoding.generate(TARGET, jax.random.key(0), prompts, 8, stop=stop)
+    for row, ended, length in zip(np.asarray(free.tokens), np.asarray(out.tokens), np.asarray(out.lengths)):
+        text = "".join("abcd"[token] if token < 4 else "" for token in row)
+        lengths = [
+            i
+            for i in range(1, 9)
+            if any(s in "".join("abcd"[t] if t < 4 else "" for t in row[:i]) for s in ("cd", "aa"))
+        ]
+        assert length == min([*lengths, 8]), text
+        np.testing.assert_array_equal(ended[:length], row[:length])
+    assert 0 < (np.asarray(out.lengths) < 8).sum() < 40
+    streamed = list(decoding.stream(TARGET, jax.random.key(0), PROMPT[0], 8, stop=stop))
+    assert streamed == np.asarray(out.tokens[0, : out.lengths[0]]).tolist()

@@ -281,8 +281,8 @@ class PolicyOptimization(TrainsPolicy, abc.ABC):
             # The first token's weight turns a sum over tokens into the loss's unit.
             loss = loss + self.beta * (weights[:, 0] * kl).mean()
         clipped = policy_losses.clip_fraction(ratio, advantages, mask, self.clip_low, self.clip_high)
-        change = jnp.where(mask, jnp.expm1(ratio) - ratio, 0.0)
-        return loss, {"clip_fraction": clipped, "approximate_kl": change.sum() / jnp.maximum(mask.sum(), 1)}
+        change = policy_losses.mean_of_tokens(jnp.expm1(ratio) - ratio, mask)
+        return loss, {"clip_fraction": clipped, "approximate_kl": change}
 
     def weights(self, mask: Array) -> Array:
         """Weights of the tokens of a minibatch, [R, N]."""

@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.batch import Array, cross_device_mean
+from genjax.metrics import Ratio
 
 Level = Literal["token", "mean", "sequence"]
 Normalization = Literal["answer", "tokens", "longest", "sum"]
@@ -81,11 +82,16 @@ def clipped_loss(log_ratio: Array, advantages: Array, clip_low: float, clip_high
     return jnp.maximum(-advantages * ratio, -advantages * jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high))
 
 
-def clip_fraction(log_ratio: Array, advantages: Array, mask: Array, clip_low: float, clip_high: float) -> Array:
-    """Share of tokens of a batch whose gradient is cut off by the clip, a scalar."""
+def mean_of_tokens(values: Array, mask: Array) -> Ratio:
+    """Mean of values [B, N] over tokens, as a metric that does not depend on how the batch is divided."""
+    return Ratio(jnp.where(mask, values, 0.0).sum(1).mean(), mask.sum(1).astype(jnp.float32).mean())
+
+
+def clip_fraction(log_ratio: Array, advantages: Array, mask: Array, clip_low: float, clip_high: float) -> Ratio:
+    """Share of tokens of a batch whose gradient is cut off by the clip."""
     ratio = jnp.exp(log_ratio)
     cut = ((ratio > 1.0 + clip_high) & (advantages > 0)) | ((ratio < 1.0 - clip_low) & (advantages < 0))
-    return (cut & mask).sum() / jnp.maximum(mask.sum(), 1)
+    return mean_of_tokens(cut.astype(jnp.float32), mask)
 
 
 def clipped_value_loss(values: Array, old_values: Array, returns: Array, clip: float) -> Array:

@@ -187,7 +187,7 @@ class Classifier(Reward):
 
     Attributes:
       run: working directory of the run of a GPTForTask or BERT.
-      label: number of the class whose probability is the reward; None for a reward model with one output.
+      label: number of the class whose probability is the reward; None for a reward model, which gives a score.
       output: whether the reward of a class is its probability, or its log-odds against all other classes.
       network: the run's model; None takes it from the run.
     """
@@ -227,9 +227,10 @@ class Classifier(Reward):
         rows = decoding.joined(rollouts.prompts, rollouts.prompt_lengths, rollouts.tokens, rollouts.lengths)
         inputs = {"tokens": rows["tokens"], "mask": rows["mask"]}
         state = TrainState(step=jnp.zeros((), jnp.int32), params=part)
-        logits = self.network.predict(state, inputs)["classes"].astype(jnp.float32)
-        if logits.shape[-1] == 1:
-            return logits[:, 0]
+        outputs = self.network.predict(state, inputs)
+        if "score" in outputs:
+            return outputs["score"].astype(jnp.float32)
+        logits = outputs["classes"].astype(jnp.float32)
         if self.label is None or not 0 <= self.label < logits.shape[-1]:
             raise UserError(
                 f"model.reward.label={self.label} must be the number of one of the classifier's {logits.shape[-1]} "

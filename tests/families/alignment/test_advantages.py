@@ -109,7 +109,9 @@ def test_the_clipped_losses_by_hand():
     ratio, advantage = np.log([0.5, 0.9, 1.5, 1.5]), np.array([1.0, 1.0, 1.0, -1.0])
     found = policy_losses.clipped_loss(jnp.asarray(ratio), jnp.asarray(advantage), 0.2, 0.28)
     np.testing.assert_allclose(found, [-0.5, -0.9, -1.28, 1.5], atol=1e-6)
-    cut = policy_losses.clip_fraction(jnp.asarray(ratio), jnp.asarray(advantage), jnp.ones(4, bool), 0.2, 0.28)
-    assert float(cut) == pytest.approx(0.25)
+    cut = policy_losses.clip_fraction(
+        jnp.asarray(ratio)[:, None], jnp.asarray(advantage)[:, None], jnp.ones((4, 1), bool), 0.2, 0.28
+    )
+    assert cut.value() == pytest.approx(0.25)
     arguments = (jnp.array([[0.0, 3.0]]), jnp.array([[0.1, 1.0]]), jnp.array([[1.0, 1.0]]))
     np.testing.assert_allclose(policy_losses.clipped_value_loss(*arguments, 0.2), [[0.5, 2.0]], atol=1e-6)
