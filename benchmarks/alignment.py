@@ -88,8 +88,8 @@ def their_steps(folder: str) -> Callable[[int], list[float]]:
         settings = trl.GRPOConfig(
             output_dir=folder, per_device_train_batch_size=PROMPTS * ANSWERS, num_generations=ANSWERS, beta=0.0,
             max_completion_length=NEW, loss_type="dr_grpo", scale_rewards="none", max_steps=count, learning_rate=1e-6,
-            use_cpu=jax.default_backend() == "cpu", report_to="none", save_strategy="no", logging_strategy="no", bf16=False,
-            generation_kwargs={"min_new_tokens": NEW}, gradient_checkpointing=False, disable_tqdm=True,
+            use_cpu=jax.default_backend() == "cpu", report_to="none", save_strategy="no", logging_strategy="no",
+            bf16=False, generation_kwargs={"min_new_tokens": NEW}, gradient_checkpointing=False, disable_tqdm=True,
         )  # fmt: skip
         trainer = trl.GRPOTrainer(
             model=model, args=settings, processing_class=tokenizer, callbacks=[Clock()],

@@ -32,7 +32,7 @@ from genjax.model import TrainState
 
 
 def best_of_log_probs(log_probs: Array, rewards: Array, count: int) -> Array:
-    """Log-probability that the best of `count` draws is each element of a set, [S]; of equal ones the first drawn is best.
+    """Log-probability that each element of a set is the best of `count` draws, [S]; of equal ones the first is best.
 
     Args:
       log_probs: log-probability of each element, [S].

@@ -42,7 +42,8 @@ class Stand(types.SimpleNamespace):
         arguments = types.SimpleNamespace(use_bias_correction_kl=False, delta=None, steps_per_generation=1)
         super().__init__(
             model=types.SimpleNamespace(training=True), accelerator=gather, args=arguments, aux_loss_enabled=False,
-            top_entropy_quantile=1.0, off_policy_mask_threshold=None, use_vllm=False, current_gradient_accumulation_steps=1,
+            top_entropy_quantile=1.0, off_policy_mask_threshold=None, use_vllm=False,
+            current_gradient_accumulation_steps=1,
             vllm_importance_sampling_correction=False, _entropy_bonus_enabled=False, max_completion_length=SIZE,
             _metrics=collections.defaultdict(lambda: collections.defaultdict(list)), **fields,
         )  # fmt: skip
@@ -57,7 +58,8 @@ class Stand(types.SimpleNamespace):
 def theirs(trainer, torch, stand, **more):
     tensor = lambda a: torch.tensor(np.asarray(a))
     inputs = {
-        "prompt_ids": torch.ones(ROWS, 1).long(), "prompt_mask": torch.ones(ROWS, 1).long(), "advantages": tensor(ADVANTAGES),
+        "prompt_ids": torch.ones(ROWS, 1).long(), "prompt_mask": torch.ones(ROWS, 1).long(),
+        "advantages": tensor(ADVANTAGES),
         "completion_ids": torch.ones(ROWS, SIZE).long(), "completion_mask": tensor(MASK).long(), **more,
     }  # fmt: skip
     loss = trainer._compute_loss(stand, stand.model, inputs)
@@ -66,8 +68,9 @@ def theirs(trainer, torch, stand, **more):
 
 
 def ours(method):
-    found = {"rows": {"source": None}, "prompt_lengths": None, "mask": jnp.asarray(MASK), "old_log_probs": OLD,
-             "reference_log_probs": REFERENCE, "advantages": jnp.broadcast_to(ADVANTAGES[:, None], MASK.shape)}  # fmt: skip
+    of_tokens = {"advantages": jnp.broadcast_to(ADVANTAGES[:, None], MASK.shape), "mask": jnp.asarray(MASK)}
+    scores = {"old_log_probs": OLD, "reference_log_probs": REFERENCE}
+    found = {"rows": {"source": None}, "prompt_lengths": None, **of_tokens, **scores}
     found["weights"] = method.weights(found["mask"])
     return jax.value_and_grad(lambda p: method.loss(p, found, None)[0])(jnp.asarray(LOG_PROBS))
 

@@ -92,8 +92,12 @@ def test_length_falls_over_its_buffer():
 
 def test_a_function_of_the_user_sees_texts_and_the_batch(tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text("def count(prompts, answers, rows):\n    return [len(p) + 10 * a.count('a') + r for p, a, r in"
-                    " zip(prompts, answers, rows['bonus'])]\ndef short(prompts, answers, rows):\n    return [1.0]\n")  # fmt: skip
+    file.write_text(
+        "def count(prompts, answers, rows):\n"
+        "    return [len(p) + 10 * a.count('a') + r for p, a, r in zip(prompts, answers, rows['bonus'])]\n"
+        "def short(prompts, answers, rows):\n"
+        "    return [1.0]\n"
+    )
     reward = WeightedSum(first=Python(function=f"{file}:count"), second=Length(longest=4, buffer=4), weight=0.5)
     found = rewarded(reward, batch={"bonus": jnp.arange(ROWS)})
     prompts, answers = texts(DRAWN.prompts, DRAWN.prompt_lengths), texts(DRAWN.tokens, DRAWN.lengths)
@@ -107,7 +111,8 @@ def test_a_function_of_the_user_sees_texts_and_the_batch(tmp_path):
 
 
 def test_a_classifier_reads_prompt_and_answer_without_a_hole_up_to_the_last_token():
-    # transformers #35352: read at the first end token, which may stand in the prompt; gpt-neox PR 1285: at the last place.
+    # transformers #35352: read at the first end token, which may stand in the prompt; gpt-neox PR 1285: at the last
+    # place.
     network = Transformer(num_layers=1, width=8, num_heads=2, max_length=16, init_std=0.5)
     judge = GPTForTask(vocab_size=7, network=network, task=Classification(num_classes=3), optimizer=SGD())
     state = jax.jit(judge.init)(jax.random.key(0), {"tokens": jnp.zeros((1, 2), jnp.int32)})
@@ -127,9 +132,23 @@ def test_a_classifier_reads_prompt_and_answer_without_a_hole_up_to_the_last_toke
         Classifier(label=0).with_parts(SOURCES)
 
 
-SHORT = {"training.num_steps": 4, "training.steps_per_dispatch": 1, "training.checkpoint_every": 2, "training.tensorboard": False,
-         "training.evaluate_every": None, "training.mesh": "data:1", "training.compilation_cache": "", "data.tokenizer": "characters",
-         "training.num_samples": 2, "data.batch_size": 8}  # fmt: skip
+SHORT = {
+    "training.num_steps": 4,
+    "training.steps_per_dispatch": 1,
+    "training.checkpoint_every": 2,
+    "training.tensorboard": False,
+    "training.evaluate_every": None,
+    "training.mesh": "data:1",
+    "training.compilation_cache": "",
+    "training.num_samples": 2,
+    "data.tokenizer": "characters",
+    "data.batch_size": 8,
+}
+
+
+def judged_by(run):
+    chosen = {"model.reward": "classifier", "model.reward.run": str(run), "model.reward.label": 1}
+    return {**chosen, "data.answer_length": 64}
 
 
 def tiny(name, **changes):
@@ -137,16 +156,16 @@ def tiny(name, **changes):
     return config.apply_overrides(entry.build(), {**entry.shrunk, **SHORT, **changes})
 
 
-def test_the_network_of_another_run_is_read_at_the_first_start_alone(tmp_path):
-    judge, workdir = tmp_path / "judge", tmp_path / "run"
-    train(tiny("gpt_sentiment"), judge, name="gpt_sentiment", quiet=True)
-    chosen = {
-        "model.reward": "classifier",
-        "model.reward.run": str(judge),
-        "model.reward.label": 1,
-        "data.answer_length": 64,
-    }
-    experiment = tiny("rl_sentiment", **chosen)
+@pytest.fixture(scope="module")
+def trained_judge(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("judge")
+    train(tiny("gpt_sentiment", **{"training.num_steps": 1}), workdir, name="gpt_sentiment", quiet=True)
+    return workdir
+
+
+def test_the_network_of_another_run_is_read_at_the_first_start_alone(trained_judge, tmp_path):
+    judge, workdir = shutil.copytree(trained_judge, tmp_path / "judge"), tmp_path / "run"
+    experiment = tiny("rl_sentiment", **judged_by(judge))
     ended = {path: np.asarray(leaf) for path, leaf in flatten(train(experiment, workdir, quiet=True)).items()}
     read = {path: np.asarray(leaf) for path, leaf in flatten(genjax.restore(judge).state.params).items()}
     for path, leaf in read.items():
@@ -157,16 +176,13 @@ def test_the_network_of_another_run_is_read_at_the_first_start_alone(tmp_path):
     shutil.rmtree(workdir / "checkpoints" / "4")
     for path, leaf in flatten(train(experiment, workdir, quiet=True)).items():
         assert np.asarray(leaf).tobytes() == ended[path].tobytes(), path
-    with pytest.raises(UserError, match="judge holds no config.json"):
+    with pytest.raises(UserError, match="judge, which the model shall start from, is not a folder"):
         train(experiment, tmp_path / "other", quiet=True)
 
 
-def test_a_reward_of_another_tokenizer_is_refused(tmp_path):
-    train(tiny("gpt_sentiment", **{"training.num_steps": 1}), tmp_path, name="gpt_sentiment", quiet=True)
-    tokenizer = tmp_path / "tokenizer.json"
-    text = tokenizer.read_text()
+def test_a_reward_of_another_tokenizer_is_refused(trained_judge, tmp_path):
+    text = (trained_judge / "tokenizer.json").read_text()
     (tmp_path / "other.json").write_text(text.replace('"a"', '"A"', 1))
-    chosen = {"model.reward": "classifier", "model.reward.run": str(tmp_path), "model.reward.label": 1, "data.answer_length": 64,
-              "data.tokenizer_file": str(tmp_path / "other.json")}  # fmt: skip
+    chosen = {**judged_by(trained_judge), "data.tokenizer_file": str(tmp_path / "other.json")}
     with pytest.raises(UserError, match="does not belong to the checkpoint"):
         genjax.training.resolve(tiny("rl_sentiment", **chosen))
