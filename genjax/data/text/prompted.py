@@ -1,6 +1,6 @@
 """Prompts with answers in one text, for models that continue text: demonstrations to learn, and prompts to answer.
 
-    sums      57+68=                      125          all sums of two numbers below 100
+    sums      57+68=                      125          all sums of two numbers of two digits
     reviews   (empty)                     the film was not great
     table     tab-separated files at data.dir: a prompt and its answer in each line
 
@@ -107,7 +107,7 @@ def _pairs(data: PromptedText, split: str) -> list[tuple[str, str]]:
         pairs = read_table_of_texts(data.dir, ("prompt", "answer"), split, data.columns)
     elif data.name == "sums":
         check_split(split, ("train", "validation", "test"), data.name)
-        numbers = itertools.product(range(100), repeat=2)
+        numbers = itertools.product(range(10, 100), repeat=2)
         pairs = [(f"{a}+{b}=", str(a + b)) for a, b in numbers if text_tasks.split_of(f"sum: {a}+{b}") == split]
     elif data.name == "reviews":
         pairs = [("", text) for text, _ in made_reviews(split)]
