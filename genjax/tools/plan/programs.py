@@ -107,7 +107,8 @@ def planned(
     model_flops, counted = _model_flops(experiment, programs, batch)
     chip = found.chip
     compiled = {
-        each: _compiled(_lowered(each, programs, experiment, batch), mesh, chip, state) for each in options.programs
+        each: _compiled(lowered_program(each, programs, experiment, batch), mesh, chip, state)
+        for each in options.programs
     }
     params = jax.tree.leaves(state.params)
     optimizer, whole = device_bytes(state.opt_state), device_bytes(state)
@@ -130,23 +131,36 @@ def planned(
     )
 
 
-def _lowered(
-    name: str, programs: Programs, experiment: Experiment, batch: dict[str, jax.ShapeDtypeStruct]
+def lowered_program(
+    name: str,
+    programs: Programs,
+    experiment: Experiment,
+    batch: dict[str, jax.ShapeDtypeStruct],
+    platforms: tuple[str, ...] | None = None,
 ) -> tuple[Any, float]:
-    """A program of the experiment, lowered; and the bytes of its inputs on a device."""
+    """A program of the experiment, lowered; and the bytes of its inputs on a device.
+
+    Args:
+      name: step, evaluation or sampler.
+      programs: the experiment's programs.
+      experiment: the resolved experiment.
+      batch: what a raw batch of its training looks like.
+      platforms: what to lower for; None for the platform of the programs' mesh.
+    """
     mesh, state = programs.mesh, programs.abstract_state
     key = jax.eval_shape(lambda: jax.random.key(0))
     batched, stacked = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((BATCH_AXES,), (None, BATCH_AXES)))
+    lowered = lambda function, *arguments: function.trace(*arguments).lower(lowering_platforms=platforms)
     if name == "step":
         inputs = {n: jax.ShapeDtypeStruct((1, *a.shape), a.dtype, sharding=stacked) for n, a in batch.items()}
-        return programs.advance.lower(state, None, inputs, key), device_bytes(inputs)
+        return lowered(programs.advance, state, None, inputs, key), device_bytes(inputs)
     if name == "evaluation":
         size = evaluation_size(experiment.evaluation, experiment.data, mesh)
         shapes = {n: ((size, *a.shape[1:]), a.dtype) for n, a in batch.items()} | {"example_index": ((size,), np.int32)}
         inputs = {n: jax.ShapeDtypeStruct(s, d, sharding=batched) for n, (s, d) in shapes.items()}
         mask = jax.ShapeDtypeStruct((size,), np.float32, sharding=batched)
-        return programs.evaluate.lower(state, inputs, mask, key), device_bytes(inputs)
-    return programs.sample.lower(state, key, experiment.training.num_samples, {}), 0.0
+        return lowered(programs.evaluate, state, inputs, mask, key), device_bytes(inputs)
+    return lowered(programs.sample, state, key, experiment.training.num_samples, {}), 0.0
 
 
 def device_bytes(tree: Any) -> float:
@@ -160,10 +174,10 @@ def device_bytes(tree: Any) -> float:
     return total
 
 
-def _compiled(lowered: tuple[Any, float], mesh: Mesh, chip: Chip | None, state: Any) -> ProgramPlan:
+def _compiled(program: tuple[Any, float], mesh: Mesh, chip: Chip | None, state: Any) -> ProgramPlan:
     began = time.monotonic()
     try:
-        compiled = lowered[0].compile()
+        compiled = program[0].compile()
     except jax.errors.JaxRuntimeError as error:
         used = re.search(r"Used ([\d.]+)([KMGT]?) of", str(error))
         if used is None or "RESOURCE_EXHAUSTED" not in str(error):
@@ -171,13 +185,13 @@ def _compiled(lowered: tuple[Any, float], mesh: Mesh, chip: Chip | None, state: 
         # The compiler for TPUs refuses programs that do not fit, and says what they need.
         peak = float(used.group(1)) * 1024 ** " KMGT".index(used.group(2) or " ")
         needed = peak - device_bytes(state)
-        return ProgramPlan(lowered[1], needed, peak, None, None, time.monotonic() - began, 0.0)
+        return ProgramPlan(program[1], needed, peak, None, None, time.monotonic() - began, 0.0)
     seconds = time.monotonic() - began
     memory, costs = compiled.memory_analysis(), costs_of(compiled.as_text(), dict(mesh.shape))
     analysis = compiled.cost_analysis() or {}
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return ProgramPlan(
-        inputs=lowered[1],
+        inputs=program[1],
         temporaries=memory.temp_size_in_bytes,
         peak=held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
         costs=costs,
