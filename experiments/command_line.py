@@ -7,9 +7,10 @@ import inspect
 import logging as stdlib_logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from absl import flags, logging
 
@@ -50,11 +51,28 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
-    except OSError as error:
-        if error.errno not in FULL_DISK:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            _fail(OSError(f"{error.filename or 'a file'} could not be written: {error.strerror}"))
+        if not _is_one_of_several():
             raise
-        _fail(OSError(f"{error.filename or 'a file'} could not be written: {error.strerror}"))
+        traceback.print_exc()
+        _leave(1)
     sys.exit(status or 0)
+
+
+def _is_one_of_several() -> bool:
+    """Whether this process has joined others, by what is imported already."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends the process; one of several at once, as JAX would first wait for the others, which wait for this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if _is_one_of_several():
+        os._exit(status)
+    sys.exit(status)
 
 
 def _is_not_of_orbax(record: stdlib_logging.LogRecord) -> bool:
@@ -62,9 +80,9 @@ def _is_not_of_orbax(record: stdlib_logging.LogRecord) -> bool:
     return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: Exception) -> NoReturn:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-    sys.exit(1)
+    _leave(1)
 
 
 def command(name: str) -> str:

@@ -7,7 +7,6 @@ no example is left out, and a batch may span two epochs.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import signal
 from collections.abc import Iterator
@@ -17,17 +16,10 @@ import numpy as np
 from absl import flags
 
 from genjax.data.base import RESIDENT_BYTES, ChoosesBatches, Data, DataError, Examples
+from genjax.data.permutation import permuted
 
 #: Number of examples of a large set whose content is compared between two starts of a run.
 NUM_COMPARED = 16
-
-
-@functools.lru_cache(maxsize=8)
-def epoch_order(seed: int, epoch: int, count: int, stream: int = 0) -> np.ndarray:
-    """The order of an epoch of a stream, a permutation [count]."""
-    order = np.random.default_rng([seed, epoch, stream]).permutation(count)
-    order.setflags(write=False)
-    return order
 
 
 def shuffled_indices(seed: int, step: int, batch_size: int, count: int, stream: int = 0) -> np.ndarray:
@@ -35,9 +27,9 @@ def shuffled_indices(seed: int, step: int, batch_size: int, count: int, stream: 
 
     Each stream number has its own order.
     """
-    epochs, offsets = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), count)
+    epochs, offsets = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64), count)
     return np.concatenate(
-        [epoch_order(seed, int(e), count, stream)[offsets[epochs == e]] for e in range(epochs[0], epochs[-1] + 1)]
+        [permuted((seed, int(e), stream), offsets[epochs == e], count) for e in range(epochs[0], epochs[-1] + 1)]
     )
 
 
@@ -141,23 +133,29 @@ def check_not_empty(data: Data, split: str) -> Examples:
     return examples
 
 
-def random_order(count: int) -> np.ndarray:
-    """The fixed order that "the first examples" of a split refers to, a permutation [count].
+def random_order(count: int, limit: int | None = None) -> np.ndarray:
+    """The first `limit` places of the fixed order that "the first examples" of a split refers to; all [count] by default.
 
     Many sets are sorted by class, so the first examples in a set's own order are no fair part of it.
     """
-    return np.random.default_rng(0).permutation(count)
+    return permuted((0,), np.arange(count if limit is None else min(limit, count)), count)
 
 
 def first_examples(count: int, limit: int | None = None) -> np.ndarray:
     """Indices of the first `limit` examples in `random_order`; all examples in the set's order if
     `limit` is no limit.
     """
-    return np.arange(count) if limit is None or limit >= count else random_order(count)[:limit]
+    return np.arange(count) if limit is None or limit >= count else random_order(count, limit)
 
 
 def evaluation_batches(
-    data: Data, split: str, size: int, limit: int | None = None, indices: np.ndarray | None = None
+    data: Data,
+    split: str,
+    size: int,
+    limit: int | None = None,
+    indices: np.ndarray | None = None,
+    part: int = 0,
+    num_parts: int = 1,
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Yields the examples of a split once each, in the order of `first_examples`.
 
@@ -167,15 +165,16 @@ def evaluation_batches(
       size: examples of a batch.
       limit: largest number of examples, or None for all.
       indices: in place of a limit, the examples and their order.
+      part, num_parts: read one of so many equal parts of each batch, and no other example.
 
     Yields:
-      A batch with leading axis `size` and `example_index` [size], the place in this order, and a mask [size] that is 0
-      where the last batch is padded with copies of the last example.
+      A batch with leading axis `size / num_parts` and `example_index`, the place of each example in this order, and a
+      mask that is 0 where the last batch is padded with copies of the last example.
     """
     examples = check_not_empty(data, split)
     order = first_examples(len(examples), limit) if indices is None else indices
-    count = len(order)
+    count, own = len(order), size // num_parts
     for start in range(0, count, size):
-        index = np.arange(start, start + size)
+        index = np.arange(start + part * own, start + (part + 1) * own)
         batch = examples.gather(order[np.minimum(index, count - 1)])
         yield {**batch, "example_index": index.astype(np.int32)}, (index < count).astype(np.float32)

@@ -233,7 +233,7 @@ def _examples(run: Run, count: int) -> dict[str, jax.Array]:
     available = len(data.load(split))
     if count > available:
         raise ConfigError(f"--num_samples={count} is more than the {available} examples of the split")
-    rows = random_order(available)[:count]
+    rows = random_order(available, count)
     raw = data.load(split).gather(rows)
     return data.transform({**raw, "example_index": rows.astype(np.int32)}, jax.random.key(0))
 

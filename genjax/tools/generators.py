@@ -147,7 +147,7 @@ def project(run: Run, options: Options | None = None) -> Outcome:
     _check_style_gan(run, "project")
     data, count = run.experiment.data, options.num_columns
     examples = data.load(run.experiment.evaluation.split)
-    raw = examples.gather(random_order(len(examples))[:count])
+    raw = examples.gather(random_order(len(examples), count))
     x = data.transform({name: jnp.asarray(a) for name, a in raw.items()}, jax.random.key(0))["x"]
     key = jax.random.key(options.seed)
     description, features = _distance_features(run, options.features)

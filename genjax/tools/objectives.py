@@ -339,5 +339,5 @@ class PictureMeasures:
 
     def of_training_pictures(self, count: int) -> dict[str, float]:
         """Figures of `count` training pictures, which no model can be expected to beat."""
-        order = random_order(len(self._data.load("train")))[:count]
+        order = random_order(len(self._data.load("train")), count)
         return self(pictures_of(self._data, "train", order))

@@ -192,7 +192,7 @@ def figures(run: Run, extract: Extract, options: Options) -> dict[str, Any]:
         options = dataclasses.replace(options, num_samples=min(options.num_samples, len(data.load(split))))
     held_out, queries = Queries(options.num_memorization_samples), Queries(options.num_memorization_samples)
     reference = FeatureStatistics(options.reservoir_size)
-    for pictures in pictures_of(data, split, random_order(len(data.load(split)))[: options.num_data]):
+    for pictures in pictures_of(data, split, random_order(len(data.load(split)), options.num_data)):
         features, logits = extract(pictures)
         reference.add(features, logits)
         held_out.add(pictures, features)

@@ -51,6 +51,9 @@ class Training:
       tensorboard: write TensorBoard event files.
       compilation_cache: directory of compiled programs kept between runs; empty for none.
       profile_steps: number of steps, after the first dispatches, in a profiler trace; 0 for no trace.
+      hang_timeout: seconds without progress after which a run prints the stacks of all threads and ends (the first step,
+        which is compiled, may take ten times as long); none for an hour in runs of several processes, and for no limit
+        in a run of one.
       debug_nans: let JAX stop at the operation that made a NaN; slow.
       distributed: join the other processes of a SLURM, Open MPI or Kubernetes job, or of a TPU pod; JAX finds them.
       coordinator_address: host:port of process 0 of a run of several processes that JAX does not find.
@@ -78,6 +81,7 @@ class Training:
     tensorboard: bool = True
     compilation_cache: str = "~/.cache/genjax/compiled"
     profile_steps: int = 0
+    hang_timeout: float | None = None
     debug_nans: bool = False
     distributed: bool = False
     coordinator_address: str | None = None
@@ -98,6 +102,8 @@ class Training:
         for name in ("evaluate_every", "sample_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}={getattr(self, name)} must be at least 1, or none")
+        if self.hang_timeout is not None and self.hang_timeout <= 0:
+            raise ConfigError(f"training.hang_timeout={self.hang_timeout} must be positive, or none")
         _check_seed("training.seed", self.seed)
 
 

@@ -44,6 +44,7 @@ from genjax.training.records import Progress, Records, format_metrics, parameter
 from genjax.training.runs import Run
 from genjax.training.schedule import dispatches, events
 from genjax.training.signals import StopSignals
+from genjax.training.watchdog import Watchdog, lost_processes_told
 from genjax.training.workdir import full_disk_told, locked, prepare_workdir
 
 SAMPLES_DIRECTORY = "samples"
@@ -91,6 +92,7 @@ def train(
     workdir = prepare_workdir(workdir)
     with (
         full_disk_told(workdir),
+        lost_processes_told(),
         locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext(),
     ):
         return _train(experiment, workdir, name, quiet or jax.process_index() > 0, draw)
@@ -165,7 +167,11 @@ class _Loop:
         self.progress = Progress(begun, self.training.num_steps, self.quiet)
         try:
             boundaries = list(dispatches(begun, self.training))
-            with StopSignals() as signals, contextlib.closing(self.engine.inputs(boundaries)) as inputs:
+            with (
+                Watchdog(self.training.hang_timeout) as self.watchdog,
+                StopSignals() as signals,
+                contextlib.closing(self.engine.inputs(boundaries)) as inputs,
+            ):
                 if begun and (missed := self._missed(begun)):
                     self._events(state, begun, missed)
                 return self._steps(state, begun, boundaries, inputs, signals)
@@ -208,12 +214,14 @@ class _Loop:
                 profiled = None
             if pending is not None:
                 window.append(self.watch.fetch(*pending))
+                self.watchdog.beat(f"step {first}")
             pending = (first, metrics)
             self.progress.advance(last)
 
             if last % training.log_every == 0 or last == training.num_steps:
                 window.append(self.watch.fetch(*pending))
                 pending = None
+                self.watchdog.beat(f"step {last}")
                 seconds = time.monotonic() - window_began
                 self._log(last, window, (last - window_start) / max(seconds, 1e-9))
                 window, window_began, window_start = [], time.monotonic(), last
@@ -227,6 +235,7 @@ class _Loop:
                     pending = None
                 began = time.monotonic()
                 self._events(state, last, due)
+                self.watchdog.beat(f"{', '.join(sorted(due))} at step {last}")
                 window_began += time.monotonic() - began
             if stopping:
                 self._stop(state, last, signals)

@@ -52,10 +52,6 @@ class Windows:
         self._last = targets if stride == length else targets - length
         # The last window of overlapping ones ends with the row.
         self._count = max(-(-targets // length) if stride == length else -(-self._last // stride) + 1, 1)
-        if self._count >= 2**31:
-            raise DataError(
-                f"{self._count} windows are more than numbers of 32 bits tell apart; give a longer data.stride"
-            )
         size = self._count * (length + 1) * 5
         self._arrays = self.gather(np.arange(self._count)) if size <= RESIDENT_BYTES else None
 
@@ -71,7 +67,8 @@ class Windows:
             "tokens": tokens,
             "mask": mask,
             "num_characters": (self._characters[tokens] * mask)[:, 1:].sum(1, dtype=np.int32),
-            "window": np.asarray(indices, np.int32),
+            # Its number modulo 2^31, as JAX has numbers of 32 bits: what follows a window has the number after.
+            "window": (np.asarray(indices, np.int64) % 2**31).astype(np.int32),
         }
         if self._documents is not None:
             batch["segment_ids"] = np.searchsorted(self._documents, inside, side="right").astype(np.int32)
@@ -94,7 +91,7 @@ class Windows:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text(TokenizedData):
-    """Token windows `tokens` int32 [B, T + 1], with `mask`, `num_characters` and `window` (its number).
+    """Token windows `tokens` int32 [B, T + 1], with `mask`, `num_characters` and `window` (its number modulo 2^31).
 
     Attributes:
       name: python_topics, the embedded texts of Python's help; file for the user's file or folder at data.dir; or the
