@@ -120,6 +120,21 @@ def named_first(arguments: list[str], flag: str) -> list[str]:
     return arguments
 
 
+def flags_besides(arguments: list[str], names: set[str]) -> list[str]:
+    """The flags of a command line, without those of the given names and their values."""
+    kept, skip = [], False
+    for argument, following in zip(arguments[1:], [*arguments[2:], "-"], strict=True):
+        if skip:
+            skip = False
+            continue
+        name, equals, _ = argument.lstrip("-").partition("=")
+        if name not in names:
+            kept.append(argument)
+        else:
+            skip = not equals and not following.startswith("-")
+    return kept
+
+
 def print_help(usage: str, *options: Any, experiment: Any = None, section: str = "") -> None:
     """Prints what a command does, its flags, and the fields of an experiment; those at the
     path `section` alone if given.

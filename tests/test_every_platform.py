@@ -2,8 +2,8 @@
 
     python -m pytest -m platforms tests/test_every_platform.py
 
-Needs libtpu (pip install libtpu), and about an hour of two cores.  Experiments that differ in numbers alone are compiled
-once; an experiment that is too large for a test is planned at its full size (docs/speed.md).
+Needs libtpu (pip install libtpu), and about an hour of two cores.  Experiments that differ in numbers alone are
+compiled once; plans of large experiments at full size stand in docs/speed.md.
 """
 
 import importlib.util

@@ -1,7 +1,7 @@
 """Random orders of examples: stored for small sets, computed place by place for large ones.
 
-A permutation of 10^8 examples takes 800 MB and seconds to draw.  A Feistel network is a permutation of 2^(2k) numbers that
-is computed for one number alone (Luby & Rackoff 1988): with halves l and r and round keys k_i,
+A permutation of 10^8 examples takes 800 MB and seconds to draw.  A Feistel network is a permutation of 2^(2k) numbers
+that is computed for one number alone (Luby & Rackoff 1988): with halves l and r and round keys k_i,
 
     (l, r) <- (r, l xor f(k_i, r))
 

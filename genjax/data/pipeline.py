@@ -134,7 +134,7 @@ def check_not_empty(data: Data, split: str) -> Examples:
 
 
 def random_order(count: int, limit: int | None = None) -> np.ndarray:
-    """The first `limit` places of the fixed order that "the first examples" of a split refers to; all [count] by default.
+    """The fixed order that "the first examples" of a split refers to, a permutation [count]; its first `limit` places.
 
     Many sets are sorted by class, so the first examples in a set's own order are no fair part of it.
     """

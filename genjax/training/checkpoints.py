@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from flax import traverse_util
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from genjax.config import ConfigError
@@ -58,12 +60,15 @@ def unflatten(like: Any, leaves: Mapping[str, Any]) -> Any:
 
 
 def _digests(directory: Path) -> dict[str, str]:
-    result = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.name != DIGESTS_FILE:
-            with path.open("rb") as file:
-                result[str(path.relative_to(directory))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return result
+    """Digests of the files of a checkpoint, read by as many threads as there are cores."""
+
+    def digest(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    paths = [p for p in sorted(directory.rglob("*")) if p.is_file() and p.name != DIGESTS_FILE]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
+        return {str(p.relative_to(directory)): found for p, found in zip(paths, threads.map(digest, paths))}
 
 
 def damage(directory: Path) -> str | None:
@@ -145,7 +150,9 @@ class Checkpoints:
             self._set_aside(step, reason)
 
     def _damage(self, step: int) -> str | None:
-        """The damage of a checkpoint, or None; its bytes are read once."""
+        """The damage of a checkpoint, or None; its bytes are read once, by the first process of a run alone."""
+        if jax.process_index() > 0:
+            return None if is_complete(self.directory / str(step)) else "it was not completed"
         if step not in self._known_damage:
             self._known_damage[step] = damage(self.directory / str(step))
         return self._known_damage[step]
@@ -306,6 +313,27 @@ class Checkpoints:
             raise CheckpointError(f"no checkpoint in {self.directory} can be used ({told})")
         return None
 
+    def agreed_latest(self) -> int | None:
+        """`latest` of the first process, which all processes of a run must ask for together.
+
+        Raises:
+          CheckpointError: as `latest`, in all processes.
+        """
+        if jax.process_count() == 1:
+            return self.latest()
+        found, failed = None, None
+        if jax.process_index() == 0:
+            try:
+                found = self.latest()
+            except CheckpointError as error:
+                failed = error
+        told = int(multihost_utils.broadcast_one_to_all(np.int32(-2 if failed else -1 if found is None else found)))
+        if told == -2:
+            raise failed or CheckpointError(
+                f"no checkpoint in {self.directory} can be used; the first process tells why"
+            )
+        return None if told == -1 else told
+
     def restore(self, step: int, like: Any) -> Any:
         """Reads a checkpoint into the structure, shapes, types and places of `like`.
 
@@ -381,7 +409,7 @@ def warm_start(params: Any, workdir: str, prefixes: tuple[str, ...], model: Any 
       ConfigError: nothing fits, or a shape differs.
     """
     checkpoints = Checkpoints(Path(workdir).expanduser(), writable=False)
-    step = checkpoints.latest()
+    step = checkpoints.agreed_latest()
     if step is None:
         raise ConfigError(f"training.init_from={workdir} holds no checkpoint")
     source, target = checkpoints.read_parameters(step), flatten(params)

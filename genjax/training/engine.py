@@ -297,13 +297,14 @@ class Engine:
         check_tokens_known(self.experiment.model, data)
         key = jax.random.key(settings.seed)
         size = evaluation_size(settings, data, self.mesh)
-        count = 0
+        available, limit = len(data.load(split)), settings.num_examples
+        count = available if limit is None else min(available, limit)
         pending: list[Metrics] = []
-        for batch, mask in evaluation_batches(data, split, size, settings.num_examples):
-            count += int(mask.sum())
-            batch = {name: self._place_global(a) for name, a in batch.items()}
+        own = {"part": self._part, "num_parts": self._num_parts}
+        for batch, mask in evaluation_batches(data, split, size, settings.num_examples, **own):
+            batch = {name: self._place(a, self._batched) for name, a in batch.items()}
             with self._named(data, batch):
-                pending.append(self._programs.evaluate(state, batch, self._place_global(mask), key))
+                pending.append(self._programs.evaluate(state, batch, self._place(mask, self._batched), key))
         mean = lambda *sums: np.sum(sums, dtype=np.float64) / count
         means = jax.tree.map(mean, *jax.device_get(pending)) if pending else {}
         means = {name: float(value) for name, value in divided(means).items()}

@@ -51,9 +51,9 @@ class Training:
       tensorboard: write TensorBoard event files.
       compilation_cache: directory of compiled programs kept between runs; empty for none.
       profile_steps: number of steps, after the first dispatches, in a profiler trace; 0 for no trace.
-      hang_timeout: seconds without progress after which a run prints the stacks of all threads and ends (the first step,
-        which is compiled, may take ten times as long); none for an hour in runs of several processes, and for no limit
-        in a run of one.
+      hang_timeout: seconds without progress after which a run prints the stacks of all threads and ends (the first
+        step, which is compiled, may take ten times as long); none for an hour in runs of several processes, and for no
+        limit in a run of one.
       debug_nans: let JAX stop at the operation that made a NaN; slow.
       distributed: join the other processes of a SLURM, Open MPI or Kubernetes job, or of a TPU pod; JAX finds them.
       coordinator_address: host:port of process 0 of a run of several processes that JAX does not find.

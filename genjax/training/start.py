@@ -27,7 +27,7 @@ def first_state(engine: Engine, checkpoints: Checkpoints, quiet: bool = True) ->
       quiet: do not print which checkpoint the run goes on from.
     """
     training = engine.experiment.training
-    step = checkpoints.latest()
+    step = checkpoints.agreed_latest()
     if step is not None:
         state = checkpoints.restore(step, engine.abstract_state)
         if not quiet:
@@ -67,7 +67,7 @@ def parts_of(model: HasParts, places: dict[str, Any], data: Data) -> dict[str, A
 def _params_of(run: str, like: Any) -> Any:
     """The averaged parameters of a run, in a tree of arrays of their shapes."""
     checkpoints = Checkpoints(Path(run).expanduser(), writable=False)
-    step = checkpoints.latest()
+    step = checkpoints.agreed_latest()
     if step is None:
         raise ConfigError(f"the run {run}, whose network is taken, has no checkpoint yet")
     found, wanted = checkpoints.read_parameters(step), flatten(like)

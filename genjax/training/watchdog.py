@@ -47,8 +47,9 @@ def lost_processes_told() -> Iterator[None]:
         if jax.process_count() == 1 or not any(sign in str(error) for sign in _SIGNS):
             raise
         raise LostProcessError(
-            f"process {jax.process_index()} of {jax.process_count()} has lost another process of the run, which was killed or "
-            "cannot be reached: its own output tells why; the same command on every host goes on from the last checkpoint"
+            f"process {jax.process_index()} of {jax.process_count()} has lost another process of the run, which was "
+            "killed or cannot be reached: its own output tells why; the same command on every host goes on from the "
+            "last checkpoint"
         ) from None
 
 
@@ -91,8 +92,8 @@ class Watchdog:
         process = f"process {jax.process_index()} of {jax.process_count()}" if jax.process_count() > 1 else "the run"
         print(
             f"error: {process} hung: nothing went on for {self._allowed:g} s after {self._what} "
-            "(--training.hang_timeout), and the stacks of all threads stand above; the same command goes on from the last "
-            "checkpoint",
+            "(--training.hang_timeout), and the stacks of all threads stand above; the same command goes on from the "
+            "last checkpoint",
             file=error,
             flush=True,
         )

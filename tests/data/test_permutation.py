@@ -50,12 +50,14 @@ def test_an_epoch_of_a_large_set_has_each_example_once(monkeypatch):
 
 def test_small_sets_keep_the_order_that_they_had():
     np.testing.assert_array_equal(random_order(50), np.random.default_rng(0).permutation(50))
-    np.testing.assert_array_equal(permuted((5, 1, 0), np.arange(50), 50), np.random.default_rng([5, 1, 0]).permutation(50))
+    np.testing.assert_array_equal(
+        permuted((5, 1, 0), np.arange(50), 50), np.random.default_rng([5, 1, 0]).permutation(50)
+    )
 
 
 def test_a_batch_of_a_huge_set_is_as_cheap_as_of_a_small_one():
     indices = shuffled_indices(7, 10**9, 1024, 10**13)
-    assert len(set(indices.tolist())) == 1024 and 0 <= indices.min() and indices.max() < 10**13
+    assert len(set(indices.tolist())) == 1024 and indices.min() >= 0 and indices.max() < 10**13
     assert indices.max() > 9 * 10**12
     assert len(random_order(10**13, 100)) == 100
 

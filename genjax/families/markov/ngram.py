@@ -167,7 +167,9 @@ def _join(documents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """All tokens in one row, and the place of each in its document."""
     lengths = [len(d) for d in documents]
     if sum(lengths) >= 2**31:
-        raise UserError(f"n-grams of {sum(lengths)} tokens cannot be counted: places are numbers of 32 bits; give a part of them")
+        raise UserError(
+            f"n-grams of {sum(lengths)} tokens cannot be counted: places are numbers of 32 bits; give a part of them"
+        )
     tokens = np.concatenate([np.asarray(d, np.int32) for d in documents]) if lengths else np.zeros(0, np.int32)
     offsets = np.repeat((np.cumsum(lengths) - lengths).astype(np.int32), lengths)
     return tokens, np.arange(len(tokens), dtype=np.int32) - offsets

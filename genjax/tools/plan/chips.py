@@ -128,8 +128,8 @@ def _tpu(topology: str, kind: str, count: int) -> Target:
         )
     for name, value in _ALONE.items():
         os.environ.setdefault(name, value)
-    # The CPU's flags are read now.  libtpu reads them at the first program that it compiles, and ends the process at one
-    # that it does not know; its own are in LIBTPU_INIT_ARGS.
+    # The CPU's flags are read now.  libtpu would read them at the first program that it compiles, and end the process
+    # at one that it does not know; its own are in LIBTPU_INIT_ARGS.
     jax.devices("cpu")
     os.environ.pop("XLA_FLAGS", None)
     try:
