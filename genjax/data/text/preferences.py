@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from genjax.data.base import ArrayExamples, DataError, Examples, check_split
 from genjax.data.text import tasks
 from genjax.data.text.base import DelimitedText
 from genjax.data.text.chat import TemplatedText, as_messages, first_text, read_json_lines
-from genjax.data.text.labelled import _review, judged_review
+from genjax.data.text.labelled import _review, judged_review, write_lines
 
 _logger = logging.getLogger(__name__)
 
@@ -164,6 +165,12 @@ class Preferences(TemplatedText):
     def decode(self, tokens: np.ndarray) -> str:
         """Text of a row [T]: a made review, or what a template wrote."""
         return super().decode(tokens) if self.name == "pairs" else DelimitedText.decode(self, tokens)
+
+    def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
+        """Writes texts, or the rewards of texts, one a line."""
+        if np.ndim(samples) != 1:
+            return super().write_samples(samples, stem)
+        return write_lines(stem, [f"{float(reward):.4f}" for reward in samples])
 
     def judged(self, text: str) -> bool | None:
         """Whether a made review is good; None of any other text."""

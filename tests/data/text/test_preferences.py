@@ -102,3 +102,10 @@ def test_pairs_that_do_not_fit_are_counted_and_left_out(tmp_path, caplog):
         dataclasses.replace(BYTES, num_made=0)
     with pytest.raises(DataError, match="has no known rewards"):
         data.bayes_rate()
+
+
+def test_rewards_of_texts_are_written_one_a_line(tmp_path):
+    (path,) = BYTES.write_samples(np.array([0.5, -1.0], np.float32), tmp_path / "sheet")
+    assert path.read_text() == "0.5000\n-1.0000\n"
+    (path,) = BYTES.write_samples(np.array([[256, *b"fine", 257]]), tmp_path / "texts")
+    assert "fine" in path.read_text()
