@@ -12,7 +12,8 @@ anomaly       detection of the class --held_out, which the run must not have see
               area under the ROC curve of the negative likelihood, or of its bound
 augment       labelled examples drawn from a model conditional on classes, --num_samples of each class
 disentangle   mutual information gap and FactorVAE score, for a set with known factors (sprites)
-export        the codes of --evaluation.split as a table, for instance to train a flow on
+export        the codes of --evaluation.split as a table, for instance to train a flow on; or maps of codes with their
+              classes and captions, for --data=latents
 decode        pictures of the codes in the rows of the table --codes, for instance codes that the flow has drawn
 
 To learn the density of an autoencoder's codes by a flow, and to see the flow's samples as pictures:

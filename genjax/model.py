@@ -355,6 +355,12 @@ class HasLatents(Protocol):
 
 
 @runtime_checkable
+class HasCodeMaps(Protocol):
+    def code_maps(self, state: TrainState, batch: Batch) -> Array:
+        """Returns the map of codes of each example, shape [B, h, w, D] (the posterior mean where there is one)."""
+
+
+@runtime_checkable
 class DecodesNoise(Protocol):
     """A model whose samples are decoded standard normal latents."""
 

@@ -1,4 +1,4 @@
-"""Reads checkpoints of the library transformers into models of genjax, and writes them.
+"""Reads checkpoints of the libraries transformers and diffusers into models of genjax, and writes them.
 
     pretrained = genjax.load_pretrained("folder")              # config.json and safetensors
     logits = pretrained.model.logits(pretrained.state, tokens)
@@ -22,13 +22,17 @@ import numpy as np
 
 from genjax.batch import PyTree
 from genjax.families.alignment.reward import Score
+from genjax.families.diffusion import pipelines
+from genjax.families.diffusion.stable_diffusion import StableDiffusion
 from genjax.families.language.bart import BART
 from genjax.families.language.bert import BERT, RoBERTa
 from genjax.families.language.gpt import GPT
 from genjax.families.language.gpt_tasks import GPTForTask
 from genjax.families.language.t5 import T5
 from genjax.families.multimodal.clip import CLIP
+from genjax.families.multimodal.clip_text import TextEncoder
 from genjax.families.multimodal.siglip import SigLIP
+from genjax.families.vae.autoencoder_kl import AutoencoderKL
 from genjax.interop import bindings as binding
 from genjax.interop import gguf, safetensors, weights
 from genjax.interop.architecture import Architecture, UnsupportedError
@@ -44,7 +48,7 @@ from genjax.interop.huggingface import (
 from genjax.model import MergesUpdates, TrainState
 from genjax.nn.transformer import Transformer
 
-#: The model class of genjax for each `model_type` of config.json.
+#: The model class of genjax for each `model_type` of config.json, which for parts of diffusers is their `_class_name`.
 MODELS: dict[str, type[Any]] = {
     "bert": BERT,
     "roberta": RoBERTa,
@@ -57,6 +61,8 @@ MODELS: dict[str, type[Any]] = {
     "bart": BART,
     "clip": CLIP,
     "siglip": SigLIP,
+    "clip_text_model": TextEncoder,
+    "AutoencoderKL": AutoencoderKL,
 }
 #: How the library's architectures end whose model of a text gives a number.
 _SCORES = "ForSequenceClassification"
@@ -189,7 +195,8 @@ def load_pretrained(folder: str | Path, dtype: Any = jnp.float32, shard: Any = N
     """Reads a checkpoint.
 
     Args:
-      folder: with config.json and model.safetensors (or its index and parts); or a GGUF file.
+      folder: with config.json and model.safetensors (or its index and parts); a GGUF file; or a folder of a pipeline of
+        diffusers.
       dtype: type of the parameters.
       shard: function from shape and type (a `jax.ShapeDtypeStruct`) to a `jax.sharding.Sharding`, or None for the
         default device.
@@ -199,8 +206,22 @@ def load_pretrained(folder: str | Path, dtype: Any = jnp.float32, shard: Any = N
       UnsupportedError: the architecture or a setting of it is not known.
     """
     folder = gguf.folder_of(folder)
+
+    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = None if shard is None else shard(leaf)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+
+    if pipelines.is_pipeline(folder):
+        model = StableDiffusion(**pipelines.read_model(folder))
+        abstract = jax.tree.map(placed, pipelines.abstract_params(model))
+        return Pretrained(model, pipelines.load_params(model, folder, abstract), folder)
     config = read_config(folder)
     name = config["model_type"]
+    if name == "UNet2DConditionModel":
+        raise UnsupportedError(
+            f"{folder} is a part of a pipeline of the library diffusers ({name}); open the folder above it, which "
+            f"holds {pipelines.INDEX_FILE}"
+        )
     if name not in MODELS:
         raise UnsupportedError(f"the architecture {name!r} is not known; known are {', '.join(sorted(MODELS))}")
     settings = _architecture(name).read(config, weights.read_folder(folder))
@@ -208,11 +229,6 @@ def load_pretrained(folder: str | Path, dtype: Any = jnp.float32, shard: Any = N
         model = _reward_model(config, settings)
     else:
         model = MODELS[name](**settings)
-
-    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        sharding = None if shard is None else shard(leaf)
-        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
-
     return Pretrained(model, load_params(model, folder, jax.tree.map(placed, abstract_params(model))), folder)
 
 
@@ -246,7 +262,8 @@ def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str =
 
     Args:
       folder: made where it does not exist.
-      model: BERT, RoBERTa, GPT, T5, BART, CLIP or SigLIP; a model that is made of one of them; or a reward model.
+      model: BERT, RoBERTa, GPT, T5, BART, CLIP, SigLIP or TextEncoder; a model that is made of one of them; a reward
+        model; AutoencoderKL; or StableDiffusion, a folder of parts.
       params: the model's parameters.
       dtype: type of the tensors: float32, bfloat16 or float16.
       source: folder of a checkpoint or of a run whose tokenizer belongs to the model, or None; its files for texts,
@@ -256,14 +273,19 @@ def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str =
       UnsupportedError: the library has no counterpart of the model.
     """
     folder = Path(folder).expanduser()
+    if isinstance(model, StableDiffusion):
+        pipelines.save_pipeline(folder, model, _whole(model, params), dtype, source)
+        return
     body = _body(model)
     architecture = _architecture_for(body)
-    config = {**_described(architecture, model), "dtype": dtype, "torch_dtype": dtype}
+    config = _described(architecture, model)
+    if architecture.library == "transformers":
+        config |= {"dtype": dtype, "torch_dtype": dtype}
     kind, params = jnp.dtype(dtype), _whole(model, params)
     rows = [(name, shape, kind, make) for name, shape, make in binding.tensors_of(params, _written(architecture, body))]
     _check_counterpart(architecture, body, config, [name for name, *_ in rows])
     folder.mkdir(parents=True, exist_ok=True)
-    safetensors.write(folder / safetensors.WEIGHTS, rows)
+    safetensors.write(folder / architecture.weights_file, rows)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if source is not None and Path(source).expanduser().resolve() != folder.resolve():
         source = Path(source).expanduser()

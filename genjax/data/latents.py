@@ -6,6 +6,7 @@ Files are mapped, not read, so a set may be larger than the memory.
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,19 @@ from genjax.data.images import write_grid
 from genjax.data.training_files import save_training_files
 
 _SPLITS = ("train", "validation", "test")
+#: Description of the texts beside the arrays, and its entries.
+TEXTS_FILE = "texts.json"
+TEXT_FIELDS = ("vocab_size", "sequence_length", "start_token", "end_token", "padding_token")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Latents(Data):
-    """Arrays `x` float32 [B, ...], with classes `label` [B] where the set has them.
+    """Arrays `x` float32 [B, ...], and where the set has them classes `label` [B] and texts `tokens`, `mask` [B, T].
 
     Attributes:
-      name: files, at data.dir: train.npy [N, ...] of floats and, where there are classes, train_label.npy [N]; the same
-        for validation and test; or random, normal noise of ten classes, to see whether a run fits into memory.
+      name: files, at data.dir: train.npy [N, ...] of floats and, where there are classes, train_label.npy [N]; where
+        there are texts, train_tokens.npy and train_mask.npy [N, T], and texts.json, which says vocab_size and others;
+        the same for validation and test; or random, normal noise of ten classes, to see whether a run fits into memory.
       shape: shape of an example of random, and of files in plans that are made without them.
       scale: factor on the arrays, chosen so that their standard deviation is about 1; 0.18215 for the autoencoder of
         Stable Diffusion.
@@ -53,8 +58,9 @@ class Latents(Data):
             raise DataError("data.name=files needs --data.dir, a folder with train.npy")
         folder = Path(self.dir).expanduser()
         arrays = {"x": mapped(folder / f"{split}.npy")}
-        if (folder / f"{split}_label.npy").is_file():
-            arrays["label"] = mapped(folder / f"{split}_label.npy")
+        for name in ("label", "tokens", "mask"):
+            if (folder / f"{split}_{name}.npy").is_file():
+                arrays[name] = mapped(folder / f"{split}_{name}.npy")
         return MappedArrays(arrays)
 
     def save(self, workdir: Path) -> None:
@@ -75,11 +81,20 @@ class Latents(Data):
         return Outline(spec, {"x": (self.shape, "float32"), "label": ((), "int32")})
 
     def spec(self) -> dict[str, Any]:
-        """data_shape, and num_classes of a labelled set."""
+        """data_shape, num_classes of a labelled set, and vocab_size and others of a set with texts."""
         examples = self.load("train")
-        spec = {"data_shape": tuple(examples.gather(np.zeros(1, np.int64))["x"].shape[1:])}
+        first = examples.gather(np.zeros(1, np.int64))
+        spec = {"data_shape": tuple(first["x"].shape[1:]), **(self._texts() if "tokens" in first else {})}
         labels = examples.labels()
         return spec if labels is None else {**spec, "num_classes": int(labels.max()) + 1}
+
+    def _texts(self) -> dict[str, Any]:
+        """What texts.json says."""
+        path = Path(self.dir).expanduser() / TEXTS_FILE
+        if not path.is_file():
+            raise DataError(f"there is no file {path}, which says vocab_size of train_tokens.npy")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {name: content[name] for name in TEXT_FIELDS if name in content}
 
     def transform(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         del key
@@ -119,7 +134,7 @@ class MappedArrays:
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         batch = {name: np.asarray(a[indices]) for name, a in self._arrays.items()}
-        return {name: a.astype(np.int32) if name == "label" else a for name, a in batch.items()}
+        return {name: a.astype(np.int32) if name in ("label", "tokens") else a for name, a in batch.items()}
 
     def __getstate__(self) -> dict[str, Path | np.ndarray]:
         return {name: Path(a.filename) if isinstance(a, np.memmap) else a for name, a in self._arrays.items()}

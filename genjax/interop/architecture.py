@@ -1,14 +1,17 @@
-"""How an architecture of the library transformers is described here, and helpers to read its configuration."""
+"""How an architecture of the libraries transformers and diffusers is described here, and helpers to read its
+configuration.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from genjax.errors import UserError
 from genjax.interop.bindings import Bindings
+from genjax.interop.safetensors import DIFFUSERS_WEIGHTS, WEIGHTS
 from genjax.nn.positions import LinearScaling, Llama3Scaling, RotaryScaling, YarnScaling
 from genjax.nn.transformer import Transformer
 
@@ -21,13 +24,13 @@ class UnsupportedError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """How one architecture of transformers is read into a model of genjax, and written from it.
+    """How one architecture of transformers or diffusers is read into a model of genjax, and written from it.
 
     It stands in `architectures` of each model class that can start from the architecture's checkpoints.  "The body" is
     the network without its output layers; "the head" is the output layers.
 
     Attributes:
-      model_type: the architecture's name in config.json.
+      model_type: the architecture's name in config.json: its model_type, or in diffusers its _class_name.
       read: (config.json, names of the tensors) -> fields of the model.
       write: model -> config.json, including its entry `architectures`.
       bind: model -> names of its tensors, as `Bindings`.
@@ -39,6 +42,7 @@ class Architecture:
       own: fields that `read` returns, but the user decides when a model starts from a checkpoint.
       writes: whether a given model is written as this architecture.
       bare: whether a given model is written as the body alone, without the prefix.
+      library: the library whose checkpoints these are.
     """
 
     model_type: str
@@ -53,6 +57,12 @@ class Architecture:
     own: tuple[str, ...] = ()
     writes: Callable[[Any], bool] = lambda model: True
     bare: Callable[[Any], bool] = lambda model: False
+    library: Literal["transformers", "diffusers"] = "transformers"
+
+    @property
+    def weights_file(self) -> str:
+        """Name of the file of weights."""
+        return WEIGHTS if self.library == "transformers" else DIFFUSERS_WEIGHTS
 
     def is_buffer(self, name: str) -> bool:
         """Whether the tensor of this name is not a parameter, or only repeats one."""

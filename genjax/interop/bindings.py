@@ -29,6 +29,7 @@ class Binding:
       axes: our axes as a permutation of theirs; None for the same order.
       part: (i, n): our array is part i of n equal parts of the last axis.
       leading: whether their tensor has a first axis of size 1 that our array lacks.
+      trailing: number of last axes of size 1 of their tensor that our array lacks.
       aliases: names of the same tensor in other versions.
     """
 
@@ -36,12 +37,15 @@ class Binding:
     axes: tuple[int, ...] | None = None
     part: tuple[int, int] | None = None
     leading: bool = False
+    trailing: int = 0
     aliases: tuple[str, ...] = ()
 
     def ours(self, array: np.ndarray) -> np.ndarray:
         """Our view of their array."""
         if self.leading:
             array = array[0]
+        if self.trailing:
+            array = array.reshape(array.shape[: -self.trailing])
         if self.axes is not None:
             array = array.transpose(self.axes)
         if self.part is not None:
@@ -61,12 +65,13 @@ class Binding:
         """Our array in their arrangement, without the other parts of the tensor."""
         if self.axes is not None:
             array = array.transpose(np.argsort(self.axes))
+        array = array.reshape(*array.shape, *(1,) * self.trailing)
         return array[None] if self.leading else array
 
     @property
     def part_axis(self) -> int:
         """Axis of their tensor that is divided into parts, counted from the end."""
-        return -1 if self.axes is None else self.axes[-1] - len(self.axes)
+        return (-1 if self.axes is None else self.axes[-1] - len(self.axes)) - self.trailing
 
 
 Bindings = dict[str, Binding]
@@ -77,13 +82,22 @@ def same(ours: str, theirs: str, **options: Any) -> Bindings:
     return {ours: Binding(theirs, **options)}
 
 
-def linear(ours: str, theirs: str, bias: bool = True, transposed: bool = True, **options: Any) -> Bindings:
-    """A linear map; PyTorch stores [out, in], the transpose of ours."""
+def linear(
+    ours: str, theirs: str, bias: bool = True, transposed: bool = True, others: tuple[str, ...] = (), **options: Any
+) -> Bindings:
+    """A linear map; PyTorch stores [out, in], the transpose of ours.  `others` are older names of it."""
     axes = (1, 0) if transposed else None
-    found = {f"{ours}/kernel": Binding(f"{theirs}.weight", axes, **options)}
+    aliases = lambda part: tuple(f"{other}.{part}" for other in others)
+    found = {f"{ours}/kernel": Binding(f"{theirs}.weight", axes, aliases=aliases("weight"), **options)}
     if bias:
-        found[f"{ours}/bias"] = Binding(f"{theirs}.bias", **options)
+        options = {name: value for name, value in options.items() if name != "trailing"}
+        found[f"{ours}/bias"] = Binding(f"{theirs}.bias", aliases=aliases("bias"), **options)
     return found
+
+
+def convolution(ours: str, theirs: str) -> Bindings:
+    """A convolution of pictures with a bias; PyTorch stores [out, in, height, width]."""
+    return {f"{ours}/kernel": Binding(f"{theirs}.weight", (2, 3, 1, 0)), f"{ours}/bias": Binding(f"{theirs}.bias")}
 
 
 def norm(ours: str, theirs: str, bias: bool = True) -> Bindings:

@@ -1,4 +1,4 @@
-"""Models that start from a checkpoint of the library transformers: `--model.pretrained=FOLDER`.
+"""Models that start from a checkpoint of the library transformers or diffusers: `--model.pretrained=FOLDER`.
 
 A model names the architectures that it starts from in `architectures`; their tables stand beside the models.  Weights
 are read one tensor at a time, each device its own part.  Nothing is ever unpickled.
@@ -32,19 +32,24 @@ GENERATION_SETTINGS = ("bos_token_id", "eos_token_id", "decoder_start_token_id")
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The configuration of a checkpoint, with the special tokens of its generation_config.json where it has one.
 
+    A part of a pipeline of diffusers has its `_class_name` as `model_type`.
+
     Raises:
       CheckpointFileError: there is no configuration, it is damaged, or it belongs to another library.
     """
     folder = gguf.folder_of(folder)
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointFileError(
-            f"{folder} holds no {CONFIG_FILE}: it is {_kind_of_folder(folder)}no checkpoint of the library transformers"
+            f"{folder} holds no {CONFIG_FILE}: it is {_kind_of_folder(folder)}no checkpoint of the "
+            "libraries transformers and diffusers"
         )
     config = read_object(folder / CONFIG_FILE)
+    if "model_type" not in config and "_class_name" in config:
+        config["model_type"] = config["_class_name"]
     if "model_type" not in config:
         raise CheckpointFileError(
-            f"{folder / CONFIG_FILE} says no model_type: it is {_kind_of_config(config)}no checkpoint of the library "
-            "transformers"
+            f"{folder / CONFIG_FILE} says no model_type: it is {_kind_of_config(config)}no checkpoint of the "
+            "libraries transformers and diffusers"
         )
     if (folder / GENERATION_FILE).is_file():
         generation = read_object(folder / GENERATION_FILE)
@@ -80,8 +85,6 @@ def _kind_of_folder(folder: Path) -> str:
 
 def _kind_of_config(config: dict[str, Any]) -> str:
     """Description of a config.json without model_type, as part of a sentence; empty if it is not known."""
-    if "_diffusers_version" in config or "_class_name" in config:
-        return f"of a {config.get('_class_name', 'model')} of the library diffusers, and "
     if "architecture" in config:
         return f"of a {config['architecture']} of the library timm, and "
     return ""
@@ -169,11 +172,11 @@ def load_params(
     optional = architecture.is_head if fine_tune else lambda name: False
     fresh = binding.check(abstract, found, tensors, architecture.is_buffer, optional, str(folder))
     if replace:
-        abstract = _given_up(abstract, set(fresh))
+        abstract = given_up(abstract, set(fresh))
     return binding.read(abstract, found, tensors)
 
 
-def _given_up(arrays: PyTree, kept: set[str]) -> PyTree:
+def given_up(arrays: PyTree, kept: set[str]) -> PyTree:
     """Releases the memory of arrays, except at the kept paths; returns their shapes, types and shardings."""
     flat = traverse_util.flatten_dict(arrays, sep="/")
     shapes = {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for n, a in flat.items()}

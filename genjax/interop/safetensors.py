@@ -44,7 +44,8 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LONGEST_HEADER = 100_000_000
 
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+#: The same of a part of a pipeline of the library diffusers.
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class CheckpointFileError(UserError):
@@ -114,26 +115,33 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     Raises:
       CheckpointFileError: there is no checkpoint, or one of its files is missing, truncated or damaged.
     """
-    if (folder / INDEX).is_file():
-        try:
-            index = json.loads((folder / INDEX).read_text())["weight_map"]
-            files = sorted(set(index.values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise CheckpointFileError(f"{folder / INDEX} is damaged; it must be JSON with a weight_map") from None
-        tensors: dict[str, Tensor] = {}
-        for file in files:
-            tensors.update(read_header(folder / file))
-        absent = sorted(set(index) - set(tensors))
-        if absent:
-            raise CheckpointFileError(f"{folder / INDEX} names tensors that its files do not hold: {shortened(absent)}")
-        return tensors
-    if (folder / WEIGHTS).is_file():
-        return read_header(folder / WEIGHTS)
+    for weights in (WEIGHTS, DIFFUSERS_WEIGHTS):
+        index_file = folder / f"{weights}.index.json"
+        if index_file.is_file():
+            return _read_parts(folder, index_file)
+        if (folder / weights).is_file():
+            return read_header(folder / weights)
     pickled = [
         p.name for p in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt")) + sorted(folder.glob("*.pth"))
     ]
     hint = f"; {pickled[0]} is pickled and is not read, as that can run code: save it as safetensors" if pickled else ""
-    raise CheckpointFileError(f"{folder} holds neither {WEIGHTS} nor {INDEX}{hint}")
+    raise CheckpointFileError(f"{folder} holds neither {WEIGHTS} nor {DIFFUSERS_WEIGHTS}, nor an index of one{hint}")
+
+
+def _read_parts(folder: Path, index_file: Path) -> dict[str, Tensor]:
+    """The tensors of several files with an index."""
+    try:
+        index = json.loads(index_file.read_text())["weight_map"]
+        files = sorted(set(index.values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointFileError(f"{index_file} is damaged; it must be JSON with a weight_map") from None
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors.update(read_header(folder / file))
+    absent = sorted(set(index) - set(tensors))
+    if absent:
+        raise CheckpointFileError(f"{index_file} names tensors that its files do not hold: {shortened(absent)}")
+    return tensors
 
 
 def write(

@@ -6,7 +6,9 @@ same functions of the same parameters:
 
     Convolution   y[i] = sum_k w[k] x[i + k - (K - 1) // 2]         K x K, stride 1, zero padding
     Downsample    y[i] = sum_k w[k] x[2 i + k - 1]                  4 x 4, stride 2: halves height and width
+    Halving       y[i] = sum_k w[k] x[2 i + k]                      3 x 3, stride 2: halves them, off the centre
     Upsample      y[o] = sum_i x[i] w[o - 2 i + 1]                  4 x 4, stride 2, transposed: doubles them
+    Doubling      y[o] = sum_k w[k] x[(o + k - 1) // 2]             3 x 3, of every pixel repeated: doubles them
 
 A strided convolution is computed as a 2 x 2 convolution of the picture's 2 x 2 blocks (space to depth).  A transposed
 convolution computes the two rows of outputs between the centres of each two neighbouring rows (Shi et al. 2016,
@@ -72,6 +74,13 @@ def downsample(x: Array, kernel: Array, matrix_products: bool) -> Array:
     return convolve_patches(space_to_depth(pad_picture(x, 1)), blocks.reshape(2, 2, 4 * inputs, outputs))
 
 
+def halve(x: Array, kernel: Array, matrix_products: bool) -> Array:
+    """`Halving` without its bias: pictures [B, H, W, C], kernel [3, 3, C, D], to [B, H/2, W/2, D]."""
+    if not matrix_products:
+        return jax.lax.conv_general_dilated(x, kernel, (2, 2), ((0, 1), (0, 1)), dimension_numbers=_DIMENSIONS)
+    return downsample(x, jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))), matrix_products)
+
+
 def upsample(x: Array, kernel: Array, matrix_products: bool) -> Array:
     """`Upsample` without its bias: pictures [B, H, W, C], kernel [4, 4, C, D], to [B, 2H, 2W, D]."""
     if not matrix_products:
@@ -122,6 +131,24 @@ class _Layer(nn.Module):
         return y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
 
 
+class Doubling(nn.Module):
+    """A 3 x 3 convolution of pictures with every place repeated, [B, H, W, C] to [B, 2H, 2W, C].
+
+    Attributes:
+      dtype: type to compute in; parameters stay float32.
+    """
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        kernel = self.param("kernel", init, (3, 3, x.shape[-1], x.shape[-1]))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        y = repeat_and_convolve(x.astype(self.dtype), kernel.astype(self.dtype), prefers_matrix_products())
+        return y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+
+
 class Convolution(_Layer):
     """Convolution with stride 1 and an odd kernel, [B, H, W, C] to [B, H, W, features].
 
@@ -134,6 +161,17 @@ class Convolution(_Layer):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         return self.apply_kernel(convolve, x, self.kernel_size, 1.0)
+
+
+class Halving(_Layer):
+    """3 x 3 convolution with stride 2, y[i] = sum_k w[k] x[2 i + k], [B, H, W, C] to [B, H/2, W/2, features].
+
+    Zeros are added behind the last row and column alone, as autoencoders of latent diffusion have it.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return self.apply_kernel(halve, x, 3, 1.0)
 
 
 class Downsample(_Layer):

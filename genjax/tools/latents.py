@@ -22,6 +22,7 @@ import numpy as np
 from genjax.config import ConfigError, check_at_least
 from genjax.data import Images, random_order, write_grid
 from genjax.data.files import with_ending
+from genjax.data.latents import TEXT_FIELDS, TEXTS_FILE
 from genjax.data.tables import read_table
 from genjax.evaluation import disentanglement, likelihood
 from genjax.evaluation.latents import (
@@ -31,7 +32,7 @@ from genjax.evaluation.latents import (
     spherical_interpolation,
     traversal,
 )
-from genjax.model import HasClasses, HasCodeVariables, HasLatents, HasLogProb, HasLogProbBound, takes
+from genjax.model import HasClasses, HasCodeMaps, HasCodeVariables, HasLatents, HasLogProb, HasLogProbBound, takes
 from genjax.tools.conditions import has_exact_log_prob, labels_for
 from genjax.tools.likelihood import log_likelihoods
 from genjax.tools.outcome import Outcome, folder_of
@@ -229,15 +230,38 @@ def disentangle(run: Run, options: Options | None = None) -> Outcome:
 
 
 def export(run: Run, options: Options | None = None) -> Outcome:
-    """Writes the codes of the evaluation split as a table, from which any flow learns their density.
+    """Writes the codes of the evaluation split: as a table, from which any flow learns their density; or maps of codes
+    with their classes and texts, as `Latents` (data) reads them.
 
     Raises:
       ConfigError: the model has no codes.
     """
     del options
+    if isinstance(run.model, HasCodeMaps):
+        return _export_maps(run)
     codes, _ = _encode(run, "export")
     note = f"{len(codes)} codes of the split {run.experiment.evaluation.split}"
     return Outcome(files=(write_codes(run, codes),), notes=(note,))
+
+
+def _export_maps(run: Run) -> Outcome:
+    """Writes maps of codes, and what accompanies them, in a folder for --data=latents."""
+    model, split, folder = run.model, run.experiment.evaluation.split, folder_of(run, "latents") / "maps"
+    folder.mkdir(parents=True, exist_ok=True)
+    codes, examples = run.engine.map(lambda state, batch, key: model.code_maps(state, batch), run.state, split)
+    arrays = {"": codes.astype(np.float32)}
+    if "label" in examples:
+        arrays["_label"] = examples["label"]
+    if "captions" in examples:
+        for name in ("tokens", "mask"):
+            arrays[f"_{name}"] = run.engine.map(lambda state, batch, key, name=name: batch[name], run.state, split)[0]
+        spec = run.experiment.data.spec()
+        write_json(folder / TEXTS_FILE, {name: spec[name] for name in TEXT_FIELDS if name in spec})
+    files = tuple(folder / f"{split}{name}.npy" for name in arrays)
+    for file, array in zip(files, arrays.values()):
+        np.save(file, array)
+    flags = f"--data=latents --data.dir={folder} --data.scale={1.0 / codes.std():.5g}"
+    return Outcome(files=files, notes=(f"{len(codes)} codes of the split {split}; {flags}",))
 
 
 def show(run: Run, options: Options | None = None) -> Outcome:

@@ -151,6 +151,21 @@ def test_latents_are_mapped_from_files_and_written_in_their_own_scale(tmp_path):
     (tmp_path / "test.npy").write_bytes(b"no array")
     with pytest.raises(DataError, match="cannot be read"):
         data.load("test")
+    np.save(tmp_path / "train_tokens.npy", np.arange(60).reshape(20, 3) % 5)
+    np.save(tmp_path / "train_mask.npy", np.ones((20, 3), bool))
+    with pytest.raises(DataError, match="texts.json, which says vocab_size"):
+        Latents(dir=str(tmp_path)).spec()
+    (tmp_path / "texts.json").write_text('{"vocab_size": 5, "sequence_length": 3, "end_token": 4, "words": 7}')
+    again = Latents(dir=str(tmp_path))
+    assert again.spec() == {
+        "data_shape": (4, 4, 2),
+        "num_classes": 7,
+        "vocab_size": 5,
+        "sequence_length": 3,
+        "end_token": 4,
+    }
+    texts = again.load("train").gather(np.array([2]))
+    assert texts["tokens"].dtype == np.int32 and texts["mask"].dtype == bool and list(texts["tokens"][0]) == [1, 2, 3]
     with pytest.raises(DataError, match="differ in length"):
         np.save(tmp_path / "validation.npy", x[:5])
         np.save(tmp_path / "validation_label.npy", np.arange(6))

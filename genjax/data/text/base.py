@@ -125,7 +125,7 @@ class TokenizedData(Data):
           DataError: the checkpoint has no tokenizer and none is given, `tokenizer_file` does not begin with its tokens,
             or the tokenizer has more tokens than the model.
         """
-        file = Path(folder).expanduser() / TOKENIZER_FILE
+        file = _tokenizer_of(folder)
         if file.is_file():
             _check_size(file)
         if self.tokenizer_file is not None:
@@ -141,13 +141,20 @@ class TokenizedData(Data):
         return dataclasses.replace(self, tokenizer_file=str(file))
 
     def knows_tokens_of(self, folder: str | Path) -> bool:
-        return (Path(folder).expanduser() / TOKENIZER_FILE).is_file()
+        return _tokenizer_of(folder).is_file()
 
     @property
     def tokenizer_name(self) -> str:
         """Description of the tokenizer; evaluations print it."""
         tokenizer = self.make_tokenizer()
         return f"{tokenizer.kind} of {tokenizer.vocab_size} tokens"
+
+
+def _tokenizer_of(folder: str | Path) -> Path:
+    """The tokenizer.json of a checkpoint, or of a pipeline of the library diffusers, where it may be missing."""
+    folder = Path(folder).expanduser()
+    below = folder / "tokenizer" / TOKENIZER_FILE
+    return below if below.is_file() else folder / TOKENIZER_FILE
 
 
 def _check_size(file: Path) -> None:

@@ -31,8 +31,8 @@ from genjax.errors import UserError
 from genjax.families.alignment.base import Policy, TrainsPolicy
 from genjax.families.alignment.preference_losses import DPO, PairScores, PreferenceLoss
 from genjax.families.alignment.reference import NAME, answer_log_probs, reference_params, with_reference
-from genjax.families.language.fine_tuning import Loss
 from genjax.families.language.gpt import GPT
+from genjax.fine_tuning import Loss
 from genjax.gradients import BatchLoss
 from genjax.model import GenerativeModel, TrainState
 from genjax.nn.tokens import token_weights

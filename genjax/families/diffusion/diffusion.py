@@ -133,7 +133,7 @@ class Diffusion:
             )
         if self.likelihood_steps:
             self._check_has_likelihood("likelihood_steps=0")
-        self.sampler.check(self.process)
+        self.sampler.check(self.sampler.on_grid(self.process))
 
     # ------------------------------------------------------------------------------------------------------------------
     # The network
@@ -156,6 +156,10 @@ class Diffusion:
         """The forward process, which may have learned parameters."""
         del params
         return self.process
+
+    def on_grid(self) -> Diffusion:
+        """The model with the process that its sampler steps through; a published grid knows it at its nodes alone."""
+        return dataclasses.replace(self, process=self.sampler.on_grid(self.process))
 
     def network_params(self, params: PyTree) -> PyTree:
         """The network's part of the parameters."""
@@ -471,9 +475,10 @@ class Diffusion:
         }
         if negative and not self.guidance.is_used:
             raise UserError("negative_tokens are what guidance leads away from, and guidance.scale is 0")
-        process = self.process_of(state.eval_params)
+        model = self.on_grid()
+        process = model.process_of(state.eval_params)
         z = process.prior_scale * jax.random.normal(noise_key, (num_samples, *self.data_shape))
-        denoise = self.denoiser(
+        denoise = model.denoiser(
             state.eval_params, condition, weak_params=state.extra.get("weak_params"), empty=negative
         )
         return self.sampler.run(denoise, process, z, step_key, trajectory)

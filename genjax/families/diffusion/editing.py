@@ -33,6 +33,7 @@ def image_to_image(
     check_data_shape(x, model.data_shape)
     if not 0.0 < strength <= 1.0:
         raise UserError(f"strength={strength} must lie in (0, 1]")
+    model = model.on_grid()
     sampler, process = model.sampler, model.process_of(state.eval_params)
     noise_key, step_key = jax.random.split(key)
     condition = model.sampling_condition(state, len(x), condition.pop("label", None), condition)

@@ -63,11 +63,20 @@ def sinusoidal_embedding(values: Array, dim: int, max_period: float = 10000.0) -
 
 
 class ConditionEmbedding(nn.Module):
-    """Time, class and vector as one vector [B, features], the sum of the given ones and the time."""
+    """Time, class and vector as one vector [B, features], the sum of the given ones and the time.
+
+    Attributes:
+      features: length of the result.
+      num_classes: number of classes, or None.
+      dtype: type to compute in.
+      size_channels: if given, the last six numbers of a vector are sizes, each of which becomes so many sines and
+        cosines, and the vector passes two layers (SDXL: Podell et al. 2023, arXiv:2307.01952, section 2.2).
+    """
 
     features: int
     num_classes: int | None
     dtype: Any
+    size_channels: int | None = None
 
     @nn.compact
     def __call__(self, time: Array, condition: Condition) -> Array:
@@ -80,6 +89,11 @@ class ConditionEmbedding(nn.Module):
             embedding = embedding + table(label)
         if "vector" in condition:
             vector = condition["vector"].astype(self.dtype)
+            if self.size_channels is not None:
+                sizes = sinusoidal_embedding(condition["vector"][:, -6:].reshape(-1), self.size_channels)
+                sizes = sizes.reshape(len(vector), -1).astype(self.dtype)
+                vector = jnp.concatenate([vector[:, :-6], sizes], axis=-1)
+                vector = jax.nn.silu(nn.Dense(self.features, dtype=self.dtype, name="vector_hidden")(vector))
             embedding = embedding + nn.Dense(self.features, dtype=self.dtype, name="vector")(vector)
         return embedding
 

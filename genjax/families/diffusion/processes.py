@@ -129,6 +129,8 @@ class Discrete(Process):
       beta_max: last beta of the linear schedules.
       zero_terminal_snr: shift and scale alpha so that the last step is pure noise (Lin et al. 2023,
         arXiv:2305.08891, algorithm 1).
+      counts_steps: the network's time is the number of the step, counted from 0, as in the library diffusers; otherwise
+        it is 1000 t.
     """
 
     schedule: BetaSchedule = "linear"
@@ -136,6 +138,7 @@ class Discrete(Process):
     beta_min: float = 1e-4
     beta_max: float = 0.02
     zero_terminal_snr: bool = False
+    counts_steps: bool = False
 
     @functools.cached_property
     def betas(self) -> np.ndarray:
@@ -185,6 +188,9 @@ class Discrete(Process):
         position = t * self.num_timesteps
         low = jnp.clip(jnp.floor(position), 0, self.num_timesteps - 1).astype(jnp.int32)
         return table[low] + (position - low) * (table[low + 1] - table[low])
+
+    def network_time(self, t: Array) -> Array:
+        return self.num_timesteps * t - 1.0 if self.counts_steps else super().network_time(t)
 
     def alpha(self, t: Array) -> Array:
         alpha = jnp.exp(self._log_alpha(t))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.diffusion.grids import Node, times
 from genjax.families.diffusion.processes import GaussianProcess, Spacing, posterior_from
+from genjax.families.diffusion.published_grids import GridProcess, PublishedGrid
 from genjax.families.diffusion.targets import epsilon_of
 
 
@@ -48,11 +49,12 @@ Denoiser = Callable[[Array, Array, Array], Estimate]
 
 
 class Carry(NamedTuple):
-    """State between steps: z, the last estimate of x0, and the node of that estimate."""
+    """State between steps: z, the last estimate of x0, the node of that estimate, and what else a sampler remembers."""
 
     z: Array
     x0: Array
     before: Node
+    history: Any = ()
 
 
 def ddim_step(z: Array, x0: Array, now: Node, then: Node) -> Array:
@@ -75,6 +77,8 @@ class Sampler(abc.ABC):
       denoise_to_zero: whether the last step ends at the data; otherwise it ends at the process's t_min.
       min_log_ratio: log(alpha / sigma) at which the karras and log_snr spacings begin, on
         processes that start from N(0, I).
+      published: the times of a scheduler of the library diffusers in place of spacing, rho, denoise_to_zero and
+        min_log_ratio.
     """
 
     num_steps: int = 50
@@ -82,6 +86,7 @@ class Sampler(abc.ABC):
     rho: float = 7.0
     denoise_to_zero: bool = True
     min_log_ratio: float | None = -5.1
+    published: PublishedGrid | None = None
 
     renamed: ClassVar[dict[str, str]] = {"to_data": "denoise_to_zero"}
 
@@ -89,6 +94,16 @@ class Sampler(abc.ABC):
     needs_signal: ClassVar[bool] = False
     #: Whether the sampler needs the end of the ODE's path, which only consistency models give, and not E[x | z].
     needs_path_ends: ClassVar[bool] = False
+
+    @property
+    def asks_between_nodes(self) -> bool:
+        """Whether steps need the process or the network at times between the nodes of the grid."""
+        return False
+
+    def history(self, z: Array) -> Any:
+        """What the sampler remembers before the first step from z [B, ...]."""
+        del z
+        return ()
 
     @abc.abstractmethod
     def step(
@@ -100,6 +115,11 @@ class Sampler(abc.ABC):
         """Raises UserError if the sampler does not suit the process."""
         if self.num_steps < 1:
             raise UserError(f"num_steps={self.num_steps}; a sampler needs at least one step")
+        if self.published is not None and self.asks_between_nodes:
+            raise UserError(
+                f"{type(self).__name__} with these settings takes times between those of a published grid; give "
+                "sampler.published=none, or choose DDIM, Euler, Heun, DPMSolver, PLMS, LMS or UniPC"
+            )
         if self.needs_signal and process.ends_in_pure_noise:
             raise UserError(
                 f"{type(self).__name__} works with sigma / alpha, which is infinite at the end of "
@@ -109,7 +129,15 @@ class Sampler(abc.ABC):
 
     def grid(self, process: GaussianProcess) -> Node:
         """The times that the steps lie between with the process's values there, [num_steps + 1] each."""
+        if isinstance(process, GridProcess):
+            return process.grid()
         return times(process, self.spacing, self.num_steps, self.rho, self.denoise_to_zero, self.min_log_ratio)
+
+    def on_grid(self, process: GaussianProcess) -> GaussianProcess:
+        """The process that the sampler steps through: `process`, or the nodes of a published grid on it."""
+        if self.published is None or isinstance(process, GridProcess):
+            return process
+        return self.published.on(process, self.num_steps)
 
     def run(
         self,
@@ -119,16 +147,18 @@ class Sampler(abc.ABC):
         key: Array,
         trajectory: bool = False,
         start: Array | None = None,
+        adjust: Callable[[Array, Node], Array] | None = None,
     ) -> Array:
         """The whole loop.
 
         Args:
           denoise: see `Denoiser`.
-          process: the forward process.
+          process: the forward process, on the sampler's grid (`on_grid`).
           z: noise to start from, [B, ...], of deviation `process.prior_scale`; or noised data with `start`.
           key: random key of the steps.
           trajectory: return z at all nodes, [num_steps + 1, B, ...].
           start: index of the node to start from (image-to-image); the steps before it leave z as it is.
+          adjust: function of z after a step and the node there, whose result the next step goes on from; or None.
 
         Returns:
           Samples [B, ...], or the trajectory.
@@ -136,11 +166,15 @@ class Sampler(abc.ABC):
         self.check(process)
         grid = self.grid(process)
         now, then = jax.tree.map(lambda a: a[:-1], grid), jax.tree.map(lambda a: a[1:], grid)
-        first = Carry(z, jnp.zeros_like(z), jax.tree.map(lambda a: a[0], grid))
+        first = Carry(z, jnp.zeros_like(z), jax.tree.map(lambda a: a[0], grid), self.history(z))
 
         def body(carry: Carry, row: tuple[Node, Node, Array]) -> tuple[Carry, Array | None]:
             now, then, index = row
-            step = lambda c: self.step(denoise, process, c, now, then, jax.random.fold_in(key, index))
+
+            def step(c: Carry) -> Carry:
+                c = self.step(denoise, process, c, now, then, jax.random.fold_in(key, index))
+                return c if adjust is None else c._replace(z=adjust(c.z, then))
+
             if start is None:
                 carry = step(carry)
             else:
@@ -242,6 +276,10 @@ class Euler(Sampler):
 
     second_order: ClassVar[bool] = False
 
+    @property
+    def asks_between_nodes(self) -> bool:
+        return self.variable == "time" or self.churn > 0.0
+
     def check(self, process: GaussianProcess) -> None:
         super().check(process)
         if process.ends_in_pure_noise and (self.variable == "sigma" or self.churn):
@@ -323,6 +361,10 @@ class RungeKutta4(Sampler):
 
     num_steps: int = 16
 
+    @property
+    def asks_between_nodes(self) -> bool:
+        return True
+
     def step(
         self, denoise: Denoiser, process: GaussianProcess, carry: Carry, now: Node, then: Node, key: Array
     ) -> Carry:
@@ -351,12 +393,18 @@ class DPMSolver(Sampler):
     Attributes:
       method: first (DDIM); multistep (2M), which reuses the last estimate; singlestep (2S), two evaluations a step.
       stochastic: the SDE form of first and multistep.
+      first_order_end: a last step that does not end at the data is of first order if there are fewer steps than this.
     """
 
     num_steps: int = 20
     spacing: Spacing | None = "log_snr"
     method: Literal["first", "multistep", "singlestep"] = "multistep"
     stochastic: bool = False
+    first_order_end: int = 15
+
+    @property
+    def asks_between_nodes(self) -> bool:
+        return self.method == "singlestep"
 
     def check(self, process: GaussianProcess) -> None:
         super().check(process)
@@ -382,11 +430,12 @@ class DPMSolver(Sampler):
         z = then.sigma / now.sigma * shrink * carry.z + then.alpha * left * estimate
         return Carry(z + then.sigma * jnp.sqrt(left) * _noise(key, carry.z), x0, now)
 
-    @staticmethod
-    def _extrapolate(carry: Carry, x0: Array, now: Node, then: Node) -> Array:
+    def _extrapolate(self, carry: Carry, x0: Array, now: Node, then: Node) -> Array:
         """x0 at the middle of the step, extrapolated linearly from the last two estimates; not in the last step."""
         h, h_before = -jnp.log(_shrink(now, then)), -jnp.log(_shrink(carry.before, now))
         usable = (then.sigma > 0.0) & (h_before > 0.0)
+        if self.num_steps < self.first_order_end:
+            usable &= then.t > 0.0
         weight = jnp.where(usable, 0.5 * h / jnp.where(usable, h_before, 1.0), 0.0)
         return x0 + weight * (x0 - carry.x0)
 
@@ -424,6 +473,10 @@ class PredictorCorrector(Sampler):
     signal_to_noise: float = 0.16
 
     needs_signal: ClassVar[bool] = True
+
+    @property
+    def asks_between_nodes(self) -> bool:
+        return True
 
     def step(
         self, denoise: Denoiser, process: GaussianProcess, carry: Carry, now: Node, then: Node, key: Array

@@ -5,6 +5,8 @@ attention at several resolutions; Rombach et al. 2022 (arXiv:2112.10752) for cro
 (arXiv:2204.03458) for the factorised space-time form.  One module serves [B, L, C], [B, H, W, C] and, with `video`, [B,
 T, H, W, C], whose frames are convolved one by one and combined by temporal attention.  With `patch_size` the network
 works on patches, and so at a fraction of the places (Hoogeboom et al. 2023, arXiv:2301.11093, section 3.2).
+
+The networks of Stable Diffusion are settings of this one: see checkpoints.py.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ from flax import linen as nn
 from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.diffusion.networks import Condition, ConditionEmbedding, DenoisingNetwork, with_image
+from genjax.families.diffusion.spatial_transformer import SpatialTransformer
 from genjax.nn.attention import Attention
-from genjax.nn.convolution import repeat_and_convolve
+from genjax.nn.convolution import Doubling
 from genjax.nn.dropout import dropout, fold_in
-from genjax.nn.products import prefers_matrix_products
+from genjax.nn.group_norm import GroupNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,14 @@ class UNet(DenoisingNetwork):
         instead of resample_convolution.
       dropout_rate: dropout inside the blocks.
       video: data are [B, T, H, W, C].
+      transformer_depths: blocks of the spatial transformer (spatial_transformer.py) at each level, of which levels in
+        `attention_levels` have one; () for single layers of attention.
+      exact_groups: have num_groups groups, however few channels each has.
+      norm_epsilon: number added to variances in residual blocks.
+      centred_halving: surround maps with zeros before they are halved; otherwise zeros follow the last row and column.
+      size_channels: sines of each of the last six numbers of a `vector`, which are sizes in pixels (SDXL); None for a
+        vector without them.
+      linear_projection: form of the spatial transformers' outer maps in files of diffusers: linear, or convolutions.
       patch_size: side of the patches that the network treats as one place each; 1 takes single pixels.
       remat: compute blocks again in the backward pass to save memory.
     """
@@ -64,6 +75,12 @@ class UNet(DenoisingNetwork):
     resample_blocks: bool = False
     dropout_rate: float = 0.0
     video: bool = False
+    transformer_depths: tuple[int, ...] = ()
+    exact_groups: bool = False
+    norm_epsilon: float = 1e-6
+    centred_halving: bool = False
+    size_channels: int | None = None
+    linear_projection: bool = False
     patch_size: int = 1
     remat: bool = False
 
@@ -79,7 +96,21 @@ class UNet(DenoisingNetwork):
                 f"attention_levels {tuple(beyond)} are none of the {len(self.channel_multipliers)} levels, "
                 "counted from 0"
             )
+        if self.transformer_depths and len(self.transformer_depths) != len(self.channel_multipliers):
+            raise UserError(
+                f"transformer_depths={self.transformer_depths} must have one number for each of the "
+                f"{len(self.channel_multipliers)} levels"
+            )
         return _UNet(self, num_outputs, num_classes, dtype)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.channels * m for m in self.channel_multipliers)
+
+    def norm(self, dtype: Any, name: str) -> GroupNorm:
+        """A norm of a residual block."""
+        return GroupNorm(self.num_groups, dtype, self.norm_epsilon, self.exact_groups, name=name)
 
     def heads_for(self, width: int) -> int:
         """Heads of attention of a width.
@@ -94,58 +125,20 @@ class UNet(DenoisingNetwork):
         return width // self.head_channels
 
 
-def num_groups_for(channels: int, num_groups: int) -> int:
-    """Largest number of groups, up to `num_groups`, that divides the channels, with at least
-    4 channels each if possible.
-    """
-    return max(g for g in range(1, num_groups + 1) if channels % g == 0 and (channels // g >= 4 or g == 1))
-
-
-class GroupNorm(nn.Module):
-    """Group norm (Wu & He 2018, arXiv:1803.08494), optionally scaled and shifted for each example, as `nn.GroupNorm`
-    has it.
-
-    Moments are computed for channels, then combined for groups; the rest is one factor and one summand for
-    each channel of an example.  No array of the data's size is kept in between, so on CPU this takes a quarter
-    of the time of `nn.GroupNorm`.
-
-    Attributes:
-      num_groups: largest number of groups; see `num_groups_for`.
-      dtype: type of the result; moments are in float32.
-      epsilon: number added to variances.
-    """
-
-    num_groups: int
-    dtype: Any = jnp.float32
-    epsilon: float = 1e-6
-
-    @nn.compact
-    def __call__(self, x: Array, scale: Array | None = None, shift: Array | None = None) -> Array:
-        """Normalises x [B, ..., C]; then (1 + scale) times it plus shift, [B, C] each, if they are given."""
-        batch, channels = x.shape[0], x.shape[-1]
-        groups = num_groups_for(channels, self.num_groups)
-        flat = x.reshape(batch, -1, channels).astype(jnp.float32)
-
-        def group_mean(values: Array) -> Array:
-            means = values.mean(1).reshape(batch, groups, -1).mean(-1)
-            return jnp.repeat(means, channels // groups, axis=1)  # [B, C]
-
-        mean = group_mean(flat)
-        variance = jnp.maximum(group_mean(jnp.square(flat)) - jnp.square(mean), 0.0)
-        multiple = self.param("scale", nn.initializers.ones, (channels,))[None] * jax.lax.rsqrt(variance + self.epsilon)
-        summand = self.param("bias", nn.initializers.zeros, (channels,))[None] - mean * multiple
-        if scale is not None:
-            multiple, summand = multiple * (1.0 + scale), summand * (1.0 + scale) + shift
-        return (flat * multiple[:, None] + summand[:, None]).astype(self.dtype).reshape(x.shape)
-
-
 _KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
 
-def _convolution(features: int, x: Array, dtype: Any, name: str, size: int = 3, zeros: bool = False, strides: int = 1):
+def convolution(
+    features: int, x: Array, dtype: Any, name: str, size: int = 3, zeros: bool = False, halves: str | None = None
+) -> Array:
+    """A convolution of x [B, *places, C]; `halves` is "SAME" or "CENTRED" if it has stride 2."""
     rank = x.ndim - 2
     init = nn.initializers.zeros if zeros else _KERNEL_INIT
-    return nn.Conv(features, (size,) * rank, strides=strides, dtype=dtype, kernel_init=init, name=name)(x)
+    padding = ((1, 1),) * rank if halves == "CENTRED" else "SAME"
+    strides = 1 if halves is None else 2
+    return nn.Conv(
+        features, (size,) * rank, strides=strides, padding=padding, dtype=dtype, kernel_init=init, name=name
+    )(x)
 
 
 def to_patches(x: Array, size: int) -> Array:
@@ -179,19 +172,6 @@ def _over_space(embedding: Array, x: Array) -> Array:
     return embedding.reshape(embedding.shape[0], *(1,) * (x.ndim - 2), embedding.shape[-1])
 
 
-class Doubling(nn.Module):
-    """A 3 x 3 `nn.Conv` of pictures with every place repeated, [B, H, W, C] to [B, 2H, 2W, C]."""
-
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", _KERNEL_INIT, (3, 3, x.shape[-1], x.shape[-1]))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        y = repeat_and_convolve(x.astype(self.dtype), kernel.astype(self.dtype), prefers_matrix_products())
-        return y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
-
-
 def _resized(x: Array, places: tuple[int, ...]) -> Array:
     """x [B, *places', C] at half the places by means, or at twice by repetition, [B, *places, C]; else as it is."""
     old, rank = x.shape[1:-1], x.ndim - 2
@@ -218,16 +198,16 @@ class _ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, embedding: Array, dropout_keys: Array | None) -> Array:
         config, dtype = self.config, self.dtype
-        h = jax.nn.silu(GroupNorm(config.num_groups, dtype, name="norm_1")(x))
+        h = jax.nn.silu(config.norm(dtype, "norm_1")(x))
         if self.places is not None:
             h, x = _resized(h, self.places), _resized(x, self.places)
-        h = _convolution(self.features, h, dtype, "conv_1")
+        h = convolution(self.features, h, dtype, "conv_1")
         width = 2 * self.features if config.scale_shift_norm else self.features
         adapt = nn.Dense(width, dtype=dtype, name="adapt")(embedding)  # [B, width]
-        norm = GroupNorm(config.num_groups, dtype, name="norm_2")
+        norm = config.norm(dtype, "norm_2")
         h = norm(h, *jnp.split(adapt, 2, axis=-1)) if config.scale_shift_norm else norm(h + _over_space(adapt, h))
         h = dropout(jax.nn.silu(h), config.dropout_rate, dropout_keys)
-        h = _convolution(self.features, h, dtype, "conv_2", zeros=True)
+        h = convolution(self.features, h, dtype, "conv_2", zeros=True)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=dtype, name="skip")(x)
         return x + h
@@ -273,6 +253,99 @@ class _TemporalAttention(nn.Module):
         return tokens.reshape(shape)
 
 
+class Paths:
+    """The layers of a U-Net between its first convolution and its last norm, which a control network shares.
+
+    Layers become parts of the Linen module in whose `__call__` the methods are called.
+
+    Args:
+      config: the U-Net.
+      dtype: type to compute in.
+      embedding: time and conditions [B, E], after their non-linearity.
+      context, context_mask: what layers of attention attend to, or None.
+      frames: number of frames of a video, which lie along the batch axis.
+      dropout_keys: one key an example, or None in evaluation.
+    """
+
+    def __init__(
+        self,
+        config: UNet,
+        dtype: Any,
+        embedding: Array,
+        context: Array | None,
+        context_mask: Array | None,
+        frames: int = 1,
+        dropout_keys: Array | None = None,
+    ) -> None:
+        self.config, self.dtype, self.embedding, self.dropout_keys = config, dtype, embedding, dropout_keys
+        self.context, self.context_mask, self.frames = context, context_mask, frames
+        self._place = iter(range(10000))
+
+    def _residual(self, h: Array, features: int, name: str, places: tuple[int, ...] | None = None) -> Array:
+        block = nn.remat(_ResidualBlock) if self.config.remat else _ResidualBlock
+        keys = fold_in(self.dropout_keys, next(self._place))
+        return block(features, self.config, self.dtype, places, name=name)(h, self.embedding, keys)
+
+    def block(self, h: Array, features: int, level: int, name: str, attends: bool) -> Array:
+        """A residual block, and attention to places, context and frames where there is one."""
+        config, dtype = self.config, self.dtype
+        h = self._residual(h, features, name)
+        if attends and config.transformer_depths:
+            transformer = nn.remat(SpatialTransformer) if config.remat else SpatialTransformer
+            sizes = (config.transformer_depths[level], config.heads_for(features), config.num_groups)
+            module = transformer(*sizes, config.exact_groups, dtype, name=f"{name}_attention")
+            h = module(h, self.context, self.context_mask)
+        elif attends:
+            attention = nn.remat(_AttentionBlock) if config.remat else _AttentionBlock
+            h = attention(config, dtype, name=f"{name}_attention")(h, self.context, self.context_mask)
+        if config.video:
+            h = _TemporalAttention(config, self.frames, dtype, name=f"{name}_temporal")(h)
+        return h
+
+    def _resample(self, x: Array, places: tuple[int, ...], name: str) -> Array:
+        """x at half or twice the places."""
+        config = self.config
+        if config.resample_blocks:
+            return self._residual(x, x.shape[-1], name, places)
+        if not config.resample_convolution:
+            return _resized(x, places)
+        if math.prod(places) < math.prod(x.shape[1:-1]):
+            halves = "CENTRED" if config.centred_halving else "SAME"
+            return convolution(x.shape[-1], x, self.dtype, name, halves=halves)
+        if len(places) == 2 and places == tuple(2 * n for n in x.shape[1:-1]):
+            return Doubling(self.dtype, name=name)(x)
+        return convolution(x.shape[-1], _resized(x, places), self.dtype, name)
+
+    def down(self, h: Array) -> tuple[Array, list[Array]]:
+        """From the first convolution to the smallest maps, and all maps that the way up sees again."""
+        config, skips = self.config, [h]
+        for level, width in enumerate(config.widths):
+            for i in range(config.num_blocks):
+                h = self.block(h, width, level, f"down_{level}_{i}", level in config.attention_levels)
+                skips.append(h)
+            if level < len(config.widths) - 1:
+                h = self._resample(h, tuple(-(-n // 2) for n in h.shape[1:-1]), f"halve_{level}")
+                skips.append(h)
+        return h, skips
+
+    def middle(self, h: Array) -> Array:
+        """The smallest maps."""
+        level, width = len(self.config.widths) - 1, self.config.widths[-1]
+        h = self.block(h, width, level, "middle_0", bool(self.config.attention_levels))
+        return self.block(h, width, level, "middle_1", False)
+
+    def up(self, h: Array, skips: list[Array]) -> Array:
+        """From the smallest maps back to all places."""
+        config, skips = self.config, list(skips)
+        for level, width in reversed(list(enumerate(config.widths))):
+            for i in range(config.num_blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self.block(h, width, level, f"up_{level}_{i}", level in config.attention_levels)
+            if level > 0:
+                h = self._resample(h, skips[-1].shape[1:-1], f"double_{level}")
+        return h
+
+
 class _UNet(nn.Module):
     config: UNet
     num_outputs: int
@@ -290,7 +363,8 @@ class _UNet(nn.Module):
                 "choose another network, or set video"
             )
         h = with_image(z.astype(dtype), condition)
-        embedding = jax.nn.silu(ConditionEmbedding(4 * config.channels, self.num_classes, dtype)(time, condition))
+        embed = ConditionEmbedding(4 * config.channels, self.num_classes, dtype, config.size_channels)
+        embedding = jax.nn.silu(embed(time, condition))
         context, context_mask = condition.get("context"), condition.get("context_mask")
         lead, frames = h.shape[:-3], 1
         if config.video:
@@ -301,56 +375,17 @@ class _UNet(nn.Module):
             if dropout_keys is not None:
                 dropout_keys = jax.vmap(lambda k: jax.random.split(k, frames))(dropout_keys).reshape(-1)
         h = to_patches(h, config.patch_size)
-
-        residual = nn.remat(_ResidualBlock) if config.remat else _ResidualBlock
-        attention = nn.remat(_AttentionBlock) if config.remat else _AttentionBlock
-        place = iter(range(10000))
-
-        def block(h: Array, features: int, attends: bool, name: str) -> Array:
-            h = residual(features, config, dtype, name=name)(h, embedding, fold_in(dropout_keys, next(place)))
-            if attends:
-                h = attention(config, dtype, name=f"{name}_attention")(h, context, context_mask)
-            if config.video:
-                h = _TemporalAttention(config, frames, dtype, name=f"{name}_temporal")(h)
-            return h
-
-        def resample(h: Array, places: tuple[int, ...], name: str) -> Array:
-            if config.resample_blocks:
-                keys = fold_in(dropout_keys, next(place))
-                return residual(h.shape[-1], config, dtype, places, name=name)(h, embedding, keys)
-            return self._resample(h, places, name)
-
-        widths = [config.channels * m for m in config.channel_multipliers]
-        h = _convolution(config.channels, h, dtype, "input")
-        skips = [h]
-        for level, width in enumerate(widths):
-            for i in range(config.num_blocks):
-                h = block(h, width, level in config.attention_levels, f"down_{level}_{i}")
-                skips.append(h)
-            if level < len(widths) - 1:
-                h = resample(h, tuple(-(-n // 2) for n in h.shape[1:-1]), f"halve_{level}")
-                skips.append(h)
-        h = block(h, widths[-1], bool(config.attention_levels), "middle_0")
-        h = block(h, widths[-1], False, "middle_1")
-        for level, width in reversed(list(enumerate(widths))):
-            for i in range(config.num_blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = block(h, width, level in config.attention_levels, f"up_{level}_{i}")
-            if level > 0:
-                h = resample(h, skips[-1].shape[1:-1], f"double_{level}")
-        h = jax.nn.silu(GroupNorm(config.num_groups, dtype, name="output_norm")(h))
+        paths = Paths(config, dtype, embedding, context, context_mask, frames, dropout_keys)
+        h, skips = paths.down(convolution(config.channels, h, dtype, "input"))
+        h = paths.middle(h)
+        if "control" in condition:
+            *more, middle = condition["control"]
+            skips = [skip + extra.astype(dtype) for skip, extra in zip(skips, more, strict=True)]
+            h = h + middle.astype(dtype)
+        h = paths.up(h, skips)
+        h = jax.nn.silu(config.norm(dtype, "output_norm")(h))
         outputs = self.num_outputs * config.patch_size ** (h.ndim - 2)
-        h = from_patches(_convolution(outputs, h, dtype, "output", zeros=True), config.patch_size)
+        h = from_patches(convolution(outputs, h, dtype, "output", zeros=True), config.patch_size)
         if config.video:
             h = h.reshape(*lead, *h.shape[1:])
         return h.astype(jnp.float32)
-
-    def _resample(self, x: Array, places: tuple[int, ...], name: str) -> Array:
-        """x at half or twice the places, with a convolution if the configuration has resample_convolution."""
-        if not self.config.resample_convolution:
-            return _resized(x, places)
-        if math.prod(places) < math.prod(x.shape[1:-1]):
-            return _convolution(x.shape[-1], x, self.dtype, name, strides=2)
-        if len(places) == 2 and places == tuple(2 * n for n in x.shape[1:-1]):
-            return Doubling(self.dtype, name=name)(x)
-        return _convolution(x.shape[-1], _resized(x, places), self.dtype, name)

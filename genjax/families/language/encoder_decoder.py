@@ -25,8 +25,8 @@ from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_ke
 from genjax.errors import UserError, filled
 from genjax.families.language.checkpoints.encoder_decoder import BART_ARCHITECTURE, T5_ARCHITECTURE
 from genjax.families.language.corruption import Objective, Pairs, SpecialTokens
-from genjax.families.language.fine_tuning import FineTuned
 from genjax.families.language.networks import translation_network
+from genjax.fine_tuning import FineTuned
 from genjax.interop.huggingface import FromPretrained
 from genjax.metrics import Ratio
 from genjax.model import TrainState

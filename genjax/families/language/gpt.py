@@ -24,7 +24,7 @@ from genjax import decoding
 from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
 from genjax.errors import UserError, filled
 from genjax.families.language.checkpoints.gpt import ARCHITECTURES
-from genjax.families.language.fine_tuning import FineTuned
+from genjax.fine_tuning import FineTuned
 from genjax.interop.huggingface import FromPretrained
 from genjax.metrics import Ratio
 from genjax.model import TrainState

@@ -24,7 +24,7 @@ from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_ke
 from genjax.errors import UserError, filled
 from genjax.families.language.checkpoints.gpt import ARCHITECTURES
 from genjax.families.language.encoder_tasks import Classification, Heads, Outputs, Task, Vocabulary, token_mask
-from genjax.families.language.fine_tuning import FineTuned
+from genjax.fine_tuning import FineTuned
 from genjax.interop.huggingface import FromPretrained
 from genjax.model import TrainState
 from genjax.nn.lora import LoRA

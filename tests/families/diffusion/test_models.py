@@ -23,9 +23,11 @@ from genjax.families.diffusion.networks import ResidualMLP
 from genjax.families.diffusion.processes import Discrete, LinearInterpolant, VariancePreserving
 from genjax.families.diffusion.samplers import Estimate
 from genjax.families.diffusion.score_sde import ScoreSDE
-from genjax.families.diffusion.unet import Doubling, GroupNorm, UNet, num_groups_for
+from genjax.families.diffusion.unet import UNet
 from genjax.families.diffusion.vdm import VDM
 from genjax.model import HasLogProb, HasLogProbBound
+from genjax.nn.convolution import Doubling
+from genjax.nn.group_norm import GroupNorm, num_groups_for
 from genjax.optimizers import Adam
 
 MLP = ResidualMLP(hidden_dim=32, num_blocks=2)

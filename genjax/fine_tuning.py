@@ -50,7 +50,7 @@ class FineTuned:
           UserError: nothing is left to train, or a frozen path names no parameter.
         """
         if self.lora is not None:
-            params = {**params, "lora": self.lora.init(key, params)}
+            params = {**params, "lora": self.lora.init(key, self.adapted(params))}
         if not self._partial:
             return TrainState.create(params, self.optimizer)
         state = TrainState.create(params)
@@ -59,8 +59,13 @@ class FineTuned:
         trained, _ = adaptation.split(params, self._trained)
         if not trained:
             raise UserError(f"model.frozen={self.frozen} leaves no parameter to train")
-        ema = None if self.optimizer.ema_decay is None else jax.tree.map(jnp.copy, params)
+        # Parts without trained parameters have no average, which is a third of a large network's memory.
+        ema = None if self.optimizer.ema_decay is None else jax.tree.map(jnp.copy, {n: params[n] for n in trained})
         return state.replace(opt_state=self.optimizer.build().init(trained), ema_params=ema)
+
+    def adapted(self, params: PyTree) -> PyTree:
+        """The parameters whose linear maps may get low-rank updates."""
+        return params
 
     def merged_params(self, params: PyTree) -> PyTree:
         """The network's own parameters, low-rank updates added."""
@@ -84,7 +89,10 @@ class FineTuned:
         params = adaptation.join(trained, rest)
         ema = state.ema_params
         if self.optimizer.ema_decay is not None:
-            ema = unless_skipped(metrics, ema_update(ema, params, self.optimizer.ema_decay, state.step), ema)
+            # Frozen parameters inside of the parts stay exactly as they are.
+            own, fixed = adaptation.split(ema, self._trained)
+            average = ema_update(own, trained, self.optimizer.ema_decay, state.step)
+            ema = adaptation.join(unless_skipped(metrics, average, own), fixed)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema), metrics
 
 
