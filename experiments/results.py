@@ -29,7 +29,7 @@ FAMILIES = {
     "gan": "GAN, DCGAN, WGAN-GP, SNGAN, StyleGAN2 and 3, pix2pix, CycleGAN, BiGAN, InfoGAN",
     "flow": "NICE, RealNVP, Glow, MAF, IAF, splines, residual, FFJORD",
     "autoregressive": "FVSBN, NADE, MADE, PixelCNN, PixelCNN++, PixelRNN, PixelSNAIL",
-    "diffusion": "DDPM, score SDE, EDM, flow matching, VDM, consistency, masked, D3PM, latent",
+    "diffusion": "DDPM, score SDE, EDM, flow matching, VDM, consistency, masked, D3PM",
     "language": "GPT, Llama, BERT, RoBERTa, ELECTRA, T5, BART",
     "alignment": "SFT, reward models, DPO, IPO, KTO, ORPO, SimPO, PPO, GRPO, RLOO, REINFORCE++",
     "retrieval": "BM25, DPR, RAG",
