@@ -73,7 +73,6 @@ def clip_emoji() -> Experiment:
         image_size=(32, 32),
         preprocessing="signed",
         sequence_length=32,
-        horizontal_flip=True,
         batch_size=128,
         eval_batch_size=400,
     )

@@ -94,7 +94,7 @@ class _Asked(NamedTuple):
 
 
 def _choice(rng: np.random.Generator, values: Sequence[Any]) -> Any:
-    return values[rng.integers(len(values))]
+    return values[int(rng.integers(len(values)))]
 
 
 def _only(drawn: list[Kind], **wanted: str) -> list[Kind]:
