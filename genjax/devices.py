@@ -48,9 +48,6 @@ def num_devices() -> int:
 @contextlib.contextmanager
 def compiled_for(place: Mesh | str) -> Iterator[None]:
     """Functions traced inside are compiled for a mesh, or for a platform without a mesh (cpu, gpu or tpu)."""
-    if isinstance(place, Mesh):
-        place = _Place(place.devices.flat[0].platform, place)
-    else:
-        place = _Place(place)
-    with _place(place):
+    chosen = _Place(place.devices.flat[0].platform, place) if isinstance(place, Mesh) else _Place(place)
+    with _place(chosen):
         yield

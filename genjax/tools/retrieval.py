@@ -23,7 +23,7 @@ import numpy as np
 
 from genjax import config
 from genjax.data.files import write_whole
-from genjax.data.text.collection import Document, read_collection
+from genjax.data.text.collection import Document, checked, read_collection
 from genjax.families.retrieval.bm25 import BM25, BM25Index, words_of
 from genjax.families.retrieval.fusion import reciprocal_rank_fusion
 from genjax.families.retrieval.hits import Hits
@@ -100,7 +100,9 @@ def build(
 
     Raises:
       ConfigError: the folder holds an index of other documents, another encoder or other options.
+      DataError: there is no document, one is empty, or two have one id.
     """
+    documents = checked(((f"document {i}", each) for i, each in enumerate(documents)), str(folder))
     folder, options = Path(folder).expanduser(), options or BuildOptions()
     described: dict[str, Any] = {
         "format": _FORMAT,

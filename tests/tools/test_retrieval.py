@@ -85,6 +85,8 @@ def test_another_encoder_other_documents_and_a_missing_index_are_refused(embedde
         retrieval.build(tmp_path / "index", DOCUMENTS[:3], embedder)
     with pytest.raises(UserError, match="holds no index; build one"):
         retrieval.Index.open(tmp_path / "nothing")
+    with pytest.raises(DataError, match="two documents have the id 'd0' .the second at document 5"):
+        retrieval.build(tmp_path / "twice", [*DOCUMENTS, DOCUMENTS[0]])
     words = retrieval.build(tmp_path / "words", DOCUMENTS)
     with pytest.raises(UserError, match="has no vectors"):
         retrieval.Index.open(tmp_path / "words", embedder)
