@@ -219,8 +219,11 @@ class HasTokenizer(Protocol):
 class RendersChats(Protocol):
     """Texts in turns, which a template writes."""
 
-    def prompt_ids(self, messages: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """Tokens [N] of a chat, each of whose messages has role and content, up to where its next answer begins."""
+    def prompt_ids(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> np.ndarray:
+        """Tokens [N] of a chat, each of whose messages has role and content, up to where its next answer begins.
+
+        `options` are what the template reads, such as `tools`.
+        """
 
     def end_of_turn(self) -> int:
         """The token that ends an answer."""

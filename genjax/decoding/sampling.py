@@ -63,21 +63,34 @@ class Sampling:
         """Whether `filter` needs to know which tokens were seen."""
         return self.repetition_penalty != 1.0
 
-    def filter(self, logits: Array, seen: Array | None = None) -> Array:
-        """Unnormalised log-probabilities to draw tokens from: logits [..., V], seen bool [..., V]
-        -> float32 [..., V].
+    def filter(
+        self,
+        logits: Array,
+        seen: Array | None = None,
+        temperature: Array | None = None,
+        top_p: Array | None = None,
+    ) -> Array:
+        """Unnormalised log-probabilities to draw tokens from, float32 [..., V].
+
+        Args:
+          logits: [..., V].
+          seen: tokens that the repetition penalty falls on, bool [..., V].
+          temperature, top_p: values of each row [..., 1] instead of the fields; this temperature must be positive.
         """
         logits = logits.astype(jnp.float32)
         if self.needs_seen and seen is not None:
             penalised = jnp.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
             logits = jnp.where(seen, penalised, logits)
-        if self.temperature == 0.0:
+        if temperature is None and self.temperature == 0.0:
             best = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1], dtype=bool)
             return jnp.where(best, 0.0, FORBIDDEN)
-        logits = logits / self.temperature
+        logits = logits / (self.temperature if temperature is None else temperature)
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             logits = jnp.where(_largest(logits, self.top_k), logits, FORBIDDEN)
-        if self.top_p is not None and self.top_p < 1.0:
+        if top_p is not None:
+            # Before the last token the sum may be rounded to 1.
+            logits = jnp.where(_likeliest(logits, jnp.where(top_p < 1.0, top_p, jnp.inf)), logits, FORBIDDEN)
+        elif self.top_p is not None and self.top_p < 1.0:
             logits = jnp.where(_likeliest(logits, self.top_p), logits, FORBIDDEN)
         if self.min_p is not None:
             # p < min_p max p, in logarithms.
@@ -114,7 +127,7 @@ def _unsort(kept: Array, order: Array) -> Array:
     return jnp.take_along_axis(kept, inverse, axis=-1)
 
 
-def _likeliest(logits: Array, mass: float) -> Array:
+def _likeliest(logits: Array, mass: float | Array) -> Array:
     order = jnp.argsort(-logits, axis=-1)
     probs = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
     before = jnp.cumsum(probs, axis=-1) - probs

@@ -200,28 +200,56 @@ def start_of(run: Run, tokenizer: Tokenizer, text: Prompt) -> tuple[Any, np.ndar
       ConfigError: a chat is to be continued by a run that has no template for chats.
     """
     model = run.model
+    if isinstance(text, str) and isinstance(model, AnswersText):
+        source = np.array([run.experiment.data.source_ids(text)], np.int32)
+        return model.answer_decoder(run.state, source), np.array([model.answer_start], np.int32)
+    tokens = tokens_of(run, tokenizer, text)
+    return model.token_decoder(run.state), tokens
+
+
+def tokens_of(run: Run, tokenizer: Tokenizer, text: Prompt, **settings: Any) -> np.ndarray:
+    """The tokens [P] that a model continues.
+
+    Args:
+      run: a run of a model that continues texts.
+      tokenizer: its tokenizer.
+      text: a text, or a chat, whose next turn is begun.
+      **settings: what the template of a chat reads, such as `tools`.
+
+    Raises:
+      ConfigError: a chat is to be continued by a run that has no template for chats.
+    """
+    model, data = run.model, run.experiment.data
     if not isinstance(text, str):
-        data = run.experiment.data
         if not isinstance(data, RendersChats) or isinstance(model, AnswersText):
             raise config.ConfigError(
                 f"{run.workdir} holds a {type(model).__name__} of {type(data).__name__}, "
                 "which was not trained on chats; give a run whose data have a template (data.name=chats)"
             )
-        return model.token_decoder(run.state), data.prompt_ids(text)
-    if isinstance(model, AnswersText):
-        source = np.array([run.experiment.data.source_ids(text)], np.int32)
-        return model.answer_decoder(run.state, source), np.array([model.answer_start], np.int32)
+        return data.prompt_ids(text, **settings)
     prompt, start = np.append(tokenizer.frame[0], tokenizer.encode(text)), model.start_token or 0
     # If documents begin with a start token, so does the prompt.
     own = start >= tokenizer.vocab_size or (tokenizer.kind != "file" and start in tokenizer.special.values())
     if not len(prompt) or own:
         prompt = np.append(start, prompt)
-    return model.token_decoder(run.state), prompt.astype(np.int32)
+    return prompt.astype(np.int32)
+
+
+def constraint_of(run: Run, tokenizer: Tokenizer, pattern: str) -> decoding.Automaton:
+    """The automaton of a regular expression over the tokens of a model.
+
+    Raises:
+      UserError: as `decoding.from_regular_expression` does.
+    """
+    pieces, model = pieces_of(tokenizer), run.model
+    added = model.extra_tokens if isinstance(model, HasExtraTokens) else 0
+    missing = model.vocab_size + added - len(pieces)
+    return decoding.from_regular_expression(pattern, pieces + [b""] * missing)
 
 
 def pieces_of(tokenizer: Tokenizer) -> list[bytes]:
-    """The output of each token: its text in UTF-8, perhaps a part of a character; empty for special tokens."""
-    special = set(tokenizer.special.values())
+    """The output of each token: its text in UTF-8, perhaps a part of a character; empty for special ones and marks."""
+    special = {*tokenizer.special.values(), *tokenizer.control_tokens.values()}
     return [b"" if i in special else piece for i, piece in enumerate(tokenizer.pieces)]
 
 
@@ -243,10 +271,7 @@ def continuation(run: Run, tokenizer: Tokenizer, text: Prompt, options: Options)
     if options.search == "sample":
         constraint = None
         if options.regex is not None:
-            pieces = pieces_of(tokenizer)
-            added = model.extra_tokens if isinstance(model, HasExtraTokens) else 0
-            missing = model.vocab_size + added - len(pieces)
-            constraint = decoding.from_regular_expression(options.regex, pieces + [b""] * missing)
+            constraint = constraint_of(run, tokenizer, options.regex)
         return decoding.stream(
             decoder,
             key,
