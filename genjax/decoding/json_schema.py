@@ -75,7 +75,7 @@ def _repeated(item: str, low: int, high: int | None) -> str:
     return rf"\[({some})?\]" if low == 0 else rf"\[{some}\]"
 
 
-#: Any object, of values with one array or object within another.
+#: Any object whose values are simple, or arrays and objects of simple values.
 ANY_OBJECT = _any_object(2)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from genjax import decoding
 from genjax.config import ConfigError
+from genjax.data.base import RendersChats
 from genjax.errors import UserError
 from genjax.model import ContinuesText
 from genjax.serving.batching import MOST_LIKELIEST, Batcher, Limits, keys_of
@@ -97,7 +98,7 @@ class Texts:
     @property
     def chats(self) -> bool:
         """Whether the run has a template for chats."""
-        return isinstance(self.run.experiment.data, prompts.RendersChats)
+        return isinstance(self.run.experiment.data, RendersChats)
 
     def token_bytes(self, token: int) -> bytes:
         """The text of a token in UTF-8, perhaps a part of a character."""
@@ -116,6 +117,8 @@ class Texts:
         for name, neutral in (("presence_penalty", 0), ("frequency_penalty", 0), ("logit_bias", {})):
             body.refuse(name, neutral, "a run may be trained or served with model.sampling.repetition_penalty")
         found: list[Found] = []
+        if chat and not self.chats:
+            raise RequestError(f"{self.run.name} was not trained on chats; ask /v1/completions", param="messages")
         if chat:
             given: list[Any] = [self._with_documents(messages_of(body), found)]
             num_likeliest = body.integer("top_logprobs", 0, 0, MOST_LIKELIEST) if body.flag("logprobs") else None
