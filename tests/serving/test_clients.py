@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 
-openai = pytest.importorskip("openai")
+pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 pytest.importorskip("jinja2")
+
+import openai
 
 from genjax.tools.embedding import Embedder
 from tests.serving.served import serving
@@ -34,7 +36,9 @@ def test_the_clients_chats_streams_tools_and_errors(tmp_path):
         plain = client.completions.create(model="instructions", prompt="walk", max_tokens=4, echo=True)
         assert plain.choices[0].text.startswith("walk")
         called = client.chat.completions.create(
-            **(asked | {"max_tokens": 60}), tools=[TOOL], tool_choice={"type": "function", "function": {"name": "turn_on"}}
+            **(asked | {"max_tokens": 60}),
+            tools=[TOOL],
+            tool_choice={"type": "function", "function": {"name": "turn_on"}},
         )
         (call,) = called.choices[0].message.tool_calls
         assert call.function.name == "turn_on" and isinstance(json.loads(call.function.arguments)["ok"], bool)
