@@ -15,6 +15,7 @@ from genjax import devices
 from genjax.batch import Array, Batch, Metrics, PyTree, batch_size, cross_device_mean, example_places
 from genjax.errors import UserError
 from genjax.model import TrainState
+from genjax.nn import sharding
 from genjax.optimizers import tree_norm
 
 
@@ -85,7 +86,7 @@ def value_and_gradient(
             value, (metrics, e) = function(x, b, key, e)
         return value, ({"loss": value, **metrics}, e)
 
-    gradient = jax.grad(functools.partial(call, loss), has_aux=True)
+    gradient = jax.grad(functools.partial(call, sharding.of_gathered(loss)), has_aux=True)
     if accumulation_steps == 1:
         gradients, (metrics, extra) = gradient(params, batch, extra)
         return *cross_device_mean((gradients, metrics)), extra
@@ -100,15 +101,14 @@ def value_and_gradient(
     unroll = devices.platform() == "cpu" and accumulation_steps <= 4
     zeros = jax.tree.map(jnp.zeros_like, params)
     if isinstance(loss, BatchLoss):
-        parts = jax.lax.scan(
-            lambda _, part: (None, loss.outputs(params, part, key)), None, parts_of_batch, unroll=unroll
-        )[1]
+        outputs = sharding.of_gathered(loss.outputs)
+        parts = jax.lax.scan(lambda _, part: (None, outputs(params, part, key)), None, parts_of_batch, unroll=unroll)[1]
         whole = jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(size, *a.shape[2:]), parts)
         by_outputs, (metrics, extra) = jax.grad(functools.partial(call, loss.loss), has_aux=True)(whole, batch, extra)
 
         def add(total: PyTree, inputs: tuple[Batch, PyTree]) -> tuple[PyTree, None]:
             part, by_own = inputs
-            pullback = jax.vjp(lambda p: loss.outputs(p, part, key), params)[1]
+            pullback = jax.vjp(lambda p: outputs(p, part, key), params)[1]
             return jax.tree.map(jnp.add, total, pullback(by_own)[0]), None
 
         inputs = (parts_of_batch, microbatches(by_outputs, accumulation_steps))

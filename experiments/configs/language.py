@@ -196,8 +196,38 @@ def llama_7b() -> Experiment:
     )
     return Experiment(
         model=GPT(network=network, tie_embeddings=False, compute_dtype="bfloat16", optimizer=optimizer),
-        data=Text(name="file", tokenizer="bpe", vocab_size=32_000, sequence_length=2048, batch_size=2048),
+        data=Text(name="file", tokenizer="bpe", vocab_size=31_999, sequence_length=2048, batch_size=2048),
         training=Training(num_steps=250_000, evaluate_every=1000, num_samples=8),
+    )
+
+
+@register(
+    "llama_70b",
+    source="Llama 2 70B (Touvron et al. 2023, arXiv:2307.09288)",
+    shrunk={**_SHRUNK, "data.tokenizer": "bytes", "model.compute_dtype": "float32", "model.network.mlp_dim": 16,
+            "model.network.num_kv_heads": None, "model.network.remat": False, "model.network.scan_layers": False},
+)  # fmt: skip
+def llama_70b() -> Experiment:
+    """Llama 2 70B in bfloat16 on text files of the user, batches of four million tokens, sharded over 512 devices.
+
+    python -m experiments.train --experiment=llama_70b --data.dir=FOLDER --workdir=runs/llama --training.mesh=fsdp:512
+
+    Weeks on 512 accelerators.  A run that starts anywhere: --model.network.num_layers=2 --model.network.width=64
+    --model.network.num_heads=2 --model.network.num_kv_heads=1 --model.network.mlp_dim=128 --data.name=python_topics
+    --data.tokenizer=bytes --data.sequence_length=64 --data.batch_size=8 --training.mesh=none
+    """
+    network = llama_network(80, 8192, 64, 8, mlp_dim=28672, scan_layers=True, remat=True)
+    optimizer = AdamW(
+        learning_rate=1.5e-4,
+        b2=0.95,
+        weight_decay=0.1,
+        clip_norm=1.0,
+        schedule=Cosine(warmup_steps=2000, final_scale=0.1),
+    )
+    return Experiment(
+        model=GPT(network=network, tie_embeddings=False, compute_dtype="bfloat16", optimizer=optimizer),
+        data=Text(name="file", tokenizer="bpe", vocab_size=31_999, sequence_length=4096, batch_size=1024),
+        training=Training(num_steps=480_000, evaluate_every=1000, num_samples=8),
     )
 
 

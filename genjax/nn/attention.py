@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from genjax import devices
 from genjax.batch import Array
 from genjax.errors import UserError
+from genjax.nn import sharding
 from genjax.nn.dropout import dropout
 from genjax.nn.positions import RotaryScaling, rotary_angles, rotate
 
@@ -211,7 +212,9 @@ class Attention(nn.Module):
 
     def _dense(self, name: str, features: int, use_bias: bool, std: float | None) -> nn.Dense:
         init = nn.initializers.lecun_normal() if std is None else nn.initializers.normal(std)
-        return nn.Dense(features, use_bias=use_bias, dtype=self.dtype, kernel_init=init, name=name)
+        # The three maps before the attention are split by columns, the map after it by rows.
+        product = None if name == "output" else sharding.columns_product
+        return nn.Dense(features, use_bias, self.dtype, kernel_init=init, dot_general=product, name=name)
 
     @nn.compact
     def __call__(
@@ -260,6 +263,7 @@ class Attention(nn.Module):
         if self.head_dim is None and width % heads:
             raise UserError(f"num_heads={heads} must divide the width {width}, or head_dim must be given")
         dim = self.head_dim or width // heads
+        sharding.check_divides("tensor", num_heads=heads, num_kv_heads=kv_heads)
         if self.window is not None and self.window < 1:
             # A query that sees nothing would get the mean of all values, also of later ones.
             raise UserError(f"window={self.window} of an attention must be at least 1, the query's own place, or none")
@@ -269,15 +273,20 @@ class Attention(nn.Module):
         def norm(name: str, a: Array) -> Array:
             return nn.RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name=name)(a) if self.qk_norm else a
 
-        q = self._dense("query", heads * dim, self.qkv_bias, self.init_std)(x).reshape(batch, length, heads, dim)
+        def as_heads(a: Array, count: int) -> Array:
+            # Devices of the axis tensor hold whole heads.
+            return sharding.split_tokens(a.reshape(batch, -1, count, dim), "tensor")
+
+        copies = sharding.for_columns(x, heads, kv_heads)
+        q = as_heads(self._dense("query", heads * dim, self.qkv_bias, self.init_std)(copies), heads)
         q = norm("query_norm", q)
         k = v = None
         if not self.cross or context is not None:
-            source = x if context is None else context
+            source = copies if context is None else sharding.for_columns(context, kv_heads)
             k = self._dense("key", kv_heads * dim, self.qkv_bias, self.init_std)(source)
             v = self._dense("value", kv_heads * dim, self.qkv_bias, self.init_std)(source)
-            k = norm("key_norm", k.reshape(batch, -1, kv_heads, dim))
-            v = v.reshape(batch, -1, kv_heads, dim)
+            k = norm("key_norm", as_heads(k, kv_heads))
+            v = as_heads(v, kv_heads)
 
         offset = jnp.zeros((), jnp.int32) if start is None else start
         index = jnp.arange(length)[None] + (offset[:, None] if offset.ndim else offset)  # [B | 1, T]
@@ -335,6 +344,6 @@ class Attention(nn.Module):
             )
             mixed, weights = _heads_first(q, k, v, bias, mask, scale, self.dropout_rate, dropout_keys)
             mixed = mixed.swapaxes(1, 2)
-        mixed = mixed.reshape(batch, length, heads * dim)
+        mixed = sharding.split_tokens(mixed.reshape(batch, length, heads * dim), "tensor")
         out = self._dense("output", width, self.output_bias, self.output_init_std or self.init_std)(mixed)
-        return out, cache, weights if return_weights else None
+        return sharding.split_tokens(out), cache, weights if return_weights else None

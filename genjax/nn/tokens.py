@@ -13,6 +13,7 @@ import optax
 from genjax.batch import Array, Batch, Metrics, cross_device_mean
 from genjax.errors import UserError
 from genjax.metrics import Ratio
+from genjax.nn import sharding
 
 #: The `dot_general` of an output map: logits are float32, whatever type the network computes in.  Rounded to bfloat16,
 #: the two likeliest tokens are equal at one place in eighty.
@@ -77,7 +78,12 @@ def seen_tokens(batch: Batch) -> Array | None:
 
 def token_nll(logits: Array, targets: Array) -> Array:
     """Negative log-probability of each target in nats, float32; [B, T, V], [B, T] -> [B, T]."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
+    logits = logits.astype(jnp.float32)
+    if sharding.is_split("tensor"):
+        # To index an axis that is split would gather it.
+        here = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
+        return jax.nn.logsumexp(logits, axis=-1) - jnp.where(here, logits, 0.0).sum(-1)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
 
 
 def sequence_metrics(nll: Array, weights: Array, batch: Batch) -> Metrics:

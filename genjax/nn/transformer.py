@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from genjax.batch import Array, PyTree
 from genjax.errors import UserError
+from genjax.nn import sharding
 from genjax.nn.attention import Attention, KVCache
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.mixture_of_experts import ExpertLayer, MixtureOfExperts
@@ -212,16 +213,18 @@ class FeedForward(nn.Module):
 
         def dense(name: str, features: int, std: float | None) -> nn.Dense:
             init = nn.initializers.lecun_normal() if std is None else nn.initializers.normal(std)
-            return nn.Dense(features, use_bias=config.use_bias, dtype=self.dtype, kernel_init=init, name=name)
+            product = None if name == "down" else sharding.columns_product
+            return nn.Dense(features, config.use_bias, self.dtype, kernel_init=init, dot_general=product, name=name)
 
         activation = ACTIVATIONS[config.activation]
+        width, x = x.shape[-1], sharding.for_columns(x, config.size_of_mlp)
         hidden = dense("up", config.size_of_mlp, config.init_std)(x)
         if config.gated:
             hidden = activation(dense("gate", config.size_of_mlp, config.init_std)(x)) * hidden
         else:
             hidden = activation(hidden)
-        hidden = dropout(hidden, config.mlp_dropout, dropout_keys)
-        return dense("down", x.shape[-1], config.residual_init_std)(hidden)
+        hidden = dropout(sharding.split_tokens(hidden, "tensor"), config.mlp_dropout, dropout_keys)
+        return sharding.split_tokens(dense("down", width, config.residual_init_std)(hidden))
 
 
 class Block(nn.Module):
@@ -393,7 +396,7 @@ class TransformerStack(nn.Module):
             "dropout_keys": fold_in(dropout_keys, 1),
         }
         x = dropout(x, config.dropout, dropout_keys)
-        block = nn.remat(Block, prevent_cse=not config.scan_layers) if config.remat else Block
+        block = sharding.blocks(Block, self, self.dtype, config.remat, prevent_cse=not config.scan_layers)
         if config.scan_layers:
             if cache is not None:
                 raise UserError("a cache needs unrolled layers; see unrolled()")
@@ -491,7 +494,7 @@ class TokenEmbedding(nn.Module):
         config = self.config
         if start is None:
             config.check_length(tokens.shape[1], "the tokens take", self.config_name)
-        x = (self.shared or self.token)(tokens)
+        x = sharding.rows_of((self.shared or self.token).embedding, tokens)
         if self.scale != 1.0:
             x = x * self.scale
         if config.positions in ("learned", "sinusoidal"):
@@ -513,8 +516,29 @@ class TokenEmbedding(nn.Module):
 
     def logits(self, x: Array) -> Array:
         """Products with the token embeddings, [B, T, C] -> float32 [B, T, V]."""
-        table = (self.shared or self.token).embedding.astype(self.dtype)
-        return jnp.einsum("btc,vc->btv", x.astype(self.dtype), table, preferred_element_type=jnp.float32)
+        return sharding.logits_of(x, (self.shared or self.token).embedding, ("token", "embedding"), self.dtype)
+
+
+class OutputMap(nn.Module):
+    """The linear map from the stack's output to logits, where it is not the table of the tokens.
+
+    Attributes:
+      vocab_size: number of tokens V.
+      init_std: standard deviation of the weights; None for LeCun's.
+      dtype: compute type; logits are float32.
+    """
+
+    vocab_size: int
+    init_std: float | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, T, C] -> float32 [B, T, V]."""
+        std = self.init_std
+        init = nn.initializers.lecun_normal() if std is None else nn.initializers.normal(std)
+        kernel = self.param("kernel", init, (x.shape[-1], self.vocab_size))
+        return sharding.logits_of(x, kernel, ("head", "kernel"), self.dtype)
 
 
 def unrolled(params: PyTree, config: Transformer) -> PyTree:

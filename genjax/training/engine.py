@@ -23,12 +23,9 @@ from genjax.config import ConfigError
 from genjax.data import Data, Pipeline, evaluation_batches
 from genjax.metrics import Ratio, divided
 from genjax.model import Summarizes, TrainState
+from genjax.nn.sharding import BATCH_AXES, MESH_AXES
 from genjax.training.experiment import Evaluation, Experiment, check_tokens_known
 from genjax.training.programs import Programs, shared_programs
-
-MESH_AXES = ("data", "fsdp", "tensor")
-#: Axes that the examples of a batch are divided among.
-BATCH_AXES = ("data", "fsdp")
 
 
 def parse_mesh(text: str | None, num_devices: int) -> dict[str, int]:

@@ -8,7 +8,6 @@ traced nor compiled again.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,27 +21,8 @@ from genjax.batch import DEVICE_AXIS, Batch, Metrics
 from genjax.data import Data
 from genjax.errors import UserError
 from genjax.model import GenerativeModel, TrainState
-
-#: Parameters smaller than this are copied to every device, because a collective would cost more than their memory.
-SMALLEST_SHARDED = 1024
-
-
-def leaf_spec(leaf: jax.ShapeDtypeStruct, mesh: Mesh) -> PartitionSpec:
-    """Sharding of an array of the state: the last axis over `tensor`, the largest remaining axis over `fsdp`.
-
-    Parameters, their moments and their averages have the same shapes and so the same shardings.
-    """
-    axes: list[str | None] = [None] * len(leaf.shape)
-    if math.prod(leaf.shape) < SMALLEST_SHARDED or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return PartitionSpec()
-    if mesh.shape["tensor"] > 1 and len(axes) >= 2 and leaf.shape[-1] % mesh.shape["tensor"] == 0:
-        axes[-1] = "tensor"
-    if mesh.shape["fsdp"] > 1:
-        for i in sorted(range(len(axes)), key=lambda i: -leaf.shape[i]):
-            if axes[i] is None and leaf.shape[i] % mesh.shape["fsdp"] == 0:
-                axes[i] = "fsdp"
-                break
-    return PartitionSpec(*axes)
+from genjax.nn import sharding
+from genjax.nn.sharding import BATCH_AXES
 
 
 class Programs:
@@ -65,15 +45,16 @@ class Programs:
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._initialize = jax.jit(self.placed(self._first_state))
         # Placed as `init` is given them, so that it is not traced again.
-        batched = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+        batched = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
         shapes = {name: jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=batched) for name, shape, dtype in batch}
-        self.abstract_state = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, leaf_spec(leaf, mesh))
-            ),
-            jax.eval_shape(self._initialize, jax.eval_shape(lambda: jax.random.key(0)), shapes),
-        )
+        state = jax.eval_shape(self._initialize, jax.eval_shape(lambda: jax.random.key(0)), shapes)
+        self.abstract_state = jax.tree_util.tree_map_with_path(self._stored, state)
         self._shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+    def _stored(self, keys: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        """An array of the state, with its sharding."""
+        spec = sharding.stored_spec(sharding.path_of(keys), leaf.shape, leaf.dtype, self.mesh)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(self.mesh, spec))
 
     def placed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, which knows when it is traced that it is compiled for this mesh."""
@@ -96,25 +77,18 @@ class Programs:
         return jax.jit(lambda key, batch: self._initialize(key, batch), out_shardings=self._shardings)
 
     def gathered(self, state: TrainState) -> TrainState:
-        """Parameters as the step computes with them: gathered over fsdp, still split over tensor.
+        """The state with networks as evaluations and samplers compute with them (see `sharding.gathered`)."""
+        state = state.replace(params=sharding.gathered(state.params), ema_params=sharding.gathered(state.ema_params))
+        return self._with_whole_networks(state)
 
-        So are networks beside them, such as a teacher or a reference: the nested dicts in `extra`.
+    def _with_whole_networks(self, state: TrainState) -> TrainState:
+        """The state as a step computes with it.
 
-        XLA's partitioner would gather them itself, but gives wrong gradients if all three axes are in use.
+        A step gathers what it learns where it is used, and closes over the networks beside it, such as a teacher or a
+        reference: the nested dicts in `extra`.
         """
-        if self.mesh.shape["fsdp"] == 1:
-            return state
-
-        def gather(leaf: jax.Array) -> jax.Array:
-            axes = ["tensor" if axis == "tensor" else None for axis in leaf_spec(leaf, self.mesh)]
-            return jax.lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, PartitionSpec(*axes)))
-
         networks = {name: value for name, value in state.extra.items() if isinstance(value, Mapping)}
-        return state.replace(
-            params=jax.tree.map(gather, state.params),
-            ema_params=jax.tree.map(gather, state.ema_params),
-            extra={**state.extra, **jax.tree.map(gather, networks)},
-        )
+        return state.replace(extra={**state.extra, **sharding.gathered(networks)})
 
     def prepared(self, batch: Batch, key: jax.Array) -> tuple[Batch, jax.Array]:
         """A raw batch as the model's training step gets it, and the step's key for the model."""
@@ -146,7 +120,7 @@ class Programs:
             if "example_index" in row:
                 batch = {**batch, "example_index": row["example_index"]}
             batch, model_key = self.prepared(batch, jax.random.fold_in(key, state.step))
-            return self.model.train_step(self.gathered(state), batch, model_key)
+            return self.model.train_step(self._with_whole_networks(state), batch, model_key)
 
         if jax.tree.leaves(inputs)[0].shape[0] > 1:
             return jax.lax.scan(step, state, inputs)

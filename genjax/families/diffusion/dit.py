@@ -21,6 +21,7 @@ from flax import linen as nn
 from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.diffusion.networks import Condition, ConditionEmbedding, DenoisingNetwork, with_image
+from genjax.nn import sharding
 from genjax.nn.attention import Attention
 from genjax.nn.dropout import dropout, fold_in
 
@@ -140,7 +141,7 @@ class _DiT(nn.Module):
         positions = position_embedding(tuple(n // p for n, p in zip(space, sizes)), config.hidden_dim)
         h = nn.Dense(config.hidden_dim, dtype=dtype, name="patches")(tokens) + jnp.asarray(positions, dtype)[None]
         embedding = jax.nn.silu(ConditionEmbedding(config.hidden_dim, self.num_classes, dtype)(time, condition))
-        block = nn.remat(_Block) if config.remat else _Block
+        block = sharding.blocks(_Block, self, dtype, config.remat)
         for i in range(config.num_layers):
             h = block(config, dtype, name=f"block_{i}")(
                 h, embedding, condition.get("context"), condition.get("context_mask"), fold_in(dropout_keys, i)

@@ -33,7 +33,6 @@ from genjax.model import TrainState
 from genjax.nn.dropout import fold_in
 from genjax.nn.lora import LoRA
 from genjax.nn.tokens import (
-    logits_product,
     seen_tokens,
     sequence_metrics,
     summarize,
@@ -41,7 +40,7 @@ from genjax.nn.tokens import (
     token_nll,
     token_weights,
 )
-from genjax.nn.transformer import Cache, StackOutput, TokenEmbedding, Transformer, TransformerStack, unrolled
+from genjax.nn.transformer import Cache, OutputMap, StackOutput, TokenEmbedding, Transformer, TransformerStack, unrolled
 from genjax.optimizers import Adam, InverseSquareRoot, Optimizer
 
 
@@ -62,8 +61,8 @@ class EncoderDecoderNetwork(nn.Module):
     def setup(self) -> None:
         width = self.encoder_config.width
         std = self.encoder_config.init_std
-        init = nn.initializers.normal(width**-0.5 if std is None else std)
-        self.token = nn.Embed(self.vocab_size, width, embedding_init=init)
+        std = width**-0.5 if std is None else std
+        self.token = nn.Embed(self.vocab_size, width, embedding_init=nn.initializers.normal(std))
         options = {
             "position_offset": self.position_offset,
             "scale": self.embedding_scale,
@@ -80,8 +79,7 @@ class EncoderDecoderNetwork(nn.Module):
         self.encoder = TransformerStack(self.encoder_config, self.dtype)
         self.decoder = TransformerStack(self.decoder_config, self.dtype)
         if not self.tie_embeddings:
-            options = {"use_bias": False, "dtype": self.dtype, "kernel_init": init}
-            self.head = nn.Dense(self.vocab_size, dot_general=logits_product, **options)
+            self.head = OutputMap(self.vocab_size, std, self.dtype)
         if self.logit_bias:
             self.bias = self.param("logit_bias", nn.initializers.zeros, (self.vocab_size,))
 

@@ -29,8 +29,8 @@ from genjax.interop.huggingface import FromPretrained
 from genjax.metrics import Ratio
 from genjax.model import TrainState
 from genjax.nn.lora import LoRA
-from genjax.nn.tokens import logits_product, seen_tokens, token_nll, token_weights
-from genjax.nn.transformer import Cache, TokenEmbedding, Transformer, TransformerStack, unrolled
+from genjax.nn.tokens import seen_tokens, token_nll, token_weights
+from genjax.nn.transformer import Cache, OutputMap, TokenEmbedding, Transformer, TransformerStack, unrolled
 from genjax.optimizers import AdamW, Optimizer
 
 
@@ -46,10 +46,7 @@ class LanguageModel(nn.Module):
         self.embedding = TokenEmbedding(self.vocab_size, self.config, dtype=self.dtype)
         self.stack = TransformerStack(self.config, self.dtype)
         if not self.tie_embeddings:
-            std = self.config.init_std
-            init = nn.initializers.lecun_normal() if std is None else nn.initializers.normal(std)
-            options = {"use_bias": False, "dtype": self.dtype, "kernel_init": init}
-            self.head = nn.Dense(self.vocab_size, dot_general=logits_product, **options)
+            self.head = OutputMap(self.vocab_size, self.config.init_std, self.dtype)
 
     def __call__(
         self,

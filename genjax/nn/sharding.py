@@ -1,0 +1,390 @@
+"""Where arrays lie on a mesh: how parameters are stored, how they are gathered for use, how activations are split.
+
+Axes of a mesh:
+
+    data     examples; every device holds all of what is split over no other axis
+    fsdp     examples, and every array of the state: parameters are gathered where they are used, in the type that they
+             are used in, again in the backward pass, and their gradients are scattered (Zhao et al. 2023, FSDP)
+    tensor   heads, hidden layers and vocabulary of a transformer: a map by columns, then one by rows, and one sum over
+             devices (Shoeybi et al. 2019, Megatron-LM, section 3); the last axis of other arrays
+
+No array that is multiplied has one axis split by `tensor` and another by `fsdp`.  XLA's partitioner (jaxlib 0.10, 0.12)
+permutes the rows of the product of such an array with a batch that is split over `data` and `fsdp`
+(tests/training/test_sharding.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from genjax import devices
+from genjax.batch import Array, PyTree
+from genjax.errors import UserError
+
+#: Axes of every mesh, in the order of its devices.
+MESH_AXES = ("data", "fsdp", "tensor")
+#: Axes that the examples of a batch are divided among.
+BATCH_AXES = ("data", "fsdp")
+#: Arrays smaller than this are copied to every device, because a collective would cost more than their memory.
+SMALLEST_SHARDED = 1024
+
+# Linear maps of transformers, by name: their outputs, or their inputs, are divided among the devices of `tensor`.
+_BY_COLUMNS = ("query", "key", "value", "up", "gate", "head")
+_BY_ROWS = ("output", "down")
+# Tables with a row for each token, divided by rows; and arrays that every device of `tensor` reads whole.
+_TABLES = ("token",)
+_WHOLE = ("position", "type", "router", "relative_bias", "a", "b")
+# Name of the blocks of a scanned stack, whose arrays have the layers as first axis; and names of blocks in general.
+_SCANNED = "layers"
+_BLOCK = re.compile(r"layers$|(layer|block)_\d")
+# Blocks of U-Nets, which may compute themselves again, but do not gather.
+_RECOMPUTED = re.compile(r"(down|middle|up)_\d")
+# Arrays that their modules convert to the compute type before anything else: they are gathered in that type.
+_COMPUTED_IN = ("kernel", "up", "gate", "down")
+
+Path = tuple[str, ...]
+
+
+def path_of(keys: tuple[Any, ...]) -> Path:
+    """The names on the way to a leaf, of a path that `jax.tree_util` gives."""
+    return tuple(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in keys)
+
+
+def _tensor_dim(path: Path, num_dims: int) -> int | None:
+    """Which axis of an array the axis `tensor` splits."""
+    owner, name = ("", "", *path)[-2:]
+    if owner in _WHOLE or name in _WHOLE or num_dims == 0:
+        return None
+    # Kernels of linear maps are `up/kernel`, weights of experts are `experts/up`.
+    by_rows = owner in _BY_ROWS or name in _BY_ROWS
+    if by_rows:
+        return num_dims - 2 if num_dims >= 2 else None
+    if owner in _BY_COLUMNS:
+        return num_dims - 1
+    return num_dims - 1 if num_dims >= 2 else None
+
+
+def stored_spec(path: Path, shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> PartitionSpec:
+    """How an array of the state is stored.
+
+    Parameters, their moments and their averages end in the same names and have the same shapes, and so the same
+    shardings.
+
+    Args:
+      path: names on the way to the array.
+      shape, dtype: of the array.
+      mesh: the mesh of the run.
+    """
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    first = 1 if _SCANNED in path[:-1] and len(shape) > 1 else 0
+    dims = shape[first:]
+    if math.prod(dims) < SMALLEST_SHARDED or jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return PartitionSpec()
+    axes: list[Any] = [None] * len(shape)
+    place = _tensor_dim(path, len(dims)) if tensor > 1 else None
+    if _is_table(path) and len(dims) == 2:
+        # Read by `rows_of`, which multiplies nothing.
+        return PartitionSpec(
+            "tensor" if tensor > 1 and dims[0] % tensor == 0 else None,
+            "fsdp" if fsdp > 1 and dims[1] % fsdp == 0 else None,
+        )
+    if place is not None and dims[place] % tensor == 0:
+        both = fsdp > 1 and dims[place] % (tensor * fsdp) == 0
+        axes[first + place] = ("tensor", "fsdp") if both else "tensor"
+    elif fsdp > 1:
+        for i in sorted(range(len(dims)), key=lambda i: -dims[i]):
+            if dims[i] % fsdp == 0:
+                axes[first + i] = "fsdp"
+                break
+    return PartitionSpec(*axes)
+
+
+def _is_table(path: Path) -> bool:
+    return len(path) > 1 and path[-2] in _TABLES
+
+
+def _used_spec(stored: PartitionSpec) -> PartitionSpec:
+    """How an array is used that is stored so: gathered over `fsdp`."""
+    return PartitionSpec(*("tensor" if axis in ("tensor", ("tensor", "fsdp")) else None for axis in stored))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x: Array, used: NamedSharding, stored: NamedSharding) -> Array:
+    return jax.lax.with_sharding_constraint(x, used)
+
+
+# The gradient is scattered where it is made.  The transpose of a constraint is the same constraint, which would sum the
+# whole gradient on every device.
+_gather.defvjp(
+    lambda x, used, stored: (_gather(x, used, stored), None),
+    lambda used, stored, _, gradient: (jax.lax.with_sharding_constraint(gradient, stored),),
+)
+
+
+def parameters_are_split() -> bool:
+    """Whether parameters must be gathered before they are used."""
+    mesh = devices.mesh()
+    return mesh is not None and mesh.shape.get("fsdp", 1) > 1
+
+
+def gathered(params: PyTree) -> PyTree:
+    """Parameters as they are used: whole over `fsdp`; gradients that flow back are scattered again.
+
+    What networks gather themselves is left as it is stored: parameters of blocks, each of which gathers where it runs,
+    and tables, which are never gathered to look rows up.
+
+    Args:
+      params: parameters of a network or of several, or a part of such a tree.
+    """
+    if not parameters_are_split():
+        return params
+
+    def gather(keys: tuple[Any, ...], leaf: Array) -> Array:
+        path = path_of(keys)
+        return leaf if _is_gathered_by_its_network(path) else gathered_array(leaf, path)
+
+    return jax.tree_util.tree_map_with_path(gather, params)
+
+
+def gathered_array(x: Array, path: Path, dtype: Any = None) -> Array:
+    """One array as it is used, whole over `fsdp`.
+
+    Args:
+      x: the array as it is stored.
+      path: names on the way to it.
+      dtype: type that it is converted to before it is gathered, or None.
+    """
+    mesh = devices.mesh()
+    stored = None if mesh is None else stored_spec(path, x.shape, x.dtype, mesh)
+    x = x if dtype is None else x.astype(dtype)
+    if stored is None or not parameters_are_split() or stored == PartitionSpec():
+        return x
+    return _gather(x, NamedSharding(mesh, _used_spec(stored)), NamedSharding(mesh, stored))
+
+
+def _is_gathered_by_its_network(path: Path) -> bool:
+    """Whether an array belongs to one of the blocks that gather their own parameters, or is a table."""
+    return _is_table(path) or any(_BLOCK.match(name) for name in path[:-1])
+
+
+def _gathers_again(primitive: Any, *_: Any, **__: Any) -> bool:
+    """For `jax.checkpoint`: the backward pass gathers parameters again, and computes nothing else again."""
+    return primitive.name != "sharding_constraint"
+
+
+def blocks(block: type[nn.Module], within: nn.Module, dtype: Any, remat: bool, **options: Any) -> type[nn.Module]:
+    """The class of a network's blocks, which gather their parameters where they run, and again in the backward pass.
+
+    The blocks' names are `layers` (scanned), or `layer_0`, `block_0` and so on.
+
+    Args:
+      block: class of a block.
+      within: the module that builds them.
+      dtype: type that the blocks compute in.
+      remat: whether the backward pass computes the blocks again.
+      options: further arguments of `nn.remat`.
+    """
+    if parameters_are_split() and not within.is_initializing():
+        block = nn.map_variables(block, "params", functools.partial(_gathered_block, dtype=dtype))
+        return nn.remat(block, policy=None if remat else _gathers_again, **options)
+    return nn.remat(block, **options) if remat else block
+
+
+def _gathered_block(params: PyTree, dtype: Any) -> PyTree:
+    def gather(keys: tuple[Any, ...], leaf: Array) -> Array:
+        path = path_of(keys)
+        return gathered_array(leaf, path, dtype if path[-1] in _COMPUTED_IN and leaf.ndim > 1 else None)
+
+    return jax.tree_util.tree_map_with_path(gather, params)
+
+
+def of_gathered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function `(params, ...)` of whole parameters as a function of stored ones.
+
+    Where it is differentiated, the backward pass gathers parameters again.  Networks of blocks do that themselves, and
+    U-Nets keep what was gathered.
+    """
+    if not parameters_are_split():
+        return function
+    whole = lambda params, *rest: function(gathered(params), *rest)
+
+    def of_stored(params: PyTree, *rest: Any) -> Any:
+        paths = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
+        # A policy would hold for the blocks' own `nn.remat` too, which then would save all.
+        if any(_is_gathered_by_its_network(path) or any(map(_RECOMPUTED.match, path)) for path in paths):
+            return whole(params, *rest)
+        return jax.checkpoint(whole, policy=_gathers_again)(params, *rest)
+
+    return of_stored
+
+
+def is_split(axis: str) -> bool:
+    """Whether the mesh that is compiled for has this axis."""
+    mesh = devices.mesh()
+    return mesh is not None and mesh.shape.get(axis, 1) > 1
+
+
+def split(x: Array, *axes: str | tuple[str, ...] | None, uneven: bool = False) -> Array:
+    """Splits an activation over the mesh; without a mesh it is the identity.
+
+    Args:
+      x: the activation.
+      axes: for each of its axes a mesh axis, several, or None.
+      uneven: whether an axis may be split whose length no mesh axis divides; otherwise such an axis is not split.
+    """
+    mesh = devices.mesh()
+    if mesh is None:
+        return x
+    spec = []
+    for length, each in zip(x.shape, axes, strict=True):
+        names = tuple(a for a in ((each,) if isinstance(each, str) else each or ()) if mesh.shape.get(a, 1) > 1)
+        fits = length % math.prod(mesh.shape[a] for a in names) == 0
+        spec.append(names if names and (fits or uneven) else None)
+    if all(each is None for each in spec):
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def split_tokens(x: Array, last: str | None = None) -> Array:
+    """Splits an activation [B, T, ...] of tokens: examples over the batch's axes, and its third axis over `last`."""
+    return split(x, BATCH_AXES, None, last, *[None] * (x.ndim - 3))
+
+
+def for_columns(x: Array, *widths: int) -> Array:
+    """The input of maps by columns to features of these widths, each of which applies `columns_product`.
+
+    It is x [B, T, C], or, where `tensor` splits the maps, x once for each device of the axis, [N, B, T, C].  The
+    gradients of several maps are then added on each device, and summed over devices once.
+    """
+    mesh = devices.mesh()
+    count = 1 if mesh is None else mesh.shape.get("tensor", 1)
+    if count == 1 or any(width % count for width in widths):
+        return x
+    return split(jnp.broadcast_to(x[None], (count, *x.shape)), "tensor", BATCH_AXES, None, None)
+
+
+def columns_product(x: Array, kernel: Array, dimension_numbers: Any, **options: Any) -> Array:
+    """The `dot_general` of a map by columns: x as `for_columns` gives it and a kernel [C, F] to [B, T, F]."""
+    if x.ndim < 4:
+        return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
+    count, batch, length, width = x.shape
+    kernel = split(kernel.reshape(width, count, -1), None, "tensor", None)
+    y = jax.lax.dot_general(x, kernel, (((3,), (0,)), ((0,), (1,))), **options)  # [N, B, T, F / N]
+    y = split(jnp.moveaxis(y, 0, 2), BATCH_AXES, None, "tensor", None)
+    return y.reshape(batch, length, -1)
+
+
+def split_logits(logits: Array) -> Array:
+    """Splits logits [B, T, V] over the vocabulary."""
+    return split(logits, BATCH_AXES, None, "tensor", uneven=True)
+
+
+def logits_of(x: Array, matrix: Array, path: Path, dtype: Any) -> Array:
+    """The logits x W of an output map W [C, V], or x W^T of a table W [V, C]: [B, T, C] -> float32 [B, T, V].
+
+    Args:
+      x: features.
+      matrix: the map or the table, as it is stored.
+      path: names on the way to it.
+      dtype: compute type.
+    """
+    dim = 1 if _is_table(path) else 0
+    x = x.astype(dtype)
+    if not parameters_are_split():
+        return split_logits(_logits(x, matrix.astype(dtype), dim))
+    mesh = devices.mesh()
+    stored = stored_spec(path, matrix.shape, matrix.dtype, mesh)
+    return _split_logits(x, matrix, dim, NamedSharding(mesh, _used_spec(stored)), NamedSharding(mesh, stored))
+
+
+def _logits(x: Array, matrix: Array, dim: int) -> Array:
+    return jax.lax.dot_general(x, matrix, (((2,), (dim,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+# The gradient of the matrix is scattered as the product gives it, in float32.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _split_logits(x: Array, matrix: Array, dim: int, used: NamedSharding, stored: NamedSharding) -> Array:
+    whole = jax.lax.with_sharding_constraint(matrix.astype(x.dtype), used)
+    return split_logits(_logits(x, whole, dim))
+
+
+def _split_logits_forward(
+    x: Array, matrix: Array, dim: int, used: NamedSharding, stored: NamedSharding
+) -> tuple[Array, tuple[Array, Array]]:
+    return _split_logits(x, matrix, dim, used, stored), (x, matrix)
+
+
+def _split_logits_backward(
+    dim: int, used: NamedSharding, stored: NamedSharding, saved: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    x, matrix = saved
+    gradient = split_logits(gradient)
+    whole = jax.lax.with_sharding_constraint(matrix.astype(x.dtype), used)
+    by_x = _contract(gradient, whole, (2,), (1 - dim,))
+    by_matrix = _scattered_sum(*((x, gradient) if dim == 0 else (gradient, x)), stored)
+    return split_tokens(by_x).astype(x.dtype), by_matrix.astype(matrix.dtype)
+
+
+def _contract(a: Array, b: Array, of_a: tuple[int, ...], of_b: tuple[int, ...]) -> Array:
+    return jax.lax.dot_general(a, b, ((of_a, of_b), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _scattered_sum(a: Array, b: Array, stored: NamedSharding) -> Array:
+    """The sum over B and T of a^T b for a [B, T, M] and b [B, T, N], split over the batch: [M, N] as it is stored."""
+    mesh, spec = stored.mesh, stored.spec
+    dim = next((i for i, axis in enumerate(spec) if axis == "fsdp" or isinstance(axis, tuple)), None)
+    if dim is None or a.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+        return jax.lax.with_sharding_constraint(_contract(a, b, (0, 1), (0, 1)), stored)
+
+    # XLA for TPUs sums the whole matrix on every device where the scattered axis is the one that its layout puts last.
+    def local(a: Array, b: Array) -> Array:
+        part = _contract(a, b, (0, 1), (0, 1))
+        part = jax.lax.psum_scatter(part, "fsdp", scatter_dimension=dim, tiled=True)
+        return jax.lax.psum(part, tuple(axis for axis in BATCH_AXES if axis != "fsdp"))
+
+    batch, rows = PartitionSpec(BATCH_AXES), PartitionSpec(*["fsdp" if i == dim else None for i in range(2)])
+    summed = jax.shard_map(
+        local, mesh=mesh, in_specs=(batch, batch), out_specs=rows, axis_names=set(BATCH_AXES), check_vma=False
+    )(a, b)
+    return jax.lax.with_sharding_constraint(summed, stored)
+
+
+_split_logits.defvjp(_split_logits_forward, _split_logits_backward)
+
+
+def rows_of(table: Array, tokens: Array) -> Array:
+    """Looks up tokens [B, T] in a table [V, C] that is stored as `stored_spec` says: [B, T, C].
+
+    Every device looks up its features of all examples of its group, and features are exchanged for examples.  Neither
+    the table nor its gradient is ever whole on a device.
+    """
+    if not is_split("fsdp") and not is_split("tensor"):
+        return jnp.take(table, tokens, axis=0)
+    outer = tuple(axis for axis in BATCH_AXES if axis != "fsdp")
+    rows = jnp.take(table, split(tokens, outer, None), axis=0)
+    return split_tokens(split(rows, outer, None, "fsdp"))
+
+
+def check_divides(axis: str, **counts: int) -> None:
+    """Refuses a mesh whose axis does not divide what is split over it.
+
+    Raises:
+      UserError: a count is no multiple of the axis.
+    """
+    mesh = devices.mesh()
+    size = 1 if mesh is None else mesh.shape.get(axis, 1)
+    for name, count in counts.items():
+        if count % size:
+            raise UserError(
+                f"training.mesh splits {name}={count} among {axis}:{size}, which does not divide it; "
+                f"choose a divisor of {math.gcd(*counts.values())} for {axis}"
+            )
