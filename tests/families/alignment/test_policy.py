@@ -275,11 +275,11 @@ def test_a_start_without_a_policy_is_refused():
 def test_a_reward_that_is_no_number_names_its_prompt():
     class Broken(Length):
         def __call__(self, part, rollouts, batch):
-            return jnp.where(rollouts.prompts[:, 0] == PROMPTS[3, 0], jnp.nan, 0.0)
+            return jnp.where(rollouts.prompts[:, 0] == PROMPTS[3, 0], jnp.inf, 0.0)
 
     first_bad = int(np.flatnonzero(PROMPTS[:, 0] == PROMPTS[3, 0])[0])
     tokens = " ".join(map(str, PROMPTS[first_bad][MASK[first_bad]]))
-    words = f"prompt {first_bad} of the batch, whose tokens are {tokens}, is nan"
+    words = f"prompt {first_bad} of the batch, whose tokens are {tokens}, is inf"
     with pytest.raises(UserError, match=words):
         model(reward=Broken()).diagnose(first(LEARNS), BATCH, KEY)
 
