@@ -26,6 +26,21 @@ class DataError(UserError):
     """A data set that cannot be read; the message says why, and what would be right."""
 
 
+def check_is_local(path: str | Path, flag: str) -> None:
+    """Refuses a bucket: as a path it would be a local folder with a colon in its name.
+
+    Raises:
+      DataError: it is one.
+    """
+    scheme, colon, rest = str(path).partition(":/")
+    if colon and scheme.isalnum() and len(scheme) > 1:
+        mount = {"gs": "gcsfuse BUCKET DIR", "s3": "mount-s3 BUCKET DIR"}.get(scheme, "with the tool of its provider")
+        raise DataError(
+            f"{flag}={path} is a bucket, and files are read and written in directories: mount it ({mount}), and give "
+            f"{flag}=DIR/{rest.strip('/').partition('/')[2]}"
+        )
+
+
 class Examples(Protocol):
     """Random access to the examples of a split."""
 
@@ -108,6 +123,8 @@ class Data(abc.ABC):
     num_workers: int = 0
 
     def __post_init__(self) -> None:
+        if self.dir is not None:
+            check_is_local(self.dir, "--data.dir")
         for field in ("batch_size", "eval_batch_size"):
             if getattr(self, field) < 1:
                 raise DataError(f"data.{field}={getattr(self, field)} must be at least 1")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from genjax.config import ConfigError
+from genjax.data.base import check_is_local
 from genjax.errors import FULL_DISK
 from genjax.training.checkpoints import can_hold
 
@@ -20,12 +21,13 @@ LOCK_FILE = "lock"
 _logger = logging.getLogger(__name__)
 
 
-def prepare_workdir(workdir: Path) -> Path:
+def prepare_workdir(workdir: str | Path) -> Path:
     """Makes the working directory and checks that it can be written.
 
     Raises:
       ConfigError: it cannot.
     """
+    check_is_local(workdir, "--workdir")
     workdir = Path(workdir).expanduser()
     if not can_hold(workdir):
         raise ConfigError(

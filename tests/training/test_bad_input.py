@@ -1,6 +1,7 @@
 """What a user can do wrong ends in one sentence that says what would be right, and in a non-zero exit."""
 
 import os
+import re
 import stat
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 from PIL import Image
 
 from genjax.config import ConfigError
-from genjax.training import Evaluation
+from genjax.errors import UserError
+from genjax.training import Evaluation, train
 from tests.experiments.commands import call
-from tests.training.tiny_runs import TINY, flags
+from tests.training.tiny_runs import TINY, flags, tiny
 
 VAE = "--experiment=vae_digits"
 
@@ -119,3 +121,19 @@ def test_a_split_that_there_is_not_is_refused_before_a_run():
             Evaluation(**{field: "tset"})
         for known in ("validation+test", "test_2017_flickr", "small1", "train[:90%]"):
             assert getattr(Evaluation(**{field: known}), field) == known
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("gs://bucket/run", "mount it (gcsfuse BUCKET DIR), and give {flag}=DIR/run"),
+        ("s3://bucket/a/run", "mount it (mount-s3 BUCKET DIR), and give {flag}=DIR/a/run"),
+    ],
+)
+def test_a_bucket_is_refused_and_not_made_a_local_folder(path, advice, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(advice.format(flag="--workdir"))):
+        train(tiny(), path, quiet=True)
+    with pytest.raises(UserError, match=re.escape(advice.format(flag="--data.dir"))):
+        tiny(data__dir=path)
+    assert list(tmp_path.iterdir()) == []
