@@ -33,9 +33,9 @@ def shown(script: str, stub: str, folder: Path, *arguments: str, **environment: 
 
 
 def test_slurm_starts_one_process_a_machine(tmp_path):
-    ((*_, options, python, module, name), flags) = _split(
-        shown("slurm.sbatch", "srun", tmp_path, "--training.seed=3")[0]
-    )
+    (call,) = shown("slurm.sbatch", "srun", tmp_path, "--training.seed=3")
+    place = call.index("experiments.train") + 1
+    (*_, options, python, module, name), flags = call[:place], call[place:]
     assert options == "--kill-on-bad-exit=1"
     experiment = flags_of([python, module, name, *flags])
     assert experiment.training.distributed and experiment.training.mesh == "data:4,fsdp:8"
