@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     record = evaluate.measure(run)
     print(record["protocol"])
     for name, value in record.items():
-        if name not in ("step", "split", "protocol", "num_examples"):
+        if name not in ("step", "split", "protocol", "version", "num_examples"):
             print(f"  {name:<24} {value:.6g}")
     path = Path(run.workdir) / f"evaluation_{record['split']}.json"
     write_json(path, record)
