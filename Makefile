@@ -31,7 +31,7 @@ check: $(VENV)/installed-$(EXTRAS)
 	$(RUN) -m pytest --numprocesses=2 --dist=worksteal -m quick $(QUICK)
 
 test: $(VENV)/installed-$(EXTRAS)
-	$(RUN) -m pytest --numprocesses=2 --dist=worksteal
+	$(RUN) -m pytest --numprocesses=2 --dist=worksteal -m "not platforms"
 
 lint: $(VENV)/installed-$(EXTRAS)
 	$(RUN) -m ruff check .
