@@ -512,6 +512,24 @@ class ReadsDocuments(Protocol):
 
 
 @runtime_checkable
+class DescribesPictures(HasVocabulary, Protocol):
+    """A model that writes captions of pictures, or answers to questions about them."""
+
+    def prompts_of(self, batch: Batch) -> tuple[Array, Array]:
+        """The start token and the question of each row of `tokens`, [B, P] padded on the right, and lengths [B]."""
+
+    def describe(
+        self,
+        state: TrainState,
+        x: Array,
+        prompts: Array | None = None,
+        prompt_lengths: Array | None = None,
+        num_beams: int | None = None,
+    ) -> Array:
+        """The likeliest text about each picture [B, H, W, C] after its prompt [B, P], tokens [B, N]."""
+
+
+@runtime_checkable
 class MergesUpdates(Protocol):
     def merged_params(self, params: PyTree) -> PyTree:
         """The network's own parameters, with low-rank updates added where there are any."""

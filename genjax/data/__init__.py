@@ -9,6 +9,7 @@ from genjax.data.images import Images, write_grid
 from genjax.data.latents import Latents
 from genjax.data.molecules import Molecules
 from genjax.data.music import NoteEvents, PianoRolls
+from genjax.data.picture_questions import PictureQuestions
 from genjax.data.pipeline import Pipeline, check_not_empty, evaluation_batches, first_examples, random_order
 from genjax.data.points import Points
 from genjax.data.sequences import TimeSeries, TokenPairs
@@ -46,6 +47,7 @@ __all__ = [
     "NoteEvents",
     "Outline",
     "PianoRolls",
+    "PictureQuestions",
     "Pipeline",
     "Points",
     "Preferences",

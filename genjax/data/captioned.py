@@ -24,6 +24,7 @@ from genjax.data.scenes.grammar import lexicon
 from genjax.data.scenes.making import make_scene
 from genjax.data.scenes.pictures import render
 from genjax.data.text.base import DelimitedText
+from genjax.data.text.labelled import write_lines
 from genjax.data.training_files import save_training_files
 
 _logger = logging.getLogger(__name__)
@@ -105,10 +106,7 @@ class CaptionedImages(Images, DelimitedText):
 
     def load_split(self, split: str) -> Examples:
         examples, captions = _read(self, split)
-        examples = self._prepared(examples, split)
-        arrays = self._rows_of(captions, split)
-        pictures = examples.arrays()
-        return Captioned(examples, arrays) if pictures is None else ArrayExamples({**pictures, **arrays})
+        return with_arrays(self._prepared(examples, split), self._rows_of(captions, split))
 
     def _rows_of(self, captions: Sequence[tuple[str, ...]], split: str) -> dict[str, np.ndarray]:
         """Captions as `captions` int32 [N, C, T], `captions_mask`, and the number of each picture's, `num_captions`
@@ -209,11 +207,44 @@ class CaptionedImages(Images, DelimitedText):
         return {**batch, "tokens": tokens, "mask": mask}
 
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
-        """Writes one PNG with the pictures in rows."""
+        """Writes pictures [N, H, W, C] in rows of one PNG, or captions [N, T] as lines of one text."""
+        if np.ndim(samples) == 2 and np.issubdtype(np.asarray(samples).dtype, np.integer):
+            return write_lines(stem, [self.decode(row) for row in samples])
         return Images.write_samples(self, samples, stem)
+
+    def opening(self, texts: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
+        """What a model reads before it writes: `prompts` int32 [N, P], padded on the right, and their lengths [N].
+
+        Args:
+          texts: the question about each picture; None for captions, as here.
+
+        Raises:
+          DataError: a question is given.
+        """
+        if any(text is not None for text in texts):
+            raise DataError(f"the captions of {self.name} answer no questions; leave --question out")
+        return np.full((len(texts), 1), self.start_token, np.int32), np.ones(len(texts), np.int32)
+
+    def write_answers(self, batch: dict[str, np.ndarray], answers: np.ndarray, stem: Path) -> list[Path]:
+        """Writes the pictures of a batch as one PNG, and a text with a line for each: what was written [N, T] of it,
+        and after a tab what the data say.
+        """
+        true = [self.answer_of(row) for row in np.asarray(batch["tokens"])]
+        lines = [f"{self.decode(row).strip()}\t{text}" for row, text in zip(answers, true)]
+        return [*write_lines(stem, lines), *Images.write_samples(self, batch["source"], stem)]
+
+    def answer_of(self, tokens: np.ndarray) -> str:
+        """The text of a row [T] of `tokens` that a model shall write."""
+        return self.decode(tokens).strip()
 
     def protocol(self) -> str:
         return f"{super().protocol()}, tokenizer {self.tokenizer_name}, captions cut at {self.sequence_length} tokens"
+
+
+def with_arrays(pictures: Examples, arrays: dict[str, np.ndarray]) -> Examples:
+    """Pictures with arrays of their texts, a row for each."""
+    own = pictures.arrays()
+    return Captioned(pictures, arrays) if own is None else ArrayExamples({**own, **arrays})
 
 
 class Captioned:

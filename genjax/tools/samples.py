@@ -15,6 +15,9 @@ from genjax.tools import conditions
 from genjax.tools.answers import examples_to_answer
 from genjax.training import Run
 
+#: Arrays of examples that are answered.
+_SOURCES = ("source", "source_mask", "prompts", "prompt_lengths")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
@@ -68,7 +71,7 @@ def write(run: Run, options: Options | None = None) -> list[Path]:
         key = jax.random.key(options.seed)
         batch = examples_to_answer(run, options.num_samples, key)
         if batch is not None:
-            condition |= {name: batch[name] for name in ("source", "source_mask") if name in batch}
+            condition |= {name: batch[name] for name in _SOURCES if name in batch}
         samples = run.sample(key, options.num_samples, **condition)
     conditions.check_finite(samples, f"{kind} of {run.workdir}")
     default = Path(run.workdir) / "samples" / f"{kind}_{run.step:08d}_seed{options.seed}"
