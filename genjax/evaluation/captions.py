@@ -26,12 +26,8 @@ from genjax.errors import UserError
 _LONGEST, _SIGMA = 4, 6.0
 
 _PUNCTUATION = re.compile(r"[^\w\s']+")
-_NUMBERS = ("none", "zero"), "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"
-_DIGITS = {
-    word: str(number)
-    for number, words in enumerate(_NUMBERS)
-    for word in ((words,) if isinstance(words, str) else words)
-}
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBERS)}}
 #: Marks that the program of VQA takes out of answers.
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 

@@ -1,0 +1,84 @@
+"""Questions about pictures: rows with their answers, words, and the files of VQA v2."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from genjax.data import DataError, PictureQuestions
+
+DATA = PictureQuestions(num_made=24, num_held_out=12)
+
+
+def test_rows_of_scenes_are_questions_with_answers_that_count():
+    rows = DATA.transform(DATA.load("test").gather(np.arange(12)), jax.random.key(0))
+    assert rows["x"].shape == (12, 32, 32, 3) and DATA.spec()["sequence_length"] == 16
+    for asked, tokens, mask, counted in zip(DATA.asked("test"), *(rows[n] for n in ("tokens", "mask", "loss_mask"))):
+        assert DATA.decode(tokens) == asked.text and DATA.answer_of(tokens) == asked.answer
+        # The answer is one word, and its end counts.
+        assert counted.sum() == 2 and mask.sum() == len(asked.text.split()) + 4 and (mask | ~counted).all()
+        assert np.flatnonzero(counted)[-1] == np.flatnonzero(mask)[-1]
+        prompts, lengths = DATA.opening([asked.text])
+        np.testing.assert_array_equal(tokens[: lengths[0]], prompts[0])
+        assert lengths[0] == np.flatnonzero(counted)[0]
+    prompts, lengths = DATA.opening(["how many things are there?", "is there a red circle?"])
+    assert prompts.shape == (2, 7) and lengths.tolist() == [7, 7]
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        ("is there a pink circle?", "' pink', which is not among the .* symbols of the tokenizer"),
+        (" ", "give one by --question=TEXT"),
+        (None, "give one by --question=TEXT"),
+        ("is " * 20, "takes 22 tokens, and data.sequence_length=16 leaves 14 for it"),
+    ],
+)
+def test_questions_that_cannot_be_asked_are_refused(question, message):
+    with pytest.raises(DataError, match=message):
+        DATA.opening([question])
+
+
+def vqa(root):
+    for split in ("train", "validation", "test"):
+        (root / split).mkdir(parents=True)
+        for number in (9, 25):
+            Image.new("RGB", (4, 4), (number,) * 3).save(root / split / f"COCO_{split}_{number:012d}.png")
+        asked = [(25, 250, "What colour is it?"), (9, 90, "Is it dark?"), (25, 251, "Is it dark?")]
+        questions = [{"image_id": i, "question_id": q, "question": text} for i, q, text in asked]
+        notes = [
+            {"question_id": q, "answer_type": "other", "multiple_choice_answer": a, "answers": [{"answer": a}] * n}
+            for q, a, n in ((90, "yes", 10), (250, "dark grey", 4), (251, "no", 1))
+        ]
+        (root / f"{split}_questions.json").write_text(json.dumps({"questions": questions}))
+        (root / f"{split}_annotations.json").write_text(json.dumps({"annotations": notes}))
+    return PictureQuestions(name="vqa", dir=str(root), sequence_length=10)
+
+
+def test_files_of_vqa(tmp_path):
+    data = vqa(tmp_path)
+    rows = data.load("train").gather(np.arange(3))
+    assert rows["x"][:, 0, 0, 0].tolist() == [25, 9, 25]
+    assert [data.answer_of(row) for row in rows["tokens"]] == ["dark grey", "yes", "no"]
+    assert data.references("test")[0] == ("dark grey",) * 4
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: (root / "train_questions.json").unlink(), "train_questions.json is missing"),
+        (lambda root: (root / "train_annotations.json").write_text("[]"), 'an object with a list "annotations"'),
+        (lambda root: (root / "train/COCO_train_000000000009.png").unlink(), "has no picture 9, which 'Is it dark"),
+        (lambda root: (root / "train/x.png").write_bytes((root / "train/COCO_train_000000000009.png").read_bytes()),
+         "x.png has no number of a picture"),
+        (lambda root: (root / "train/a_9.png").write_bytes((root / "train/COCO_train_000000000009.png").read_bytes()),
+         "are both the picture number"),
+    ],
+)  # fmt: skip
+def test_damaged_files_of_vqa_are_refused(spoil, message, tmp_path):
+    data = vqa(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(DataError, match=message):
+        data.load_split("train")

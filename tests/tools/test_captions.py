@@ -1,0 +1,76 @@
+"""Captions and answers of a run, in Python and by the command."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import caption
+from genjax.config import ConfigError
+from genjax.data import CaptionedImages, DataError
+from genjax.data.scenes.grammar import parse
+from genjax.tools import captions, samples
+from tests.tools.untrained import untrained
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return untrained("questions_scenes", tmp_path_factory.mktemp("runs") / "questions")
+
+
+@pytest.fixture
+def file(run, tmp_path):
+    x = run.experiment.data.load("test").gather(np.arange(1))["x"][0]
+    Image.fromarray(x).save(tmp_path / "scene.png")
+    return tmp_path / "scene.png"
+
+
+def test_a_file_is_seen_and_answered_as_the_example_that_it_shows(run, file, capsys):
+    data, asked = run.experiment.data, run.experiment.data.asked("test")[0]
+    batch = data.transform(data.load("test").gather(np.arange(1)), jax.random.key(0))
+    np.testing.assert_array_equal(captions.picture(data, file), batch["x"])
+    answer = captions.describe_file(run, file, asked.text)
+    written = run.model.describe(run.state, batch["x"], *run.model.prompts_of(batch), num_beams=1)
+    assert answer == data.decode(np.asarray(written)[0]).strip()
+    flags = ["caption", f"--workdir={run.workdir}"]
+    assert caption.main([*flags, f"--image={file}", f"--question={asked.text}"]) == 0
+    assert capsys.readouterr().out.strip() == answer
+    assert caption.main([*flags, "--evaluation.num_examples=12"]) == 0
+    assert "vqa_accuracy_relation" in capsys.readouterr().out
+    paths = samples.write(run, samples.Options(num_samples=3))
+    assert [path.suffix for path in paths] == [".txt", ".png"] and len(paths[0].read_text().splitlines()) == 3
+
+
+def test_what_cannot_be_described_is_refused_in_a_sentence(run, file, tmp_path):
+    damaged = tmp_path / "damaged.png"
+    damaged.write_text("no picture")
+    for arguments, message in (
+        ((damaged, "is there a red circle?"), "damaged.png is not a readable picture"),
+        ((tmp_path / "none.png", "is there a red circle?"), "none.png is not a readable picture"),
+        ((file, None), "give one by --question=TEXT"),
+        ((file, "is there a pink circle?"), "' pink', which is not among"),
+    ):
+        with pytest.raises(DataError, match=message):
+            captions.describe_file(run, *arguments)
+    with pytest.raises(ConfigError, match="asks about a picture; give it by --image=FILE"):
+        caption.main(["caption", f"--workdir={run.workdir}", "--question=is there a red circle?"])
+    with pytest.raises(DataError, match="the captions of scenes answer no questions"):
+        CaptionedImages().opening(["is there a red circle?"])
+
+
+def test_scores_of_captions_and_answers():
+    data = CaptionedImages(num_made=4, num_held_out=6)
+    wanted = data.references("test")
+    texts = [own[0] for own in wanted]
+    pictures = data.load("test").gather(np.arange(6))["x"] / np.float32(255)
+    assert captions.truth(texts, pictures, texts) == {"true": 1.0, "one_thing": 1.0, "relations": 1.0}
+    # Another scene's caption is not true, and neither is no caption; the same in other words is.
+    given = [texts[2], f"there is {texts[2]}", "circle", *texts[3:]]
+    true = captions.truth(
+        [texts[0], texts[3], "circle", *(parse(text).caption(paraphrase=True) for text in texts[3:])], pictures, texts
+    )
+    assert true["one_thing"] == 2 / 3 and true["relations"] == 2 / 3
+    scores = captions.caption_scores(given, wanted)
+    assert scores["exact_match"] == 0.5 and 0 < scores["bleu"] < 100 and 0 < scores["cider_d"] < 10
+    scores = captions.answer_scores(["red", "2"], [("red",), ("two", "two", "three")], ["colour", "count"])
+    assert scores["exact_match"] == 0.5 and scores["vqa_accuracy"] == scores["vqa_accuracy_count"] == 1.0
