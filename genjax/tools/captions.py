@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from genjax import config
 from genjax.data import CaptionedImages, DataError, PictureQuestions, first_examples
-from genjax.data.fitting import read_image
-from genjax.data.images import Images
 from genjax.data.scenes import grammar, judge
 from genjax.data.scenes.pictures import SIDE
 from genjax.evaluation import captions, text
@@ -55,17 +52,6 @@ def check(run: Run) -> None:
         )
 
 
-def picture(data: CaptionedImages, file: str | Path) -> jax.Array:
-    """A picture of a file as models of this data see it, float32 [1, H, W, C].
-
-    Raises:
-      DataError: the file is not a readable picture; the message names it.
-    """
-    height, width, channels = data.spec()["data_shape"]
-    levels = read_image(Path(file).expanduser(), data.image_size or (height, width), channels)[None]
-    return Images.transform(data, {"x": jnp.asarray(data._resized_levels(levels))}, jax.random.key(0))["x"]
-
-
 def describe_file(run: Run, file: str | Path, question: str | None = None, num_beams: int = 1) -> str:
     """The caption of a picture, or the answer to a question about it.
 
@@ -77,7 +63,7 @@ def describe_file(run: Run, file: str | Path, question: str | None = None, num_b
     check(run)
     data = run.experiment.data
     prompts, lengths = data.opening([question])
-    x = picture(data, file)
+    x = data.read_picture(file)
     describe = jax.jit(run.model.describe, static_argnames="num_beams")
     return data.decode(np.asarray(describe(run.state, x, prompts, lengths, num_beams=num_beams))[0]).strip()
 
