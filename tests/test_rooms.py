@@ -53,8 +53,6 @@ COMPOSITES = {
     "genjax.families.alignment.ppo": {"language"},
     "genjax.families.alignment.rewards": {"language"},
     "genjax.families.alignment.rollouts": {"language"},
-    # A decoder of text that sees pictures.
-    "genjax.families.multimodal.captioner": {"language"},
     # Encoders of questions and documents, and a language model that reads.
     "genjax.families.retrieval.dpr": {"language"},
     "genjax.families.retrieval.rag": {"language"},

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from genjax import decoding
 from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
 from genjax.errors import UserError, filled
-from genjax.families.language.fine_tuning import FineTuned
+from genjax.fine_tuning import FineTuned
 from genjax.metrics import Ratio
 from genjax.model import TrainState
 from genjax.nn.dropout import fold_in
