@@ -38,7 +38,7 @@ FAMILIES = {
     "mixture": "Gaussian, Bernoulli, Dirichlet process",
     "monte_carlo": "HMC, NUTS, slice, tempering, Langevin, Gibbs",
     "energy": "RBM, convolutional energy",
-    "multimodal": "CLIP, SigLIP, captions, answers to questions",
+    "multimodal": "CLIP, SigLIP",
     "classifier": "features that samples are judged by",
 }
 #: Pictures at the top of the README.
