@@ -73,5 +73,5 @@ def rag_facts() -> Experiment:
             optimizer=AdamW(learning_rate=1e-3, b2=0.99, clip_norm=1.0, schedule=Linear(warmup_steps=100)),
         ),
         data=KnowledgeQuestions(batch_size=64),
-        training=Training(num_steps=2000, evaluate_every=500, best_metric="nll", num_samples=4),
+        training=Training(num_steps=500, evaluate_every=250, best_metric="nll", num_samples=4),
     )
