@@ -66,6 +66,16 @@ class Programs:
 
         return placed
 
+    def placed_on_one(self, function: Callable) -> Callable:
+        """The function as one device of pmap runs it: it knows its platform, and no mesh to split activations over."""
+
+        @functools.wraps(function)
+        def placed(*arguments: Any) -> Any:
+            with devices.compiled_for(self.mesh.devices.flat[0].platform):
+                return function(*arguments)
+
+        return placed
+
     def _first_state(self, key: jax.Array, batch: Batch) -> TrainState:
         data_key, model_key = jax.random.split(key)
         return self.model.init(model_key, self.data.transform(batch, data_key))
@@ -104,7 +114,7 @@ class Programs:
         """
         if self.pmap:
             return jax.pmap(
-                self.placed(self._chunk),
+                self.placed_on_one(self._chunk),
                 axis_name=DEVICE_AXIS,
                 in_axes=(0, None, 1, None),
                 donate_argnums=0,
