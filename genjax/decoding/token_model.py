@@ -25,7 +25,7 @@ class TokenModel:
     def _target_logits(self, params: PyTree, batch: Batch) -> Array:
         raise NotImplementedError
 
-    def decoder(self, state: TrainState) -> Decoder:
+    def token_decoder(self, state: TrainState) -> Decoder:
         """The model in the form that the functions of `genjax.decoding` take."""
         raise NotImplementedError
 

@@ -128,7 +128,7 @@ class Regex(Reward):
     The pattern is compiled to a table over tokens, which is looked up on the device.
 
     Attributes:
-      pattern: see genjax/decoding/regular_expression.py.
+      pattern: regular expression that the whole answer must match; its signs stand in decoding/regular_expression.py.
       num_states: number of the table's states; None takes the pattern's.
       num_kinds: number of the table's kinds of tokens; None takes those of the data's tokenizer.
       num_tokens: number of tokens of the vocabulary; None takes the data's.

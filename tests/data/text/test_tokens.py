@@ -18,7 +18,6 @@ from genjax.data.molecules import embedded_smiles, is_smiles, read_smiles
 from genjax.data.music import FRAME, START, events, roll_of_events
 from genjax.data.text import documents, token_files
 from genjax.data.text.tokenizer import Tokenizer, train_tokenizer
-from genjax.data.text.windows import Windows
 
 SENTENCE = "Ünïcode, naïve 日本 and plain text; text again.\n\tTabs  and spaces 🙂"
 
@@ -83,8 +82,6 @@ def test_strides_overlap_and_reach_the_end():
     np.testing.assert_array_equal(last[0], text[:65])
     np.testing.assert_array_equal(last[1], text[10:75])
     np.testing.assert_array_equal(last[2], text[-65:])
-    with pytest.raises(DataError, match="windows are more than numbers of 32 bits"):
-        Windows(range(2**32), None, np.zeros(1, np.int32), 1, 1, "")
     with pytest.raises(DataError, match="tokens are lost"):
         Text(sequence_length=64, stride=65)
 
