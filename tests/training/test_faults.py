@@ -53,6 +53,7 @@ def test_of_two_processes_one_is_killed_the_other_says_so_and_the_same_command_g
     first, second = launched(tmp_path / "killed", training__num_steps=100_000)
     until(first, "step 30/")
     second.kill()
+    second.communicate()
     began = time.monotonic()
     output = first.communicate(timeout=SECONDS)[0]
     assert first.returncode == 1 and time.monotonic() - began < SECONDS, output
