@@ -196,8 +196,9 @@ def test_guidance_leads_away_from_the_negative_text(texts):
     other = jnp.roll(TOKENS, 1, 0)
     plain = dataclasses.replace(WITH_TEXT, diffusion=dataclasses.replace(WITH_TEXT.diffusion, guidance=Guidance()))
     expected = jax.jit(lambda tokens: plain.sample(texts, jax.random.key(3), 4, tokens=tokens))(TOKENS)
-    np.testing.assert_allclose(sample(TOKENS, TOKENS), expected, atol=1e-4)
-    assert float(jnp.abs(sample(TOKENS, other) - expected).max()) > 1e-3
+    np.testing.assert_allclose(sample(TOKENS, TOKENS), expected, atol=1e-5)
+    # The network is not trained, so its texts change little.
+    assert float(jnp.abs(sample(TOKENS, other) - expected).max()) > 2e-4
 
 
 def test_texts_are_filled_up_with_the_encoders_padding():
