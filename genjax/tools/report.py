@@ -317,13 +317,19 @@ def grouped(runs: list[RunSummary]) -> list[Group]:
     for run in runs:
         learned = {path: value for path, value in run.settings.items() if path not in _HOW}
         found.setdefault((run.name, json.dumps(learned, sort_keys=True)), []).append(run)
+    settings: dict[str, list[dict[str, Any]]] = {}
+    for (name, _), own in found.items():
+        settings.setdefault(name, []).append(own[0].settings)
+    # The fields in which the configurations of an experiment differ, found once an experiment.
+    varied = {
+        name: {path for each in all_of for path in each if each[path] != all_of[0].get(path)}
+        | {path for path in all_of[0] if any(path not in each for each in all_of)}
+        for name, all_of in settings.items()
+    }
     groups = []
     for (name, _), own in found.items():
-        others = [members[0].settings for (other, _), members in found.items() if other == name]
         first = own[0].settings
-        differing = [
-            path for path in first if path not in _HOW and any(settings.get(path) != first[path] for settings in others)
-        ]
+        differing = [path for path in first if path not in _HOW and path in varied[name]]
         parts = [f"{path}={_shown(first[path])}" for path in differing]
         groups.append(Group(" ".join([name, *parts]), sorted(own, key=lambda run: run.seed)))
     return groups
