@@ -2,8 +2,8 @@
 
     python -m pytest -m platforms tests/test_every_platform.py
 
-Needs libtpu (pip install libtpu), and about an hour of two cores.  Experiments that differ in numbers alone are
-compiled once; plans of large experiments at full size stand in docs/speed.md.
+Needs libtpu (pip install libtpu), and about an hour of two cores.  Plans of large experiments at full size stand in
+docs/speed.md.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ import pytest
 from genjax import devices
 from genjax.tools.plan.chips import target
 from genjax.tools.plan.programs import lowered_program, outlined, planned_programs
-from tests.test_conformance import PROGRAMS, shrunk
+from tests.test_conformance import ENTRIES, shrunk
 
 pytestmark = [
     pytest.mark.platforms,
@@ -38,7 +38,7 @@ def lowered(name: str, found: list) -> dict:
     return {part: lowered_program(part, programs, experiment, batch)[0] for part in PARTS}
 
 
-@pytest.mark.parametrize("name", sorted(PROGRAMS))
+@pytest.mark.parametrize("name", sorted(ENTRIES))
 @pytest.mark.parametrize("topology", ["v5e:1x1", "v5p:1x1x1"])
 def test_compiles_for_a_tpu(name, topology):
     for part, program in lowered(name, target(topology).devices).items():
@@ -46,7 +46,7 @@ def test_compiles_for_a_tpu(name, topology):
         assert memory.argument_size_in_bytes > 0, part
 
 
-@pytest.mark.parametrize("name", sorted(PROGRAMS))
+@pytest.mark.parametrize("name", sorted(ENTRIES))
 def test_lowers_for_cuda(name):
     experiment, batch = outlined(shrunk(name))
     programs = planned_programs(experiment, batch, jax.devices()[:1])

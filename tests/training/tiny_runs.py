@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import multiprocessing
 import os
@@ -112,7 +113,11 @@ def _train(arguments: list[str], output: Path, num_devices: int, changes: dict[s
     with output.open("a") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
-    command_line.run(lambda _: experiments.train.main(arguments))
+    try:
+        command_line.run(lambda _: experiments.train.main(arguments))
+    finally:
+        # A copy ends without what an interpreter runs at its end: JAX waits there until every process is done.
+        atexit._run_exitfuncs()
 
 
 def logged_losses(workdir: Path) -> list[float]:

@@ -38,14 +38,19 @@ def test_a_consistency_model_is_the_identity_at_the_smallest_noise_and_approache
         batch = {"x": MEAN + SCALE * jax.random.normal(key, (256, 1))}
         return model.train_step(state, batch, jax.random.fold_in(key, 1))
 
-    state, _ = jax.jit(lambda s: jax.lax.scan(body, s, jax.random.split(jax.random.key(1), 1000)))(state)
-    samples = model.sample(state, jax.random.key(2), 4000)
+    def samples_of(key):
+        """Samples in one step and in two, of a run on its own data."""
+        trained, _ = jax.lax.scan(body, state, jax.random.split(key, 1000))
+        twice = dataclasses.replace(model, sampler=ConsistencySampler(num_steps=2))
+        return model.sample(trained, jax.random.key(2), 2000), twice.sample(trained, jax.random.key(2), 2000)
+
+    once, twice = jax.jit(jax.vmap(samples_of))(jax.random.split(jax.random.key(1), 8))
+    # One run alone depends on its data, and on the last bits of a machine.
+    wrong = lambda x: np.array([abs(x.mean((1, 2)) - MEAN).mean(), abs(x.std((1, 2)) - SCALE).mean()])
     # Training without a teacher starts with few levels, which shrink the samples.
-    assert abs(float(samples.mean()) - MEAN) < 0.25 and abs(float(samples.std()) - SCALE) < 0.3
+    assert np.all(wrong(once) < [0.25, 0.3]), wrong(once)
     # A second step starts at less noise, from where the map is learned better.
-    twice = dataclasses.replace(model, sampler=ConsistencySampler(num_steps=2)).sample(state, jax.random.key(2), 4000)
-    wrong = lambda a: abs(float(a.mean()) - MEAN) + abs(float(a.std()) - SCALE)
-    assert wrong(twice) < 0.9 * wrong(samples), (wrong(twice), wrong(samples))
+    assert wrong(twice).sum() < 0.9 * wrong(once).sum(), (wrong(twice), wrong(once))
     with pytest.raises(ValueError, match="min_levels=0"):
         dataclasses.replace(model, min_levels=0).check()
     with pytest.raises(ValueError, match="consistency_sampler"):
