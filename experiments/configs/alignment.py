@@ -56,7 +56,7 @@ def _policy(method: PreferenceLoss, learning_rate: float) -> Experiment:
     )
     return Experiment(
         model=PreferenceOptimization(
-            policy=GPT(network=llama_network(2, 64, 4, max_length=64), optimizer=optimizer), method=method
+            policy=GPT(network=llama_network(1, 64, 4, max_length=64), optimizer=optimizer), method=method
         ),
         data=Preferences(tokenizer="bpe", vocab_size=512, sequence_length=15, batch_size=64),
         training=Training(num_steps=400, steps_per_dispatch=10, evaluate_every=200, num_samples=8),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genjax import config
 from genjax.batch import DEVICE_AXIS
 from genjax.families.alignment.preference import PreferenceOptimization, chosen_and_rejected, mismatched
 from genjax.families.alignment.preference_losses import DPO, IPO, KTO, ORPO, SimPO
@@ -206,3 +207,17 @@ def test_bad_settings_are_one_clear_sentence(batch):
     ):
         with pytest.raises(ValueError, match=message):
             method()
+
+
+@pytest.mark.parametrize(
+    ("start", "names"),
+    [
+        ("gpt_reviews", "dpo_sentiment kto_sentiment simpo_sentiment orpo_sentiment rl_sentiment ppo_sentiment"),
+        ("gpt_sums", "rl_sums"),
+    ],
+)
+def test_experiments_have_the_network_of_the_run_that_they_start_from(start, names):
+    network_of = lambda model: dataclasses.replace(getattr(model, "policy", model).network, dropout=0.0)
+    network = network_of(config.find_experiment(start).build().model)
+    for name in names.split():
+        assert network_of(config.find_experiment(name).build().model) == network, name
