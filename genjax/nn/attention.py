@@ -3,7 +3,7 @@
     attention(q, k, v) = softmax(scale * q k^T + bias) v            (Vaswani et al. 2017, eq. 1)
 
 with several heads (eq. after 1), fewer key-value heads than query heads (Ainslie et al. 2023), masks that are
-causal, local (a window), of segments in packed sequences, and of padding.
+causal, causal after a prefix that sees itself whole, local (a window), of segments in packed sequences, and of padding.
 
 A `KVCache` is a pytree of fixed shape: attention takes it and returns a new one, with new keys and values written at
 place `start`.  Causality hides all later places.  So one compiled step serves every position, and the rows of a batch
@@ -74,6 +74,7 @@ def attention_mask(
     query_segments: Array | None = None,
     key_segments: Array | None = None,
     key_mask: Array | None = None,
+    prefix_lengths: Array | None = None,
 ) -> Array | None:
     """Which keys each query may see, bool [B | 1, 1, T, S]; None if every query may see all keys.
 
@@ -85,11 +86,15 @@ def attention_mask(
       query_segments, key_segments: numbers of the packed sequences, [B, T] and [B, S]; a query sees only its own
         segment.
       key_mask: True at keys that are no padding, [B, S].
+      prefix_lengths: with `causal`, the number of first keys that every query sees, [B] (Raffel et al. 2020, figure 4).
     """
     parts = []
     distance = query_index[:, :, None] - key_index[None, None]  # [B | 1, T, S]
     if causal:
-        parts.append(distance >= 0)
+        seen = distance >= 0
+        if prefix_lengths is not None:
+            seen = seen | (key_index[None, None] < prefix_lengths[:, None, None])
+        parts.append(seen)
     if window is not None:
         parts.append(jnp.abs(distance) < window)
     if query_segments is not None:
@@ -226,6 +231,7 @@ class Attention(nn.Module):
         segment_ids: Array | None = None,
         key_segment_ids: Array | None = None,
         key_mask: Array | None = None,
+        prefix_lengths: Array | None = None,
         bias: Array | None = None,
         cache: KVCache | None = None,
         start: Array | None = None,
@@ -241,6 +247,8 @@ class Attention(nn.Module):
           segment_ids: packed sequences, [B, T].
           key_segment_ids: packed sequences of the context, [B, S].
           key_mask: True at keys that are no padding, [B, S].
+          prefix_lengths: number of first tokens that all tokens see, also those before them, [B]; with a cache, the
+            call that reads the prefix must read it whole.
           bias: added to the logits, [B | 1, H | 1, T, S].
           cache: keys and values of earlier tokens; in cross-attention, keys and values of the context, which need not
             be given again.
@@ -297,6 +305,8 @@ class Attention(nn.Module):
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
 
         scale = dim**-0.5 if self.scale is None else self.scale
+        # cuDNN knows causality without exceptions, which a mask takes the place of where there is a prefix.
+        plainly_causal = self.causal and prefix_lengths is None
         flash = (
             (cache is None or k is not None and self.cross)
             and not return_weights
@@ -304,8 +314,8 @@ class Attention(nn.Module):
             and flash_possible(
                 q,
                 k,
-                biased=bias is not None or key_mask is not None or segment_ids is not None,
-                causal=self.causal,
+                biased=any(a is not None for a in (bias, key_mask, segment_ids, prefix_lengths)),
+                causal=plainly_causal,
                 window=self.window,
             )
         )
@@ -313,11 +323,13 @@ class Attention(nn.Module):
             mask = attention_mask(
                 index,
                 jnp.arange(k.shape[1]),
+                causal=self.causal and not self.cross and not plainly_causal,
                 query_segments=segment_ids,
                 key_segments=segment_ids if key_segment_ids is None else key_segment_ids,
                 key_mask=key_mask,
+                prefix_lengths=prefix_lengths,
             )
-            mixed = _flash(q, k, v, bias, mask, scale, self.causal, self.window)
+            mixed = _flash(q, k, v, bias, mask, scale, plainly_causal, self.window)
             weights = None
             if self.cross:
                 cache = KVCache(keys=k.swapaxes(1, 2), values=v.swapaxes(1, 2))
@@ -341,6 +353,7 @@ class Attention(nn.Module):
                 query_segments=segment_ids,
                 key_segments=segment_ids if key_segment_ids is None else key_segment_ids,
                 key_mask=key_mask,
+                prefix_lengths=prefix_lengths,
             )
             mixed, weights = _heads_first(q, k, v, bias, mask, scale, self.dropout_rate, dropout_keys)
             mixed = mixed.swapaxes(1, 2)

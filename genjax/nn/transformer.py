@@ -279,6 +279,7 @@ class Block(nn.Module):
                 positions=inputs["positions"],
                 segment_ids=inputs["segment_ids"],
                 key_mask=inputs["key_mask"],
+                prefix_lengths=inputs["prefix_lengths"],
                 bias=inputs["bias"],
                 cache=cache,
                 start=inputs["start"],
@@ -335,6 +336,7 @@ class TransformerStack(nn.Module):
         positions: Array | None = None,
         segment_ids: Array | None = None,
         key_mask: Array | None = None,
+        prefix_lengths: Array | None = None,
         context: Array | None = None,
         context_mask: Array | None = None,
         context_segment_ids: Array | None = None,
@@ -349,6 +351,7 @@ class TransformerStack(nn.Module):
           positions: position of each token for rotary angles, [B | 1, T]; None for its place (in its segment).
           segment_ids: packed sequences, [B, T]: tokens see only their own segment.
           key_mask: True at tokens that are no padding, [B, T] (with a cache, [B, S]).
+          prefix_lengths: in a causal stack, the number of first tokens that see each other both ways, [B].
           context, context_mask, context_segment_ids: the encoder's output [B, S, C'] and its padding and segments.
           cache: the tokens so far (decoders).
           dropout_keys: one key an example, or None in evaluation.
@@ -363,6 +366,8 @@ class TransformerStack(nn.Module):
             raise UserError("a cache serves causal stacks without packed segments")
         if config.norm_placement not in ("pre", "post") or config.norm not in ("layer", "rms"):
             raise UserError(f"unknown norm={config.norm!r} or norm_placement={config.norm_placement!r}")
+        if prefix_lengths is not None and segment_ids is not None:
+            raise UserError("a prefix that is seen both ways does not go with packed segments")
         if config.cross_attention and context is None and (cache is None or cache.cross is None):
             raise UserError("a stack with cross_attention needs a context")
         if positions is None and segment_ids is not None:
@@ -388,6 +393,7 @@ class TransformerStack(nn.Module):
             "positions": positions,
             "segment_ids": segment_ids,
             "key_mask": key_mask,
+            "prefix_lengths": prefix_lengths,
             "bias": bias,
             "start": start,
             "context": context,
@@ -485,8 +491,13 @@ class TokenEmbedding(nn.Module):
         segment_ids: Array | None = None,
         types: Array | None = None,
         start: Array | None = None,
+        features: Array | None = None,
+        replaced: Array | None = None,
     ) -> Array:
         """tokens [B, T] -> [B, T, C]; `start` tokens came before (see `Cache.length`).
+
+        Where `replaced` [B, T] is True, `features` [B, T, C] stand in place of the tokens' scaled embeddings, as the
+        features of pictures do.
 
         Raises:
           UserError: no tokens came before, and the tokens are more than the positions serve.
@@ -497,6 +508,8 @@ class TokenEmbedding(nn.Module):
         x = sharding.rows_of((self.shared or self.token).embedding, tokens)
         if self.scale != 1.0:
             x = x * self.scale
+        if features is not None:
+            x = jnp.where(replaced[..., None], features.astype(x.dtype), x)
         if config.positions in ("learned", "sinusoidal"):
             if positions is None:
                 positions = _index(tokens.shape[1], start) if segment_ids is None else segment_positions(segment_ids)

@@ -54,6 +54,14 @@ def test_masks_say_who_sees_whom():
     assert A.attention_mask(index, jnp.arange(4)) is None
 
 
+def test_the_mask_of_a_prefix_equals_a_loop():
+    lengths, size = np.array([0, 2, 5]), 5
+    mask = A.attention_mask(jnp.arange(size)[None], jnp.arange(size), causal=True, prefix_lengths=jnp.asarray(lengths))
+    for row, length in zip(np.asarray(mask)[:, 0], lengths):
+        for query, key in np.ndindex(size, size):
+            assert row[query, key] == (key <= query or (query < length and key < length))
+
+
 def test_a_query_that_sees_nothing_stays_finite():
     q = jnp.ones((1, 1, 2, 2))
     out, _ = A._heads_first(q, q, q, None, jnp.zeros((1, 1, 2, 2), bool), 1.0, 0.0, None)
@@ -70,6 +78,7 @@ BIASED = {"bias": jnp.arange(16.0).reshape(1, 1, 4, 4)}
     [
         ({}, MASKED, True),
         ({"causal": True}, MASKED, True),
+        ({"causal": True}, {"prefix_lengths": jnp.array([2, 4])}, True),
         ({"causal": True, "window": 2}, SEGMENTED, True),
         ({}, {**MASKED, **BIASED}, True),
         (

@@ -132,6 +132,44 @@ def test_scanned_equals_unrolled_with_dropout_and_experts(remat, tokens):
     assert out.weights[1][0].shape == (2, 2, 6, 6)
 
 
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_tokens_of_a_prefix_see_it_whole_and_others_only_what_came_before(positions, tokens):
+    config = dataclasses.replace(TINY, positions=positions, num_layers=1)
+    apply, params = build(config, tokens)
+    x = jax.random.normal(jax.random.key(1), (2, 6, 8))
+    lengths = jnp.array([3, 6])
+    out = jax.jit(lambda x: apply(None, embedded=x, prefix_lengths=lengths).x)
+    size = np.abs(jax.jit(jax.jacobian(lambda x: out(x)[..., 0]))(x)).max(-1)  # [B, T, B, T]
+    for row, length in enumerate(lengths.tolist()):
+        places = np.arange(6)
+        seen = (places[None] <= places[:, None]) | (places[None] < length)
+        np.testing.assert_array_equal(size[row, :, row] > 0, seen)
+    # A causal stack whose prefix is the whole sequence is a stack that is not causal.
+    both = TransformerStack(dataclasses.replace(config, causal=False)).apply(params, x)
+    np.testing.assert_allclose(out(x)[1], both.x[1], atol=1e-5)
+
+
+def test_a_cache_that_reads_features_in_place_of_tokens_and_a_prefix_equals_the_full_pass(tokens):
+    embedding, stack = TokenEmbedding(11, TINY, scale=3.0), TransformerStack(TINY)
+    table = embedding.init(jax.random.key(0), tokens)
+    features = jax.random.normal(jax.random.key(5), (2, 6, 8))
+    replaced = jnp.array([[True, True, False, False, False, False], [False, True, True, False, False, False]])
+    lengths = jnp.array([3, 4])
+    embed = lambda at, **more: embedding.apply(
+        table, tokens[:, at], features=features[:, at], replaced=replaced[:, at], **more
+    )
+    whole = embed(slice(None))
+    plain = embedding.apply(table, tokens)
+    positions = embedding.apply(table, tokens, features=jnp.zeros_like(features), replaced=jnp.ones_like(replaced))
+    np.testing.assert_array_equal(whole, jnp.where(replaced[..., None], features + positions, plain))
+    params = stack.init(jax.random.key(1), whole)
+    full = stack.apply(params, whole, prefix_lengths=lengths).x
+    cache = TINY.init_cache(2, 6, ragged=True)
+    first = stack.apply(params, embed(slice(0, 4), start=cache.length), cache=cache, prefix_lengths=lengths)
+    rest = stack.apply(params, embed(slice(4, 6), start=first.cache.length), cache=first.cache)
+    np.testing.assert_allclose(jnp.concatenate([first.x, rest.x], 1), full, atol=1e-5)
+
+
 def test_padding_is_not_seen(tokens):
     config = dataclasses.replace(TINY, causal=False, positions="t5", norm_placement="post")
     apply, _ = build(config, tokens)

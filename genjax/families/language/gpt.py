@@ -58,14 +58,24 @@ class LanguageModel(nn.Module):
         cache: Cache | None = None,
         dropout_keys: Array | None = None,
         return_weights: bool = False,
+        features: Array | None = None,
+        replaced: Array | None = None,
+        prefix_lengths: Array | None = None,
     ) -> tuple[Array, Any]:
-        """tokens [B, T] -> float32 logits [B, T, V] and the stack's output."""
+        """tokens [B, T] -> float32 logits [B, T, V] and the stack's output.
+
+        Where `replaced` [B, T] is True, `features` [B, T, C] are read in place of the tokens' embeddings.  The first
+        `prefix_lengths` [B] tokens see each other both ways.
+        """
         start = None if cache is None else cache.length
-        x = self.embedding(tokens, segment_ids=segment_ids, positions=positions, start=start)
+        x = self.embedding(
+            tokens, segment_ids=segment_ids, positions=positions, start=start, features=features, replaced=replaced
+        )
         out = self.stack(
             x,
             segment_ids=segment_ids,
             key_mask=key_mask,
+            prefix_lengths=prefix_lengths,
             positions=positions,
             cache=cache,
             dropout_keys=dropout_keys,
