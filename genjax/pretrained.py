@@ -32,6 +32,7 @@ from genjax.families.language.t5 import T5
 from genjax.families.multimodal.clip import CLIP
 from genjax.families.multimodal.clip_text import TextEncoder
 from genjax.families.multimodal.siglip import SigLIP
+from genjax.families.multimodal.whisper import Whisper
 from genjax.families.vae.autoencoder_kl import AutoencoderKL
 from genjax.interop import bindings as binding
 from genjax.interop import gguf, safetensors, weights
@@ -62,6 +63,7 @@ MODELS: dict[str, type[Any]] = {
     "clip": CLIP,
     "siglip": SigLIP,
     "clip_text_model": TextEncoder,
+    "whisper": Whisper,
     "AutoencoderKL": AutoencoderKL,
 }
 #: How the library's architectures end whose model of a text gives a number.
@@ -154,7 +156,7 @@ def _whole(model: Any, params: PyTree) -> PyTree:
 #: Fields of a stack that decide what it computes, and of a model above it.
 _STACK_FIELDS = (
     "num_layers", "width", "num_heads", "activation", "gated", "norm", "norm_placement", "norm_epsilon", "qk_norm",
-    "use_bias", "positions", "window", "experts",
+    "use_bias", "key_bias", "positions", "window", "experts",
 )  # fmt: skip
 _MODEL_FIELDS = (
     "num_types", "position_offset", "skip_padding", "embedding_norm", "tie_embeddings", "scale_logits", "logit_bias",
@@ -262,8 +264,8 @@ def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str =
 
     Args:
       folder: made where it does not exist.
-      model: BERT, RoBERTa, GPT, T5, BART, CLIP, SigLIP or TextEncoder; a model that is made of one of them; a reward
-        model; AutoencoderKL; or StableDiffusion, a folder of parts.
+      model: BERT, RoBERTa, GPT, T5, BART, CLIP, SigLIP, TextEncoder or Whisper; a model that is made of one of them; a
+        reward model; AutoencoderKL; or StableDiffusion, a folder of parts.
       params: the model's parameters.
       dtype: type of the tensors: float32, bfloat16 or float16.
       source: folder of a checkpoint or of a run whose tokenizer belongs to the model, or None; its files for texts,

@@ -53,6 +53,8 @@ COMPOSITES = {
     "genjax.families.alignment.ppo": {"language"},
     "genjax.families.alignment.rewards": {"language"},
     "genjax.families.alignment.rollouts": {"language"},
+    # A language model that hears.
+    "genjax.families.multimodal.audio_language_model": {"language"},
     # Encoders of questions and documents, and a language model that reads.
     "genjax.families.retrieval.dpr": {"language"},
     "genjax.families.retrieval.rag": {"language"},

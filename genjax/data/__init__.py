@@ -13,6 +13,7 @@ from genjax.data.picture_questions import PictureQuestions
 from genjax.data.pipeline import Pipeline, check_not_empty, evaluation_batches, first_examples, random_order
 from genjax.data.points import Points
 from genjax.data.sequences import TimeSeries, TokenPairs
+from genjax.data.spoken_texts import SpokenTexts
 from genjax.data.text.chat import Chat
 from genjax.data.text.encoder import EncoderText
 from genjax.data.text.knowledge import KnowledgeQuestions
@@ -53,6 +54,7 @@ __all__ = [
     "Preferences",
     "PythonSource",
     "QuestionAnswering",
+    "SpokenTexts",
     "Text",
     "PromptedText",
     "TextToText",

@@ -184,6 +184,29 @@ def answer_scores(answers: Sequence[str], references: Sequence[str | Sequence[st
     return {"exact_match": 100.0 * float(np.mean(exact)), "f1": 100.0 * float(np.mean(f1))}
 
 
+def word_error_rate(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Fewest words to change, take away and add in all hypotheses, as a share of the words of the references.
+
+    Raises:
+      UserError: there are not as many hypotheses as references, or the references have no words.
+    """
+    _check_pairs(hypotheses, references)
+    num_words = sum(len(reference.split()) for reference in references)
+    if not num_words:
+        raise UserError("the references have no words, so that no share of them is wrong")
+    return sum(_distance(a.split(), b.split()) for a, b in zip(hypotheses, references)) / num_words
+
+
+def _distance(first: Sequence[str], second: Sequence[str]) -> int:
+    """Levenshtein's distance of two sequences."""
+    row = list(range(len(second) + 1))
+    for i, a in enumerate(first, 1):
+        before, row[0] = row[0], i
+        for j, b in enumerate(second, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
+    return row[-1]
+
+
 def literal_match(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """Share of hypotheses that are their reference character for character, in [0, 1]."""
     _check_pairs(hypotheses, references)

@@ -183,6 +183,7 @@ class Attention(nn.Module):
       num_kv_heads: key and value heads K, which divides H; None for H.
       head_dim: width D of a head; None for width / H.
       qkv_bias, output_bias: whether the projections have biases.
+      key_bias: whether the keys have a bias (they have none in Whisper); None for qkv_bias.
       cross: whether keys and values come from a context.
       causal: queries see only keys at or before them (self-attention).
       window: queries see only keys less than this far away, or None.
@@ -201,6 +202,7 @@ class Attention(nn.Module):
     head_dim: int | None = None
     qkv_bias: bool = True
     output_bias: bool = True
+    key_bias: bool | None = None
     cross: bool = False
     causal: bool = False
     window: int | None = None
@@ -291,7 +293,8 @@ class Attention(nn.Module):
         k = v = None
         if not self.cross or context is not None:
             source = copies if context is None else sharding.for_columns(context, kv_heads)
-            k = self._dense("key", kv_heads * dim, self.qkv_bias, self.init_std)(source)
+            key_bias = self.qkv_bias if self.key_bias is None else self.key_bias
+            k = self._dense("key", kv_heads * dim, key_bias, self.init_std)(source)
             v = self._dense("value", kv_heads * dim, self.qkv_bias, self.init_std)(source)
             k = norm("key_norm", as_heads(k, kv_heads))
             v = as_heads(v, kv_heads)

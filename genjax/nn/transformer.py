@@ -10,6 +10,7 @@ layers before and after it.  A decoder's `Cache` is an explicit argument of fixe
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -54,6 +55,7 @@ class Transformer:
       qk_norm: RMS norm of queries and keys.
       use_bias: biases of linear maps and of LayerNorm.
       qkv_bias: biases of queries, keys and values, None for `use_bias`.
+      key_bias: bias of keys alone, None for that of queries and values.
       output_bias: bias of the attention's output, None for `use_bias`.
       positions: how tokens know their places (see nn/positions.py).
       max_length: largest sequence; the size of learned and sinusoidal tables.
@@ -92,6 +94,7 @@ class Transformer:
     qk_norm: bool = False
     use_bias: bool = True
     qkv_bias: bool | None = None
+    key_bias: bool | None = None
     output_bias: bool | None = None
     positions: Literal["none", "learned", "sinusoidal", "rotary", "alibi", "t5"] = "learned"
     max_length: int = 1024
@@ -248,6 +251,7 @@ class Block(nn.Module):
             "num_kv_heads": config.num_kv_heads,
             "head_dim": config.size_of_head,
             "qkv_bias": config.use_bias if config.qkv_bias is None else config.qkv_bias,
+            "key_bias": config.key_bias,
             "output_bias": config.use_bias if config.output_bias is None else config.output_bias,
             "qk_norm": config.qk_norm,
             "norm_epsilon": config.norm_epsilon,
@@ -343,6 +347,7 @@ class TransformerStack(nn.Module):
         cache: Cache | None = None,
         dropout_keys: Array | None = None,
         return_weights: bool = False,
+        before_layer: Callable[[int, Array], Array] | None = None,
     ) -> StackOutput:
         """Runs the blocks.
 
@@ -356,6 +361,7 @@ class TransformerStack(nn.Module):
           cache: the tokens so far (decoders).
           dropout_keys: one key an example, or None in evaluation.
           return_weights: whether to return attention weights.
+          before_layer: (number of a layer, x) -> x, what a larger network puts before layers, such as gated blocks.
 
         Raises:
           UserError: an argument that this configuration cannot serve.
@@ -404,6 +410,8 @@ class TransformerStack(nn.Module):
         x = dropout(x, config.dropout, dropout_keys)
         block = sharding.blocks(Block, self, self.dtype, config.remat, prevent_cse=not config.scan_layers)
         if config.scan_layers:
+            if before_layer is not None:
+                raise UserError("blocks stand before single layers: take network.scan_layers=false")
             if cache is not None:
                 raise UserError("a cache needs unrolled layers; see unrolled()")
             stack = nn.scan(
@@ -421,6 +429,7 @@ class TransformerStack(nn.Module):
             for i in range(config.num_layers):
                 own = None if cache is None else cache.layers[i]
                 cross = None if cache is None or cache.cross is None else cache.cross[i]
+                x = x if before_layer is None else before_layer(i, x)
                 module = block(config, self.dtype, return_weights, name=f"layer_{i}")
                 x, (new, weight, more) = module(x, jnp.asarray(i), own, cross, inputs)
                 caches.append(new)

@@ -1,0 +1,39 @@
+"""Writes down what is said in sound files; without a file it measures a split:
+
+    python -m experiments.transcribe --workdir=runs/spoken_digits --audio=seven.wav
+    python -m experiments.transcribe --workdir=runs/spoken_digits
+
+Texts are measured by exact match, of each speaker too, and by word errors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments import command_line
+from genjax.tools import transcripts
+from genjax.training.records import write_json
+
+
+def main(arguments: list[str]) -> int:
+    given = command_line.run_and_options(arguments, __doc__, transcripts.Options())
+    if given is None:
+        return 0
+    run, options = given
+    if options.audio is not None:
+        for file in options.audio:
+            text = transcripts.transcribe_file(run, file, options.num_beams)
+            print(f"{file}: {text}" if len(options.audio) > 1 else text)
+        return 0
+    record = transcripts.measure(run, options.num_beams)
+    print(f"{run.name}, step {run.step}: {record['num_examples']} clips of {record['split']}")
+    for name, value in record["scores"].items():
+        print(f"  {name:<28}{value:>10.4f}")
+    path = Path(run.workdir) / f"transcripts_{record['split']}.json"
+    write_json(path, record)
+    print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)
