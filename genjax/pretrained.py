@@ -23,6 +23,7 @@ import numpy as np
 from genjax.batch import PyTree
 from genjax.families.alignment.reward import Score
 from genjax.families.diffusion import pipelines
+from genjax.families.diffusion.flow_matching import FlowMatching
 from genjax.families.diffusion.stable_diffusion import StableDiffusion
 from genjax.families.language.bart import BART
 from genjax.families.language.bert import BERT, RoBERTa
@@ -65,6 +66,8 @@ MODELS: dict[str, type[Any]] = {
     "clip_text_model": TextEncoder,
     "whisper": Whisper,
     "AutoencoderKL": AutoencoderKL,
+    "SD3Transformer2DModel": FlowMatching,
+    "FluxTransformer2DModel": FlowMatching,
 }
 #: How the library's architectures end whose model of a text gives a number.
 _SCORES = "ForSequenceClassification"
@@ -265,7 +268,7 @@ def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str =
     Args:
       folder: made where it does not exist.
       model: BERT, RoBERTa, GPT, T5, BART, CLIP, SigLIP, TextEncoder or Whisper; a model that is made of one of them; a
-        reward model; AutoencoderKL; or StableDiffusion, a folder of parts.
+        reward model; AutoencoderKL; FlowMatching with an MMDiT or a Flux; or StableDiffusion, a folder of parts.
       params: the model's parameters.
       dtype: type of the tensors: float32, bfloat16 or float16.
       source: folder of a checkpoint or of a run whose tokenizer belongs to the model, or None; its files for texts,
@@ -285,6 +288,7 @@ def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str =
         config |= {"dtype": dtype, "torch_dtype": dtype}
     kind, params = jnp.dtype(dtype), _whole(model, params)
     rows = [(name, shape, kind, make) for name, shape, make in binding.tensors_of(params, _written(architecture, body))]
+    rows += [(name, array.shape, kind, lambda a=array: a) for name, array in architecture.constants(body).items()]
     _check_counterpart(architecture, body, config, [name for name, *_ in rows])
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.write(folder / architecture.weights_file, rows)

@@ -8,6 +8,7 @@ from genjax.families.diffusion.caption_encoder import CaptionEncoder
 from genjax.families.diffusion.dit import DiT
 from genjax.families.diffusion.flow_matching import FlowMatching
 from genjax.families.diffusion.guidance import Guidance
+from genjax.families.diffusion.mmdit import MMDiT
 from genjax.families.diffusion.samplers import Euler
 from genjax.families.diffusion.times import LogitNormalTime
 from genjax.nn.transformer import Transformer
@@ -60,6 +61,45 @@ def text_to_image_scenes() -> Experiment:
         training=Training(num_steps=8000, log_every=50, checkpoint_every=100, evaluate_every=500, sample_every=1000),
         evaluation=Evaluation(num_examples=400),
     )
+
+
+@register(
+    "mmdit_scenes",
+    source="Esser et al. 2024, arXiv:2403.03206, on captions of made pictures",
+    shrunk={
+        "model.network.hidden_dim": 8,
+        "model.network.num_layers": 2,
+        "model.network.num_heads": 2,
+        "model.network.patch_size": 8,
+        "model.text.stack.num_layers": 1,
+        "model.text.stack.width": 8,
+        "model.text.stack.num_heads": 2,
+        "model.sampler.num_steps": 2,
+        "data.num_made": 32,
+        "data.num_held_out": 16,
+        "data.batch_size": 8,
+    },
+)
+def mmdit_scenes() -> Experiment:
+    """Scenes from their captions by rectified flow with two streams, at the size and steps of text_to_image_scenes.
+
+    python -m experiments.train --experiment=mmdit_scenes --workdir=runs/mmdit_scenes
+    python -m experiments.quality --workdir=runs/mmdit_scenes --judge=scenes --scales=0,1,2,4
+
+    Beside them, of as many parameters, captions by adaLN alone:
+
+    python -m experiments.train --experiment=text_to_image_scenes --workdir=runs/adaln_scenes \\
+        --model.network.cross_attention=false --model.text.pooled --model.network.num_layers=6
+
+    About an hour of one CPU core.
+    """
+    image = text_to_image_scenes()
+    model = dataclasses.replace(
+        image.model,
+        network=MMDiT(patch_size=4, hidden_dim=88, num_layers=4, num_heads=4, qk_norm=True),
+        text=dataclasses.replace(image.model.text, pooled=True),
+    )
+    return dataclasses.replace(image, model=model)
 
 
 @register(

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
+import numpy as np
+
 from genjax.errors import UserError
 from genjax.interop.bindings import Bindings
 from genjax.interop.safetensors import DIFFUSERS_WEIGHTS, WEIGHTS
@@ -42,6 +44,7 @@ class Architecture:
       own: fields that `read` returns, but the user decides when a model starts from a checkpoint.
       writes: whether a given model is written as this architecture.
       bare: whether a given model is written as the body alone, without the prefix.
+      constants: tensors of a given model that are no parameters and are written beside them.
       library: the library whose checkpoints these are.
     """
 
@@ -57,6 +60,7 @@ class Architecture:
     own: tuple[str, ...] = ()
     writes: Callable[[Any], bool] = lambda model: True
     bare: Callable[[Any], bool] = lambda model: False
+    constants: Callable[[Any], dict[str, np.ndarray]] = lambda model: {}
     library: Literal["transformers", "diffusers"] = "transformers"
 
     @property

@@ -137,6 +137,8 @@ def abstract_params(model: Any) -> PyTree:
     batch = {"tokens": tokens, "source": tokens}
     if getattr(model, "data_shape", None) is not None:
         batch["x"] = jax.ShapeDtypeStruct((1, *model.data_shape), jnp.float32)
+    for name, shape in getattr(model, "text_shapes", {}).items():
+        batch[name] = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     # With an optimizer whose state is empty and needs no length of a run.
     model = dataclasses.replace(model, optimizer=SGD())
     return jax.eval_shape(lambda b: model.init(jax.random.key(0), b).params, batch)

@@ -175,6 +175,26 @@ def _flash(
     )
 
 
+def attend(q: Array, k: Array, v: Array, key_mask: Array | None = None) -> Array:
+    """Attention of all queries to all keys, with the scale 1 / sqrt(D).
+
+    Args:
+      q, k, v: queries [B, T, H, D], keys and values [B, S, H, D].
+      key_mask: True at keys that are no padding, [B, S].
+
+    Returns:
+      What the queries find, the heads joined, [B, T, H D].
+    """
+    batch, length, heads, dim = q.shape
+    mask = None if key_mask is None else key_mask.astype(bool)[:, None, None]
+    if flash_possible(q, k, biased=mask is not None, causal=False, window=None):
+        mixed = _flash(q, k, v, None, mask, dim**-0.5, False, None)
+    else:
+        first = (a.swapaxes(1, 2) for a in (q, k, v))
+        mixed = _heads_first(*first, None, mask, dim**-0.5, 0.0, None)[0].swapaxes(1, 2)
+    return sharding.split_tokens(mixed.reshape(batch, length, heads * dim), "tensor")
+
+
 class Attention(nn.Module):
     """Multi-head attention of x to itself, or to a context.
 

@@ -167,6 +167,15 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     return jnp.concatenate([*(t.astype(x.dtype) for t in turned), rest], axis=-1)
 
 
+def rotate_pairs(x: Array, cos: Array, sin: Array) -> Array:
+    """Turns feature pairs (2 k, 2 k + 1); x [B, T, H, D], cos and sin [T, D / 2]."""
+    cos, sin = cos[None, :, None], sin[None, :, None]
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    first, second = pairs[..., 0], pairs[..., 1]
+    turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)
+
+
 def alibi_slopes(num_heads: int) -> np.ndarray:
     """Slopes 2^(-8 h / H), h = 1 .. H, if H is a power of two.
 

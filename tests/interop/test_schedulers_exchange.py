@@ -175,3 +175,45 @@ def test_a_grid_beyond_the_chain_is_refused():
         found.sampler.on_grid(found.process)
     with pytest.raises(ValueError, match="no scheduler of a DDIM"):
         write_scheduler(found.process, "epsilon", dataclasses.replace(found.sampler, published=None), False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "last", "options"),
+    [
+        ({"shift": 3.0}, "shifted_step", {}),
+        ({"shift": 3.0}, "step", {"sigmas": np.linspace(1.0, 1e-3, 6)}),
+        ({"use_dynamic_shifting": True}, "even", {"sigmas": np.linspace(1.0, 1 / 6, 6), "mu": 0.5 + 0.65 * 768 / 3840}),
+    ],
+)
+def test_flow_matching(settings, last, options):
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**settings)
+    found = read_scheduler({**scheduler.config, "_class_name": "FlowMatchEulerDiscreteScheduler"}, 6, num_patches=1024)
+    grid = dataclasses.replace(found.sampler.published, last=last)
+    sampler = dataclasses.replace(found.sampler, published=grid)
+    process = sampler.on_grid(found.process)
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=SHAPE).astype(np.float32)
+    count = {} if "sigmas" in options else {"num_inference_steps": 6}
+    scheduler.set_timesteps(**count, **options)
+    np.testing.assert_allclose(process.times[:-1], scheduler.timesteps, rtol=1e-5)
+    sample, path = torch.tensor(z), [z]
+    for t in scheduler.timesteps:
+        sample = scheduler.step(network(sample, t, torch), t, sample).prev_sample
+        path.append(sample.numpy())
+
+    def denoise(z, t, x0_before):
+        times = jnp.broadcast_to(t, z.shape[:1])
+        output = network(z, expand(process.network_time(times), z), jnp)
+        return Estimate(targets.to_x0(found.target, process, times, z, output, 1.0))
+
+    own = sampler.run(denoise, process, jnp.asarray(z), jax.random.key(0), trajectory=True)
+    for ours_at, theirs_at in zip(own, path, strict=True):
+        np.testing.assert_allclose(ours_at, theirs_at, rtol=1e-3, atol=1e-3 * np.abs(theirs_at).max())
+    if last == "shifted_step":
+        config = write_scheduler(found.process, found.target, found.sampler, False)
+        assert read_scheduler(config, 6) == found
+        with pytest.raises(ValueError, match="whose times depend on the picture; say of how many patches"):
+            read_scheduler({**config, "use_dynamic_shifting": True}, 6)
+    else:
+        with pytest.raises(ValueError, match=f"end at published.last={last}"):
+            write_scheduler(found.process, found.target, sampler, False)

@@ -38,6 +38,7 @@ class DiT(DenoisingNetwork):
       num_layers: number of blocks.
       num_heads: heads of attention.
       mlp_ratio: width of the inner MLP as a multiple of hidden_dim.
+      cross_attention: whether blocks attend to a context; otherwise a text comes as `vector` alone (model.text.pooled).
       dropout_rate: dropout in the MLPs.
       remat: compute blocks again in the backward pass to save memory.
     """
@@ -49,6 +50,7 @@ class DiT(DenoisingNetwork):
     num_layers: int = 12
     num_heads: int = 6
     mlp_ratio: float = 4.0
+    cross_attention: bool = True
     dropout_rate: float = 0.0
     remat: bool = False
 
@@ -142,10 +144,16 @@ class _DiT(nn.Module):
         h = nn.Dense(config.hidden_dim, dtype=dtype, name="patches")(tokens) + jnp.asarray(positions, dtype)[None]
         embedding = jax.nn.silu(ConditionEmbedding(config.hidden_dim, self.num_classes, dtype)(time, condition))
         block = sharding.blocks(_Block, self, dtype, config.remat)
+        context, mask = condition.get("context"), condition.get("context_mask")
+        if context is not None and not config.cross_attention:
+            if "vector" not in condition:
+                raise UserError(
+                    "a DiT without cross_attention sees a text as one vector, which is missing; give "
+                    "model.text.pooled=true (or condition_on=context,vector)"
+                )
+            context, mask = None, None
         for i in range(config.num_layers):
-            h = block(config, dtype, name=f"block_{i}")(
-                h, embedding, condition.get("context"), condition.get("context_mask"), fold_in(dropout_keys, i)
-            )
+            h = block(config, dtype, name=f"block_{i}")(h, embedding, context, mask, fold_in(dropout_keys, i))
         zeros = nn.initializers.zeros
         adapt = nn.Dense(2 * config.hidden_dim, dtype=dtype, kernel_init=zeros, name="output_adapt")(embedding)
         shift, scale = jnp.split(adapt[:, None], 2, axis=-1)

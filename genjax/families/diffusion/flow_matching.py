@@ -12,7 +12,7 @@ a latent variable process=latent_noise.  Interpolants between two sets of data a
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ from genjax.families.diffusion.diffusion import Diffusion, ODELikelihood
 from genjax.families.diffusion.processes import GaussianProcess, LinearInterpolant, Process
 from genjax.families.diffusion.samplers import Euler, Sampler
 from genjax.families.diffusion.targets import Target
+from genjax.families.diffusion.transformer_checkpoints import FLUX, SD3
+from genjax.interop.architecture import Architecture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,10 +37,22 @@ class FlowMatching(ODELikelihood, Diffusion):
         depends a little on its condition.
     """
 
+    architectures: ClassVar[tuple[Architecture, ...]] = (SD3, FLUX)
+
     process: Process = LinearInterpolant()
     target: Target = "velocity"
     sampler: Sampler = Euler(num_steps=50, variable="time")
     coupling: Literal["independent", "optimal_transport"] = "independent"
+
+    @property
+    def text_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of a context of one token and of a pooled text, of a network that knows their widths."""
+        found = {}
+        if (width := getattr(self.network, "context_dim", None)) is not None and "context" in self.condition_on:
+            found["context"] = (1, width)
+        if (width := getattr(self.network, "vector_dim", None)) is not None and "vector" in self.condition_on:
+            found["vector"] = (width,)
+        return found
 
     def draw(self, batch: Batch, key: Array, process: GaussianProcess) -> tuple[Array, Array, Array]:
         t, epsilon, keys = super().draw(batch, key, process)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from genjax.batch import Array
 from genjax.errors import UserError
-from genjax.families.diffusion.processes import GaussianProcess, Spacing
+from genjax.families.diffusion.processes import GaussianProcess, Spacing, shifted_time
 
 
 class Node(NamedTuple):
@@ -29,6 +29,7 @@ def times(
     rho: float = 7.0,
     denoise_to_zero: bool = True,
     min_log_ratio: float | None = None,
+    shift: float = 1.0,
 ) -> Node:
     """The grid of a sampler: num_steps + 1 falling times from t_max with alpha and sigma,
     each of shape [num_steps + 1].
@@ -40,6 +41,7 @@ def times(
     power 1 / rho (Karras et al. 2022, eq. 5); log_snr, uniform in log(alpha / sigma).  On processes that start from
     N(0, I) with log(alpha / sigma) < `min_log_ratio` at t_max, the last two spacings begin at `min_log_ratio`, and the
     first step leads there from t_max: while alpha is nearly 0, steps change nothing (lambda_min_clipped of diffusers).
+    The first two spacings are shifted: t / t_max becomes s t / (1 + (s - 1) t) with s = `shift`.
 
     Raises:
       UserError: no steps, or a spacing that the process does not allow.
@@ -51,11 +53,13 @@ def times(
     u = jnp.linspace(0.0, 1.0, count) if count > 1 else jnp.zeros((1,))
     t_min, t_max = process.t_min, process.t_max
     spacing = process.spacing if spacing is None else spacing
+    if shift != 1.0 and spacing not in ("uniform", "quadratic"):
+        raise UserError(f"shift={shift} moves times of the spacings uniform and quadratic, and not of {spacing}")
     match spacing:
         case "uniform":
-            t = t_max + u * (t_min - t_max)
+            t = t_max * shifted_time((t_max + u * (t_min - t_max)) / t_max, shift)
         case "quadratic":
-            t = (t_max**0.5 + u * (t_min**0.5 - t_max**0.5)) ** 2
+            t = t_max * shifted_time((t_max**0.5 + u * (t_min**0.5 - t_max**0.5)) ** 2 / t_max, shift)
         case "karras" | "log_snr":
             # Ends where sigma / alpha is 0 or infinite are replaced by the nearest usable times of the process.
             if exact:

@@ -376,6 +376,20 @@ def expand(values: Array, like: Array) -> Array:
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim)) if values.ndim else values
 
 
+def shifted_time(t: Array, shift: float) -> Array:
+    """s t / (1 + (s - 1) t) of times in [0, 1], which leads to more noise where the shift s is above 1.
+
+    The noise ratio t / (1 - t) of the linear interpolant is multiplied by s, as pictures of s^2 times as many pixels
+    need it (Esser et al. 2024, arXiv:2403.03206, eq. 23).
+
+    Raises:
+      UserError: the shift is not positive.
+    """
+    if shift <= 0.0:
+        raise UserError(f"shift={shift} of times must be above 0; 1 leaves them as they are")
+    return t if shift == 1.0 else shift * t / (1.0 + (shift - 1.0) * t)
+
+
 def posterior(process: GaussianProcess, t: Array, s: Array) -> tuple[Array, Array, Array]:
     """q(z_s | z_t, x) for s < t, the product of two Gaussians (Ho et al. 2020, eq. 7; Kingma et al. 2021, eq. 25).
 

@@ -12,11 +12,15 @@ time is found by interpolation of log s.
 Two things differ from the library on purpose.  A step of DDIM or PNDM leads to the next time of the grid; the library
 goes back by floor(T / n) steps, which is another time in the spacings linspace and, where n does not divide T, trailing
 (its issue 12633).  And times that the chain does not have are refused (its issue 10003).
+
+Flows have no chain: their times are sigma itself, from 1 to the last before 0, each shifted (Esser et al. 2024,
+arXiv:2403.03206, eq. 23).  The library shifts the last one twice where it is not told the times (its issue 13243).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import ClassVar, Literal
 
 import jax.numpy as jnp
@@ -25,7 +29,7 @@ import numpy as np
 from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.diffusion.grids import Node
-from genjax.families.diffusion.processes import Discrete, GaussianProcess
+from genjax.families.diffusion.processes import Discrete, GaussianProcess, LinearInterpolant, shifted_time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,15 @@ class GridProcess(GaussianProcess):
         t = 1.0 - jnp.arange(self.num_steps + 1, dtype=jnp.float32) / self.num_steps
         array = lambda values: jnp.asarray(np.asarray(values, np.float32))
         return Node(t, array(self.alphas), array(self.sigmas))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearGridProcess(GridProcess):
+    """Nodes of the linear interpolant, whose slopes are known too."""
+
+    def derivatives(self, t: Array) -> tuple[Array, Array]:
+        one = jnp.ones_like(jnp.asarray(t, jnp.float32))
+        return -one, one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,4 +184,63 @@ class PublishedGrid:
             alphas=with_end(alphas, last[0]),
             sigmas=with_end(sigmas, last[1]),
             start_scale=start,
+        )
+
+
+def resolution_shift(
+    num_patches: int,
+    fewest: int = 256,
+    most: int = 4096,
+    lowest: float = 0.5,
+    highest: float = 1.15,
+    exponential: bool = True,
+) -> float:
+    """The shift of pictures of so many patches: e^mu, with mu linear in the number (Flux), or mu itself.
+
+    Args:
+      num_patches: patches of a picture.
+      fewest, most: numbers of patches at which mu has the values `lowest` and `highest`.
+      lowest, highest: these values.
+      exponential: whether the shift is e^mu.
+    """
+    mu = lowest + (highest - lowest) * (num_patches - fewest) / (most - fewest)
+    return math.exp(mu) if exponential else mu
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowGrid:
+    """How FlowMatchEulerDiscreteScheduler of the library diffusers places its times, evenly and then shifted.
+
+    Attributes:
+      shift: s of s t / (1 + (s - 1) t).
+      last: the last time before 0, before it is shifted: step, 1 / num_timesteps; shifted_step, the same shifted
+        already, which the library takes by default; even, 1 / num_steps, which Flux' pipeline gives.
+      num_timesteps: number T; the network is told T t.
+    """
+
+    flag_name: ClassVar[str] = "flow_grid"
+
+    shift: float = 1.0
+    last: Literal["shifted_step", "step", "even"] = "shifted_step"
+    num_timesteps: int = 1000
+
+    def on(self, process: GaussianProcess, count: int) -> LinearGridProcess:
+        """The process at the nodes of a grid of `count` steps.
+
+        Raises:
+          UserError: the process is no linear interpolant.
+        """
+        if not isinstance(process, LinearInterpolant):
+            raise UserError(
+                f"a flow grid has the times of the linear interpolant, and the process is {type(process).__name__}; "
+                "give process=linear, or sampler.published=none"
+            )
+        step = 1.0 / self.num_timesteps
+        last = {"step": step, "shifted_step": shifted_time(step, self.shift), "even": 1.0 / count}[self.last]
+        sigmas = shifted_time(np.linspace(1.0, last, count), self.shift)
+        with_end = lambda values, end: tuple(map(float, (*values, end)))
+        return LinearGridProcess(
+            times=with_end(self.num_timesteps * sigmas, 0.0),
+            alphas=with_end(1.0 - sigmas, 1.0),
+            sigmas=with_end(sigmas, 0.0),
         )

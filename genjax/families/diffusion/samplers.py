@@ -27,7 +27,7 @@ from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.families.diffusion.grids import Node, times
 from genjax.families.diffusion.processes import GaussianProcess, Spacing, posterior_from
-from genjax.families.diffusion.published_grids import GridProcess, PublishedGrid
+from genjax.families.diffusion.published_grids import FlowGrid, GridProcess, PublishedGrid
 from genjax.families.diffusion.targets import epsilon_of
 
 
@@ -77,8 +77,10 @@ class Sampler(abc.ABC):
       denoise_to_zero: whether the last step ends at the data; otherwise it ends at the process's t_min.
       min_log_ratio: log(alpha / sigma) at which the karras and log_snr spacings begin, on
         processes that start from N(0, I).
-      published: the times of a scheduler of the library diffusers in place of spacing, rho, denoise_to_zero and
-        min_log_ratio.
+      shift: the times t / t_max of the spacings uniform and quadratic become s t / (1 + (s - 1) t), with more steps at
+        much noise where s is above 1.
+      published: the times of a scheduler of the library diffusers in place of spacing, rho, denoise_to_zero,
+        min_log_ratio and shift.
     """
 
     num_steps: int = 50
@@ -86,7 +88,8 @@ class Sampler(abc.ABC):
     rho: float = 7.0
     denoise_to_zero: bool = True
     min_log_ratio: float | None = -5.1
-    published: PublishedGrid | None = None
+    shift: float = 1.0
+    published: PublishedGrid | FlowGrid | None = None
 
     renamed: ClassVar[dict[str, str]] = {"to_data": "denoise_to_zero"}
 
@@ -131,7 +134,9 @@ class Sampler(abc.ABC):
         """The times that the steps lie between with the process's values there, [num_steps + 1] each."""
         if isinstance(process, GridProcess):
             return process.grid()
-        return times(process, self.spacing, self.num_steps, self.rho, self.denoise_to_zero, self.min_log_ratio)
+        return times(
+            process, self.spacing, self.num_steps, self.rho, self.denoise_to_zero, self.min_log_ratio, self.shift
+        )
 
     def on_grid(self, process: GaussianProcess) -> GaussianProcess:
         """The process that the sampler steps through: `process`, or the nodes of a published grid on it."""

@@ -6,13 +6,14 @@ import dataclasses
 from typing import Any
 
 from genjax.families.diffusion.multistep import LMS, PLMS, UniPC
-from genjax.families.diffusion.processes import BetaSchedule, Discrete
-from genjax.families.diffusion.published_grids import PublishedGrid
+from genjax.families.diffusion.processes import BetaSchedule, Discrete, LinearInterpolant, Process
+from genjax.families.diffusion.published_grids import FlowGrid, PublishedGrid, resolution_shift
 from genjax.families.diffusion.samplers import DDIM, Ancestral, DPMSolver, Euler, Heun, Sampler
 from genjax.families.diffusion.targets import Target
 from genjax.interop.architecture import Config, UnsupportedError, require
 
 CONFIG_FILE = "scheduler_config.json"
+_FLOW = "FlowMatchEulerDiscreteScheduler"
 _SCHEDULES: dict[str, BetaSchedule] = {
     "linear": "linear",
     "scaled_linear": "scaled_linear",
@@ -52,7 +53,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 class Scheduler:
     """What a scheduler says of a diffusion model: fields of `Diffusion`."""
 
-    process: Discrete
+    process: Process
     target: Target
     sampler: Sampler
     clip_x0: bool = False
@@ -69,15 +70,24 @@ def _known(config: Config, name: str, default: str, table: dict[str, Any]) -> An
     return table[value]
 
 
-def read_scheduler(config: Config, num_steps: int = 50) -> Scheduler:
+def read_scheduler(config: Config, num_steps: int = 50, num_patches: int | None = None) -> Scheduler:
     """The process, target and sampler of a scheduler's settings.
+
+    Args:
+      config: the settings.
+      num_steps: steps of the sampler.
+      num_patches: patches of a picture, which decide the times of flows with use_dynamic_shifting.
 
     Raises:
       UnsupportedError: the scheduler or a setting of it is not known.
     """
     name = config.get("_class_name", "")
+    if name == _FLOW:
+        return _read_flow(config, num_steps, num_patches)
     if name not in _SAMPLERS:
-        raise UnsupportedError(f"{CONFIG_FILE} is of the scheduler {name!r}; known are {', '.join(_SAMPLERS)}")
+        raise UnsupportedError(
+            f"{CONFIG_FILE} is of the scheduler {name!r}; known are {', '.join((*_SAMPLERS, _FLOW))}"
+        )
     kind_of_sampler, kind, spacing = _SAMPLERS[name]
     for setting, (default, *allowed) in _FIXED.items():
         require(config, setting, default, *allowed)
@@ -141,6 +151,46 @@ def read_scheduler(config: Config, num_steps: int = 50) -> Scheduler:
     return Scheduler(process, target, sampler, bool(clips))
 
 
+def _read_flow(config: Config, num_steps: int, num_patches: int | None) -> Scheduler:
+    """The Euler steps of a flow, which for the linear interpolant are DDIM's."""
+    for setting in ("invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
+        require(config, setting, False, False, None)
+    require(config, "stochastic_sampling", False, False, None)
+    require(config, "shift_terminal", None, None)
+    grid = FlowGrid(shift=config.get("shift", 1.0), num_timesteps=config.get("num_train_timesteps", 1000))
+    if config.get("use_dynamic_shifting", False):
+        if num_patches is None:
+            raise UnsupportedError(
+                f"{CONFIG_FILE} has use_dynamic_shifting, whose times depend on the picture; say of how many patches"
+            )
+        require(config, "time_shift_type", "exponential", "exponential", "linear")
+        shift = resolution_shift(
+            num_patches,
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+            config.get("time_shift_type", "exponential") == "exponential",
+        )
+        grid = dataclasses.replace(grid, shift=shift, last="even")
+    return Scheduler(LinearInterpolant(), "velocity", DDIM(num_steps=num_steps, published=grid))
+
+
+def _write_flow(process: Any, target: str, sampler: Sampler) -> dict[str, Any]:
+    grid = sampler.published
+    if type(sampler) is not DDIM or target != "velocity" or not isinstance(process, LinearInterpolant):
+        raise UnsupportedError(
+            f"the library diffusers has no scheduler of a {type(sampler).__name__} on flow times with "
+            f"target={target}; it has DDIM's steps, which it calls Euler's, with target=velocity"
+        )
+    if grid.last != "shifted_step":
+        raise UnsupportedError(
+            f"no settings of {_FLOW} end at published.last={grid.last}; write shifted_step, and give the library the "
+            "times by set_timesteps(sigmas=...)"
+        )
+    return {"_class_name": _FLOW, "num_train_timesteps": grid.num_timesteps, "shift": grid.shift}
+
+
 def write_scheduler(process: Any, target: str, sampler: Sampler, clip_x0: bool) -> dict[str, Any]:
     """scheduler_config.json of a model.
 
@@ -148,6 +198,8 @@ def write_scheduler(process: Any, target: str, sampler: Sampler, clip_x0: bool) 
       UnsupportedError: the library has no scheduler of these settings.
     """
     grid = sampler.published
+    if isinstance(grid, FlowGrid):
+        return _write_flow(process, target, sampler)
     names = [
         name for name, (kind, places, _) in _SAMPLERS.items() if grid and type(sampler) is kind and places == grid.kind
     ]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from genjax.batch import Array, Batch, example_places
-from genjax.families.diffusion.processes import Discrete, GaussianProcess
+from genjax.errors import UserError
+from genjax.families.diffusion.processes import Discrete, GaussianProcess, shifted_time
 
 #: 2^32 (sqrt(5) - 1) / 2, odd.
 _GOLDEN = 2654435769
@@ -72,15 +75,61 @@ class LogNormalNoise(TimeDistribution):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogitNormalTime(TimeDistribution):
-    """logit(t) ~ N(mean, scale^2), for flows (Esser et al. 2024, arXiv:2403.03206, section 3.1).
+    """logit(t) ~ N(mean, scale^2), for flows (Esser et al. 2024, arXiv:2403.03206, section 3.1, eq. 19).
 
     Attributes:
       mean: mean of the logit.
       scale: standard deviation of the logit.
+      shift: the time t becomes s t / (1 + (s - 1) t); 1 leaves it.
     """
 
     mean: float = 0.0
     scale: float = 1.0
+    shift: float = 1.0
 
     def sample(self, key: Array, process: GaussianProcess) -> Array:
-        return process.t_max * jax.nn.sigmoid(self.mean + self.scale * jax.random.normal(key))
+        t = jax.nn.sigmoid(self.mean + self.scale * jax.random.normal(key))
+        return process.t_max * shifted_time(t, self.shift)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModeTime(TimeDistribution):
+    """t = 1 - u - s (cos(pi u / 2)^2 - 1 + u) of a uniform u, heavy at both ends (Esser et al. 2024, eq. 20).
+
+    Attributes:
+      scale: s, between -1 and 2 / (pi - 2): above 0 the middle is more frequent, below 0 the ends are.
+      shift: the time t becomes s t / (1 + (s - 1) t); 1 leaves it.
+    """
+
+    scale: float = 1.29
+    shift: float = 1.0
+
+    def sample(self, key: Array, process: GaussianProcess) -> Array:
+        if not -1.0 <= self.scale <= 2.0 / (math.pi - 2.0):
+            raise UserError(
+                f"times.scale={self.scale} must lie between -1 and {2.0 / (math.pi - 2.0):.4f}, beyond which times "
+                "are not ordered as the uniform numbers that they are made of"
+            )
+        u = jax.random.uniform(key)
+        t = 1.0 - u - self.scale * (jnp.cos(0.5 * jnp.pi * u) ** 2 - 1.0 + u)
+        # From rounding, and not from 0, where sigma is 0.
+        return process.t_max * shifted_time(jnp.clip(t, 1e-5, 1.0), self.shift)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CosMapTime(TimeDistribution):
+    """Density 2 / (pi - 2 pi t + 2 pi t^2): log(alpha / sigma) as in the cosine schedule (Esser et al. 2024, eq. 21).
+
+    Attributes:
+      shift: the time t becomes s t / (1 + (s - 1) t); 1 leaves it.
+    """
+
+    flag_name: ClassVar[str] = "cosmap_time"
+
+    shift: float = 1.0
+
+    def sample(self, key: Array, process: GaussianProcess) -> Array:
+        # 1 - 1 / (tan(pi u / 2) + 1), finite at both ends.
+        angle = 0.5 * jnp.pi * jax.random.uniform(key)
+        t = jnp.sin(angle) / (jnp.sin(angle) + jnp.cos(angle))
+        return process.t_max * shifted_time(jnp.maximum(t, 1e-5), self.shift)
