@@ -21,6 +21,8 @@ from genjax.errors import UserError
 
 #: Number of splits of the vocabulary that a detection makes at a time.
 SPLITS_AT_ONCE = 64
+#: Largest number of entries of a table of all splits.
+MOST_ENTRIES = 2**24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,10 +86,15 @@ class Watermark:
         """
         previous, current = tokens[:, :-1], tokens[:, 1:]
         count = self.num_green(vocab_size)
-        is_green = lambda pair: self._split(pair[0], count, vocab_size)[pair[1]]
-        # A few splits at a time, because all splits together are an array [B, T, V].
-        hits = jax.lax.map(is_green, (previous.ravel(), current.ravel()), batch_size=SPLITS_AT_ONCE)
-        hits = hits.reshape(current.shape)
+        if previous.size > vocab_size and vocab_size**2 <= MOST_ENTRIES:
+            # Fewer splits than pairs.
+            split = lambda token: self._split(token, count, vocab_size)
+            hits = jax.lax.map(split, jnp.arange(vocab_size), batch_size=SPLITS_AT_ONCE)[previous, current]
+        else:
+            is_green = lambda pair: self._split(pair[0], count, vocab_size)[pair[1]]
+            # A few splits at a time, because all splits together are an array [B, T, V].
+            hits = jax.lax.map(is_green, (previous.ravel(), current.ravel()), batch_size=SPLITS_AT_ONCE)
+            hits = hits.reshape(current.shape)
         if mask is None:
             counted = jnp.ones(current.shape, bool)
         else:

@@ -379,6 +379,9 @@ def test_the_watermark_is_found_where_it_is_and_not_elsewhere():
     z = lambda tokens: np.asarray(mark.z_score(tokens, vocab))
     assert z(marked).min() > 6
     assert abs(z(plain).mean()) < 0.6 and 0.6 < z(plain).std() < 1.5
+    # A single text has fewer pairs than the vocabulary has tokens, and many texts have more: two ways to one score.
+    few = mark.z_score(marked[:1, :vocab], vocab)
+    np.testing.assert_allclose(mark.z_score(marked[:, :vocab], vocab)[:1], few, rtol=1e-6)
     assert np.abs(np.asarray(Watermark(seed=4).z_score(marked, vocab)).mean()) < 1.0
     assert int(mark.green(jnp.arange(3), vocab).sum()) == 3 * 16
     for bad in ({"green_fraction": 0.0}, {"green_fraction": 1.0}, {"green_fraction": 1.5}, {"delta": np.inf}):

@@ -469,19 +469,35 @@ class Diffusion:
             that the model cannot have.
         """
         noise_key, step_key = jax.random.split(key)
-        condition = self.sampling_condition(state, num_samples, label, condition)
+        process = self.on_grid().process_of(state.eval_params)
+        z = process.prior_scale * jax.random.normal(noise_key, (num_samples, *self.data_shape))
+        return self.sample_from(state, z, step_key, label=label, trajectory=trajectory, **condition)
+
+    def sample_from(
+        self,
+        state: TrainState,
+        z: Array,
+        key: Array,
+        *,
+        label: Array | None = None,
+        trajectory: bool = False,
+        **condition: Array,
+    ) -> Array:
+        """Samples of given noise z [N, *data_shape], which has the deviation `prior_scale` of the process.
+
+        The key draws what the sampler adds on its way; for the rest see `sample`.
+        """
+        condition = self.sampling_condition(state, len(z), label, condition)
         negative = {
             name: condition.pop(f"negative_{name}") for name in ("tokens", "mask") if f"negative_{name}" in condition
         }
         if negative and not self.guidance.is_used:
             raise UserError("negative_tokens are what guidance leads away from, and guidance.scale is 0")
         model = self.on_grid()
-        process = model.process_of(state.eval_params)
-        z = process.prior_scale * jax.random.normal(noise_key, (num_samples, *self.data_shape))
         denoise = model.denoiser(
             state.eval_params, condition, weak_params=state.extra.get("weak_params"), empty=negative
         )
-        return self.sampler.run(denoise, process, z, step_key, trajectory)
+        return self.sampler.run(denoise, model.process_of(state.eval_params), z, key, trajectory)
 
     @property
     def conditions(self) -> tuple[str, ...]:

@@ -199,7 +199,7 @@ def log_likelihood(
     if rtol is not None:
         y, _ = solve_adaptive(joint, y, t_start, process.t_max, rtol, rtol)
     else:
-        y = _solve_fixed(joint, y, _likelihood_times(process, t_start, num_steps, x.dtype))
+        y = _solve_fixed(joint, y, _rising_times(process, t_start, num_steps, x.dtype))
     z, gained = y[:, :-1], y[:, -1]
     scale = process.prior_scale
     prior = -0.5 * jnp.square(z / scale).sum(-1) - dimension * (0.5 * np.log(2.0 * np.pi) + np.log(scale))
@@ -207,7 +207,21 @@ def log_likelihood(
     return prior + gained + dimension * jnp.log(alpha)
 
 
-def _likelihood_times(process: GaussianProcess, t_start: float, num_steps: int, dtype: jnp.dtype) -> Array:
+def encode(denoise: Denoiser, process: GaussianProcess, x: Array, num_steps: int = 25) -> Array:
+    """The noise at t_max from which the ODE leads to examples, shape of x [B, ...].
+
+    Args:
+      denoise: see `Denoiser`.
+      process: the forward process.
+      x: data; as in `log_likelihood`, taken as values of z / alpha at the earliest time.
+      num_steps: steps of the fourth-order solver, spaced as those of `log_likelihood`.
+    """
+    t_start = process.earliest_time
+    grid = _rising_times(process, t_start, num_steps, x.dtype)
+    return _solve_fixed(_slope(denoise, process), process.alpha(jnp.asarray(t_start, x.dtype)) * x, grid)
+
+
+def _rising_times(process: GaussianProcess, t_start: float, num_steps: int, dtype: jnp.dtype) -> Array:
     if process.ends_in_pure_noise:
         # Dense near the data, where the slope changes fast.
         return t_start + (process.t_max - t_start) * jnp.linspace(0.0, 1.0, num_steps + 1, dtype=dtype) ** 2
