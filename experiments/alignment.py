@@ -29,6 +29,14 @@ def main(arguments: list[str]) -> int:
     if found.good_before is not None and found.good_after is not None:
         shares = ((found.good_before, "before"), (found.good_after, "after"))
         print("good answers:", ", ".join(f"{s[0]:.4f} {when} (standard error {s[1]:.4f})" for s, when in shares))
+    if found.judged_before is not None and found.judged_after is not None:
+        shares = (
+            (found.judged_before, found.good_of_judged_before, "before"),
+            (found.judged_after, found.good_of_judged_after, "after"),
+        )
+        print("answers that can be judged:", ", ".join(f"{s[0]:.4f} {when}, {g[0]:.4f} good" for s, g, when in shares))
+    if found.best_good_of_judged is not None:
+        print(f"the optimum has {found.best_good_of_judged:.4f} good ones among these")
     if found.best_good is not None:
         print(f"the optimum has {found.best_good:.4f} good answers and a KL of {found.best_kl:.4f} nats")
     content = {**dataclasses.asdict(found), "num_answers": options.num_answers, "seed": options.seed}

@@ -8,6 +8,9 @@ the largest E r - beta KL, for the reward r = s at good answers and 0 at others,
     q = p e^(s / beta) / (p e^(s / beta) + 1 - p),    KL = q log(q / p) + (1 - q) log((1 - q) / (1 - p))
 
 which is the optimum of DPO for infinitely many preferences of this reward, and that of policy optimisation.
+
+Preferences between whole reviews say nothing of texts that are no reviews, and the mass that a policy has there may
+grow without a cost.  So the share of good ones among the answers that can be judged stands beside that of all answers.
 """
 
 from __future__ import annotations
@@ -59,6 +62,9 @@ class Comparison:
     Attributes:
       before, after: some answers as text.
       good_before, good_after: share of good answers, standard error; None if the data judge no text.
+      judged_before, judged_after: share of answers that are of the kind that the data judge, standard error.
+      good_of_judged_before, good_of_judged_after: share of good ones among these, standard error.
+      best_good_of_judged: share of good ones among these of the optimum; None without beta.
       kl: KL(policy | reference) in nats an answer, from answers of the policy, and its standard error.
       best_good: share of good answers of the optimum; None without a judge or beta.
       best_kl: KL of the optimum in nats.
@@ -71,6 +77,11 @@ class Comparison:
     good_after: tuple[float, float] | None = None
     best_good: float | None = None
     best_kl: float | None = None
+    judged_before: tuple[float, float] | None = None
+    judged_after: tuple[float, float] | None = None
+    good_of_judged_before: tuple[float, float] | None = None
+    good_of_judged_after: tuple[float, float] | None = None
+    best_good_of_judged: float | None = None
 
 
 def optimum(p: float, advantage: float) -> tuple[float, float]:
@@ -116,12 +127,23 @@ def compare(run: Run, options: Options | None = None) -> Comparison:
     if all(each is None for each in judged[0]):
         return comparison
     good = [_mean(np.array([verdict is True for verdict in each], np.float64)) for each in judged]
-    comparison = dataclasses.replace(comparison, good_before=good[0], good_after=good[1])
+    whole = [_mean(np.array([verdict is not None for verdict in each], np.float64)) for each in judged]
+    of_whole = [_mean(np.array([v for v in each if v is not None], np.float64)) for each in judged]
+    comparison = dataclasses.replace(
+        comparison,
+        good_before=good[0],
+        good_after=good[1],
+        judged_before=whole[0],
+        judged_after=whole[1],
+        good_of_judged_before=of_whole[0],
+        good_of_judged_after=of_whole[1],
+    )
     beta = _beta(trained) if options.beta is None else options.beta
     if not beta or not 0.0 < good[0][0] < 1.0:
         return comparison
     best_good, best_kl = optimum(good[0][0], options.reward / beta)
-    return dataclasses.replace(comparison, best_good=best_good, best_kl=best_kl)
+    best_of_whole = None if of_whole[0][0] == 1.0 else optimum(of_whole[0][0], options.reward / beta)[0]
+    return dataclasses.replace(comparison, best_good=best_good, best_kl=best_kl, best_good_of_judged=best_of_whole)
 
 
 def _beta(model: Any) -> float | None:
@@ -164,5 +186,7 @@ def _texts(data: Any, generation: decoding.Generation) -> list[str]:
 
 
 def _mean(values: np.ndarray) -> tuple[float, float]:
-    """Mean and its standard error."""
+    """Mean and its standard error; NaN where there are too few values."""
+    if len(values) < 2:
+        return (float(values.mean()) if len(values) else math.nan), math.nan
     return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))

@@ -31,7 +31,7 @@ from genjax.training.experiment import CONFIG_FILE
 from genjax.training.records import METRICS_FILE, read_lines
 
 #: Settings that do not decide what is learned.
-_HOW = {
+HOW = {
     f"training.{name}"
     for name in (
         "seed", "parallelism", "mesh", "log_every", "checkpoint_every", "evaluate_every", "sample_every", "num_samples",
@@ -315,7 +315,7 @@ def grouped(runs: list[RunSummary]) -> list[Group]:
     """Runs by what is learned, in the order of their experiments."""
     found: dict[tuple[str, str], list[RunSummary]] = {}
     for run in runs:
-        learned = {path: value for path, value in run.settings.items() if path not in _HOW}
+        learned = {path: value for path, value in run.settings.items() if path not in HOW}
         found.setdefault((run.name, json.dumps(learned, sort_keys=True)), []).append(run)
     settings: dict[str, list[dict[str, Any]]] = {}
     for (name, _), own in found.items():
@@ -329,7 +329,7 @@ def grouped(runs: list[RunSummary]) -> list[Group]:
     groups = []
     for (name, _), own in found.items():
         first = own[0].settings
-        differing = [path for path in first if path not in _HOW and path in varied[name]]
+        differing = [path for path in first if path not in HOW and path in varied[name]]
         parts = [f"{path}={_shown(first[path])}" for path in differing]
         groups.append(Group(" ".join([name, *parts]), sorted(own, key=lambda run: run.seed)))
     return groups
