@@ -26,7 +26,8 @@ class Check:
     """A number that a command writes, and its recorded value.
 
     Attributes:
-      file: JSON file that the commands write, with the key after a colon: `runs/vae_digits/evaluation_test.json:nll`.
+      file: JSON file that the commands write, with the key after a colon: `runs/vae_digits/evaluation_test.json:nll`; keys
+        below keys and places in lists follow after slashes.
       value: the recorded number.
       tolerance: largest difference that does not count as drift.
     """
@@ -277,7 +278,7 @@ def _number(check: Check, directory: Path) -> float | None:
     try:
         value = json.loads((directory / name).read_text())
         for key in keys.split("/"):
-            value = value[key]
+            value = value[int(key)] if isinstance(value, list) else value[key]
         return float(value)
     except (OSError, ValueError, KeyError, TypeError):
         return None

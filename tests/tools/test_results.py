@@ -65,11 +65,11 @@ def test_commands_run_again_and_their_numbers_are_compared(tmp_path):
         "import json, pathlib, sys\n"
         "path = pathlib.Path(sys.argv[1].partition('=')[2])\n"
         "path.mkdir(parents=True)\n"
-        "path.joinpath('evaluation_test.json').write_text(json.dumps({'nll': {'mean': float(sys.argv[2][-1])}}))\n"
+        "path.joinpath('evaluation_test.json').write_text(json.dumps({'nll': {'mean': [float(sys.argv[2][-1]), 0]}}))\n"
     )
     checks = [
         Check(f"runs/a/evaluation_test.json:{key}", value, 0.5)
-        for key, value in [("nll/mean", 6.7), ("nll/mean", 9), ("x", 1)]
+        for key, value in [("nll/mean/0", 6.7), ("nll/mean/0", 9), ("x", 1)]
     ]
     command = f"python {script} --workdir=runs/a --data.dir=DIGIT"
     result = Result(name="a", page="vae", title="A", commands=(command,), checks=tuple(checks))
