@@ -26,8 +26,8 @@ class Check:
     """A number that a command writes, and its recorded value.
 
     Attributes:
-      file: JSON file that the commands write, with the key after a colon: `runs/vae_digits/evaluation_test.json:nll`; keys
-        below keys and places in lists follow after slashes.
+      file: JSON file that the commands write, with the key after a colon: `runs/vae_digits/evaluation_test.json:nll`;
+        keys below keys and places in lists follow after slashes.
       value: the recorded number.
       tolerance: largest difference that does not count as drift.
     """
