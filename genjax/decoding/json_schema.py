@@ -2,8 +2,8 @@
 
 A regular expression counts nothing without a bound and remembers nothing, so that of JSON schema it has: the types,
 enum, const, anyOf and oneOf, local references, objects whose keys come in the order of their properties, arrays of one
-kind of item with bounds, strings with bounds or of a few formats.  What it does not have is refused by name, and so are
-schemas that refer to themselves.  JSON is written with ", " and ": ", as Python writes it.
+kind of item with bounds, strings with bounds or of a few formats, integers with bounds.  What it does not have is
+refused by name, and so are schemas that refer to themselves.  JSON is written with ", " and ": ", as Python writes it.
 
     pattern_of_schema({"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]})
 """
@@ -11,6 +11,7 @@ schemas that refer to themselves.  JSON is written with ", " and ": ", as Python
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ _KEYWORDS = {
     "object": {"properties", "required", "additionalProperties"},
     "array": {"items", "minItems", "maxItems"},
     "string": {"minLength", "maxLength", "format"},
-    "integer": set(),
+    "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
     "number": set(),
     "boolean": set(),
     "null": set(),
@@ -40,6 +41,7 @@ MOST_REPEATED, LONGEST_PATTERN = 1000, 200_000
 _CHARACTER = rf'([^"\\{chr(0)}-{chr(31)}{chr(127)}]|\\["\\/bfnrt])'
 _STRING = f'"{_CHARACTER}*"'
 # As many digits as numbers of 64 bits keep.
+_MOST_DIGITS = 15
 _INTEGER = r"-?(0|[1-9][0-9]{0,14})"
 _NUMBER = rf"{_INTEGER}(\.[0-9]{{1,15}})?([eE][-+]?[0-9]{{1,2}})?"
 _DATE, _TIME = r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])", r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]"
@@ -139,6 +141,8 @@ class _Schema:
         if not kinds or not all(isinstance(each, str) and each in _KEYWORDS for each in kinds):
             raise UserError(f"the type of {place} must be one of {', '.join(_KEYWORDS)}")
         _check(given, set().union(*(_KEYWORDS[each] for each in kinds)), place)
+        if "number" in kinds:
+            _check(given, set().union(*_KEYWORDS.values()) - _KEYWORDS["integer"], place)
         return _either([self._of_type(each, given, place, open_references) for each in kinds])
 
     def _of_type(self, kind: str, given: Mapping[str, Any], place: str, open_references: tuple[str, ...]) -> str:
@@ -147,6 +151,8 @@ class _Schema:
         if kind == "array":
             item = self.pattern(given.get("items", True), f"items of {place}", open_references)
             return _repeated(item, *_bounds(given, "minItems", "maxItems", place))
+        if kind == "integer" and _KEYWORDS["integer"] & set(given):
+            return _integer(given, place)
         if kind != "string":
             return _SIMPLE[kind]
         if "format" in given:
@@ -199,6 +205,57 @@ def _in_order(pairs: Sequence[str], needed: Sequence[bool]) -> str:
         return before + pairs[first] + "".join(f"(, {pair})" if must else f"(, {pair})?" for pair, must in rest)
     starts = [pair + "".join(f"(, {later})?" for later in pairs[i + 1 :]) for i, pair in enumerate(pairs)]
     return f"({'|'.join(starts)})?"
+
+
+def _integer(given: Mapping[str, Any], place: str) -> str:
+    """Integers between bounds."""
+    most = 10**_MOST_DIGITS - 1
+    low, high = -most, most
+    for name in sorted(_KEYWORDS["integer"] & set(given)):
+        bound = given[name]
+        if type(bound) not in (int, float) or bound != bound:
+            raise UserError(f"{name} of {place} must be a number")
+        bound = min(max(bound, -most - 2), most + 2)
+        if name == "minimum":
+            low = max(low, math.ceil(bound))
+        elif name == "exclusiveMinimum":
+            low = max(low, math.floor(bound) + 1)
+        elif name == "maximum":
+            high = min(high, math.floor(bound))
+        else:
+            high = min(high, math.ceil(bound) - 1)
+    if low > high:
+        raise UserError(f"{place} has no integer between its bounds")
+    parts = []
+    if low < 0:
+        parts += [f"-{part}" for part in _digits(max(1, -high), -low)]
+    if high >= 0:
+        parts += _digits(max(0, low), high)
+    return _either(parts)
+
+
+def _digits(low: int, high: int) -> list[str]:
+    """Patterns of the decimal numbers from `low` to `high`, both at least 0."""
+    parts = []
+    for length in range(len(str(low)), len(str(high)) + 1):
+        first, last = max(low, 10 ** (length - 1) if length > 1 else 0), min(high, 10**length - 1)
+        parts.append(_same_length(str(first), str(last)))
+    return parts
+
+
+def _same_length(low: str, high: str) -> str:
+    """A pattern of the numbers between two of as many digits."""
+    rest = len(low) - 1
+    if not rest or (set(low[1:]) == {"0"} and set(high[1:]) == {"9"}):
+        first = low[0] if low[0] == high[0] else f"[{low[0]}-{high[0]}]"
+        return first + (f"[0-9]{{{rest}}}" if rest else "")
+    if low[0] == high[0]:
+        return low[0] + _same_length(low[1:], high[1:])
+    below, above = low[0] + _same_length(low[1:], "9" * rest), high[0] + _same_length("0" * rest, high[1:])
+    between = []
+    if int(high[0]) - int(low[0]) > 1:
+        between = [_same_length(f"{int(low[0]) + 1}{'0' * rest}", f"{int(high[0]) - 1}{'9' * rest}")]
+    return _either([below, *between, above])
 
 
 def escaped(text: str) -> str:

@@ -6,4 +6,5 @@ bodies.py    what requests may say, and the errors that say what was wrong
 texts.py     requests for texts become rows
 answers.py   what rows wrote, in the form of the OpenAI interface
 app.py       the web application
+local.py     the same requests without HTTP, in this process
 """

@@ -54,39 +54,60 @@ class Answer:
         self.id = f"{'chatcmpl' if order.chat else 'cmpl'}-{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.rows = [Written() for _ in order.rows]
+        self._documents_told = False
 
-    async def whole(self, pieces: Pieces) -> dict[str, Any]:
-        """The answer once all rows have ended."""
-        async for number, piece in pieces:
-            self.rows[number].add(piece)
+    def beginning(self) -> list[dict[str, Any]]:
+        """The chunks that a stream begins with."""
+        if self.order.chat:
+            roles = [self._delta(number, {"role": "assistant", "content": ""}) for number in range(len(self.rows))]
+            return [self._chunk([role], **self._documents_once()) for role in roles]
+        if any(self.order.echo):
+            return [self._chunk([self._text(number, text) for number, text in enumerate(self.order.echo)])]
+        return []
+
+    def chunks(self, number: int, piece: Piece) -> list[dict[str, Any]]:
+        """Adds a piece of the row of this number; the chunks that a stream tells it by, perhaps none.
+
+        Raises:
+          RequestError: the row has failed.
+        """
+        self.rows[number].add(piece)
+        return [self._chunk([choice], **self._documents_once()) for choice in self._changes(number, piece)]
+
+    def end(self) -> list[dict[str, Any]]:
+        """The chunks that a stream ends with, once all rows have ended."""
+        return [self._chunk([], usage=self.usage())] if self.order.include_usage else []
+
+    def whole(self) -> dict[str, Any]:
+        """The answer, once all rows have ended."""
         choices = [self._choice(number, written) for number, written in enumerate(self.rows)]
         kind = "chat.completion" if self.order.chat else "text_completion"
         return self._head(kind) | {"choices": choices, "usage": self.usage()} | self._documents()
 
     async def events(self, pieces: Pieces) -> AsyncIterator[bytes]:
         """The answer as server-sent events, piece after piece."""
-        kind = "chat.completion.chunk" if self.order.chat else "text_completion"
-        head = self._head(kind) | ({"usage": None} if self.order.include_usage else {})
-        chunk = lambda choices, **more: _event(head | {"choices": choices} | more)
-        first = self._documents()
-        if self.order.chat:
-            for number in range(len(self.rows)):
-                yield chunk([self._delta(number, {"role": "assistant", "content": ""})], **first)
-                first = {}
-        elif any(self.order.echo):
-            yield chunk([self._text(number, text) for number, text in enumerate(self.order.echo)])
+        for chunk in self.beginning():
+            yield _event(chunk)
         try:
             async for number, piece in pieces:
-                self.rows[number].add(piece)
-                for choice in self._changes(number, piece):
-                    yield chunk([choice], **first)
-                    first = {}
+                for chunk in self.chunks(number, piece):
+                    yield _event(chunk)
         except RequestError as error:
             yield _event(error.as_json())
         else:
-            if self.order.include_usage:
-                yield chunk([], usage=self.usage())
+            for chunk in self.end():
+                yield _event(chunk)
         yield b"data: [DONE]\n\n"
+
+    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        kind = "chat.completion.chunk" if self.order.chat else "text_completion"
+        usage = {"usage": None} if self.order.include_usage else {}
+        return self._head(kind) | usage | {"choices": choices} | more
+
+    def _documents_once(self) -> dict[str, Any]:
+        """The documents, for the first chunk of a stream that has choices."""
+        told, self._documents_told = self._documents_told, True
+        return {} if told else self._documents()
 
     def usage(self) -> dict[str, int]:
         """Numbers of tokens."""

@@ -138,7 +138,9 @@ class Server:
             return _EventStream(events, order.rows, texts.batcher)
         gone = asyncio.ensure_future(_disconnected(request.receive))
         try:
-            return _json(await answer.whole(_until_over(queue, order.rows, gone)))
+            async for number, piece in _until_over(queue, order.rows, gone):
+                answer.rows[number].add(piece)
+            return _json(answer.whole())
         finally:
             gone.cancel()
             texts.batcher.cancel([row for row in order.rows if row.finish is None])

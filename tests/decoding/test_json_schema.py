@@ -1,6 +1,7 @@
 """JSON schemas as regular expressions: every match is JSON that the schema accepts; what is not obeyed is refused."""
 
 import json
+import math
 import re
 
 import jax
@@ -57,6 +58,24 @@ def test_values_that_match_are_those_that_the_schema_accepts(schema, yes, no):
     assert accepts(schema, yes) and not accepts(schema, no)
 
 
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(-1000, 1000), (0, 0), (7, 1204), (-305, -17), (-3, 98), (999, 1001), (2.5, 10.5), (None, 5), (95, None)],
+)
+def test_integers_lie_between_their_bounds(low, high):
+    for exclusive in (False, True):
+        names = ("exclusiveMinimum", "exclusiveMaximum") if exclusive else ("minimum", "maximum")
+        schema = {"type": "integer", **{name: bound for name, bound in zip(names, (low, high)) if bound is not None}}
+        if exclusive and low == high:
+            continue
+        pattern = re.compile(pattern_of_schema(schema))
+        lower, upper = -math.inf if low is None else low, math.inf if high is None else high
+        for value in (*range(-1300, 1301), 10**14, -(10**14)):
+            inside = lower < value < upper if exclusive else lower <= value <= upper
+            assert (pattern.fullmatch(str(value)) is not None) == inside, value
+        assert not pattern.fullmatch("007") and not pattern.fullmatch("-007")
+
+
 def test_any_object_is_json_without_a_schema():
     for value in ({}, {"a": 'b\\c"d', "e": [1, None], "f": {"g": 1}}):
         assert re.fullmatch(ANY_OBJECT, json.dumps(value))
@@ -70,7 +89,10 @@ def test_any_object_is_json_without_a_schema():
         ({"$defs": {"n": {"properties": {"next": {"$ref": "#/$defs/n"}}}}, "$ref": "#/$defs/n"}, "by #/\\$defs/n"),
         ({"$ref": "other.json"}, "only references within the schema"),
         ({"$ref": "#/$defs/x"}, "which the schema does not have"),
-        ({"type": "integer", "minimum": 3}, "has 'minimum', which the automaton does not check"),
+        ({"type": "number", "minimum": 3}, "has 'minimum', which the automaton does not check"),
+        ({"type": ["number", "integer"], "maximum": 3}, "has 'maximum', which the automaton does not check"),
+        ({"type": "integer", "minimum": 3, "exclusiveMaximum": 3}, "no integer between its bounds"),
+        ({"type": "integer", "minimum": "3"}, "minimum of the schema must be a number"),
         ({"type": "thing"}, "must be one of object, array"),
         ({"type": "string", "format": "email"}, "must be one of date"),
         ({"type": "array", "minItems": 3, "maxItems": 2}, "minItems=3 above maxItems=2"),

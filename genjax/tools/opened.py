@@ -1,0 +1,75 @@
+"""What a path holds: a run of this project, or a model of another library, opened as a run of no steps.
+
+run = opened("runs/instructions")
+run = opened("SmolLM2-135M-Instruct")         # a folder of the library transformers, or a GGUF file
+embedder = opened_embedder("all-MiniLM-L6-v2")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from genjax import config, pretrained
+from genjax.data.text.chat import Chat
+from genjax.families.alignment.sft import SupervisedGPT
+from genjax.families.language.gpt import GPT
+from genjax.interop import gguf
+from genjax.interop.huggingface import CONFIG_FILE
+from genjax.model import TrainState
+from genjax.tools.embedding import Embedder
+from genjax.training import Experiment, Run, Training, resolve, runs
+from genjax.training.engine import Engine
+
+
+def opened(path: str | Path) -> Run:
+    """The run at a path; a decoder-only model of another library is a run of chats that has made no step.
+
+    Raises:
+      ConfigError: there is neither.
+    """
+    path = Path(path).expanduser()
+    if not _is_of_another_library(path):
+        return runs.restore(path)
+    found = pretrained.load_pretrained(path)
+    file = found.folder / pretrained.TOKENIZER_FILE
+    if not isinstance(found.model, GPT) or not file.is_file():
+        has = "with" if file.is_file() else "without"
+        raise config.ConfigError(
+            f"{path} holds {type(found.model).__name__} {has} a tokenizer.json; texts come from a decoder "
+            "(GPT-2, Llama, Mistral, Qwen) with its tokenizer"
+        )
+    own = {each.name: getattr(found.model, each.name) for each in dataclasses.fields(GPT)}
+    experiment = Experiment(
+        model=SupervisedGPT(**own),
+        data=Chat(name="chats", sequence_length=8, batch_size=1).starting_from(str(found.folder)),
+        training=Training(mesh="data:1"),
+    )
+    kinds = {"tokens": "int32", "mask": "bool", "loss_mask": "bool"}
+    batch = {name: ((1, 9), kind) for name, kind in kinds.items()}
+    engine = Engine(resolve(experiment), batch_spec=batch)
+    state = TrainState(step=jnp.zeros((), jnp.int32), params=found.params)
+    return Run(path.name, path, engine.experiment, state, engine)
+
+
+def opened_embedder(path: str | Path) -> Embedder:
+    """The encoder of texts at a path.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    path = Path(path).expanduser()
+    return Embedder.open(path) if _is_of_another_library(path) else Embedder.of_run(runs.restore(path))
+
+
+def _is_of_another_library(path: Path) -> bool:
+    if path.suffix == ".gguf" and not path.is_dir():
+        return True
+    try:
+        content = json.loads((gguf.folder_of(path) / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "model_type" in content
