@@ -27,6 +27,7 @@ FLOORS = (
     ("genjax.training",),
     ("genjax.tools",),
     ("genjax.serving",),
+    ("genjax.langchain",),
     ("experiments",),
 )
 #: Modules of a family that are made of another family's models.

@@ -49,12 +49,24 @@ def best_of_rows(scores: Array, count: int) -> tuple[Array, Array]:
 
 @functools.partial(jax.jit, static_argnames=("count", "metric"))
 def _better(
-    best: tuple[Array, Array], queries: Array, block: Array, first: Array, *, count: int, metric: str
+    best: tuple[Array, Array],
+    queries: Array,
+    block: Array,
+    first: Array,
+    present: Array | None = None,
+    *,
+    count: int,
+    metric: str,
 ) -> tuple[Array, Array]:
-    """The best so far (scores and places [Q, K]) and those of a block of vectors that begins at place `first`."""
+    """The best so far (scores and places [Q, K]) and those of a block of vectors that begins at place `first`.
+
+    Vectors that are not `present` [N] are left out.
+    """
     scores = jnp.einsum("qd,nd->qn", queries, block, precision=jax.lax.Precision.HIGHEST)
     if metric == "euclidean":
         scores = 2 * scores - (queries**2).sum(1)[:, None] - (block**2).sum(1)[None]
+    if present is not None:
+        scores = jnp.where(present[None], scores, -jnp.inf)
     values, places = best_of_rows(scores, min(count, len(block)))
     # Earlier blocks stand first, so equal scores keep the order of places.
     values = jnp.concatenate([best[0], values], axis=1)
@@ -92,8 +104,13 @@ class VectorIndex:
         _check_finite(vectors, "document")
         return cls(_scaled(vectors, metric, "document"), metric, block_size)
 
-    def search(self, queries: np.ndarray, num_documents: int = 10) -> Hits:
+    def search(self, queries: np.ndarray, num_documents: int = 10, present: np.ndarray | None = None) -> Hits:
         """The best documents for queries [Q, D], as [Q, K]; K may be larger than the number of documents.
+
+        Args:
+          queries: vectors, float [Q, D].
+          num_documents: number K of documents.
+          present: which documents are searched, bool [N]; None for all.
 
         Raises:
           UserError: queries have another width than the documents, a number is not finite, a query is 0 where cosines
@@ -112,8 +129,10 @@ class VectorIndex:
         best = jnp.full(shape, -jnp.inf), jnp.full(shape, -1, jnp.int32)
         for first in range(0, len(self.vectors), self.block_size):
             block = jnp.asarray(self.vectors[first : first + self.block_size])
-            best = _better(best, queries, block, first, count=num_documents, metric=self.metric)
-        return Hits(np.asarray(best[1]).astype(np.int64), np.asarray(best[0]))
+            there = None if present is None else jnp.asarray(present[first : first + self.block_size])
+            best = _better(best, queries, block, first, there, count=num_documents, metric=self.metric)
+        scores, places = (np.asarray(each) for each in best)
+        return Hits(np.where(np.isneginf(scores), -1, places).astype(np.int64), scores)
 
 
 def _check_finite(vectors: np.ndarray, what: str) -> None:
