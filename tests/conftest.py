@@ -27,7 +27,7 @@ def pytest_collection_finish():
     """Leaves the modules and tests out of every search for garbage; tracing makes objects by the million."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(200_000, 10, 100)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import functools
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
@@ -70,29 +70,29 @@ def test_a_type_to_compute_in_that_is_none_is_refused_by_every_model_that_has_th
             config.override(ENTRIES[name].build().model, path, "bf16")
 
 
-def is_choice(value: object) -> bool:
-    return isinstance(value, (bool, str, enum.Enum)) or dataclasses.is_dataclass(value)
-
-
-def parts(name: str) -> set[tuple]:
-    """What an experiment computes but for numbers: its model on its data, the model's components, and the choices
-    of each.
-    """
+def components(name: str) -> set[tuple]:
+    """What an experiment is made of: its model, its data, and the class of each of the model's components."""
     experiment = shrunk(name)
     model = type(experiment.model)
-    found = {(model, type(experiment.data))}
+    found = {(model,), (type(experiment.data),)}
+    for path, _, value in leaves(experiment.model):
+        if "optimizer" not in path and dataclasses.is_dataclass(value):
+            found.add((model, path.split(".")[-1], type(value)))
+    return found
+
+
+def choices(name: str) -> set[tuple]:
+    """What else an experiment computes but for numbers: its model on its data, and the choices of each component."""
+    experiment = shrunk(name)
+    found = {(type(experiment.model), type(experiment.data))}
     for path, _, value in leaves(experiment.model):
         *way, field = path.split(".")
-        if "optimizer" in path or not is_choice(value):
-            continue
-        if dataclasses.is_dataclass(value):
-            found.add((model, field, type(value)))
-        else:
+        if "optimizer" not in path and isinstance(value, (bool, str, enum.Enum)):
             found.add((type(functools.reduce(getattr, way, experiment.model)), field, value))
     return found
 
 
-def with_all_parts(chosen: Iterable[str]) -> list[str]:
+def covering(chosen: Iterable[str], parts: Callable[[str], set[tuple]]) -> list[str]:
     """The chosen experiments, and few others, so that together they have all parts that any experiment has."""
     chosen, of = sorted(chosen), {name: parts(name) for name in sorted(ENTRIES)}
     left = set().union(*of.values()).difference(*(of[name] for name in chosen))
@@ -120,8 +120,11 @@ QUICK = {
 }.values()
 
 
-#: Those that are run.  The others are other combinations of the same parts, or differ in numbers alone.
-RUN = with_all_parts({*ONE_OF_EACH_STEP, *QUICK})
+#: Those that are run.  The others are other combinations of the same components, or differ in choices and numbers.
+RUN = covering({*ONE_OF_EACH_STEP, *QUICK}, components)
+
+#: Those that are traced whole: with those that are run they make every choice.  Of the rest the step is traced.
+TRACED = set(covering(RUN, choices)) - set(RUN)
 
 
 @pytest.mark.parametrize(
@@ -159,14 +162,21 @@ def test_experiment(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(set(ENTRIES) - set(RUN)))
-def test_experiment_of_another_size_is_a_step_on_the_contract(name):
+def test_experiment_of_another_size_is_a_step_on_the_contract(name, tmp_path):
     engine = Engine(resolve(shrunk(name)))
-    _, metrics = jax.eval_shape(engine.experiment.model.train_step, engine.abstract_state, batch_of(engine), KEY)
+    model, data, state = engine.experiment.model, engine.experiment.data, engine.abstract_state
+    batch = jax.eval_shape(data.transform, engine.pipeline.batch(0), KEY)
+    _, metrics = jax.eval_shape(model.train_step, state, batch, KEY)
     assert all(m.shape == () for m in jax.tree.leaves(metrics))
-
-
-def batch_of(engine: Engine) -> dict:
-    return jax.eval_shape(engine.experiment.data.transform, engine.pipeline.batch(0), KEY)
+    if name in TRACED:
+        count = len(jax.tree.leaves(batch)[0])
+        padding = jax.ShapeDtypeStruct((count,), bool)
+        values = jax.eval_shape(model.evaluate, state, {**batch, "padding": padding}, KEY)
+        assert values and all(value.shape == (count,) for value in jax.tree.leaves(values))
+        samples = jax.eval_shape(lambda state, key: model.sample(state, key, 4), state, KEY)
+        assert len(samples.shape) > 0 and samples.shape[0] == 4
+        for path in data.write_samples(np.zeros(samples.shape, samples.dtype), tmp_path / "sheet"):
+            assert path.stat().st_size > 0
 
 
 def two_steps(engine: Engine, state: TrainState) -> tuple[TrainState, np.ndarray]:

@@ -13,6 +13,7 @@ from genjax.families.markov import inference
 from genjax.families.markov.hidden_markov_model import HiddenMarkovModel
 from genjax.nn.emissions import Bernoulli, Categorical, Gaussian, Mixture
 from genjax.optimizers import SGD
+from tests.compiled import compiled
 
 B, T, K, D = 3, 5, 3, 2
 
@@ -50,7 +51,7 @@ def test_posteriors_equal_enumeration(chain, paths, parallel):
 @pytest.mark.parametrize("parallel", [False, True])
 def test_viterbi_finds_the_best_of_all_paths(chain, paths, parallel):
     every, joint = paths
-    best, log_prob = inference.viterbi(*chain, parallel, 2)
+    best, log_prob = jax.jit(inference.viterbi, static_argnums=(3, 4))(*chain, parallel, 2)
     np.testing.assert_array_equal(best, every[joint.argmax(1)])
     np.testing.assert_allclose(log_prob, joint.max(1), rtol=1e-5)
 
@@ -74,44 +75,50 @@ def test_the_best_path_of_a_padded_sequence_is_that_of_the_sequence_alone(chain,
 def test_parallel_scans_equal_sequential_ones_on_long_sequences(chain):
     initial, transition, _ = chain
     likelihood = 5 * jax.random.normal(jax.random.key(3), (2, 150, K))
-    one, other = (inference.smooth(initial, transition, likelihood, None, p, 64) for p in (False, True))
+    keys = jax.random.split(jax.random.key(4), 2)
+
+    def infer(parallel):
+        def every(*chain):
+            draws = inference.sample_states(keys, *chain, parallel)
+            frames = inference.predict(*chain, parallel, 64), inference.frame_log_prob(*chain, parallel, 64)
+            return inference.smooth(*chain, None, parallel, 64), draws, frames, inference.viterbi(*chain, parallel)
+
+        return jax.jit(every)(initial, transition, likelihood)
+
+    (one, draws, frames, (path, score)), (other, *rest) = infer(False), infer(True)
+    other_draws, other_frames, (other_path, other_score) = rest
     np.testing.assert_allclose(one.log_prob, other.log_prob, rtol=1e-5)
     np.testing.assert_allclose(one.marginals, other.marginals, atol=1e-5)
-    keys = jax.random.split(jax.random.key(4), 2)
-    draws = [inference.sample_states(keys, initial, transition, likelihood, p) for p in (False, True)]
-    np.testing.assert_array_equal(*draws)
-    for function in (inference.predict, inference.frame_log_prob):
-        one, other = (
-            jax.jit(function, static_argnums=(3, 4))(initial, transition, likelihood, p, 64) for p in (False, True)
-        )
-        np.testing.assert_allclose(one, other, atol=1e-5)
-    (path, score), (other, other_score) = (inference.viterbi(initial, transition, likelihood, p) for p in (False, True))
-    np.testing.assert_array_equal(path, other)
+    np.testing.assert_array_equal(draws, other_draws)
+    for a, b in zip(frames, other_frames):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    np.testing.assert_array_equal(path, other_path)
     np.testing.assert_allclose(score, other_score, rtol=1e-5)
 
 
 def test_drawn_states_have_the_posterior_marginals(chain):
     initial, transition, likelihood = chain
-    many = jnp.repeat(likelihood[:1], 4000, 0)
-    states = inference.sample_states(jax.random.split(jax.random.key(5), 4000), initial, transition, many)
+    many = np.repeat(likelihood[:1], 4000, 0)
+    states = jax.jit(inference.sample_states)(jax.random.split(jax.random.key(5), 4000), initial, transition, many)
     frequencies = np.eye(K)[np.asarray(states)].mean(0)
-    np.testing.assert_allclose(frequencies, inference.smooth(*chain).marginals[0], atol=0.04)
+    np.testing.assert_allclose(frequencies, jax.jit(inference.smooth)(*chain).marginals[0], atol=0.04)
 
 
 def test_hidden_frames_cost_nothing_and_predictions_are_the_transition_of_the_filter(chain):
     initial, transition, likelihood = chain
+    forward = jax.jit(inference.forward)
     hidden = inference.masked_likelihood(likelihood, jnp.arange(T)[None].repeat(B, 0) < 3)
     np.testing.assert_allclose(
-        inference.forward(initial, transition, hidden)[0],
-        inference.forward(initial, transition, likelihood[:, :3])[0],
+        forward(initial, transition, hidden)[0],
+        forward(initial, transition, likelihood[:, :3])[0],
         rtol=1e-5,
     )
-    predicted = inference.predict(initial, transition, likelihood)
-    alpha = inference.forward(initial, transition, likelihood)[1]
+    predicted = jax.jit(inference.predict)(initial, transition, likelihood)
+    alpha = forward(initial, transition, likelihood)[1]
     expected = jax.nn.softmax(alpha, -1) @ jnp.exp(transition)
     np.testing.assert_allclose(predicted[:, 1:], expected, atol=1e-5)
     nothing = inference.masked_likelihood(likelihood, jnp.zeros((B, T), bool))
-    np.testing.assert_allclose(inference.forward(initial, transition, nothing)[0], 0.0, atol=1e-5)
+    np.testing.assert_allclose(forward(initial, transition, nothing)[0], 0.0, atol=1e-5)
 
 
 def hard_chain(kind):
@@ -175,7 +182,7 @@ def test_impossible_transitions_and_hopeless_branches_equal_enumeration(parallel
 @pytest.mark.parametrize("algorithm", ["em", "gibbs", "gradient"])
 def test_transitions_given_as_impossible_stay_so(algorithm):
     model, batch = HiddenMarkovModel(num_states=2, emission=Bernoulli(), algorithm=algorithm), batch_of("bits")
-    state = model.with_start(model.init(jax.random.key(0), batch), [1, 0], [[1, 1], [0, 1]])
+    state = model.with_start(compiled(model).init(jax.random.key(0), batch), [1, 0], [[1, 1], [0, 1]])
     state, metrics = jax.jit(model.train_step)(state, batch, jax.random.key(1))
     assert np.isfinite(metrics["loss"].value()) and not any(np.isnan(a).any() for a in jax.tree.leaves(state.params))
     np.testing.assert_array_equal(jnp.exp(state.params["transition"][0, 1]), [0.0, 1.0])
@@ -185,7 +192,7 @@ def test_transitions_given_as_impossible_stay_so(algorithm):
 def test_chunks_of_a_parallel_scan_of_any_length_join_to_the_same(chain):
     initial, transition, _ = chain
     likelihood = 3 * jax.random.normal(jax.random.key(7), (1, 11, K))
-    whole = inference.smooth(initial, transition, likelihood)
+    whole = jax.jit(inference.smooth)(initial, transition, likelihood)
     for size in (1, 4, 10, 99):
         parts = jax.jit(lambda *a, size=size: inference.smooth(*a, None, True, size))(initial, transition, likelihood)
         np.testing.assert_allclose(parts.log_prob, whole.log_prob, rtol=1e-5)
@@ -194,8 +201,8 @@ def test_chunks_of_a_parallel_scan_of_any_length_join_to_the_same(chain):
 
 
 def test_predictions_of_frames_make_up_the_probability_of_the_sequence(chain):
-    frames = inference.frame_log_prob(*chain)
-    np.testing.assert_allclose(frames.sum(1), inference.forward(*chain)[0], rtol=1e-5)
+    frames, (log_prob, _) = jax.jit(lambda *a: (inference.frame_log_prob(*a), inference.forward(*a)[:2]))(*chain)
+    np.testing.assert_allclose(frames.sum(1), log_prob, rtol=1e-5)
 
 
 def test_a_chain_mixes_to_its_stationary_distribution_at_the_rate_of_its_second_eigenvalue():
@@ -214,7 +221,7 @@ def test_a_chain_mixes_to_its_stationary_distribution_at_the_rate_of_its_second_
 
 def test_starts_that_cannot_be_normalised_are_named_and_others_are_normalised():
     model = HiddenMarkovModel(num_states=2, emission=Bernoulli(), num_restarts=2)
-    state = model.init(jax.random.key(0), batch_of("bits"))
+    state = compiled(model).init(jax.random.key(0), batch_of("bits"))
     for initial, transition in (
         ([0.0, 0.0], np.eye(2)),
         ([1.0, np.nan], np.eye(2)),
@@ -231,8 +238,8 @@ def test_starts_that_cannot_be_normalised_are_named_and_others_are_normalised():
 
 def test_restarts_are_reported_one_by_one_and_can_be_chosen():
     model, batch = HiddenMarkovModel(num_states=2, emission=Bernoulli(), num_restarts=2), batch_of("bits")
-    state = model.init(jax.random.key(0), batch)
-    values = model.evaluate(state, batch, jax.random.key(0))
+    state = compiled(model).init(jax.random.key(0), batch)
+    values = compiled(model).evaluate(state, batch, jax.random.key(0))
     chosen = dataclasses.replace(model, restart=1).evaluate(state, batch, jax.random.key(0))
     np.testing.assert_allclose(chosen["nll"], values["nll_restart_1"], rtol=1e-5)
     means = model.summarize({name: float(v.mean()) for name, v in values.items()})
@@ -247,7 +254,7 @@ def test_a_batch_without_frames_and_one_with_a_singular_covariance_stay_finite()
         batch = {"x": jnp.ones((2, 4, D)), "mask": jnp.ones((2, 4), bool)}
         for hidden in (False, True):
             batch = {**batch, "mask": batch["mask"] & (not hidden)}
-            state = model.init(jax.random.key(0), batch)
+            state = compiled(model).init(jax.random.key(0), batch)
             step = jax.jit(model.train_step)
             for i in range(2):
                 state, metrics = step(state, batch, jax.random.key(i))
@@ -286,15 +293,15 @@ def test_baum_welch_never_lowers_the_likelihood(name):
         sequence_length=4,
     )
     batch = batch_of(kind)
-    state = model.init(jax.random.key(0), batch)
+    state = compiled(model).init(jax.random.key(0), batch)
     step, losses = jax.jit(model.train_step), []
     for i in range(8):
         state, metrics = step(state, batch, jax.random.key(i))
         losses.append(metrics["mean_loss"].value())
     assert np.isfinite(losses).all() and (np.diff(losses) < 1e-3).all(), losses
     assert losses[-1] < losses[0]
-    assert np.isfinite(model.evaluate(state, batch, jax.random.key(0))["nll"]).all()
-    samples = model.sample(state, jax.random.key(1), 3)
+    assert np.isfinite(compiled(model).evaluate(state, batch, jax.random.key(0))["nll"]).all()
+    samples = compiled(model).sample(state, jax.random.key(1), 3)
     assert samples.shape == ((3, 4) if kind == "tokens" else (3, 4, D))
 
 
@@ -308,7 +315,7 @@ def test_other_algorithms_learn_too(algorithm):
     model = HiddenMarkovModel(
         num_states=2, emission=emission, algorithm=algorithm, optimizer=HiddenMarkovModel().optimizer
     )
-    state = model.init(jax.random.key(0), batch)
+    state = compiled(model).init(jax.random.key(0), batch)
     step = jax.jit(model.train_step)
     first = None
     for i in range(60):
@@ -338,8 +345,8 @@ def test_an_empty_state_leaves_what_all_states_share():
     one = jax.jit(lambda key: jax.tree.map(lambda a: a[0], model.init(key, batch).params))(jax.random.key(0))
     counts = jax.jit(lambda params: model._statistics(params, batch)[0])(one)
     counts = {**counts, "occupancy": jnp.array([0.0, counts["occupancy"].sum()])}
-    expected = emission.maximize(counts["emission"], one["emission"])
-    new, empty = model._maximize(counts, one, batch, jax.random.key(1))
+    expected = jax.jit(emission.maximize)(counts["emission"], one["emission"])
+    new, empty = jax.jit(model._maximize)(counts, one, batch, jax.random.key(1))
     assert empty == 1
     np.testing.assert_array_equal(new["emission"]["parts"]["scale"], expected["parts"]["scale"])
     assert (new["emission"]["parts"]["mean"][:2] != expected["parts"]["mean"][:2]).any()
@@ -348,11 +355,11 @@ def test_an_empty_state_leaves_what_all_states_share():
 def test_an_empty_state_is_seeded_anew_and_counted():
     model = HiddenMarkovModel(num_states=2, emission=Bernoulli())
     batch = batch_of("bits")
-    state = model.init(jax.random.key(0), batch)
+    state = compiled(model).init(jax.random.key(0), batch)
     params = jax.tree.map(jnp.copy, state.params)
     params["initial"] = jnp.array([[0.0, -200.0]])
     params["transition"] = jnp.array([[[0.0, -200.0], [0.0, -200.0]]])
-    state, metrics = model.train_step(state.replace(params=params), batch, jax.random.key(1))
+    state, metrics = compiled(model).train_step(state.replace(params=params), batch, jax.random.key(1))
     assert metrics["empty_states"] == 1
     assert "began again" in model.warnings({"empty_states": 1.0})[0] and not model.warnings({"empty_states": 0.0})
     assert all(np.isfinite(p).all() for p in jax.tree.leaves(state.params))
@@ -398,14 +405,14 @@ def test_inference_and_a_baum_welch_step_on_ragged_sequences_equal_those_of_hmml
     with jax.enable_x64(True):
         x = rng.integers(0, 4, (2, 20)) if name == "categorical" else rng.normal(size=(2, 20, D))
         batch = {"tokens" if name == "categorical" else "x": jnp.asarray(x), "mask": jnp.asarray(mask)}
-        state = model.init(jax.random.key(0), batch)
+        state = compiled(model).init(jax.random.key(0), batch)
         peer = peer_of(hmm, name, jax.tree.map(np.asarray, model.best(state)))
         flat = x[mask].reshape(sum(lengths), -1)
-        np.testing.assert_allclose(model.log_prob(state, batch).sum(), peer.score(flat, lengths), rtol=1e-5)
+        np.testing.assert_allclose(compiled(model).log_prob(state, batch).sum(), peer.score(flat, lengths), rtol=1e-5)
         np.testing.assert_array_equal(
-            np.asarray(model.decode_states(state, batch)[0])[mask], peer.predict(flat, lengths)
+            np.asarray(compiled(model).decode_states(state, batch)[0])[mask], peer.predict(flat, lengths)
         )
-        marginals = np.asarray(model.posterior(state, batch).marginals)[mask]
+        marginals = np.asarray(compiled(model).posterior(state, batch).marginals)[mask]
         np.testing.assert_allclose(marginals, peer.predict_proba(flat, lengths), atol=1e-5)
         state, _ = jax.jit(model.train_step)(state, batch, jax.random.key(0))
         before = getattr(peer, "means_", None)
@@ -425,7 +432,7 @@ def test_a_baum_welch_step_on_bits_equals_enumeration_of_paths_and_patterns(name
     batch, emission = batch_of("bits"), EMISSIONS[name][0]
     batch = {key: a[:, :4] for key, a in batch.items()}
     model = HiddenMarkovModel(num_states=2, emission=emission, initial_pseudo_count=0.0, transition_pseudo_count=0.0)
-    state = model.init(jax.random.key(2), batch)
+    state = compiled(model).init(jax.random.key(2), batch)
     params = jax.tree.map(np.float64, model.best(state))
     patterns = params["emission"].get("parts", params["emission"])["logits"].reshape(2, -1, D)
     weights = normalized(params["emission"].get("log_weights", np.zeros((2, 1))))
@@ -451,7 +458,7 @@ def test_a_baum_welch_step_on_bits_equals_enumeration_of_paths_and_patterns(name
                 first[k] += joint / evidence * (t == 0)
                 if t:
                     pairs[path[t - 1][0], k] += joint / evidence
-    np.testing.assert_allclose(model.log_prob(state, batch), total, atol=1e-5)
+    np.testing.assert_allclose(compiled(model).log_prob(state, batch), total, atol=1e-5)
     new = model.best(jax.jit(model.train_step)(state, batch, jax.random.key(0))[0])
     found = new["emission"].get("parts", new["emission"])["logits"].reshape(2, -1, D)
     np.testing.assert_allclose(jax.nn.sigmoid(found), ones / count[..., None], atol=1e-4)
@@ -489,7 +496,7 @@ def test_gibbs_draws_predict_as_the_sum_over_all_paths_under_dirichlet_priors_do
         state, _ = model.train_step(state, batch, key)
         return state, jnp.exp(jax.vmap(model._log_prob, in_axes=(0, None))(state.params, test)).mean()
 
-    state = model.init(jax.random.key(0), batch)
+    state = compiled(model).init(jax.random.key(0), batch)
     p = jax.jit(lambda s: jax.lax.scan(step, s, jax.random.split(jax.random.key(1), 400)))(state)[1]
     np.testing.assert_allclose(p[50:].mean(), evidence([*seen, *new]) / evidence(seen), rtol=0.02)
 
@@ -498,15 +505,17 @@ def test_online_em_averages_expected_counts_by_its_schedule():
     options = {"num_states": 2, "emission": Bernoulli(), "step_exponent": 0.6}
     batch, other = batch_of("bits"), jax.tree.map(lambda a: a[::-1], batch_of("bits"))
     online = HiddenMarkovModel(algorithm="stochastic_em", **options)
-    state = online.init(jax.random.key(0), batch)
-    first = online.train_step(state, batch, jax.random.key(0))[0]
+    state = compiled(online).init(jax.random.key(0), batch)
+    first = compiled(online).train_step(state, batch, jax.random.key(0))[0]
     plain = HiddenMarkovModel(**options)
-    start = plain.init(jax.random.key(0), batch)
+    start = compiled(plain).init(jax.random.key(0), batch)
     jax.tree.map(
-        np.testing.assert_array_equal, first.params, plain.train_step(start, batch, jax.random.key(0))[0].params
+        np.testing.assert_array_equal,
+        first.params,
+        compiled(plain).train_step(start, batch, jax.random.key(0))[0].params,
     )
-    second = online.train_step(first, other, jax.random.key(0))[0]
-    fresh = jax.vmap(lambda params: online._statistics(params, other)[0])(first.params)
+    second = compiled(online).train_step(first, other, jax.random.key(0))[0]
+    fresh = jax.jit(jax.vmap(lambda params: online._statistics(params, other)[0]))(first.params)
     rate = 3**-0.6
     expected = jax.tree.map(lambda old, new: (1 - rate) * old + rate * new, first.extra["statistics"], fresh)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), second.extra["statistics"], expected)
@@ -516,7 +525,7 @@ def test_online_em_averages_expected_counts_by_its_schedule():
 def test_a_mask_that_hides_everything_teaches_nothing_and_is_named(algorithm):
     model, batch = HiddenMarkovModel(num_states=2, emission=Bernoulli(), algorithm=algorithm), batch_of("bits")
     step = jax.jit(model.train_step)
-    state, metrics = step(model.init(jax.random.key(0), batch), batch, jax.random.key(0))
+    state, metrics = step(compiled(model).init(jax.random.key(0), batch), batch, jax.random.key(0))
     assert not model.warnings(metrics)
     hidden = {**batch, "mask": jnp.zeros_like(batch["mask"])}
     after, metrics = step(state, hidden, jax.random.key(1))
@@ -560,7 +569,7 @@ def test_hidden_frames_may_hold_anything(name):
         zeros, anything = (step(b).params for b in batches)
     jax.tree.map(np.testing.assert_array_equal, anything, zeros)
     if kind == "tokens":
-        state = model.init(jax.random.key(0), batches[1])
+        state = compiled(model).init(jax.random.key(0), batches[1])
         for token in (99, -1):
             bad = {**batch, "tokens": batch["tokens"].at[0, 0].set(token)}
             for call in (model.log_prob, model.posterior, model.decode_states):
