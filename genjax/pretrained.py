@@ -32,6 +32,7 @@ from genjax.families.language.gpt_tasks import GPTForTask
 from genjax.families.language.t5 import T5
 from genjax.families.multimodal.clip import CLIP
 from genjax.families.multimodal.clip_text import TextEncoder
+from genjax.families.multimodal.flamingo import Flamingo
 from genjax.families.multimodal.siglip import SigLIP
 from genjax.families.multimodal.whisper import Whisper
 from genjax.families.vae.autoencoder_kl import AutoencoderKL
@@ -65,6 +66,7 @@ MODELS: dict[str, type[Any]] = {
     "siglip": SigLIP,
     "clip_text_model": TextEncoder,
     "whisper": Whisper,
+    "idefics": Flamingo,
     "AutoencoderKL": AutoencoderKL,
     "SD3Transformer2DModel": FlowMatching,
     "FluxTransformer2DModel": FlowMatching,

@@ -54,8 +54,10 @@ COMPOSITES = {
     "genjax.families.alignment.ppo": {"language"},
     "genjax.families.alignment.rewards": {"language"},
     "genjax.families.alignment.rollouts": {"language"},
-    # A language model that hears.
+    # Language models that see and hear.
     "genjax.families.multimodal.audio_language_model": {"language"},
+    "genjax.families.multimodal.flamingo": {"language"},
+    "genjax.families.multimodal.idefics_checkpoints": {"language"},
     # Encoders of questions and documents, and a language model that reads.
     "genjax.families.retrieval.dpr": {"language"},
     "genjax.families.retrieval.rag": {"language"},

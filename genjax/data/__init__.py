@@ -6,6 +6,7 @@ from genjax.data.captioned import CaptionedImages
 from genjax.data.captioned_videos import CaptionedVideos
 from genjax.data.evidence import Evidence
 from genjax.data.images import Images, write_grid
+from genjax.data.interleaved import Interleaved
 from genjax.data.latents import Latents
 from genjax.data.molecules import Molecules
 from genjax.data.music import NoteEvents, PianoRolls
@@ -41,6 +42,7 @@ __all__ = [
     "HasPrompts",
     "Images",
     "KnowledgeQuestions",
+    "Interleaved",
     "LabelledText",
     "LabelledTokens",
     "Latents",

@@ -84,6 +84,8 @@ class Describer(FineTuned):
 
     #: What x is, for messages.
     what: ClassVar[str] = "pictures"
+    #: Whether there is no text without x.
+    needs_pictures: ClassVar[bool] = True
 
     data_shape: tuple[int, ...] | None = None
     vocab_size: int | None = None
@@ -234,6 +236,12 @@ class Describer(FineTuned):
 
         longest = None if network.longest is None else network.longest - before
         return decoding.Decoder(init=init, extend=extend, rewind=rewind, grow=grow, max_length=longest)
+
+    def reader(
+        self, state: TrainState, x: Array, prompts: Array, lengths: Array | None
+    ) -> tuple[decoding.Decoder, Array, Array | None]:
+        """The decoder of x and prompts [B, P], and what it continues: the prompts themselves."""
+        return self.description_decoder(state, x), prompts, lengths
 
     @property
     def _num_new(self) -> int:
