@@ -12,6 +12,7 @@ from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 from genjax.families.mixture.dirichlet_process import DirichletProcessMixture, stick_posterior
 from genjax.families.mixture.mixture import MixtureModel
 from genjax.nn.emissions import Bernoulli, Gaussian
+from tests.compiled import compiled
 
 K, D = 3, 2
 
@@ -27,7 +28,7 @@ def points():
 @pytest.mark.parametrize("covariance", ["spherical", "diagonal", "tied", "full"])
 def test_em_equals_that_of_scikit_learn(points, covariance):
     model = MixtureModel(num_components=K, component=Gaussian(covariance=covariance))
-    state = model.init(jax.random.key(0), points)
+    state = compiled(model).init(jax.random.key(0), points)
     start = jax.tree.map(np.float64, state.params["parts"])
     full = np.asarray(model.component.covariances(start), np.float64)
     precision = np.linalg.inv(full)
@@ -51,14 +52,14 @@ def test_em_equals_that_of_scikit_learn(points, covariance):
         losses.append(float(metrics["loss"]))
     assert (np.diff(losses) < 1e-4).all()
     np.testing.assert_allclose(state.params["parts"]["mean"], peer.means_, atol=2e-3)
-    np.testing.assert_allclose(-model.log_prob(state, points).mean(), -peer.score(x), atol=1e-4)
+    np.testing.assert_allclose(-compiled(model).log_prob(state, points).mean(), -peer.score(x), atol=1e-4)
     np.testing.assert_allclose(model.bic(state, points), peer.bic(x), rtol=1e-4)
     np.testing.assert_allclose(model.aic(state, points), peer.aic(x), rtol=1e-4)
 
 
 def test_imputation_is_conditioning(points):
     model = MixtureModel(num_components=1, component=Gaussian(covariance="full"))
-    state = model.init(jax.random.key(0), points)
+    state = compiled(model).init(jax.random.key(0), points)
     covariance = jnp.array([[2.0, 1.2], [1.2, 1.0]])
     parts = {"mean": jnp.array([[1.0, -1.0]]), "scale": jnp.linalg.cholesky(covariance)[None]}
     state = state.replace(params={"log_weights": jnp.zeros(1), "parts": parts})
@@ -76,7 +77,7 @@ def test_bernoulli_mixture_learns_and_imputes():
     x = jnp.asarray(rng.random((200, 6)) < np.where(kind[:, None] == np.arange(6) % 2, 0.95, 0.05), jnp.float32)
     model = MixtureModel(num_components=2, component=Bernoulli(), data_shape=(2, 3))
     batch = {"x": x.reshape(200, 2, 3)}
-    state = model.init(jax.random.key(0), batch)
+    state = compiled(model).init(jax.random.key(0), batch)
     step = jax.jit(model.train_step)
     for i in range(20):
         state, metrics = step(state, batch, jax.random.key(i))
@@ -84,7 +85,7 @@ def test_bernoulli_mixture_learns_and_imputes():
     assert abs(metrics["loss"] - (6 * entropy + np.log(2))) < 0.2
     hidden = jnp.zeros((200, 2, 3), bool).at[:, 0].set(True)
     assert np.abs(np.asarray(model.impute(state, {**batch, "observed": hidden}) - batch["x"])).mean() < 0.15
-    assert model.sample(state, jax.random.key(0), 3).shape == (3, 2, 3)
+    assert compiled(model).sample(state, jax.random.key(0), 3).shape == (3, 2, 3)
 
 
 def test_imputation_by_several_components_is_conditioning_of_their_density():
@@ -92,9 +93,11 @@ def test_imputation_by_several_components_is_conditioning_of_their_density():
     factors = jnp.array([[[1.0, 0.0], [0.8, 0.5]], [[0.6, 0.0], [-0.9, 0.7]]])
     parts = {"mean": jnp.array([[0.0, 1.0], [1.0, -2.0]]), "scale": factors}
     params = {"log_weights": jnp.log(jnp.array([0.3, 0.7])), "parts": parts}
-    state = model.init(jax.random.key(0), {"x": jnp.ones((2, 2))}).replace(params=params)
+    state = compiled(model).init(jax.random.key(0), {"x": jnp.ones((2, 2))}).replace(params=params)
     grid = np.linspace(-10, 10, 4001)
-    density = np.exp(model.log_prob(state, {"x": jnp.stack([jnp.full(4001, 0.4), jnp.asarray(grid, jnp.float32)], 1)}))
+    density = np.exp(
+        compiled(model).log_prob(state, {"x": jnp.stack([jnp.full(4001, 0.4), jnp.asarray(grid, jnp.float32)], 1)})
+    )
     density = np.float64(density) / density.sum()
     batch = {"x": jnp.array([[0.4, 99.0]] * 4000), "observed": jnp.array([[True, False]] * 4000)}
     mean = (grid * density).sum()
@@ -109,7 +112,7 @@ def run(model, batch, num_steps):
     """The state after a number of steps, and the losses."""
     step = lambda state, _: model.train_step(state, batch, jax.random.key(0))
     scan = jax.jit(lambda s: jax.lax.scan(step, s, length=num_steps))
-    return scan(model.init(jax.random.key(1), batch))
+    return scan(compiled(model).init(jax.random.key(1), batch))
 
 
 def test_a_dirichlet_process_prunes_what_the_data_do_not_need_as_scikit_learn_does(points):
