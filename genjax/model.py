@@ -183,6 +183,7 @@ class PartSources(NamedTuple):
 
     Attributes:
       model_of: the model of the run in a working directory; raises UserError if it does not know all tokens.
+      described: the model of the run in a working directory, whatever tokens it knows.
       token_bytes: the text of each token of the data, as bytes; empty for special tokens.
       params_of: (working directory, tree of arrays) -> the run's averaged parameters, in the tree; None while models
         are described only.
@@ -190,6 +191,7 @@ class PartSources(NamedTuple):
 
     model_of: Callable[[str], GenerativeModel]
     token_bytes: Callable[[], list[bytes]]
+    described: Callable[[str], GenerativeModel]
     params_of: Callable[[str, PyTree], PyTree] | None = None
 
 
@@ -213,6 +215,14 @@ class HasParts(Protocol):
 
     def make_parts(self, sources: PartSources) -> dict[str, PyTree]:
         """Values of `TrainState.extra`, by name."""
+
+
+@runtime_checkable
+class StartsFromParts(HasParts, Protocol):
+    """A model whose parameters start as those of networks of other runs or libraries, each in its place."""
+
+    def start_params(self, params: PyTree, sources: PartSources) -> PyTree:
+        """New parameters, on their devices, with what is taken in place of what `init` drew."""
 
 
 @runtime_checkable
@@ -513,7 +523,20 @@ class ReadsDocuments(Protocol):
 
 @runtime_checkable
 class DescribesPictures(HasVocabulary, Protocol):
-    """A model that writes captions of pictures, or answers to questions about them."""
+    """A model that writes captions of pictures, or answers to questions about them.
+
+    Attributes:
+      needs_pictures: whether there is no text without a picture.
+    """
+
+    needs_pictures: bool
+    end_token: int | None
+    sampling: Any
+
+    def reader(self, state: TrainState, x: Array | None, prompts: Array, lengths: Array | None) -> Any:
+        """The `Decoder` with which functions of `genjax.decoding` write about pictures [B, H, W, C], what it continues
+        after prompts [B, P], and the lengths of that [B] or None.
+        """
 
     def prompts_of(self, batch: Batch) -> tuple[Array, Array]:
         """The start token and the question of each row of `tokens`, [B, P] padded on the right, and lengths [B]."""

@@ -33,6 +33,7 @@ from genjax.families.language.t5 import T5
 from genjax.families.multimodal.clip import CLIP
 from genjax.families.multimodal.clip_text import TextEncoder
 from genjax.families.multimodal.flamingo import Flamingo
+from genjax.families.multimodal.llava import LLaVA
 from genjax.families.multimodal.siglip import SigLIP
 from genjax.families.multimodal.whisper import Whisper
 from genjax.families.vae.autoencoder_kl import AutoencoderKL
@@ -60,10 +61,13 @@ MODELS: dict[str, type[Any]] = {
     "mistral": GPT,
     "qwen2": GPT,
     "qwen3": GPT,
+    "gemma": GPT,
     "t5": T5,
     "bart": BART,
     "clip": CLIP,
     "siglip": SigLIP,
+    "llava": LLaVA,
+    "paligemma": LLaVA,
     "clip_text_model": TextEncoder,
     "whisper": Whisper,
     "idefics": Flamingo,
@@ -165,7 +169,7 @@ _STACK_FIELDS = (
 )  # fmt: skip
 _MODEL_FIELDS = (
     "num_types", "position_offset", "skip_padding", "embedding_norm", "tie_embeddings", "scale_logits", "logit_bias",
-    "patch_size",
+    "patch_size", "feature_layer", "feature_norm", "class_token", "projector_layers", "prefix_attention",
 )  # fmt: skip
 
 
@@ -269,8 +273,9 @@ def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str =
 
     Args:
       folder: made where it does not exist.
-      model: BERT, RoBERTa, GPT, T5, BART, CLIP, SigLIP, TextEncoder or Whisper; a model that is made of one of them; a
-        reward model; AutoencoderKL; FlowMatching with an MMDiT or a Flux; or StableDiffusion, a folder of parts.
+      model: BERT, RoBERTa, GPT, T5, BART, CLIP, SigLIP, LLaVA, TextEncoder or Whisper; a model that is made of one of
+        them; a reward model; AutoencoderKL; FlowMatching with an MMDiT or a Flux; or StableDiffusion, a folder of
+        parts.
       params: the model's parameters.
       dtype: type of the tensors: float32, bfloat16 or float16.
       source: folder of a checkpoint or of a run whose tokenizer belongs to the model, or None; its files for texts,

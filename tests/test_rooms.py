@@ -58,6 +58,8 @@ COMPOSITES = {
     "genjax.families.multimodal.audio_language_model": {"language"},
     "genjax.families.multimodal.flamingo": {"language"},
     "genjax.families.multimodal.idefics_checkpoints": {"language"},
+    "genjax.families.multimodal.llava": {"language"},
+    "genjax.families.multimodal.llava_checkpoints": {"language"},
     # Encoders of questions and documents, and a language model that reads.
     "genjax.families.retrieval.dpr": {"language"},
     "genjax.families.retrieval.rag": {"language"},

@@ -222,6 +222,20 @@ class CaptionedImages(Images, DelimitedText):
         levels = read_image(Path(file).expanduser(), self.image_size or (height, width), channels)
         return Images.transform(self, {"x": jnp.asarray(self._resized_levels(levels[None]))}, jax.random.key(0))["x"]
 
+    def beginning(self, text: str, with_picture: bool = True) -> np.ndarray:
+        """The tokens [P] that a model continues after a prompt: here, the first words of a caption.
+
+        Args:
+          text: the prompt.
+          with_picture: whether a picture is given.
+
+        Raises:
+          DataError: the prompt has words that the tokenizer does not know.
+        """
+        del with_picture
+        words = self.make_tokenizer().encode(text.strip()) if text.strip() else ()
+        return np.array([self.start_token, *words], np.int32)
+
     def opening(self, texts: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
         """What a model reads before it writes: `prompts` int32 [N, P], padded on the right, and their lengths [N].
 

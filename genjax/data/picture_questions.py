@@ -3,6 +3,9 @@
     row        start, question, separator, answer, separator
     loss_mask  True at the answer and the separator behind it
 
+For a model that reads pictures in place of tokens, such as LLaVA, `picture_tokens` times the token of a picture stand
+behind the start; it is a token of its own behind the vocabulary.
+
 VQA v2 (Goyal et al. 2017, arXiv:1612.00837) has the pictures of a split in data.dir/SPLIT, and beside the folder
 SPLIT_questions.json ("questions": image_id, question_id, question) and SPLIT_annotations.json ("annotations":
 question_id, answer_type, multiple_choice_answer, answers of ten people).  The number at the end of a picture's file
@@ -32,6 +35,7 @@ from genjax.data.images import Images
 from genjax.data.scenes import questions as scene_questions
 from genjax.data.scenes.grammar import COLOURS, RELATIONS, SHAPES
 from genjax.data.scenes.pictures import render
+from genjax.data.text.base import DelimitedText
 
 
 class Asked(NamedTuple):
@@ -58,6 +62,10 @@ class PictureQuestions(CaptionedImages):
       name: scenes, made pictures with balanced questions of six kinds; or vqa, the files of VQA v2 at data.dir.
       captions: not used.
       sequence_length: tokens T of a question and its answer with all special tokens; longer questions are cut.
+      picture_tokens: number of tokens behind the start in whose place a model reads the picture; 0 writes none, but
+        keeps their token in the vocabulary, for a language model that learns texts first; None for models that read
+        the picture beside the text.
+      learn_questions: whether the words of the question count too, as for a language model that learns texts.
       num_made: training questions of scenes.
       num_held_out: questions of each other split of scenes.
     """
@@ -66,6 +74,43 @@ class PictureQuestions(CaptionedImages):
     names: ClassVar[tuple[str, ...]] = ("scenes", "vqa")
 
     sequence_length: int = 16
+    picture_tokens: int | None = None
+    learn_questions: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.picture_tokens is not None and self.picture_tokens < 0:
+            raise DataError(f"data.picture_tokens={self.picture_tokens} must not be negative")
+
+    def spec(self) -> dict[str, Any]:
+        """As of captions; with picture_tokens also image_token, and the length of rows with their picture tokens."""
+        found = super().spec()
+        if self.picture_tokens is None:
+            return found
+        return {
+            **found,
+            "vocab_size": self._image_token + 1,
+            "image_token": self._image_token,
+            "picture_tokens": self.picture_tokens,
+            "sequence_length": self._row_length,
+        }
+
+    @property
+    def _image_token(self) -> int:
+        # Not the pictures' settings, which need the rows that this token is in.
+        return DelimitedText.spec(self)["vocab_size"]
+
+    @property
+    def _row_length(self) -> int:
+        return self.sequence_length + (self.picture_tokens or 0)
+
+    @property
+    def _picture(self) -> list[int]:
+        return [self._image_token] * self.picture_tokens if self.picture_tokens else []
+
+    def decode(self, tokens: np.ndarray) -> str:
+        ids = np.asarray(tokens)
+        return super().decode(ids[ids != self._image_token] if self.picture_tokens else ids)
 
     def asked(self, split: str) -> list[Asked]:
         """The questions of a split."""
@@ -87,18 +132,15 @@ class PictureQuestions(CaptionedImages):
 
     def _rows(self, asked: Sequence[Asked]) -> dict[str, np.ndarray]:
         encode = functools.lru_cache(maxsize=None)(self.make_tokenizer().encode)
-        rows, firsts = [], []
+        rows, firsts, picture = [], [], self._picture
         for each in asked:
             answer = self.framed(encode(f" {each.answer}"), self.sequence_length // 2)
             question = self._question(encode(each.text), self.sequence_length - len(answer))
-            rows.append([*question, *answer])
-            firsts.append(len(question))
-        tokens, mask = self.pad(rows, self.sequence_length)
-        return {
-            "tokens": tokens,
-            "mask": mask,
-            "loss_mask": mask & (np.arange(self.sequence_length)[None] >= np.array(firsts)[:, None]),
-        }
+            rows.append([*question[:1], *picture, *question[1:], *answer])
+            firsts.append(1 + len(picture) if self.learn_questions else len(picture) + len(question))
+        tokens, mask = self.pad(rows, self._row_length)
+        counted = np.arange(self._row_length)[None] >= np.array(firsts)[:, None]
+        return {"tokens": tokens, "mask": mask, "loss_mask": mask & counted}
 
     def _question(self, ids: np.ndarray, length: int) -> list[int]:
         start = self._start
@@ -120,9 +162,20 @@ class PictureQuestions(CaptionedImages):
                     f"the question {text[:60]!r} takes {len(row)} tokens, and data.sequence_length="
                     f"{self.sequence_length} leaves {self.sequence_length - 2} for it"
                 )
-            rows.append(row)
+            rows.append([*row[:1], *self._picture, *row[1:]])
         prompts, mask = self.pad(rows, max(map(len, rows)))
         return prompts, mask.sum(1).astype(np.int32)
+
+    def beginning(self, text: str, with_picture: bool = True) -> np.ndarray:
+        """A question as a model reads it, [P], with the tokens of its picture if there is one.
+
+        Raises:
+          DataError: there is no question, or one has words that the tokenizer does not know or is too long.
+        """
+        if not text.strip():
+            raise DataError("the run answers questions; give one by --prompt=TEXT")
+        prompt = self.opening([text])[0][0]
+        return prompt if with_picture else prompt[prompt != self._image_token]
 
     def answer_of(self, tokens: np.ndarray) -> str:
         """The answer in a row [T]: what stands behind its first separator."""

@@ -4,6 +4,7 @@ from genjax.decoding.answers import joined, of_answers
 from genjax.decoding.base import Decoder, Generation, Step, end_tokens, num_bytes, prefill, repeat_rows, take_rows
 from genjax.decoding.beam import Beams, beam_search, length_penalty
 from genjax.decoding.constraint import Automaton, from_regular_expression, stop_strings
+from genjax.decoding.context import context_decoder, likeliest
 from genjax.decoding.contrastive import contrastive_search
 from genjax.decoding.generate import generate, stream
 from genjax.decoding.sampling import Sampling
@@ -22,12 +23,14 @@ __all__ = [
     "Watermark",
     "beam_search",
     "check_tokens",
+    "context_decoder",
     "contrastive_search",
     "end_tokens",
     "from_regular_expression",
     "generate",
     "joined",
     "length_penalty",
+    "likeliest",
     "num_bytes",
     "of_answers",
     "prefill",

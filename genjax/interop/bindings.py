@@ -65,7 +65,7 @@ class Binding:
         """Our array in their arrangement, without the other parts of the tensor."""
         if self.axes is not None:
             array = array.transpose(np.argsort(self.axes))
-        array = array.reshape(*array.shape, *(1,) * self.trailing)
+        array = array.reshape((*array.shape, *(1,) * self.trailing))
         return array[None] if self.leading else array
 
     @property

@@ -48,7 +48,7 @@ class Transformer:
       mlp_dim: features of the hidden layer, None for 4 width (gated: 8/3 width, up to a multiple of 32).
       activation: non-linearity of the hidden layer.
       gated: multiply it by a second linear map: SwiGLU with "silu", GEGLU with "gelu" (Shazeer 2020).
-      norm: "layer" (LayerNorm) or "rms" (RMSNorm).
+      norm: "layer" (LayerNorm), "rms" (RMSNorm), or "rms_offset", whose scale is 1 + its parameter (Gemma).
       norm_placement: "pre", before each sublayer, or "post", after it.
       norm_epsilon: added to the variance.
       final_norm: whether the output is normalised; used with norm_placement="pre" only.
@@ -87,7 +87,7 @@ class Transformer:
     mlp_dim: int | None = None
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] = "gelu_tanh"
     gated: bool = False
-    norm: Literal["layer", "rms"] = "layer"
+    norm: Literal["layer", "rms", "rms_offset"] = "layer"
     norm_placement: Literal["pre", "post"] = "pre"
     norm_epsilon: float = 1e-5
     final_norm: bool = True
@@ -196,9 +196,25 @@ class StackOutput(NamedTuple):
     auxiliary: Array
 
 
+class OffsetRMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + epsilon) (1 + scale), in float32 (Gemma, arXiv:2403.08295)."""
+
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon)
+        return (wide * jnp.broadcast_to(1.0 + scale, wide.shape)).astype(self.dtype)
+
+
 def _norm(config: Transformer, dtype: Any, name: str) -> nn.Module:
     if config.norm == "rms":
         return nn.RMSNorm(epsilon=config.norm_epsilon, dtype=dtype, name=name)
+    if config.norm == "rms_offset":
+        return OffsetRMSNorm(epsilon=config.norm_epsilon, dtype=dtype, name=name)
     return nn.LayerNorm(
         epsilon=config.norm_epsilon, use_bias=config.use_bias, dtype=dtype, use_fast_variance=False, name=name
     )
@@ -370,7 +386,7 @@ class TransformerStack(nn.Module):
         length = x.shape[1]
         if cache is not None and (segment_ids is not None or not config.causal):
             raise UserError("a cache serves causal stacks without packed segments")
-        if config.norm_placement not in ("pre", "post") or config.norm not in ("layer", "rms"):
+        if config.norm_placement not in ("pre", "post") or config.norm not in ("layer", "rms", "rms_offset"):
             raise UserError(f"unknown norm={config.norm!r} or norm_placement={config.norm_placement!r}")
         if prefix_lengths is not None and segment_ids is not None:
             raise UserError("a prefix that is seen both ways does not go with packed segments")

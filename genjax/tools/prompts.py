@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax import config, decoding
+from genjax.data import CaptionedImages
 from genjax.data.base import HasTokenizer, RendersChats
 from genjax.data.text.tokenizer import Tokenizer
-from genjax.model import AnswersText, ContinuesText, FillsMasks, HasExtraTokens
+from genjax.model import AnswersText, ContinuesText, DescribesPictures, FillsMasks, HasExtraTokens
 from genjax.training import Run, runs
 
 #: Largest number of new tokens, by default.
@@ -52,6 +53,7 @@ class Options:
       watermark_seed: secret number of a watermark to put in, or to detect.
       watermark_delta: number that the watermark adds to logits of green tokens.
       watermark_fraction: share of the vocabulary that is green.
+      image: file of a picture that the prompt is about, for a run that writes about pictures.
     """
 
     max_new_tokens: int | None = None
@@ -65,6 +67,7 @@ class Options:
     watermark_seed: int | None = None
     watermark_delta: float = 2.0
     watermark_fraction: float = 0.25
+    image: str | None = None
 
     def __post_init__(self) -> None:
         config.check_at_least(self, max_new_tokens=1, num_beams=1)
@@ -110,11 +113,16 @@ def generate(run: Run, prompt: Prompt = "", options: Options | None = None) -> I
     """
     options, run = options or Options(), runs.policy_run(run)
     tokenizer = tokenizer_of(run)
+    if options.image is not None and not isinstance(run.model, DescribesPictures):
+        raise config.ConfigError(
+            f"{run.workdir} holds a {type(run.model).__name__}, which sees no pictures; leave --image out"
+        )
     if isinstance(run.model, FillsMasks):
         return iter(["\n".join(fill_masks(run, tokenizer, prompt))])
     tokens = continuation(run, tokenizer, prompt, options)
     ends = ends_of(run, prompt)
-    return pieces_as_text((token for token in tokens if token not in ends), pieces_of(tokenizer))
+    texts = pieces_as_text((token for token in tokens if token not in ends), pieces_of(tokenizer))
+    return without_first_blank(texts) if isinstance(run.model, DescribesPictures) else texts
 
 
 def detect(run: Run, text: str, options: Options) -> Detection:
@@ -144,6 +152,15 @@ def pieces_as_text(tokens: Iterable[int], pieces: Sequence[bytes]) -> Iterator[s
     yield decoder.decode(b"", True)
 
 
+def without_first_blank(texts: Iterable[str]) -> Iterator[str]:
+    """Texts that follow each other, without the blank before the first word: captions and answers begin with it."""
+    begun = False
+    for text in texts:
+        text = text if begun else text.lstrip()
+        begun = begun or bool(text)
+        yield text
+
+
 def tokenizer_of(run: Run) -> Tokenizer:
     """The tokenizer of a run.
 
@@ -151,7 +168,8 @@ def tokenizer_of(run: Run) -> Tokenizer:
       ConfigError: the data are no tokens with text, or the tokenizer does not belong to the checkpoint.
     """
     data, model = run.experiment.data, run.model
-    if not isinstance(data, HasTokenizer) or not isinstance(model, FillsMasks | AnswersText | ContinuesText):
+    writes = FillsMasks | AnswersText | ContinuesText | DescribesPictures
+    if not isinstance(data, HasTokenizer) or not isinstance(model, writes):
         raise config.ConfigError(
             f"{run.workdir} holds a {type(model).__name__} of {type(data).__name__}, which continues no text"
         )
@@ -193,18 +211,35 @@ def ends_of(run: Run, prompt: Prompt) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*ends, data.end_of_turn())))
 
 
-def start_of(run: Run, tokenizer: Tokenizer, text: Prompt) -> tuple[Any, np.ndarray]:
+def start_of(run: Run, tokenizer: Tokenizer, text: Prompt, image: str | None = None) -> tuple[Any, np.ndarray]:
     """The decoder, and the tokens [P] that it continues: the prompt's tokens, or the first token of an answer to it.
 
     Raises:
-      ConfigError: a chat is to be continued by a run that has no template for chats.
+      ConfigError: a chat is to be continued by a run that has no template for chats, or there is no picture to write
+        about.
     """
     model = run.model
+    if isinstance(text, str) and isinstance(model, DescribesPictures):
+        return _about_picture(run, text, image)
     if isinstance(text, str) and isinstance(model, AnswersText):
         source = np.array([run.experiment.data.source_ids(text)], np.int32)
         return model.answer_decoder(run.state, source), np.array([model.answer_start], np.int32)
     tokens = tokens_of(run, tokenizer, text)
     return model.token_decoder(run.state), tokens
+
+
+def _about_picture(run: Run, text: str, image: str | None) -> tuple[Any, np.ndarray]:
+    """As `start_of`, for a model that writes about pictures."""
+    data, model = run.experiment.data, run.model
+    if not isinstance(data, CaptionedImages):
+        raise config.ConfigError(f"{run.workdir} was not trained on pictures with texts (data.name={data.name})")
+    if image is None and model.needs_pictures:
+        raise config.ConfigError(
+            f"{run.workdir} holds a {type(model).__name__}, which writes about a picture; give one by --image=FILE"
+        )
+    prompt = jnp.asarray(data.beginning(text, image is not None))[None]
+    decoder, starts, _ = model.reader(run.state, None if image is None else data.read_picture(image), prompt, None)
+    return decoder, np.asarray(starts[0])
 
 
 def tokens_of(run: Run, tokenizer: Tokenizer, text: Prompt, **settings: Any) -> np.ndarray:
@@ -265,7 +300,7 @@ def num_new_tokens(options: Options, prompt: np.ndarray, *decoders: Any) -> int:
 def continuation(run: Run, tokenizer: Tokenizer, text: Prompt, options: Options) -> Iterable[int]:
     """Yields the new tokens of a prompt, one at a time if the search allows it."""
     model = run.model
-    decoder, prompt = start_of(run, tokenizer, text)
+    decoder, prompt = start_of(run, tokenizer, text, options.image)
     end, key = ends_of(run, text) or None, jax.random.key(options.seed)
     rows, size = jnp.asarray(prompt)[None], num_new_tokens(options, prompt, decoder)
     if options.search == "sample":

@@ -211,7 +211,11 @@ def resolve(
 
 def part_sources(data: Data) -> PartSources:
     """What describes the frozen parts of models for these data; it reads no checkpoint."""
-    return PartSources(model_of=lambda run: _model_of(run, data), token_bytes=lambda: _token_bytes(data))
+    return PartSources(
+        model_of=lambda run: _model_of(run, data),
+        token_bytes=lambda: _token_bytes(data),
+        described=lambda run: load_config(Path(run))[1].model,
+    )
 
 
 def _model_of(run: str, data: Data) -> GenerativeModel:

@@ -10,7 +10,7 @@ import numpy as np
 
 from genjax.config import ConfigError
 from genjax.data import Data
-from genjax.model import ChecksStart, HasParts, HasPretrained, TrainState
+from genjax.model import ChecksStart, HasParts, HasPretrained, StartsFromParts, TrainState
 from genjax.training.checkpoints import Checkpoints, flatten, unflatten, warm_start
 from genjax.training.engine import Engine
 from genjax.training.experiment import load_config, part_sources
@@ -40,6 +40,10 @@ def first_state(engine: Engine, checkpoints: Checkpoints, quiet: bool = True) ->
     if isinstance(model, HasPretrained) and model.pretrained is not None:
         plain = engine.collect(state)
         state = _started(engine, plain, model.pretrained_params(plain.params))
+    if isinstance(model, StartsFromParts):
+        plain = engine.collect(state)
+        sources = part_sources(engine.experiment.data)._replace(params_of=_params_of)
+        state = _started(engine, plain, model.start_params(plain.params, sources))
     if source is not None:
         plain = engine.collect(state)
         taken = warm_start(plain.params, source, training.init_prefix, model)

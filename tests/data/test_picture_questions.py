@@ -41,6 +41,29 @@ def test_questions_that_cannot_be_asked_are_refused(question, message):
         DATA.opening([question])
 
 
+def test_the_tokens_of_a_picture_stand_behind_the_start_and_are_never_cut():
+    data = PictureQuestions(num_made=24, num_held_out=12, picture_tokens=3)
+    spec, plain = data.spec(), DATA.spec()
+    image = plain["vocab_size"]
+    assert (spec["image_token"], spec["vocab_size"], spec["picture_tokens"]) == (image, image + 1, 3)
+    assert spec["sequence_length"] == 19 and "image_token" not in plain
+    rows, without = (own.load("test").gather(np.arange(12)) for own in (data, DATA))
+    assert (rows["tokens"][:, 1:4] == image).all()
+    for name in ("tokens", "mask", "loss_mask"):
+        np.testing.assert_array_equal(np.delete(rows[name], slice(1, 4), axis=1), without[name])
+    asked = data.asked("test")[0]
+    assert data.decode(rows["tokens"][0]) == asked.text and data.answer_of(rows["tokens"][0]) == asked.answer
+    np.testing.assert_array_equal(data.opening([asked.text])[0][0], rows["tokens"][0, : rows["loss_mask"][0].argmax()])
+    np.testing.assert_array_equal(data.beginning(asked.text, with_picture=False), DATA.opening([asked.text])[0][0])
+    texts = PictureQuestions(num_made=24, num_held_out=12, picture_tokens=0, learn_questions=True)
+    learned = texts.load("test").gather(np.arange(12))
+    assert texts.spec()["vocab_size"] == image + 1 and texts.spec()["sequence_length"] == 16
+    np.testing.assert_array_equal(learned["tokens"], without["tokens"])
+    np.testing.assert_array_equal(learned["loss_mask"], without["mask"] & (np.arange(16) > 0)[None])
+    with pytest.raises(DataError, match="data.picture_tokens=-1 must not be negative"):
+        PictureQuestions(picture_tokens=-1)
+
+
 def vqa(root):
     for split in ("train", "validation", "test"):
         (root / split).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""GPT-2, Llama, Mistral, Qwen2 and Qwen3 of the library transformers, tiny and random, beside ours."""
+"""GPT-2, Llama, Mistral, Qwen2, Qwen3 and Gemma of the library transformers, tiny and random, beside ours."""
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,7 @@ CASES = {
     "qwen2": ("Qwen2ForCausalLM", {**LLAMA, "tie_word_embeddings": True, "rope_parameters": YARN}),
     "qwen3": ("Qwen3ForCausalLM", {**LLAMA, "head_dim": 8, "use_sliding_window": True, "sliding_window": 4,
                                    "max_window_layers": 0}),
+    "gemma": ("GemmaForCausalLM", {**LLAMA, "head_dim": 6, "num_key_value_heads": 1}),
 }  # fmt: skip
 
 

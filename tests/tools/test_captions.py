@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import caption
+from experiments import caption, generate
 from genjax.config import ConfigError
 from genjax.data import CaptionedImages, DataError
 from genjax.data.scenes.grammar import parse
@@ -39,6 +39,18 @@ def test_a_file_is_seen_and_answered_as_the_example_that_it_shows(run, file, cap
     assert "vqa_accuracy_relation" in capsys.readouterr().out
     paths = samples.write(run, samples.Options(num_samples=3))
     assert [path.suffix for path in paths] == [".txt", ".png"] and len(paths[0].read_text().splitlines()) == 3
+
+
+def test_a_prompt_about_a_picture_is_continued_by_the_command_of_texts(run, file, capsys):
+    question = run.experiment.data.asked("test")[0].text
+    answer = captions.describe_file(run, file, question)
+    flags = ["generate", f"--workdir={run.workdir}", "--model.sampling.temperature=0"]
+    assert generate.main([*flags, f"--image={file}", f"--prompt={question}", "--max_new_tokens=3"]) == 0
+    assert capsys.readouterr().out.strip() == answer
+    with pytest.raises(ConfigError, match="Captioner, which writes about a picture; give one by --image=FILE"):
+        generate.main([*flags, f"--prompt={question}"])
+    with pytest.raises(DataError, match="answers questions; give one by --prompt=TEXT"):
+        generate.main([*flags, f"--image={file}"])
 
 
 def test_what_cannot_be_described_is_refused_in_a_sentence(run, file, tmp_path):

@@ -354,28 +354,16 @@ class EncoderDecoder(FromPretrained, FineTuned):
         module = self.module(unroll=True)
         params = self.merged_params(state.eval_params)
         params = {**params, "decoder": unrolled(params["decoder"], self.decoder)}
-        network = self.decoder_network
         self.encoder.check_length(source.shape[1], "the sources take", "model.encoder")
 
-        def init(batch: int, length: int, ragged: bool) -> PyTree:
-            network.check_length(length, "the targets take", "model.decoder")
-            cache = network.init_cache(batch, length, jnp.dtype(self.compute_dtype), ragged)
-            context = module.apply({"params": params}, source, source_mask, method="encode")
-            return {"cache": cache.replace(context_mask=source_mask), "context": context}
+        def encode() -> Array:
+            return module.apply({"params": params}, source, source_mask, method="encode")
 
-        def extend(memory: PyTree, tokens: Array) -> decoding.Step:
-            # The first call stores the context's keys and values in the cache.
-            inputs = (tokens, memory.get("context"), None, memory["cache"])
-            logits, out = module.apply({"params": params}, *inputs, method="decode")
-            return decoding.Step(logits, {"cache": out.cache}, out.x)
+        def decode(tokens: Array, context: Array | None, cache: Cache) -> tuple[Array, StackOutput]:
+            return module.apply({"params": params}, tokens, context, None, cache, method="decode")
 
-        def rewind(memory: PyTree, length: Array) -> PyTree:
-            return {"cache": memory["cache"].replace(length=length)}
-
-        def grow(memory: PyTree, length: int) -> PyTree:
-            return {**memory, "cache": memory["cache"].grow(length)}
-
-        return decoding.Decoder(init=init, extend=extend, rewind=rewind, grow=grow, max_length=network.longest)
+        options = {"what": "the targets take", "name": "model.decoder", "dtype": jnp.dtype(self.compute_dtype)}
+        return decoding.context_decoder(self.decoder_network, encode, decode, context_mask=source_mask, **options)
 
     def _starts(self, count: int) -> Array:
         filled(self, "sequence_length")
@@ -393,10 +381,7 @@ class EncoderDecoder(FromPretrained, FineTuned):
 
         With one beam, each token is the likeliest one.
         """
-        if num_beams == 1:
-            greedy = decoding.Sampling(temperature=0.0)
-            return self.generate(state, jax.random.key(0), source, source_mask, sampling=greedy).tokens
-        beams = decoding.beam_search(
+        return decoding.likeliest(
             self.answer_decoder(state, source, source_mask),
             self._starts(source.shape[0]),
             self.sequence_length,
@@ -404,7 +389,6 @@ class EncoderDecoder(FromPretrained, FineTuned):
             end_token=self._ends,
             alpha=self.length_penalty if alpha is None else alpha,
         )
-        return beams.tokens[:, 0]
 
     def generate(
         self,

@@ -1,4 +1,4 @@
-"""Autoregressive transformer language models: GPT-2 (Radford et al. 2019) and Llama-like (Touvron et al. 2023).
+"""Autoregressive transformer language models: GPT-2 (Radford et al. 2019), Llama-like (Touvron et al. 2023), Gemma.
 
     p(x_1 .. x_T | x_0) = prod_t p(x_t | x_<t),    p(. | x_<t) = softmax(W h_t),   h = transformer(x_0 .. x_{T-1})
 
@@ -41,9 +41,10 @@ class LanguageModel(nn.Module):
     config: Transformer
     tie_embeddings: bool = True
     dtype: Any = jnp.float32
+    embedding_scale: float = 1.0
 
     def setup(self) -> None:
-        self.embedding = TokenEmbedding(self.vocab_size, self.config, dtype=self.dtype)
+        self.embedding = TokenEmbedding(self.vocab_size, self.config, scale=self.embedding_scale, dtype=self.dtype)
         self.stack = TransformerStack(self.config, self.dtype)
         if not self.tie_embeddings:
             self.head = OutputMap(self.vocab_size, self.config.init_std, self.dtype)
@@ -96,6 +97,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
       end_token: token that ends a sample, or several; None takes the token that ends the data's documents.
       network: the transformer stack; its `max_length` is the longest context.
       tie_embeddings: whether logits are products with the token embeddings.
+      embedding_scale: factor on the token embeddings where they are read (Gemma: the square root of the width).
       z_loss: weight of the squared log-normalizer of the logits (PaLM, Chowdhery et al. 2022).
       label_smoothing: probability that the loss spreads over all tokens; not used in evaluation.
       sampling: how `sample` and `generate` choose tokens.
@@ -115,6 +117,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
     end_token: int | tuple[int, ...] | None = None
     network: Transformer = Transformer()
     tie_embeddings: bool = True
+    embedding_scale: float = 1.0
     z_loss: float = 0.0
     label_smoothing: float = 0.0
     sampling: decoding.Sampling = decoding.Sampling()
@@ -133,7 +136,8 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
     def module(self, network: Transformer | None = None) -> LanguageModel:
         """The Linen module."""
         network = network or self.network
-        return LanguageModel(filled(self, "vocab_size"), network, self.tie_embeddings, jnp.dtype(self.compute_dtype))
+        dtype = jnp.dtype(self.compute_dtype)
+        return LanguageModel(filled(self, "vocab_size"), network, self.tie_embeddings, dtype, self.embedding_scale)
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         """Returns the state before the first step.

@@ -6,9 +6,6 @@ The encoder is a vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929),
 all patches, as in BLIP's captions (Li et al. 2022, arXiv:2201.12086, section 3.1).  A question is a prefix of the
 decoder's text, which is read and not counted, as the prompts of captions are there and questions are in GIT (Wang et
 al. 2022, arXiv:2205.14100, section 3.4); BLIP itself reads questions with an encoder of their own.
-
-A batch has pictures `x` [B, H, W, C] and `tokens` [B, T] with `mask`: the start token, the caption and the end token.
-With questions it has `loss_mask` too, which is True at the answer and its end, and False at the question before them.
 """
 
 from __future__ import annotations
@@ -21,15 +18,13 @@ import jax
 import jax.numpy as jnp
 
 from genjax import decoding
-from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
-from genjax.errors import UserError, filled
-from genjax.fine_tuning import FineTuned
-from genjax.metrics import Ratio
+from genjax.batch import Array, Batch, ComputeDtype, PyTree
+from genjax.errors import filled
+from genjax.families.multimodal.describing import DescribesPictures
 from genjax.model import TrainState
 from genjax.nn.dropout import fold_in
 from genjax.nn.lora import LoRA
 from genjax.nn.mixture_of_experts import refuse_experts
-from genjax.nn.tokens import sequence_metrics, summarize, token_nll, token_weights
 from genjax.nn.transformer import Cache, StackOutput, TokenEmbedding, Transformer, TransformerStack, unrolled
 from genjax.nn.vision_transformer import VisionTransformer
 from genjax.optimizers import AdamW, Cosine, Optimizer
@@ -68,7 +63,7 @@ class CaptionerNetwork(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Captioner(FineTuned):
+class Captioner(DescribesPictures):
     """A model that writes captions of pictures, or answers to questions about them.
 
     Attributes:
@@ -84,6 +79,7 @@ class Captioner(FineTuned):
         sequence_length - 1.
       num_beams: number of hypotheses of `describe`.
       length_penalty: exponent of the length by which `describe` divides scores; larger values favour longer texts.
+      label_smoothing: probability that the loss spreads over all tokens; not used in evaluation.
       sampling: how `sample` chooses tokens.
       lora: train low-rank updates of the linear maps and nothing else, or None.
       frozen: beginnings of the paths of parameters that are not trained, such as vision_encoder.
@@ -102,6 +98,7 @@ class Captioner(FineTuned):
     max_new_tokens: int | None = None
     num_beams: int = 4
     length_penalty: float = 0.0
+    label_smoothing: float = 0.0
     sampling: decoding.Sampling = decoding.Sampling()
     lora: LoRA | None = None
     frozen: tuple[str, ...] = ()
@@ -133,176 +130,22 @@ class Captioner(FineTuned):
         params = self.module().init(key, batch["x"][:1], batch["tokens"][:1, :1])["params"]
         return self.start(jax.random.fold_in(key, 1), params)
 
-    # Likelihood.
-
     def _logits(self, params: PyTree, batch: Batch, dropout_keys: Array | None = None) -> Array:
         # Padding is at the end of rows, where no token that counts sees it.
         inputs = (batch["x"], batch["tokens"][:, :-1], dropout_keys)
         return self.module().apply({"params": self.merged_params(params)}, *inputs)
 
-    def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-        """Mean over examples of the nats of all tokens that count, divided by T - 1; and metrics."""
-        logits = self._logits(params, batch, example_keys(key, batch))
-        nll, weights = token_nll(logits, batch["tokens"][:, 1:]), token_weights(batch)
-        return (nll * weights).mean(), {"nll_per_token": Ratio((nll * weights).sum(), weights.sum())}
-
-    def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
-        """Per example [B], given the picture and the question: `nll` in nats, `num_tokens`, `accuracy`, `exact_match`.
-
-        A token is right if it is the likeliest one after the true tokens before it.  `exact_match` is 1 if all tokens
-        that count are right; then the likeliest token at each place writes this text.
-        """
-        del key
-        logits = self._logits(state.eval_params, batch)
-        targets, weights = batch["tokens"][:, 1:], token_weights(batch)
-        hits = logits.argmax(-1) == targets
-        return {
-            **sequence_metrics(token_nll(logits, targets), weights, batch),
-            "accuracy": Ratio((hits * weights).sum(1), weights.sum(1)),
-            "exact_match": (hits | (weights == 0)).all(1).astype(jnp.float32),
-        }
-
-    def summarize(self, means: dict[str, float]) -> dict[str, float]:
-        """Adds nll_per_token (nats), bits_per_token and perplexity to means of `evaluate`."""
-        return summarize(means)
-
-    # Generation.
-
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        """Names of the arrays that `sample` takes."""
-        return ("source", "prompts", "prompt_lengths")
-
-    def check_condition(
-        self, source: Array | None = None, prompts: Array | None = None, prompt_lengths: Array | None = None
-    ) -> None:
-        """Raises UserError if pictures have another shape, or `prompts` a token outside the vocabulary."""
-        del prompt_lengths
-        shape = tuple(filled(self, "data_shape"))
-        if source is not None and tuple(source.shape[1:]) != shape:
-            raise UserError(f"the model sees pictures of the shape {shape}, and not {tuple(source.shape[1:])}")
-        if prompts is not None:
-            decoding.check_tokens(prompts, filled(self, "vocab_size"), "the question")
-
-    def with_source(self, batch: Batch, key: Array) -> Batch:
-        """The batch with its pictures as `source`, and the beginnings of its texts as conditions of `sample`."""
-        del key
-        prompts, lengths = self.prompts_of(batch)
-        return {**batch, "source": batch["x"], "prompts": prompts, "prompt_lengths": lengths}
-
-    def prompts_of(self, batch: Batch) -> tuple[Array, Array]:
-        """What comes before the text that counts: the start token, and the question if there is one.
-
-        Returns:
-          `prompts` int32 [B, P], padded on the right, and their lengths [B].
-        """
-        tokens = batch["tokens"]
-        if "loss_mask" not in batch:
-            return tokens[:, :1], jnp.ones(len(tokens), jnp.int32)
-        # A row without an answer has its whole text as prompt.
-        seen = batch["mask"] if "mask" in batch else jnp.ones_like(tokens, bool)
-        counted = batch["loss_mask"].astype(bool) & seen
-        lengths = jnp.where(counted.any(1), counted.argmax(1), seen.sum(1))
-        return tokens[:, :-1], jnp.clip(lengths, 1, tokens.shape[1] - 1).astype(jnp.int32)
-
-    def picture_decoder(self, state: TrainState, x: Array) -> decoding.Decoder:
+    def description_decoder(self, state: TrainState, x: Array) -> decoding.Decoder:
         """A decoder for `genjax.decoding` that continues texts about pictures [B, H, W, C]; each is encoded once."""
         self.check_condition(x)
-        module, network = self.module(unroll=True), self.decoder_network
-        params = self.merged_params(state.eval_params)
+        module, params = self.module(unroll=True), self.merged_params(state.eval_params)
         params = {**params, "stack": unrolled(params["stack"], self.decoder)}
 
-        def init(batch: int, length: int, ragged: bool) -> PyTree:
-            network.check_length(length, "the texts take", "model.decoder")
-            cache = network.init_cache(batch, length, jnp.dtype(self.compute_dtype), ragged)
-            return {"cache": cache, "context": module.apply({"params": params}, x, method="encode")}
+        def encode() -> Array:
+            return module.apply({"params": params}, x, method="encode")
 
-        def extend(memory: PyTree, tokens: Array) -> decoding.Step:
-            # The first call stores the keys and values of the picture in the cache.
-            inputs = (tokens, memory.get("context"), memory["cache"])
-            logits, out = module.apply({"params": params}, *inputs, method="decode")
-            return decoding.Step(logits, {"cache": out.cache}, out.x)
+        def decode(tokens: Array, context: Array | None, cache: Cache) -> tuple[Array, StackOutput]:
+            return module.apply({"params": params}, tokens, context, cache, method="decode")
 
-        def rewind(memory: PyTree, length: Array) -> PyTree:
-            return {"cache": memory["cache"].replace(length=length)}
-
-        def grow(memory: PyTree, length: int) -> PyTree:
-            return {**memory, "cache": memory["cache"].grow(length)}
-
-        return decoding.Decoder(init=init, extend=extend, rewind=rewind, grow=grow, max_length=network.longest)
-
-    @property
-    def _num_new(self) -> int:
-        return filled(self, "sequence_length") - 1 if self.max_new_tokens is None else self.max_new_tokens
-
-    def _starts(self, count: int) -> Array:
-        return jnp.full((count, 1), filled(self, "start_token"), jnp.int32)
-
-    def describe(
-        self,
-        state: TrainState,
-        x: Array,
-        prompts: Array | None = None,
-        prompt_lengths: Array | None = None,
-        num_beams: int | None = None,
-    ) -> Array:
-        """Likeliest captions of pictures, or answers to the questions in `prompts`, by beam search.
-
-        Args:
-          state: the state.
-          x: pictures, [B, H, W, C].
-          prompts: start token and question, int32 [B, P] padded on the right; None for the start token alone.
-          prompt_lengths: number of tokens of each prompt, [B]; None if all have P.
-          num_beams: number of hypotheses; with one, each token is the likeliest one.
-
-        Returns:
-          New tokens, int32 [B, N]; the end token fills rows.
-        """
-        self.check_condition(x, prompts)
-        prompts = self._starts(len(x)) if prompts is None else prompts
-        if num_beams == 1:
-            greedy = decoding.Sampling(temperature=0.0)
-            return self.generate(state, jax.random.key(0), x, prompts, prompt_lengths, sampling=greedy).tokens
-        beams = decoding.beam_search(
-            self.picture_decoder(state, x),
-            prompts,
-            self._num_new,
-            num_beams=num_beams or self.num_beams,
-            end_token=filled(self, "end_token"),
-            lengths=prompt_lengths,
-            alpha=self.length_penalty,
-        )
-        return beams.tokens[:, 0]
-
-    def generate(
-        self,
-        state: TrainState,
-        key: Array,
-        x: Array,
-        prompts: Array | None = None,
-        prompt_lengths: Array | None = None,
-        **options: Any,
-    ) -> decoding.Generation:
-        """Draws texts about pictures [B, H, W, C]; `options` are keyword arguments of `decoding.generate`."""
-        options = {"sampling": self.sampling, "end_token": filled(self, "end_token"), **options}
-        prompts = self._starts(len(x)) if prompts is None else prompts
-        decoder = self.picture_decoder(state, x)
-        return decoding.generate(decoder, key, prompts, self._num_new, lengths=prompt_lengths, **options)
-
-    def sample(
-        self,
-        state: TrainState,
-        key: Array,
-        num_samples: int,
-        source: Array | None = None,
-        prompts: Array | None = None,
-        prompt_lengths: Array | None = None,
-    ) -> Array:
-        """Draws texts [num_samples, 1 + N], the start token first, about pictures `source` [num_samples, H, W, C].
-
-        Without pictures, texts are about uniform noise.
-        """
-        if source is None:
-            source = jax.random.uniform(jax.random.fold_in(key, 1), (num_samples, *filled(self, "data_shape")))
-        out = self.generate(state, key, source, prompts, prompt_lengths)
-        return jnp.concatenate([self._starts(num_samples), out.tokens], axis=1)
+        options = {"what": "the texts take", "name": "model.decoder", "dtype": jnp.dtype(self.compute_dtype)}
+        return decoding.context_decoder(self.decoder_network, encode, decode, **options)

@@ -19,7 +19,7 @@ _TEXT = {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048
 _VISION = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 
 
-def _stack(part: Config) -> Transformer:
+def stack(part: Config) -> Transformer:
     """The stack of one encoder."""
     return clip_network(
         part.get("num_hidden_layers", 12),
@@ -34,7 +34,7 @@ def _stack(part: Config) -> Transformer:
     )
 
 
-def _stack_config(network: Transformer) -> dict[str, Any]:
+def stack_config(network: Transformer) -> dict[str, Any]:
     """The settings of one encoder's stack."""
     return {
         "hidden_size": network.width,
@@ -61,8 +61,8 @@ def _read(config: Config, names: Collection[str]) -> dict[str, Any]:
         "data_shape": (size, size, vision.get("num_channels", 3)),
         "vocab_size": text.get("vocab_size", 49408),
         "end_token": _end_token(text),
-        "text": _stack(text),
-        "vision": _stack(vision),
+        "text": stack(text),
+        "vision": stack(vision),
         "patch_size": vision.get("patch_size", 32),
         "embedding_dim": config.get("projection_dim", 512),
         "logit_scale": config.get("logit_scale_init_value", 2.6592),
@@ -70,7 +70,7 @@ def _read(config: Config, names: Collection[str]) -> dict[str, Any]:
 
 
 def _write(model: CLIP) -> dict[str, Any]:
-    part = lambda network: {**_stack_config(network), "projection_dim": model.embedding_dim}
+    part = lambda network: {**stack_config(network), "projection_dim": model.embedding_dim}
     tokens = {"vocab_size": model.vocab_size, "eos_token_id": 2 if model.end_token is None else model.end_token}
     picture = {"image_size": model.data_shape[0], "num_channels": model.data_shape[2], "patch_size": model.patch_size}
     return {
@@ -114,17 +114,24 @@ def text_bindings(network: Transformer, ours: str = "", theirs: str = "text_mode
     )
 
 
-def _bindings(model: CLIP) -> Bindings:
+def vision_bindings(model: Any) -> Bindings:
+    """Bindings of the encoder of pictures, of a model with the field `vision`."""
     vision = "vision_model"
     return merge(
-        text_bindings(model.text),
-        linear("text_projection", "text_projection", bias=False),
         same("vision_encoder/class", f"{vision}.embeddings.class_embedding"),
         {"vision_encoder/patch": Binding(f"{vision}.embeddings.patch_embedding.weight", (2, 3, 1, 0))},
         embedding("vision_encoder/position", f"{vision}.embeddings.position_embedding"),
         norm("vision_encoder/input_norm", f"{vision}.pre_layrnorm"),
         *stack_layers("vision_encoder/stack", vision, model.vision),
         norm("vision_encoder/stack/final_norm", f"{vision}.post_layernorm"),
+    )
+
+
+def _bindings(model: CLIP) -> Bindings:
+    return merge(
+        text_bindings(model.text),
+        linear("text_projection", "text_projection", bias=False),
+        vision_bindings(model),
         linear("vision_projection", "visual_projection", bias=False),
         same("logit_scale", "logit_scale"),
     )
@@ -139,7 +146,7 @@ def _read_text(config: Config, names: Collection[str]) -> dict[str, Any]:
     return {
         "vocab_size": text.get("vocab_size", 49408),
         "end_token": _end_token(text),
-        "network": _stack(text),
+        "network": stack(text),
         "projection_dim": text.get("projection_dim", 512) if projected else None,
     }
 
@@ -152,7 +159,7 @@ def _write_text(model: TextEncoder) -> dict[str, Any]:
         "vocab_size": model.vocab_size,
         "eos_token_id": 2 if model.end_token is None else model.end_token,
         "max_position_embeddings": model.network.max_length,
-        **_stack_config(model.network),
+        **stack_config(model.network),
         **projection,
     }
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 _PART = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 
 
-def _stack(part: Config) -> Transformer:
+def stack(part: Config) -> Transformer:
+    """The stack of one encoder."""
     return siglip_network(
         part.get("num_hidden_layers", 12),
         part["hidden_size"],
@@ -47,32 +48,34 @@ def _read(config: Config, names: Collection[str]) -> dict[str, Any]:
     return {
         "data_shape": (size, size, vision.get("num_channels", 3)),
         "vocab_size": text.get("vocab_size", 32000),
-        "text": _stack(text),
-        "vision": _stack(vision),
+        "text": stack(text),
+        "vision": stack(vision),
         "patch_size": vision.get("patch_size", 16),
     }
 
 
-def _write(model: SigLIP) -> dict[str, Any]:
-    def part(network: Transformer) -> dict[str, Any]:
-        return {
-            "hidden_size": network.width,
-            "num_hidden_layers": network.num_layers,
-            "num_attention_heads": network.num_heads,
-            "intermediate_size": network.size_of_mlp,
-            "hidden_act": {**THEIR_ACTIVATIONS, "gelu_tanh": "gelu_pytorch_tanh"}[network.activation],
-            "layer_norm_eps": network.norm_epsilon,
-            "attention_dropout": network.attention_dropout,
-        }
+def stack_config(network: Transformer) -> dict[str, Any]:
+    """The settings of one encoder's stack."""
+    return {
+        "hidden_size": network.width,
+        "num_hidden_layers": network.num_layers,
+        "num_attention_heads": network.num_heads,
+        "intermediate_size": network.size_of_mlp,
+        "hidden_act": {**THEIR_ACTIVATIONS, "gelu_tanh": "gelu_pytorch_tanh"}[network.activation],
+        "layer_norm_eps": network.norm_epsilon,
+        "attention_dropout": network.attention_dropout,
+    }
 
+
+def _write(model: SigLIP) -> dict[str, Any]:
     words = {"vocab_size": model.vocab_size, "projection_size": model.vision.width}
     picture = {"image_size": model.data_shape[0], "num_channels": model.data_shape[2], "patch_size": model.patch_size}
     length = {"max_position_embeddings": model.text.max_length}
     return {
         "architectures": ["SiglipModel"],
         "model_type": "siglip",
-        "text_config": {"model_type": "siglip_text_model", **words, **length, **part(model.text)},
-        "vision_config": {"model_type": "siglip_vision_model", **picture, **part(model.vision)},
+        "text_config": {"model_type": "siglip_text_model", **words, **length, **stack_config(model.text)},
+        "vision_config": {"model_type": "siglip_vision_model", **picture, **stack_config(model.vision)},
     }
 
 
@@ -94,6 +97,18 @@ def _pooling(ours: str, theirs: str) -> Bindings:
     return merge(*parts)
 
 
+def vision_bindings(model: Any) -> Bindings:
+    """Bindings of the encoder of pictures without its pooling, of a model with the field `vision`."""
+    vision = "vision_model"
+    return merge(
+        {"vision_encoder/patch": Binding(f"{vision}.embeddings.patch_embedding.weight", (2, 3, 1, 0))},
+        same("vision_encoder/patch_bias", f"{vision}.embeddings.patch_embedding.bias"),
+        embedding("vision_encoder/position", f"{vision}.embeddings.position_embedding"),
+        *stack_layers("vision_encoder/stack", vision, model.vision),
+        norm("vision_encoder/stack/final_norm", f"{vision}.post_layernorm"),
+    )
+
+
 def _bindings(model: SigLIP) -> Bindings:
     text, vision = "text_model", "vision_model"
     return merge(
@@ -102,11 +117,7 @@ def _bindings(model: SigLIP) -> Bindings:
         *stack_layers("text_stack", text, model.text),
         norm("text_stack/final_norm", f"{text}.final_layer_norm"),
         linear("text_projection", f"{text}.head"),
-        {"vision_encoder/patch": Binding(f"{vision}.embeddings.patch_embedding.weight", (2, 3, 1, 0))},
-        same("vision_encoder/patch_bias", f"{vision}.embeddings.patch_embedding.bias"),
-        embedding("vision_encoder/position", f"{vision}.embeddings.position_embedding"),
-        *stack_layers("vision_encoder/stack", vision, model.vision),
-        norm("vision_encoder/stack/final_norm", f"{vision}.post_layernorm"),
+        vision_bindings(model),
         _pooling("vision_pooling", f"{vision}.head"),
         same("logit_scale", "logit_scale", leading=True),
         same("logit_bias", "logit_bias", leading=True),

@@ -1,4 +1,4 @@
-"""Decoders of the library transformers: GPT-2, and the Llama-like Llama, Mistral, Qwen2 and Qwen3."""
+"""Decoders of the library transformers: GPT-2, and the Llama-like Llama, Mistral, Qwen2, Qwen3 and Gemma."""
 
 from __future__ import annotations
 
@@ -136,6 +136,18 @@ def _window(config: Config, kind: str) -> int | None:
     return window if kinds[0] == "sliding_attention" else None
 
 
+#: Features of a head where a configuration leaves them out and they do not follow from the width.
+_HEAD_DIM = {"qwen3": 128, "gemma": 256}
+
+
+def _activation(config: Config, kind: str) -> str:
+    if kind != "gemma":
+        return activation(config.get("hidden_act", "silu"))
+    # Old files say gelu, and mean its approximation.
+    name = config.get("hidden_activation") or config.get("hidden_act") or "gelu_pytorch_tanh"
+    return "gelu_tanh" if name == "gelu" else activation(name)
+
+
 def _reader(kind: str, their_base: float = 10000.0):
     def read(config: Config, names: Collection[str]) -> dict[str, Any]:
         attention_bias = config.get("attention_bias", False)
@@ -147,9 +159,10 @@ def _reader(kind: str, their_base: float = 10000.0):
             number(config, "hidden_size"),
             heads,
             config.get("num_key_value_heads") or (8 if kind == "mistral" else heads),
-            head_dim=config.get("head_dim") or (128 if kind == "qwen3" else number(config, "hidden_size") // heads),
+            head_dim=config.get("head_dim") or _HEAD_DIM.get(kind) or number(config, "hidden_size") // heads,
             mlp_dim=number(config, "intermediate_size"),
-            activation=activation(config.get("hidden_act", "silu")),
+            activation=_activation(config, kind),
+            norm="rms_offset" if kind == "gemma" else "rms",
             norm_epsilon=config.get("rms_norm_eps", 1e-6),
             max_length=config.get("max_position_embeddings", 2048),
             use_bias=config.get("mlp_bias", False),
@@ -165,8 +178,9 @@ def _reader(kind: str, their_base: float = 10000.0):
             "vocab_size": number(config, "vocab_size"),
             "start_token": token(config, "bos_token_id", None),
             "end_token": tokens(config, "eos_token_id", None),
-            "tie_embeddings": config.get("tie_word_embeddings", False),
+            "tie_embeddings": config.get("tie_word_embeddings", kind == "gemma"),
             "network": network,
+            **({"embedding_scale": network.width**0.5} if kind == "gemma" else {}),
         }
 
     return read
@@ -175,11 +189,13 @@ def _reader(kind: str, their_base: float = 10000.0):
 def _kind(model: GPT) -> str | None:
     """Which of the Llama-like architectures a model is."""
     n = model.network
-    common = n.norm == "rms" and n.norm_placement == "pre" and n.final_norm and n.gated and n.positions == "rotary"
-    if not common or n.experts is not None or n.attention_scale is not None:
+    common = n.norm_placement == "pre" and n.final_norm and n.gated and n.positions == "rotary"
+    if not common or n.norm == "layer" or n.experts is not None or n.attention_scale is not None:
         return None
     qkv = n.use_bias if n.qkv_bias is None else n.qkv_bias
     output = n.use_bias if n.output_bias is None else n.output_bias
+    if n.norm == "rms_offset":
+        return "gemma" if qkv == output and not n.use_bias and not n.qk_norm and n.window is None else None
     if n.qk_norm:
         return "qwen3" if qkv == output and not n.use_bias else None
     if qkv and not output and not n.use_bias:
@@ -190,7 +206,7 @@ def _kind(model: GPT) -> str | None:
 
 
 def _writer(kind: str):
-    name = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
+    name = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma": "Gemma"}[kind]
 
     def write(model: GPT) -> dict[str, Any]:
         n = model.network
@@ -214,13 +230,15 @@ def _writer(kind: str):
             "tie_word_embeddings": model.tie_embeddings,
             **write_rotary(n),
         }
-        if kind in ("llama", "qwen3"):
+        if kind in ("llama", "qwen3", "gemma"):
             config["attention_bias"] = bool(n.use_bias if n.qkv_bias is None else n.qkv_bias)
         if kind == "llama":
             config["mlp_bias"] = n.use_bias
+        if kind == "gemma" and n.activation == "gelu_tanh":
+            config["hidden_act"] = "gelu_pytorch_tanh"
         if kind == "mistral":
             config["sliding_window"] = n.window
-        elif kind != "llama":
+        elif kind not in ("llama", "gemma"):
             config |= {"use_sliding_window": n.window is not None, "sliding_window": n.window, "max_window_layers": 0}
             config["layer_types"] = ["full_attention" if n.window is None else "sliding_attention"] * n.num_layers
         return config
@@ -287,6 +305,6 @@ ARCHITECTURES = (
             head_paths=("heads/",),
             writes=lambda model, kind=kind: _kind(model) == kind,
         )
-        for kind in ("llama", "mistral", "qwen2", "qwen3")
+        for kind in ("llama", "mistral", "qwen2", "qwen3", "gemma")
     ),
 )
