@@ -17,7 +17,7 @@ from genjax.batch import example_keys
 from genjax.data.base import ArrayExamples, DataError, Examples, Outline
 from genjax.data.captions import captions_of
 from genjax.data.emoji import emoji_captions, read_emoji
-from genjax.data.fitting import fit_pictures, read_image
+from genjax.data.fitting import fit_pictures
 from genjax.data.folders import folder_files, folder_images
 from genjax.data.images import Images
 from genjax.data.scenes.grammar import lexicon
@@ -211,16 +211,6 @@ class CaptionedImages(Images, DelimitedText):
         if np.ndim(samples) == 2 and np.issubdtype(np.asarray(samples).dtype, np.integer):
             return write_lines(stem, [self.decode(row) for row in samples])
         return Images.write_samples(self, samples, stem)
-
-    def read_picture(self, file: str | Path) -> jax.Array:
-        """A picture of a file as models of this data see it, float32 [1, H, W, C].
-
-        Raises:
-          DataError: the file is not a readable picture; the message names it.
-        """
-        height, width, channels = self.spec()["data_shape"]
-        levels = read_image(Path(file).expanduser(), self.image_size or (height, width), channels)
-        return Images.transform(self, {"x": jnp.asarray(self._resized_levels(levels[None]))}, jax.random.key(0))["x"]
 
     def beginning(self, text: str, with_picture: bool = True) -> np.ndarray:
         """The tokens [P] that a model continues after a prompt: here, the first words of a caption.

@@ -5,13 +5,14 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments.quality import judged
 from genjax.config import ConfigError
 from genjax.data.scenes import grammar
 from genjax.families.diffusion.caption_encoder import TEXT_PARTS, CaptionEncoder
 from genjax.families.diffusion.guidance import Guidance
-from genjax.tools import judging, pairs, samples
+from genjax.tools import edits, judging, pairs, samples
 from genjax.tools.pairs import Options, clip_score, hard_negatives, retrieval
 from genjax.tools.quality import Options as QualityOptions
 from genjax.training import resolve
@@ -136,3 +137,27 @@ def test_a_drawing_model_takes_the_encoder_of_a_clip_run(drawing, clip):
     params = warm_start(model.init(jax.random.key(5), batch).params, str(clip.workdir), TEXT_PARTS, model)
     context = model.with_context(params, model.condition(batch))["context"]
     np.testing.assert_allclose(context, clip.model.text_features(clip.state, batch["tokens"]), atol=1e-5)
+
+
+def test_edits_of_a_picture_of_a_file(drawing, tmp_path):
+    data = drawing.experiment.data
+    x = data.to_unit(np.asarray(data.transform(data.load("test").gather(np.arange(1)), jax.random.key(0))["x"]))[0]
+    Image.fromarray(np.round(255 * x).astype(np.uint8)).save(tmp_path / "x.png")
+    white = np.zeros((32, 32), np.uint8)
+    white[:, 16:] = 255
+    Image.fromarray(white).save(tmp_path / "mask.png")
+    Image.fromarray(0 * white).save(tmp_path / "black.png")
+    given = {"image": str(tmp_path / "x.png"), "prompt": "a small red circle", "output": str(tmp_path / "out.png")}
+    path = edits.write(drawing, edits.Options(mask=str(tmp_path / "mask.png"), num_steps=2, **given))
+    found = np.asarray(Image.open(path)) / 255
+    np.testing.assert_allclose(found[:, :16], x[:, :16], atol=2 / 255)
+    assert np.abs(found[:, 16:] - x[:, 16:]).mean() > 0.05
+    for options, message in (
+        ({**given, "image": None}, "give it by --image=FILE"),
+        ({**given, "image": str(tmp_path / "none.png")}, "none.png"),
+        ({**given, "mask": str(tmp_path / "black.png")}, "black.png is of one colour; it is white where"),
+        ({**given, "strength": 0.1}, "strength=0.1 is less than half a step"),
+        ({**given, "prompt": "a pink circle"}, "' pink', which is not among"),
+    ):
+        with pytest.raises(Exception, match=message):
+            edits.write(drawing, edits.Options(**options))

@@ -487,12 +487,7 @@ class Diffusion:
 
         The key draws what the sampler adds on its way; for the rest see `sample`.
         """
-        condition = self.sampling_condition(state, len(z), label, condition)
-        negative = {
-            name: condition.pop(f"negative_{name}") for name in ("tokens", "mask") if f"negative_{name}" in condition
-        }
-        if negative and not self.guidance.is_used:
-            raise UserError("negative_tokens are what guidance leads away from, and guidance.scale is 0")
+        condition, negative = self.sampling_conditions(state, len(z), label, condition)
         model = self.on_grid()
         denoise = model.denoiser(
             state.eval_params, condition, weak_params=state.extra.get("weak_params"), empty=negative
@@ -520,6 +515,22 @@ class Diffusion:
         label = np.asarray(label)
         if label.size and (int(label.min()) < 0 or int(label.max()) > self.num_classes):
             raise UserError(f"labels must lie between 0 and {self.num_classes - 1} ({self.num_classes} for no class)")
+
+    def sampling_conditions(
+        self, state: TrainState, num_samples: int, label: Array | None, given: Condition
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The conditions given to `sample`, checked and completed, and those that guidance leads away from.
+
+        Raises:
+          UserError: see `sampling_condition`; or there is nothing that leads away from negative conditions.
+        """
+        condition = self.sampling_condition(state, num_samples, label, given)
+        negative = {
+            name: condition.pop(f"negative_{name}") for name in ("tokens", "mask") if f"negative_{name}" in condition
+        }
+        if negative and not self.guidance.is_used:
+            raise UserError("negative_tokens are what guidance leads away from, and guidance.scale is 0")
+        return condition, negative
 
     def sampling_condition(
         self, state: TrainState, num_samples: int, label: Array | None, given: Condition

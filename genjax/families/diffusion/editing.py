@@ -36,7 +36,7 @@ def image_to_image(
     model = model.on_grid()
     sampler, process = model.sampler, model.process_of(state.eval_params)
     noise_key, step_key = jax.random.split(key)
-    condition = model.sampling_condition(state, len(x), condition.pop("label", None), condition)
+    condition, negative = model.sampling_conditions(state, len(x), condition.pop("label", None), condition)
     start = round((1.0 - strength) * sampler.num_steps)
     if start == sampler.num_steps:
         raise UserError(
@@ -45,7 +45,7 @@ def image_to_image(
         )
     _, alpha, sigma = sampler.grid(process)
     z = alpha[start] * x + sigma[start] * jax.random.normal(noise_key, x.shape)
-    denoise = model.denoiser(state.eval_params, condition)
+    denoise = model.denoiser(state.eval_params, condition, empty=negative)
     return sampler.run(denoise, process, z, step_key, start=jnp.asarray(start))
 
 
@@ -76,6 +76,7 @@ def inpaint(
     key: Array,
     x: Array,
     mask: Array,
+    /,
     num_steps: int = 50,
     num_resamples: int = 5,
     jump_length: int = 1,
@@ -113,12 +114,12 @@ def inpaint(
             f"RePaint needs the mean of the data, which {type(model).__name__} does not give; use EDM or DDPM"
         )
     process, sampler = model.process_of(state.eval_params), model.sampler
-    condition = model.sampling_condition(state, len(x), condition.pop("label", None), condition)
-    denoise = model.denoiser(state.eval_params, condition)
+    condition, negative = model.sampling_conditions(state, len(x), condition.pop("label", None), condition)
+    denoise = model.denoiser(state.eval_params, condition, empty=negative)
     known = jnp.broadcast_to(mask, x.shape) > 0
     x = jnp.where(known, x, 0.0)
     spacing = sampler.spacing if spacing is None else spacing
-    grid = times(process, spacing, num_steps, sampler.rho, min_log_ratio=sampler.min_log_ratio)
+    grid = times(process, spacing, num_steps, sampler.rho, min_log_ratio=sampler.min_log_ratio, shift=sampler.shift)
     order = resampling_steps(num_steps, num_resamples, jump_length)
     at = lambda nodes: jax.tree.map(lambda a: a[nodes], grid)
     rows = (at(order[:, 0]), at(order[:, 0] + 1), at(order[:, 1]), jnp.arange(len(order)))

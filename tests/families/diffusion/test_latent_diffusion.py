@@ -9,6 +9,7 @@ import pytest
 
 from genjax.batch import example_keys
 from genjax.errors import UserError
+from genjax.families.diffusion import code_editing
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.guidance import Guidance
 from genjax.families.diffusion.latent_diffusion import LatentDiffusion
@@ -209,3 +210,28 @@ def test_texts_are_filled_up_with_the_encoders_padding():
         WITH_TEXT.padded_tokens(jnp.zeros((1, 5), jnp.int32), None, None)
     with pytest.raises(UserError, match="pictures with texts, and the batch has only x"):
         WITH_TEXT.with_conditions({}, BATCH, jax.random.key(0))
+
+
+def test_edits_start_at_the_code_of_a_picture_and_keep_what_is_known(texts):
+    rng = np.random.default_rng(1)
+    noise, code_noise = (jnp.asarray(rng.normal(size=(4, 4, 4, 4)), jnp.float32) for _ in range(2))
+    given = {"tokens": TOKENS, "noise": noise, "code_noise": code_noise}
+
+    @jax.jit
+    def all_of_them(state):
+        edited = lambda **options: code_editing.edit(WITH_TEXT, state, jax.random.key(0), X, **given, **options)
+        code = code_editing.code_of(WITH_TEXT, state, state.params, X, code_noise)
+        # The last of two steps of DDIM ends at the estimate of the data.
+        model = WITH_TEXT.code_model()
+        params = WITH_TEXT.merged_params(state.params)
+        condition = WITH_TEXT.text_condition(params, TOKENS)
+        denoise = model.denoiser(params["diffusion"], condition, empty=WITH_TEXT.empty_condition(params, 4))
+        t = jnp.asarray(0.5)
+        z = model.process.alpha(t) * code + model.process.sigma(t) * noise
+        decoded = lambda codes: WITH_TEXT.decode_codes(state, codes)
+        by_hand = decoded(denoise(z, t, jnp.zeros_like(z)).x0)
+        kept = edited(strength=1.0, known=jnp.ones((1, 8, 8, 1)))
+        return (edited(strength=0.5), by_hand), (kept, decoded(code))
+
+    for found, expected in all_of_them(texts):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
