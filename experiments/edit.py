@@ -4,34 +4,21 @@
     python -m experiments.edit --pretrained=FOLDER --image=photo.png --mask=mask.png --prompt="a dog" --strength=1
     python -m experiments.edit --workdir=runs/text_to_image_scenes --image=scene.png --prompt="a small red circle"
 
-FOLDER holds a pipeline of the library diffusers (model_index.json), whose network may see masks; a run is of a
-diffusion model of pictures, which fills masks in by RePaint.
+FOLDER holds a pipeline of the library diffusers (model_index.json), whose network may see masks, with --lora=FILE for
+low-rank updates; a run is of a diffusion model of pictures, which fills masks in by RePaint.
 """
 
 from __future__ import annotations
-
-import dataclasses
 
 from experiments import command_line
 from genjax.tools import edits
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FolderOptions(edits.Options):
-    """Options of edits by a folder.
-
-    Attributes:
-      pretrained: folder of a pipeline of the library diffusers.
-    """
-
-    pretrained: str | None = None
-
-
 def main(arguments: list[str]) -> int:
     if command_line.first_flags(arguments, {"pretrained": True}):
-        options = command_line.options_only(arguments, __doc__, FolderOptions())
+        options = command_line.options_only(arguments, __doc__, edits.Options())
         if options is not None:
-            print(edits.write_from_folder(options.pretrained, options))
+            print(edits.write_from_folder(options))
         return 0
     given = command_line.run_and_options(arguments, __doc__, edits.Options())
     if given is not None:

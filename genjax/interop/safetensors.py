@@ -109,6 +109,12 @@ def read_header(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The strings by name in the header of a file that `read_header` has read."""
+    with path.open("rb") as file:
+        return json.loads(file.read(struct.unpack("<Q", file.read(8))[0])).get("__metadata__") or {}
+
+
 def read_folder(folder: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint, which is one file or several with an index.
 

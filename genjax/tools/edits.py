@@ -1,6 +1,6 @@
 """Pictures of files, changed by a diffusion model: image to image, and inpainting where there is a mask.
 
-    edits.write_from_folder("FOLDER", edits.Options(image="photo.png", prompt="a red house", strength=0.6))
+    edits.write_from_folder(edits.Options(pretrained="FOLDER", image="photo.png", prompt="a red house", strength=0.6))
     edits.write(genjax.restore("runs/scenes"), edits.Options(image="scene.png", mask="mask.png"))
 
 A mask is white where the picture is drawn anew.  A model in pixels fills it in by RePaint, Stable Diffusion as its
@@ -24,6 +24,7 @@ from genjax.data.images import Images, write_grid
 from genjax.data.text.prompts import PromptTokenizer
 from genjax.families.diffusion import code_editing, editing
 from genjax.families.diffusion.diffusion import Diffusion
+from genjax.families.diffusion.lora_files import with_updates
 from genjax.families.diffusion.stable_diffusion import StableDiffusion
 from genjax.pretrained import load_pretrained
 from genjax.tools import conditions
@@ -35,6 +36,8 @@ class Options:
     """Options of edits.
 
     Attributes:
+      pretrained: folder of a pipeline of the library diffusers, in place of a run.
+      lora: file of low-rank updates for the folder, under peft's or kohya's names.
       image: file of the picture.
       mask: file of the mask, white where the picture is drawn anew; without it the whole picture changes.
       prompt: what the result shows, for a model that reads text.
@@ -47,6 +50,8 @@ class Options:
       output: path of the picture; by default edit.png in the run, or in the current folder.
     """
 
+    pretrained: str | None = None
+    lora: str | None = None
     image: str | None = None
     mask: str | None = None
     prompt: str | None = None
@@ -69,6 +74,10 @@ def write(run: Run, options: Options) -> Path:
       ConfigError: the run is not of a diffusion model of pictures, or does not read texts.
       DataError: the picture cannot be read.
     """
+    if options.lora is not None:
+        raise config.ConfigError(
+            "--lora names updates for a folder; give it by --pretrained=FOLDER, or leave --lora out"
+        )
     model, data = run.model, run.experiment.data
     if not isinstance(model, (Diffusion, StableDiffusion)) or len(model.data_shape or ()) != 3:
         raise config.ConfigError(
@@ -86,18 +95,22 @@ def write(run: Run, options: Options) -> Path:
     return _write(model, run.state, x, texts, options, default, data.to_unit)
 
 
-def write_from_folder(folder: str | Path, options: Options) -> Path:
-    """Changes a picture by a pipeline of the library diffusers in a folder, and writes the results as one PNG.
+def write_from_folder(options: Options) -> Path:
+    """Changes a picture by the pipeline of the library diffusers in a folder, and writes the results as one PNG.
 
     Raises:
       ConfigError: the folder holds no pipeline.
       DataError: the picture cannot be read.
     """
-    found = load_pretrained(folder)
+    found = load_pretrained(options.pretrained)
     if not isinstance(found.model, StableDiffusion):
         raise config.ConfigError(
-            f"{folder} holds a {type(found.model).__name__} and no pipeline; give the folder with model_index.json"
+            f"{options.pretrained} holds a {type(found.model).__name__} and no pipeline; give the folder of one, with "
+            "model_index.json"
         )
+    if options.lora is not None:
+        model, params = with_updates(found.model, found.params, options.lora)
+        found = dataclasses.replace(found, model=model, params=params)
     model = _changed(found.model, options)
     height, width, channels = model.data_shape
     levels = read_image(Path(_given(options)).expanduser(), (height, width), channels)

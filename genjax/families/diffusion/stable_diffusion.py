@@ -6,18 +6,23 @@ library diffusers (Rombach et al. 2022, arXiv:2112.10752; SDXL: Podell et al. 20
                        size; each height first)
     guidance           away from the context of the empty text, or of a negative text
 
+A model learns a new word by an embedding behind its vocabulary's, with all else frozen (textual inversion: Gal et al.
+2022, arXiv:2208.01618); and a subject without forgetting its class (DreamBooth: Ruiz et al. 2022, arXiv:2208.12242):
+
+    loss(pictures, texts) + prior_weight loss(pictures that the model drew of the class, their texts)
+
 Genjax counts guidance from 0: a scale of 6.5 here is guidance_scale=7.5 of the library.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from genjax.batch import Array, Batch, PyTree, example_keys
+from genjax.batch import Array, Batch, Metrics, PyTree, example_keys
 from genjax.errors import UserError
 from genjax.families.diffusion import pipelines
 from genjax.families.diffusion.controlnet import ControlledUNet, controlled, edges, started_from_unet
@@ -27,6 +32,14 @@ from genjax.families.diffusion.processes import expand
 from genjax.families.multimodal.clip_text import TextEncoder
 from genjax.interop.huggingface import given_up
 from genjax.model import TrainState
+
+#: Arrays of a batch that are of a picture with its text.
+_PAIR = ("x", "tokens", "mask", "second_tokens")
+
+
+def _table(text: PyTree) -> Array:
+    """The embeddings of a text encoder's tokens, [V, C]."""
+    return text["text_embedding"]["token"]["embedding"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +59,13 @@ class StableDiffusion(LatentDiffusion):
       image_channels: channels that the network sees beside the code; 5 for inpainting, a mask and a masked code.
       pretrained: folder of a pipeline of the library diffusers to start from, whose sizes replace those here.
       zero_empty: a dropped text has the context 0 and not the encoding of the empty text (SDXL).
+      new_tokens: number of embeddings of new words, whose tokens follow the vocabulary's; with
+        frozen=autoencoder,text,diffusion they alone are trained.
+      new_tokens_from: token whose embedding they start at; None for the mean of all.
+      prior_weight: weight of the loss on the batch's `prior_x` and `prior_tokens`.
     """
+
+    heads: ClassVar[tuple[str, ...]] = ("new_tokens",)
 
     text: TextEncoder = TextEncoder()
     second_text: TextEncoder | None = None
@@ -57,6 +76,9 @@ class StableDiffusion(LatentDiffusion):
     image_channels: int = 0
     pretrained: str | None = None
     zero_empty: bool = False
+    new_tokens: int = 0
+    new_tokens_from: int | None = None
+    prior_weight: float = 0.0
     frozen: tuple[str, ...] = ("autoencoder", "text")
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -98,7 +120,7 @@ class StableDiffusion(LatentDiffusion):
         loaded = pipelines.load_params(theirs, self.pretrained, given_up(wanted, set()))
         if fresh:
             loaded["diffusion"] = started_from_unet({**params["diffusion"], "unet": loaded["diffusion"]})
-        return {**params, **loaded}
+        return {**params, **loaded, **self.first_new_tokens(loaded["text"])}
 
     def check_start(self, source: Any) -> None:
         if self.pretrained is None:
@@ -115,12 +137,35 @@ class StableDiffusion(LatentDiffusion):
         self, params: PyTree, tokens: Array, second_tokens: Array | None = None
     ) -> tuple[Array, Array | None]:
         """Context [B, T, C] and pooled features [B, D] (or None) of tokens [B, T]."""
-        context, pooled = self.text.encode(params["text"], tokens)
+        encoder, own = self.text, params["text"]
+        if self.new_tokens:
+            end = encoder.vocab_size - 1 if encoder.end_token is None else encoder.end_token
+            encoder = dataclasses.replace(encoder, vocab_size=encoder.vocab_size + self.new_tokens, end_token=end)
+            table = jnp.concatenate([_table(own), params["new_tokens"]["embedding"]])
+            own = {**own, "text_embedding": {**own["text_embedding"], "token": {"embedding": table}}}
+        context, pooled = encoder.encode(own, tokens)
         if self.second_text is not None:
             second = tokens if second_tokens is None else second_tokens
             more, pooled = self.second_text.encode(params["second_text"], second)
             context = jnp.concatenate([context, more], axis=-1)
         return context, pooled
+
+    def first_new_tokens(self, text: PyTree) -> dict[str, PyTree]:
+        """The embeddings of new words before the first step, given the text encoder's parameters; {} if there are none.
+
+        Raises:
+          UserError: the model has two encoders, or the token to start from does not exist.
+        """
+        if not self.new_tokens:
+            return {}
+        if self.second_text is not None:
+            raise UserError("model.new_tokens are for models with one text encoder, and SDXL has two; give 0")
+        first, count = self.new_tokens_from, self.text.vocab_size
+        if first is not None and not 0 <= first < count:
+            raise UserError(f"model.new_tokens_from={first} is no token of the vocabulary of {count}")
+        table = _table(text)
+        row = table.mean(0) if first is None else table[first]
+        return {"new_tokens": {"embedding": jnp.tile(row[None], (self.new_tokens, 1))}}
 
     def sizes(self, count: int) -> Array:
         """The six numbers of SDXL for whole pictures of the model's size, [count, 6]."""
@@ -199,7 +244,28 @@ class StableDiffusion(LatentDiffusion):
         params = {**super().fixed_params(key, batch), "text": self.text.init(first_key, tokens).params}
         if self.second_text is not None:
             params["second_text"] = self.second_text.init(second_key, tokens).params
-        return params
+        return {**params, **self.first_new_tokens(params["text"])}
+
+    def loss(self, params: PyTree, batch: Batch, key: Array, learned: PyTree | None = None) -> tuple[Array, Metrics]:
+        """Mean loss of the diffusion model, and its metrics; with prior_weight also `prior_loss`.
+
+        Raises:
+          UserError: the batch lacks the pictures of the class or their texts.
+        """
+        own = {name: value for name, value in batch.items() if not name.startswith("prior_")}
+        if not self.prior_weight:
+            return super().loss(params, own, key, learned)
+        prior = {name.removeprefix("prior_"): value for name, value in batch.items() if name.startswith("prior_")}
+        if not {"x", "tokens"} <= set(prior):
+            raise UserError(
+                f"model.prior_weight={self.prior_weight} weighs pictures of the subject's class that the model drew "
+                "itself; give the batch prior_x and prior_tokens, or prior_weight=0"
+            )
+        loss, metrics = super().loss(params, own, key, learned)
+        # What is said of places in the batch holds for both.
+        common = {name: value for name, value in own.items() if name not in (*_PAIR, *self.diffusion.condition_on)}
+        other, _ = super().loss(params, {**common, **prior}, jax.random.fold_in(key, 4), learned)
+        return loss + self.prior_weight * other, {**metrics, "prior_loss": other}
 
     def coded(self, params: PyTree, learned: PyTree, batch: Batch, key: Array, training: bool) -> Batch:
         inner = super().coded(params, learned, batch, key, training)

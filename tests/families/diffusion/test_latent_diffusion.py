@@ -23,7 +23,7 @@ from genjax.families.vae.autoencoder_kl import AutoencoderKL
 from genjax.families.vae.picture_autoencoder import PictureNetwork
 from genjax.families.vae.vae import VAE
 from genjax.nn.lora import LoRA
-from genjax.optimizers import AdamW
+from genjax.optimizers import SGD, AdamW
 
 CODER = AutoencoderKL(network=PictureNetwork(channels=(4, 4), num_groups=2))
 OPTIMIZER = AdamW(learning_rate=1e-2, weight_decay=0.1, ema_decay=0.5)
@@ -235,3 +235,46 @@ def test_edits_start_at_the_code_of_a_picture_and_keep_what_is_known(texts):
 
     for found, expected in all_of_them(texts):
         np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_of_a_new_word_its_embedding_alone_is_trained(texts):
+    frozen = ("autoencoder", "text", "diffusion")
+    model = dataclasses.replace(WITH_TEXT, lora=None, new_tokens=2, new_tokens_from=5, frozen=frozen)
+    params = {name: texts.params[name] for name in ("autoencoder", "text", "diffusion")}
+    params |= model.first_new_tokens(params["text"])
+    table = params["text"]["text_embedding"]["token"]["embedding"]
+    np.testing.assert_array_equal(params["new_tokens"]["embedding"], table[jnp.array([5, 5])])
+    # Numbers 9 and 10 follow the vocabulary of 9; the second is in no text.
+    batch = {"x": X, "tokens": TOKENS.at[:, 1].set(9)}
+    trained = model.trained_params(params)
+    assert set(trained) == {"new_tokens"}
+    state = texts.replace(params=params, ema_params=None, opt_state=SGD(learning_rate=1.0).build().init(trained))
+    model = dataclasses.replace(model, diffusion=dataclasses.replace(model.diffusion, optimizer=SGD(learning_rate=1.0)))
+    new, metrics = jax.jit(model.train_step)(state, batch, jax.random.key(1))
+    for name in ("autoencoder", "diffusion", "text"):
+        assert same(params[name], new.params[name])
+    moved = new.params["new_tokens"]["embedding"] - params["new_tokens"]["embedding"]
+    assert float(jnp.abs(moved[0]).max()) > 1e-6 and not moved[1].any()
+    # A word that starts at another is that word, whose loss is known.
+    plain = dataclasses.replace(WITH_TEXT, lora=None)
+    known = jax.jit(lambda p, b, k: plain.loss(p, b, k, {})[0])
+    same_word = {**batch, "tokens": TOKENS.at[:, 1].set(5)}
+    np.testing.assert_allclose(metrics["loss"], known(params, same_word, jax.random.key(1)), rtol=1e-5)
+
+    # DreamBooth's loss is the sum of two, the second weighted.
+    weighted = dataclasses.replace(plain, prior_weight=0.3)
+    prior = {"x": -X, "tokens": TOKENS}
+    both = {**same_word, **{f"prior_{name}": value for name, value in prior.items()}}
+    key = jax.random.key(2)
+    loss, metrics = jax.jit(lambda p, b: weighted.loss(p, b, key, {}))(params, both)
+    second = known(params, prior, jax.random.fold_in(key, 4))
+    np.testing.assert_allclose(metrics["prior_loss"], second, rtol=1e-5)
+    np.testing.assert_allclose(loss, known(params, same_word, key) + 0.3 * second, rtol=1e-5)
+    for change, given, words in (
+        ({"prior_weight": 0.3}, same_word, "give the batch prior_x and prior_tokens, or prior_weight=0"),
+        ({"new_tokens": 1, "new_tokens_from": 9}, None, "new_tokens_from=9 is no token of the vocabulary of 9"),
+        ({"new_tokens": 1, "second_text": TEXT}, None, "SDXL has two; give 0"),
+    ):
+        refused = dataclasses.replace(plain, **change)
+        with pytest.raises(UserError, match=words):
+            refused.first_new_tokens(params["text"]) if given is None else refused.loss(params, given, key, {})
