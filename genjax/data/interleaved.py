@@ -87,8 +87,6 @@ class Interleaved(DelimitedText):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.name != "scenes":
-            raise DataError(f"data.name={self.name} is no set of texts with pictures between them: scenes")
         for field, least in (("sequence_length", 26), ("num_made", 1), ("num_held_out", 1), ("num_pictures", 400)):
             if getattr(self, field) < least:
                 raise DataError(f"data.{field}={getattr(self, field)} must be at least {least}")
@@ -244,6 +242,8 @@ def _pool(data: Interleaved, split: str) -> tuple[np.ndarray, list[Kind]]:
 
 @functools.lru_cache(maxsize=8)
 def _rows(data: Interleaved, split: str) -> list[Row]:
+    if data.name != "scenes":
+        raise DataError(f"data.name={data.name} is no set of texts with pictures between them: scenes")
     check_split(split, SPLITS, data.name)
     _, kinds = _pool(data, split)
     rng = np.random.default_rng([3000 + SPLITS.index(split), 0])

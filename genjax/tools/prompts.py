@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax import config, decoding
-from genjax.data import CaptionedImages
+from genjax.data import CaptionedImages, Interleaved
 from genjax.data.base import HasTokenizer, RendersChats
 from genjax.data.text.tokenizer import Tokenizer
 from genjax.model import AnswersText, ContinuesText, DescribesPictures, FillsMasks, HasExtraTokens
@@ -53,7 +53,8 @@ class Options:
       watermark_seed: secret number of a watermark to put in, or to detect.
       watermark_delta: number that the watermark adds to logits of green tokens.
       watermark_fraction: share of the vocabulary that is green.
-      image: file of a picture that the prompt is about, for a run that writes about pictures.
+      image: file of a picture that the prompt is about, for a run that writes about pictures; or of several, each
+        written <image> in the prompt, for a run of texts with pictures between them.
     """
 
     max_new_tokens: int | None = None
@@ -67,7 +68,7 @@ class Options:
     watermark_seed: int | None = None
     watermark_delta: float = 2.0
     watermark_fraction: float = 0.25
-    image: str | None = None
+    image: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         config.check_at_least(self, max_new_tokens=1, num_beams=1)
@@ -211,7 +212,9 @@ def ends_of(run: Run, prompt: Prompt) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*ends, data.end_of_turn())))
 
 
-def start_of(run: Run, tokenizer: Tokenizer, text: Prompt, image: str | None = None) -> tuple[Any, np.ndarray]:
+def start_of(
+    run: Run, tokenizer: Tokenizer, text: Prompt, image: Sequence[str] | None = None
+) -> tuple[Any, np.ndarray]:
     """The decoder, and the tokens [P] that it continues: the prompt's tokens, or the first token of an answer to it.
 
     Raises:
@@ -228,17 +231,25 @@ def start_of(run: Run, tokenizer: Tokenizer, text: Prompt, image: str | None = N
     return model.token_decoder(run.state), tokens
 
 
-def _about_picture(run: Run, text: str, image: str | None) -> tuple[Any, np.ndarray]:
+def _about_picture(run: Run, text: str, image: Sequence[str] | None) -> tuple[Any, np.ndarray]:
     """As `start_of`, for a model that writes about pictures."""
     data, model = run.experiment.data, run.model
+    if isinstance(data, Interleaved):
+        x, tokens = data.read_prompt(text, image or ())
+        decoder, starts, _ = model.reader(run.state, x, jnp.asarray(tokens), None)
+        return decoder, np.asarray(starts[0])
     if not isinstance(data, CaptionedImages):
         raise config.ConfigError(f"{run.workdir} was not trained on pictures with texts (data.name={data.name})")
     if image is None and model.needs_pictures:
         raise config.ConfigError(
             f"{run.workdir} holds a {type(model).__name__}, which writes about a picture; give one by --image=FILE"
         )
+    if image is not None and len(image) > 1:
+        raise config.ConfigError(
+            f"{run.workdir} was trained on texts about one picture each, and --image={','.join(image)} are {len(image)}"
+        )
     prompt = jnp.asarray(data.beginning(text, image is not None))[None]
-    decoder, starts, _ = model.reader(run.state, None if image is None else data.read_picture(image), prompt, None)
+    decoder, starts, _ = model.reader(run.state, None if image is None else data.read_picture(image[0]), prompt, None)
     return decoder, np.asarray(starts[0])
 
 

@@ -86,11 +86,12 @@ def test_a_prompt_is_read_as_the_row_that_it_is(tmp_path):
 
 def test_settings_that_cannot_be_are_refused():
     for fields, message in (
-        ({"name": "web"}, "data.name=web is no set of texts with pictures between them: scenes"),
         ({"sequence_length": 20}, "data.sequence_length=20 must be at least 26"),
         ({"num_pictures": 20}, "data.num_pictures=20 must be at least 400"),
     ):
         with pytest.raises(DataError, match=message):
             Interleaved(**fields)
+    with pytest.raises(DataError, match="data.name=web is no set of texts with pictures between them: scenes"):
+        Interleaved(name="web").load("train")
     with pytest.raises(DataError, match="has no split 'shots'; it has train, validation, test, either"):
         DATA.rows("shots")

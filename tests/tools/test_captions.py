@@ -86,3 +86,22 @@ def test_scores_of_captions_and_answers():
     assert scores["exact_match"] == 0.5 and 0 < scores["bleu"] < 100 and 0 < scores["cider_d"] < 10
     scores = captions.answer_scores(["red", "2"], [("red",), ("two", "two", "three")], ["colour", "count"])
     assert scores["exact_match"] == 0.5 and scores["vqa_accuracy"] == scores["vqa_accuracy_count"] == 1.0
+
+
+def test_prompts_with_pictures_between_their_words_are_continued(file, tmp_path, capsys):
+    seeing = untrained("flamingo_scenes", tmp_path / "flamingo")
+    flags = ["generate", f"--workdir={seeing.workdir}", f"--image={file},{file}", "--max_new_tokens=2"]
+    text = "<image> this is dax <EOC> <image> this is"
+    assert generate.main([*flags, f"--prompt={text}", "--model.sampling.temperature=0"]) == 0
+    x, tokens = seeing.experiment.data.read_prompt(text, [file, file])
+    written = seeing.model.describe(seeing.state, x, tokens, num_beams=1)
+    assert capsys.readouterr().out.strip() == seeing.experiment.data.decode(np.asarray(written)[0])
+    with pytest.raises(DataError, match="the prompt has 1 image tokens, and 2 pictures are given"):
+        generate.main([*flags, "--prompt=<image> this is"])
+
+
+def test_several_pictures_of_a_text_about_one_are_refused(run, file):
+    with pytest.raises(ConfigError, match="texts about one picture each, and --image=.* are 2"):
+        generate.main(
+            ["generate", f"--workdir={run.workdir}", f"--image={file},{file}", "--prompt=is there a red circle?"]
+        )
