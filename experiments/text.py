@@ -23,6 +23,7 @@ text and on the text --other that was learned before.  --pictures draws attentio
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,18 @@ def main(arguments: list[str]) -> int:
         if isinstance(scores, dict):
             report(group, scores)
     path = Path(run.workdir) / f"text_{split}.json"
-    write_json(path, record)
+    write_json(path, {**earlier_groups(path, run.step), **record})
     print(*record["files"], f"written to {path}", sep="\n")
     return 0
+
+
+def earlier_groups(path: Path, step: int) -> dict[str, Any]:
+    """What was measured of the same checkpoint before, with other options."""
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return earlier if earlier.get("step") == step else {}
 
 
 def report(group: str, scores: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import genjax
+from experiments.text import earlier_groups
 from genjax import config
 from genjax.data import evaluation_batches
 from genjax.tools import text as text_measures
@@ -149,3 +150,12 @@ def test_samples_answer_examples_of_the_evaluation_split(name, tmp_path):
         for line in text.splitlines():
             source, answer, target = (part.split() for part in line.split("\t"))
             assert source[::-1] == answer == target
+
+
+def test_measures_of_one_checkpoint_stand_together(tmp_path):
+    path = tmp_path / "text_test.json"
+    assert earlier_groups(path, 3) == {}
+    path.write_text(json.dumps({"step": 3, "memorization": {"covered": 0.5}}))
+    assert earlier_groups(path, 3)["memorization"] == {"covered": 0.5} and earlier_groups(path, 4) == {}
+    path.write_text("{")
+    assert earlier_groups(path, 3) == {}
