@@ -1,7 +1,18 @@
 """Generation of tokens for every token model: a compiled loop of fixed shapes around a model's `Decoder`."""
 
 from genjax.decoding.answers import joined, of_answers
-from genjax.decoding.base import Decoder, Generation, Step, end_tokens, num_bytes, prefill, repeat_rows, take_rows
+from genjax.decoding.base import (
+    Decoder,
+    Generation,
+    Step,
+    compiled,
+    end_tokens,
+    num_bytes,
+    of_weights,
+    prefill,
+    repeat_rows,
+    take_rows,
+)
 from genjax.decoding.beam import Beams, beam_search, length_penalty
 from genjax.decoding.constraint import Automaton, from_regular_expression, stop_strings
 from genjax.decoding.context import context_decoder, likeliest
@@ -23,6 +34,7 @@ __all__ = [
     "Watermark",
     "beam_search",
     "check_tokens",
+    "compiled",
     "context_decoder",
     "contrastive_search",
     "end_tokens",
@@ -32,6 +44,7 @@ __all__ = [
     "length_penalty",
     "likeliest",
     "num_bytes",
+    "of_weights",
     "of_answers",
     "prefill",
     "repeat_rows",

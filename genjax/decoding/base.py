@@ -7,8 +7,9 @@ different numbers of tokens.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,8 @@ class Decoder(NamedTuple):
       max_length: the largest number of tokens that a memory can hold, or None.
       weight_bytes: size of the parameters that every step reads; None if the batch must not be split (the decoder holds
         per-row state such as an encoder's output).
+      weights: the arrays that the functions above read besides their arguments; None if they are not told.
+      with_weights: makes the decoder of other such arrays; None if they are not told.
     """
 
     init: Callable[[int, int, bool], PyTree]
@@ -46,6 +49,8 @@ class Decoder(NamedTuple):
     grow: Callable[[PyTree, int], PyTree] | None = None
     max_length: int | None = None
     weight_bytes: int | None = None
+    weights: PyTree = None
+    with_weights: Callable[[PyTree], Decoder] | None = None
 
 
 class Generation(NamedTuple):
@@ -60,6 +65,42 @@ class Generation(NamedTuple):
     tokens: Array
     lengths: Array
     log_probs: Array
+
+
+def of_weights(make: Callable[[PyTree], Decoder], weights: PyTree) -> Decoder:
+    """The decoder that `make` makes of weights, which it tells to `compiled`.
+
+    `make` should be a method of the model, which holds no arrays: programs are kept for it.
+    """
+    weights = jax.tree.map(jnp.asarray, weights)
+    return make(weights)._replace(weights=weights, with_weights=make)
+
+
+def compiled(function: Callable[..., Any], decoder: Decoder, **options: Any) -> Callable[..., Any]:
+    """`jax.jit(function, **options)` with the decoder as its first argument, to be called with the others.
+
+    The decoder's weights become an argument of the program.  Weights that a function only captures are constants: each
+    program holds a copy, which the compiler reads and folds.  Programs of decoders that tell their weights are kept,
+    for the function and the method that makes the decoder.
+    """
+    if decoder.with_weights is None:
+        return functools.partial(_program(function, lambda _: decoder, **options), None)
+    kept = _kept_program(function, decoder.with_weights, tuple(sorted(options.items())))
+    return functools.partial(kept, decoder.weights)
+
+
+def _program(function: Callable[..., Any], make: Callable[[PyTree], Decoder], **options: Any) -> Callable[..., Any]:
+    def program(weights: PyTree, *arguments: Any, **settings: Any) -> Any:
+        return function(make(weights), *arguments, **settings)
+
+    return jax.jit(program, **options)
+
+
+@functools.lru_cache(maxsize=128)
+def _kept_program(
+    function: Callable[..., Any], make: Callable[[PyTree], Decoder], options: tuple[tuple[str, Any], ...]
+) -> Callable[..., Any]:
+    return _program(function, make, **dict(options))
 
 
 def prefill(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import weakref
-from collections.abc import Callable, Collection, Iterator, MutableMapping
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,16 @@ import jax.numpy as jnp
 
 from genjax import devices
 from genjax.batch import Array, PyTree, example_keys
-from genjax.decoding.base import Decoder, Generation, Step, check_lengths, end_tokens, is_end, num_bytes, prefill
+from genjax.decoding.base import (
+    Decoder,
+    Generation,
+    check_lengths,
+    compiled,
+    end_tokens,
+    is_end,
+    num_bytes,
+    prefill,
+)
 from genjax.decoding.constraint import Automaton
 from genjax.decoding.sampling import FORBIDDEN, PLAIN, Sampling
 from genjax.decoding.watermark import Watermark
@@ -289,29 +297,34 @@ def finished(tokens: Array, log_probs: Array, ends: tuple[int, ...]) -> Generati
     return Generation(tokens, lengths, log_probs)
 
 
-#: Compiled steps of `stream`, by the decoder's `extend`.  The keys are weak: the closure of `extend` holds a model's
-#: weights.
-_STREAM_STEPS: MutableMapping[Callable[..., Step], Callable[..., Any]] = weakref.WeakKeyDictionary()
+def _read_prompt(decoder: Decoder, prompts: Array, capacity: int) -> tuple[Array, PyTree]:
+    logits, memory, _ = prefill(decoder, prompts, None, capacity)
+    return logits, memory
 
 
-def _stream_step(extend: Callable[..., Step]) -> Callable[..., tuple[Array, PyTree, ChoiceState]]:
-    """One step of a stream, compiled once for each decoder."""
-    if extend in _STREAM_STEPS:
-        return _STREAM_STEPS[extend]
-    # A weak reference: the compiled function must not keep its own key alive.
-    its_extend = weakref.ref(extend)
-
-    @functools.partial(jax.jit, static_argnames=("sampling", "ends", "watermark", "first"), donate_argnums=0)
-    def step(memory, logits, keys, step, past, constraint, stop, *, sampling, ends, watermark, first):
-        if not first:
-            out = its_extend()(memory, past.previous[:, None])
-            logits, memory = out.logits[:, 0], out.memory
-        choice = Choice(sampling, ends, constraint, watermark, stop)
-        noise = sampling.noise(_keys_of_step(keys, step), logits.shape[-1])
-        token, _, past = choice(noise, logits, past)
-        return token, memory, past
-
-    return _STREAM_STEPS.setdefault(extend, step)
+def _stream_step(
+    decoder: Decoder,
+    memory: PyTree,
+    logits: Array,
+    keys: Array,
+    step: int,
+    past: ChoiceState,
+    constraint: Automaton | None,
+    stop: Automaton | None,
+    *,
+    sampling: Sampling,
+    ends: tuple[int, ...],
+    watermark: Watermark | None,
+    first: bool,
+) -> tuple[Array, PyTree, ChoiceState]:
+    """One step of a stream: the next token [1], the memory and the state after it."""
+    if not first:
+        out = decoder.extend(memory, past.previous[:, None])
+        logits, memory = out.logits[:, 0], out.memory
+    choice = Choice(sampling, ends, constraint, watermark, stop)
+    noise = sampling.noise(_keys_of_step(keys, step), logits.shape[-1])
+    token, _, past = choice(noise, logits, past)
+    return token, memory, past
 
 
 def stream(
@@ -333,9 +346,11 @@ def stream(
     """
     _check(max_new_tokens, constraint)
     prompts = jnp.asarray(prompt, jnp.int32)[None]
-    logits, memory, _ = jax.jit(lambda p: prefill(decoder, p, None, p.shape[1] + max_new_tokens - 1))(prompts)
+    capacity = prompts.shape[1] + max_new_tokens - 1
+    logits, memory = compiled(_read_prompt, decoder, static_argnums=2)(prompts, capacity)
     choice = Choice(sampling, end_tokens(end_token), constraint, watermark, stop)
-    advance = _stream_step(decoder.extend)
+    settings = ("sampling", "ends", "watermark", "first")
+    advance = compiled(_stream_step, decoder, static_argnames=settings, donate_argnums=1)
     past = choice.init(prompts, None, logits.shape[-1], max_new_tokens)
     keys, ended, step = row_keys(key, prompts), bool(past.ended[0]), 0
     while not ended and step < max_new_tokens:

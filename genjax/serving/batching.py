@@ -28,7 +28,7 @@ import numpy as np
 
 from genjax import config
 from genjax.batch import Array, PyTree
-from genjax.decoding import Decoder, Sampling, prefill, take_rows
+from genjax.decoding import Decoder, Sampling, compiled, prefill, take_rows
 from genjax.decoding.generate import row_keys
 from genjax.decoding.sampling import FORBIDDEN
 from genjax.errors import UserError
@@ -310,55 +310,14 @@ class Batcher:
 
     @functools.cached_property
     def _read(self) -> Callable[[np.ndarray, np.ndarray, int], Pool]:
-        @functools.partial(jax.jit, static_argnums=2)
-        def read(prompts: Array, lengths: Array, places: int) -> Pool:
-            logits, memory, _ = prefill(self._decoder, prompts, lengths, places)
-            seen = None
-            if self._sampling.needs_seen:
-                real = jnp.arange(prompts.shape[1])[None] < lengths[:, None]
-                seen = jnp.zeros(logits.shape, bool)
-                seen = jax.vmap(lambda row, tokens, real: row.at[tokens].max(real))(seen, prompts, real)
-            return Pool(memory, logits.astype(jnp.float32), seen)
-
-        return read
+        read = compiled(_read_prompts, self._decoder, static_argnums=3, static_argnames="sampling")
+        return functools.partial(read, sampling=self._sampling)
 
     @functools.cached_property
     def _advance(self) -> Callable[..., Any]:
-        @functools.partial(jax.jit, static_argnames=("num_steps", "drawn", "nucleus", "scored"), donate_argnums=0)
-        def advance(pool, keys, steps, temperature, top_p, mask, *, num_steps, drawn, nucleus, scored):
-            keys, greedy = jax.random.wrap_key_data(keys), (temperature == 0)[:, None]
-            row_temperature = jnp.where(greedy, 1.0, temperature[:, None])
-
-            def one(pool: Pool, step: Array) -> tuple[Pool, Any]:
-                logits = pool.logits if mask is None else jnp.where(mask, pool.logits, FORBIDDEN)
-                filtered = self._sampling.filter(
-                    logits, pool.seen, row_temperature, top_p[:, None] if nucleus else None
-                )
-                if self._sampling.typical_p is not None:
-                    # The likeliest token may be too likely to be typical.
-                    penalty = Sampling(repetition_penalty=self._sampling.repetition_penalty)
-                    filtered = jnp.where(greedy, penalty.filter(logits, pool.seen), filtered)
-                if drawn:
-                    step_keys = jax.vmap(jax.random.fold_in)(keys, steps + step)
-                    noise = jax.vmap(lambda key: jax.random.gumbel(key, (logits.shape[-1],)))(step_keys)
-                    filtered = filtered + jnp.where(greedy, 0.0, noise)
-                token = filtered.argmax(-1).astype(jnp.int32)
-                scores = None
-                if scored:
-                    # The model's own distribution, before temperature, filters and automaton.
-                    log_probs = jax.nn.log_softmax(pool.logits, axis=-1)
-                    own = jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
-                    scores = (own, *jax.lax.top_k(log_probs, min(MOST_LIKELIEST, log_probs.shape[-1])))
-                out = self._decoder.extend(pool.memory, token[:, None])
-                seen = pool.seen
-                if seen is not None:
-                    seen = jax.vmap(lambda row, index: row.at[index].set(True))(seen, token)
-                return Pool(out.memory, out.logits[:, 0].astype(jnp.float32), seen), (token, scores)
-
-            pool, written = jax.lax.scan(one, pool, jnp.arange(num_steps))
-            return written, pool
-
-        return advance
+        settings = ("sampling", "num_steps", "drawn", "nucleus", "scored")
+        advance = compiled(_advance, self._decoder, static_argnames=settings, donate_argnums=1)
+        return functools.partial(advance, sampling=self._sampling)
 
     @functools.cached_property
     def _take(self) -> Callable[[Pool, np.ndarray], Pool]:
@@ -372,6 +331,64 @@ class Batcher:
     @functools.cached_property
     def _grow(self) -> Callable[[PyTree, int], PyTree]:
         return jax.jit(self._decoder.grow, static_argnums=1)
+
+
+def _read_prompts(decoder: Decoder, prompts: Array, lengths: Array, places: int, *, sampling: Sampling) -> Pool:
+    """Rows after their prompts [B, P], in a memory of a number of places."""
+    logits, memory, _ = prefill(decoder, prompts, lengths, places)
+    seen = None
+    if sampling.needs_seen:
+        real = jnp.arange(prompts.shape[1])[None] < lengths[:, None]
+        seen = jnp.zeros(logits.shape, bool)
+        seen = jax.vmap(lambda row, tokens, real: row.at[tokens].max(real))(seen, prompts, real)
+    return Pool(memory, logits.astype(jnp.float32), seen)
+
+
+def _advance(
+    decoder: Decoder,
+    pool: Pool,
+    keys: Array,
+    steps: Array,
+    temperature: Array,
+    top_p: Array,
+    mask: Array | None,
+    *,
+    sampling: Sampling,
+    num_steps: int,
+    drawn: bool,
+    nucleus: bool,
+    scored: bool,
+) -> tuple[Any, Pool]:
+    """The next tokens [num_steps, B] of a pool with their scores, or None, and the pool after them."""
+    keys, greedy = jax.random.wrap_key_data(keys), (temperature == 0)[:, None]
+    row_temperature = jnp.where(greedy, 1.0, temperature[:, None])
+
+    def one(pool: Pool, step: Array) -> tuple[Pool, Any]:
+        logits = pool.logits if mask is None else jnp.where(mask, pool.logits, FORBIDDEN)
+        filtered = sampling.filter(logits, pool.seen, row_temperature, top_p[:, None] if nucleus else None)
+        if sampling.typical_p is not None:
+            # The likeliest token may be too likely to be typical.
+            penalty = Sampling(repetition_penalty=sampling.repetition_penalty)
+            filtered = jnp.where(greedy, penalty.filter(logits, pool.seen), filtered)
+        if drawn:
+            step_keys = jax.vmap(jax.random.fold_in)(keys, steps + step)
+            noise = jax.vmap(lambda key: jax.random.gumbel(key, (logits.shape[-1],)))(step_keys)
+            filtered = filtered + jnp.where(greedy, 0.0, noise)
+        token = filtered.argmax(-1).astype(jnp.int32)
+        scores = None
+        if scored:
+            # The model's own distribution, before temperature, filters and automaton.
+            log_probs = jax.nn.log_softmax(pool.logits, axis=-1)
+            own = jnp.take_along_axis(log_probs, token[:, None], axis=1)[:, 0]
+            scores = (own, *jax.lax.top_k(log_probs, min(MOST_LIKELIEST, log_probs.shape[-1])))
+        out = decoder.extend(pool.memory, token[:, None])
+        seen = pool.seen
+        if seen is not None:
+            seen = jax.vmap(lambda row, index: row.at[index].set(True))(seen, token)
+        return Pool(out.memory, out.logits[:, 0].astype(jnp.float32), seen), (token, scores)
+
+    pool, written = jax.lax.scan(one, pool, jnp.arange(num_steps))
+    return written, pool
 
 
 def _answer(future: concurrent.futures.Future[Any], function: Callable[[], Any]) -> None:

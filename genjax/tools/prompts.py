@@ -332,11 +332,13 @@ def continuation(run: Run, tokenizer: Tokenizer, text: Prompt, options: Options)
         raise config.ConfigError("--regex and --watermark_seed go with --search=sample")
     if options.search == "beam":
         beam = {"num_beams": options.num_beams, "alpha": options.length_penalty, "end_token": end}
-        beams = jax.jit(lambda rows: decoding.beam_search(decoder, rows, size, **beam))(rows)
+        search = decoding.compiled(decoding.beam_search, decoder, static_argnums=2, static_argnames=tuple(beam))
+        beams = search(rows, size, **beam)
         return beams.tokens[0, 0, : int(beams.lengths[0, 0])].tolist()
     if options.search == "contrastive":
-        alpha = options.contrastive_alpha
-        out = jax.jit(lambda rows: decoding.contrastive_search(decoder, rows, size, alpha=alpha, end_token=end))(rows)
+        names = ("alpha", "end_token")
+        search = decoding.compiled(decoding.contrastive_search, decoder, static_argnums=2, static_argnames=names)
+        out = search(rows, size, alpha=options.contrastive_alpha, end_token=end)
     else:
         if options.draft_workdir is None:
             raise config.ConfigError("--search=speculative needs a faster model: --draft_workdir=RUN")
@@ -346,5 +348,7 @@ def continuation(run: Run, tokenizer: Tokenizer, text: Prompt, options: Options)
         drawn = {"sampling": model.sampling, "end_token": end}
         proposing, _ = start_of(draft, tokenizer, text)
         size = num_new_tokens(options, prompt, decoder, proposing)
-        out = jax.jit(lambda rows: decoding.speculative(decoder, proposing, key, rows, size, **drawn)[0])(rows)
+        draft_of = proposing.with_weights or (lambda _: proposing)
+        write = lambda target, weights, rows: decoding.speculative(target, draft_of(weights), key, rows, size, **drawn)
+        out, _ = decoding.compiled(write, decoder)(proposing.weights, rows)
     return out.tokens[0, : int(out.lengths[0])].tolist()

@@ -1,5 +1,6 @@
 """Rows that are written together get what each gets alone, and what `generate` writes."""
 
+import math
 import re
 import threading
 
@@ -101,6 +102,37 @@ def test_rows_together_get_what_generate_writes_for_each_alone(batcher, state):
         assert listener.text == as_text(tokens), seed
         assert listener.finish == ("stop" if int(out.lengths[0]) < size else "length"), seed
     assert batcher.num_active == 0 and batcher.num_waiting == 0
+
+
+def largest_constant(program, *arguments, **settings):
+    """Number of elements of the largest array that is written out in a program."""
+    text = program.func.lower(*program.args, *arguments, **program.keywords, **settings).as_text()
+    shapes = re.findall(r'constant dense<(?:\[|").*> : tensor<([0-9x]+)x', text)
+    return max((math.prod(map(int, shape.split("x"))) for shape in shapes), default=0)
+
+
+def test_weights_are_an_argument_of_each_program_and_no_constant_in_it(batcher, state):
+    table = state.params["embedding"]["token"]["embedding"].size
+    prompts, lengths = np.ones((2, 4), np.int32), np.full(2, 4, np.int32)
+    pool = batcher._read(prompts, lengths, 16)
+    rows = np.stack([keys_of(0, 1)[0]] * 2), np.zeros(2, np.int32), np.ones(2, np.float32), np.ones(2, np.float32)
+    settings = {"num_steps": 1, "drawn": True, "nucleus": False, "scored": False}
+    assert largest_constant(batcher._read, prompts, lengths, 16) < table
+    assert largest_constant(batcher._advance, pool, *rows, None, **settings) < table
+    # A decoder that does not tell its weights has them in its programs.
+    untold = decoding.compiled(
+        decoding.prefill, MODEL.token_decoder(state)._replace(with_weights=None), static_argnums=3
+    )
+    assert largest_constant(untold, prompts, lengths, 16) >= table
+
+
+def test_programs_serve_other_weights_of_the_same_model(state):
+    other = MODEL.init(jax.random.key(1), {"tokens": jnp.zeros((1, 4), jnp.int32)})
+    greedy = decoding.Sampling(temperature=0.0)
+    for each in (state, other):
+        wanted = MODEL.generate(each, jax.random.key(0), jnp.array([[1, 2]]), 6, sampling=greedy).tokens[0].tolist()
+        decoder = MODEL.token_decoder(each)
+        assert list(decoding.stream(decoder, jax.random.key(0), np.array([1, 2]), 6, sampling=greedy)) == wanted
 
 
 def test_log_probabilities_are_the_models_own(batcher, state):

@@ -351,10 +351,18 @@ class EncoderDecoder(FromPretrained, FineTuned):
     def answer_decoder(self, state: TrainState, source: Array, source_mask: Array | None = None) -> decoding.Decoder:
         """A decoder for `genjax.decoding` that continues targets of sources [B, S]."""
         self.check_condition(source)
-        module = self.module(unroll=True)
+        self.encoder.check_length(source.shape[1], "the sources take", "model.encoder")
         params = self.merged_params(state.eval_params)
         params = {**params, "decoder": unrolled(params["decoder"], self.decoder)}
-        self.encoder.check_length(source.shape[1], "the sources take", "model.encoder")
+        weights = {"params": params, "source": source, "source_mask": source_mask}
+        return decoding.of_weights(self._decoder_of, weights)
+
+    def _decoder_of(self, weights: PyTree) -> decoding.Decoder:
+        module, params = self.module(unroll=True), weights["params"]
+        source, source_mask = weights["source"], weights["source_mask"]
+        if source_mask is not None:
+            # It is kept in the memory, which a program may overwrite.
+            source_mask = jnp.copy(source_mask)
 
         def encode() -> Array:
             return module.apply({"params": params}, source, source_mask, method="encode")

@@ -222,10 +222,12 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
 
     def token_decoder(self, state: TrainState) -> decoding.Decoder:
         """The model in the form that the functions of `genjax.decoding` take."""
+        params = self.merged_params(state.eval_params)
+        return decoding.of_weights(self._decoder_of, {**params, "stack": unrolled(params["stack"], self.network)})
+
+    def _decoder_of(self, params: PyTree) -> decoding.Decoder:
         network = dataclasses.replace(self.network, scan_layers=False, remat=False)
         module = self.module(network)
-        params = self.merged_params(state.eval_params)
-        params = {**params, "stack": unrolled(params["stack"], self.network)}
 
         def init(batch: int, length: int, ragged: bool) -> Cache:
             self.network.check_length(length, "prompt and new tokens take", "model.network")

@@ -138,8 +138,12 @@ class Captioner(DescribesPictures):
     def description_decoder(self, state: TrainState, x: Array) -> decoding.Decoder:
         """A decoder for `genjax.decoding` that continues texts about pictures [B, H, W, C]; each is encoded once."""
         self.check_condition(x)
-        module, params = self.module(unroll=True), self.merged_params(state.eval_params)
+        params = self.merged_params(state.eval_params)
         params = {**params, "stack": unrolled(params["stack"], self.decoder)}
+        return decoding.of_weights(self._decoder_of, {"params": params, "x": x})
+
+    def _decoder_of(self, weights: PyTree) -> decoding.Decoder:
+        module, params, x = self.module(unroll=True), weights["params"], weights["x"]
 
         def encode() -> Array:
             return module.apply({"params": params}, x, method="encode")

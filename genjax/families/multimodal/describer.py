@@ -140,9 +140,13 @@ class Describer(DescribesPictures):
     def description_decoder(self, state: TrainState, x: Array) -> decoding.Decoder:
         """A decoder for `genjax.decoding` that continues texts about x [B, ...], which is encoded once."""
         self.check_condition(x)
-        module, network, before = self.module(unroll=True), self.decoder_network, self.num_before
         params = self.merged_params(state.eval_params)
         params = {**params, "stack": unrolled(params["stack"], self.decoder)}
+        return decoding.of_weights(self._decoder_of, {"params": params, "x": x})
+
+    def _decoder_of(self, weights: PyTree) -> decoding.Decoder:
+        module, network, before = self.module(unroll=True), self.decoder_network, self.num_before
+        params, x = weights["params"], weights["x"]
 
         def init(batch: int, length: int, ragged: bool) -> PyTree:
             self._check_length(length)

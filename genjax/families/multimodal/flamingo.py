@@ -231,9 +231,13 @@ class Flamingo(FromPretrained, Describer):
         Its memory carries the number of image tokens up to each place, so that it may be rewound to any.
         """
         self.check_condition(x)
-        module, network = self.module(unroll=True), self.decoder_network
         params = self.merged_params(state.eval_params)
         params = {**params, "stack": unrolled(params["stack"], self.decoder)}
+        return decoding.of_weights(self._decoder_of, {"params": params, "x": x})
+
+    def _decoder_of(self, weights: PyTree) -> decoding.Decoder:
+        module, network = self.module(unroll=True), self.decoder_network
+        params, x = weights["params"], weights["x"]
 
         def init(batch: int, length: int, ragged: bool) -> PyTree:
             self._check_length(length)

@@ -473,9 +473,14 @@ class LLaVA(FromPretrained, DescribesPictures):
     def _decoder(self, state: TrainState, x: Array | None, lengths: Array | None) -> decoding.Decoder:
         if x is not None:
             self.check_condition(x)
-        module, params = self.module(unroll=True), self.merged_params(state.eval_params)
+        params = self.merged_params(state.eval_params)
         language = {**params["language"], "stack": unrolled(params["language"]["stack"], self.network)}
-        params = {**params, "language": language}
+        weights = {"params": {**params, "language": language}, "x": x, "lengths": lengths}
+        return decoding.of_weights(self._decoder_of, weights)
+
+    def _decoder_of(self, weights: PyTree) -> decoding.Decoder:
+        module, params = self.module(unroll=True), weights["params"]
+        x, lengths = weights["x"], weights["lengths"]
 
         def encode() -> tuple[Array | None, Array | None]:
             return None if x is None else module.apply({"params": params}, x, method="features"), lengths

@@ -230,8 +230,14 @@ class AttentionSequenceModel:
     def answer_decoder(self, state: TrainState, source: Array, source_mask: Array | None = None) -> decoding.Decoder:
         """A decoder for `genjax.decoding` that continues targets of sources [B, S]."""
         self.check_condition(source)
-        module, params = self.module(), {"params": state.eval_params}
         mask = jnp.ones(source.shape, bool) if source_mask is None else source_mask
+        weights = {"params": state.eval_params, "source": source, "mask": mask}
+        return decoding.of_weights(self._decoder_of, weights)
+
+    def _decoder_of(self, weights: PyTree) -> decoding.Decoder:
+        module, params, source = self.module(), {"params": weights["params"]}, weights["source"]
+        # It is kept in the memory, which a program may overwrite.
+        mask = jnp.copy(weights["mask"])
 
         def extend(memory: PyTree, tokens: Array) -> decoding.Step:
             logits, memory, _ = module.apply(params, memory, tokens, method="decode")

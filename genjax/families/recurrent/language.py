@@ -176,7 +176,10 @@ class RecurrentLanguageModel(decoding.TokenModel):
 
     def token_decoder(self, state: TrainState) -> decoding.Decoder:
         """The model in the form that the functions of `genjax.decoding` take."""
-        module, params = self.module(), state.eval_params
+        return decoding.of_weights(self._decoder_of, state.eval_params)
+
+    def _decoder_of(self, params: PyTree) -> decoding.Decoder:
+        module = self.module()
 
         def extend(memory: PyTree, tokens: Array) -> decoding.Step:
             logits, memory, hidden = module.apply({"params": params}, tokens, memory)
