@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from genjax.data.base import DataError
-from genjax.data.files import read_lines, read_utf8
+from genjax.data.files import read_lines, read_objects, read_utf8
 
 LISTS = ("captions.jsonl", "metadata.jsonl", "captions.json")
 _FILE_KEYS = ("file_name", "file", "image")
@@ -86,17 +86,12 @@ def _listed(file: Path, base: Path, root: Path, paths: Sequence[Path]) -> list[t
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
     """File names and captions of a file of JSON lines."""
-    for number, line in enumerate(read_lines(file), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            name = next(entry[key] for key in _FILE_KEYS if key in entry)
-            text = next(entry[key] for key in _TEXT_KEYS if key in entry)
-        except (ValueError, TypeError, StopIteration):
-            raise DataError(
-                f'line {number} of {file} is not like {{"file_name": "a.png", "text": "a cat"}}: {line[:60]!r}'
-            ) from None
+    like = '{"file_name": "a.png", "text": "a cat"}'
+    for place, entry in read_objects(file, like):
+        name = next((entry[key] for key in _FILE_KEYS if key in entry), None)
+        text = next((entry[key] for key in _TEXT_KEYS if key in entry), None)
+        if name is None or text is None:
+            raise DataError(f"{place} is not like {like}: it has no {'file' if name is None else 'text'}")
         for caption in text if isinstance(text, list) else [text]:
             yield str(name), str(caption)
 

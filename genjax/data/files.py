@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from genjax.data.base import DataError
 
@@ -114,6 +116,30 @@ def read_lines(file: Path) -> list[str]:
       DataError: it cannot be read, or is not UTF-8.
     """
     return lines_of(_decoded(file))
+
+
+def read_objects(file: Path, like: str, needed: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the objects of a file of JSON lines, each with its place for messages about it; empty lines are left out.
+
+    Args:
+      file: the file.
+      like: an object as it should be, for messages.
+      needed: keys that every object must have.
+
+    Raises:
+      DataError: a line is no object, or lacks a key.
+    """
+    for number, line in enumerate(read_lines(file), 1):
+        if not line.strip():
+            continue
+        place = f"line {number} of {file}"
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or any(key not in row for key in needed):
+            raise DataError(f"{place} is not like {like}: {line[:60]!r}")
+        yield place, row
 
 
 def lines_of(text: str) -> list[str]:

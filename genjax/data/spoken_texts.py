@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from genjax.batch import example_keys
 from genjax.data.audio import common_sample_rate, read_wav, wav_files
 from genjax.data.base import ArrayExamples, DataError, check_any_files, check_split, split_files
-from genjax.data.files import archive, read_lines, with_ending
+from genjax.data.files import archive, read_objects, with_ending
 from genjax.data.images import write_grid
 from genjax.data.text.base import DelimitedText
 from genjax.data.text.labelled import write_lines
@@ -270,16 +269,9 @@ def _listed(root: Path) -> dict[Path, tuple[str, str | None]]:
     if file is None:
         raise DataError(f"{root} has none of {', '.join(LISTS)}, which says what is spoken in its WAV files")
     found: dict[Path, tuple[str, str | None]] = {}
-    for number, line in enumerate(read_lines(file), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            name, text, speaker = entry["file_name"], entry["text"], entry.get("speaker")
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise DataError(
-                f'line {number} of {file} is not like {{"file_name": "a.wav", "text": "seven"}}: {line[:60]!r}'
-            ) from None
+    like = '{"file_name": "a.wav", "text": "seven"}'
+    for _, entry in read_objects(file, like, ("file_name", "text")):
+        name, text, speaker = entry["file_name"], entry["text"], entry.get("speaker")
         if not str(text).strip():
             raise DataError(f"{file} has an empty text of {name}")
         if not (root / name).is_file():

@@ -118,8 +118,8 @@ def test_the_command_builds_and_answers(tmp_path, capsys):
         ("", "holds no document"),
         ('{"text": "a", "id": "x"}\n{"text": "b", "id": "x"}\n', "two documents have the id 'x' .the second at line 2"),
         ('{"text": " "}\n', r"document '1' \(line 1\) is empty"),
-        ('{"body": "a"}\n', 'line 1: it must be an object with a "text"'),
-        ("not json\n", 'line 1: it must be an object with a "text"'),
+        ('{"body": "a"}\n', 'line 1 of .* is not like {"id": "a", "text": "..."}: it has no text'),
+        ("not json\n", "line 1 of .* is not like .*: 'not json'"),
     ],
 )
 def test_a_bad_collection_is_one_sentence(tmp_path, content, message):

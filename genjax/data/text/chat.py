@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import shutil
 from collections.abc import Iterable, Sequence
@@ -21,7 +20,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from genjax.data.base import ArrayExamples, DataError, Examples, check_split
-from genjax.data.files import find_file, read_lines
+from genjax.data.files import find_file, read_objects
 from genjax.data.text import instructions, tasks
 from genjax.data.text.base import SPLIT_NAMES, TOKENIZER_FILE, DelimitedText
 from genjax.data.text.chat_template import CONFIG_FILE, TEMPLATE_FILE, ChatTemplate, Messages, read_template
@@ -237,7 +236,7 @@ def _conversations(data: Chat, split: str) -> list[dict[str, Any]]:
     if data.name != "chats":
         raise DataError(f"data.name={data.name} is not a set of chats: instructions, chats")
     found = []
-    for where, row in read_json_lines(data.dir, split, "data.name=chats", first_text):
+    for where, row in read_json_lines(data.dir, split, "data.name=chats", first_text, '{"messages": [...]}'):
         if "prompt" in row and "completion" in row:
             row = {
                 **row,
@@ -277,7 +276,9 @@ def as_messages(value: Any, role: str, where: str) -> list[dict[str, Any]]:
     return value
 
 
-def read_json_lines(path: str | None, split: str, what: str, first: Any) -> Iterable[tuple[str, dict[str, Any]]]:
+def read_json_lines(
+    path: str | None, split: str, what: str, first: Any, like: str
+) -> Iterable[tuple[str, dict[str, Any]]]:
     """Objects of a file of JSON lines, each with its place for messages about it.
 
     One file is divided by a hash of each line's first text, a tenth each for validation and test.
@@ -287,6 +288,7 @@ def read_json_lines(path: str | None, split: str, what: str, first: Any) -> Iter
       split: train, validation, test, or the name of another file.
       what: the setting that needs the file.
       first: function from an object to the text that decides its split.
+      like: an object as it should be, for messages.
 
     Raises:
       DataError: there is no such file, a line is no object, or the split is empty.
@@ -297,18 +299,7 @@ def read_json_lines(path: str | None, split: str, what: str, first: Any) -> Iter
     )  # fmt: skip
     if whole:
         check_split(split, ("train", "validation", "test"), str(file))
-    rows = []
-    for number, line in enumerate(read_lines(file), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise DataError(f"line {number} of {file} is no object of JSON: {line[:60]!r}")
-        if not whole or tasks.split_of(first(row)) == split:
-            rows.append((f"line {number} of {file}", row))
+    rows = [(place, row) for place, row in read_objects(file, like) if not whole or tasks.split_of(first(row)) == split]
     if not rows:
         raise DataError(f"{file} has no lines for the split {split}")
     return rows

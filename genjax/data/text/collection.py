@@ -9,12 +9,11 @@ FILE.jsonl        an object a line: "text", and if given "id" and "title" (also 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from genjax.data.base import DataError
-from genjax.data.files import files_below, read_lines, read_utf8
+from genjax.data.files import files_below, read_lines, read_objects, read_utf8
 
 _TEXTS, _IDS = ("text", "contents"), ("id", "_id")
 
@@ -78,17 +77,10 @@ def checked(rows: Iterator[tuple[str, Document]], source: str) -> list[Document]
 
 
 def _of_lines(path: Path) -> Iterator[tuple[str, Document]]:
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        text = next((row[name] for name in _TEXTS if name in row), None) if isinstance(row, dict) else None
+    like = '{"id": "a", "text": "..."}'
+    for place, row in read_objects(path, like):
+        text = next((row[name] for name in _TEXTS if name in row), None)
         if not isinstance(text, str):
-            raise DataError(
-                f'{path}, line {number}: it must be an object with a "text", as {{"id": "a", "text": "..."}}'
-            )
-        name = next((str(row[name]) for name in _IDS if name in row), str(number))
-        yield f"line {number}", Document(name, text, str(row.get("title") or ""))
+            raise DataError(f"{place} is not like {like}: it has no text")
+        name = next((str(row[name]) for name in _IDS if name in row), place.split()[1])
+        yield place.rpartition(" of ")[0], Document(name, text, str(row.get("title") or ""))

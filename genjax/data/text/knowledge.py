@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from typing import Any, Literal
 
 import numpy as np
 
 from genjax.data.base import ArrayExamples, DataError, Examples, check_split
-from genjax.data.files import find_file, read_lines
+from genjax.data.files import find_file, read_objects
 from genjax.data.text.base import SPLIT_NAMES, DelimitedText
 
 NUM_NAMES, NUM_WORDS = 200, 30
@@ -200,23 +199,19 @@ def _of_file(data: KnowledgeQuestions, split: str) -> list[Asked]:
         data.dir, [f"{name}.jsonl" for name in SPLIT_NAMES.get(split, (split,))], "questions with documents"
     )
     asked = []
-    for number, line in enumerate(read_lines(file), start=1):
-        if not line.strip():
-            continue
-        wanted = '{"question": "...", "answer": "...", "documents": ["..."], "relevant": 0}'
+    wanted = '{"question": "...", "answer": "...", "documents": ["..."], "relevant": 0}'
+    for place, row in read_objects(file, wanted, ("question", "answer", "documents")):
         try:
-            row = json.loads(line)
             each = Asked(row["question"], row["answer"], tuple(row["documents"]), int(row.get("relevant", -1)))
             texts = [each.question, each.answer, *each.documents]
             sound = all(isinstance(text, str) and text.strip() for text in texts)
-        except (ValueError, KeyError, TypeError):
-            raise DataError(f"{file}, line {number}: it must be an object {wanted}") from None
+        except (ValueError, TypeError):
+            raise DataError(f"{place} is not like {wanted}: documents are texts, and relevant is a number") from None
         if not sound or not each.documents:
-            raise DataError(f"{file}, line {number}: a text is empty or no document is given; it must be {wanted}")
+            raise DataError(f"{place} has an empty text or no document; it must be like {wanted}")
         if not -1 <= each.relevant < len(each.documents):
             raise DataError(
-                f"{file}, line {number}: relevant={each.relevant} must be a place among its {len(each.documents)} "
-                "documents, or -1"
+                f"{place}: relevant={each.relevant} must be a place among its {len(each.documents)} documents, or -1"
             )
         asked.append(each)
     if not asked:

@@ -203,7 +203,9 @@ def _pairs(data: Preferences, split: str) -> list[dict[str, Any]]:
     if data.name != "pairs":
         raise DataError(f"data.name={data.name} is not a set of preferences: sentiment, pairs")
     found = []
-    for where, row in read_json_lines(data.dir, split, "data.name=pairs", first_text):
+    for where, row in read_json_lines(
+        data.dir, split, "data.name=pairs", first_text, '{"prompt": ..., "chosen": ..., "rejected": ...}'
+    ):
         missing = [name for name in ("chosen", "rejected") if name not in row]
         if missing:
             raise DataError(f"{where} has no {missing[0]}; a pair has prompt, chosen and rejected")

@@ -108,7 +108,7 @@ def test_files_of_messages_prompts_and_tools_are_read_and_divided(tmp_path):
         ([{"text": "a"}], 20, "line 1 of .* has neither messages nor prompt and completion; it has text"),
         ([{"messages": [{"content": "a"}]}], 20, "line 1 of .* has a message without role and content"),
         ([{"messages": 3}], 20, "must have a text, or a list of messages"),
-        ([["a"]], 20, "line 1 of .* is no object of JSON"),
+        ([["a"]], 20, "line 1 of .* is not like {.messages"),
         ([], 20, "has no lines for the split train"),
         (chats_of(5), 8, r"none of the 5 chats of chats \(train\) has a token to learn within data.sequence_length=8"),
     ],

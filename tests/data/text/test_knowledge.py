@@ -72,9 +72,9 @@ def test_a_file_of_the_user(tmp_path):
     "line, message",
     [
         ("", "holds no question"),
-        ('{"question": "a", "answer": "b"}', "line 1: it must be an object"),
-        ('{"question": "a", "answer": "b", "documents": []}', "a text is empty or no document is given"),
-        ('{"question": " ", "answer": "b", "documents": ["c"]}', "a text is empty or no document is given"),
+        ('{"question": "a", "answer": "b"}', "line 1 of .* is not like"),
+        ('{"question": "a", "answer": "b", "documents": []}', "has an empty text or no document"),
+        ('{"question": " ", "answer": "b", "documents": ["c"]}', "has an empty text or no document"),
         (
             '{"question": "a", "answer": "b", "documents": ["c"], "relevant": 1}',
             "relevant=1 must be a place among its 1",
