@@ -86,7 +86,15 @@ def compiled(function: Callable[..., Any], decoder: Decoder, **options: Any) -> 
     if decoder.with_weights is None:
         return functools.partial(_program(function, lambda _: decoder, **options), None)
     kept = _kept_program(function, decoder.with_weights, tuple(sorted(options.items())))
-    return functools.partial(kept, decoder.weights)
+    return functools.partial(kept, _on_one_device(decoder.weights))
+
+
+def _on_one_device(weights: PyTree) -> PyTree:
+    """Weights of which every device has a whole copy, on the first device; others as they are."""
+    leaves = jax.tree.leaves(weights)
+    if any(isinstance(leaf, jax.core.Tracer) or not leaf.is_fully_replicated for leaf in leaves):
+        return weights
+    return jax.tree.map(lambda a: a.addressable_data(0) if len(a.devices()) > 1 else a, weights)
 
 
 def _program(function: Callable[..., Any], make: Callable[[PyTree], Decoder], **options: Any) -> Callable[..., Any]:

@@ -350,5 +350,6 @@ def continuation(run: Run, tokenizer: Tokenizer, text: Prompt, options: Options)
         size = num_new_tokens(options, prompt, decoder, proposing)
         draft_of = proposing.with_weights or (lambda _: proposing)
         write = lambda target, weights, rows: decoding.speculative(target, draft_of(weights), key, rows, size, **drawn)
-        out, _ = decoding.compiled(write, decoder)(proposing.weights, rows)
+        # Both runs may have been restored on other devices.
+        out, _ = decoding.compiled(write, decoder)(jax.device_get(proposing.weights), rows)
     return out.tokens[0, : int(out.lengths[0])].tolist()
