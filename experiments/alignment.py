@@ -5,7 +5,8 @@
 
 Prints some answers of both, the KL divergence between them in nats an answer, and, where the data judge a text, the
 share of good answers beside that of the optimum in closed form (genjax/tools/alignment.py).  All figures go to
-alignment.json in the run's directory.
+alignment.json in the run's directory, the answers to alignment.txt, and of a policy that was trained by rewards the
+curve of reward against KL to reward_kl.png.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ def main(arguments: list[str]) -> int:
         return 0
     run, options = given
     found = alignment.compare(run, options)
-    for title, texts in (("before", found.before), ("after", found.after)):
-        print(f"{title}:", *texts, sep="\n  ")
+    shown = "".join(
+        "\n  ".join([f"{title}:", *texts]) + "\n" for title, texts in (("before", found.before), ("after", found.after))
+    )
+    print(shown, end="")
     print(f"KL from the start: {found.kl[0]:.4f} nats an answer (standard error {found.kl[1]:.4f})")
     if found.good_before is not None and found.good_after is not None:
         shares = ((found.good_before, "before"), (found.good_after, "after"))
@@ -39,8 +42,12 @@ def main(arguments: list[str]) -> int:
         print(f"the optimum has {found.best_good_of_judged:.4f} good ones among these")
     if found.best_good is not None:
         print(f"the optimum has {found.best_good:.4f} good answers and a KL of {found.best_kl:.4f} nats")
+    picture = alignment.draw(run, found)
     content = {**dataclasses.asdict(found), "num_answers": options.num_answers, "seed": options.seed}
     (run.workdir / "alignment.json").write_text(json.dumps(content, indent=1) + "\n")
+    (run.workdir / "alignment.txt").write_text(shown, encoding="utf-8")
+    if picture is not None:
+        print(picture)
     return 0
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,7 +31,9 @@ from genjax.families.alignment.preference import PreferenceOptimization
 from genjax.families.alignment.preference_losses import DPO
 from genjax.families.alignment.reference import NAME, reference_params
 from genjax.model import ContinuesText, HasTokenLogProbs
+from genjax.tools.drawing import plot_frontier
 from genjax.training import Run, runs
+from genjax.training.records import read_lines
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,6 +147,23 @@ def compare(run: Run, options: Options | None = None) -> Comparison:
     best_good, best_kl = optimum(good[0][0], options.reward / beta)
     best_of_whole = None if of_whole[0][0] == 1.0 else optimum(of_whole[0][0], options.reward / beta)[0]
     return dataclasses.replace(comparison, best_good=best_good, best_kl=best_kl, best_good_of_judged=best_of_whole)
+
+
+def draw(run: Run, found: Comparison) -> Path | None:
+    """Draws mean reward over KL along the training of a policy whose reward is 1 for a good answer and 0 for others.
+
+    The best rewards are those of the closed form, from the share of good answers before.
+
+    Returns:
+      The picture reward_kl.png in the run's directory; None of a run that recorded no reward and KL, or judges no text.
+    """
+    rows = [row for row in read_lines(run.workdir) if row["kind"] == "train" and {"reward", "kl"} <= row.keys()]
+    if not rows or found.good_before is None or not 0.0 < found.good_before[0] < 1.0:
+        return None
+    best = np.array([optimum(found.good_before[0], advantage) for advantage in np.linspace(0.0, 8.0, 200)])
+    path = run.workdir / "reward_kl.png"
+    plot_frontier([row["reward"] for row in rows], [row["kl"] for row in rows], best[:, 0], best[:, 1], path)
+    return path
 
 
 def _beta(model: Any) -> float | None:

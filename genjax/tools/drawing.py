@@ -278,3 +278,18 @@ def plot_shares(table: Sequence[dict[str, float]], over: str, label: str, path: 
     axes.set_ylim(0.0, 1.02)
     axes.legend()
     figure.savefig(path, dpi=100)
+
+
+def plot_frontier(
+    reward: Sequence[float], kl: Sequence[float], best_reward: np.ndarray, best_kl: np.ndarray, path: Path
+) -> None:
+    """Plots the way of a policy, its mean reward over its KL from the start, beside the best rewards at each KL."""
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(best_kl, best_reward, "-", color="0.6", label="largest possible")
+    axes.plot(kl, reward, "o-", markersize=3, label="while it was trained")
+    axes.set_xlim(0.0, 1.3 * max(kl))
+    axes.set_xlabel("KL from the start, nats an answer")
+    axes.set_ylabel("mean reward")
+    axes.legend()
+    figure.savefig(path, dpi=100)

@@ -1,6 +1,9 @@
 """Answers of a policy beside answers of what it started from."""
 
+import dataclasses
+import json
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +41,25 @@ def test_a_policy_is_compared_with_its_reference(tmp_path, monkeypatch):
     ended = call("alignment", f"--workdir={tmp_path / 'run'}", "--num_answers=4", "--training.mesh=data:1")
     assert ended.returncode == 0, ended.stderr
     assert "KL from the start: 0.0000 nats" in ended.stdout and (tmp_path / "run" / "alignment.json").is_file()
+    assert (tmp_path / "run" / "alignment.txt").read_text().count("\n  ") == 8
+
+
+def test_the_way_of_a_policy_is_drawn_beside_the_frontier(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(alignment, "plot_frontier", lambda *arguments: drawn.append(arguments))
+    run = SimpleNamespace(workdir=tmp_path)
+    found = alignment.Comparison([], [], (0.1, 0.0), good_before=(0.4, 0.01))
+    assert alignment.draw(run, found) is None
+    lines = [{"step": 1, "kind": "train", "reward": 0.5, "kl": 0.1}, {"step": 1, "kind": "validation", "reward": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert alignment.draw(run, found) == tmp_path / "reward_kl.png"
+    ((reward, kl, best_reward, best_kl, _),) = drawn
+    assert reward == [0.5] and kl == [0.1]
+    # No policy of good and other answers has more reward at a KL than its frontier.
+    for q in (0.5, 0.7, 0.9):
+        own = q * math.log(q / 0.4) + (1 - q) * math.log((1 - q) / 0.6)
+        assert q == pytest.approx(np.interp(own, best_kl, best_reward), abs=1e-3)
+    assert alignment.draw(run, dataclasses.replace(found, good_before=None)) is None
 
 
 def test_runs_without_a_start_are_refused(tmp_path):
