@@ -217,6 +217,29 @@ def run_and_options(arguments: list[str], usage: str, options: Options) -> tuple
     return runs.open_run(workdir, name, experiment, batch, place.step), options
 
 
+def opened_and_options(arguments: list[str], usage: str, options: Options) -> tuple[Run, Options] | None:
+    """As `run_and_options`, where --workdir may also be a folder of the library transformers or a GGUF file."""
+    from genjax.tools import opened
+
+    named = named_first(arguments, "workdir")
+    first = first_flags(named, {"workdir": True, "help": False, "h": False})
+    if "workdir" not in first or not opened.is_of_another_library(first["workdir"]):
+        return run_and_options(arguments, usage, options)
+    if "help" in first or "h" in first:
+        print_help(usage, Place(), options, section=first.get("help", first.get("h", "")))
+        return None
+    read: list[Options] = []
+
+    def changed(experiment: Any) -> Any:
+        place, own, experiment = config.from_flags(named, Place(), options, experiment)
+        if place.step is not None:
+            raise config.ConfigError(f"--step chooses a checkpoint of a run, and {place.workdir} has one model alone")
+        read.append(own)
+        return experiment
+
+    return opened.opened_pretrained(first["workdir"], changed), read[0]
+
+
 def experiment_and_options(arguments: list[str], usage: str, *options: Any) -> tuple[Any, ...] | None:
     """Reads the experiment that a command line names, and what it says of the experiment and of the command's options.
 

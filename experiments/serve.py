@@ -1,9 +1,10 @@
-"""Serves a trained run over HTTP, by the OpenAI interface and with a page for the browser:
+"""Serves a trained run, or a pretrained language model, over HTTP: by the OpenAI interface, and with a page:
 
     python -m experiments.serve --workdir=runs/instructions                       # http://127.0.0.1:8000
     python -m experiments.serve --workdir=runs/instructions --port=9000 --api_key=SECRET
     python -m experiments.serve --workdir=runs/instructions --index=runs/index    # documents before each prompt
     python -m experiments.serve --workdir=runs/vae_digits                         # pictures, sound, molecules: samples
+    python -m experiments.serve --workdir=SmolLM2-135M-Instruct                   # a folder of transformers, or a GGUF
 
 Any client of the interface can ask it: OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="SECRET").  docs/serving.md
 has more.  It needs the extra: pip install 'genjax[serve]'.
@@ -31,7 +32,7 @@ class Options:
       api_key: secret that clients must show; by default $GENJAX_API_KEY, or none.
       allowed_hosts: names of this machine that clients may use, beside localhost and addresses.
       index: folder of an index of experiments.retrieve; its best documents are put before each prompt.
-      encoder: folder of the encoder that made the index; without it documents are found by words.
+      encoder: encoder that made the index, a run or a folder; without it documents are found by words.
       num_documents: number of documents.
       slots: largest number of texts that are written together.
       max_waiting: largest number of texts that wait; further ones are refused.
@@ -58,7 +59,7 @@ class Options:
 
 
 def main(arguments: list[str]) -> int:
-    given = command_line.run_and_options(arguments, __doc__, Options())
+    given = command_line.opened_and_options(arguments, __doc__, Options())
     if given is None:
         return 0
     run, options = given
@@ -70,12 +71,12 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"the server needs the package {error.name}: pip install 'genjax[serve]'") from None
     from genjax.serving.batching import Limits
     from genjax.serving.guard import Guard
-    from genjax.tools.embedding import Embedder
+    from genjax.tools.opened import opened_embedder
     from genjax.tools.retrieval import Index
 
     index = None
     if options.index is not None:
-        index = Index.open(options.index, None if options.encoder is None else Embedder.open(options.encoder))
+        index = Index.open(options.index, None if options.encoder is None else opened_embedder(options.encoder))
     settings = Settings(
         limits=Limits(slots=options.slots, max_waiting=options.max_waiting, max_context=options.max_context),
         guard=Guard(

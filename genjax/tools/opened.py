@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -31,9 +32,20 @@ def opened(path: str | Path) -> Run:
     Raises:
       ConfigError: there is neither.
     """
+    return opened_pretrained(path) if is_of_another_library(path) else runs.restore(path)
+
+
+def opened_pretrained(path: str | Path, change: Callable[[Experiment], Experiment] | None = None) -> Run:
+    """The model of another library at a path as a run of chats that has made no step.
+
+    Args:
+      path: a folder of the library transformers, or a GGUF file.
+      change: what is changed of the experiment, such as how tokens are chosen.
+
+    Raises:
+      ConfigError: it is no decoder-only model with its tokenizer.
+    """
     path = Path(path).expanduser()
-    if not _is_of_another_library(path):
-        return runs.restore(path)
     found = pretrained.load_pretrained(path)
     file = found.folder / pretrained.TOKENIZER_FILE
     if not isinstance(found.model, GPT) or not file.is_file():
@@ -48,6 +60,7 @@ def opened(path: str | Path) -> Run:
         data=Chat(name="chats", sequence_length=8, batch_size=1).starting_from(str(found.folder)),
         training=Training(mesh="data:1"),
     )
+    experiment = experiment if change is None else change(experiment)
     kinds = {"tokens": "int32", "mask": "bool", "loss_mask": "bool"}
     batch = {name: ((1, 9), kind) for name, kind in kinds.items()}
     engine = Engine(resolve(experiment), batch_spec=batch)
@@ -62,10 +75,12 @@ def opened_embedder(path: str | Path) -> Embedder:
       ConfigError: there is none.
     """
     path = Path(path).expanduser()
-    return Embedder.open(path) if _is_of_another_library(path) else Embedder.of_run(runs.restore(path))
+    return Embedder.open(path) if is_of_another_library(path) else Embedder.of_run(runs.restore(path))
 
 
-def _is_of_another_library(path: Path) -> bool:
+def is_of_another_library(path: str | Path) -> bool:
+    """Whether a path holds a folder of the library transformers, or is the name of a GGUF file."""
+    path = Path(path).expanduser()
     if path.suffix == ".gguf" and not path.is_dir():
         return True
     try:
