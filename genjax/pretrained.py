@@ -30,9 +30,11 @@ from genjax.families.language.bert import BERT, RoBERTa
 from genjax.families.language.gpt import GPT
 from genjax.families.language.gpt_tasks import GPTForTask
 from genjax.families.language.t5 import T5
+from genjax.families.multimodal.captioner import Captioner
 from genjax.families.multimodal.clip import CLIP
 from genjax.families.multimodal.clip_text import TextEncoder
 from genjax.families.multimodal.flamingo import Flamingo
+from genjax.families.multimodal.git import GIT
 from genjax.families.multimodal.llava import LLaVA
 from genjax.families.multimodal.siglip import SigLIP
 from genjax.families.multimodal.whisper import Whisper
@@ -66,6 +68,9 @@ MODELS: dict[str, type[Any]] = {
     "bart": BART,
     "clip": CLIP,
     "siglip": SigLIP,
+    "blip": Captioner,
+    "git": GIT,
+    "vision-encoder-decoder": Captioner,
     "llava": LLaVA,
     "paligemma": LLaVA,
     "clip_text_model": TextEncoder,
@@ -170,13 +175,14 @@ _STACK_FIELDS = (
 _MODEL_FIELDS = (
     "num_types", "position_offset", "skip_padding", "embedding_norm", "tie_embeddings", "scale_logits", "logit_bias",
     "patch_size", "feature_layer", "feature_norm", "class_token", "projector_layers", "prefix_attention",
+    "patch_bias", "head_transform", "project_features",
 )  # fmt: skip
 
 
 def _computation(model: Any) -> dict[str, Any]:
     """Settings of a model's computation, by the names of its fields, that other libraries may not have."""
     found = {name: getattr(model, name) for name in _MODEL_FIELDS if hasattr(model, name)}
-    for part in ("network", "encoder", "decoder", "text", "vision"):
+    for part in ("network", "encoder", "decoder", "text", "vision", "questions"):
         if not isinstance(stack := getattr(model, part, None), Transformer):
             continue
         found |= {f"{part}.{name}": getattr(stack, name) for name in _STACK_FIELDS}
@@ -273,9 +279,9 @@ def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str =
 
     Args:
       folder: made where it does not exist.
-      model: BERT, RoBERTa, GPT, T5, BART, CLIP, SigLIP, LLaVA, TextEncoder or Whisper; a model that is made of one of
-        them; a reward model; AutoencoderKL; FlowMatching with an MMDiT or a Flux; or StableDiffusion, a folder of
-        parts.
+      model: BERT, RoBERTa, GPT, T5, BART, CLIP, SigLIP, LLaVA, Captioner, GIT, TextEncoder or Whisper; a
+        model that is made of one of them; a reward model; AutoencoderKL; FlowMatching with an MMDiT or a Flux; or
+        StableDiffusion, a folder of parts.
       params: the model's parameters.
       dtype: type of the tensors: float32, bfloat16 or float16.
       source: folder of a checkpoint or of a run whose tokenizer belongs to the model, or None; its files for texts,

@@ -58,6 +58,10 @@ COMPOSITES = {
     "genjax.families.multimodal.audio_language_model": {"language"},
     "genjax.families.multimodal.flamingo": {"language"},
     "genjax.families.multimodal.idefics_checkpoints": {"language"},
+    "genjax.families.multimodal.captioner": {"language"},
+    "genjax.families.multimodal.captioner_checkpoints": {"language"},
+    "genjax.families.multimodal.git": {"language"},
+    "genjax.families.multimodal.git_checkpoints": {"language"},
     "genjax.families.multimodal.llava": {"language"},
     "genjax.families.multimodal.llava_checkpoints": {"language"},
     # Encoders of questions and documents, and a language model that reads.

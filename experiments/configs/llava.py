@@ -9,7 +9,7 @@ from genjax.nn.transformer import Transformer
 from genjax.optimizers import AdamW, Cosine
 from genjax.training import Evaluation, Experiment, Training
 
-_NETWORK = Transformer(num_layers=3, width=96, num_heads=4, max_length=96)
+_NETWORK = Transformer(num_layers=2, width=96, num_heads=4, max_length=96)
 _OPTIMIZER = AdamW(learning_rate=2e-3, b2=0.99, weight_decay=0.01, clip_norm=1.0, schedule=Cosine(warmup_steps=100))
 _SHRUNK = {
     "model.network.num_layers": 1,

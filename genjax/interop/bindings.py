@@ -28,7 +28,7 @@ class Binding:
       name: name of the tensor.
       axes: our axes as a permutation of theirs; None for the same order.
       part: (i, n): our array is part i of n equal parts of the last axis.
-      leading: whether their tensor has a first axis of size 1 that our array lacks.
+      leading: number of first axes of size 1 of their tensor that our array lacks.
       trailing: number of last axes of size 1 of their tensor that our array lacks.
       aliases: names of the same tensor in other versions.
     """
@@ -36,14 +36,14 @@ class Binding:
     name: str
     axes: tuple[int, ...] | None = None
     part: tuple[int, int] | None = None
-    leading: bool = False
+    leading: int = 0
     trailing: int = 0
     aliases: tuple[str, ...] = ()
 
     def ours(self, array: np.ndarray) -> np.ndarray:
         """Our view of their array."""
         if self.leading:
-            array = array[0]
+            array = array[(0,) * self.leading]
         if self.trailing:
             array = array.reshape(array.shape[: -self.trailing])
         if self.axes is not None:
@@ -66,7 +66,7 @@ class Binding:
         if self.axes is not None:
             array = array.transpose(np.argsort(self.axes))
         array = array.reshape((*array.shape, *(1,) * self.trailing))
-        return array[None] if self.leading else array
+        return array.reshape((*(1,) * self.leading, *array.shape))
 
     @property
     def part_axis(self) -> int:

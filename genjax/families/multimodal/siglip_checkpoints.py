@@ -119,8 +119,8 @@ def _bindings(model: SigLIP) -> Bindings:
         linear("text_projection", f"{text}.head"),
         vision_bindings(model),
         _pooling("vision_pooling", f"{vision}.head"),
-        same("logit_scale", "logit_scale", leading=True),
-        same("logit_bias", "logit_bias", leading=True),
+        same("logit_scale", "logit_scale", leading=1),
+        same("logit_bias", "logit_bias", leading=1),
     )
 
 

@@ -1,5 +1,6 @@
 """Captioner: probabilities by enumeration, caches, questions and padding."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -69,6 +70,34 @@ def test_cached_answers_are_those_of_the_whole_network_for_questions_of_differen
                 break
         written = found[i].tolist()
         assert written == (row[length:] + [END] * 3)[:3] and len(beams[i]) == 3
+
+
+def test_an_encoder_of_questions_sees_the_picture_and_the_decoder_the_question_alone():
+    forms = {"patch_bias": True, "embedding_norm": True, "head_transform": True, "project_features": True}
+    post = dataclasses.replace(STACK, norm_placement="post")
+    model = dataclasses.replace(MODEL, decoder=post, questions=post, **forms)
+    state = jax.jit(model.init)(jax.random.key(1), QUESTIONS)
+    evaluate = jax.jit(lambda batch: model.evaluate(state, batch, jax.random.key(0)))
+    whole = evaluate(QUESTIONS)
+    # By hand: the answer after its start, given the question without padding.
+    apply = jax.jit(model.module().apply)
+    for i, (question, answer) in enumerate((([START, 0, 1, END], [2, END]), ([START, 2, END], [1, 0, END]))):
+        rows = jnp.array([[START, *answer[:-1]]]), None, jnp.array([question]), jnp.ones((1, len(question)), bool)
+        logits = jax.nn.log_softmax(apply({"params": state.params}, PICTURES[i : i + 1], *rows))[0]
+        by_hand = -sum(logits[place, token] for place, token in enumerate(answer))
+        np.testing.assert_allclose(whole["nll"][i], by_hand, rtol=1e-5)
+    # Another picture changes what the question's encoder says.
+    assert abs(evaluate({**QUESTIONS, "x": PICTURES[::-1]})["nll"] - whole["nll"]).min() > 1e-3
+    prompts, lengths = model.prompts_of(QUESTIONS)
+    found = jax.jit(lambda: model.describe(state, PICTURES, prompts, lengths, num_beams=1))()
+    for i, length in enumerate(lengths.tolist()):
+        question, row = prompts[i : i + 1, :length], [START]
+        for _ in range(3):
+            inputs = jnp.array([row + [0] * (3 - len(row))]), None, question, jnp.ones((1, length), bool)
+            row.append(int(apply({"params": state.params}, PICTURES[i : i + 1], *inputs)[0, len(row) - 1].argmax()))
+            if row[-1] == END:
+                break
+        assert found[i].tolist() == (row[1:] + [END] * 3)[:3]
 
 
 def test_answers_alone_count_and_neither_padding_nor_other_pictures_matter(state, evaluate):
