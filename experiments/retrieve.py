@@ -6,9 +6,15 @@
     python -m experiments.retrieve --index=runs/vectors --workdir=runs/dpr --query="who wrote it?" --method=fusion
     python -m experiments.retrieve --index=runs/vectors --encoder=all-MiniLM-L6-v2 --query="who wrote it?"
 
+    python -m experiments.retrieve --index=runs/tokens --build=documents.jsonl --workdir=runs/dpr --kind=tokens
+    python -m experiments.retrieve --index=runs/vectors --workdir=runs/dpr --query="who wrote it?" --approximate=hnsw
+
 --build takes a folder of .txt files, a text file with a document a line, or JSON lines with "text" and, if wanted, "id"
 and "title".  A build that was killed goes on with the same command.  An index with vectors is opened with the encoder
 that made it: a run (--workdir), or a folder of sentence-transformers (--encoder); another one is refused.
+
+--kind=tokens keeps a vector of each token, and compares queries and documents token by token (late interaction).
+--approximate=ivf or hnsw searches vectors of documents by faiss, and prints its recall beside exact search.
 
 A run of a model that reads documents (RAG) answers too, and says which document each token came from;
 --picture=FILE.png draws it.
@@ -60,7 +66,11 @@ def main(arguments: list[str]) -> int:
     embedder = encoder_of(place, run)
     if place.build is not None:
         index = retrieval.build(place.index, read_collection(place.build), embedder, built)
-        kinds = "words" if index.vectors is None else f"words and vectors of {index.vectors.vectors.shape[1]} numbers"
+        kinds = "words"
+        if index.vectors is not None:
+            kinds += f" and vectors of {index.vectors.vectors.shape[1]} numbers"
+        if index.tokens is not None:
+            kinds += " and {} tokens, vectors of {} numbers".format(*index.tokens.vectors.shape)
         print(f"{place.index}: {len(index.documents)} documents, {kinds}")
     else:
         index = retrieval.Index.open(place.index, embedder)
@@ -70,6 +80,8 @@ def main(arguments: list[str]) -> int:
         print(query, *(lines or ["  no document holds a word of it"]), sep="\n")
         if run is not None and reading.reads_documents(run) and row:
             report(reading.answer(run, index, query), place.picture)
+    for made in index.approximations.values():
+        print(made.report())
     return 0
 
 

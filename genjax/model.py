@@ -509,6 +509,12 @@ class EmbedsQueries(EmbedsTexts, Protocol):
 
 
 @runtime_checkable
+class EmbedsTokens(EmbedsTexts, Protocol):
+    def embed_tokens(self, state: TrainState, batch: Batch, queries: bool = False) -> Array:
+        """A vector of length 1 for each token of documents, or of queries, `tokens` with `mask`, [B, T, C]."""
+
+
+@runtime_checkable
 class ReadsDocuments(Protocol):
     """A model that answers questions `source` [B, S] from their `documents` [B, M, L]."""
 

@@ -295,7 +295,8 @@ class GenjaxVectorStore(VectorStore):
           encoder: folder of the encoder that made it; another one is refused.
         """
         found = index_at(index, encoder)
-        assert found.vectors is not None
+        if found.vectors is None:
+            raise ConfigError(f"{index} holds vectors of tokens; a vector store needs one vector of each document")
         store = cls(GenjaxEmbeddings(model=encoder), found.vectors.metric)
         documents = [_as_document(Found(each, 0.0, i)) for i, each in enumerate(found.documents)]
         for document in documents:

@@ -21,7 +21,7 @@ import numpy as np
 from genjax import config, pretrained
 from genjax.data.text.base import DelimitedText
 from genjax.data.text.encoder import EncoderText
-from genjax.model import EmbedsQueries, EmbedsTexts, TrainState
+from genjax.model import EmbedsQueries, EmbedsTexts, EmbedsTokens, TrainState
 from genjax.training import Run
 
 _logger = logging.getLogger(__name__)
@@ -106,14 +106,37 @@ class Embedder:
         queries = isinstance(self.model, EmbedsQueries)
         return self._vectors(texts, type(self.model).embed_queries if queries else type(self.model).embed)
 
+    def document_tokens(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Vectors of the tokens of each document, its marks included, float32 [T, C] each.
+
+        Raises:
+          ConfigError: the model gives no vectors of tokens.
+        """
+        return self._of_tokens(texts, _document_tokens)
+
+    def query_tokens(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """As `document_tokens`, of queries."""
+        return self._of_tokens(texts, _query_tokens)
+
+    def _of_tokens(self, texts: Sequence[str], embed: Any) -> list[np.ndarray]:
+        if not isinstance(self.model, EmbedsTokens):
+            raise config.ConfigError(
+                f"{type(self.model).__name__} gives no vectors of tokens; late interaction needs an encoder that does "
+                "(BERT, RoBERTa, DPR, RAG)"
+            )
+        return self._encoded(texts, embed)
+
     def _vectors(self, texts: Sequence[str], embed: Any) -> np.ndarray:
+        found = self._encoded(texts, embed)
+        return np.stack(found) if found else np.zeros((0, 0), np.float32)
+
+    def _encoded(self, texts: Sequence[str], embed: Any) -> list[np.ndarray]:
+        """What `embed` gives for each text: a vector [C], or vectors of its own tokens [T, C]."""
         ids = [self.data.make_tokenizer().encode(text) for text in texts]
         rows = [self.data.enclosed(each, self.length) for each in ids]
         cut = sum(len(row) >= self.length and len(each) > len(row) for row, each in zip(rows, ids))
         if cut:
             _logger.warning("%d of %d texts are longer than %d tokens and are cut", cut, len(rows), self.length)
-        if not rows:
-            return np.zeros((0, 0), np.float32)
         # Texts of like length together, so that little padding is encoded.
         order = np.argsort([len(row) for row in rows], kind="stable")
         vectors: list[Any] = [None] * len(rows)
@@ -125,13 +148,21 @@ class Embedder:
             tokens, mask = self.data.pad(part, min(_power_of_two(max(map(len, part))), self.length))
             found = np.asarray(_embedded(self.model, embed, self.state, {"tokens": tokens, "mask": mask}), np.float32)
             for place, vector in zip(places, found):
-                vectors[place] = vector
-        return np.stack(vectors)
+                vectors[place] = vector if vector.ndim == 1 else vector[: len(rows[place])]
+        return vectors
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _embedded(model: Any, embed: Any, state: TrainState, batch: dict[str, Any]) -> Any:
     return embed(model, state, batch)
+
+
+def _document_tokens(model: EmbedsTokens, state: TrainState, batch: dict[str, Any]) -> Any:
+    return model.embed_tokens(state, batch)
+
+
+def _query_tokens(model: EmbedsTokens, state: TrainState, batch: dict[str, Any]) -> Any:
+    return model.embed_tokens(state, batch, queries=True)
 
 
 def _power_of_two(number: int) -> int:

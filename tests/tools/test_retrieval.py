@@ -76,6 +76,48 @@ def test_words_vectors_and_fusion_find_what_their_parts_say(embedder, tmp_path):
     assert index.hits(["cat night"], options("fusion")).documents[0].tolist() == expected
 
 
+def test_tokens_are_compared_as_the_encoder_gives_them_alone(embedder, tmp_path):
+    options = retrieval.BuildOptions(kind="tokens", part_size=2)
+    retrieval.build(tmp_path / "index", DOCUMENTS, embedder, options)
+    index = retrieval.Index.open(tmp_path / "index", embedder)
+
+    def tokens(text):
+        data = embedder.data
+        ids = data.enclosed(data.make_tokenizer().encode(text), embedder.length)
+        hidden = np.asarray(embedder.model.hidden(embedder.state, {"tokens": np.array([ids], np.int32)}))[0]
+        return hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
+
+    documents, query = [tokens(text) for text in TEXTS], "a cat at night"
+    wanted = np.array([(tokens(query) @ each.T).max(1).sum() for each in documents])
+    found = index.search([query], retrieval.SearchOptions(num_documents=5))[0]
+    assert [each.place for each in found] == np.argsort(-wanted).tolist()
+    np.testing.assert_allclose([each.score for each in found], -np.sort(-wanted), atol=1e-4)
+    assert len(index.search([query], retrieval.SearchOptions(num_documents=3, method="fusion"))[0]) == 3
+    # A document's tokens are nearest to themselves.
+    assert [row[0].document for row in index.search(TEXTS)] == DOCUMENTS
+    with pytest.raises(UserError, match="approximate=hnsw searches vectors of documents; this search compares tokens"):
+        index.search([query], retrieval.SearchOptions(approximate="hnsw"))
+    with pytest.raises(UserError, match="an index of other documents, of another encoder or with other options"):
+        retrieval.build(tmp_path / "index", DOCUMENTS, embedder)
+    with pytest.raises(UserError, match="kind=tokens needs an encoder"):
+        retrieval.build(tmp_path / "words", DOCUMENTS, options=options)
+
+
+def test_the_command_keeps_tokens_and_tells_the_recall_of_faiss(embedder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(retrieve, "encoder_of", lambda place, run: embedder)
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    build = f"--build={tmp_path / 'texts.txt'}"
+    assert retrieve.main(["retrieve", f"--index={tmp_path / 'tokens'}", build, "--kind=tokens", "--query=a cat"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    count = sum(map(len, embedder.document_tokens(TEXTS)))
+    assert f"5 documents, words and {count} tokens, vectors of" in first and lines[0] == "a cat" and len(lines) == 6
+    pytest.importorskip("faiss", reason="approximate search: pip install 'genjax[faiss]'")
+    asked = ["--query=a cat|night", "--approximate=ivf", "--num_documents=2"]
+    assert retrieve.main(["retrieve", f"--index={tmp_path / 'vectors'}", build, *asked]) == 0
+    report = "finds 1.000 of the 2 best documents of exact search (recall on 2 queries)"
+    assert report in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_another_encoder_other_documents_and_a_missing_index_are_refused(embedder, tmp_path):
     retrieval.build(tmp_path / "index", DOCUMENTS, embedder)
     changed = Embedder(embedder.model, embedder.state, embedder.data, embedder.length - 1)

@@ -227,6 +227,11 @@ class BERT(FromPretrained):
         """Sentence embeddings: features averaged over tokens that are no padding, of length 1, [B, C]."""
         return normalized(mean_pool(self.hidden(state, batch), token_mask(batch)))
 
+    def embed_tokens(self, state: TrainState, batch: Batch, queries: bool = False) -> Array:
+        """Features of each token, of length 1, [B, T, C]; queries have the same as documents."""
+        del queries
+        return normalized(self.hidden(state, batch).astype(jnp.float32))
+
     def attention_weights(self, state: TrainState, batch: Batch) -> list[tuple[Array, None]]:
         """Attention of each layer [B, H, T, T], and None, as there is no source."""
         _, weights = self.module().apply({"params": state.eval_params}, batch, return_weights=True, method="encode")

@@ -129,10 +129,17 @@ class DPR:
 
     def vectors(self, params: PyTree, role: str, rows: Batch, dropout_keys: Array | None = None) -> Array:
         """Vectors of rows `tokens` [N, T] with `mask` by the encoder of a role, float32 [N, C]."""
-        params = params[QUESTION if self.shared else role]
-        hidden, _ = self.encoder().module().apply({"params": params}, rows, dropout_keys, method="encode")
+        hidden = self._hidden(params, role, rows, dropout_keys)
         found = mean_pool(hidden, token_mask(rows)) if self.pooling == "mean" else hidden[:, 0].astype(jnp.float32)
         return normalized(found) if self.normalize else found
+
+    def token_vectors(self, params: PyTree, role: str, rows: Batch) -> Array:
+        """A vector of length 1 for each token of rows `tokens` [N, T], [N, T, C] (ColBERT, without its map)."""
+        return normalized(self._hidden(params, role, rows, None).astype(jnp.float32))
+
+    def _hidden(self, params: PyTree, role: str, rows: Batch, dropout_keys: Array | None) -> Array:
+        params = params[QUESTION if self.shared else role]
+        return self.encoder().module().apply({"params": params}, rows, dropout_keys, method="encode")[0]
 
     def embeddings(self, params: PyTree, batch: Batch, keys: Array | None = None) -> Array:
         """Vectors of each question and of its documents, [B, 1 + M, C]; `keys` [B] draw dropout."""
@@ -207,6 +214,10 @@ class DPR:
     def embed_queries(self, state: TrainState, batch: Batch) -> Array:
         """Vectors of questions `tokens` [B, T] with `mask`, [B, C]."""
         return self.vectors(state.eval_params, QUESTION, batch)
+
+    def embed_tokens(self, state: TrainState, batch: Batch, queries: bool = False) -> Array:
+        """A vector for each token of documents, or of questions, [B, T, C]."""
+        return self.token_vectors(state.eval_params, QUESTION if queries else DOCUMENT, batch)
 
     @property
     def conditions(self) -> tuple[str, ...]:

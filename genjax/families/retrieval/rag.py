@@ -248,6 +248,11 @@ class RAG:
         """Vectors of questions `tokens` [B, T] with `mask` by the retriever, [B, C]."""
         return self.dense_retriever().vectors(state.eval_params[RETRIEVER], QUESTION, batch)
 
+    def embed_tokens(self, state: TrainState, batch: Batch, queries: bool = False) -> Array:
+        """A vector for each token of documents, or of questions, by the retriever, [B, T, C]."""
+        role = QUESTION if queries else DOCUMENT
+        return self.dense_retriever().token_vectors(state.eval_params[RETRIEVER], role, batch)
+
     # Generation.
 
     def mixed_decoder(self, state: TrainState, found: Retrieved) -> decoding.Decoder:

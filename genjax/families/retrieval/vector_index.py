@@ -117,14 +117,7 @@ class VectorIndex:
             are asked for, or fewer than one document is asked for.
         """
         check_number(num_documents)
-        queries = np.asarray(queries, np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1]:
-            raise UserError(
-                f"queries have shape {list(queries.shape)}, and the documents of this index "
-                f"{self.vectors.shape[1]} numbers each; embed both by the same model"
-            )
-        _check_finite(queries, "query")
-        queries = jnp.asarray(_scaled(queries, self.metric, "query"))
+        queries = jnp.asarray(self.prepared(queries))
         shape = (len(queries), num_documents)
         best = jnp.full(shape, -jnp.inf), jnp.full(shape, -1, jnp.int32)
         for first in range(0, len(self.vectors), self.block_size):
@@ -133,6 +126,21 @@ class VectorIndex:
             best = _better(best, queries, block, first, there, count=num_documents, metric=self.metric)
         scores, places = (np.asarray(each) for each in best)
         return Hits(np.where(np.isneginf(scores), -1, places).astype(np.int64), scores)
+
+    def prepared(self, queries: np.ndarray) -> np.ndarray:
+        """Queries [Q, D] as they are compared with the vectors: float32, of length 1 for cosine.
+
+        Raises:
+          UserError: they have another width than the documents, a number is not finite, or one is 0 for cosine.
+        """
+        queries = np.asarray(queries, np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1]:
+            raise UserError(
+                f"queries have shape {list(queries.shape)}, and the documents of this index "
+                f"{self.vectors.shape[1]} numbers each; embed both by the same model"
+            )
+        _check_finite(queries, "query")
+        return _scaled(queries, self.metric, "query")
 
 
 def _check_finite(vectors: np.ndarray, what: str) -> None:
