@@ -64,7 +64,7 @@ def rag_facts() -> Experiment:
 
     --evaluation.split=validation asks for the facts of the first world, test for the facts after all have changed.
     Beside it: --model.kind=closed_book --data.facts=fixed, which learns the facts by heart; --data.facts=fixed, which
-    has the documents but no reason to read them; --model.kind=token and concatenation.
+    has the documents but no reason to read them; --model.kind=token, concatenation and fusion.
     """
     return Experiment(
         model=RAG(

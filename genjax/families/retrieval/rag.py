@@ -5,10 +5,15 @@ With p(z | x) proportional to exp(E_Q(x) . E_D(z)) over the K best documents z o
     sequence        p(y | x) = sum_z p(z | x) prod_t p(y_t | x, z, y_<t)                                (section 2.1)
     token           p(y | x) = prod_t sum_z p(z | x) p(y_t | x, z, y_<t)
     concatenation   p(y | x) = prod_t p(y_t | x, z_1, ..., z_K, y_<t), the K documents one after the other, best first
+    fusion          p(y | x) = prod_t p(y_t | h_1, ..., h_K, y_<t),  h_k = encoder(x, z_k)
+                                                               (Izacard & Grave 2020, arXiv:2007.01282, section 3)
     closed_book     p(y | x) = prod_t p(y_t | x, y_<t)
 
-The first two give the question's encoder (and here the documents' too) a gradient through p(z | x).  Concatenation does
-not: its retriever stays as it starts.  All sums are in log space.
+Fusion in the decoder has T5 for a generator: it encodes each document with the question apart from the others, and the
+decoder attends to the features of all.
+
+The first two give the question's encoder (and here the documents' too) a gradient through p(z | x).  Concatenation and
+fusion do not: their retriever stays as it starts.  All sums are in log space.
 
 Decoding (section 2.5).  `token` mixes the next-token distributions of the documents at each step, so every search of
 genjax.decoding works on it.  `sequence` writes an answer for each document, scores each of them under every document,
@@ -27,14 +32,16 @@ from genjax import decoding
 from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
 from genjax.decoding import joined, of_answers
 from genjax.errors import UserError
+from genjax.families.language.encoder_decoder import EncoderDecoderNetwork
 from genjax.families.language.gpt import GPT
 from genjax.families.language.networks import bert_network
+from genjax.families.language.t5 import T5
 from genjax.families.retrieval.dpr import DOCUMENT, DPR, QUESTION, present_documents
 from genjax.gradients import gradient_step
 from genjax.metrics import Ratio
 from genjax.model import TrainState
-from genjax.nn.tokens import summarize
-from genjax.nn.transformer import Transformer
+from genjax.nn.tokens import summarize, token_log_probs
+from genjax.nn.transformer import Cache, StackOutput, Transformer, unrolled
 from genjax.optimizers import AdamW, Linear, Optimizer
 
 #: Names of the parameters of both parts.
@@ -48,7 +55,7 @@ class Retrieved(NamedTuple):
       log_prior: log p(z | x) of each, best first, [B, K].
       places: their places among the question's documents, [B, K].
       prompts: what the generator reads before the answer, [B K, P], padded on the right.
-      lengths: tokens of each prompt, [B K].
+      lengths: tokens of each prompt, [B K]; 0 where fusion has no document to read.
     """
 
     log_prior: Array
@@ -59,7 +66,7 @@ class Retrieved(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RAG:
-    """A retriever among the documents of a question, and a decoder-only generator that reads them.
+    """A retriever among the documents of a question, and a generator that reads them: a decoder, or T5 for fusion.
 
     A batch has questions `source` [B, S], `documents` [B, M, L] and answers `tokens` [B, T + 1] (start, answer, end),
     each with its mask, and `relevant` [B], which is used in evaluation alone.
@@ -71,7 +78,7 @@ class RAG:
       sequence_length: longest answer T; None takes the data set's.
       start_token: first token of an answer; None takes the data set's.
       end_token: token that ends an answer; None takes the data set's.
-      network: the generator's stack.
+      network: the generator's stack; both stacks of T5, for fusion.
       retriever: the stack of the retriever's encoders.
       shared: use one encoder for questions and documents.
       pooling: the vector of a text: its first token's features, or the mean over its tokens.
@@ -81,7 +88,7 @@ class RAG:
       optimizer: optimizer and learning-rate schedule.
     """
 
-    kind: Literal["sequence", "token", "concatenation", "closed_book"] = "sequence"
+    kind: Literal["sequence", "token", "concatenation", "fusion", "closed_book"] = "sequence"
     num_documents: int = 3
     vocab_size: int | None = None
     sequence_length: int | None = None
@@ -110,6 +117,12 @@ class RAG:
         names = ("vocab_size", "sequence_length", "start_token", "end_token", "network", "compute_dtype", "optimizer")
         return GPT(**{name: getattr(self, name) for name in names})
 
+    def encoder_decoder(self) -> T5:
+        """The generator of fusion as a model of its own."""
+        names = ("vocab_size", "sequence_length", "start_token", "end_token", "compute_dtype", "optimizer")
+        own = {name: getattr(self, name) for name in names}
+        return T5(encoder=self.network, decoder=self.network, extra_tokens=0, **own)
+
     def init(self, key: Array, batch: Batch) -> TrainState:
         """Returns the state before the first step.
 
@@ -126,7 +139,11 @@ class RAG:
         read = {"closed_book": 0, "concatenation": self.num_documents}.get(self.kind, 1) * length
         longest = read + batch["source"].shape[1] + batch["tokens"].shape[1]
         self.network.check_length(longest, "documents, question and answer take", "model.network")
-        generator = self.language_model().module().init(generator_key, batch["tokens"][:1, :1])["params"]
+        one = batch["tokens"][:1, :1]
+        if self.kind == "fusion":
+            generator = self.encoder_decoder().module().init(generator_key, one, None, one)["params"]
+        else:
+            generator = self.language_model().module().init(generator_key, one)["params"]
         params = {RETRIEVER: self.dense_retriever().init_params(retriever_key, batch), GENERATOR: generator}
         return TrainState.create(params, self.optimizer)
 
@@ -157,6 +174,10 @@ class RAG:
         flat = lambda a: a.reshape(-1, *a.shape[2:])
         repeat = lambda a: jnp.repeat(a, self.num_documents, axis=0)
         rows = _joined(flat(documents), flat(lengths), repeat(questions), repeat(question_lengths))
+        if self.kind == "fusion":
+            # Missing documents come last.  Without any, the question is read alone.
+            read = take(present_documents(batch)).at[:, 0].set(True)
+            return Retrieved(jnp.zeros((size, 1)), places, rows[0], jnp.where(flat(read), rows[1], 0))
         return Retrieved(log_prior, places, *rows)
 
     # Likelihood.
@@ -166,6 +187,12 @@ class RAG:
 
         They are 0 behind the end of an answer, whose tokens `lengths` [B] counts.
         """
+        if self.kind == "fusion":
+            module, own = self.encoder_decoder().module(), params[GENERATOR]
+            inputs = (answers[:, :-1], *self._fused(module, own, found))
+            logits, _ = module.apply({"params": own}, *inputs, method="decode")
+            values = token_log_probs(logits, answers[:, 1:])
+            return jnp.where(jnp.arange(1, answers.shape[1])[None] < lengths[:, None], values, 0.0)[:, None]
         count = found.log_prior.shape[1]
         repeat = lambda a: jnp.repeat(a, count, axis=0)
         rows = joined(found.prompts, found.lengths, repeat(answers), repeat(lengths))
@@ -173,6 +200,13 @@ class RAG:
         values = of_answers(values, found.lengths, answers.shape[1])[:, 1:]
         values = values.reshape(len(answers), count, -1)
         return jnp.where(jnp.arange(1, answers.shape[1])[None, None] < lengths[:, None, None], values, 0.0)
+
+    def _fused(self, module: EncoderDecoderNetwork, params: PyTree, found: Retrieved) -> tuple[Array, Array]:
+        """Features of all documents that are read, each encoded alone, [B, K P, C], and their mask [B, K P]."""
+        mask = jnp.arange(found.prompts.shape[1])[None] < found.lengths[:, None]
+        features = module.apply({"params": params}, found.prompts, mask, method="encode")
+        size = len(found.places)
+        return features.reshape(size, -1, features.shape[-1]), mask.reshape(size, -1)
 
     def _marginal(self, log_prior: Array, values: Array) -> Array:
         """log p(y | x) from log p(z | x) [B, K] and log-probabilities of tokens [B, K, T], [B]."""
@@ -281,6 +315,20 @@ class RAG:
 
         return decoding.Decoder(init=init, extend=extend)
 
+    def fused_decoder(self, state: TrainState, found: Retrieved) -> decoding.Decoder:
+        """The decoder of fusion, of B rows, which attends to all documents; it begins with an answer's start token."""
+        model, params = self.encoder_decoder(), state.eval_params[GENERATOR]
+        module = model.module(unroll=True)
+        params = {**params, "decoder": unrolled(params["decoder"], self.network)}
+        context, mask = self._fused(module, params, found)
+
+        def decode(tokens: Array, context: Array | None, cache: Cache) -> tuple[Array, StackOutput]:
+            return module.apply({"params": params}, tokens, context, None, cache, method="decode")
+
+        options = {"what": "the answers take", "name": "model.network", "dtype": jnp.dtype(self.compute_dtype)}
+        network = model.decoder_network
+        return decoding.context_decoder(network, lambda: context, decode, context_mask=mask, **options)
+
     def answer(
         self, state: TrainState, batch: Batch, key: Array | None = None, sampling: decoding.Sampling | None = None
     ) -> Array:
@@ -301,7 +349,7 @@ class RAG:
         start = jnp.full((size, 1), self.start_token, jnp.int32)
         count = found.log_prior.shape[1]
         if self.kind != "sequence" or count == 1:
-            decoder = self.mixed_decoder(state, found)
+            decoder = (self.fused_decoder if self.kind == "fusion" else self.mixed_decoder)(state, found)
             return decoding.generate(decoder, key, start, self.sequence_length, **options).tokens
         alone = Retrieved(jnp.zeros((size * count, 1)), found.places, found.prompts, found.lengths)
         starts = jnp.repeat(start, count, axis=0)

@@ -1,5 +1,6 @@
 """RAG against sums over documents and answers that are written out."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -203,6 +204,74 @@ def test_beams_over_the_mixture_find_the_likeliest_answer():
     rows = [jnp.broadcast_to(jnp.array([START, *answer], jnp.int32), (B, T + 1)) for answer in answers]
     scores = np.stack([np.asarray(LOG_PROB["token"](STATE, {**BATCH, "tokens": row})) for row in rows])
     assert [tuple(row) for row in np.asarray(search(STATE)).tolist()] == [answers[i] for i in scores.argmax(0)]
+
+
+@pytest.fixture(scope="module")
+def fused():
+    """RAG with fusion in the decoder, its state, and the T5 that it reads with, with its own parameters."""
+    rag = model("fusion", retriever=bert_network(**STACK, dropout=0.0, attention_dropout=0.0))
+    state = jax.jit(rag.init)(jax.random.key(3), BATCH)
+    return rag, state, rag.encoder_decoder(), {"params": state.params["generator"]}
+
+
+def test_fusion_attends_to_documents_that_are_encoded_one_at_a_time(fused):
+    rag, state, reader, variables = fused
+    ours = np.asarray(jax.jit(rag.log_prob)(state, BATCH))
+    kept = lambda name, *at: np.asarray(BATCH[name])[at][np.asarray(BATCH[f"{name}_mask"])[at]]
+    scores, answers = np.asarray(rag.scores(state.params, BATCH)), BATCH["tokens"]
+    for row in range(B):
+        places = np.argsort(-scores[row], kind="stable")[:2]
+        texts = [np.concatenate([kept("documents", row, place), kept("source", row)]) for place in places]
+        # One call of the encoder for each document, without padding; its features stand one behind the other.
+        parts = [reader.module().apply(variables, jnp.asarray(text)[None], method="encode") for text in texts]
+        context = jnp.concatenate(parts, axis=1)
+        logits, _ = reader.module().apply(variables, answers[row : row + 1, :-1], context, method="decode")
+        log_probs = np.asarray(jax.nn.log_softmax(logits[0]))
+        expected = log_probs[np.arange(T), np.asarray(answers)[row, 1:]].sum()
+        assert ours[row] == pytest.approx(expected, abs=2e-5)
+
+
+def test_fusion_of_one_document_is_t5(fused):
+    rag, state, reader, variables = fused
+    alone = dataclasses.replace(rag, num_documents=1)
+    found = alone.retrieve(state.params, BATCH)
+    mask = jnp.arange(found.prompts.shape[1])[None] < found.lengths[:, None]
+    pairs = {"source": found.prompts, "source_mask": mask, "tokens": BATCH["tokens"], "mask": BATCH["mask"]}
+    expected = reader.token_log_probs(variables["params"], pairs).sum(1)
+    np.testing.assert_allclose(alone.log_prob(state, BATCH), expected, atol=2e-5)
+    own = TrainState(step=state.step, params=variables["params"])
+    greedy = reader.generate(
+        own, jax.random.key(0), found.prompts, mask, sampling=decoding.Sampling(temperature=0.0), end_token=None
+    )
+    assert alone.answer(state, BATCH).tolist() == greedy.tokens.tolist()
+
+
+def test_fusion_writes_the_likeliest_token_after_what_it_wrote(fused):
+    rag, state, _, _ = fused
+    written = np.asarray(jax.jit(rag.answer)(state, BATCH))
+    score = jax.jit(rag.log_prob)
+    for place in range(T):
+        # Of all tokens at a place after the written ones before it, the written one is the likeliest.
+        known = [np.concatenate([np.full((B, 1), START), written[:, :place]], axis=1)] * V
+        rows = [np.concatenate([each, np.full((B, 1), token)], axis=1) for token, each in enumerate(known)]
+        rows = [np.pad(each, ((0, 0), (0, T - place - 1))) for each in rows]
+        mask = np.broadcast_to(np.arange(T + 1) <= place + 1, (B, T + 1))
+        values = [np.asarray(score(state, {**BATCH, "tokens": jnp.asarray(each), "mask": mask})) for each in rows]
+        assert np.argmax(values, axis=0).tolist() == written[:, place].tolist()
+
+
+def test_fusion_does_not_read_a_masked_document(fused):
+    rag, state, _, _ = fused
+    every = dataclasses.replace(rag, num_documents=3)
+    hidden = {**BATCH, "documents_mask": BATCH["documents_mask"].at[:, 1].set(False)}
+    other = {**hidden, "documents": BATCH["documents"].at[:, 1].set(2)}
+    score = jax.jit(every.log_prob)
+    values = np.asarray(score(state, hidden))
+    np.testing.assert_allclose(values, score(state, other), atol=1e-6)
+    rest = {**BATCH, **{name: BATCH[name][:, np.array([0, 2])] for name in ("documents", "documents_mask")}}
+    np.testing.assert_allclose(values, rag.log_prob(state, rest), atol=1e-5)
+    # The document matters where it is shown.
+    assert np.abs(values - np.asarray(score(state, BATCH))).max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["sequence", "token", "concatenation", "closed_book"])
