@@ -29,6 +29,10 @@ split and each weight of guidance in --scales; "all" is the share in which every
 
     python -m experiments.quality --workdir=runs/scenes --judge=scenes --scales=0,2 --evaluation.split=held_out_pairs
 
+    python -m experiments.quality --workdir=runs/dalle --judge=scenes --rerank=runs/clip_scenes --candidates=16
+
+draws several samples of each caption, and judges the one that a run of CLIP or SigLIP finds nearest to it.
+
 --weak_step names an earlier checkpoint of a diffusion model, whose worse estimates guide the samples (autoguidance)
 with the weight --model.guidance.scale.
 """
@@ -62,8 +66,9 @@ def report(result: dict[str, Any], split: str) -> None:
 
 def judged(run: Run, options: quality.Options) -> int:
     """Judges samples, prints the rates as a table with a column for each weight of guidance, and writes them."""
-    scorer = None if options.scorer is None else restore(options.scorer)
-    result = judging.measure(run, options.num_judged, options.scales, options.seed, scorer)
+    scorer, reranker = (None if path is None else restore(path) for path in (options.scorer, options.rerank))
+    arguments = (options.num_judged, options.scales, options.seed, scorer, reranker, options.candidates)
+    result = judging.measure(run, *arguments)
     print(result["protocol"])
     columns = {**{f"w = {scale}": rates for scale, rates in result["scales"].items()}, "data": result["data"]}
     print(f"  {'':<16}" + "".join(f"{name:>10}" for name in columns))

@@ -7,6 +7,8 @@ A model that reads text draws what prompts say, in turn; its guidance leads away
     python -m experiments.sample --workdir=runs/scenes --prompt="a small red circle left of a large blue square" \\
         --model.guidance.scale=2
 
+Of several candidates for each prompt, a run of CLIP or SigLIP may choose the best: --rerank=RUN --candidates=16.
+
 A translator, of text or of pictures, translates the first --num_samples sources of the evaluation split, and shows each
 translation with its source and its target.
 """

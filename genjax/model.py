@@ -250,6 +250,18 @@ def takes(model: GenerativeModel, condition: str) -> bool:
 
 
 @runtime_checkable
+class HasGuidance(Protocol):
+    """A model whose samples are led away from the model without its conditions."""
+
+    @property
+    def guidance_scale(self) -> float:
+        """Weight of the guidance; 0 samples from the model itself."""
+
+    def with_guidance_scale(self, scale: float) -> GenerativeModel:
+        """The model with another weight; raises UserError if it was never trained without its conditions."""
+
+
+@runtime_checkable
 class ChecksSteps(Protocol):
     def check_steps(self, num_steps: int) -> None:
         """Raises UserError if a run of `num_steps` steps is too short, for instance for the draws of chains."""

@@ -35,6 +35,8 @@ COMPOSITES = {
     # The prior over the codes of a VQ-VAE.
     "genjax.families.autoregressive.vq_prior": {"vae"},
     "genjax.families.diffusion.vq_diffusion": {"vae"},
+    # Texts and the codes of an autoencoder.
+    "genjax.families.autoregressive.dalle": {"vae"},
     # An autoencoder with a discriminator of patches.
     "genjax.families.vae.autoencoder_kl": {"gan"},
     # A diffusion model of the codes of an autoencoder, given texts.

@@ -1,9 +1,12 @@
-"""Diffusion models that draw what captions say."""
+"""Models that draw what captions say."""
 
 import dataclasses
 
+from experiments.configs.vq_vae import SCENES_AUTOENCODER
 from genjax.config import register
 from genjax.data import CaptionedImages, CaptionedVideos
+from genjax.families.autoregressive.dalle import DALLE, LogitGuidance
+from genjax.families.autoregressive.text_and_codes import TextAndCodes
 from genjax.families.diffusion.caption_encoder import CaptionEncoder
 from genjax.families.diffusion.dit import DiT
 from genjax.families.diffusion.flow_matching import FlowMatching
@@ -12,7 +15,7 @@ from genjax.families.diffusion.mmdit import MMDiT
 from genjax.families.diffusion.samplers import Euler
 from genjax.families.diffusion.times import LogitNormalTime
 from genjax.nn.transformer import Transformer
-from genjax.optimizers import Adam, Constant
+from genjax.optimizers import Adam, AdamW, Constant, Cosine
 from genjax.training import Evaluation, Experiment, Training
 
 
@@ -100,6 +103,62 @@ def mmdit_scenes() -> Experiment:
         text=dataclasses.replace(image.model.text, pooled=True),
     )
     return dataclasses.replace(image, model=model)
+
+
+@register(
+    "dalle_scenes",
+    source="Ramesh et al. 2021, arXiv:2102.12092, on captions of made pictures",
+    shrunk={
+        "model.vq_vae.channels": (4, 4, 4),
+        "model.vq_vae.embedding_dim": 4,
+        "model.vq_vae.num_codes": 8,
+        "model.prior.network.num_layers": 3,
+        "model.prior.network.width": 8,
+        "model.prior.network.num_heads": 2,
+        "model.untrained_vq_vae": True,
+        "data.num_made": 32,
+        "data.num_held_out": 24,
+        "data.batch_size": 8,
+    },
+)
+def dalle_scenes() -> Experiment:
+    """Scenes from their captions by DALL-E: a transformer of texts and of the codes of dvae_scenes, trained first.
+
+    python -m experiments.train --experiment=dvae_scenes --workdir=runs/dvae_scenes
+    python -m experiments.train --experiment=dalle_scenes --training.init_from=runs/dvae_scenes \\
+        --workdir=runs/dalle_scenes
+    python -m experiments.quality --workdir=runs/dalle_scenes --judge=scenes --scales=0,1,2
+    python -m experiments.quality --workdir=runs/dalle_scenes --judge=scenes --rerank=runs/clip_scenes --candidates=16
+
+    The later form of such models, one plain causal stack, beside it:
+
+    python -m experiments.train --experiment=dalle_scenes --training.init_from=runs/dvae_scenes \\
+        --model.prior.code_attention=dense --model.prior.network.positions=rotary --workdir=runs/dalle_dense_scenes
+
+    About 40 minutes of one CPU core.
+    """
+    image = text_to_image_scenes()
+    model = DALLE(
+        vq_vae=SCENES_AUTOENCODER,
+        prior=TextAndCodes(
+            network=Transformer(num_layers=6, width=96, num_heads=4, max_length=128),
+            # A square of 11 x 11 codes would be all of a map of 8 x 8.
+            convolution_size=5,
+            optimizer=AdamW(
+                learning_rate=2e-3,
+                b2=0.99,
+                weight_decay=0.05,
+                clip_norm=1.0,
+                schedule=Cosine(warmup_steps=100, final_scale=0.05),
+                ema_decay=0.995,
+            ),
+        ),
+        guidance=LogitGuidance(scale=1.0),
+    )
+    training = dataclasses.replace(
+        image.training, num_steps=4000, init_prefix=("encoder", "decoder", "codebook"), sample_every=1000
+    )
+    return dataclasses.replace(image, model=model, training=training)
 
 
 @register(

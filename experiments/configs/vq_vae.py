@@ -1,11 +1,12 @@
 """Vector-quantised autoencoders."""
 
 from genjax.config import register
-from genjax.data import Images
+from genjax.data import CaptionedImages, Images
+from genjax.families.vae.discrete_vae import Annealing, DiscreteVAE
 from genjax.families.vae.vq_vae import VQVAE
 from genjax.nn.distributions import Gaussian
 from genjax.optimizers import Adam, Cosine
-from genjax.training import Experiment, Training
+from genjax.training import Evaluation, Experiment, Training
 
 _SHRUNK = {
     "model.channels": (4,),
@@ -72,3 +73,43 @@ def vq_vae_mnist() -> Experiment:
         optimizer=Adam(learning_rate=1e-3, schedule=Cosine(warmup_steps=100)),
     )
     return _experiment(model, Images(name="mnist", pad_to=(32, 32), batch_size=128), 20000)
+
+
+#: The autoencoder of Scenes, whose codes `dalle_scenes` learns: 8 x 8 places, 256 codes.
+SCENES_AUTOENCODER = DiscreteVAE(
+    channels=(16, 32, 64),
+    num_blocks=1,
+    input_kernel=3,
+    embedding_dim=32,
+    num_codes=256,
+    temperature=Annealing(start=1.0, stop=0.0625, share=0.8),
+    kl_weight=Annealing(start=0.0, stop=1.0, share=0.1),
+    optimizer=Adam(learning_rate=2e-3, clip_norm=1e4, schedule=Cosine(warmup_steps=50), ema_decay=0.99),
+)
+
+
+@register(
+    "dvae_scenes",
+    source="Ramesh et al. 2021, arXiv:2102.12092, on made pictures",
+    shrunk={
+        "model.channels": (4, 4),
+        "model.embedding_dim": 4,
+        "model.num_codes": 8,
+        "data.num_made": 32,
+        "data.num_held_out": 24,
+        "data.batch_size": 8,
+    },
+)
+def dvae_scenes() -> Experiment:
+    """The discrete VAE of DALL-E on pictures of Scenes: 32 x 32 pixels to 8 x 8 codes of 256.
+
+    python -m experiments.train --experiment=dvae_scenes --workdir=runs/dvae_scenes
+
+    About 20 minutes of one CPU core.
+    """
+    return Experiment(
+        model=SCENES_AUTOENCODER,
+        data=CaptionedImages(preprocessing="signed", batch_size=32, eval_batch_size=200),
+        training=Training(num_steps=3000, log_every=50, evaluate_every=500, sample_every=1000, checkpoint_every=250),
+        evaluation=Evaluation(num_examples=400),
+    )

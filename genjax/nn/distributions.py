@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.batch import Array
+from genjax.errors import UserError, filled
 from genjax.values import Lattice, Support
 
 #: What gives an output distribution other values to score.
@@ -175,6 +176,68 @@ class Gaussian(_LocationScale):
     def sample(self, parameters: Array, key: Array) -> Array:
         mean, log_scale = self.location_and_log_scale(parameters)
         return mean + jnp.exp(log_scale) * jax.random.normal(key, mean.shape)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogitLaplace(_LocationScale):
+    """Laplace distribution of the logit of each value (Ramesh et al. 2021, arXiv:2102.12092, appendix A.3).
+
+        y = epsilon + (1 - 2 epsilon) (x - low) / (high - low),    logit y ~ Laplace(location, scale)
+
+    Its density lies on 0 < y < 1, whereas that of a normal or a Laplace distribution also lies on brightness that no
+    picture has.  `epsilon` keeps the values of pictures away from both ends, where the logit is infinite.
+
+    Attributes:
+      scale: scale where it is fixed; its initial value where it is learned.
+      learned_scale: "fixed"; "shared", one learned number for all values; or "per_value", a network output of each
+        value.
+      min_scale: learned scales are larger than this.
+      epsilon: distance of the smallest and the largest value of x from the ends of (0, 1).
+      low: smallest value of x; None takes the data set's.
+      high: largest value of x; None takes the data set's.
+    """
+
+    scale: float = 0.3
+    learned_scale: Literal["fixed", "shared", "per_value"] = "per_value"
+    min_scale: float = 0.02
+    epsilon: float = 0.1
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.epsilon < 0.5:
+            raise UserError(f"LogitLaplace.epsilon={self.epsilon} must lie between 0 and 0.5")
+
+    def support(self) -> Support:
+        low, high = filled(self, "low", "high")
+        return Support(name="LogitLaplace", remedy=OUTPUT_REMEDY, low=low, high=high)
+
+    def inside(self, x: Array) -> Array:
+        """y, the shape of x."""
+        low, high = filled(self, "low", "high")
+        return self.epsilon + (1.0 - 2.0 * self.epsilon) * (x - low) / (high - low)
+
+    def outside(self, y: Array) -> Array:
+        """The value x of each y; values of y beyond those of pictures give `low` and `high`."""
+        low, high = filled(self, "low", "high")
+        return low + (high - low) * jnp.clip((y - self.epsilon) / (1.0 - 2.0 * self.epsilon), 0.0, 1.0)
+
+    def log_prob(self, parameters: Array, x: Array) -> Array:
+        low, high = filled(self, "low", "high")
+        location, log_scale = self.location_and_log_scale(parameters)
+        y = self.inside(x.astype(jnp.float32))
+        log_y, log_rest = jnp.log(y), jnp.log1p(-y)
+        log_density = -jnp.abs(log_y - log_rest - location) * jnp.exp(-log_scale) - log_scale - log_y - log_rest
+        return log_density + math.log((1.0 - 2.0 * self.epsilon) / (2.0 * (high - low)))
+
+    def mean(self, parameters: Array) -> Array:
+        """The median, which the paper shows as the reconstruction."""
+        return self.outside(jax.nn.sigmoid(parameters[..., 0].astype(jnp.float32)))
+
+    def sample(self, parameters: Array, key: Array) -> Array:
+        location, log_scale = self.location_and_log_scale(parameters)
+        draw = location + jnp.exp(log_scale) * jax.random.laplace(key, location.shape)
+        return self.outside(jax.nn.sigmoid(draw))
 
 
 def discretized_logistic_log_prob(

@@ -10,7 +10,7 @@ layers before and after it.  A decoder's `Cache` is an explicit argument of fixe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -364,6 +364,7 @@ class TransformerStack(nn.Module):
         dropout_keys: Array | None = None,
         return_weights: bool = False,
         before_layer: Callable[[int, Array], Array] | None = None,
+        layer_biases: Sequence[Array | None] | None = None,
     ) -> StackOutput:
         """Runs the blocks.
 
@@ -378,6 +379,8 @@ class TransformerStack(nn.Module):
           dropout_keys: one key an example, or None in evaluation.
           return_weights: whether to return attention weights.
           before_layer: (number of a layer, x) -> x, what a larger network puts before layers, such as gated blocks.
+          layer_biases: for each layer what is added to its attention logits, [B | 1, H | 1, T, S] or None; sparse
+            patterns that differ from layer to layer are biases of 0 and of `MASKED`.
 
         Raises:
           UserError: an argument that this configuration cannot serve.
@@ -428,6 +431,8 @@ class TransformerStack(nn.Module):
         if config.scan_layers:
             if before_layer is not None:
                 raise UserError("blocks stand before single layers: take network.scan_layers=false")
+            if layer_biases is not None:
+                raise UserError("scanned layers all attend in the same way: take network.scan_layers=false")
             if cache is not None:
                 raise UserError("a cache needs unrolled layers; see unrolled()")
             stack = nn.scan(
@@ -447,7 +452,10 @@ class TransformerStack(nn.Module):
                 cross = None if cache is None or cache.cross is None else cache.cross[i]
                 x = x if before_layer is None else before_layer(i, x)
                 module = block(config, self.dtype, return_weights, name=f"layer_{i}")
-                x, (new, weight, more) = module(x, jnp.asarray(i), own, cross, inputs)
+                own_inputs = inputs
+                if layer_biases is not None and layer_biases[i] is not None:
+                    own_inputs = {**inputs, "bias": layer_biases[i] if bias is None else bias + layer_biases[i]}
+                x, (new, weight, more) = module(x, jnp.asarray(i), own, cross, own_inputs)
                 caches.append(new)
                 weights.append(weight)
                 auxiliary = auxiliary + more

@@ -11,7 +11,7 @@ import numpy as np
 from genjax import config
 from genjax.data.base import HasConditionColumns, HasPrompts
 from genjax.families.diffusion.diffusion import Diffusion
-from genjax.model import Dequantizes, HasClasses, HasLogProb, takes
+from genjax.model import Dequantizes, HasClasses, HasGuidance, HasLogProb, takes
 from genjax.training import Run, runs
 
 
@@ -86,7 +86,7 @@ def prompts_for(
         return given
     if not takes(model, "negative_tokens"):
         raise config.ConfigError(f"{type(model).__name__} takes no text to lead away from; leave --negative_prompt out")
-    if isinstance(model, Diffusion) and not model.guidance.is_used:
+    if isinstance(model, HasGuidance) and not model.guidance_scale:
         raise config.ConfigError("--negative_prompt needs the weight of the guidance: --model.guidance.scale=2")
     return given | {f"negative_{name}": rows for name, rows in data.prompts([negative] * count).items()}
 

@@ -18,9 +18,8 @@ from genjax import config
 from genjax.data import CaptionedImages
 from genjax.data.base import HasPrompts
 from genjax.data.scenes import grammar, judge, moving
-from genjax.families.diffusion.diffusion import Diffusion
-from genjax.model import takes
-from genjax.tools.pairs import clip_score
+from genjax.model import HasGuidance, takes
+from genjax.tools.pairs import best_samples, clip_score
 from genjax.training import Run
 from genjax.training.engine import Engine
 
@@ -41,7 +40,13 @@ JUDGES: dict[str, Callable[[np.ndarray, Sequence[str]], dict[str, float]]] = {
 
 
 def measure(
-    run: Run, num_samples: int = 400, scales: Sequence[float] = (), seed: int = 0, scorer: Run | None = None
+    run: Run,
+    num_samples: int = 400,
+    scales: Sequence[float] = (),
+    seed: int = 0,
+    scorer: Run | None = None,
+    reranker: Run | None = None,
+    num_candidates: int = 16,
 ) -> dict[str, Any]:
     """Judges samples for the captions of the split evaluation.split.
 
@@ -51,6 +56,8 @@ def measure(
       scales: weights of guidance that are compared, one after the other; empty for the model's own.
       seed: seed of the samples.
       scorer: a run of CLIP or SigLIP, which scores samples and captions too; without it the data must be Scenes.
+      reranker: a run of CLIP or SigLIP, which chooses each sample among candidates.
+      num_candidates: number of candidates of each sample, with a reranker.
 
     Returns:
       `protocol`, `step`, `split`, `num_samples`; `scales`, rates of the judge and `clip_score` by the scale of
@@ -65,10 +72,8 @@ def measure(
     judge_of = JUDGES.get(data.name) if isinstance(data, CaptionedImages) else None
     if judge_of is None and scorer is None:
         raise config.ConfigError(f"--judge=scenes reads pictures of Scenes, and the data are {data.name}")
-    if scales and not isinstance(model, Diffusion):
-        raise config.ConfigError(
-            f"--scales are weights of the guidance of diffusion models, and this is {type(model).__name__}"
-        )
+    if scales and not isinstance(model, HasGuidance):
+        raise config.ConfigError(f"--scales are weights of guidance, and {type(model).__name__} has none")
     captions = [own[0] for own in data.references(split)[:num_samples]]
 
     def figures(pictures: np.ndarray) -> dict[str, float]:
@@ -77,13 +82,14 @@ def measure(
 
     own = figures(data.load(split).gather(np.arange(len(captions)))["x"] / np.float32(255))
     rates: dict[str, dict[str, float]] = {}
-    for scale in scales or (model.guidance.scale if isinstance(model, Diffusion) else 0.0,):
-        pictures = pictures_of(with_scale(run, scale), captions, seed)
+    for scale in scales or (model.guidance_scale if isinstance(model, HasGuidance) else 0.0,):
+        pictures = pictures_of(with_scale(run, scale), captions, seed, reranker, num_candidates)
         rates[f"{scale:g}"] = figures(pictures)
     error = math.sqrt(0.25 / len(captions))
+    drawn = "one sample each" if reranker is None else f"the best of {num_candidates} by {reranker.name} each"
     protocol = (
         f"{run.name}, step {run.step}: {type(model).__name__}, captions of the first {len(captions)} examples of "
-        f"{split}, one sample each, seed {seed}; judged by analysis and synthesis; standard errors up to {error:.3f}"
+        f"{split}, {drawn}, seed {seed}; judged by analysis and synthesis; standard errors up to {error:.3f}"
     )
     return {
         "protocol": protocol,
@@ -97,16 +103,19 @@ def measure(
 
 def with_scale(run: Run, scale: float) -> Run:
     """The run with another weight of its guidance; a model without guidance stays as it is."""
-    if not isinstance(run.model, Diffusion) or run.model.guidance.scale == scale:
+    if not isinstance(run.model, HasGuidance) or run.model.guidance_scale == scale:
         return run
-    model = dataclasses.replace(run.model, guidance=dataclasses.replace(run.model.guidance, scale=scale))
-    model.guidance.check(model.condition_on, model.condition_dropout)
-    experiment = dataclasses.replace(run.experiment, model=model)
+    experiment = dataclasses.replace(run.experiment, model=run.model.with_guidance_scale(scale))
     return dataclasses.replace(run, experiment=experiment, engine=Engine(experiment, batch_spec=run.engine.batch_spec))
 
 
-def pictures_of(run: Run, captions: list[str], seed: int) -> np.ndarray:
-    """A sample for each caption, brightness in [0, 1], float32 [N, H, W, C]."""
-    data = run.experiment.data
-    samples = run.sample(jax.random.key(seed), len(captions), **data.prompts(captions))
+def pictures_of(
+    run: Run, captions: list[str], seed: int, reranker: Run | None = None, num_candidates: int = 1
+) -> np.ndarray:
+    """A sample for each caption, brightness in [0, 1], float32 [N, H, W, C]; with a reranker the best candidate."""
+    data, key = run.experiment.data, jax.random.key(seed)
+    if reranker is None:
+        samples = run.sample(key, len(captions), **data.prompts(captions))
+    else:
+        samples = best_samples(run, key, captions, reranker, num_candidates, **data.prompts(captions))
     return np.asarray(data.to_unit(samples), np.float32)

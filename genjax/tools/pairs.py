@@ -166,7 +166,42 @@ def zero_shot(run: Run, pictures: np.ndarray, captions: Sequence[str], options: 
 
 
 def clip_score(run: Run, pictures: np.ndarray, captions: Sequence[str]) -> float:
-    """Mean of 2.5 max(cos, 0) of pictures and their captions (Hessel et al. 2021, arXiv:2104.08718, eq. 1).
+    """Mean of 2.5 max(cos, 0) of pictures and their captions (Hessel et al. 2021, arXiv:2104.08718, eq. 1); see
+    `cosines`.
+    """
+    return float(2.5 * np.maximum(cosines(run, pictures, captions), 0.0).mean())
+
+
+def best_samples(
+    run: Run, key: jax.Array, captions: Sequence[str], scorer: Run, num_candidates: int, **condition: Any
+) -> np.ndarray:
+    """For each caption the candidate that a scorer finds nearest to it (Ramesh et al. 2021, arXiv:2102.12092, sec.
+    2.6).
+
+    Args:
+      run: the run that draws.
+      key: random key.
+      captions: what each sample shall show.
+      scorer: a run of CLIP or SigLIP that knows the captions' words.
+      num_candidates: number of samples drawn for each caption.
+      condition: the captions, and whatever else, as the run's model takes them, with a row for each.
+
+    Returns:
+      Samples in the form that training batches have, [N, ...].
+    """
+    best, scores = None, None
+    for i in range(num_candidates):
+        samples = run.sample(jax.random.fold_in(key, i), len(captions), **condition)
+        found = cosines(scorer, np.asarray(run.experiment.data.to_unit(samples), np.float32), captions)
+        if best is None:
+            best, scores = np.array(samples), found
+        better = found > scores
+        best[better], scores[better] = np.asarray(samples)[better], found[better]
+    return best
+
+
+def cosines(run: Run, pictures: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+    """Cosine of each picture's embedding and its caption's, float32 [N].
 
     Args:
       run: a run of CLIP or SigLIP that knows the captions' words.
@@ -184,5 +219,4 @@ def clip_score(run: Run, pictures: np.ndarray, captions: Sequence[str]) -> float
     blank = np.zeros((len(pictures), 1, data.sequence_length), np.int32)
     batch |= {"captions": blank, "captions_mask": blank > 0, "num_captions": np.ones(len(pictures), np.int32)}
     seen = np.asarray(data.transform(batch, jax.random.key(0))["x"])
-    cosines = (embed_pictures(run, seen) * embed_texts(run, captions)).sum(1)
-    return float(2.5 * np.maximum(cosines, 0.0).mean())
+    return (embed_pictures(run, seen) * embed_texts(run, captions)).sum(1)

@@ -49,6 +49,8 @@ class Options:
       judge: in place of all metrics, whether samples are what their captions say: scenes, by the judge of Scenes; clip,
         by the CLIP score alone.
       scorer: directory of a run of CLIP or SigLIP, whose CLIP score of samples and captions is given with --judge.
+      rerank: directory of a run of CLIP or SigLIP, which chooses each sample that is judged among candidates.
+      candidates: number of candidates of each sample, with --rerank.
       num_judged: largest number of captions that are judged.
       scales: weights of guidance that are judged one after the other; empty for the model's own.
     """
@@ -64,13 +66,17 @@ class Options:
     weak_step: int | None = None
     judge: Literal["scenes", "clip"] | None = None
     scorer: str | None = None
+    rerank: str | None = None
+    candidates: int = 16
     num_judged: int = 400
     scales: tuple[float, ...] = ()
 
     renamed: ClassVar[dict[str, str]] = {"num_kept": "reservoir_size", "num_queries": "num_memorization_samples"}
 
     def __post_init__(self) -> None:
-        check_at_least(self, num_samples=2, num_data=4, reservoir_size=8, num_judged=1)
+        check_at_least(self, num_samples=2, num_data=4, reservoir_size=8, num_judged=1, candidates=1)
+        if self.rerank is not None and self.judge is None:
+            raise ConfigError("--rerank chooses the samples that are judged: give --judge=scenes or --judge=clip")
         if self.judge == "clip" and self.scorer is None:
             raise ConfigError("--judge=clip needs a run of CLIP or SigLIP: --scorer=RUN")
         unknown = [name for name in self.metrics if name not in METRICS]

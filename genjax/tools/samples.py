@@ -13,7 +13,8 @@ from genjax import config
 from genjax.model import Reconstructs
 from genjax.tools import conditions
 from genjax.tools.answers import examples_to_answer
-from genjax.training import Run
+from genjax.tools.pairs import best_samples
+from genjax.training import Run, runs
 
 #: Arrays of examples that are answered.
 _SOURCES = ("source", "source_mask", "prompts", "prompt_lengths")
@@ -31,6 +32,8 @@ class Options:
       label: classes of the samples, in turn, by name or number, for a model conditional on classes.
       prompt: texts of the samples, in turn, for a model that reads text.
       negative_prompt: text that guidance leads away from, in place of the empty one.
+      rerank: directory of a run of CLIP or SigLIP, which chooses each sample of a prompt among candidates.
+      candidates: number of candidates of each sample, with --rerank.
       condition: values of the condition columns of a table, in the data's units.
       reconstruct: show examples of the evaluation split beside their reconstructions, instead of samples.
     """
@@ -42,11 +45,15 @@ class Options:
     label: tuple[str, ...] | None = None
     prompt: tuple[str, ...] | None = None
     negative_prompt: str | None = None
+    rerank: str | None = None
+    candidates: int = 16
     condition: tuple[float, ...] | None = None
     reconstruct: bool = False
 
     def __post_init__(self) -> None:
-        config.check_at_least(self, num_samples=1)
+        config.check_at_least(self, num_samples=1, candidates=1)
+        if self.rerank is not None and self.prompt is None:
+            raise config.ConfigError("--rerank chooses samples by their text: give --prompt=TEXT")
 
 
 def write(run: Run, options: Options | None = None) -> list[Path]:
@@ -72,7 +79,12 @@ def write(run: Run, options: Options | None = None) -> list[Path]:
         batch = examples_to_answer(run, options.num_samples, key)
         if batch is not None:
             condition |= {name: batch[name] for name in _SOURCES if name in batch}
-        samples = run.sample(key, options.num_samples, **condition)
+        if options.rerank is None:
+            samples = run.sample(key, options.num_samples, **condition)
+        else:
+            captions = np.resize(np.array(options.prompt, object), options.num_samples).tolist()
+            scorer = runs.restore(options.rerank)
+            samples = best_samples(run, key, captions, scorer, options.candidates, **condition)
     conditions.check_finite(samples, f"{kind} of {run.workdir}")
     default = Path(run.workdir) / "samples" / f"{kind}_{run.step:08d}_seed{options.seed}"
     stem = Path(options.output).expanduser() if options.output else default

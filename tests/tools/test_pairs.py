@@ -58,7 +58,7 @@ def test_the_report_of_the_judge_has_a_column_for_each_weight_of_guidance(drawin
     # Pictures of the captions themselves are right; those of other captions are not.
     data, shift = drawing.experiment.data, [0]
 
-    def pictures(run, captions, seed):
+    def pictures(run, captions, seed, *reranking):
         rows = np.arange(len(captions)) + shift[0]
         return data.load("test").gather(rows)["x"] / np.float32(255)
 
@@ -73,8 +73,31 @@ def test_the_report_of_the_judge_has_a_column_for_each_weight_of_guidance(drawin
     assert judging.measure(drawing, num_samples=6)["scales"]["2"]["all"] == 0.0
 
 
+def test_of_several_candidates_the_one_nearest_to_its_caption_is_taken(drawing, clip, monkeypatch):
+    data, captions = drawing.experiment.data, [own[0] for own in drawing.experiment.data.references("test")[:3]]
+    own = data.load("test").gather(np.arange(12))["x"] / np.float32(127.5) - 1
+    keys = [jax.random.key_data(jax.random.fold_in(jax.random.key(0), i)).tolist() for i in range(4)]
+
+    def sample(run, key, count, **condition):
+        assert condition["tokens"].shape == (3, 20)
+        return own[3 * keys.index(jax.random.key_data(key).tolist()) :][:count]
+
+    monkeypatch.setattr(type(drawing), "sample", sample)
+    found = judging.pictures_of(drawing, captions, 0, clip, 4)
+    scores = pairs.embed_pictures(clip, own).reshape(4, 3, -1) * pairs.embed_texts(clip, captions)[None]
+    chosen = 3 * scores.sum(-1).argmax(0) + np.arange(3)
+    assert len(set(chosen // 3)) > 1
+    np.testing.assert_allclose(found, (own[chosen] + 1) / 2, atol=1e-6)
+    for call, message in (
+        (lambda: samples.Options(rerank="runs/clip"), "--rerank chooses samples by their text: give --prompt=TEXT"),
+        (lambda: QualityOptions(rerank="runs/clip"), "--rerank chooses the samples that are judged: give --judge"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            call()
+
+
 def test_what_has_no_captions_is_not_judged(clip, drawing):
-    with pytest.raises(ConfigError, match="--scales are weights of the guidance of diffusion models, and this is CLIP"):
+    with pytest.raises(ConfigError, match="--scales are weights of guidance, and CLIP has none"):
         judging.measure(clip, scales=(1.0,))
     with pytest.raises(ConfigError, match="pictures and texts are compared by a run of CLIP or SigLIP, such as"):
         pairs.measure(drawing)

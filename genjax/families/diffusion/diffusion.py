@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -330,6 +330,17 @@ class Diffusion:
           UserError: guidance that the model cannot have.
         """
         self.guidance.check(self.condition_on, self.condition_dropout)
+
+    @property
+    def guidance_scale(self) -> float:
+        """Weight of the guidance."""
+        return self.guidance.scale
+
+    def with_guidance_scale(self, scale: float) -> Self:
+        """The model with another weight of its guidance."""
+        model = dataclasses.replace(self, guidance=dataclasses.replace(self.guidance, scale=scale))
+        model.guidance.check(model.condition_on, model.condition_dropout)
+        return model
 
     def diagnose(self, state: TrainState, batch: Batch, key: Array) -> None:
         """Looks for labels outside of the classes, whose embedding is NaN, outside of `jit`.

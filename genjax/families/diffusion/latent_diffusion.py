@@ -213,6 +213,15 @@ class LatentDiffusion(FineTuned):
         """Names of the arrays that `sample` takes."""
         return self.diffusion.conditions
 
+    @property
+    def guidance_scale(self) -> float:
+        """Weight of the guidance."""
+        return self.diffusion.guidance_scale
+
+    def with_guidance_scale(self, scale: float) -> LatentDiffusion:
+        """The model with another weight of its guidance."""
+        return dataclasses.replace(self, diffusion=self.diffusion.with_guidance_scale(scale))
+
     def check_labels(self, label: Array) -> None:
         """Refuses labels outside of the classes; see `Diffusion.check_labels`."""
         self.code_model().check_labels(label)

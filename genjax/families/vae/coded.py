@@ -2,9 +2,9 @@
 
     z(x) = codes of the VQ-VAE,    -log p(x) <= -log p(x | z(x)) - log p(z(x))
 
-Other families define p(z): a gated PixelCNN (autoregressive/vq_prior.py), masked diffusion (diffusion/vq_diffusion.py).
-The VQ-VAE is trained before and given by `--training.init_from`; its codebook is among the parameters here, however it
-was learned.
+Other families define p(z): a gated PixelCNN (autoregressive/vq_prior.py), a transformer of text and codes
+(autoregressive/dalle.py), masked diffusion (diffusion/vq_diffusion.py).  The VQ-VAE, or a discrete VAE in its place, is
+trained before and given by `--training.init_from`; its codebook is among the parameters here, however it was learned.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import jax
 
 from genjax.batch import Array, Batch, Metrics, PyTree
 from genjax.errors import UserError
+from genjax.families.vae.discrete_vae import DiscreteVAE
 from genjax.families.vae.vq_vae import VQVAE
 from genjax.gradients import gradient_step
 from genjax.model import TrainState
@@ -32,11 +33,11 @@ class CodePrior(abc.ABC):
     subclass has the field `prior`, a model of the codes with its optimizer.
 
     Attributes:
-      vq_vae: the trained autoencoder.
+      vq_vae: the trained autoencoder, a VQ-VAE or a discrete VAE.
       untrained_vq_vae: start without a trained VQ-VAE, to try a configuration out; the result is meaningless.
     """
 
-    vq_vae: VQVAE = VQVAE()
+    vq_vae: VQVAE | DiscreteVAE = VQVAE()
     untrained_vq_vae: bool = False
 
     def check_start(self, source: Any) -> None:
@@ -46,20 +47,33 @@ class CodePrior(abc.ABC):
           source: the model of the run `training.init_from`, or None.
 
         Raises:
-          UserError: it is missing, or neither a VQ-VAE nor a prior over one.
+          UserError: it is missing, or neither such an autoencoder nor a prior over one, or another than `vq_vae`.
         """
         if source is None and self.untrained_vq_vae:
             return
-        if not isinstance(source, (VQVAE, CodePrior)):
+        if not isinstance(source, (VQVAE, DiscreteVAE, CodePrior)):
             what = "" if source is None else f", and {type(source).__name__} is none"
             raise UserError(
                 f"a prior learns the codes of a trained VQ-VAE{what}; give its run by --training.init_from=RUN "
                 "--training.init_prefix=encoder,decoder,codebook"
             )
+        theirs = source.vq_vae if isinstance(source, CodePrior) else source
+        if type(theirs) is not type(self.vq_vae):
+            raise UserError(
+                f"model.vq_vae is a {type(self.vq_vae).__name__}, and the run training.init_from holds a "
+                f"{type(theirs).__name__}"
+            )
+        if theirs.num_codes != self.vq_vae.num_codes:
+            raise UserError(
+                f"model.vq_vae.num_codes={self.vq_vae.num_codes}, and the codebook of training.init_from has "
+                f"{theirs.num_codes} codes"
+            )
 
     @property
-    def coder(self) -> VQVAE:
-        """The VQ-VAE with its codebook among its parameters."""
+    def coder(self) -> VQVAE | DiscreteVAE:
+        """The autoencoder with its codebook among its parameters."""
+        if isinstance(self.vq_vae, DiscreteVAE):
+            return self.vq_vae
         return dataclasses.replace(self.vq_vae, codebook="gradient")
 
     @abc.abstractmethod

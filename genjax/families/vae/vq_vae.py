@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, batch_size, check_data_shape, cross_device_sum
@@ -87,6 +88,20 @@ def perplexity(counts: Array) -> Array:
     """exp of the entropy of the codes' use, between 1 and K, for counts [K]."""
     share = counts / jnp.maximum(counts.sum(), 1e-12)
     return jnp.exp(-jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.maximum(share, 1e-12)), 0.0)))
+
+
+def check_codes(codes: Array, num_codes: int) -> None:
+    """Refuses codes outside of the codebook where their values are known, which compiled code cannot see.
+
+    Raises:
+      UserError: names a code.
+    """
+    if isinstance(codes, jax.core.Tracer):
+        return
+    known = np.asarray(codes)
+    bad = known[(known < 0) | (known >= num_codes)]
+    if bad.size:
+        raise UserError(f"a map has the code {bad[0]}, and the codebook has the codes 0 to {num_codes - 1}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -299,7 +314,12 @@ class VQVAE:
         return nearest_codes(self.encode_vectors(params, batch["x"]), self.codes_of(params, state.learned))
 
     def decode_codes(self, state: TrainState, codes: Array) -> Array:
-        """Mean of p(x | z_q) for indices [B, h, w], shape [B, *data_shape]."""
+        """Mean of p(x | z_q) for indices [B, h, w], shape [B, *data_shape].
+
+        Raises:
+          UserError: there is no such code.
+        """
+        check_codes(codes, self.num_codes)
         params = state.eval_params
         return self._decode_vectors(params, self.codes_of(params, state.learned)[codes])
 
