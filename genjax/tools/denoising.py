@@ -245,7 +245,8 @@ def _guided_sampler(run: Run, noisy: Run | None) -> Callable[[Any, jax.Array, ja
     model = run.model
 
     @jax.jit
-    def draw(state: Any, key: jax.Array, scale: jax.Array, label: jax.Array) -> jax.Array:
+    def draw(states: tuple[Any, Any], key: jax.Array, scale: jax.Array, label: jax.Array) -> jax.Array:
+        state, noisy_state = states
         noise_key, step_key = jax.random.split(key)
         process = model.process_of(state.eval_params)
         z = process.prior_scale * jax.random.normal(noise_key, (len(label), *model.data_shape))
@@ -255,13 +256,14 @@ def _guided_sampler(run: Run, noisy: Run | None) -> Callable[[Any, jax.Array, ja
             denoise = model.denoiser(state.eval_params, condition, guide)
         else:
             nothing = model.without(model.sampling_condition(state, len(label), None, {}))
-            likelihood = noisy.model.log_likelihood(noisy.state, label)
+            likelihood = noisy.model.log_likelihood(noisy_state, label)
             denoise = with_classifier(
                 model.denoiser(state.eval_params, nothing, Guidance()), process, likelihood, scale
             )
         return model.sampler.run(denoise, process, z, step_key)
 
-    return draw
+    # The classifier's weights are an argument, as constants would be a part of the program.
+    return lambda state, *rest: draw((state, None if noisy is None else noisy.state), *rest)
 
 
 def _noisy_classifier(run: Run, directory: str) -> Run:
