@@ -229,9 +229,9 @@ def load_pretrained(folder: str | Path, dtype: Any = jnp.float32, shard: Any = N
         return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
 
     if pipelines.is_pipeline(folder):
-        model = StableDiffusion(**pipelines.read_model(folder))
-        abstract = jax.tree.map(placed, pipelines.abstract_params(model))
-        return Pretrained(model, pipelines.load_params(model, folder, abstract), folder)
+        pipeline = StableDiffusion(**pipelines.read_model(folder))
+        abstract = jax.tree.map(placed, pipelines.abstract_params(pipeline))
+        return Pretrained(pipeline, pipelines.load_params(pipeline, folder, abstract), folder)
     config = read_config(folder)
     name = config["model_type"]
     if name == "UNet2DConditionModel":
@@ -242,10 +242,8 @@ def load_pretrained(folder: str | Path, dtype: Any = jnp.float32, shard: Any = N
     if name not in MODELS:
         raise UnsupportedError(f"the architecture {name!r} is not known; known are {', '.join(sorted(MODELS))}")
     settings = _architecture(name).read(config, weights.read_folder(folder))
-    if MODELS[name] is GPT and (config.get("architectures") or [""])[0].endswith(_SCORES):
-        model = _reward_model(config, settings)
-    else:
-        model = MODELS[name](**settings)
+    scores = MODELS[name] is GPT and (config.get("architectures") or [""])[0].endswith(_SCORES)
+    model: Any = _reward_model(config, settings) if scores else MODELS[name](**settings)
     return Pretrained(model, load_params(model, folder, jax.tree.map(placed, abstract_params(model))), folder)
 
 
@@ -301,7 +299,8 @@ def save_pretrained(folder: str | Path, model: Any, params: PyTree, dtype: str =
         config |= {"dtype": dtype, "torch_dtype": dtype}
     kind, params = jnp.dtype(dtype), _whole(model, params)
     rows = [(name, shape, kind, make) for name, shape, make in binding.tensors_of(params, _written(architecture, body))]
-    rows += [(name, array.shape, kind, lambda a=array: a) for name, array in architecture.constants(body).items()]
+    constant = lambda array: lambda: array
+    rows += [(name, array.shape, kind, constant(array)) for name, array in architecture.constants(body).items()]
     _check_counterpart(architecture, body, config, [name for name, *_ in rows])
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.write(folder / architecture.weights_file, rows)

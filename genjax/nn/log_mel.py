@@ -49,7 +49,8 @@ def mel_filters(num_mels: int, window: int, sample_rate: int) -> np.ndarray:
       UserError: the windows are too short to tell so many bands apart.
     """
     highest = min(HIGHEST, sample_rate / 2)
-    edges = _hertz_of(np.linspace(*_mel_of(np.array([0.0, highest])), num_mels + 2))
+    lowest_mel, highest_mel = _mel_of(np.array([0.0, highest]))
+    edges = _hertz_of(np.linspace(lowest_mel, highest_mel, num_mels + 2))
     frequencies = np.linspace(0.0, sample_rate / 2, window // 2 + 1)
     slopes = edges[None] - frequencies[:, None]  # [K, num_mels + 2]
     widths = np.diff(edges)
