@@ -118,7 +118,7 @@ def test_files_that_cannot_be_read_say_so(folder, tmp_path):
     with pytest.raises(ValueError, match="pickled and is not read"):
         load_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**settings, "model_type": "mamba"}))
-    with pytest.raises(ValueError, match=r"'mamba' is not known; known are .*bert, .*gpt2, llama.*t5"):
+    with pytest.raises(ValueError, match=r"'mamba' is not known; known are .*bert, .*gpt2, .*llama.*t5"):
         load_pretrained(tmp_path)
     rope = {"rope_type": "longrope", "rope_theta": 1e4}
     (tmp_path / "config.json").write_text(json.dumps({**settings, "rope_parameters": rope}))
