@@ -39,7 +39,7 @@ def rollouts():
 
 
 DRAWN = rollouts()
-SOURCES = PartSources(model_of=lambda run: None, token_bytes=lambda: PIECES)
+SOURCES = PartSources(model_of=lambda run: None, token_bytes=lambda: PIECES, described=lambda run: None)
 
 
 def texts(rows, lengths):
