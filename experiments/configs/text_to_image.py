@@ -18,23 +18,25 @@ from genjax.nn.transformer import Transformer
 from genjax.optimizers import Adam, AdamW, Constant, Cosine
 from genjax.training import Evaluation, Experiment, Training
 
+_SHRUNK = {
+    "model.network.hidden_dim": 8,
+    "model.network.num_layers": 1,
+    "model.network.num_heads": 2,
+    "model.network.patch_size": 8,
+    "model.text.stack.num_layers": 1,
+    "model.text.stack.width": 8,
+    "model.text.stack.num_heads": 2,
+    "model.sampler.num_steps": 2,
+    "data.num_made": 32,
+    "data.num_held_out": 16,
+    "data.batch_size": 8,
+}
+
 
 @register(
     "text_to_image_scenes",
     source="Peebles & Xie 2023, arXiv:2212.09748; cross-attention to captions by Chen et al. 2023, arXiv:2310.00426",
-    shrunk={
-        "model.network.hidden_dim": 8,
-        "model.network.num_layers": 1,
-        "model.network.num_heads": 2,
-        "model.network.patch_size": 8,
-        "model.text.stack.num_layers": 1,
-        "model.text.stack.width": 8,
-        "model.text.stack.num_heads": 2,
-        "model.sampler.num_steps": 2,
-        "data.num_made": 32,
-        "data.num_held_out": 16,
-        "data.batch_size": 8,
-    },
+    shrunk=_SHRUNK,
 )
 def text_to_image_scenes() -> Experiment:
     """Scenes from their captions by flow matching in pixels, with cross-attention to a text encoder trained with it.
@@ -69,19 +71,7 @@ def text_to_image_scenes() -> Experiment:
 @register(
     "mmdit_scenes",
     source="Esser et al. 2024, arXiv:2403.03206, on captions of made pictures",
-    shrunk={
-        "model.network.hidden_dim": 8,
-        "model.network.num_layers": 2,
-        "model.network.num_heads": 2,
-        "model.network.patch_size": 8,
-        "model.text.stack.num_layers": 1,
-        "model.text.stack.width": 8,
-        "model.text.stack.num_heads": 2,
-        "model.sampler.num_steps": 2,
-        "data.num_made": 32,
-        "data.num_held_out": 16,
-        "data.batch_size": 8,
-    },
+    shrunk={**_SHRUNK, "model.network.num_layers": 2},
 )
 def mmdit_scenes() -> Experiment:
     """Scenes from their captions by rectified flow with two streams, at the size and steps of text_to_image_scenes.

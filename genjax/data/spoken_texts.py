@@ -23,10 +23,10 @@ from genjax.data.audio import common_sample_rate, read_wav, wav_files
 from genjax.data.base import ArrayExamples, DataError, check_any_files, check_split, split_files
 from genjax.data.files import archive, read_objects, with_ending
 from genjax.data.images import write_grid
+from genjax.data.log_mel import log_mel, num_frames
 from genjax.data.text.base import DelimitedText
 from genjax.data.text.labelled import write_lines
 from genjax.data.training_files import save_training_files
-from genjax.nn.log_mel import log_mel, num_frames
 
 _logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import pytest
 
 from genjax.data import DataError, SpokenTexts
 from genjax.data.audio import write_wav
+from genjax.data.log_mel import log_mel
 from genjax.data.spoken_texts import NOTES
-from genjax.nn.log_mel import log_mel
 
 TUNES = SpokenTexts(num_made=12, num_held_out=6, num_samples=8000)
 

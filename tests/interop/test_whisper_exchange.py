@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax import decoding
-from genjax.nn.log_mel import log_mel, mel_filters
+from genjax.data.log_mel import log_mel, mel_filters
 from genjax.pretrained import load_pretrained
 from tests.interop.exchange import (
     VOCAB,

@@ -1,7 +1,7 @@
 """Whisper: speech to text (Radford et al. 2022, arXiv:2212.04356).
 
 An encoder of log-mel features (audio_encoder.py) before a decoder of text with learned positions; both are pre-norm.  A
-batch has features `x` [B, F, M] of clips, F frames of M mel bands as `genjax.nn.log_mel` makes them, and texts as in
+batch has features `x` [B, F, M] of clips, F frames of M mel bands as `genjax.data.log_mel` makes them, and texts as in
 describer.py.  What the published models shall do (language, task, time stamps) are tokens before the text: `prompts`.
 """
 

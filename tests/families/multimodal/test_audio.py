@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from genjax import decoding
+from genjax.data.log_mel import log_mel, mel_filters
 from genjax.errors import UserError
 from genjax.families.language.networks import llama_network
 from genjax.families.multimodal.audio_encoder import audio_network, places
 from genjax.families.multimodal.audio_language_model import AudioLanguageModel
 from genjax.families.multimodal.whisper import Whisper
-from genjax.nn.log_mel import log_mel, mel_filters
 from genjax.nn.transformer import Transformer
 from genjax.optimizers import AdamW
 
