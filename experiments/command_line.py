@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from absl import flags, logging
 
-from genjax import config
+from genjax import buckets, config
 from genjax.errors import FULL_DISK, Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     stdlib_logging.getLogger("genjax").setLevel(stdlib_logging.WARNING)
     try:
         status = main(sys.argv)
+        # What a tool wrote beside a run in a bucket.
+        for address in buckets.push_all():
+            print(f"uploaded {address}")
         sys.stdout.flush()
     except (flags.Error, UserError) as error:
         _fail(error)
@@ -206,7 +209,7 @@ def run_and_options(arguments: list[str], usage: str, options: Options) -> tuple
             print_help(usage, Place(), options, section=help_section)
             return None
         raise config.ConfigError("--workdir is missing; it is the directory of a run of experiments.train")
-    workdir = Path(first["workdir"]).expanduser()
+    workdir = buckets.workdir(first["workdir"])
     name, experiment, batch = runs.load_config(workdir)
     experiment = runs.on_this_machine(experiment)
     if help_section is not None:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 #: From the ground up; rooms of one floor import nothing of each other.
 FLOORS = (
     ("genjax.errors", "genjax.metrics", "genjax.devices"),
+    ("genjax.buckets",),
     ("genjax.batch",),
     ("genjax.optimizers", "genjax.config", "genjax.values"),
     ("genjax.nn",),

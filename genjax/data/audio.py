@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax import buckets
 from genjax.data.base import ArrayExamples, Data, DataError, check_any_files, check_split, split_files
 from genjax.data.files import archive, files_below, with_ending
 from genjax.data.images import write_grid
@@ -73,7 +74,7 @@ class Waveforms(Data):
     def _folder(self, split: str) -> ArrayExamples:
         files = wav_files(self.dir)
         common_sample_rate(files)
-        root = Path(self.dir).expanduser()
+        root = buckets.folder(self.dir)
         chosen = split_files(files, root, split, "folder")
         check_any_files(chosen, len(files), root, split)
         return ArrayExamples({"x": self._cut([read_wav(file)[0] for file in chosen])})
@@ -85,7 +86,7 @@ class Waveforms(Data):
           DataError: the run was trained on other files.
         """
         if self.name == "folder":
-            root = Path(self.dir).expanduser()
+            root = buckets.folder(self.dir)
             save_training_files(workdir, {root: split_files(wav_files(self.dir), root, "train", "folder")})
 
     def label_names(self) -> tuple[str, ...]:
@@ -161,7 +162,7 @@ def wav_files(directory: str | None) -> list[Path]:
     """
     if directory is None:
         raise DataError("data.name=folder needs --data.dir, a folder of WAV files")
-    files = files_below(Path(directory).expanduser(), (".wav",))
+    files = files_below(buckets.folder(directory), (".wav",))
     if not files:
         raise DataError(f"there is no WAV file below {directory}")
     return files

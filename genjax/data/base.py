@@ -26,21 +26,6 @@ class DataError(UserError):
     """A data set that cannot be read; the message says why, and what would be right."""
 
 
-def check_is_local(path: str | Path, flag: str) -> None:
-    """Refuses a bucket: as a path it would be a local folder with a colon in its name.
-
-    Raises:
-      DataError: it is one.
-    """
-    scheme, colon, rest = str(path).partition(":/")
-    if colon and scheme.isalnum() and len(scheme) > 1:
-        mount = {"gs": "gcsfuse BUCKET DIR", "s3": "mount-s3 BUCKET DIR"}.get(scheme, "with the tool of its provider")
-        raise DataError(
-            f"{flag}={path} is a bucket, and files are read and written in directories: mount it ({mount}), and give "
-            f"{flag}=DIR/{rest.strip('/').partition('/')[2]}"
-        )
-
-
 class Examples(Protocol):
     """Random access to the examples of a split."""
 
@@ -108,7 +93,8 @@ class Data(abc.ABC):
 
     Attributes:
       name: name of the data set.
-      dir: directory of the data set; for TFDS sets the default is $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      dir: directory of the data set, also in a bucket (s3://, gs://), of which a copy is then made on this machine; for
+        TFDS sets the default is $TFDS_DATA_DIR or ~/tensorflow_datasets.
       batch_size: examples of a training step, over all devices and processes.
       eval_batch_size: examples of one evaluation step; rounded up to a multiple of the number of devices.
       resident: hold the training set on the device; by default if it takes at most 256 MiB.
@@ -123,8 +109,6 @@ class Data(abc.ABC):
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        if self.dir is not None:
-            check_is_local(self.dir, "--data.dir")
         for field in ("batch_size", "eval_batch_size"):
             if getattr(self, field) < 1:
                 raise DataError(f"data.{field}={getattr(self, field)} must be at least 1")

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax import buckets
 from genjax.batch import example_keys
 from genjax.data.base import ArrayExamples, DataError, Examples, Outline
 from genjax.data.captions import captions_of
@@ -93,7 +94,7 @@ class CaptionedImages(Images, DelimitedText):
         base, _ = folder_files(self.dir, split)
         options = (self.image_size, self.channels or 3, (), self.skip_corrupt)
         examples, paths = folder_images(self.dir, split, *options)
-        return examples, captions_of(base, Path(self.dir).expanduser(), paths, self.captions)
+        return examples, captions_of(base, buckets.folder(self.dir), paths, self.captions)
 
     def num_examples(self, split: str) -> int:
         """Examples of a split of scenes."""

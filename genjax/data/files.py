@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from genjax import buckets
 from genjax.data.base import DataError
 
 #: Version of how texts are read and encoded; it is raised when the same texts give another content.
@@ -78,7 +79,7 @@ def find_file(directory: str | None, names: Sequence[str], what: str) -> Path:
     """
     if not directory:
         raise DataError(f"{what} needs the folder of its files: --data.dir=FOLDER")
-    root = Path(directory).expanduser()
+    root = buckets.folder(directory)
     if not root.is_dir():
         raise DataError(f"--data.dir={directory} is not a folder")
     for name in names:
@@ -93,7 +94,7 @@ def archive(directory: str | None, name: str) -> Path:
     Raises:
       DataError: there is none.
     """
-    path = Path(directory or ".").expanduser()
+    path = buckets.folder(directory or ".")
     path = path if path.is_file() else path / name
     if not path.is_file():
         raise DataError(f"there is no file {path}; say with --data.dir where {name} lies")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from genjax import buckets
 from genjax.data.base import ArrayExamples, DataError, Examples, check_any_files, check_split, split_files
 from genjax.data.files import files_below, find_place, only_writer, walk_files
 from genjax.data.fitting import MEMORY_BYTES, UnreadablePicture, read_image
@@ -118,7 +119,7 @@ def folder_classes(directory: str | None) -> list[str]:
 def _folder(directory: str | None) -> Path:
     if not directory:
         raise DataError("--data.name=folder needs the folder of the pictures: --data.dir=FOLDER")
-    root = Path(directory).expanduser()
+    root = buckets.folder(directory)
     if not root.is_dir():
         raise DataError(f"--data.dir={directory} is not a folder")
     return root

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax import buckets
 from genjax.data.base import Data, DataError, Outline, check_split
 from genjax.data.files import with_ending
 from genjax.data.images import write_grid
@@ -56,7 +57,7 @@ class Latents(Data):
             return MappedArrays({"x": x, "label": rng.integers(0, 10, count).astype(np.int32)})
         if self.dir is None:
             raise DataError("data.name=files needs --data.dir, a folder with train.npy")
-        folder = Path(self.dir).expanduser()
+        folder = buckets.folder(self.dir)
         arrays = {"x": mapped(folder / f"{split}.npy")}
         for name in ("label", "tokens", "mask"):
             if (folder / f"{split}_{name}.npy").is_file():
@@ -70,7 +71,7 @@ class Latents(Data):
           DataError: the run was trained on other files.
         """
         if self.name == "files":
-            folder = Path(self.dir).expanduser()
+            folder = buckets.folder(self.dir)
             save_training_files(workdir, {folder: [f for f in sorted(folder.glob("train*.npy")) if f.is_file()]})
 
     def outline(self) -> Outline | None:
@@ -90,7 +91,7 @@ class Latents(Data):
 
     def _texts(self) -> dict[str, Any]:
         """What texts.json says."""
-        path = Path(self.dir).expanduser() / TEXTS_FILE
+        path = buckets.folder(self.dir) / TEXTS_FILE
         if not path.is_file():
             raise DataError(f"there is no file {path}, which says vocab_size of train_tokens.npy")
         content = json.loads(path.read_text(encoding="utf-8"))

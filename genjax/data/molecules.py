@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax import buckets
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split, split_indices
 from genjax.data.files import lines_of, with_ending, write_whole
 from genjax.data.text.base import TOKENIZER_FILE
@@ -99,7 +100,7 @@ class Molecules(Data):
         return strings[: self.max_molecules]
 
     def _moses(self, file: str) -> list[str]:
-        return read_smiles(str(Path(self.dir or ".") / f"{file}.csv.gz"))
+        return read_smiles(str(buckets.folder(self.dir or ".") / f"{file}.csv.gz"))
 
     @property
     def canonical(self) -> bool:
@@ -153,7 +154,7 @@ class Molecules(Data):
         Raises:
           DataError: `tokenizer_file` is another one.
         """
-        file = Path(folder).expanduser() / TOKENIZER_FILE
+        file = buckets.workdir(folder) / TOKENIZER_FILE
         if self.tokenizer_file is None or not file.is_file():
             return self.beside(file.parent)
         if self.make_tokenizer().pieces != read_tokenizer(file).pieces:
@@ -212,7 +213,7 @@ def read_smiles(path: str | None) -> list[str]:
     """
     if not path:
         raise DataError("--data.name=file needs a file of SMILES: --data.dir=FILE")
-    file = Path(path).expanduser()
+    file = buckets.folder(path)
     if not file.is_file():
         raise DataError(f"there is no file {file}; MOSES is train.csv.gz and test.csv.gz at data.dir")
     content = file.read_bytes()

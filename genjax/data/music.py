@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax import buckets
 from genjax.batch import example_keys
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split, split_files
 from genjax.data.files import files_below, with_ending
@@ -62,7 +63,7 @@ class PianoRolls(Data):
             return list(_read_folder(self.dir, split, self.frames_per_quarter, self.skip_unreadable))
         if self.name != "jsb_chorales":
             raise DataError(f"data.name={self.name} is not a set of piano rolls: chords, jsb_chorales, midi")
-        path = Path(self.dir or ".").expanduser()
+        path = buckets.folder(self.dir or ".")
         path = path if path.is_file() else path / "jsb_chorales.npz"
         if not path.is_file():
             raise DataError(f"there is no file {path}; say with --data.dir where jsb_chorales.npz lies")
@@ -240,7 +241,7 @@ def _read_folder(
     directory: str | None, split: str, frames_per_quarter: int, skip_unreadable: bool
 ) -> tuple[np.ndarray, ...]:
     """Rolls of the MIDI files of a split."""
-    root = Path(directory or ".").expanduser()
+    root = buckets.folder(directory or ".")
     files = files_below(root, (".mid", ".midi"))
     if not files:
         raise DataError(f"--data.dir={directory} is no folder with MIDI files (.mid, .midi)")

@@ -26,6 +26,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import numpy as np
 
+from genjax import buckets
 from genjax.data.base import ArrayExamples, DataError, Examples
 from genjax.data.captioned import CaptionedImages, with_arrays
 from genjax.data.files import read_utf8
@@ -220,7 +221,7 @@ def _lexicon() -> list[str]:
 
 def _of_files(data: PictureQuestions, split: str) -> tuple[Examples, list[Asked]]:
     base, _ = folder_files(data.dir, split)
-    root = Path(data.dir or "").expanduser()
+    root = buckets.folder(data.dir or "")
     questions = _listed(root / f"{split}_questions.json", "questions", ("image_id", "question_id", "question"))
     own = ("question_id", "multiple_choice_answer", "answers")
     file = root / f"{split}_annotations.json"

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax import buckets
 from genjax.data import procedural
 from genjax.data.base import ArrayExamples, Data, DataError, check_split, split_indices
 from genjax.data.files import with_ending
@@ -81,7 +82,7 @@ class Points(Data):
         """
         if self.name == "table":
             # Whatever it is called.
-            file = Path(self.dir).expanduser()
+            file = buckets.folder(self.dir)
             save_training_files(workdir, {file: [file]})
 
     def spec(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genjax import buckets
 from genjax.batch import example_keys
 from genjax.data.audio import common_sample_rate, read_wav, wav_files
 from genjax.data.base import ArrayExamples, DataError, check_any_files, check_split, split_files
@@ -147,7 +148,7 @@ class SpokenTexts(DelimitedText):
         """Writes the tokenizer into the run's directory, and of a folder the list of training files."""
         super().save(workdir)
         if self.name == "folder":
-            root = Path(self.dir).expanduser()
+            root = buckets.folder(self.dir)
             save_training_files(workdir, {root: split_files(wav_files(self.dir), root, "train", "folder")})
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -250,7 +251,7 @@ def _spoken_digits(directory: str | None, split: str) -> Spoken:
 def _folder(directory: str | None, split: str) -> Spoken:
     files = wav_files(directory)
     common_sample_rate(files)
-    root = Path(directory).expanduser()
+    root = buckets.folder(directory)
     entries = _listed(root)
     chosen = split_files(files, root, split, "folder")
     check_any_files(chosen, len(files), root, split)

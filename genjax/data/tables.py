@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
+from genjax import buckets
 from genjax.data.base import DataError
 
 
@@ -20,7 +19,7 @@ def read_table(path: str | None) -> tuple[np.ndarray, list[str]]:
     """
     if not path:
         raise DataError("--data.name=table needs the file of the table: --data.dir=FILE.csv or FILE.npy")
-    file = Path(path).expanduser()
+    file = buckets.folder(path)
     if not file.is_file():
         raise DataError(f"--data.dir={path} is not a file")
     names: list[str] = []

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from genjax import buckets
 from genjax.data.base import ArrayExamples, DataError, Examples, check_split
 from genjax.data.fitting import MEMORY_BYTES, fit_picture
 
 
-def tfds_directory(directory: str | None) -> Path:
-    """The directory of prepared TFDS sets."""
-    return Path(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+def tfds_directory(directory: str | None, name: str) -> Path:
+    """The directory of prepared TFDS sets; in a bucket, a copy of the set `name` alone."""
+    return buckets.folder(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", only=name)
 
 
 def open_tfds(name: str, directory: str | None) -> Any:
@@ -35,8 +36,9 @@ def open_tfds(name: str, directory: str | None) -> Any:
     Raises:
       DataError: the set is not there, or not in a format that can be read without TensorFlow.
     """
-    root = tfds_directory(directory)
-    folder = root / name.partition(":")[0]
+    folder_name = name.partition(":")[0]
+    root = tfds_directory(directory, folder_name)
+    folder = root / folder_name
     if not any(folder.glob("**/dataset_info.json")):
         prepared = sorted({str(p.parent.parent.relative_to(root)) for p in root.glob("*/**/dataset_info.json")})
         there = f"it holds {', '.join(prepared)}" if prepared else "it holds no prepared set"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from genjax import buckets
 from genjax.data.base import ArrayExamples, DataError, Examples
 from genjax.data.files import with_ending
 from genjax.data.folders import folder_files, picture_files
@@ -140,7 +141,7 @@ class Translations(Images):
 
     def _check_pairs(self) -> None:
         """Raises DataError unless the two folders hold pictures of the same names."""
-        roots = [Path(folder).expanduser() for folder in (self.dir, self.source_dir)]
+        roots = [buckets.folder(folder) for folder in (self.dir, self.source_dir)]
         names = [[p.relative_to(root).with_suffix("") for p in picture_files(root)] for root in roots]
         alone = sorted(set(names[0]) ^ set(names[1]))
         if names[0] != names[1]:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from genjax import config
+from genjax import buckets, config
 from genjax.config import ConfigError
 from genjax.data import Data
 from genjax.data.base import HasTokenizer
@@ -214,12 +214,12 @@ def part_sources(data: Data) -> PartSources:
     return PartSources(
         model_of=lambda run: _model_of(run, data),
         token_bytes=lambda: _token_bytes(data),
-        described=lambda run: load_config(Path(run))[1].model,
+        described=lambda run: load_config(run)[1].model,
     )
 
 
 def _model_of(run: str, data: Data) -> GenerativeModel:
-    model = load_config(Path(run))[1].model
+    model = load_config(run)[1].model
     known = model.vocab_size if isinstance(model, HasVocabulary) else None
     used = data.spec().get("vocab_size")
     if known is not None and used is not None and used > known:
@@ -271,15 +271,17 @@ def save_config(
     temporary.replace(path / CONFIG_FILE)
 
 
-def load_config(workdir: Path) -> tuple[str, Experiment, dict[str, Any]]:
+def load_config(workdir: str | Path) -> tuple[str, Experiment, dict[str, Any]]:
     """Reads what `save_config` wrote: name, experiment, and the batch's shapes and types.
 
     Raises:
       ConfigError: there is no readable configuration.
     """
-    path = Path(workdir).expanduser() / CONFIG_FILE
+    path = buckets.workdir(workdir) / CONFIG_FILE
     if not path.is_file():
-        raise ConfigError(f"{workdir} holds no {CONFIG_FILE}: it is not the --workdir of a run of experiments.train")
+        raise ConfigError(
+            f"{buckets.shown(workdir)} holds no {CONFIG_FILE}: it is not the --workdir of a run of experiments.train"
+        )
     try:
         content = json.loads(path.read_text())
         name, batch = content["name"], content["batch"]
@@ -315,7 +317,7 @@ _FREE_FIELDS = (
 def _is_of_another(workdir: Path, names: tuple[str, str]) -> ConfigError:
     saved, now = names
     return ConfigError(
-        f"{workdir} holds a run of the experiment {saved}, and this one is {now}: give another --workdir"
+        f"{buckets.shown(workdir)} holds a run of the experiment {saved}, and this one is {now}: give another --workdir"
     )
 
 
@@ -338,6 +340,6 @@ def check_resumable(workdir: Path, names: tuple[str, str], saved: Experiment, ex
     if differing:
         shown = "; ".join(differing[:5]) + (f"; and {len(differing) - 5} more" if len(differing) > 5 else "")
         raise ConfigError(
-            f"{workdir} holds a run of another configuration; it differs in {shown}: "
+            f"{buckets.shown(workdir)} holds a run of another configuration; it differs in {shown}: "
             "give another --workdir, or the flags of that run"
         )

@@ -21,9 +21,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from genjax import buckets
 from genjax.config import ConfigError
 from genjax.data import HasPrompts, check_not_empty
-from genjax.errors import Interrupted
+from genjax.errors import Interrupted, UserError
 from genjax.metrics import Ratio, divided
 from genjax.model import ChecksSteps, HasWarnings, Reconstructs, TrainState, takes
 from genjax.training import host, start
@@ -145,8 +146,13 @@ class _Loop:
         if jax.process_count() > 1:
             # Tokens must mean the same in all processes: the first saves its tokenizer, the
             # others compare theirs with it.
+            mirror = buckets.mirror_of(workdir)
+            if self.primary and mirror is not None:
+                mirror.push()
             multihost_utils.sync_global_devices("saved")
             if not self.primary:
+                if mirror is not None:
+                    mirror.pull()
                 engine.experiment.data.save(workdir)
         self.checkpoints = Checkpoints(
             workdir, self.training.keep_checkpoints, self.training.best_metric, self.training.best_mode
@@ -159,7 +165,8 @@ class _Loop:
         begun = int(np.asarray(self.engine.collect(state).step))
         if begun > self.training.num_steps:
             raise ConfigError(
-                f"{self.workdir} is at step {begun} already, beyond training.num_steps={self.training.num_steps}"
+                f"{buckets.shown(self.workdir)} is at step {begun} already, "
+                f"beyond training.num_steps={self.training.num_steps}"
             )
         if not self.quiet:
             print(parameter_overview(self.engine.abstract_state.params), flush=True)
@@ -175,6 +182,12 @@ class _Loop:
                 if begun and (missed := self._missed(begun)):
                     self._events(state, begun, missed)
                 return self._steps(state, begun, boundaries, inputs, signals)
+        except (UserError, Interrupted):
+            raise
+        except Exception:
+            # Perhaps another process has died, and will write no more of a checkpoint.
+            self.checkpoints.give_up()
+            raise
         finally:
             with contextlib.ExitStack() as stack:
                 stack.callback(self.checkpoints.close)

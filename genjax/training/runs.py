@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from genjax import config
+from genjax import buckets, config
 from genjax.config import ConfigError
 from genjax.model import ChecksCondition, GenerativeModel, HasClasses, HasPolicy, TrainState, takes
 from genjax.training import host
@@ -105,7 +105,7 @@ def restore(
     """Restores a run from its working directory alone.
 
     Args:
-      workdir: directory of a run of `experiments.train`.
+      workdir: directory of a run of `experiments.train`, also in a bucket.
       step: step of the checkpoint; by default the latest sound checkpoint; "best" for the
         best by `training.best_metric`.
       overrides: fields by path to change, e.g. {"evaluation.num_examples": 100}; the state must still fit.
@@ -114,7 +114,7 @@ def restore(
       ConfigError: there is no run or no checkpoint.
       CheckpointError: no checkpoint can be used.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = buckets.workdir(workdir)
     name, experiment, batch = load_config(workdir)
     experiment = config.apply_overrides(on_this_machine(experiment), overrides or {})
     return open_run(workdir, name, experiment, batch, step)
@@ -149,12 +149,13 @@ def open_run(
         step = checkpoints.best()
         if step is None:
             raise ConfigError(
-                f"no checkpoint in {workdir} was rated; train with --training.best_metric=METRIC and "
+                f"no checkpoint in {buckets.shown(workdir)} was rated; train with --training.best_metric=METRIC and "
                 "--training.evaluate_every=N, or leave --step=best out for the latest one"
             )
     step = checkpoints.latest() if step is None else step
     if step is None:
-        raise ConfigError(f"{workdir} has no checkpoint yet; train with --workdir={shlex.quote(str(workdir))} first")
+        place = buckets.shown(workdir)
+        raise ConfigError(f"{place} has no checkpoint yet; train with --workdir={shlex.quote(place)} first")
     mesh = experiment.training.mesh or _fitting_mesh(experiment.data.batch_size)
     training = dataclasses.replace(training, mesh=mesh)
     experiment = dataclasses.replace(experiment, data=experiment.data.beside(workdir), training=training)

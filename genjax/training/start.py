@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from genjax import buckets
 from genjax.config import ConfigError
 from genjax.data import Data
 from genjax.model import ChecksStart, HasParts, HasPretrained, StartsFromParts, TrainState
-from genjax.training.checkpoints import Checkpoints, flatten, unflatten, warm_start
+from genjax.training.checkpoints import Checkpoints, flatten, unflatten
 from genjax.training.engine import Engine
 from genjax.training.experiment import load_config, part_sources
+from genjax.training.warm_start import warm_start
 
 
 def first_state(engine: Engine, checkpoints: Checkpoints, quiet: bool = True) -> TrainState:
@@ -35,7 +36,7 @@ def first_state(engine: Engine, checkpoints: Checkpoints, quiet: bool = True) ->
         return engine.distribute(state)
     model, source = engine.experiment.model, training.init_from
     if isinstance(model, ChecksStart):
-        model.check_start(None if source is None else load_config(Path(source))[1].model)
+        model.check_start(None if source is None else load_config(buckets.workdir(source))[1].model)
     state = engine.init()
     if isinstance(model, HasPretrained) and model.pretrained is not None:
         plain = engine.collect(state)
@@ -70,15 +71,15 @@ def parts_of(model: HasParts, places: dict[str, Any], data: Data) -> dict[str, A
 
 def _params_of(run: str, like: Any) -> Any:
     """The averaged parameters of a run, in a tree of arrays of their shapes."""
-    checkpoints = Checkpoints(Path(run).expanduser(), writable=False)
+    checkpoints = Checkpoints(buckets.workdir(run), writable=False)
     step = checkpoints.agreed_latest()
     if step is None:
         raise ConfigError(f"the run {run}, whose network is taken, has no checkpoint yet")
-    found, wanted = checkpoints.read_parameters(step), flatten(like)
+    parameters, wanted = checkpoints.parameters(step), flatten(like)
     for name, leaf in wanted.items():
-        if name not in found or found[name].shape != leaf.shape:
+        if name not in parameters.shapes or parameters.shapes[name].shape != leaf.shape:
             raise ConfigError(f"the checkpoint of the run {run} has no parameter {name} of shape {leaf.shape}")
-    return unflatten(like, {name: found[name] for name in wanted})
+    return unflatten(like, parameters.on_host(wanted))
 
 
 def _started(engine: Engine, plain: TrainState, params: Any) -> TrainState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import logging
 import os
 import socket
@@ -11,10 +12,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from genjax import buckets
 from genjax.config import ConfigError
-from genjax.data.base import check_is_local
 from genjax.errors import FULL_DISK
-from genjax.training.checkpoints import can_hold
+from genjax.training.local_store import can_hold
 
 LOCK_FILE = "lock"
 
@@ -22,12 +23,17 @@ _logger = logging.getLogger(__name__)
 
 
 def prepare_workdir(workdir: str | Path) -> Path:
-    """Makes the working directory and checks that it can be written.
+    """Makes the working directory, or the mirror of one in a bucket, and checks that it can be written.
 
     Raises:
       ConfigError: it cannot.
     """
-    check_is_local(workdir, "--workdir")
+    if buckets.is_bucket(workdir):
+        if glob.has_magic(str(workdir)):
+            raise ConfigError(f"--workdir={workdir}: give a directory without the characters * ? [")
+        folder = buckets.workdir(workdir)
+        buckets.mirror_of(folder).check_writable()
+        return folder
     workdir = Path(workdir).expanduser()
     if not can_hold(workdir):
         raise ConfigError(
@@ -50,9 +56,15 @@ def prepare_workdir(workdir: str | Path) -> Path:
 def locked(workdir: Path) -> Iterator[None]:
     """Locks a working directory for one run; the system releases the lock when the process ends in any way.
 
+    The directory of a bucket is kept up to date while it is locked.
+
     Raises:
-      ConfigError: another run holds it.
+      UserError: another run holds it.
     """
+    if (mirror := buckets.mirror_of(workdir)) is not None:
+        with mirror.locked(), mirror.kept_up():
+            yield
+        return
     with (workdir / LOCK_FILE).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

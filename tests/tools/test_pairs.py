@@ -16,7 +16,7 @@ from genjax.tools import edits, judging, pairs, samples
 from genjax.tools.pairs import Options, clip_score, hard_negatives, retrieval
 from genjax.tools.quality import Options as QualityOptions
 from genjax.training import resolve
-from genjax.training.checkpoints import warm_start
+from genjax.training.warm_start import warm_start
 from tests.tools.untrained import untrained
 
 

@@ -26,10 +26,12 @@ from genjax.errors import UserError
 from genjax.families.vae.vae import VAE
 from genjax.model import TrainState
 from genjax.training import CheckpointError, Interrupted, NonFiniteError, start, train
-from genjax.training.checkpoints import Checkpoints, flatten, is_complete, warm_start
-from genjax.training.checkpoints import damage as damage_of
+from genjax.training.checkpoints import Checkpoints, flatten
 from genjax.training.engine import Engine
+from genjax.training.local_store import damage as damage_of
+from genjax.training.local_store import is_complete
 from genjax.training.records import Progress, Records, read_lines
+from genjax.training.warm_start import warm_start
 from genjax.training.workdir import locked
 from tests.training.tiny_runs import TINY, command, environment, flags, started, tiny
 
@@ -175,7 +177,7 @@ def test_a_path_that_orbax_takes_for_a_pattern_is_refused_and_no_such_checkpoint
 
 def test_only_the_bytes_of_the_last_sound_checkpoint_are_read_at_a_start_and_once(copy, monkeypatch):
     read = Mock(side_effect=damage_of)
-    monkeypatch.setattr("genjax.training.checkpoints.damage", read)
+    monkeypatch.setattr("genjax.training.local_store.damage", read)
     _change_a_byte(copy / "checkpoints" / "50")
     checkpoints = Checkpoints(copy)
     assert checkpoints.latest() == 40

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
+from genjax import buckets
 from genjax.data.base import Data, DataError
 from genjax.data.files import read_utf8, with_ending, write_whole
 from genjax.data.text.documents import Documents
@@ -152,7 +153,7 @@ class TokenizedData(Data):
 
 def _tokenizer_of(folder: str | Path) -> Path:
     """The tokenizer.json of a checkpoint, or of a pipeline of the library diffusers, where it may be missing."""
-    folder = Path(folder).expanduser()
+    folder = buckets.workdir(folder)
     below = folder / "tokenizer" / TOKENIZER_FILE
     return below if below.is_file() else folder / TOKENIZER_FILE
 

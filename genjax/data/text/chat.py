@@ -19,6 +19,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from genjax import buckets
 from genjax.data.base import ArrayExamples, DataError, Examples, check_split
 from genjax.data.files import find_file, read_objects
 from genjax.data.text import instructions, tasks
@@ -293,8 +294,8 @@ def read_json_lines(
     Raises:
       DataError: there is no such file, a line is no object, or the split is empty.
     """
-    whole = path is not None and Path(path).expanduser().is_file()
-    file = Path(str(path)).expanduser() if whole else find_file(
+    whole = path is not None and buckets.folder(path).is_file()
+    file = buckets.folder(str(path)) if whole else find_file(
         path, [f"{name}.{ending}" for name in SPLIT_NAMES.get(split, (split,)) for ending in ("jsonl", "json")], what
     )  # fmt: skip
     if whole:

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+from genjax import buckets
 from genjax.data.base import DataError
 from genjax.data.files import files_below, read_lines, read_objects, read_utf8
 
@@ -44,7 +45,7 @@ def read_collection(path: str | Path) -> list[Document]:
     Raises:
       DataError: there is no document, one is empty, two have one id, or a line is no such object.
     """
-    path = Path(path).expanduser()
+    path = buckets.folder(path)
     if path.is_dir():
         files = files_below(path, (".txt",))
         rows = ((str(file.relative_to(path)), Document(str(file.relative_to(path)), read_utf8(file))) for file in files)

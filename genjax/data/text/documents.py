@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from genjax import buckets
 from genjax.data.base import DataError, check_any_files, check_split, split_files
 from genjax.data.files import files_below, read_utf8
 from genjax.data.tfds import open_tfds, tfds_split
@@ -105,7 +106,7 @@ def _part_of_text(read: Callable[[], str], num_bytes: int, split: str, name: str
 
 def _user_documents(path: str | None, split: str) -> Documents:
     files = _text_files(path)
-    name, root = f"file {path}", Path(path).expanduser()
+    name, root = f"file {path}", buckets.folder(path)
     if len(files) == 1:
         stat = files[0].stat()
         part = _part_of_text(lambda: read_utf8(files[0]), stat.st_size, split, name, files[0].parent)
@@ -131,7 +132,7 @@ def _text_files(path: str | None) -> list[Path]:
     """
     if not path:
         raise DataError("--data.name=file needs a text file or a folder of them: --data.dir=PATH")
-    root = Path(path).expanduser()
+    root = buckets.folder(path)
     files = [root] if root.is_file() else files_below(root, SUFFIXES)
     if not files:
         raise DataError(f"--data.dir={path} is neither a text file nor a folder of them ({' '.join(SUFFIXES)})")

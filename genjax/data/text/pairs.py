@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from genjax import buckets
 from genjax.data.base import ArrayExamples, DataError, Examples, check_split
 from genjax.data.files import find_file, read_lines
 from genjax.data.text import tasks as text_tasks
@@ -201,8 +202,8 @@ def read_table_of_texts(
       DataError: there is no such file, a line has another number of columns, a cell is empty, or the columns are
         others.
     """
-    if path and Path(path).expanduser().is_file():
-        file = Path(path).expanduser()
+    if path and buckets.folder(path).is_file():
+        file = buckets.folder(path)
     else:
         names = SPLIT_NAMES.get(split, (split,))
         file = find_file(path, [f"{name}.tsv" for name in names], "a table of texts")
@@ -240,7 +241,7 @@ def read_table_of_texts(
         rows.append(row)
     if not rows:
         raise DataError(f"{file} has no lines with texts")
-    if file == Path(path).expanduser():
+    if file == buckets.folder(path):
         check_split(split, ("train", "validation", "test"), str(file))
         own = [row for row in rows if text_tasks.split_of("\t".join(row[:-1])) == split]
         if not own:

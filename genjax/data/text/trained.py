@@ -21,6 +21,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from genjax import buckets
 from genjax.data.base import DataError
 from genjax.data.files import find_place, name_of, only_writer
 from genjax.data.text.documents import Documents
@@ -132,7 +133,7 @@ def in_memory(texts: Sequence[str], folder: str | None) -> Documents:
         encoded = text.encode()
         size += len(encoded)
         digest.update(b"%d\0" % len(encoded) + encoded)
-    place = None if folder is None else Path(folder).expanduser()
+    place = None if folder is None else buckets.folder(folder)
     if place is not None and not place.is_dir():
         place = place.parent
     return Documents(len(texts), size, digest.hexdigest(), place, lambda: iter(texts))

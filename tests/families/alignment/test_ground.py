@@ -18,7 +18,8 @@ from genjax.nn.lora import LoRA
 from genjax.nn.tokens import token_weights, with_token_mean
 from genjax.nn.transformer import Transformer
 from genjax.optimizers import SGD
-from genjax.training.checkpoints import Checkpoints, warm_start
+from genjax.training.checkpoints import Checkpoints
+from genjax.training.warm_start import warm_start
 from tests.tools.untrained import untrained
 
 TINY = Transformer(num_layers=1, width=8, num_heads=2, mlp_dim=16, max_length=12, init_std=0.5, dropout=0.3)

@@ -29,7 +29,8 @@ from genjax.nn.mixture_of_experts import MixtureOfExperts
 from genjax.nn.transformer import Transformer
 from genjax.nn.vision_transformer import VisionTransformer
 from genjax.optimizers import AdamW
-from genjax.training.checkpoints import Checkpoints, warm_start
+from genjax.training.checkpoints import Checkpoints
+from genjax.training.warm_start import warm_start
 
 GREY = {"data_shape": (4, 4, 1), "output_dim": 5}
 COLOUR = {"data_shape": (4, 4, 3), "output_dim": 5, "class_conditional": True, "num_classes": 3}

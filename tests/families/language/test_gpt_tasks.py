@@ -135,7 +135,7 @@ def test_fine_tuning_starts_from_the_checkpoint_and_moves_what_it_should(pretrai
 
 
 def test_a_pretrained_network_gets_a_head(pretrained):
-    from genjax.training.checkpoints import warm_start
+    from genjax.training.warm_start import warm_start
 
     model = dataclasses.replace(MODEL, vocab_size=resolve(pretrained[0]).model.vocab_size)
     params = model.init(jax.random.key(0), {"tokens": TOKENS}).params
