@@ -1,25 +1,32 @@
-"""Time of a step of GRPO beside trl's GRPOTrainer on the same sizes.
+"""Times of steps of GRPO and of supervised fine-tuning beside trl's trainers on the same sizes.
 
-    python -m benchmarks.alignment --rounds 3       # needs trl and transformers beside genjax
+    python -m benchmarks.alignment --case=grpo,sft --rounds=5       # needs trl and transformers beside genjax
 
-A GPT of 4 layers, 128 wide, 256 tokens; 16 prompts of 16 tokens, 8 answers of 32 tokens to each; Dr. GRPO without a
-reference, one update with AdamW; float32.  A step is drawing the answers, rewarding them and the update.  Both take
-turns in one process, and medians count; trl's own logs and checkpoints are off.
+    grpo   16 prompts of 16 tokens, 8 answers of 32 tokens to each; Dr. GRPO without a reference, one update; a step is
+           drawing the answers, rewarding them and the update
+    sft    12 rows of 64 tokens, the first 16 of which are a prompt; mean over the tokens of the answers
+
+A GPT of 4 layers, 128 wide, 256 tokens; AdamW; float32.  Both take turns in one process, and medians count; trl's own
+logs and checkpoints are off.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from genjax.batch import Batch
 from genjax.families.alignment.grpo import GRPO
 from genjax.families.alignment.rewards import Length
+from genjax.families.alignment.sft import SupervisedGPT
 from genjax.families.language.gpt import GPT
 from genjax.families.language.networks import gpt2_network
 from genjax.optimizers import AdamW
@@ -27,16 +34,39 @@ from genjax.training import host
 
 LAYERS, WIDTH, HEADS, VOCAB = 4, 128, 4, 256
 PROMPTS, ANSWERS, PROMPT_LENGTH, NEW = 16, 8, 16, 32
+ROWS, LENGTH = 12, 64
+#: A function that takes so many steps and returns the seconds of each.
+Steps = Callable[[int], list[float]]
 
 
-def our_steps() -> Callable[[int], list[float]]:
-    """A function that takes so many steps and returns the seconds of each."""
+def our_network() -> dict[str, Any]:
+    """Fields of a GPT."""
     network = gpt2_network(LAYERS, WIDTH, HEADS, max_length=64, dropout=0.0, attention_dropout=0.0)
-    policy = GPT(vocab_size=VOCAB, network=network, optimizer=AdamW(learning_rate=1e-6, clip_norm=1.0))
+    return {"vocab_size": VOCAB, "network": network, "optimizer": AdamW(learning_rate=1e-6, clip_norm=1.0)}
+
+
+def our_grpo() -> Steps:
+    """Steps of GRPO."""
     model = GRPO(
-        policy=policy, reward=Length(longest=64, buffer=64), num_rollouts=ANSWERS, max_new_tokens=NEW, beta=0.0
+        policy=GPT(**our_network()), reward=Length(longest=64, buffer=64), num_rollouts=ANSWERS, max_new_tokens=NEW,
+        beta=0.0,
+    )  # fmt: skip
+    return our_steps(
+        model, {"prompt": jax.random.randint(jax.random.key(0), (PROMPTS, PROMPT_LENGTH), 0, VOCAB)}, num_tokens=NEW
     )
-    batch = {"prompt": jax.random.randint(jax.random.key(0), (PROMPTS, PROMPT_LENGTH), 0, VOCAB)}
+
+
+def our_sft() -> Steps:
+    """Steps of supervised fine-tuning."""
+    tokens = jax.random.randint(jax.random.key(0), (ROWS, LENGTH), 0, VOCAB)
+    answer = jnp.broadcast_to(jnp.arange(LENGTH) >= PROMPT_LENGTH, tokens.shape)
+    return our_steps(
+        SupervisedGPT(**our_network()), {"tokens": tokens, "mask": jnp.ones(tokens.shape, bool), "loss_mask": answer}
+    )
+
+
+def our_steps(model: Any, batch: Batch, num_tokens: int | None = None) -> Steps:
+    """Steps of a model; where `num_tokens` is given, the answers must have so many."""
     state = jax.jit(model.init)(jax.random.key(1), batch)
     step = jax.jit(model.train_step, donate_argnums=0)
     number = 0
@@ -49,18 +79,16 @@ def our_steps() -> Callable[[int], list[float]]:
             state, metrics = jax.block_until_ready(step(state, batch, jax.random.key(number)))
             seconds.append(time.perf_counter() - began)
             number += 1
-            assert float(metrics["num_tokens"]) == NEW
+            assert num_tokens is None or float(metrics["num_tokens"]) == num_tokens
         return seconds
 
     return run
 
 
-def their_steps(folder: str) -> Callable[[int], list[float]]:
-    """The same of trl."""
-    import datasets
+def their_network() -> tuple[Any, Any, list[str]]:
+    """A GPT-2 and a tokenizer of the library transformers, and its symbols, a token each."""
     import tokenizers
     import transformers
-    import trl
 
     symbols = [chr(0x100 + i) for i in range(VOCAB - 2)]
     vocabulary = {symbol: i for i, symbol in enumerate([*symbols, "<pad>", "<end>"])}
@@ -71,9 +99,66 @@ def their_steps(folder: str) -> Callable[[int], list[float]]:
         vocab_size=VOCAB, n_layer=LAYERS, n_embd=WIDTH, n_head=HEADS, n_positions=64, resid_pdrop=0.0, embd_pdrop=0.0,
         attn_pdrop=0.0, bos_token_id=VOCAB - 1, eos_token_id=VOCAB - 1, pad_token_id=VOCAB - 2,
     )  # fmt: skip
-    model = transformers.GPT2LMHeadModel(config)
+    return transformers.GPT2LMHeadModel(config), tokenizer, symbols
+
+
+def their_grpo(folder: str) -> Steps:
+    """Steps of trl's GRPOTrainer."""
+    import datasets
+    import trl
+
+    model, tokenizer, symbols = their_network()
     draw = np.random.default_rng(0)
     prompts = ["".join(symbols[i] for i in draw.integers(0, len(symbols), PROMPT_LENGTH)) for _ in range(PROMPTS * 64)]
+
+    def trainer(count: int, **more: Any) -> Any:
+        settings = trl.GRPOConfig(
+            per_device_train_batch_size=PROMPTS * ANSWERS, num_generations=ANSWERS, beta=0.0, max_steps=count,
+            max_completion_length=NEW, loss_type="dr_grpo", scale_rewards="none", **their_settings(folder),
+            generation_kwargs={"min_new_tokens": NEW},
+        )  # fmt: skip
+        return trl.GRPOTrainer(
+            model=model, args=settings, processing_class=tokenizer, **more,
+            reward_funcs=lambda completions, **unused: [float(len(text)) for text in completions],
+            train_dataset=datasets.Dataset.from_dict({"prompt": prompts}),
+        )  # fmt: skip
+
+    return their_steps(trainer)
+
+
+def their_sft(folder: str) -> Steps:
+    """Steps of trl's SFTTrainer, on rows that are tokens already."""
+    import datasets
+    import trl
+
+    model, tokenizer, symbols = their_network()
+    rows = np.random.default_rng(0).integers(0, len(symbols), (ROWS * 64, LENGTH)).tolist()
+    answers = [[int(place >= PROMPT_LENGTH) for place in range(LENGTH)]] * len(rows)
+    data = datasets.Dataset.from_dict({"input_ids": rows, "completion_mask": answers})
+
+    def trainer(count: int, **more: Any) -> Any:
+        settings = trl.SFTConfig(
+            per_device_train_batch_size=ROWS, max_length=LENGTH, completion_only_loss=True, max_steps=count,
+            **their_settings(folder),
+        )  # fmt: skip
+        return trl.SFTTrainer(model=model, args=settings, processing_class=tokenizer, train_dataset=data, **more)
+
+    return their_steps(trainer)
+
+
+def their_settings(folder: str) -> dict[str, Any]:
+    """Settings of all trainers."""
+    return {
+        "output_dir": folder, "learning_rate": 1e-6, "use_cpu": jax.default_backend() == "cpu", "report_to": "none",
+        "save_strategy": "no", "logging_strategy": "no", "bf16": False, "gradient_checkpointing": False,
+        "disable_tqdm": True,
+    }  # fmt: skip
+
+
+def their_steps(trainer: Callable[..., Any]) -> Steps:
+    """Steps of a trainer that is made anew for so many."""
+    import transformers
+
     seconds: list[float] = []
 
     class Clock(transformers.TrainerCallback):
@@ -85,46 +170,43 @@ def their_steps(folder: str) -> Callable[[int], list[float]]:
 
     def run(count: int) -> list[float]:
         seconds.clear()
-        settings = trl.GRPOConfig(
-            output_dir=folder, per_device_train_batch_size=PROMPTS * ANSWERS, num_generations=ANSWERS, beta=0.0,
-            max_completion_length=NEW, loss_type="dr_grpo", scale_rewards="none", max_steps=count, learning_rate=1e-6,
-            use_cpu=jax.default_backend() == "cpu", report_to="none", save_strategy="no", logging_strategy="no",
-            bf16=False, generation_kwargs={"min_new_tokens": NEW}, gradient_checkpointing=False, disable_tqdm=True,
-        )  # fmt: skip
-        trainer = trl.GRPOTrainer(
-            model=model, args=settings, processing_class=tokenizer, callbacks=[Clock()],
-            reward_funcs=lambda completions, **unused: [float(len(text)) for text in completions],
-            train_dataset=datasets.Dataset.from_dict({"prompt": prompts}),
-        )  # fmt: skip
-        trainer.train()
+        trainer(count, callbacks=[Clock()]).train()
         return list(seconds)
 
     return run
 
 
-def main() -> None:
-    import tempfile
+def compare(case: str, rounds: int, steps: int) -> None:
+    """Times both in turns and prints medians."""
+    make, make_theirs, tokens, what = {
+        "grpo": (our_grpo, their_grpo, PROMPTS * ANSWERS * NEW, "new tokens"),
+        "sft": (our_sft, their_sft, ROWS * LENGTH, "tokens"),
+    }[case]
+    found: dict[str, list[float]] = {"genjax": [], "trl": []}
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {"genjax": make(), "trl": make_theirs(folder)}
+        for number in range(rounds + 1):
+            for name, run in runs.items():
+                # The first step of a round warms up, and so does the first round.
+                taken = run(steps + 1)[1:]
+                if number:
+                    found[name] += taken
+    medians = {name: statistics.median(taken) for name, taken in found.items()}
+    for name, median in medians.items():
+        print(f"{case:<5} {name:<8} {1000 * median:9.1f} ms a step, {tokens / median:9.0f} {what}/s")
+    print(f"{case:<5} ratio    {medians['genjax'] / medians['trl']:9.3f}", flush=True)
 
+
+def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--case", default="grpo,sft")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
     options = parser.parse_args()
     if jax.default_backend() == "cpu":
         host.keep_freed_memory()
-    ours, found = our_steps(), {"genjax": [], "trl": []}
-    with tempfile.TemporaryDirectory() as folder:
-        theirs = their_steps(folder)
-        for number in range(options.rounds + 1):
-            for name, run in (("genjax", ours), ("trl", theirs)):
-                # The first step of a round warms up, and so does the first round.
-                taken = run(options.steps + 1)[1:]
-                if number:
-                    found[name] += taken
-    medians = {name: statistics.median(taken) for name, taken in found.items()}
-    tokens = PROMPTS * ANSWERS * NEW
-    for name, median in medians.items():
-        print(f"{name:<8} {1000 * median:9.1f} ms a step, {tokens / median:9.0f} new tokens/s")
-    print(f"ratio    {medians['genjax'] / medians['trl']:9.3f}")
+    for case in options.case.split(","):
+        compare(case, options.rounds, options.steps)
 
 
 if __name__ == "__main__":
