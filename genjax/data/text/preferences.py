@@ -6,6 +6,10 @@
 Texts become start, prompt, answer, end.  Prompt and answer are encoded apart, so that no token spans their border.
 Messages are written by the chat template (chat.py).  The made reviews have the reward s for a good review and 0 for a
 bad one, and the first of two is preferred with the probability of Bradley and Terry (1952), sigma(r_1 - r_2).
+
+Pairs of reviews say nothing of other texts, to which a policy may then move.  With `texts`, a file of what the policy
+writes before it learns (experiments.sample), the pairs are of these texts, and a text that is no review has the
+reward 0: such pairs reach every text that the policy has mass on.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from genjax.data.base import ArrayExamples, DataError, Examples, check_split
+from genjax.data.files import read_lines
 from genjax.data.text import tasks
 from genjax.data.text.base import DelimitedText
 from genjax.data.text.chat import TemplatedText, as_messages, first_text, read_json_lines
@@ -45,6 +50,8 @@ class Preferences(TemplatedText):
         None puts prompt and answer into one row.
       strength: reward s of a good made review; the reward of a bad one is 0.
       num_made: made training pairs; validation has a tenth as many, and test half as many.
+      texts: file of texts, one a line, that the made pairs are drawn from, as experiments.sample writes them of the run
+        that the policy starts from; lines of dashes do not count.  None makes reviews.
     """
 
     name: str = "sentiment"
@@ -52,6 +59,7 @@ class Preferences(TemplatedText):
     source_length: int | None = None
     strength: float = 1.0
     num_made: int = 20_000
+    texts: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +69,8 @@ class Preferences(TemplatedText):
             )
         if self.source_length is not None and self.source_length < 2:
             raise DataError(f"data.source_length={self.source_length} must be at least 2")
+        if self.texts is not None and self.name != "sentiment":
+            raise DataError(f"data.texts are judged as made reviews: give data.name=sentiment, and not {self.name}")
 
     def pairs(self, split: str) -> list[dict[str, Any]]:
         """`prompt`, `chosen` and `rejected` of each pair, texts or messages, and perhaps `margin` and `tools`."""
@@ -191,7 +201,11 @@ class Preferences(TemplatedText):
                 "data.name=pairs has no known rewards; a Bayes rate is known of made pairs (sentiment) alone"
             )
         # Half of the reviews are good, so half of the pairs are ties.
-        return 0.5 * 0.5 + 0.5 / (1.0 + math.exp(-abs(self.strength)))
+        differ = 0.5
+        if self.texts is not None:
+            good = [[_is_good(pair[name]) for name in ("chosen", "rejected")] for pair in self.pairs("test")]
+            differ = sum(one != other for one, other in good) / len(good)
+        return 0.5 * (1.0 - differ) + differ / (1.0 + math.exp(-abs(self.strength)))
 
 
 @functools.lru_cache(maxsize=8)
@@ -199,7 +213,7 @@ def _pairs(data: Preferences, split: str) -> list[dict[str, Any]]:
     if data.name == "sentiment":
         sizes = {"train": data.num_made, "validation": data.num_made // 10, "test": data.num_made // 2}
         check_split(split, tuple(sizes), data.name)
-        return _made_pairs(split, sizes[split], data.strength)
+        return _made_pairs(split, sizes[split], data.strength, data.texts)
     if data.name != "pairs":
         raise DataError(f"data.name={data.name} is not a set of preferences: sentiment, pairs")
     found = []
@@ -235,23 +249,46 @@ def _divided(chosen: Any, rejected: Any, where: str) -> dict[str, Any]:
     return {"prompt": chosen[:same], "chosen": chosen[same:], "rejected": rejected[same:]}
 
 
-def _made_pairs(split: str, count: int, strength: float) -> list[dict[str, Any]]:
-    """Pairs of reviews of a split; the first of them do not depend on their number."""
+def _made_pairs(split: str, count: int, strength: float, file: str | None) -> list[dict[str, Any]]:
+    """Pairs of reviews of a split, or of texts of a file; the first of them do not depend on their number."""
     rng = np.random.default_rng([("train", "validation", "test").index(split), 7])
+    given = None if file is None else _texts_of(file, split)
 
-    def review() -> tuple[str, str]:
+    def draw() -> str:
+        if given is not None:
+            return given[rng.integers(len(given))]
         while True:
-            text, label = _review(rng)
+            text, _ = _review(rng)
             if tasks.split_of(text) == split:
-                return text, label
+                return text
 
     pairs = []
     for _ in range(count):
-        first, second = review(), review()
-        while second[0] == first[0]:
-            second = review()
-        difference = strength * ((first[1] == "good") - (second[1] == "good"))
+        first, second = draw(), draw()
+        while second == first:
+            second = draw()
+        difference = strength * (_is_good(first) - _is_good(second))
         if rng.random() >= 1.0 / (1.0 + math.exp(-difference)):
             first, second = second, first
-        pairs.append({"prompt": "", "chosen": first[0], "rejected": second[0]})
+        pairs.append({"prompt": "", "chosen": first, "rejected": second})
     return pairs
+
+
+def _is_good(text: str) -> bool:
+    return judged_review(text) is True
+
+
+def _texts_of(file: str, split: str) -> list[str]:
+    """Texts of a file that belong to a split: of ten lines, one each is for validation and test.
+
+    Lines are divided by their places, so that every split has its texts as often as the policy writes them.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise DataError(f"data.texts={file} is no file; experiments.sample writes one of a run: --num_samples=20000")
+    texts = [line for line in read_lines(path) if line.strip("-")]
+    place = {"validation": (8,), "test": (9,)}.get(split, range(8))
+    found = [text for i, text in enumerate(texts) if i % 10 in place]
+    if len(set(found)) < 2:
+        raise DataError(f"{file} has fewer than two different texts for the split {split}, of which pairs are made")
+    return found

@@ -42,6 +42,31 @@ def test_made_pairs_have_the_strength_that_they_say():
     )
 
 
+def test_pairs_of_drawn_texts_have_every_text_and_rate_what_is_no_review_as_bad(tmp_path):
+    good, bad, broken = "the film was great", "the film was dull", "film film"
+    (tmp_path / "drawn.txt").write_text("\n-----\n".join([good, bad, broken] * 20) + "\n")
+    data = dataclasses.replace(BYTES, texts=str(tmp_path / "drawn.txt"), strength=2.0)
+    pairs = data.pairs("train")
+    chosen = {(pair["chosen"], pair["rejected"]): 0 for pair in pairs}
+    for pair in pairs:
+        chosen[pair["chosen"], pair["rejected"]] += 1
+    assert set(chosen) == {(a, b) for a in (good, bad, broken) for b in (good, bad, broken) if a != b}
+    for other in (bad, broken):
+        won, lost = chosen[good, other], chosen[other, good]
+        assert abs(won / (won + lost) - 1 / (1 + np.exp(-2.0))) < 4 * np.sqrt(0.105 / (won + lost))
+    tied = chosen[bad, broken], chosen[broken, bad]
+    assert abs(tied[0] / sum(tied) - 0.5) < 4 * 0.5 / np.sqrt(sum(tied))
+    differ = np.mean([(good in pair.values()) for pair in data.pairs("test")])
+    assert data.bayes_rate() == pytest.approx(0.5 * (1 - differ) + differ / (1 + np.exp(-2.0)))
+    with pytest.raises(DataError, match="is no file; experiments.sample writes one"):
+        dataclasses.replace(data, texts=str(tmp_path / "none.txt")).pairs("train")
+    with pytest.raises(DataError, match="fewer than two different texts for the split validation"):
+        (tmp_path / "few.txt").write_text(f"{good}\n")
+        dataclasses.replace(data, texts=str(tmp_path / "few.txt")).pairs("validation")
+    with pytest.raises(DataError, match="judged as made reviews"):
+        dataclasses.replace(data, name="pairs")
+
+
 def test_rows_of_texts_are_start_prompt_answer_and_end(tmp_path):
     data = files(tmp_path, {"prompt": "Say hi ", "chosen": " hi", "rejected": "no", "margin": 0.5})
     arrays = {name: a[0] for name, a in data.load_split("train").arrays().items()}
