@@ -5,6 +5,7 @@
     python -m experiments.serve --workdir=runs/instructions --index=runs/index    # documents before each prompt
     python -m experiments.serve --workdir=runs/vae_digits                         # pictures, sound, molecules: samples
     python -m experiments.serve --workdir=SmolLM2-135M-Instruct                   # a folder of transformers, or a GGUF
+    python -m experiments.serve --workdir=all-MiniLM-L6-v2                        # vectors of texts
 
 Any client of the interface can ask it: OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="SECRET").  docs/serving.md
 has more.  It needs the extra: pip install 'genjax[serve]'.

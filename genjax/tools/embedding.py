@@ -70,9 +70,12 @@ class Embedder:
         Raises:
           ConfigError: it is no encoder of texts, has no tokenizer, or pools its tokens otherwise than by their mean.
         """
-        folder = Path(folder).expanduser()
-        found = pretrained.load_pretrained(folder)
-        file = folder / pretrained.TOKENIZER_FILE
+        return cls.of_pretrained(pretrained.load_pretrained(Path(folder).expanduser()), batch_size)
+
+    @classmethod
+    def of_pretrained(cls, found: pretrained.Pretrained, batch_size: int = 64) -> Embedder:
+        """As `open`, of a folder that was read."""
+        folder, file = found.folder, found.folder / pretrained.TOKENIZER_FILE
         if not isinstance(found.model, EmbedsTexts) or not file.is_file():
             has = "with" if file.is_file() else "without"
             raise config.ConfigError(

@@ -2,6 +2,7 @@
 
 run = opened("runs/instructions")
 run = opened("SmolLM2-135M-Instruct")         # a folder of the library transformers, or a GGUF file
+run = opened("all-MiniLM-L6-v2")              # a folder of sentence-transformers
 embedder = opened_embedder("all-MiniLM-L6-v2")
 """
 
@@ -11,6 +12,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -20,14 +22,14 @@ from genjax.families.alignment.sft import SupervisedGPT
 from genjax.families.language.gpt import GPT
 from genjax.interop import gguf
 from genjax.interop.huggingface import CONFIG_FILE
-from genjax.model import TrainState
+from genjax.model import EmbedsTexts, TrainState
 from genjax.tools.embedding import Embedder
 from genjax.training import Experiment, Run, Training, resolve, runs
 from genjax.training.engine import Engine
 
 
 def opened(path: str | Path) -> Run:
-    """The run at a path; a decoder-only model of another library is a run of chats that has made no step.
+    """The run at a path; a decoder-only model or an encoder of another library is a run that has made no step.
 
     Raises:
       ConfigError: there is neither.
@@ -36,34 +38,36 @@ def opened(path: str | Path) -> Run:
 
 
 def opened_pretrained(path: str | Path, change: Callable[[Experiment], Experiment] | None = None) -> Run:
-    """The model of another library at a path as a run of chats that has made no step.
+    """The model of another library at a path as a run that has made no step: of chats, or of texts for an encoder.
 
     Args:
-      path: a folder of the library transformers, or a GGUF file.
+      path: a folder of the libraries transformers or sentence-transformers, or a GGUF file.
       change: what is changed of the experiment, such as how tokens are chosen.
 
     Raises:
-      ConfigError: it is no decoder-only model with its tokenizer.
+      ConfigError: it is neither a decoder-only model nor an encoder, each with its tokenizer.
     """
     path = Path(path).expanduser()
     found = pretrained.load_pretrained(path)
     file = found.folder / pretrained.TOKENIZER_FILE
-    if not isinstance(found.model, GPT) or not file.is_file():
+    if not isinstance(found.model, GPT | EmbedsTexts) or not file.is_file():
         has = "with" if file.is_file() else "without"
         raise config.ConfigError(
             f"{path} holds {type(found.model).__name__} {has} a tokenizer.json; texts come from a decoder "
-            "(GPT-2, Llama, Mistral, Qwen) with its tokenizer"
+            "(GPT-2, Llama, Mistral, Qwen) with its tokenizer, and vectors of texts from an encoder (BERT, RoBERTa)"
         )
-    own = {each.name: getattr(found.model, each.name) for each in dataclasses.fields(GPT)}
-    experiment = Experiment(
-        model=SupervisedGPT(**own),
-        data=Chat(name="chats", sequence_length=8, batch_size=1).starting_from(str(found.folder)),
-        training=Training(mesh="data:1"),
-    )
+    kinds = {"tokens": "int32", "mask": "bool"}
+    if isinstance(found.model, GPT):
+        own = {each.name: getattr(found.model, each.name) for each in dataclasses.fields(GPT)}
+        model: Any = SupervisedGPT(**own)
+        data: Any = Chat(name="chats", sequence_length=8, batch_size=1).starting_from(str(found.folder))
+        kinds["loss_mask"] = "bool"
+    else:
+        embedder = Embedder.of_pretrained(found)
+        model, data = embedder.model, embedder.data
+    experiment = Experiment(model=model, data=data, training=Training(mesh="data:1"))
     experiment = experiment if change is None else change(experiment)
-    kinds = {"tokens": "int32", "mask": "bool", "loss_mask": "bool"}
-    batch = {name: ((1, 9), kind) for name, kind in kinds.items()}
-    engine = Engine(resolve(experiment), batch_spec=batch)
+    engine = Engine(resolve(experiment), batch_spec={name: ((1, 9), kind) for name, kind in kinds.items()})
     state = TrainState(step=jnp.zeros((), jnp.int32), params=found.params)
     return Run(path.name, path, engine.experiment, state, engine)
 

@@ -4,6 +4,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 pytest.importorskip("uvicorn")
@@ -13,10 +14,17 @@ pytest.importorskip("tokenizers")
 import tokenizers
 import uvicorn
 
+from genjax.families.language.bert import BERT
 from genjax.families.language.gpt import GPT
+from genjax.families.language.networks import bert_network
 from genjax.nn.transformer import Transformer
+from genjax.optimizers import AdamW
 from genjax.pretrained import save_pretrained
+from genjax.serving.app import Settings
+from genjax.tools.embedding import Embedder
+from genjax.tools.opened import opened
 from tests.experiments.commands import call
+from tests.serving.served import serving
 
 MODEL = GPT(
     network=Transformer(num_layers=1, width=8, num_heads=2, max_length=64), vocab_size=262, start_token=0, end_token=257
@@ -52,6 +60,28 @@ def test_a_folder_of_another_library_is_served(folder, monkeypatch):
         assert order.rows[0].temperature == 0.5 and len(order.rows[0].prompt) == 2
     finally:
         server.batcher.close()
+
+
+def test_a_folder_of_sentence_transformers_gives_vectors(tmp_path):
+    folder, special = tmp_path / "encoder", ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = {word: i for i, word in enumerate([*special, "cats", "dogs", "bark"])}
+    model = BERT(network=bert_network(1, 8, 2, max_length=16), vocab_size=len(words), optimizer=AdamW())
+    state = model.init(jax.random.key(0), {"tokens": jnp.zeros((1, 4), jnp.int32)})
+    save_pretrained(folder, model, state.params)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(special)
+    tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 12}')
+    with serving(opened(folder), Settings()) as client:
+        status, answer = client.ask("/v1/embeddings", {"model": "encoder", "input": ["cats", "dogs bark"]})
+        assert status == 200, answer
+        got = np.array([each["embedding"] for each in answer["data"]])
+        np.testing.assert_allclose(got, Embedder.open(folder).documents(["cats", "dogs bark"]), atol=1e-6)
+        status, answer = client.ask("/v1/embeddings", {"input": "cats " * 20})
+        assert status == 400 and "the encoder reads 12 tokens" in answer["error"]["message"]
+        assert client.ask("/v1/completions", {"prompt": "cats"})[0] == 404
 
 
 @pytest.mark.parametrize(
