@@ -126,8 +126,29 @@ def _gather(x: Array, used: NamedSharding, stored: NamedSharding) -> Array:
 # whole gradient on every device.
 _gather.defvjp(
     lambda x, used, stored: (_gather(x, used, stored), None),
-    lambda used, stored, _, gradient: (jax.lax.with_sharding_constraint(gradient, stored),),
+    lambda used, stored, _, gradient: (_scattered(gradient, stored),),
 )
+
+
+def _scattered(gradient: Array, stored: NamedSharding) -> Array:
+    """A gradient as its array is stored.
+
+    Where `tensor` and `fsdp` split one axis, XLA would sum the whole gradient over `data` and `fsdp` and then cut; so
+    `fsdp` first splits another axis, which scatters the sum, and the parts are exchanged.
+    """
+    mesh, dim = stored.mesh, _fsdp_dim(stored)
+    if dim is not None and isinstance(stored.spec[dim], tuple):
+        free = [i for i, n in enumerate(gradient.shape) if i != dim and n % mesh.shape["fsdp"] == 0]
+        if free:
+            axes = {dim: "tensor", free[-1]: "fsdp"}
+            first = PartitionSpec(*(axes.get(i) for i in range(gradient.ndim)))
+            gradient = jax.lax.with_sharding_constraint(gradient, NamedSharding(mesh, first))
+    return jax.lax.with_sharding_constraint(gradient, stored)
+
+
+def _fsdp_dim(stored: NamedSharding) -> int | None:
+    """Which axis of an array `fsdp` splits."""
+    return next((i for i, axis in enumerate(stored.spec) if axis == "fsdp" or isinstance(axis, tuple)), None)
 
 
 def parameters_are_split() -> bool:
@@ -199,10 +220,32 @@ def blocks(block: type[nn.Module], within: nn.Module, dtype: Any, remat: bool, *
     return nn.remat(block, **options) if remat else block
 
 
+def scanned(stack: type[nn.Module], within: nn.Module, dtype: Any) -> type[nn.Module]:
+    """The class of a scanned stack of `blocks`, whose maps take the compute type before the first block runs.
+
+    Their gradients, which come in that type, are then stacked in it; converted in the scan they would be stacked in
+    float32, in twice the memory and with the same values.
+
+    Args:
+      stack: class of the scanned blocks.
+      within: the module that builds it.
+      dtype: type that the blocks compute in.
+    """
+    if not parameters_are_split() or within.is_initializing():
+        return stack
+    convert = lambda keys, leaf: leaf.astype(_type_of_use(path_of(keys), leaf, dtype) or leaf.dtype)
+    return nn.map_variables(stack, "params", functools.partial(jax.tree_util.tree_map_with_path, convert))
+
+
+def _type_of_use(path: Path, leaf: Array, dtype: Any) -> Any:
+    """The compute type, where an array of a block is converted to it before anything else, or None."""
+    return dtype if path[-1] in _COMPUTED_IN and leaf.ndim > 1 else None
+
+
 def _gathered_block(params: PyTree, dtype: Any) -> PyTree:
     def gather(keys: tuple[Any, ...], leaf: Array) -> Array:
         path = path_of(keys)
-        return gathered_array(leaf, path, dtype if path[-1] in _COMPUTED_IN and leaf.ndim > 1 else None)
+        return gathered_array(leaf, path, _type_of_use(path, leaf, dtype))
 
     return jax.tree_util.tree_map_with_path(gather, params)
 
@@ -246,6 +289,9 @@ def split(x: Array, *axes: str | tuple[str, ...] | None, uneven: bool = False) -
         return x
     spec = []
     for length, each in zip(x.shape, axes, strict=True):
+        if each is PartitionSpec.UNCONSTRAINED:
+            spec.append(each)
+            continue
         names = tuple(a for a in ((each,) if isinstance(each, str) else each or ()) if mesh.shape.get(a, 1) > 1)
         fits = length % math.prod(mesh.shape[a] for a in names) == 0
         spec.append(names if names and (fits or uneven) else None)
@@ -277,7 +323,8 @@ def columns_product(x: Array, kernel: Array, dimension_numbers: Any, **options: 
     if x.ndim < 4:
         return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
     count, batch, length, width = x.shape
-    kernel = split(kernel.reshape(width, count, -1), None, "tensor", None)
+    # The gradient takes the same constraint; `fsdp` scatters it along its first axis.
+    kernel = split(kernel.reshape(width, count, -1), PartitionSpec.UNCONSTRAINED, "tensor", None)
     y = jax.lax.dot_general(x, kernel, (((3,), (0,)), ((0,), (1,))), **options)  # [N, B, T, F / N]
     y = split(jnp.moveaxis(y, 0, 2), BATCH_AXES, None, "tensor", None)
     return y.reshape(batch, length, -1)
@@ -330,7 +377,7 @@ def _split_logits_backward(
     gradient = split_logits(gradient)
     whole = jax.lax.with_sharding_constraint(matrix.astype(x.dtype), used)
     by_x = _contract(gradient, whole, (2,), (1 - dim,))
-    by_matrix = _scattered_sum(*((x, gradient) if dim == 0 else (gradient, x)), stored)
+    by_matrix = _scattered_sum(*((x, gradient) if dim == 0 else (gradient, x)), stored, 1 - dim)
     return split_tokens(by_x).astype(x.dtype), by_matrix.astype(matrix.dtype)
 
 
@@ -338,24 +385,37 @@ def _contract(a: Array, b: Array, of_a: tuple[int, ...], of_b: tuple[int, ...]) 
     return jax.lax.dot_general(a, b, ((of_a, of_b), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _scattered_sum(a: Array, b: Array, stored: NamedSharding) -> Array:
-    """The sum over B and T of a^T b for a [B, T, M] and b [B, T, N], split over the batch: [M, N] as it is stored."""
-    mesh, spec = stored.mesh, stored.spec
-    dim = next((i for i, axis in enumerate(spec) if axis == "fsdp" or isinstance(axis, tuple)), None)
+def _scattered_sum(a: Array, b: Array, stored: NamedSharding, vocabulary: int) -> Array:
+    """The sum over B and T of a^T b for a [B, T, M] and b [B, T, N], split over the batch: [M, N] as it is stored.
+
+    `tensor` splits the axis `vocabulary` of the sum, also where it does not divide it.
+    """
+    mesh, dim = stored.mesh, _fsdp_dim(stored)
     if dim is None or a.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
         return jax.lax.with_sharding_constraint(_contract(a, b, (0, 1), (0, 1)), stored)
 
-    # XLA for TPUs sums the whole matrix on every device where the scattered axis is the one that its layout puts last.
+    # XLA for TPUs sums the whole matrix on every device where the scattered axis is the one that its layout puts last,
+    # and gathers a gradient of logits that `tensor` splits.
     def local(a: Array, b: Array) -> Array:
         part = _contract(a, b, (0, 1), (0, 1))
         part = jax.lax.psum_scatter(part, "fsdp", scatter_dimension=dim, tiled=True)
         return jax.lax.psum(part, tuple(axis for axis in BATCH_AXES if axis != "fsdp"))
 
-    batch, rows = PartitionSpec(BATCH_AXES), PartitionSpec(*["fsdp" if i == dim else None for i in range(2)])
+    rows = [("tensor",), ()] if vocabulary == 0 else [(), ("tensor",)]
+    rows[dim] = (*rows[dim], "fsdp")
+    arrays = [a, b]
+    length = arrays[vocabulary].shape[2]
+    missing = -length % math.prod(mesh.shape[axis] for axis in rows[vocabulary])
+    arrays[vocabulary] = jnp.pad(arrays[vocabulary], ((0, 0), (0, 0), (0, missing)))
     summed = jax.shard_map(
-        local, mesh=mesh, in_specs=(batch, batch), out_specs=rows, axis_names=set(BATCH_AXES), check_vma=False
-    )(a, b)
-    return jax.lax.with_sharding_constraint(summed, stored)
+        local,
+        mesh=mesh,
+        in_specs=tuple(PartitionSpec(BATCH_AXES, None, "tensor" if i == vocabulary else None) for i in range(2)),
+        out_specs=PartitionSpec(*rows),
+        axis_names={*BATCH_AXES, "tensor"},
+        check_vma=False,
+    )(*arrays)
+    return jax.lax.with_sharding_constraint(jax.lax.slice_in_dim(summed, 0, length, axis=vocabulary), stored)
 
 
 _split_logits.defvjp(_split_logits_forward, _split_logits_backward)

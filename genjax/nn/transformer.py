@@ -441,7 +441,8 @@ class TransformerStack(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
                 length=config.num_layers,
-            )(config, self.dtype, return_weights, name="layers")
+            )
+            stack = sharding.scanned(stack, self, self.dtype)(config, self.dtype, return_weights, name="layers")
             x, (_, weights, auxiliary) = stack(x, jnp.arange(config.num_layers), None, None, inputs)
             auxiliary = auxiliary.sum(0)
             weights = [jax.tree.map(lambda w: w[i], weights) for i in range(config.num_layers)]  # noqa: B023

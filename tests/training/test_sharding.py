@@ -104,20 +104,69 @@ def test_a_block_sums_over_the_axis_tensor_twice_forward_and_twice_backward():
     assert not [line for line in collectives if re.search(rf"\[8,16,{vocab_size}\]", line)]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="compiles for a TPU, which needs libtpu")
-def test_a_tpu_gathers_parameters_at_most_twice_and_scatters_gradients_once(monkeypatch):
+def over_tensor(costs):
+    """Bytes of a device's collectives in which devices of `tensor` talk, by kind and axes."""
+    return {(c.kind, c.axes): c.num_bytes for c in costs.collectives if "tensor" in c.axes.split("+")}
+
+
+def test_beside_data_and_fsdp_the_axis_tensor_has_the_same_sums_and_no_others():
+    layers, mesh = 3, "data:2,fsdp:2,tensor:2"
+    planned = plan.plan(
+        gpt(mesh, model__network__num_layers=layers), plan.Options(topology="host:8", programs=("step",))
+    )
+    found = over_tensor(planned.programs["step"].costs)
+    # Activations [2, 16, 32]: four a block, and one of the logits' gradient.  The loss takes three numbers a token.
+    tokens = 4 * 2 * 16
+    assert found.pop(("all-reduce", "tensor")) == (4 * layers + 1) * 32 * tokens + 3 * tokens
+    # The axis does not divide the 103 tokens, so each of its devices has the whole table.
+    assert found.pop(("all-gather", "tensor")) == 4 * 104 * 32 / 2
+    # Norms of the gradients, for clipping.
+    assert sum(found.values()) < 4 * 1024
+
+
+WITH_LIBTPU = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="compiles for a TPU, which needs libtpu"
+)
+
+
+def planned_llama(monkeypatch, mesh, **changes):
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     changes = {
-        "training.mesh": "data:2,fsdp:4",
+        "training.mesh": mesh,
         "data.batch_size": 8,
-        "data.sequence_length": 512,
-        "model.network.num_layers": 4,
+        "data.sequence_length": 256,
+        "model.network.num_layers": 2,
         "model.network.width": 512,
         "model.network.num_heads": 8,
         "model.network.mlp_dim": 1408,
+        **{name.replace("__", "."): value for name, value in changes.items()},
     }
     experiment = config.apply_overrides(config.find_experiment("llama_7b").build(), changes)
-    planned = plan.plan(experiment, plan.Options(topology="v5e:2x4", programs=("step",)))
+    return plan.plan(experiment, plan.Options(topology="v5e:2x4", programs=("step",)))
+
+
+@pytest.mark.platforms
+@WITH_LIBTPU
+def test_a_tpu_sums_over_tensor_as_megatron_and_scatters_gradients_beside_it(monkeypatch):
+    planned = planned_llama(monkeypatch, "data:2,fsdp:2,tensor:2", model__network__remat=False)
+    costs = planned.programs["step"].costs
+    found = over_tensor(costs)
+    # Activations [2, 256, 512] in bfloat16: four a block, one of the rows of tokens, one of the logits' gradient.
+    tokens = 2 * 256
+    # And what the loss takes, and norms.
+    assert found.pop(("all-reduce", "tensor")) - (4 * 2 + 2) * 2 * 512 * tokens == pytest.approx(3 * 4 * tokens, abs=64)
+    assert sum(found.values()) < 1024
+    moved = {(c.kind, c.axes): c.num_bytes for c in costs.collectives}
+    # Half of the layers' gradients in bfloat16, and of the output map's in float32.
+    head = 32_000 * 512
+    layers = planned.num_parameters - 2 * head
+    assert moved["reduce-scatter", "fsdp"] == pytest.approx((2 * layers + 4 * head) / 2, rel=0.01)
+    assert moved["all-reduce", "data+fsdp"] < 1e5
+
+
+@WITH_LIBTPU
+def test_a_tpu_gathers_parameters_at_most_twice_and_scatters_gradients_once(monkeypatch):
+    planned = planned_llama(monkeypatch, "data:2,fsdp:4", model__network__num_layers=4, data__sequence_length=512)
     moved = dict.fromkeys(("all-gather", "reduce-scatter", "all-reduce"), 0.0)
     for each in planned.programs["step"].costs.collectives:
         if each.axes == "fsdp" and each.kind in moved:

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import math
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -177,7 +179,7 @@ def device_bytes(tree: Any) -> float:
 def _compiled(program: tuple[Any, float], mesh: Mesh, chip: Chip | None, state: Any) -> ProgramPlan:
     began = time.monotonic()
     try:
-        compiled = program[0].compile()
+        compiled, text = _with_text(program[0], mesh)
     except jax.errors.JaxRuntimeError as error:
         used = re.search(r"Used ([\d.]+)([KMGT]?) of", str(error))
         if used is None or "RESOURCE_EXHAUSTED" not in str(error):
@@ -187,7 +189,7 @@ def _compiled(program: tuple[Any, float], mesh: Mesh, chip: Chip | None, state: 
         needed = peak - device_bytes(state)
         return ProgramPlan(program[1], needed, peak, None, None, time.monotonic() - began, 0.0)
     seconds = time.monotonic() - began
-    memory, costs = compiled.memory_analysis(), costs_of(compiled.as_text(), dict(mesh.shape))
+    memory, costs = compiled.memory_analysis(), costs_of(text, dict(mesh.shape))
     analysis = compiled.cost_analysis() or {}
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return ProgramPlan(
@@ -199,6 +201,21 @@ def _compiled(program: tuple[Any, float], mesh: Mesh, chip: Chip | None, state: 
         compile_seconds=seconds,
         xla_flops=float(analysis.get("flops", 0.0)),
     )
+
+
+def _with_text(lowered: Any, mesh: Mesh) -> tuple[Any, str]:
+    """A compiled program and its text.
+
+    The compiler for TPUs writes the text itself: JAX first reads the program with its own copy of XLA, which refuses
+    asynchronous fusions of several operands that it does not know (libtpu 0.0.52, jaxlib 0.10).
+    """
+    if mesh.devices.flat[0].platform != "tpu":
+        compiled = lowered.compile()
+        return compiled, compiled.as_text()
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        (path,) = Path(folder).glob("*.after_optimizations.txt")
+        return compiled, path.read_text()
 
 
 def bound_of(costs: Costs, chip: Chip) -> Bound:
