@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from experiments.configs.latent import autoencoder_kl_scenes
 from experiments.configs.vq_vae import SCENES_AUTOENCODER
 from genjax.config import register
 from genjax.data import CaptionedImages, CaptionedVideos
@@ -11,6 +12,7 @@ from genjax.families.diffusion.caption_encoder import CaptionEncoder
 from genjax.families.diffusion.dit import DiT
 from genjax.families.diffusion.flow_matching import FlowMatching
 from genjax.families.diffusion.guidance import Guidance
+from genjax.families.diffusion.latent_diffusion import LatentDiffusion
 from genjax.families.diffusion.mmdit import MMDiT
 from genjax.families.diffusion.samplers import Euler
 from genjax.families.diffusion.times import LogitNormalTime
@@ -93,6 +95,40 @@ def mmdit_scenes() -> Experiment:
         text=dataclasses.replace(image.model.text, pooled=True),
     )
     return dataclasses.replace(image, model=model)
+
+
+@register(
+    "latent_text_to_image_scenes",
+    source="Rombach et al. 2022, arXiv:2112.10752, with the network of Peebles & Xie 2023, arXiv:2212.09748",
+    shrunk={
+        **{path.replace("model.", "model.diffusion."): value for path, value in _SHRUNK.items()},
+        "model.diffusion.network.patch_size": 1,
+        "model.autoencoder.network.channels": (4, 4, 4),
+        "model.autoencoder.network.num_groups": 2,
+        "model.untrained_autoencoder": True,
+    },
+)
+def latent_text_to_image_scenes() -> Experiment:
+    """Scenes from their captions by flow matching of the codes of autoencoder_kl_scenes, trained first.
+
+    python -m experiments.train --experiment=autoencoder_kl_scenes --workdir=runs/autoencoder_kl_scenes
+    python -m experiments.train --experiment=latent_text_to_image_scenes \\
+        --training.init_from=runs/autoencoder_kl_scenes --workdir=runs/latent_text_to_image_scenes
+    python -m experiments.quality --workdir=runs/latent_text_to_image_scenes --judge=scenes --scales=0,1,2,4
+
+    About an hour of one CPU core.
+    """
+    image = text_to_image_scenes()
+    diffusion = dataclasses.replace(
+        image.model,
+        network=DiT(patch_size=1, hidden_dim=128, num_layers=6, num_heads=4),
+        # Codes are small maps without pixels that repeat each other: the paper's times.
+        times=LogitNormalTime(),
+        optimizer=dataclasses.replace(image.model.optimizer, learning_rate=1e-3),
+    )
+    model = LatentDiffusion(autoencoder=autoencoder_kl_scenes().model, diffusion=diffusion)
+    training = dataclasses.replace(image.training, init_prefix=("autoencoder",))
+    return dataclasses.replace(image, model=model, training=training)
 
 
 @register(
