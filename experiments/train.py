@@ -50,7 +50,10 @@ def main(arguments: list[str]) -> int:
 
         draw = scheduled(experiment)
     workdir = options.workdir or f"runs/{entry.name.rpartition(':')[2]}"
-    training.train(experiment, workdir, name=entry.name, draw=draw)
+    fields = command_line.flags_besides(
+        command_line.named_first(arguments, "experiment"), {field.name for field in dataclasses.fields(Options)}
+    )
+    training.train(experiment, workdir, name=entry.name, draw=draw, flags=fields)
     print(f"finished; samples, metrics and checkpoints are in {workdir}")
     print(f"  evaluate: {command_line.command('evaluate')} --workdir={shlex.quote(workdir)}")
     print(f"  sample:   {command_line.command('sample')} --workdir={shlex.quote(workdir)} --num_samples=64")

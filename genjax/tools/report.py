@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from genjax import config
+from genjax.tools.sweep import CPU_FILE
 from genjax.training.experiment import CONFIG_FILE
 from genjax.training.records import METRICS_FILE, read_lines
 
@@ -42,7 +43,7 @@ HOW = {
 #: Points of a curve that are kept of each run, so that a thousand runs fit into memory.
 _CURVE_POINTS = 200
 #: Files of a run that hold no measures.
-_NO_MEASURES = (CONFIG_FILE, METRICS_FILE, "tokenizer.json")
+_NO_MEASURES = (CONFIG_FILE, METRICS_FILE, CPU_FILE, "tokenizer.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,7 @@ class RunSummary:
       data: name of its data set.
       settings: fields of its configuration by path.
       version: version of the code that began it, or "unknown".
+      flags: fields that its command gave, or None where the run does not say.
       seed: seed of its training.
       step: the last step that is recorded.
       num_steps: the step that it ends at.
@@ -82,6 +84,7 @@ class RunSummary:
     data: str
     settings: dict[str, Any]
     version: str
+    flags: list[str] | None
     seed: int
     step: int
     num_steps: int
@@ -114,9 +117,13 @@ class Group:
 
     @property
     def command(self) -> str:
-        """The command that gives such a run, with the fields of the label."""
-        flags = [f"--{part}" for part in self.label.split(" ")[1:]]
-        return " ".join(["python -m experiments.train", f"--experiment={self.runs[0].name}", *flags, "--workdir=RUN"])
+        """The command that gives such a run: with the flags that it was given, or else with the fields of the label."""
+        first = self.runs[0]
+        if first.flags is None:
+            flags = [f"--{part}" for part in self.label.split(" ")[1:]]
+        else:
+            flags = [each for each in first.flags if each.lstrip("-").partition("=")[0] not in HOW]
+        return " ".join(["python -m experiments.train", f"--experiment={first.name}", *flags, "--workdir=RUN"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +142,7 @@ class Cell:
 
     def __str__(self) -> str:
         if self.deviation is None:
-            return f"{self.mean:.5g}"
+            return f"{self.mean:.0f}" if float(self.mean).is_integer() else f"{self.mean:.5g}"
         digits = max(0, 1 - math.floor(math.log10(self.deviation))) if self.deviation > 0 else 3
         digits = min(digits, 6)
         return f"{self.mean:.{digits}f} ± {self.deviation:.{digits}f} ({self.count})"
@@ -230,6 +237,7 @@ def summary(workdir: Path) -> RunSummary:
         data=data,
         settings=settings,
         version=str(content.get("version") or "unknown"),
+        flags=content.get("flags"),
         seed=int(settings.get("training.seed") or 0),
         step=max((row["step"] for row in rows), default=0),
         num_steps=num_steps,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 import os
 import re
+import resource
 import shlex
 import signal
 import subprocess
@@ -18,10 +20,12 @@ from pathlib import Path
 from genjax import config
 from genjax.config import ConfigError
 from genjax.training.experiment import Experiment
-from genjax.training.records import read_lines
+from genjax.training.records import read_lines, write_json
 
 #: What a run prints, in its directory.
 OUTPUT_FILE = "output.txt"
+#: CPU time of a run's processes, in its directory.
+CPU_FILE = "cpu_seconds.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,8 +151,12 @@ def run_all(runs: Sequence[SweptRun], lines: Sequence[Sequence[str]], workers: i
                     process = subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, env=_environment(workers))
                 running[process] = run
                 print(f"started {run.workdir}", flush=True)
-            for process in [p for p in running if p.poll() is not None]:
+            for process in list(running):
+                before = _cpu_seconds_of_ended()
+                if process.poll() is None:
+                    continue
                 run = running.pop(process)
+                _add_cpu_seconds(run.workdir, _cpu_seconds_of_ended() - before)
                 failed += [run] if process.returncode else []
                 print(f"{'FAILED' if process.returncode else 'finished'} {run.workdir}", flush=True)
             time.sleep(0.2)
@@ -159,6 +167,23 @@ def run_all(runs: Sequence[SweptRun], lines: Sequence[Sequence[str]], workers: i
         for process in running:
             process.wait()
     return failed
+
+
+def _cpu_seconds_of_ended() -> float:
+    """CPU time of all processes that this one has started and that have ended, with theirs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _add_cpu_seconds(workdir: Path, seconds: float) -> None:
+    """Adds to the CPU time of a run, which may take several processes one after the other."""
+    write_json(workdir / CPU_FILE, {"cpu_seconds": seconds + (cpu_seconds(workdir) or 0.0)})
+
+
+def cpu_seconds(workdir: Path) -> float | None:
+    """CPU time of a run's processes, compilation included, or None where no sweep has started it."""
+    file = workdir / CPU_FILE
+    return json.loads(file.read_text(encoding="utf-8"))["cpu_seconds"] if file.is_file() else None
 
 
 def _environment(workers: int) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -253,14 +254,20 @@ def _takes_embeddings(prefixes: tuple[str, ...]) -> bool:
 
 
 def save_config(
-    path: Path, name: str, experiment: Experiment, batch: dict[str, Any], fingerprint: str | None = None
+    path: Path,
+    name: str,
+    experiment: Experiment,
+    batch: dict[str, Any],
+    fingerprint: str | None = None,
+    flags: Sequence[str] = (),
 ) -> None:
     """Writes the resolved experiment beside its checkpoints, with shapes and types of a training batch.
 
-    `fingerprint` is `Pipeline.fingerprint` of the training data.
+    `fingerprint` is `Pipeline.fingerprint` of the training data; `flags` are the fields that the command line gave.
     """
     content = {
         "name": name,
+        "flags": list(flags),
         "version": version(),
         "experiment": config.to_json(experiment),
         "batch": batch,

@@ -13,7 +13,7 @@ import functools
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ def train(
     name: str = "experiment",
     quiet: bool = False,
     draw: Draw | None = None,
+    flags: Sequence[str] = (),
 ) -> TrainState:
     """Trains an experiment to its last step, from its own last checkpoint if there is one.
 
@@ -74,6 +75,7 @@ def train(
       name: name of the experiment in the saved configuration.
       quiet: print nothing.
       draw: function to call with every sheet of samples, in runs of one process.
+      flags: fields of the experiment as the command line gave them, for the record.
 
     Returns:
       The state after the last step, on the mesh.
@@ -96,10 +98,12 @@ def train(
         lost_processes_told(),
         locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext(),
     ):
-        return _train(experiment, workdir, name, quiet or jax.process_index() > 0, draw)
+        return _train(experiment, workdir, name, quiet or jax.process_index() > 0, draw, flags)
 
 
-def _train(experiment: Experiment, workdir: Path, name: str, quiet: bool, draw: Draw | None) -> TrainState:
+def _train(
+    experiment: Experiment, workdir: Path, name: str, quiet: bool, draw: Draw | None, flags: Sequence[str]
+) -> TrainState:
     saved_name, saved = load_config(workdir)[:2] if (workdir / CONFIG_FILE).exists() else (name, None)
     if saved is None:
         resolved = described = resolve(experiment)
@@ -116,14 +120,21 @@ def _train(experiment: Experiment, workdir: Path, name: str, quiet: bool, draw: 
         check_resumable(workdir, names, saved, described)
     if isinstance(resolved.model, ChecksSteps):
         resolved.model.check_steps(resolved.training.num_steps)
-    return _Loop(Engine(resolved), described, workdir, name, quiet, draw).run()
+    return _Loop(Engine(resolved), described, workdir, name, quiet, draw, flags).run()
 
 
 class _Loop:
     """One call of `train`."""
 
     def __init__(
-        self, engine: Engine, described: Experiment, workdir: Path, name: str, quiet: bool, draw: Draw | None
+        self,
+        engine: Engine,
+        described: Experiment,
+        workdir: Path,
+        name: str,
+        quiet: bool,
+        draw: Draw | None,
+        flags: Sequence[str],
     ) -> None:
         self.engine, self.workdir, self.name = engine, workdir, name
         self.draw = draw if jax.process_count() == 1 else None
@@ -141,7 +152,7 @@ class _Loop:
                     workdir,
                     self.experiment.data.name,
                 )
-            save_config(workdir, name, described, engine.batch_spec, fingerprint)
+            save_config(workdir, name, described, engine.batch_spec, fingerprint, flags)
             engine.experiment.data.save(workdir)
         if jax.process_count() > 1:
             # Tokens must mean the same in all processes: the first saves its tokenizer, the

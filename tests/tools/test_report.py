@@ -25,6 +25,8 @@ def write(workdir: Path, seed: int = 0, latent_dim: int = 2, elbo: float | None 
     }
     workdir.mkdir(parents=True)
     content = {"name": "vae", "version": "0.1.0 (abc)", "experiment": experiment}
+    if "flags" in changes:
+        content["flags"] = changes["flags"]
     (workdir / "config.json").write_text(json.dumps(content))
     lines = [
         {"step": s, "kind": "train", "loss": 9.0 - s, "steps_per_second": 2.0}
@@ -55,6 +57,14 @@ def test_runs_of_several_seeds_are_one_row_with_mean_and_deviation(tmp_path):
     assert group.command == "python -m experiments.train --experiment=vae --model.latent_dim=2 --workdir=RUN"
     # Five steps of two at two steps a second.
     assert group.runs[0].seconds == pytest.approx(5) and group.versions == "0.1.0 (abc)"
+
+
+def test_a_command_has_the_flags_that_its_run_was_given(tmp_path):
+    write(tmp_path / "run", 3, flags=["--model.latent_dim=2", "--training.seed=3"])
+    (group,) = report.collect([str(tmp_path / "*")]).groups
+    # The label of one configuration alone names no field.
+    assert group.label == "vae"
+    assert group.command == "python -m experiments.train --experiment=vae --model.latent_dim=2 --workdir=RUN"
 
 
 def test_numbers_of_other_protocols_stand_in_other_tables(tmp_path):

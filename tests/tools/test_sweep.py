@@ -60,6 +60,7 @@ def test_a_sweep_goes_on_where_it_was_and_tells_means_over_seeds(tmp_path, capsy
     printed = capsys.readouterr().out
     assert "6 runs, 2 of them finished before" in printed
     assert printed.count("started") == 6
+    assert all(0 < sweep.cpu_seconds(run.workdir) < 60 for run in runs) and sweep.cpu_seconds(tmp_path) is None
     # Losses 2, 3, 4 and 8, 9, 10, ten times as large in the validation split.
     assert sweep.table(runs).splitlines() == [
         "  model.latent_dim=2  [3 seeds]  nll 30 (10)",
