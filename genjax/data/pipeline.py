@@ -172,9 +172,17 @@ def evaluation_batches(
       mask that is 0 where the last batch is padded with copies of the last example.
     """
     examples = check_not_empty(data, split)
-    order = first_examples(len(examples), limit) if indices is None else indices
-    count, own = len(order), size // num_parts
+    available, own = len(examples), size // num_parts
+    count = len(indices) if indices is not None else available if limit is None else min(limit, available)
+
+    def order(places: np.ndarray) -> np.ndarray:
+        # As `first_examples`, for these places alone.
+        if indices is not None:
+            return indices[places]
+        return places if count == available else permuted((0,), places, available)
+
     for start in range(0, count, size):
         index = np.arange(start + part * own, start + (part + 1) * own)
-        batch = examples.gather(order[np.minimum(index, count - 1)])
-        yield {**batch, "example_index": index.astype(np.int32)}, (index < count).astype(np.float32)
+        batch = examples.gather(order(np.minimum(index, count - 1)))
+        # Modulo 2^31, as JAX has numbers of 32 bits.
+        yield {**batch, "example_index": (index % 2**31).astype(np.int32)}, (index < count).astype(np.float32)

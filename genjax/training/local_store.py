@@ -203,8 +203,8 @@ class LocalStore:
 
     def read(self, step: int, like: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Reads some arrays of a checkpoint, each in the shape, type and place of `like`."""
-        loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
-        context = ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading))
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
         with ocp.training.Checkpointer(self.directory, context=context) as reader:
             return reader.load(step, dict(like))
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import genjax
 from genjax.config import ConfigError
 from genjax.data import Points, evaluation_batches
 from genjax.gradients import gradient_step
@@ -17,6 +18,7 @@ from genjax.model import TrainState
 from genjax.optimizers import SGD
 from genjax.training import Experiment, Training, resolve, train
 from genjax.training.engine import Engine, parse_mesh
+from genjax.training.local_store import damage
 from tests.training.tiny_runs import TINY, flags, logged_losses, losses, started, tiny
 
 
@@ -153,6 +155,10 @@ def test_two_processes_give_the_losses_of_one(launch, mesh, tmp_path):
     assert [p.exitcode for p in processes] == [0, 0], [output.read_text() for output in outputs]
     train(tiny(training__mesh="data:1", training__init_from=source), tmp_path / "one", quiet=True)
     np.testing.assert_allclose(logged_losses(tmp_path / "two"), logged_losses(tmp_path / "one"), rtol=1e-5)
+    # Each process made the digests of what it wrote, and the first gathered them.
+    checkpoint = tmp_path / "two" / "checkpoints" / "50"
+    assert damage(checkpoint) is None and list(checkpoint.glob("digests*")) == [checkpoint / "digests.json"]
+    genjax.restore(tmp_path / "two")
 
 
 @pytest.mark.parametrize(

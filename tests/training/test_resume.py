@@ -28,8 +28,8 @@ from genjax.model import TrainState
 from genjax.training import CheckpointError, Interrupted, NonFiniteError, start, train
 from genjax.training.checkpoints import Checkpoints, flatten
 from genjax.training.engine import Engine
+from genjax.training.local_store import LocalStore, is_complete
 from genjax.training.local_store import damage as damage_of
-from genjax.training.local_store import is_complete
 from genjax.training.records import Progress, Records, read_lines
 from genjax.training.warm_start import warm_start
 from genjax.training.workdir import locked
@@ -210,6 +210,14 @@ def _empty(checkpoint: Path) -> None:
     checkpoint.mkdir()
 
 
+def test_of_several_readers_each_reads_its_part_of_a_checkpoint_and_one_finds_the_damage(copy):
+    checkpoint = copy / "checkpoints" / "50"
+    assert [damage_of(checkpoint, part, 3) for part in range(3)] == [None] * 3
+    _change_a_byte(checkpoint)
+    found = [damage_of(checkpoint, part, 3) for part in range(3)]
+    assert sum(reason is not None for reason in found) == 1 and damage_of(checkpoint) in found
+
+
 @pytest.mark.parametrize("spoil", [_remove_file, _change_a_byte, _remove_digests, _empty])
 def test_a_damaged_checkpoint_is_left_out_and_the_run_ends_the_same(spoil, copy, finished):
     spoil(copy / "checkpoints" / "50")
@@ -298,6 +306,16 @@ def test_parameters_of_another_run_are_taken_whole_or_by_prefix(finished, tmp_pa
     with pytest.raises(ConfigError, match="no parameter is below training.init_prefix=encodr"):
         wrong = tiny(training__init_from=str(finished), training__init_prefix=("encodr",))
         train(wrong, tmp_path / "wrong", quiet=True)
+
+
+def test_a_warm_start_reads_the_arrays_that_it_takes_and_no_others(finished, monkeypatch):
+    state = genjax.restore(finished).state
+    read = Mock(wraps=LocalStore.read)
+    monkeypatch.setattr(LocalStore, "read", lambda store, step, like: read(store, step, like))
+    warm_start(state.params, str(finished), ("encoder",))
+    (call,) = read.call_args_list
+    kept = "params" if state.ema_params is None else "ema_params"
+    assert sorted(call.args[2]) == sorted(f"{kept}/{n}" for n in flatten(state.params) if n.startswith("encoder/"))
 
 
 def test_what_is_learned_beside_the_parameters_is_taken_with_them(tmp_path):

@@ -14,9 +14,86 @@ from typing import Any
 
 import numpy as np
 
-from genjax.data.base import ArrayExamples, DataError, Examples, Outline
+from genjax.data.base import RESIDENT_BYTES, DataError, Examples, Outline
 from genjax.data.text.base import DelimitedText
 from genjax.data.text.documents import Documents, open_documents, read_documents
+from genjax.data.text.token_files import MappedTokens, token_row
+
+
+class _Row:
+    """A part of a row of ids."""
+
+    def __init__(self, ids: np.ndarray | MappedTokens, begin: int, end: int) -> None:
+        self._ids, self._begin, self._end = ids, begin, end
+
+    def __len__(self) -> int:
+        return self._end - self._begin
+
+    def take(self, places: np.ndarray) -> np.ndarray:
+        """Ids at places, which are inside of the part or are taken to be its last, int32."""
+        return self._ids[np.minimum(places + self._begin, self._end - 1)].astype(np.int32)
+
+
+class EncoderRows:
+    """Rows with their marks, made when they are asked for: 8 bytes a row are held, and 20 of a pair.
+
+    Args:
+      row: the ids of all documents.
+      first, second: where the parts of each row begin; `second` is None for single windows.
+      label: whether the second part is from another place, int32, or None.
+      size: tokens of a part.
+      data: says lengths and marks.
+    """
+
+    def __init__(
+        self,
+        row: _Row,
+        first: np.ndarray,
+        second: np.ndarray | None,
+        label: np.ndarray | None,
+        size: int,
+        data: EncoderText,
+    ) -> None:
+        self._row, self._first, self._second, self._label, self._size, self._data = (
+            row,
+            first,
+            second,
+            label,
+            size,
+            data,
+        )
+        # Tokens, types and masks of the rows.
+        num_bytes = len(first) * data.sequence_length * 9
+        self._arrays = self.gather(np.arange(len(first))) if num_bytes <= RESIDENT_BYTES else None
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        data, size, length = self._data, self._size, self._data.sequence_length
+        first = self._first[indices]
+        tokens = np.full((len(first), length), data.padding_token, np.int32)
+        tokens[:, 0] = data.start_token
+        parts = [first] if self._second is None else [first, self._second[indices]]
+        ends = np.zeros(len(first), np.int64)
+        for number, part in enumerate(parts):
+            begin = 1 + number * (size + 1)
+            own = np.minimum(size, len(self._row) - part)  # the last window may be shorter
+            inside = np.arange(size)[None] < own[:, None]
+            read = self._row.take(part[:, None] + np.arange(size)[None])
+            tokens[:, begin : begin + size] = np.where(inside, read, data.padding_token)
+            ends = begin + own
+            tokens[np.arange(len(first)), ends] = data.separator_token
+        mask = np.arange(length)[None] <= ends[:, None]
+        lengths = np.append(data.make_tokenizer().num_characters, np.zeros(4, np.int32))
+        batch = {"tokens": tokens, "mask": mask, "num_characters": lengths[tokens].sum(1).astype(np.int32)}
+        if self._label is None:
+            return batch
+        types = np.broadcast_to((np.arange(length) > size + 1).astype(np.int32), tokens.shape) * mask
+        return {**batch, "types": types, "label": self._label[indices]}
+
+    def arrays(self) -> dict[str, np.ndarray] | None:
+        return self._arrays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,52 +123,43 @@ class EncoderText(DelimitedText):
         return open_documents(self.name, self.dir, split)
 
     def load_split(self, split: str) -> Examples:
-        tokenizer = self.make_tokenizer()
-        rows = [tokenizer.encode(text) for text in self.documents(split)]
-        if self.sentence_pairs:
-            return self._paired(rows, split)
-        # One row, with a separator between documents.
-        joined = [part for row in rows for part in (row, [self.separator_token])][:-1]
-        ids = np.concatenate(joined).astype(np.int32) if joined else np.zeros(0, np.int32)
+        # A separator between documents; the row's own first and last marks are left out.
+        ids, begins = token_row(self.make_tokenizer(), self.corpus(split), end=self.separator_token)
+        row = _Row(ids, 1, max(len(ids) - 1, 1))
+        rows = self._pairs(row, begins, split) if self.sentence_pairs else self._windows(row, split)
+        return EncoderRows(row, *rows, self)
+
+    def _windows(self, row: _Row, split: str) -> tuple[np.ndarray, None, None, int]:
         size = self.sequence_length - 2
-        if len(ids) < size:
+        if len(row) < size:
             raise DataError(
-                f"the split {split} of {self.name} has {len(ids)} tokens, "
+                f"the split {split} of {self.name} has {len(row)} tokens, "
                 f"which is less than one window of {size} and its two marks "
                 f"(data.sequence_length={self.sequence_length}); give a longer text or a smaller length"
             )
-        windows = [ids[i : i + size] for i in range(0, len(ids), size)]
-        tokens, mask = self.pad([[self.start_token, *w, self.separator_token] for w in windows], self.sequence_length)
-        return ArrayExamples({"tokens": tokens, "mask": mask, "num_characters": self._characters(tokens)})
+        return np.arange(0, len(row), size), None, None, size
 
-    def _characters(self, tokens: np.ndarray) -> np.ndarray:
-        """Characters of each row of tokens [N, T], int32 [N]."""
-        own = self.make_tokenizer().num_characters
-        return np.append(own, np.zeros(4, np.int32))[tokens].sum(1).astype(np.int32)
-
-    def _paired(self, rows: list[np.ndarray], split: str) -> Examples:
+    def _pairs(self, row: _Row, begins: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
         size = (self.sequence_length - 3) // 2
-        parts = [row[i : i + size] for row in rows for i in range(0, len(row) - size + 1, size)]
-        document = np.repeat(np.arange(len(rows)), [len(row) // size for row in rows])
+        # Without the mark before the first document, and the mark behind each.
+        begins = np.append(begins, len(row) + 2)
+        starts = np.where(np.arange(len(begins)) == 0, 0, begins - 1)
+        counts = np.maximum(starts[1:] - 1 - starts[:-1], 0) // size
+        document = np.repeat(np.arange(len(counts)), counts)
+        first_part = np.cumsum(counts) - counts
+        place = starts[document] + (np.arange(len(document)) - first_part[document]) * size
         first = np.flatnonzero(document[1:] == document[:-1])
-        if len(parts) < 3 or not len(first):
+        if len(place) < 3 or not len(first):
             raise DataError(
-                f"the split {split} of {self.name} has {len(parts)} parts of {size} tokens, too few for pairs of them; "
+                f"the split {split} of {self.name} has {len(place)} parts of {size} tokens, too few for pairs of them; "
                 f"give a longer text or a smaller data.sequence_length={self.sequence_length}"
             )
         rng = np.random.default_rng(0)
         label = rng.permutation(np.arange(len(first)) % 2).astype(np.int32)
         # Any part except the following one: the step is never a multiple of the number of parts.
-        others = (first + 1 + rng.integers(1, len(parts), len(first))) % len(parts)
+        others = (first + 1 + rng.integers(1, len(place), len(first))) % len(place)
         second = np.where(label == 0, first + 1, others)
-        start, separator = self.start_token, self.separator_token
-        pairs = [[start, *parts[a], separator, *parts[b], separator] for a, b in zip(first, second)]
-        tokens, mask = self.pad(pairs, self.sequence_length)
-        types = np.broadcast_to((np.arange(self.sequence_length) > size + 1).astype(np.int32), tokens.shape)
-        characters = self._characters(tokens)
-        return ArrayExamples(
-            {"tokens": tokens, "mask": mask, "types": types * mask, "label": label, "num_characters": characters}
-        )
+        return place[first], place[second], label, size
 
     def outline(self) -> Outline | None:
         """What a batch looks like, if the settings tell the size of the vocabulary."""
