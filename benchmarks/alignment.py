@@ -6,8 +6,11 @@
            drawing the answers, rewarding them and the update
     sft    12 rows of 64 tokens, the first 16 of which are a prompt; mean over the tokens of the answers
 
-A GPT of 4 layers, 128 wide, 256 tokens; AdamW; float32.  Both take turns in one process, and medians count; trl's own
-logs and checkpoints are off.
+A GPT of 4 layers, 128 wide, 256 tokens; AdamW; float32.  Both take turns in one process, and medians count; the logs
+and checkpoints of trl are off.  Where a machine has other work, seconds of CPU on one core tell more than those of the
+wall:
+
+    OMP_NUM_THREADS=1 taskset -c 0 python -m benchmarks.alignment --clock=cpu
 """
 
 from __future__ import annotations
@@ -37,6 +40,9 @@ PROMPTS, ANSWERS, PROMPT_LENGTH, NEW = 16, 8, 16, 32
 ROWS, LENGTH = 12, 64
 #: A function that takes so many steps and returns the seconds of each.
 Steps = Callable[[int], list[float]]
+#: Seconds since some moment.
+Clock = Callable[[], float]
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def our_network() -> dict[str, Any]:
@@ -45,27 +51,25 @@ def our_network() -> dict[str, Any]:
     return {"vocab_size": VOCAB, "network": network, "optimizer": AdamW(learning_rate=1e-6, clip_norm=1.0)}
 
 
-def our_grpo() -> Steps:
+def our_grpo(clock: Clock) -> Steps:
     """Steps of GRPO."""
     model = GRPO(
         policy=GPT(**our_network()), reward=Length(longest=64, buffer=64), num_rollouts=ANSWERS, max_new_tokens=NEW,
         beta=0.0,
     )  # fmt: skip
-    return our_steps(
-        model, {"prompt": jax.random.randint(jax.random.key(0), (PROMPTS, PROMPT_LENGTH), 0, VOCAB)}, num_tokens=NEW
-    )
+    prompts = jax.random.randint(jax.random.key(0), (PROMPTS, PROMPT_LENGTH), 0, VOCAB)
+    return our_steps(model, {"prompt": prompts}, clock, num_tokens=NEW)
 
 
-def our_sft() -> Steps:
+def our_sft(clock: Clock) -> Steps:
     """Steps of supervised fine-tuning."""
     tokens = jax.random.randint(jax.random.key(0), (ROWS, LENGTH), 0, VOCAB)
     answer = jnp.broadcast_to(jnp.arange(LENGTH) >= PROMPT_LENGTH, tokens.shape)
-    return our_steps(
-        SupervisedGPT(**our_network()), {"tokens": tokens, "mask": jnp.ones(tokens.shape, bool), "loss_mask": answer}
-    )
+    batch = {"tokens": tokens, "mask": jnp.ones(tokens.shape, bool), "loss_mask": answer}
+    return our_steps(SupervisedGPT(**our_network()), batch, clock)
 
 
-def our_steps(model: Any, batch: Batch, num_tokens: int | None = None) -> Steps:
+def our_steps(model: Any, batch: Batch, clock: Clock, num_tokens: int | None = None) -> Steps:
     """Steps of a model; where `num_tokens` is given, the answers must have so many."""
     state = jax.jit(model.init)(jax.random.key(1), batch)
     step = jax.jit(model.train_step, donate_argnums=0)
@@ -75,9 +79,9 @@ def our_steps(model: Any, batch: Batch, num_tokens: int | None = None) -> Steps:
         nonlocal state, number
         seconds = []
         for _ in range(count):
-            began = time.perf_counter()
+            began = clock()
             state, metrics = jax.block_until_ready(step(state, batch, jax.random.key(number)))
-            seconds.append(time.perf_counter() - began)
+            seconds.append(clock() - began)
             number += 1
             assert num_tokens is None or float(metrics["num_tokens"]) == num_tokens
         return seconds
@@ -102,7 +106,7 @@ def their_network() -> tuple[Any, Any, list[str]]:
     return transformers.GPT2LMHeadModel(config), tokenizer, symbols
 
 
-def their_grpo(folder: str) -> Steps:
+def their_grpo(clock: Clock, folder: str) -> Steps:
     """Steps of trl's GRPOTrainer."""
     import datasets
     import trl
@@ -123,10 +127,10 @@ def their_grpo(folder: str) -> Steps:
             train_dataset=datasets.Dataset.from_dict({"prompt": prompts}),
         )  # fmt: skip
 
-    return their_steps(trainer)
+    return their_steps(trainer, clock)
 
 
-def their_sft(folder: str) -> Steps:
+def their_sft(clock: Clock, folder: str) -> Steps:
     """Steps of trl's SFTTrainer, on rows that are tokens already."""
     import datasets
     import trl
@@ -143,7 +147,7 @@ def their_sft(folder: str) -> Steps:
         )  # fmt: skip
         return trl.SFTTrainer(model=model, args=settings, processing_class=tokenizer, train_dataset=data, **more)
 
-    return their_steps(trainer)
+    return their_steps(trainer, clock)
 
 
 def their_settings(folder: str) -> dict[str, Any]:
@@ -155,28 +159,28 @@ def their_settings(folder: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def their_steps(trainer: Callable[..., Any]) -> Steps:
+def their_steps(trainer: Callable[..., Any], clock: Clock) -> Steps:
     """Steps of a trainer that is made anew for so many."""
     import transformers
 
     seconds: list[float] = []
 
-    class Clock(transformers.TrainerCallback):
+    class Times(transformers.TrainerCallback):
         def on_step_begin(self, *unused: Any, **more: Any) -> None:
-            self.began = time.perf_counter()
+            self.began = clock()
 
         def on_step_end(self, *unused: Any, **more: Any) -> None:
-            seconds.append(time.perf_counter() - self.began)
+            seconds.append(clock() - self.began)
 
     def run(count: int) -> list[float]:
         seconds.clear()
-        trainer(count, callbacks=[Clock()]).train()
+        trainer(count, callbacks=[Times()]).train()
         return list(seconds)
 
     return run
 
 
-def compare(case: str, rounds: int, steps: int) -> None:
+def compare(case: str, rounds: int, steps: int, clock: Clock) -> None:
     """Times both in turns and prints medians."""
     make, make_theirs, tokens, what = {
         "grpo": (our_grpo, their_grpo, PROMPTS * ANSWERS * NEW, "new tokens"),
@@ -184,7 +188,7 @@ def compare(case: str, rounds: int, steps: int) -> None:
     }[case]
     found: dict[str, list[float]] = {"genjax": [], "trl": []}
     with tempfile.TemporaryDirectory() as folder:
-        runs = {"genjax": make(), "trl": make_theirs(folder)}
+        runs = {"genjax": make(clock), "trl": make_theirs(clock, folder)}
         for number in range(rounds + 1):
             for name, run in runs.items():
                 # The first step of a round warms up, and so does the first round.
@@ -202,11 +206,12 @@ def main() -> None:
     parser.add_argument("--case", default="grpo,sft")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="seconds of the wall or of CPU")
     options = parser.parse_args()
     if jax.default_backend() == "cpu":
         host.keep_freed_memory()
     for case in options.case.split(","):
-        compare(case, options.rounds, options.steps)
+        compare(case, options.rounds, options.steps, CLOCKS[options.clock])
 
 
 if __name__ == "__main__":
