@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from genjax import config
@@ -216,7 +217,9 @@ class Index:
                 tokens = _read_tokens(folder / VECTORS_FOLDER)
             else:
                 parts = [np.load(path, allow_pickle=False) for path in sorted((folder / VECTORS_FOLDER).glob("*.npy"))]
-                vectors = VectorIndex.of(np.concatenate(parts), described["metric"])
+                vectors = VectorIndex.of(
+                    np.concatenate(parts), described["metric"], num_devices=jax.local_device_count()
+                )
         with np.load(folder / WORDS_FILE, allow_pickle=False) as arrays:
             words = BM25Index.from_arrays(BM25(**described["words"]), dict(arrays))
         return cls(read_collection(folder / DOCUMENTS_FILE), words, vectors, embedder, tokens)

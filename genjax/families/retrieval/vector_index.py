@@ -7,6 +7,9 @@
 A search holds one block of vectors and its similarities [Q, block] at a time.  The best K of a block are found in two
 steps: K groups of neighbouring documents that have the largest maxima hold the best K documents, so only those groups
 are sorted.  Documents of equal score come in the order of their places, whatever the block.
+
+On several devices each block is divided over them; a device finds the best K of its own documents, and only these are
+gathered.  The result does not depend on the number of devices.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from genjax.batch import Array
 from genjax.errors import UserError
@@ -26,6 +30,7 @@ from genjax.families.retrieval.hits import Hits, check_number
 Metric = Literal["inner_product", "cosine", "euclidean"]
 #: Documents of a group, whose maximum stands for them in the first step.
 _GROUP = 128
+_AXIS = "data"
 
 
 def best_of_rows(scores: Array, count: int) -> tuple[Array, Array]:
@@ -47,7 +52,7 @@ def best_of_rows(scores: Array, count: int) -> tuple[Array, Array]:
     return values, jnp.take_along_axis(chosen, places // _GROUP, axis=1) * _GROUP + places % _GROUP
 
 
-@functools.partial(jax.jit, static_argnames=("count", "metric"))
+@functools.partial(jax.jit, static_argnames=("count", "metric", "mesh"))
 def _better(
     best: tuple[Array, Array],
     queries: Array,
@@ -57,22 +62,42 @@ def _better(
     *,
     count: int,
     metric: str,
+    mesh: Mesh | None = None,
 ) -> tuple[Array, Array]:
     """The best so far (scores and places [Q, K]) and those of a block of vectors that begins at place `first`.
 
     Vectors that are not `present` [N] are left out.
     """
-    scores = jnp.einsum("qd,nd->qn", queries, block, precision=jax.lax.Precision.HIGHEST)
-    if metric == "euclidean":
-        scores = 2 * scores - (queries**2).sum(1)[:, None] - (block**2).sum(1)[None]
-    if present is not None:
-        scores = jnp.where(present[None], scores, -jnp.inf)
-    values, places = best_of_rows(scores, min(count, len(block)))
+    one = functools.partial(_best_of_block, count=count, metric=metric)
+    if mesh is None:
+        values, places = one(queries, block, present)
+    else:
+        # The best of each device stand in the order of the devices, and so of their documents.
+        specs, best_specs = (PartitionSpec(), PartitionSpec(_AXIS), PartitionSpec(_AXIS)), PartitionSpec(None, _AXIS)
+
+        def own(queries: Array, block: Array, present: Array) -> tuple[Array, Array]:
+            values, places = one(queries, block, present)
+            return values, places + jax.lax.axis_index(_AXIS) * len(block)
+
+        found = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=(best_specs, best_specs))
+        values, places = found(queries, block, present)
     # Earlier blocks stand first, so equal scores keep the order of places.
     values = jnp.concatenate([best[0], values], axis=1)
     places = jnp.concatenate([best[1], places + first], axis=1)
     values, order = jax.lax.top_k(values, count)
     return values, jnp.take_along_axis(places, order, axis=1)
+
+
+def _best_of_block(
+    queries: Array, block: Array, present: Array | None, *, count: int, metric: str
+) -> tuple[Array, Array]:
+    """The largest scores of a block [N, D] and their places in it, [Q, min(K, N)] each."""
+    scores = jnp.einsum("qd,nd->qn", queries, block, precision=jax.lax.Precision.HIGHEST)
+    if metric == "euclidean":
+        scores = 2 * scores - (queries**2).sum(1)[:, None] - (block**2).sum(1)[None]
+    if present is not None:
+        scores = jnp.where(present[None], scores, -jnp.inf)
+    return best_of_rows(scores, min(count, len(block)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,14 +108,18 @@ class VectorIndex:
       vectors: float32 [N, D], in memory or mapped from a file; of length 1 for cosine.
       metric: how a query and a document are compared.
       block_size: number of documents that are compared at a time; memory of a search grows with it.
+      num_devices: number of devices that a block is divided over.
     """
 
     vectors: np.ndarray
     metric: Metric = "inner_product"
     block_size: int = 65536
+    num_devices: int = 1
 
     @classmethod
-    def of(cls, vectors: np.ndarray, metric: Metric = "inner_product", block_size: int = 65536) -> VectorIndex:
+    def of(
+        cls, vectors: np.ndarray, metric: Metric = "inner_product", block_size: int = 65536, num_devices: int = 1
+    ) -> VectorIndex:
         """The index of vectors [N, D], which are scaled to length 1 for cosine.
 
         Raises:
@@ -101,8 +130,10 @@ class VectorIndex:
             raise UserError(f"vectors of documents have shape [N, D] with N >= 1, not {list(vectors.shape)}")
         if block_size < 1:
             raise UserError(f"block_size={block_size} must be at least 1")
+        if not 1 <= num_devices <= jax.local_device_count():
+            raise UserError(f"num_devices={num_devices} must be between 1 and {jax.local_device_count()}")
         _check_finite(vectors, "document")
-        return cls(_scaled(vectors, metric, "document"), metric, block_size)
+        return cls(_scaled(vectors, metric, "document"), metric, block_size, num_devices)
 
     def search(self, queries: np.ndarray, num_documents: int = 10, present: np.ndarray | None = None) -> Hits:
         """The best documents for queries [Q, D], as [Q, K]; K may be larger than the number of documents.
@@ -120,10 +151,23 @@ class VectorIndex:
         queries = jnp.asarray(self.prepared(queries))
         shape = (len(queries), num_documents)
         best = jnp.full(shape, -jnp.inf), jnp.full(shape, -1, jnp.int32)
-        for first in range(0, len(self.vectors), self.block_size):
-            block = jnp.asarray(self.vectors[first : first + self.block_size])
-            there = None if present is None else jnp.asarray(present[first : first + self.block_size])
-            best = _better(best, queries, block, first, there, count=num_documents, metric=self.metric)
+        size, mesh, place = self.block_size, None, jnp.asarray
+        if self.num_devices > 1:
+            devices = np.array(jax.local_devices()[: self.num_devices])
+            mesh = Mesh(devices, (_AXIS,), axis_types=(AxisType.Auto,))
+            place = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec(_AXIS)))
+            size += -size % self.num_devices
+        for first in range(0, len(self.vectors), size):
+            block = self.vectors[first : first + size]
+            there = None if present is None else present[first : first + size]
+            if mesh is not None:
+                there = np.ones(len(block), bool) if there is None else there
+                missing = -len(block) % self.num_devices
+                block, there = np.pad(block, ((0, missing), (0, 0))), np.pad(there, (0, missing))
+            there = None if there is None else place(there)
+            best = _better(
+                best, queries, place(block), first, there, count=num_documents, metric=self.metric, mesh=mesh
+            )
         scores, places = (np.asarray(each) for each in best)
         return Hits(np.where(np.isneginf(scores), -1, places).astype(np.int64), scores)
 

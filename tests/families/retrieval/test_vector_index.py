@@ -30,6 +30,19 @@ def test_the_best_are_those_of_a_stable_sort_whatever_the_block(metric, block_si
     np.testing.assert_allclose(hits.scores, np.take_along_axis(scores, order, 1), atol=1e-5)
 
 
+@pytest.mark.parametrize("metric", ["inner_product", "euclidean"])
+@pytest.mark.parametrize(("num_devices", "block_size"), [(8, 250), (3, 1000)])
+def test_devices_find_together_what_one_finds(metric, num_devices, block_size):
+    present = RNG.random(len(DOCUMENTS)) < 0.7
+    for there in (None, present):
+        want = VectorIndex.of(DOCUMENTS, metric).search(QUERIES, 10, there)
+        hits = VectorIndex.of(DOCUMENTS, metric, block_size, num_devices).search(QUERIES, 10, there)
+        np.testing.assert_array_equal(hits.documents, want.documents)
+        np.testing.assert_allclose(hits.scores, want.scores, atol=1e-5)
+    few = VectorIndex.of(DOCUMENTS[:5], metric, block_size, num_devices).search(QUERIES, 9)
+    assert np.all(few.documents[:, 5:] == -1) and np.all(np.sort(few.documents[:, :5], axis=1) == np.arange(5))
+
+
 def test_cosines_do_not_depend_on_lengths():
     kept = np.abs(DOCUMENTS).sum(1) > 0
     index = VectorIndex.of(DOCUMENTS[kept] * RNG.uniform(0.1, 9, (kept.sum(), 1)), "cosine", 100)
