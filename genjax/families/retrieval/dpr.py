@@ -141,16 +141,24 @@ class DPR:
         params = params[QUESTION if self.shared else role]
         return self.encoder().module().apply({"params": params}, rows, dropout_keys, method="encode")[0]
 
-    def embeddings(self, params: PyTree, batch: Batch, keys: Array | None = None) -> Array:
-        """Vectors of each question and of its documents, [B, 1 + M, C]; `keys` [B] draw dropout."""
+    def embeddings(
+        self, params: PyTree, batch: Batch, keys: Array | None = None, indexed: PyTree | None = None
+    ) -> Array:
+        """Vectors of each question and of its documents, [B, 1 + M, C]; `keys` [B] draw dropout.
+
+        With `indexed`, the parameters that an index was made with, documents have the vectors of the index, which have
+        no gradient and no dropout.
+        """
         size, count = batch["documents"].shape[:2]
         question_keys = document_keys = None
         if keys is not None:
             question_keys = fold_in(keys, 0)
+        if keys is not None and indexed is None:
             document_keys = jnp.stack([fold_in(keys, 1 + place) for place in range(count)], axis=1).reshape(-1)
         questions = {"tokens": batch["source"], **({"mask": batch["source_mask"]} if "source_mask" in batch else {})}
         first = self.vectors(params, QUESTION, questions, question_keys)
-        documents = self.vectors(params, DOCUMENT, flat_documents(batch), document_keys)
+        encoder = params if indexed is None else jax.lax.stop_gradient(indexed)
+        documents = self.vectors(encoder, DOCUMENT, flat_documents(batch), document_keys)
         return jnp.concatenate([first[:, None], documents.reshape(size, count, -1)], axis=1)
 
     def similarities(self, embeddings: Array) -> Array:

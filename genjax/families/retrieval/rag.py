@@ -12,7 +12,10 @@ With p(z | x) proportional to exp(E_Q(x) . E_D(z)) over the K best documents z o
 Fusion in the decoder has T5 for a generator: it encodes each document with the question apart from the others, and the
 decoder attends to the features of all.
 
-The first two give the question's encoder (and here the documents' too) a gradient through p(z | x).  Concatenation and
+The first two give the question's encoder (and here the documents' too) a gradient through p(z | x).  With
+`reindex_every` the documents' vectors are those of an index that is made anew every so many steps, as the paper's index
+is never: at step t, by the encoder as it was at the last multiple of `reindex_every`.  The index is thus a function of
+the step, and the state keeps the encoder that makes it.  Concatenation and
 fusion do not: their retriever stays as it starts.  All sums are in log space.
 
 Decoding (section 2.5).  `token` mixes the next-token distributions of the documents at each step, so every search of
@@ -46,6 +49,8 @@ from genjax.optimizers import AdamW, Linear, Optimizer
 
 #: Names of the parameters of both parts.
 RETRIEVER, GENERATOR = "retriever", "generator"
+#: Name in `TrainState.extra` of the retriever's parameters that documents are indexed by.
+INDEXED = "indexed"
 
 
 class Retrieved(NamedTuple):
@@ -84,6 +89,9 @@ class RAG:
       pooling: the vector of a text: its first token's features, or the mean over its tokens.
       normalize: scale vectors to length 1.
       temperature: number by which similarities are divided.
+      reindex_every: number of steps after which documents are encoded anew, while the encoder of questions alone
+        learns; more than there are steps leaves the first index, None lets both encoders learn at every step.  What
+        is evaluated is indexed anew.
       compute_dtype: type that the networks compute in; parameters, logits and losses are float32.
       optimizer: optimizer and learning-rate schedule.
     """
@@ -100,12 +108,15 @@ class RAG:
     pooling: Literal["first", "mean"] = "mean"
     normalize: bool = True
     temperature: float = 0.05
+    reindex_every: int | None = None
     compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = AdamW(learning_rate=1e-3, clip_norm=1.0, schedule=Linear(warmup_steps=100))
 
     def __post_init__(self) -> None:
         if self.num_documents < 1:
             raise UserError(f"model.num_documents={self.num_documents} must be at least 1")
+        if self.reindex_every is not None and self.reindex_every < 1:
+            raise UserError(f"model.reindex_every={self.reindex_every} must be at least 1")
 
     def dense_retriever(self) -> DPR:
         """The retriever as a model of its own."""
@@ -145,24 +156,31 @@ class RAG:
         else:
             generator = self.language_model().module().init(generator_key, one)["params"]
         params = {RETRIEVER: self.dense_retriever().init_params(retriever_key, batch), GENERATOR: generator}
-        return TrainState.create(params, self.optimizer)
+        # A copy, because the step donates its state and one buffer cannot be donated twice.
+        extra = {} if self.reindex_every is None else {INDEXED: jax.tree.map(jnp.copy, params[RETRIEVER])}
+        return TrainState.create(params, self.optimizer, extra=extra)
 
     # Retrieval.
 
-    def scores(self, params: PyTree, batch: Batch, keys: Array | None = None) -> Array:
+    def scores(self, params: PyTree, batch: Batch, keys: Array | None = None, indexed: PyTree | None = None) -> Array:
         """Similarity of each question with its documents, [B, M]; -1e30 where there is no document."""
         retriever = self.dense_retriever()
-        found = retriever.similarities(retriever.embeddings(params[RETRIEVER], batch, keys))
+        found = retriever.similarities(retriever.embeddings(params[RETRIEVER], batch, keys, indexed))
         return jnp.where(present_documents(batch), found, -1e30)
 
-    def retrieve(self, params: PyTree, batch: Batch, keys: Array | None = None) -> Retrieved:
-        """The documents to read, and the prompts made of them; `keys` [B] draw dropout of the encoders."""
+    def retrieve(
+        self, params: PyTree, batch: Batch, keys: Array | None = None, indexed: PyTree | None = None
+    ) -> Retrieved:
+        """The documents to read, and the prompts made of them.
+
+        `keys` [B] draw dropout of the encoders; `indexed` are the parameters that documents were indexed by.
+        """
         size = batch["source"].shape[0]
         questions, question_lengths = batch["source"], _lengths(batch, "source")
         if self.kind == "closed_book":
             prior = jnp.zeros((size, 1))
             return Retrieved(prior, jnp.full((size, 1), -1), questions, question_lengths)
-        scores, places = jax.lax.top_k(self.scores(params, batch, keys), self.num_documents)
+        scores, places = jax.lax.top_k(self.scores(params, batch, keys, indexed), self.num_documents)
         log_prior = jax.nn.log_softmax(scores)
         take = lambda a: jnp.take_along_axis(a, places.reshape(*places.shape, *(1,) * (a.ndim - 2)), axis=1)
         documents, lengths = take(batch["documents"]), take(_lengths(batch, "documents"))
@@ -215,9 +233,9 @@ class RAG:
             return jax.nn.logsumexp(log_prior[:, :, None] + values, axis=1).sum(1)
         return jax.nn.logsumexp(log_prior + values.sum(2), axis=1)
 
-    def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+    def loss(self, params: PyTree, batch: Batch, key: Array, indexed: PyTree | None = None) -> tuple[Array, Metrics]:
         """Mean over examples of -log p(y | x) in nats."""
-        found = self.retrieve(params, batch, example_keys(key, batch))
+        found = self.retrieve(params, batch, example_keys(key, batch), indexed)
         lengths = _lengths(batch, "tokens")
         values = self._answer_log_probs(params, found, batch["tokens"], lengths)
         nll = -self._marginal(found.log_prior, values)
@@ -225,7 +243,14 @@ class RAG:
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics: loss, nll_per_token."""
-        return gradient_step(self.loss, self.optimizer)(state, batch, key)
+        if self.reindex_every is None:
+            return gradient_step(self.loss, self.optimizer)(state, batch, key)
+        anew = state.step % self.reindex_every == 0
+        renew = lambda kept, now: jnp.where(anew, now, kept)
+        indexed = jax.tree.map(renew, state.extra[INDEXED], state.params[RETRIEVER])
+        loss = lambda params, batch, key: self.loss(params, batch, key, indexed)
+        state = state.replace(extra={**state.extra, INDEXED: indexed})
+        return gradient_step(loss, self.optimizer)(state, batch, key)
 
     def log_prob(self, state: TrainState, batch: Batch) -> Array:
         """log p(y | x) of the answers in nats, [B]."""

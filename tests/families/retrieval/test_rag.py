@@ -148,6 +148,26 @@ def test_the_gradient_reaches_the_encoder_of_questions(kind):
     assert float(difference) == pytest.approx(float(norm), rel=2e-2)
 
 
+def test_documents_are_indexed_anew_as_a_function_of_the_step():
+    every = model("sequence", reindex_every=2, shared=False)
+    state = jax.jit(every.init)(jax.random.key(1), BATCH)
+    step, loss = jax.jit(every.train_step), jax.jit(every.loss)
+    before = [state.params["retriever"]]
+    for number in range(3):
+        key = jax.random.key(number)
+        # The encoder of documents is the one of the last even step.
+        want, _ = loss(state.params, BATCH, key, before[number - number % 2])
+        state, metrics = step(state, BATCH, key)
+        np.testing.assert_allclose(metrics["loss"], want, rtol=1e-5)
+        kept = before[number - number % 2]
+        jax.tree.map(np.testing.assert_array_equal, state.extra["indexed"], kept)
+        before.append(state.params["retriever"])
+    # Questions learn, and documents have no gradient.
+    jax.tree.map(np.testing.assert_array_equal, before[0]["document"], before[3]["document"])
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before[0]["question"], before[3]["question"])
+    assert max(jax.tree.leaves(moved)) > 1e-5
+
+
 def test_attribution_is_bayes_rule():
     ours, _ = jax.jit(model("sequence").attribution)(STATE, BATCH)
     token, _ = jax.jit(model("token").attribution)(STATE, BATCH)
