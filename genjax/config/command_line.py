@@ -6,8 +6,10 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import logging
 import re
 import textwrap
+from collections.abc import Container
 from typing import Any
 
 from absl import flags
@@ -22,7 +24,9 @@ from genjax.config.annotations import (
     type_name,
     union_members,
 )
-from genjax.config.trees import apply_overrides, leaves, override, renamed_fields
+from genjax.config.trees import apply_overrides, kept_fields, leaves, override, renamed_fields
+
+_logger = logging.getLogger(__name__)
 
 
 class _Parser(flags.ArgumentParser):
@@ -137,6 +141,20 @@ def with_choices(config: Any, arguments: list[str]) -> Any:
     return config
 
 
+def _tell_kept_fields(before: Any, chosen: Any, given: Container[str]) -> None:
+    """Says which fields a part that was chosen has from the part that stood in its place."""
+    parts = {path: value for path, _, value in leaves(before)}
+    for path, hint, value in leaves(chosen):
+        old = parts.get(path)
+        if path not in given or not choices(hint) or type(old) is type(value) or old is None or value is None:
+            continue
+        kept = [
+            f"{n}={format_value(v)}" for n, v in kept_fields(old, type(value)).items() if f"{path}.{n}" not in given
+        ]
+        if kept:
+            _logger.warning("%s=%s keeps %s of %s", path, format_value(value), ", ".join(kept), format_value(old))
+
+
 def from_flags(arguments: list[str], *configs: Any) -> tuple[Any, ...]:
     """Parses a command line whose flags are the fields of dataclass trees, by path, chosen dataclasses included.
 
@@ -153,7 +171,7 @@ def from_flags(arguments: list[str], *configs: Any) -> tuple[Any, ...]:
     """
     # A set of this call alone, so that one process can run several commands.
     flag_values = flags.FlagValues()
-    configs = tuple(with_choices(each, arguments) for each in configs)
+    before, configs = configs, tuple(with_choices(each, arguments) for each in configs)
     for each in configs:
         define_flags(each, flag_values)
     try:
@@ -162,6 +180,8 @@ def from_flags(arguments: list[str], *configs: Any) -> tuple[Any, ...]:
         raise ConfigError(_unknown_flag(configs, error.flagname, list(flag_values))) from None
     if len(remaining) > 1:
         raise ConfigError(f"unexpected argument {remaining[1]!r}; flags are written --name=value")
+    for old, each in zip(before, configs):
+        _tell_kept_fields(old, each, {name for name in flag_values if flag_values[name].present})
     return tuple(
         apply_overrides(
             each,

@@ -126,18 +126,27 @@ def _choose(hint: Any, current: Any, path: str, name: str) -> Any:
         raise ConfigError(f"{path}: {name!r} is not one of {', '.join(options)}{suggestion(name, options)}")
     if type(current) is chosen:
         return current
-    # Fields that were changed from their defaults and exist in both are kept: a new optimizer keeps the learning rate.
-    kept = {}
-    if current is not None:
-        names = {f.name for f in dataclasses.fields(chosen) if f.init}
-        for field in dataclasses.fields(current):
-            value = getattr(current, field.name)
-            if field.name in names and value != field.default:
-                kept[field.name] = value
     try:
-        return chosen(**kept)
+        return chosen(**kept_fields(current, chosen))
     except TypeError as error:
         raise ConfigError(f"{path}={name} needs fields that have no default ({error})") from None
+
+
+def kept_fields(current: Any, chosen: type) -> dict[str, Any]:
+    """Fields that a dataclass hands on to the one that is chosen in its place: a new optimizer keeps the learning rate.
+
+    Args:
+      current: the dataclass, or None.
+      chosen: the class that takes its place.
+
+    Returns:
+      Values by name of the fields that both have and that were changed from their defaults.
+    """
+    if current is None:
+        return {}
+    names = {field.name for field in dataclasses.fields(chosen) if field.init}
+    values = {field.name: (getattr(current, field.name), field.default) for field in dataclasses.fields(current)}
+    return {name: value for name, (value, default) in values.items() if name in names and value != default}
 
 
 def fill_none(config: Any, values: Mapping[str, Any]) -> Any:

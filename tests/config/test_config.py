@@ -117,6 +117,14 @@ def test_flags_reach_the_fields_of_what_was_chosen_in_any_order():
     assert model.network == Encoder(hidden_dims=(9, 9, 9))
 
 
+def test_a_part_says_which_fields_it_has_of_the_part_that_it_replaces(caplog):
+    from_command_line("--model.optimizer=lion", "--model.optimizer.b1=0.5")
+    assert caplog.messages == ["model.optimizer=lion keeps learning_rate=0.0003 of adam"]
+    caplog.clear()
+    from_command_line("--model.optimizer=lion", "--model.optimizer.learning_rate=0.1", "--model.network=encoder")
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
