@@ -31,6 +31,7 @@ def context_decoder(
     dtype: Any = jnp.float32,
     context_mask: Array | None = None,
     extra_places: int = 0,
+    extra_positions: int = 0,
 ) -> Decoder:
     """The decoder of a transformer that reads features before, or beside, its text.
 
@@ -44,10 +45,11 @@ def context_decoder(
       dtype: type of the cache.
       context_mask: True where features that cross-attention reads are no padding, [B, S], or None.
       extra_places: number of places of the cache that features take beside the text's.
+      extra_positions: number of these places that are positions too, before those of the text.
     """
 
     def init(batch: int, length: int, ragged: bool) -> PyTree:
-        network.check_length(length, what, name)
+        network.check_length(length + extra_positions, what, name)
         cache = network.init_cache(batch, length + extra_places, dtype, ragged)
         return {"cache": cache.replace(context_mask=context_mask), "context": encode()}
 
@@ -61,7 +63,8 @@ def context_decoder(
     def grow(memory: PyTree, length: int) -> PyTree:
         return {**memory, "cache": memory["cache"].grow(length + extra_places)}
 
-    return Decoder(init=init, extend=extend, rewind=rewind, grow=grow, max_length=network.longest)
+    longest = None if network.longest is None else network.longest - extra_positions
+    return Decoder(init=init, extend=extend, rewind=rewind, grow=grow, max_length=longest)
 
 
 def likeliest(

@@ -19,20 +19,18 @@ import jax
 import jax.numpy as jnp
 
 from genjax import decoding
-from genjax.batch import Array, Batch, ComputeDtype, PyTree
+from genjax.batch import Array, Batch, PyTree
 from genjax.errors import filled
 from genjax.families.language.encoder_tasks import MaskedHead
 from genjax.families.multimodal.captioner_checkpoints import BLIP_ARCHITECTURE, VISION_ENCODER_DECODER_ARCHITECTURE
-from genjax.families.multimodal.describing import DescribesPictures
+from genjax.families.multimodal.describer import Describer
 from genjax.interop.architecture import Architecture
 from genjax.interop.huggingface import FromPretrained
 from genjax.model import TrainState
 from genjax.nn.dropout import fold_in
-from genjax.nn.lora import LoRA
 from genjax.nn.mixture_of_experts import refuse_experts
 from genjax.nn.transformer import Cache, StackOutput, TokenEmbedding, Transformer, TransformerStack, unrolled
 from genjax.nn.vision_transformer import VisionTransformer
-from genjax.optimizers import AdamW, Cosine, Optimizer
 
 
 class CaptionerNetwork(nn.Module):
@@ -119,17 +117,11 @@ class CaptionerNetwork(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Captioner(FromPretrained, DescribesPictures):
+class Captioner(FromPretrained, Describer):
     """A model that writes captions of pictures, or answers to questions about them.
 
     Attributes:
-      data_shape: shape (H, W, C) of the pictures; None takes the data set's.
-      vocab_size: number of tokens; None takes the data set's.
-      sequence_length: tokens T of a row with its start and end; None takes the data set's.
-      start_token: what every row begins with; None takes the data set's.
-      end_token: what ends captions and answers; None takes the data set's.
       vision: the pictures' stack.
-      decoder: the text's stack; it is made causal and attends to the features of the pictures.
       patch_size: height and width of a patch.
       patch_bias: whether the map of patches has a bias.
       embedding_norm: whether a norm follows the token embeddings (BLIP).
@@ -137,56 +129,23 @@ class Captioner(FromPretrained, DescribesPictures):
       project_features: whether a linear map makes the features of pictures as wide as the decoder.
       questions: the stack of an encoder that reads the question with the picture; then the decoder attends to the
         question's features and writes the answer alone (BLIP).  None reads the question as the decoder's prefix.
-      max_new_tokens: tokens of the longest caption or answer that is written, its end included; None for
-        sequence_length - 1.
-      num_beams: number of hypotheses of `describe`.
-      length_penalty: exponent of the length by which `describe` divides scores; larger values favour longer texts.
-      label_smoothing: probability that the loss spreads over all tokens; not used in evaluation.
-      sampling: how `sample` chooses tokens.
-      lora: train low-rank updates of the linear maps and nothing else, or None.
-      frozen: beginnings of the paths of parameters that are not trained, such as vision_encoder.
       pretrained: folder of a BLIP or a VisionEncoderDecoderModel of the library transformers to start from, which then
         gives the sizes, or None.
-      compute_dtype: type that the network computes in; parameters, logits and losses are float32.
-      optimizer: optimizer and learning-rate schedule.
     """
 
     architectures: ClassVar[tuple[Architecture, ...]] = (BLIP_ARCHITECTURE, VISION_ENCODER_DECODER_ARCHITECTURE)
 
-    data_shape: tuple[int, ...] | None = None
-    vocab_size: int | None = None
-    sequence_length: int | None = None
-    start_token: int | None = None
-    end_token: int | None = None
     vision: Transformer = Transformer(num_layers=12, width=768, num_heads=12, activation="gelu")
-    decoder: Transformer = Transformer(num_layers=12, width=768, num_heads=12, activation="gelu", max_length=512)
     patch_size: int = 16
     patch_bias: bool = False
     embedding_norm: bool = False
     head_transform: bool = False
     project_features: bool = False
     questions: Transformer | None = None
-    max_new_tokens: int | None = None
-    num_beams: int = 4
-    length_penalty: float = 0.0
-    label_smoothing: float = 0.0
-    sampling: decoding.Sampling = decoding.Sampling()
-    lora: LoRA | None = None
-    frozen: tuple[str, ...] = ()
     pretrained: str | None = None
-    compute_dtype: ComputeDtype = "float32"
-    optimizer: Optimizer = AdamW(learning_rate=3e-4, weight_decay=0.05, schedule=Cosine(warmup_steps=2000))
-
-    @property
-    def decoder_network(self) -> Transformer:
-        """The decoder's stack, causal and with cross-attention."""
-        return dataclasses.replace(self.decoder, causal=True, cross_attention=True)
 
     def module(self, unroll: bool = False) -> CaptionerNetwork:
         """The Linen module; with `unroll`, its decoder's layers are not scanned, as a cache needs."""
-        decoder = self.decoder_network
-        if unroll:
-            decoder = dataclasses.replace(decoder, scan_layers=False, remat=False)
         # Positions of patches are the vision encoder's own table.
         vision = dataclasses.replace(self.vision, causal=False, cross_attention=False, positions="none")
         questions = self.questions
@@ -195,7 +154,7 @@ class Captioner(FromPretrained, DescribesPictures):
         return CaptionerNetwork(
             filled(self, "vocab_size"),
             vision,
-            decoder,
+            self.unrolled_decoder(unroll),
             self.patch_size,
             self.patch_bias,
             self.embedding_norm,
@@ -212,7 +171,7 @@ class Captioner(FromPretrained, DescribesPictures):
           UserError: the rows are longer than the decoder's positions serve, or patches do not divide the pictures.
         """
         length = batch["tokens"].shape[1] - 1
-        self.decoder.check_length(length, "the texts take", "model.decoder")
+        self._check_length(length)
         if self.questions is not None:
             self.questions.check_length(length, "the questions take", "model.questions")
         one = batch["tokens"][:1, :1]
@@ -265,5 +224,5 @@ class Captioner(FromPretrained, DescribesPictures):
         def decode(tokens: Array, context: Array | None, cache: Cache) -> tuple[Array, StackOutput]:
             return module.apply({"params": params}, tokens, context, cache, method="decode")
 
-        options = {"what": "the texts take", "name": "model.decoder", "dtype": jnp.dtype(self.compute_dtype)}
+        options = {"what": self._takers, "name": "model.decoder", "dtype": jnp.dtype(self.compute_dtype)}
         return decoding.context_decoder(self.decoder_network, encode, decode, context_mask=mask, **options)

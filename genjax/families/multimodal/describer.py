@@ -129,8 +129,13 @@ class Describer(DescribesPictures):
         return self.start(jax.random.fold_in(key, 1), params)
 
     def _check_length(self, length: int) -> None:
+        self.decoder.check_length(length + self.num_before, self._takers, "model.decoder")
+
+    @property
+    def _takers(self) -> str:
+        """Who takes places of the decoder, and the verb, for messages."""
         before = f", and the {self.num_before} features before them," if self.num_before else ""
-        self.decoder.check_length(length + self.num_before, f"the texts{before} take", "model.decoder")
+        return f"the texts{before} take"
 
     def _logits(self, params: PyTree, batch: Batch, dropout_keys: Array | None = None) -> Array:
         # Padding is at the end of rows, where no token that counts sees it.
@@ -145,25 +150,22 @@ class Describer(DescribesPictures):
         return decoding.of_weights(self._decoder_of, {"params": params, "x": x})
 
     def _decoder_of(self, weights: PyTree) -> decoding.Decoder:
-        module, network, before = self.module(unroll=True), self.decoder_network, self.num_before
+        module, before = self.module(unroll=True), self.num_before
         params, x = weights["params"], weights["x"]
 
-        def init(batch: int, length: int, ragged: bool) -> PyTree:
-            self._check_length(length)
-            cache = network.init_cache(batch, before + length, jnp.dtype(self.compute_dtype), ragged)
-            return {"cache": cache, "context": module.apply({"params": params}, x, method="encode")}
+        def encode() -> Array:
+            return module.apply({"params": params}, x, method="encode")
 
-        def extend(memory: PyTree, tokens: Array) -> decoding.Step:
-            # The first call stores what it reads of the features in the cache.
-            inputs = (tokens, memory.get("context"), memory["cache"])
-            logits, out = module.apply({"params": params}, *inputs, method="decode")
-            return decoding.Step(logits, {"cache": out.cache}, out.x)
+        def decode(tokens: Array, context: Array | None, cache: Cache) -> tuple[Array, StackOutput]:
+            return module.apply({"params": params}, tokens, context, cache, method="decode")
 
-        def rewind(memory: PyTree, length: Array) -> PyTree:
-            return {"cache": memory["cache"].replace(length=length + before)}
-
-        def grow(memory: PyTree, length: int) -> PyTree:
-            return {**memory, "cache": memory["cache"].grow(before + length)}
-
-        longest = None if network.longest is None else network.longest - before
-        return decoding.Decoder(init=init, extend=extend, rewind=rewind, grow=grow, max_length=longest)
+        return decoding.context_decoder(
+            self.decoder_network,
+            encode,
+            decode,
+            what=self._takers,
+            name="model.decoder",
+            dtype=jnp.dtype(self.compute_dtype),
+            extra_places=before,
+            extra_positions=before,
+        )

@@ -31,7 +31,7 @@ from genjax.families.multimodal.idefics_checkpoints import IDEFICS_ARCHITECTURE
 from genjax.interop.huggingface import FromPretrained
 from genjax.model import TrainState
 from genjax.nn.dropout import fold_in
-from genjax.nn.transformer import Cache, StackOutput, Transformer, unrolled
+from genjax.nn.transformer import Cache, StackOutput, Transformer
 from genjax.nn.vision_transformer import VisionTransformer
 
 
@@ -225,17 +225,8 @@ class Flamingo(FromPretrained, Describer):
                 "image token, and each image token a picture"
             )
 
-    def description_decoder(self, state: TrainState, x: Array) -> decoding.Decoder:
-        """A decoder for `genjax.decoding` that continues texts with pictures x [B, N, H, W, C].
-
-        Its memory carries the number of image tokens up to each place, so that it may be rewound to any.
-        """
-        self.check_condition(x)
-        params = self.merged_params(state.eval_params)
-        params = {**params, "stack": unrolled(params["stack"], self.decoder)}
-        return decoding.of_weights(self._decoder_of, {"params": params, "x": x})
-
     def _decoder_of(self, weights: PyTree) -> decoding.Decoder:
+        # The memory carries the number of image tokens up to each place, so that it may be rewound to any.
         module, network = self.module(unroll=True), self.decoder_network
         params, x = weights["params"], weights["x"]
 

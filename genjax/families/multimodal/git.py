@@ -13,23 +13,20 @@ import dataclasses
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from genjax import decoding
-from genjax.batch import Array, Batch, ComputeDtype, PyTree
+from genjax.batch import Array, PyTree
 from genjax.errors import filled
 from genjax.families.language.networks import bert_network
-from genjax.families.multimodal.describing import DescribesPictures
+from genjax.families.multimodal.describer import Describer
 from genjax.families.multimodal.git_checkpoints import GIT_ARCHITECTURE
 from genjax.families.multimodal.networks import clip_network
 from genjax.interop.architecture import Architecture
 from genjax.interop.huggingface import FromPretrained
-from genjax.model import TrainState
 from genjax.nn.dropout import fold_in
-from genjax.nn.lora import LoRA
 from genjax.nn.mixture_of_experts import refuse_experts
-from genjax.nn.transformer import Cache, OutputMap, StackOutput, TokenEmbedding, Transformer, TransformerStack, unrolled
+from genjax.nn.transformer import Cache, OutputMap, StackOutput, TokenEmbedding, Transformer, TransformerStack
 from genjax.nn.vision_transformer import VisionTransformer
 from genjax.optimizers import AdamW, Cosine, Optimizer
 
@@ -39,19 +36,20 @@ class GITNetwork(nn.Module):
 
     vocab_size: int
     vision: Transformer
-    network: Transformer
+    decoder: Transformer
     patch_size: int
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
         self.vision_encoder = VisionTransformer(self.vision, self.patch_size, input_norm=True, dtype=self.dtype)
-        self.feature_map = nn.Dense(self.network.width, dtype=self.dtype)
+        self.feature_map = nn.Dense(self.decoder.width, dtype=self.dtype)
         epsilon = self.vision.norm_epsilon
         self.feature_norm = nn.LayerNorm(epsilon=epsilon, dtype=self.dtype, use_fast_variance=False)
-        self.embedding = TokenEmbedding(self.vocab_size, self.network, norm=True, dtype=self.dtype)
-        refuse_experts(self.network.experts)
-        self.stack = TransformerStack(self.network, self.dtype)
-        self.head = OutputMap(self.vocab_size, self.network.init_std, self.dtype)
+        options = {"norm": True, "dtype": self.dtype, "config_name": "model.decoder"}
+        self.embedding = TokenEmbedding(self.vocab_size, self.decoder, **options)
+        refuse_experts(self.decoder.experts)
+        self.stack = TransformerStack(self.decoder, self.dtype)
+        self.head = OutputMap(self.vocab_size, self.decoder.init_std, self.dtype)
         self.head_bias = self.param("head_bias", nn.initializers.zeros, (self.vocab_size,))
 
     def encode(self, x: Array, dropout_keys: Array | None = None) -> Array:
@@ -89,52 +87,31 @@ class GITNetwork(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GIT(FromPretrained, DescribesPictures):
+class GIT(FromPretrained, Describer):
     """A decoder that writes captions of pictures, or answers to questions about them, after their features.
 
     Attributes:
-      data_shape: shape (H, W, C) of the pictures; None takes the data set's.
-      vocab_size: number of tokens; None takes the data set's.
-      sequence_length: tokens T of a row with its start and end; None takes the data set's.
-      start_token: what every row begins with; None takes the data set's.
-      end_token: what ends captions and answers; None takes the data set's.
       vision: the pictures' stack.
-      network: the decoder's stack; it is made causal.
+      decoder: the text's stack, which reads the features too; it is made causal.
       patch_size: height and width of a patch.
-      max_new_tokens: tokens of the longest caption or answer that is written, its end included; None for
-        sequence_length - 1.
-      num_beams: number of hypotheses of `describe`.
-      length_penalty: exponent of the length by which `describe` divides scores; larger values favour longer texts.
-      label_smoothing: probability that the loss spreads over all tokens; not used in evaluation.
-      sampling: how `sample` chooses tokens.
-      lora: train low-rank updates of the linear maps and nothing else, or None.
-      frozen: beginnings of the paths of parameters that are not trained, such as vision_encoder.
       pretrained: folder of a GIT of the library transformers to start from, which then gives the sizes, or None.
-      compute_dtype: type that the network computes in; parameters, logits and losses are float32.
-      optimizer: optimizer and learning-rate schedule.
     """
 
     flag_name: ClassVar[str] = "git"
     architectures: ClassVar[tuple[Architecture, ...]] = (GIT_ARCHITECTURE,)
 
-    data_shape: tuple[int, ...] | None = None
-    vocab_size: int | None = None
-    sequence_length: int | None = None
-    start_token: int | None = None
-    end_token: int | None = None
+    renamed: ClassVar[dict[str, str]] = {"network": "decoder"}
+
     vision: Transformer = clip_network(12, 768, 12)
-    network: Transformer = bert_network(6, 768, 12, max_length=1024)
+    decoder: Transformer = bert_network(6, 768, 12, max_length=1024)
     patch_size: int = 16
-    max_new_tokens: int | None = None
-    num_beams: int = 4
     length_penalty: float = 0.6
-    label_smoothing: float = 0.0
-    sampling: decoding.Sampling = decoding.Sampling()
-    lora: LoRA | None = None
-    frozen: tuple[str, ...] = ()
     pretrained: str | None = None
-    compute_dtype: ComputeDtype = "float32"
     optimizer: Optimizer = AdamW(learning_rate=1e-4, weight_decay=0.05, schedule=Cosine(warmup_steps=500))
+
+    @property
+    def decoder_network(self) -> Transformer:
+        return dataclasses.replace(self.decoder, causal=True, cross_attention=False)
 
     @property
     def features_per_picture(self) -> int:
@@ -144,34 +121,10 @@ class GIT(FromPretrained, DescribesPictures):
 
     def module(self, unroll: bool = False) -> GITNetwork:
         """The Linen module; with `unroll`, its decoder's layers are not scanned, as a cache needs."""
-        network = dataclasses.replace(self.network, causal=True, cross_attention=False)
-        if unroll:
-            network = dataclasses.replace(network, scan_layers=False, remat=False)
         # Positions of patches are the vision encoder's own table.
         vision = dataclasses.replace(self.vision, causal=False, cross_attention=False, positions="none")
         dtype = jnp.dtype(self.compute_dtype)
-        return GITNetwork(filled(self, "vocab_size"), vision, network, self.patch_size, dtype)
-
-    def init(self, key: Array, batch: Batch) -> TrainState:
-        """Returns the state before the first step.
-
-        Raises:
-          UserError: the rows are longer than the decoder's positions serve, or patches do not divide the pictures.
-        """
-        self.network.check_length(batch["tokens"].shape[1] - 1, "the texts take", "model.network")
-        params = self.module().init(key, batch["x"][:1], batch["tokens"][:1, :1])["params"]
-        return self.start(jax.random.fold_in(key, 1), params)
-
-    def _logits(self, params: PyTree, batch: Batch, dropout_keys: Array | None = None) -> Array:
-        # Padding is at the end of rows, where no token that counts sees it.
-        inputs = (batch["x"], batch["tokens"][:, :-1], dropout_keys)
-        return self.module().apply({"params": self.merged_params(params)}, *inputs)
-
-    def description_decoder(self, state: TrainState, x: Array) -> decoding.Decoder:
-        self.check_condition(x)
-        params = self.merged_params(state.eval_params)
-        params = {**params, "stack": unrolled(params["stack"], self.network)}
-        return decoding.of_weights(self._decoder_of, {"params": params, "x": x})
+        return GITNetwork(filled(self, "vocab_size"), vision, self.unrolled_decoder(unroll), self.patch_size, dtype)
 
     def _decoder_of(self, weights: PyTree) -> decoding.Decoder:
         module, params, x = self.module(unroll=True), weights["params"], weights["x"]
@@ -184,5 +137,5 @@ class GIT(FromPretrained, DescribesPictures):
             known = count if features is None else 0
             return module.apply({"params": params}, tokens, features, cache, None, known, method="read")
 
-        options = {"what": "the texts take", "name": "model.network", "dtype": jnp.dtype(self.compute_dtype)}
-        return decoding.context_decoder(self.network, encode, decode, extra_places=count, **options)
+        options = {"what": self._takers, "name": "model.decoder", "dtype": jnp.dtype(self.compute_dtype)}
+        return decoding.context_decoder(self.decoder_network, encode, decode, extra_places=count, **options)

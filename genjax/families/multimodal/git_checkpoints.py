@@ -28,7 +28,7 @@ def _read(config: Config, names: Collection[str]) -> dict[str, Any]:
         "start_token": token(config, "bos_token_id", 101),
         "end_token": token(config, "eos_token_id", 102),
         "vision": clip.stack(vision),
-        "network": bert_network(
+        "decoder": bert_network(
             config.get("num_hidden_layers", 6),
             config.get("hidden_size", 768),
             config.get("num_attention_heads", 12),
@@ -45,7 +45,7 @@ def _read(config: Config, names: Collection[str]) -> dict[str, Any]:
 
 
 def _write(model: GIT) -> dict[str, Any]:
-    network = model.network
+    network = model.decoder
     return {
         "architectures": ["GitForCausalLM"],
         "model_type": "git",
@@ -85,7 +85,7 @@ def _bind(model: GIT) -> Bindings:
         {"head/kernel": Binding("output.weight", (1, 0))},
         same("head_bias", "output.bias"),
     ]
-    for i in range(model.network.num_layers):
+    for i in range(model.decoder.num_layers):
         layer, theirs = f"stack/layer_{i}", f"git.encoder.layer.{i}"
         maps = ("query", "key", "value")
         parts += [linear(f"{layer}/attention/{n}", f"{theirs}.attention.self.{n}") for n in maps]

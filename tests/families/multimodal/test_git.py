@@ -15,7 +15,7 @@ START, END = 3, 4
 MODEL = GIT(
     data_shape=(4, 4, 1), vocab_size=6, sequence_length=4, start_token=START, end_token=END, patch_size=2,
     vision=clip_network(1, 8, 2, mlp_dim=12, init_std=0.7), optimizer=SGD(learning_rate=0.1),
-    network=bert_network(2, 8, 2, mlp_dim=12, max_length=10, init_std=0.7, dropout=0.0, attention_dropout=0.0),
+    decoder=bert_network(2, 8, 2, mlp_dim=12, max_length=10, init_std=0.7, dropout=0.0, attention_dropout=0.0),
 )  # fmt: skip
 PICTURES = jax.random.normal(jax.random.key(0), (2, 4, 4, 1))
 TOKENS = jnp.array([[START, 0, 1, END, 2, END], [START, 2, END, 1, END, 0]])
@@ -69,7 +69,7 @@ def test_cached_texts_of_different_length_are_those_of_the_whole_network(state):
 
 
 def test_settings_that_do_not_fit_are_refused(state):
-    with pytest.raises(UserError, match="the texts take 11 places, but the longest context is model.network.max_len"):
+    with pytest.raises(UserError, match="the texts take 11 places, but the longest context is model.decoder.max_len"):
         jax.eval_shape(MODEL.init, jax.random.key(0), {"x": PICTURES, "tokens": jnp.zeros((2, 12), jnp.int32)})
     with pytest.raises(UserError, match=r"sees pictures of the shape \(4, 4, 1\), and not \(2, 4, 1\)"):
         MODEL.describe(state, PICTURES[:, :2])
