@@ -17,7 +17,7 @@ import inspect
 from pathlib import Path
 
 from experiments import command_line
-from genjax import config
+from genjax import buckets, config
 from genjax.tools import sweep
 
 
@@ -53,7 +53,8 @@ def main(arguments: list[str]) -> int:
     given, options, experiment = config.from_flags(arguments, Given(), sweep.Options(), experiment)
     own = {field.name for each in (Given(), options) for field in dataclasses.fields(each)}
     shared = command_line.flags_besides(arguments, own)
-    folder = Path(given.workdir or f"runs/sweep_{first['experiment'].rpartition(':')[2]}").expanduser()
+    folder = given.workdir or f"runs/sweep_{first['experiment'].rpartition(':')[2]}"
+    folder = buckets.on_disk(folder, "--workdir")
     runs = sweep.runs_of(experiment, options, folder)
     commands = sweep.commands(first["experiment"], runs, shared)
     if given.array is not None:

@@ -58,6 +58,17 @@ def is_bucket(path: str | Path) -> bool:
     return bool(_scheme(path))
 
 
+def on_disk(path: str | Path, flag: str) -> Path:
+    """A path that must be on a disk, with ~ expanded.
+
+    Raises:
+      UserError: it is in a bucket.
+    """
+    if is_bucket(path):
+        raise UserError(f"{flag}={url_of(path)} is in a bucket, and this command works in a folder on a disk; name one")
+    return Path(path).expanduser()
+
+
 def url_of(path: str | Path) -> str:
     """The address of a bucket's directory in one form, `s3://bucket/run`."""
     return f"{_scheme(path)}://{str(path).partition(':/')[2].strip('/')}"

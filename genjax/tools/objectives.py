@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax import config
+from genjax import buckets, config
 from genjax.batch import PyTree
 from genjax.config import ConfigError, check_at_least
 from genjax.data import Pipeline, first_examples, procedural, random_order
@@ -178,7 +178,7 @@ def compare(
     """
     options = options or Options()
     held_against = held_against or reference(options)
-    folder = Path(workdir).expanduser() / options.data
+    folder = buckets.on_disk(workdir, "--workdir") / options.data
     folder.mkdir(parents=True, exist_ok=True)
     first = options.experiment("non_saturating")
     budget = options.num_steps * operations(first, first_states(first, 1))

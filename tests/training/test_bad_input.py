@@ -141,3 +141,7 @@ def test_a_bucket_that_cannot_be_used_here_is_one_sentence_and_not_made_a_local_
     with pytest.raises(UserError, match=r"s3://bucket/texts needs the package s3fs: pip install 'genjax\[buckets\]'"):
         train(tiny(data__name="folder", data__dir="s3://bucket/texts"), tmp_path / "run", quiet=True)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    ended = call("sweep", VAE, "--sweep=model.latent_dim=2,4", "--workdir=s3://bucket/runs")
+    assert (
+        ended.returncode == 1 and "--workdir=s3://bucket/runs is in a bucket, and this command works in" in ended.stderr
+    )
