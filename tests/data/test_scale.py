@@ -88,3 +88,26 @@ def test_the_order_of_an_evaluation_is_that_of_the_first_examples(limit):
     data = SimpleNamespace(name="few", load=lambda split: few)
     found = [batch["place"][mask > 0] for batch, mask in evaluation_batches(data, "test", 8, limit)]
     np.testing.assert_array_equal(np.concatenate(found), first_examples(20, limit))
+
+
+def test_of_several_processes_each_reads_its_part_of_an_evaluation():
+    read = []
+
+    class Counted(Many):
+        def __len__(self):
+            return 21
+
+        def gather(self, indices):
+            read.append(len(indices))
+            return super().gather(indices)
+
+    data = SimpleNamespace(name="counted", load=lambda split: Counted())
+    whole = list(evaluation_batches(data, "test", 8))
+    read.clear()
+    parts = [list(evaluation_batches(data, "test", 8, part=i, num_parts=4)) for i in range(4)]
+    assert read == [2] * 12
+    for number, (batch, mask) in enumerate(whole):
+        own = [part[number] for part in parts]
+        for name in batch:
+            np.testing.assert_array_equal(np.concatenate([each[name] for each, _ in own]), batch[name])
+        np.testing.assert_array_equal(np.concatenate([own_mask for _, own_mask in own]), mask)
