@@ -70,10 +70,12 @@ def judged(run: Run, options: quality.Options) -> int:
     arguments = (options.num_judged, options.scales, options.seed, scorer, reranker, options.candidates)
     result = judging.measure(run, *arguments)
     print(result["protocol"])
-    columns = {**{f"w = {scale}": rates for scale, rates in result["scales"].items()}, "data": result["data"]}
-    print(f"  {'':<16}" + "".join(f"{name:>10}" for name in columns))
+    columns = {f"w = {scale}": rates for scale, rates in result["scales"].items()}
+    columns |= {name: result[name] for name in ("reconstructions", "data") if name in result}
+    width = max(10, *(len(name) + 2 for name in columns))
+    print(f"  {'':<16}" + "".join(f"{name:>{width}}" for name in columns))
     for name in result["data"]:
-        print(f"  {name:<16}" + "".join(f"{rates[name]:>10.3f}" for rates in columns.values()))
+        print(f"  {name:<16}" + "".join(f"{rates[name]:>{width}.3f}" for rates in columns.values()))
     path = Path(run.workdir) / f"judged_{result['split']}_{result['step']:08d}.json"
     write_json(path, result)
     print(f"written to {path}")

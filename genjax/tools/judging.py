@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from genjax import config
 from genjax.data import CaptionedImages
 from genjax.data.base import HasPrompts
 from genjax.data.scenes import grammar, judge, moving
-from genjax.model import HasGuidance, takes
+from genjax.model import HasGuidance, Reconstructs, takes
 from genjax.tools.pairs import best_samples, clip_score
 from genjax.training import Run
 from genjax.training.engine import Engine
@@ -61,13 +61,15 @@ def measure(
 
     Returns:
       `protocol`, `step`, `split`, `num_samples`; `scales`, rates of the judge and `clip_score` by the scale of
-      guidance, and `data`, those of the split's own pictures.
+      guidance, and `data`, those of the split's own pictures; of a model that codes pictures also `reconstructions`,
+      what its codes can say at most.  An autoencoder, which reads no text, has no `scales`.
 
     Raises:
-      ConfigError: the data are no Scenes and there is no scorer, or the model reads no text or has no guidance.
+      ConfigError: the data are no Scenes and there is no scorer, or the model draws by no text or has no guidance.
     """
     data, model, split = run.experiment.data, run.model, run.experiment.evaluation.split
-    if not (isinstance(data, HasPrompts) and takes(model, "tokens")):
+    draws, codes = takes(model, "tokens"), isinstance(model, Reconstructs)
+    if not (isinstance(data, HasPrompts) and (draws or codes)):
         raise config.ConfigError(f"--judge looks at pictures of captions, and {type(model).__name__} reads none")
     judge_of = JUDGES.get(data.name) if isinstance(data, CaptionedImages) else None
     if judge_of is None and scorer is None:
@@ -80,9 +82,10 @@ def measure(
         judged = {} if judge_of is None else judge_of(pictures, captions)
         return judged if scorer is None else {**judged, "clip_score": clip_score(scorer, pictures, captions)}
 
-    own = figures(data.load(split).gather(np.arange(len(captions)))["x"] / np.float32(255))
+    examples = data.load(split).gather(np.arange(len(captions)))
+    own = figures(examples["x"] / np.float32(255))
     rates: dict[str, dict[str, float]] = {}
-    for scale in scales or (model.guidance_scale if isinstance(model, HasGuidance) else 0.0,):
+    for scale in (scales or (model.guidance_scale if isinstance(model, HasGuidance) else 0.0,)) if draws else ():
         pictures = pictures_of(with_scale(run, scale), captions, seed, reranker, num_candidates)
         rates[f"{scale:g}"] = figures(pictures)
     error = math.sqrt(0.25 / len(captions))
@@ -98,7 +101,21 @@ def measure(
         "num_samples": len(captions),
         "scales": rates,
         "data": own,
+        **({"reconstructions": figures(_reconstructions(run, examples))} if codes else {}),
     }
+
+
+def _reconstructions(run: Run, examples: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Raw examples through the codes of a model and back, brightness in [0, 1], float32 [N, H, W, C]."""
+    data, model, state = run.experiment.data, run.model, run.state
+    key, size, count = jax.random.key(run.experiment.evaluation.seed), data.eval_batch_size, len(examples["x"])
+    again = jax.jit(lambda state, batch: model.reconstruct(state, data.transform(batch, key), key))
+    parts = []
+    for start in range(0, count, size):
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        batch = {name: array[rows] for name, array in examples.items()} | {"example_index": rows.astype(np.int32)}
+        parts.append(np.asarray(again(state, batch))[: count - start])
+    return np.asarray(data.to_unit(np.concatenate(parts)), np.float32)
 
 
 def with_scale(run: Run, scale: float) -> Run:

@@ -73,6 +73,17 @@ def test_the_report_of_the_judge_has_a_column_for_each_weight_of_guidance(drawin
     assert judging.measure(drawing, num_samples=6)["scales"]["2"]["all"] == 0.0
 
 
+def test_what_the_codes_of_an_autoencoder_can_say_is_judged_too(tmp_path, monkeypatch, capsys):
+    coder = untrained("autoencoder_kl_scenes", tmp_path / "coder")
+    assert judging.measure(coder, num_samples=10)["reconstructions"]["all"] == 0.0
+    # A code that keeps everything says everything; batches of 8 leave two rows that fill up the second.
+    monkeypatch.setattr(type(coder.model), "reconstruct", lambda model, state, batch, key: batch["x"])
+    found = judging.measure(coder, num_samples=10)
+    assert found["scales"] == {} and found["reconstructions"] == found["data"]
+    assert judged(coder, QualityOptions(judge="scenes", num_judged=10)) == 0
+    assert "all                         1.000            1.000" in capsys.readouterr().out
+
+
 def test_of_several_candidates_the_one_nearest_to_its_caption_is_taken(drawing, clip, monkeypatch):
     data, captions = drawing.experiment.data, [own[0] for own in drawing.experiment.data.references("test")[:3]]
     own = data.load("test").gather(np.arange(12))["x"] / np.float32(127.5) - 1
