@@ -26,7 +26,7 @@ from genjax.model import HasLogProb, HasLogProbBound
 from genjax.tools import likelihood, quality
 from genjax.tools.conditions import has_exact_log_prob
 from genjax.tools.features import feature_extractor
-from genjax.tools.report import Row, Table, cell
+from genjax.tools.report import Row, Table, cell, protocol_of
 from genjax.tools.sweep import cpu_seconds
 from genjax.training import Run
 from genjax.training.records import version, write_json
@@ -53,8 +53,8 @@ def measure(run: Run, features: str, num_samples: int = 1000, seed: int = 0) -> 
       seed: seed of the samples.
 
     Returns:
-      `protocol`, `step`, `version`, `seconds_to_draw`, and by column `values`, and the same of training pictures and of
-      one half of the split against the other (`train`, `floor`).
+      `protocol`, `step`, `version`, what was `asked`, and numbers by column; what samples are like also of training
+      pictures (`train`) and of one half of the split against the other (`floor`).
 
     Raises:
       ConfigError: the data are no pictures.
@@ -63,10 +63,10 @@ def measure(run: Run, features: str, num_samples: int = 1000, seed: int = 0) -> 
     if not isinstance(data, Images):
         raise ConfigError(f"families are compared on pictures; {run.name} has {type(data).__name__} data")
     path = file_of(Path(run.workdir), split)
-    asked = {"step": run.step, "features": features, "num_samples": num_samples, "seed": seed}
+    asked = f"step {run.step}, features {features}, {num_samples} samples, seed {seed}"
     if path.is_file():
         known = json.loads(path.read_text(encoding="utf-8"))
-        if all(known.get(name) == value for name, value in asked.items()):
+        if known.get("asked") == asked:
             return known
     description, extract = feature_extractor(features, "tensorflow")
     options = quality.Options(features=features, metrics=_METRICS, num_samples=num_samples, seed=seed)
@@ -81,14 +81,16 @@ def measure(run: Run, features: str, num_samples: int = 1000, seed: int = 0) -> 
     if (seconds := cpu_seconds(Path(run.workdir))) is not None:
         values["CPU s to train"] = seconds
     protocol = (
-        f"{data.name}, {data.levels} levels, split {split}, {figures['counts'][split]} pictures; {num_samples} samples "
-        f"in features of {description}; likelihoods with seed {run.experiment.evaluation.seed}"
+        f"{run.name}, step {run.step}: {type(run.model).__name__} on {data.name}, {data.levels} levels, split {split}, "
+        f"{figures['counts'][split]} pictures; {num_samples} samples in features of {description}; "
+        f"likelihoods with seed {run.experiment.evaluation.seed}"
     )
     record = {
         "protocol": protocol,
         "version": version(),
-        **asked,
-        "values": values,
+        "asked": asked,
+        "step": run.step,
+        **values,
         "train": _of_samples(figures["train"]),
         "floor": _of_samples(figures["floor"]),
     }
@@ -155,14 +157,14 @@ def table(systems: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
       ConfigError: the records were not measured in the same way.
     """
     records = [record for own in systems.values() for record in own]
-    protocols = sorted({record["protocol"] for record in records})
+    protocols = sorted({protocol_of(record, "comparison", "") for record in records})
     if len(protocols) > 1:
         raise ConfigError(
             f"these runs were not measured alike, and do not belong into one table: {'; '.join(protocols)}"
         )
-    names = {name for record in records for name in record["values"]}
+    names = {n for record in records for n, v in record.items() if isinstance(v, (int, float)) and n != "step"}
     columns = [*sorted(names - set(COLUMNS)), *(name for name in COLUMNS if name in names)]
-    rows = [_row(name, [record["values"] for record in own], columns) for name, own in systems.items() if own]
+    rows = [_row(name, own, columns) for name, own in systems.items() if own]
     for name, part in (("training pictures", "train"), ("half of the split against the other", "floor")):
         rows.append(_row(name, [records[0][part]], columns))
     return Table(protocols[0], columns, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import collections
 import html
 import io
 from collections.abc import Callable
@@ -13,11 +14,12 @@ from PIL import Image
 
 from genjax.tools.report import Cell, Group, Report, Table
 
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:84rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:.5rem 0 1.5rem;display:block;overflow-x:auto}
 th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}thead th{border-bottom:2px solid #888}
-img{max-width:100%}figure{display:inline-block;margin:.5rem;max-width:22rem;vertical-align:top}figcaption{font-size:13px}
+img{max-width:100%}figure{display:inline-block;margin:.5rem;max-width:22rem;vertical-align:top}
+figure.wide{display:block;max-width:100%}figcaption{font-size:13px}
 code{background:#f3f3f3;padding:.1rem .3rem;font-size:13px}.open{color:#a60}"""
 #: Longest side of a sheet of samples in the page, in pixels.
 _SHEET_SIZE = 420
@@ -140,11 +142,19 @@ def _curves(groups: list[Group]) -> list[str]:
         own = [group for group in groups if group.runs[0].data == data]
         kinds = dict.fromkeys(kind for group in own for run in group.runs for kind, _ in run.curves)
         for kind in kinds:
-            names = {n for group in own for run in group.runs for k, n in run.curves if k == kind} - {
-                "steps_per_second"
-            }
-            pictures.append(_figure(own, kind, sorted(names), f"{data}: {kind}"))
+            names = _compared_names(own, kind)
+            if names:
+                pictures.append(_figure(own, kind, names, f"{data}: {kind}"))
     return pictures
+
+
+def _compared_names(groups: list[Group], kind: str) -> list[str]:
+    """Metrics that several groups have, or all of one group: what one family alone records compares nothing."""
+    counts = collections.Counter(
+        name for group in groups for name in {n for run in group.runs for k, n in run.curves if k == kind}
+    )
+    fewest = min(2, len(groups))
+    return sorted(n for n, count in counts.items() if count >= fewest and n not in ("steps_per_second", "num_examples"))
 
 
 def _figure(groups: list[Group], kind: str, names: list[str], title: str) -> str:
@@ -162,7 +172,8 @@ def _figure(groups: list[Group], kind: str, names: list[str], title: str) -> str
         labels = list(dict.fromkeys(label for label, _ in lines))[:_MOST_LINES]
         for label, (steps, values) in lines:
             if label in labels:
-                panel.plot(steps, values, linewidth=1, color=f"C{labels.index(label)}")
+                marker = "." if len(steps) == 1 else None
+                panel.plot(steps, values, linewidth=1, marker=marker, color=f"C{labels.index(label)}")
         panel.set_title(name, fontsize="small")
         panel.tick_params(labelsize="x-small")
     for panel in panels[len(names) :]:
@@ -171,7 +182,7 @@ def _figure(groups: list[Group], kind: str, names: list[str], title: str) -> str
     for place, label in enumerate(shown):
         panels[0].plot([], [], color=f"C{place}", label=label)
     figure.legend(fontsize="x-small", loc="outside lower center", ncols=min(3, len(shown)))
-    return _image(lambda stream: figure.savefig(stream, dpi=80), title)
+    return _image(lambda stream: figure.savefig(stream, dpi=100), title, "wide")
 
 
 def _sheet(group: Group) -> str:
@@ -189,8 +200,10 @@ def _sheet(group: Group) -> str:
     return _image(lambda stream: small.save(stream, "PNG"), f"{group.label}, step {run.step}")
 
 
-def _image(save: Callable[[io.BytesIO], object], caption: str) -> str:
+def _image(save: Callable[[io.BytesIO], object], caption: str, style: str = "") -> str:
     stream = io.BytesIO()
     save(stream)
     encoded, text = base64.b64encode(stream.getvalue()).decode(), html.escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{encoded}"><figcaption>{text}</figcaption></figure>'
+    chosen = f' class="{style}"' if style else ""
+    picture = f'<img alt="{text}" src="data:image/png;base64,{encoded}">'
+    return f"<figure{chosen}>{picture}<figcaption>{text}</figcaption></figure>"

@@ -54,26 +54,36 @@ def test_levels_have_exact_probabilities_and_binary_pictures_nats(tmp_path):
 def test_a_record_is_kept_for_its_step_and_its_options(run):
     record = comparison.measure(run, "pixels", num_samples=64)
     assert json.loads(comparison.file_of(run.workdir, "test").read_text()) == record
-    assert {"Frechet distance", "precision", "recall", "copied", "parameters", "bits/dim, bound"} <= set(
-        record["values"]
-    )
-    assert record["values"]["parameters"] == 64 + 64 + 1
+    assert {"Frechet distance", "precision", "recall", "copied", "parameters", "bits/dim, bound"} <= set(record)
+    assert record["parameters"] == 64 + 64 + 1
     # Samples of one normal distribution are farther from the split than training pictures are.
-    assert record["values"]["Frechet distance"] > 2 * record["train"]["Frechet distance"]
-    comparison.file_of(run.workdir, "test").write_text(json.dumps({**record, "values": {"known": 1.0}}))
-    assert comparison.measure(run, "pixels", num_samples=64)["values"] == {"known": 1.0}
-    assert "known" not in comparison.measure(run, "pixels", num_samples=32)["values"]
+    assert record["Frechet distance"] > 2 * record["train"]["Frechet distance"]
+    comparison.file_of(run.workdir, "test").write_text(json.dumps({**record, "recall": 2.0}))
+    assert comparison.measure(run, "pixels", num_samples=64)["recall"] == 2.0
+    assert comparison.measure(run, "pixels", num_samples=32)["recall"] < 2.0
 
 
 def test_a_table_has_means_over_seeds_and_one_protocol(run):
-    record = {"protocol": "p", "train": {"recall": 0.9}, "floor": {"recall": 0.8}}
-    seeds = [{**record, "values": {"bits/dim, exact": value, "recall": 0.5}} for value in (2.0, 3.0)]
-    table = comparison.table({"a": seeds, "b": [{**record, "values": {"recall": 0.25}}], "not trained": []})
+    record = {
+        "protocol": "a, step 1: Model on digits, 17 levels",
+        "step": 1,
+        "train": {"recall": 0.9},
+        "floor": {"recall": 0.8},
+    }
+    seeds = [{**record, "bits/dim, exact": value, "recall": 0.5} for value in (2.0, 3.0)]
+    table = comparison.table(
+        {
+            "a": seeds,
+            "b": [{**record, "protocol": "b, step 2: Other on digits, 17 levels", "recall": 0.25}],
+            "not trained": [],
+        }
+    )
+    assert table.protocol == "comparison: digits, 17 levels"
     assert table.columns == ["bits/dim, exact", "recall"]
     assert [row.label for row in table.rows] == ["a", "b", "training pictures", "half of the split against the other"]
     assert (table.rows[0].cells[0].mean, table.rows[0].cells[0].count) == (2.5, 2) and table.rows[1].cells[0] is None
     with pytest.raises(ConfigError, match="were not measured alike"):
-        comparison.table({"a": seeds, "b": [{**seeds[0], "protocol": "q"}]})
+        comparison.table({"a": seeds, "b": [{**seeds[0], "protocol": "b, step 2: Other on digits, 2 levels"}]})
 
 
 def test_what_is_no_picture_is_refused(run):
