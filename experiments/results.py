@@ -28,8 +28,8 @@ FAMILIES = {
     "vae": "VAE, beta-VAE, TCVAE, conditional, IWAE, flow posteriors, VQ-VAE",
     "gan": "GAN, DCGAN, WGAN-GP, SNGAN, StyleGAN2 and 3, pix2pix, CycleGAN, BiGAN, InfoGAN",
     "flow": "NICE, RealNVP, Glow, MAF, IAF, splines, residual, FFJORD",
-    "autoregressive": "FVSBN, NADE, MADE, PixelCNN, PixelCNN++, PixelRNN, PixelSNAIL",
-    "diffusion": "DDPM, score SDE, EDM, flow matching, VDM, consistency, masked, D3PM",
+    "autoregressive": "FVSBN, NADE, MADE, PixelCNN, PixelCNN++, PixelRNN, PixelSNAIL, DALL-E",
+    "diffusion": "DDPM, score SDE, EDM, flow matching, VDM, consistency, D3PM, Stable Diffusion, MMDiT",
     "language": "GPT, Llama, BERT, RoBERTa, ELECTRA, T5, BART",
     "alignment": "SFT, reward models, DPO, IPO, KTO, ORPO, SimPO, PPO, GRPO, RLOO, REINFORCE++",
     "retrieval": "BM25, DPR, RAG",
@@ -38,7 +38,7 @@ FAMILIES = {
     "mixture": "Gaussian, Bernoulli, Dirichlet process",
     "monte_carlo": "HMC, NUTS, slice, tempering, Langevin, Gibbs",
     "energy": "RBM, convolutional energy",
-    "multimodal": "CLIP, SigLIP",
+    "multimodal": "CLIP, SigLIP, captioners, GIT, LLaVA, Flamingo, Whisper",
     "classifier": "features that samples are judged by",
 }
 #: Pictures at the top of the README.
