@@ -42,6 +42,8 @@ PUSH_EVERY = 30.0
 #: A lock is renewed so often, and is free when its owner has not renewed it for so long; seconds.
 RENEW_EVERY, LEASE = 10.0, 45.0
 _LOCK = "lock.json"
+#: The file that every run has.
+_RUN_FILE = "config.json"
 _PREFIX = "genjax-bucket-"
 
 _logger = logging.getLogger(__name__)
@@ -250,13 +252,15 @@ class Mirror:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def pull(self) -> None:
-        """Downloads all files but checkpoints and what is written only.
+        """Downloads all files of a run but checkpoints and what is written only.
 
         Raises:
           UserError: the bucket cannot be read.
         """
         try:
-            found = listing(self.files, self.url)
+            # What is no run may be the folder of many.
+            is_run = self.files.exists(f"{self.url}/{_RUN_FILE}")
+            found = listing(self.files, self.url) if is_run else {}
         except Exception as error:
             raise UserError(f"{self.url} cannot be read ({reason_of(error)})") from None
         wanted = [

@@ -431,3 +431,13 @@ def test_a_row_ends_with_the_token_that_completes_a_stop_string():
     assert 0 < (np.asarray(out.lengths) < 8).sum() < 40
     streamed = list(decoding.stream(TARGET, jax.random.key(0), PROMPT[0], 8, stop=stop))
     assert streamed == np.asarray(out.tokens[0, : out.lengths[0]]).tolist()
+
+
+def test_memory_of_the_detector_grows_with_the_vocabulary_and_not_with_the_text():
+    def temporaries(length: int) -> int:
+        texts = jax.ShapeDtypeStruct((1, length), jnp.int32)
+        scored = jax.jit(lambda tokens: Watermark().z_score(tokens, 20_000))
+        return scored.lower(texts).compile().memory_analysis().temp_size_in_bytes
+
+    # Of [T, V] the second would have four times the first.
+    assert temporaries(1024) < 1.5 * temporaries(256)

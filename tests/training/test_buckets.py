@@ -296,6 +296,20 @@ def test_data_in_a_bucket_are_copied_once_and_what_changes_again(bucket, monkeyp
     assert [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()] == ["two/1.0.0/b"]
 
 
+def test_a_mirror_holds_the_small_files_of_a_run_and_nothing_of_a_folder_of_runs(bucket, monkeypatch):
+    files = buckets.filesystem(bucket)
+    for name in ("config.json", "samples/a.png", "checkpoints/1/part.0.0", "tensorboard/events", "lock.json"):
+        files.pipe_file(f"{bucket}/runs/one/{name}", b"x")
+    assert not [path for path in buckets.workdir(f"{bucket}/runs").rglob("*") if path.name != ".held"]
+    folder = buckets.workdir(f"{bucket}/runs/one")
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == {".held", "config.json", "samples/a.png"}
+    # What was read is not written again; what is new is, but for what is not finished.
+    (folder / "samples/b.png").write_bytes(b"y")
+    (folder / "half.new").write_bytes(b"z")
+    assert buckets.push_all() == [f"{bucket}/runs/one/samples/b.png"] and buckets.push_all() == []
+
+
 def test_mirrors_of_killed_processes_are_removed(bucket, monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     left = tmp_path / "genjax-bucket-killed"
