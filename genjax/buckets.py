@@ -82,8 +82,6 @@ def filesystem(path: str | Path) -> Any:
     Raises:
       UserError: the scheme is not known, or its package is not installed.
     """
-    import fsspec
-
     scheme, package = _scheme(path), PACKAGES.get(_scheme(path))
     if package is None:
         raise UserError(f"{url_of(path)} is in no bucket that is known: schemes are {', '.join(sorted(PACKAGES))}")
@@ -92,6 +90,8 @@ def filesystem(path: str | Path) -> Any:
     except ImportError:
         wanted = "'genjax[buckets]'" if package in _EXTRA else package
         raise UserError(f"{url_of(path)} needs the package {package}: pip install {wanted}") from None
+    import fsspec  # which these packages bring
+
     # Listings are not kept: other processes write too.
     return fsspec.filesystem(scheme, use_listings_cache=False)
 
