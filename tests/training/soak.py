@@ -6,7 +6,7 @@ A run is killed, or asked to stop (one stop in four), at a moment between its st
 command goes on.  Of two processes one is stopped alone in one stop of four.  A run that comes to its end is compared,
 bit by bit and file by file, with a run that nobody disturbed, and another begins.  When the time is over, the last run
 is brought to its end and compared too.  The table says how often that was, how memory has grown (peaks of the first and
-of the last quarter of the starts), and which files were left over.
+of the last quarter of the starts), and which files were left over.  What was counted so far is printed at every stop.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def starts(workdir: Path, options: argparse.Namespace, output: Path) -> list[Bas
     changes = {
         **TINY,
         "training.num_steps": options.steps,
-        "training.checkpoint_every": 50,
-        "training.log_every": 50,
-        "training.evaluate_every": 500,
-        "training.sample_every": 500,
+        "training.checkpoint_every": max(options.steps // 20, 5),
+        "training.log_every": max(options.steps // 20, 5),
+        "training.evaluate_every": options.steps // 2,
+        "training.sample_every": options.steps // 2,
         "training.keep_checkpoints": 2,
         "training.mesh": f"data:{options.processes}",
     }
@@ -128,6 +128,7 @@ def soak(options: argparse.Namespace, root: Path) -> dict[str, object]:
         asked, alone = draw.random() < 0.25, options.processes > 1 and draw.random() < 0.25
         count["asked" if asked else "killed"] += 1
         count["one of several"] += alone
+        print(json.dumps({**count, "differences": differing}), file=sys.stderr, flush=True)
         for process in [draw.choice(processes)] if alone else processes:
             if process.is_alive():
                 os.kill(process.pid, signal.SIGTERM if asked else signal.SIGKILL)
