@@ -142,11 +142,8 @@ class RAG:
             documents than the model reads.
         """
         retriever_key, generator_key = jax.random.split(key)
-        count, length = batch["documents"].shape[1:]
-        if self.num_documents > count:
-            raise UserError(
-                f"model.num_documents={self.num_documents} documents shall be read, and a question has {count}"
-            )
+        self._check_number(batch)
+        length = batch["documents"].shape[2]
         read = {"closed_book": 0, "concatenation": self.num_documents}.get(self.kind, 1) * length
         longest = read + batch["source"].shape[1] + batch["tokens"].shape[1]
         self.network.check_length(longest, "documents, question and answer take", "model.network")
@@ -159,6 +156,13 @@ class RAG:
         # A copy, because the step donates its state and one buffer cannot be donated twice.
         extra = {} if self.reindex_every is None else {INDEXED: jax.tree.map(jnp.copy, params[RETRIEVER])}
         return TrainState.create(params, self.optimizer, extra=extra)
+
+    def _check_number(self, batch: Batch) -> None:
+        count = batch["documents"].shape[1]
+        if self.num_documents > count:
+            raise UserError(
+                f"model.num_documents={self.num_documents} documents shall be read, and a question has {count}"
+            )
 
     # Retrieval.
 
@@ -180,6 +184,7 @@ class RAG:
         if self.kind == "closed_book":
             prior = jnp.zeros((size, 1))
             return Retrieved(prior, jnp.full((size, 1), -1), questions, question_lengths)
+        self._check_number(batch)
         scores, places = jax.lax.top_k(self.scores(params, batch, keys, indexed), self.num_documents)
         log_prior = jax.nn.log_softmax(scores)
         take = lambda a: jnp.take_along_axis(a, places.reshape(*places.shape, *(1,) * (a.ndim - 2)), axis=1)

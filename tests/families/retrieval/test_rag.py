@@ -330,5 +330,8 @@ def test_bad_input_is_one_sentence():
         model("sequence", num_documents=0)
     with pytest.raises(UserError, match="num_documents=4 documents shall be read, and a question has 3"):
         model("sequence", num_documents=4).init(jax.random.key(0), BATCH)
+    # The data of an evaluation may have fewer than those of the training.
+    with pytest.raises(UserError, match="num_documents=4 documents shall be read, and a question has 3"):
+        model("sequence", num_documents=4).retrieve(STATE.params, BATCH)
     with pytest.raises(UserError, match="documents, question and answer take"):
         model("concatenation", network=Transformer(**{**STACK, "max_length": 8})).init(jax.random.key(0), BATCH)
