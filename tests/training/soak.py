@@ -77,9 +77,11 @@ def peak(process: BaseProcess) -> int:
 
 
 def files(workdir: Path) -> set[str]:
-    """Files of a run, without those of the arrays, whose names orbax draws."""
+    """Files of a run, without those of the arrays, whose names orbax draws, and without orbax's notes of a commit: a
+    rating that is added to a checkpoint later, as the run was stopped before its evaluation, has none.
+    """
     names = (path.relative_to(workdir) for path in workdir.rglob("*") if path.is_file())
-    return {str(name) for name in names if "d" not in name.parts}
+    return {str(name) for name in names if "d" not in name.parts and name.name != "commit_success.txt"}
 
 
 def difference(workdir: Path, undisturbed: Path) -> list[str]:
