@@ -7,7 +7,7 @@
 Compiles the training step, the evaluation and the sampler, without data and without weights; every field of the
 experiment is a flag, as in experiments.train.  TPU slices need libtpu (pip install libtpu), which compiles on any x86
 machine.  --topology=host:N compiles for N devices of this machine, and says what such a plan cannot know; --chip then
-gives the rates.  --json prints JSON, --output=FILE writes it.
+gives the rates.  --json prints JSON, --output=FILE writes it; --record renews the plan in the table of docs/speed.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import os
 from pathlib import Path
 
-from experiments import command_line
+from experiments import PLANS, command_line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,17 +28,20 @@ class Given:
       experiment: name of a registered experiment, or path/to/file.py:function.
       json: print JSON in place of a table.
       output: file to write the plan to as JSON, beside what is printed.
+      record: write the plan into experiments/plans.jsonl, of which `experiments.results --write` makes a table.
     """
 
     experiment: str | None = None
     json: bool = False
     output: str | None = None
+    record: bool = False
 
 
 def main(arguments: list[str]) -> int:
     # Plans need no accelerator; a process that has one would hold it.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from genjax.tools import plan
+    from genjax.training.records import version
 
     read = command_line.experiment_and_options(arguments, __doc__, Given(), plan.Options())
     if read is None:
@@ -56,6 +59,8 @@ def main(arguments: list[str]) -> int:
     else:
         planned = plan.plan(experiment, options, entry.name)
         text, content = plan.table(planned), planned.to_json()
+        if given.record:
+            plan.record(planned, version(), PLANS)
     print(json.dumps(content, indent=2) if given.json else text)
     if given.output is not None:
         Path(given.output).expanduser().write_text(json.dumps(content, indent=2) + "\n")

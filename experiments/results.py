@@ -1,6 +1,6 @@
 """Makes the tables of all documents from the recorded numbers, and checks cheap numbers again.
 
-The numbers stand in experiments/results.jsonl.
+The numbers stand in experiments/results.jsonl, and plans of runs in experiments/plans.jsonl.
 
     python -m experiments.results                          # says which documents are out of date
     python -m experiments.results --write                  # brings them up to date
@@ -17,9 +17,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from experiments import RESULTS, command_line
+from experiments import PLANS, RESULTS, command_line
 from genjax.config import ConfigError
-from genjax.tools import results
+from genjax.tools import plan, results
 
 ROOT = Path(__file__).parents[1]
 #: Models of each family, as the README lists them.
@@ -79,6 +79,7 @@ def blocks(found: list[results.Result]) -> dict[str, str]:
     made["reproduction"] = results.reproduction_table(found)
     made["families"] = results.family_table(found, FAMILIES)
     made["pictures"] = results.captions(found, PICTURES)
+    made["plans"] = plan.markdown(plan.recorded(PLANS))
     return made
 
 

@@ -179,6 +179,15 @@ def test_experiment_of_another_size_is_a_step_on_the_contract(name, tmp_path):
             assert path.stat().st_size > 0
 
 
+@pytest.mark.platforms
+@pytest.mark.parametrize("name", sorted(ONE_OF_EACH_STEP))
+def test_all_axes_together_give_the_losses_of_one_device(name):
+    one = Engine(resolve(shrunk(name)))
+    many = Engine(resolve(shrunk(name, training__mesh="data:2,fsdp:2,tensor:2")))
+    expected = two_steps(one, one.init())[1]
+    np.testing.assert_allclose(two_steps(many, many.init())[1], expected, rtol=2e-5, atol=1e-6)
+
+
 def two_steps(engine: Engine, state: TrainState) -> tuple[TrainState, np.ndarray]:
     """The state after two steps on the devices of `engine`, and their losses."""
     losses = []

@@ -1,5 +1,6 @@
 """Plans beside counts by hand, for a small perceptron in a file of the user's on eight host devices."""
 
+import dataclasses
 import importlib.util
 import json
 import textwrap
@@ -130,6 +131,19 @@ def test_a_plan_as_json_holds_what_follows_from_it(sharded):
     assert content["fits"] is True and content["mesh"] == {"data": 4, "fsdp": 2}
     assert content["programs"]["step"]["bound"]["binding"] in ("products", "memory", "network")
     assert {"parameters", "optimizer", "model_flops", "mfu", "recomputation"} <= set(content)
+
+
+def test_recorded_plans_are_a_table_with_one_row_a_run(sharded, tmp_path):
+    path = tmp_path / "plans.jsonl"
+    other = dataclasses.replace(sharded, batch_size=32)
+    for each, version in ((sharded, "old"), (other, "new"), (sharded, "new")):
+        plan.record(each, version, path)
+    lines = plan.markdown(plan.recorded(path)).splitlines()
+    assert len(lines) == 4 and {line.split(" | ")[-1] for line in lines[2:]} == {"new |"}
+    bound = sharded.programs["step"].bound
+    cells = lines[3].strip("| ").split(" | ")
+    assert cells[:3] == ["perceptron", "host:8", "data:4,fsdp:2, 64"] and cells[4] == "1.00"
+    assert f"**{bound.seconds * 1e3:.3g} ms**" in cells[5]
 
 
 def test_a_search_lists_what_fits_the_best_bound_first(file):

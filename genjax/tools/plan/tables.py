@@ -1,6 +1,11 @@
-"""Plans as tables."""
+"""Plans as tables, and the file of plans that a document shows."""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from genjax.tools.plan.records import Plan, ProgramPlan
 
@@ -92,3 +97,46 @@ def summary(plan: Plan) -> str:
 def ranking(plans: list[Plan], num_tried: int) -> str:
     """Plans in their order, a line each."""
     return "\n".join([f"{len(plans)} of {num_tried} plans fit; the best bound a sample first:", *map(summary, plans)])
+
+
+def record(plan: Plan, version: str, path: Path) -> None:
+    """Writes a plan into a file of plans, one JSON object a line, in the place of an earlier plan of the same run."""
+    row = {**plan.to_json(), "version": version}
+    rows = [each for each in recorded(path) if _run(each) != _run(row)]
+    rows = sorted([*rows, row], key=lambda each: (each["experiment"], _run(each)))
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
+
+
+def recorded(path: Path) -> list[dict[str, Any]]:
+    """The plans of a file that `record` wrote."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _run(row: Mapping[str, Any]) -> str:
+    return json.dumps([row[name] for name in ("experiment", "topology", "mesh", "batch_size")])
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Recorded plans of steps as a table of a document."""
+    lines = [
+        "| experiment | on | mesh, batch | a device: state, peak, memory | FLOPs over the model's | "
+        "products, memory, network of a step | MFU at most | version |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        step, mesh = row["programs"]["step"], ",".join(f"{axis}:{size}" for axis, size in row["mesh"].items())
+        state = row["parameters"] + row["optimizer"] + row["other_state"]
+        times = "it does not fit"
+        if step["bound"] is not None:
+            names = ("products", "memory", "network")
+            each = {name: _time(step["bound"][name]) for name in names}
+            times = ", ".join(f"**{each[n]}**" if n == step["bound"]["binding"] else each[n] for n in names)
+        share = lambda value, form: "" if value is None else format(value, form)
+        lines.append(
+            f"| {row['experiment']} | {row['topology']} | {mesh or 'data:1'}, {row['batch_size']} | {_size(state)}, "
+            f"{_size(step['peak'])}, {_size(row['memory'])} | {share(row['recomputation'], '.2f')} | {times} | "
+            f"{share(row['mfu'], '.1%')} | {row['version']} |"
+        )
+    return "\n".join(lines)
