@@ -29,6 +29,7 @@ def test_measures_by_hand():
 
 
 def test_equal_scores_are_ordered_by_id_whatever_order_they_came_in():
+    # trec_eval 22, pytrec_eval 56, beir 105: ties.
     assert ranked({"a": 1.0, "c": 1.0, "b": 1.0, "d": 2.0}) == ["d", "c", "b", "a"]
     # Scores that are equal in float32 are equal.
     assert ranked({"a": 1.0 + 1e-12, "b": 1.0}) == ["b", "a"]
@@ -65,6 +66,7 @@ def test_a_judged_query_that_found_nothing_counts_as_zero():
 
 
 def test_a_query_among_the_documents_can_be_left_out():
+    # beir 91: the query itself among the documents.
     judgements, run = {"d1": {"d1": 1, "d2": 1}}, {"d1": {"d1": 9.0, "d3": 2.0, "d2": 1.0}}
     assert ranking_measures(judgements, run, (1,))["precision@1"] == 1
     measures = ranking_measures(judgements, run, (1,), exclude_self=True)

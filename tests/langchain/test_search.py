@@ -47,6 +47,7 @@ def scores_of(metric, query, vectors):
 
 @pytest.mark.parametrize("metric", ["cosine", "inner_product", "euclidean"])
 def test_a_store_finds_the_best_of_those_that_are_there(metric):
+    # langchain 18709, 22209, 32498: negative relevance, and similarities read as distances.
     store = store_of(metric)
     store.delete(["d3", "d4", "unknown"])
     left = [i for i in range(20) if i not in (3, 4)]

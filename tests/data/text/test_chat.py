@@ -47,6 +47,7 @@ def test_made_instructions_are_answered_by_a_program_that_reads_their_turns_alon
 
 @pytest.mark.parametrize("learn", ["answers", "everything"])
 def test_rows_hold_chats_and_learn_answers_with_their_ends(learn):
+    # trl 4147: labels of a prompt without its generation prompt were shifted.
     data = dataclasses.replace(BYTES, learn=learn)
     arrays = data.load("train").arrays()
     spec = data.spec()
@@ -67,6 +68,7 @@ def test_rows_hold_chats_and_learn_answers_with_their_ends(learn):
 
 
 def test_packed_chats_lose_nothing_and_see_only_themselves(tmp_path):
+    # trl 1230, 3067: packed samples saw each other.
     file = write(tmp_path / "chats.jsonl", chats_of(60))
     plain = Chat(name="chats", dir=file, tokenizer="bytes", sequence_length=99)
     packed = dataclasses.replace(plain, packed=True)

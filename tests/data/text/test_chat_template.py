@@ -98,6 +98,7 @@ UNMARKED = (
 @pytest.mark.parametrize("source", [None, UNMARKED], ids=["marked", "unmarked"])
 @pytest.mark.parametrize("kind", ["bytes", "file"])
 def test_answers_and_their_ends_are_learned_and_nothing_else_is(source, kind):
+    # liquid-finetune 37, trl 4879: a template without marks trained on nothing.
     tokenizer = train_tokenizer("bytes", [], 0)
     if kind == "file":
         tokenizer = Tokenizer.from_json(library_tokenizer(["<|im_start|>", "<|im_end|>"]))
@@ -140,6 +141,7 @@ def test_the_end_of_a_turn_is_learned_if_a_template_leaves_it_out():
 
 
 def test_a_template_that_drops_earlier_turns_is_refused_by_name():
+    # Automodel 3024, prime-rl 1334, verl 6854: tokens of the user were learned where a template rewrites earlier turns.
     source = "{% for m in messages %}{% if loop.last or m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
     with pytest.raises(DataError, match="drops.jinja writes the turns before an answer in another way"):
         ChatTemplate(source, "drops.jinja").render(CHAT)

@@ -69,6 +69,7 @@ def test_log_probs_of_tokens_are_those_of_the_sampler(model, temperature, batch)
 
 @pytest.mark.parametrize("model", [POLICY, ANSWERER], ids=["gpt", "encoder_decoder"])
 def test_the_mean_over_tokens_depends_neither_on_microbatches_nor_on_devices_nor_on_padding(model, batch):
+    # trl 3021, 3187, 3716: normalisation under accumulation.
     if model is POLICY:
         model = dataclasses.replace(model, network=dataclasses.replace(TINY, dropout=0.0))
     state = jax.jit(model.init)(KEY, batch)

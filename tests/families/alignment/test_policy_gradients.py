@@ -59,6 +59,7 @@ def test_the_gradient_of_dr_grpo_is_half_of_that_of_the_reward_in_groups_of_two(
     ],
 )
 def test_what_the_other_methods_divide_by_turns_the_gradient_as_their_docstrings_say(kind, fields, left, angle):
+    # trl 3138, understand-r1-zero 25: length bias.
     found = expected_gradient(method(kind, **fields), PARAMS, REWARDS, REFERENCE)
     assert residual(found, TRUE) == pytest.approx(left, abs=1e-3)
     assert cosine(found, TRUE) == pytest.approx(angle, abs=1e-3)

@@ -65,6 +65,7 @@ def test_negatives_are_all_other_documents_but_copies_of_the_right_one():
 
 
 def test_accumulation_keeps_the_negatives_of_the_whole_batch():
+    # DPR 201, sentence-transformers 2916: accumulation added no negatives.
     step = jax.jit(value_and_gradient, static_argnums=(0, 4))
     whole, measured, _ = step(MODEL.loss, PARAMS, BATCH, jax.random.key(0), 1)
     parts, again, _ = step(MODEL.loss, PARAMS, BATCH, jax.random.key(0), 2)

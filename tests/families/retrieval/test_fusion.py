@@ -13,6 +13,7 @@ def hits(*rows: list[int]) -> Hits:
 
 
 def test_ranks_count_from_one_and_absent_documents_add_nothing():
+    # sentence-transformers 3883: ranks were counted from 0, and absent documents ranked.
     fused = reciprocal_rank_fusion([hits([4, 2, -1]), hits([2, 7, 9])], 5)
     assert fused.documents.tolist() == [[2, 4, 7, 9, -1]]
     np.testing.assert_allclose(fused.scores[0, :4], [1 / 62 + 1 / 61, 1 / 61, 1 / 62, 1 / 63], atol=1e-15)
