@@ -211,6 +211,8 @@ class Server:
             "continues": texts is not None,
             "embeds": self.embedder is not None,
             "draws_pictures": self.samples.draws_pictures,
+            "latent_dim": self.samples.latent_dim,
+            "has_films": self.samples.has_films,
             "labels": list(self.run.experiment.data.label_names()),
         }
 

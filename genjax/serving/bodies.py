@@ -111,6 +111,16 @@ class Body:
             raise RequestError(f"{name} has {len(value)} texts, and at most {most} are allowed", param=name)
         return value
 
+    def numbers(self, name: str) -> tuple[float, ...] | None:
+        """A list of finite numbers, or None where it is left out."""
+        if name not in self.fields:
+            return None
+        value = self.fields[name]
+        is_number = lambda each: isinstance(each, int | float) and not isinstance(each, bool) and abs(each) <= 1e6
+        if not isinstance(value, list) or not all(map(is_number, value)):
+            raise RequestError(f"{name} must be a list of numbers between -1e6 and 1e6", param=name)
+        return tuple(map(float, value))
+
     def object(self, name: str) -> dict[str, Any] | None:
         """An object, or None where it is left out."""
         return self._of(name, dict, "an object", {}) if name in self.fields else None

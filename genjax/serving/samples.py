@@ -1,9 +1,14 @@
-"""Requests for samples and vectors: pictures, sound, music and molecules of any run, and embeddings of texts."""
+"""Requests for samples and vectors: pictures, sound, music and molecules of any run, and embeddings of texts.
+
+A picture may also be asked for by its latent, where the model decodes one, and as a film on the way from noise, where
+it is a diffusion model.
+"""
 
 from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import mimetypes
 import secrets
 import tempfile
@@ -11,20 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from genjax.data.images import Images
-from genjax.model import takes
+from genjax.families.diffusion.diffusion import Diffusion
+from genjax.model import DecodesNoise, takes
 from genjax.serving.batching import power_of_two
 from genjax.serving.bodies import Body, RequestError
-from genjax.tools import conditions
+from genjax.tools import conditions, denoising
 from genjax.tools.embedding import Embedder
 from genjax.training import Run
 
 #: Largest number of samples, and of texts to embed, of a request.
 MOST_SAMPLES, MOST_TEXTS = 64, 2048
-SAMPLE_FIELDS = frozenset(("model", "n", "seed", "label"))
-PICTURE_FIELDS = SAMPLE_FIELDS | {"prompt", "size", "response_format", "quality", "style", "output_format"}
+_FIELDS = frozenset(("model", "n", "seed", "label"))
+SAMPLE_FIELDS = _FIELDS | {"latents", "film"}
+PICTURE_FIELDS = _FIELDS | {"prompt", "size", "response_format", "quality", "style", "output_format"}
 EMBEDDING_FIELDS = frozenset(("model", "input", "encoding_format", "dimensions", "input_type"))
 #: Types of files that Python does not know everywhere.
 _TYPES = {".mid": "audio/midi", ".smi": "chemical/x-daylight-smiles", ".wav": "audio/wav"}
@@ -32,11 +40,21 @@ _TYPES = {".mid": "audio/midi", ".smi": "chemical/x-daylight-smiles", ".wav": "a
 
 @dataclasses.dataclass(frozen=True)
 class SampleOrder:
-    """A request for samples: their number, their seed, and the class of all, or None."""
+    """A request for samples.
+
+    Attributes:
+      count: number of samples.
+      seed: seed of all.
+      label: class of all, or None.
+      latents: the latent of the only sample, or None to draw it.
+      film: whether pictures are shown on their way from noise.
+    """
 
     count: int
     seed: int
     label: str | None
+    latents: tuple[float, ...] | None = None
+    film: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +67,16 @@ class Samples:
     def draws_pictures(self) -> bool:
         """Whether samples are pictures."""
         return isinstance(self.run.experiment.data, Images)
+
+    @property
+    def latent_dim(self) -> int:
+        """Number of the latents that a picture is decoded from; 0 where there are none."""
+        return self.run.model.latent_dim if self.draws_pictures and isinstance(self.run.model, DecodesNoise) else 0
+
+    @property
+    def has_films(self) -> bool:
+        """Whether pictures can be shown on their way from noise."""
+        return self.draws_pictures and isinstance(self.run.model, Diffusion)
 
     def understand(self, content: bytes, pictures: bool) -> SampleOrder:
         """What the body of a request asks for.
@@ -73,7 +101,17 @@ class Samples:
             raise RequestError(
                 f"{self.run.name} was not trained with classes; leave prompt and label out", param="label"
             )
-        return SampleOrder(count, secrets.randbits(32) if seed is None else seed, None if label is None else str(label))
+        latents, film = body.numbers("latents"), body.flag("film")
+        if latents is not None and len(latents) != self.latent_dim:
+            has = f"has {self.latent_dim} latents" if self.latent_dim else "decodes no latents to pictures"
+            raise RequestError(f"latents has {len(latents)} numbers, and {self.run.name} {has}", param="latents")
+        if latents is not None and count != 1:
+            raise RequestError(f"latents describe one sample, and n={count}", param="n")
+        if film and not self.has_films:
+            raise RequestError(f"{self.run.name} draws no pictures from noise step by step", param="film")
+        return SampleOrder(
+            count, secrets.randbits(32) if seed is None else seed, None if label is None else str(label), latents, film
+        )
 
     def pictures(self, order: SampleOrder) -> list[dict[str, str]]:
         """Each picture as PNG in base64."""
@@ -82,22 +120,40 @@ class Samples:
 
     def files(self, order: SampleOrder) -> list[dict[str, str]]:
         """The files of the samples as their domain shows them: name, type, and content as text or in base64."""
-        return self._files(self._draw(order))
+        if not order.film:
+            return self._files(self._draw(order))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "film.gif"
+            denoising.write_film(denoising.film(self.run, order.count, order.seed, **self._condition(order)), path)
+            return [_content(path)]
 
     def _draw(self, order: SampleOrder) -> np.ndarray:
-        # A power of two, so that few programs are compiled.
-        size, condition = power_of_two(order.count), {}
-        if order.label is not None:
-            names = self.run.experiment.data.label_names()
-            condition["label"] = conditions.labels_for(self.run.model, [order.label], size, names)
-        drawn = self.run.sample(jax.random.key(order.seed), size, **condition)[: order.count]
+        if order.latents is not None:
+            codes = jnp.asarray([order.latents], jnp.float32)
+            drawn = np.asarray(_decoded(self.run.model, self.run.state, codes, self._condition(order)))
+        else:
+            # A power of two, so that few programs are compiled.
+            size = power_of_two(order.count)
+            drawn = self.run.sample(jax.random.key(order.seed), size, **self._condition(order, size))[: order.count]
         conditions.check_finite(drawn, f"samples of {self.run.name}")
         return drawn
+
+    def _condition(self, order: SampleOrder, size: int | None = None) -> dict[str, Any]:
+        """What samples are drawn given, for `size` of them, by default the number that is asked for."""
+        if order.label is None:
+            return {}
+        names = self.run.experiment.data.label_names()
+        return {"label": conditions.labels_for(self.run.model, [order.label], size or order.count, names)}
 
     def _files(self, samples: np.ndarray) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             paths = self.run.write_samples(samples, Path(folder) / "samples")
             return [_content(path) for path in paths]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decoded(model: Any, state: Any, codes: jax.Array, condition: dict[str, Any]) -> jax.Array:
+    return model.decode(state, codes, **condition)
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -80,20 +80,39 @@ def trajectory(run: Run, options: Options | None = None) -> Outcome:
         raise ConfigError(f"trajectory shows points in the plane; those of {run.name} have one dimension")
     if not isinstance(data, Points):
         data = _pictures(run, "trajectory")
-    draw = jax.jit(lambda state, key: run.model.sample(state, key, options.num_samples, trajectory=True))
-    steps = np.asarray(draw(run.state, jax.random.key(options.seed)))  # [T + 1, N, ...]
-    # Noise far outside the data's range would show as black and white only.
-    deviation = steps.reshape(len(steps), -1).std(1).reshape(-1, *[1] * (steps.ndim - 1))
-    steps = steps / np.maximum(deviation / deviation[-1], 1.0)
+    steps = _way(run, options.num_samples, options.seed)
     if isinstance(data, Points):
         examples = data.load("train").arrays()["x"][:1000]
         shown = moving_points(np.stack([data.inverse_transform(x) for x in steps]), examples)[None]
     else:
         shown = np.stack([data.to_unit(x) for x in steps], 1)
-    # The last picture is shown for a second.
     path = folder_of(run, "denoising") / "trajectory.gif"
-    write_gif(np.concatenate([shown, np.repeat(shown[:, -1:], 8, 1)], 1), path)
+    write_film(shown, path)
     return Outcome(files=(path,))
+
+
+def film(run: Run, num_samples: int, seed: int, **condition: Any) -> np.ndarray:
+    """Pictures in [0, 1] on the way from noise to samples, [N, T + 1, H, W, C].
+
+    Raises:
+      ConfigError: the run is not of a diffusion model of pictures.
+    """
+    data = _pictures(run, "the way from noise to a picture")
+    return np.stack([data.to_unit(x) for x in _way(run, num_samples, seed, **condition)], 1)
+
+
+def write_film(shown: np.ndarray, path: Path) -> None:
+    """Writes pictures [N, T, H, W, C] with brightness in [0, 1] as one GIF, whose last picture stays for a second."""
+    write_gif(np.concatenate([shown, np.repeat(shown[:, -1:], 8, 1)], 1), path)
+
+
+def _way(run: Run, num_samples: int, seed: int, **condition: Any) -> np.ndarray:
+    """The states of samples from noise on, [T + 1, N, ...]; noise that is larger than the samples has their size."""
+    draw = jax.jit(lambda state, key, given: run.model.sample(state, key, num_samples, trajectory=True, **given))
+    steps = np.asarray(draw(run.state, jax.random.key(seed), condition))
+    # Noise far outside the data's range would show as black and white only.
+    deviation = steps.reshape(len(steps), -1).std(1).reshape(-1, *[1] * (steps.ndim - 1))
+    return steps / np.maximum(deviation / deviation[-1], 1.0)
 
 
 def schedule(run: Run, options: Options | None = None) -> Outcome:

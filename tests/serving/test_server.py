@@ -6,6 +6,7 @@ import json
 import re
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -245,6 +246,20 @@ def test_pictures_are_those_of_the_run_and_a_key_is_asked_for(tmp_path):
             "leave prompt and label out"
         )
         assert client.ask(CHAT, {"messages": HELLO}, known)[0] == 404
+        (model,) = client.ask("/v1/models", headers=known)[1]["data"]
+        latents = np.linspace(-1, 1, model["latent_dim"])
+        told = client.ask("/v1/samples", {"latents": latents.tolist()}, known)[1]["data"]
+        decoded = np.asarray(run.model.decode(run.state, jnp.asarray(latents)[None]))
+        (want,) = run.write_samples(decoded, tmp_path / "decoded")
+        assert base64.b64decode(told[0]["b64_json"]) == want.read_bytes()
+        for more, message in (
+            ({"latents": [0.5]}, "latents has 1 numbers, and vae_digits has"),
+            ({"latents": ["a"]}, "latents must be a list of numbers"),
+            ({"latents": latents.tolist(), "n": 2}, "latents describe one sample, and n=2"),
+            ({"film": True}, "draws no pictures from noise step by step"),
+        ):
+            status, error = client.ask("/v1/samples", more, known)
+            assert status == 400 and message in error["error"]["message"], more
 
 
 def test_vectors_are_those_of_the_encoder(tmp_path):
