@@ -307,6 +307,13 @@ class Summarizes(Protocol):
 
 
 @runtime_checkable
+class UsesMeshAxes(Protocol):
+    @property
+    def mesh_axes(self) -> tuple[str, ...]:
+        """Those of the mesh axes `expert` and `sequence` that the model can split its experts and sequences over."""
+
+
+@runtime_checkable
 class HasWarnings(Protocol):
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
         """Sentences for the user about means of training metrics (since the last line of the log) that look wrong."""

@@ -12,7 +12,8 @@ from genjax.decoding.generate import generate
 from genjax.errors import UserError, filled
 from genjax.metrics import Ratio
 from genjax.model import TrainState
-from genjax.nn.tokens import check_tokens, sequence_metrics, summarize, token_log_probs, token_nll, token_weights
+from genjax.nn.scores import TokenScores, scores_of_logits
+from genjax.nn.tokens import check_tokens, sequence_metrics, summarize, token_log_probs, token_weights
 
 
 class TokenModel:
@@ -25,6 +26,10 @@ class TokenModel:
     def _target_logits(self, params: PyTree, batch: Batch) -> Array:
         raise NotImplementedError
 
+    def _target_scores(self, params: PyTree, batch: Batch) -> TokenScores:
+        """Scores of the targets, for which a model with a large vocabulary need not make all logits at once."""
+        return scores_of_logits(self._target_logits(params, batch), batch["tokens"][:, 1:])
+
     def token_decoder(self, state: TrainState) -> Decoder:
         """The model in the form that the functions of `genjax.decoding` take."""
         raise NotImplementedError
@@ -36,11 +41,10 @@ class TokenModel:
         """
         del key
         check_tokens(batch["tokens"], self.vocab_size, "the batch")
-        logits = self._target_logits(state.eval_params, batch)
-        weights, targets = token_weights(batch), batch["tokens"][:, 1:]
-        hits = (logits.argmax(-1) == targets) * weights
+        scores, weights = self._target_scores(state.eval_params, batch), token_weights(batch)
+        hits = (scores.best == batch["tokens"][:, 1:]) * weights
         return {
-            **sequence_metrics(token_nll(logits, targets), weights, batch),
+            **sequence_metrics(scores.nll, weights, batch),
             "accuracy": Ratio(hits.sum(1), weights.sum(1)),
         }
 
@@ -57,14 +61,15 @@ class TokenModel:
           UserError: a token lies outside the vocabulary.
         """
         check_tokens(batch["tokens"], self.vocab_size, "the batch")
-        logits = self._target_logits(state.eval_params, batch)
-        return -(token_nll(logits, batch["tokens"][:, 1:]) * token_weights(batch)).sum(1)
+        return -(self._target_scores(state.eval_params, batch).nll * token_weights(batch)).sum(1)
 
     def token_log_probs(self, params: PyTree, batch: Batch, temperature: float = 1.0) -> Array:
         """Log-probability of each target tokens[:, 1:] given the tokens before it in nats, float32 [B, T].
 
         Targets that do not count are scored too; multiply by `nn.tokens.token_weights(batch)`.
         """
+        if temperature == 1.0:
+            return -self._target_scores(params, batch).nll
         return token_log_probs(self._target_logits(params, batch), batch["tokens"][:, 1:], temperature)
 
     @property

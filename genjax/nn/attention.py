@@ -5,6 +5,9 @@
 with several heads (eq. after 1), fewer key-value heads than query heads (Ainslie et al. 2023), masks that are
 causal, causal after a prefix that sees itself whole, local (a window), of segments in packed sequences, and of padding.
 
+The attention is computed by a fused kernel where one serves: cuDNN's on GPUs, splash attention on TPUs.  Elsewhere many
+queries are attended to in blocks, of which the backward pass computes each again, so that no array [T, S] exists.
+
 A `KVCache` is a pytree of fixed shape: attention takes it and returns a new one, with new keys and values written at
 place `start`.  Causality hides all later places.  So one compiled step serves every position, and the rows of a batch
 may be at different positions.
@@ -12,22 +15,34 @@ may be at different positions.
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from genjax import devices
 from genjax.batch import Array
 from genjax.errors import UserError
 from genjax.nn import sharding
-from genjax.nn.dropout import dropout
+from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.positions import RotaryScaling, rotary_angles, rotate
 
 # Finite, so that a query that may attend to no key gives the mean of the values and not NaN.
 MASKED = -1e30
+#: Logits of a head, T S, above which queries are attended to in blocks, and the fewest queries of a block.
+LARGEST_WHOLE = 1024 * 1024
+FEWEST_QUERIES = 128
+#: Fewest tokens that TPUs attend to by splash attention.
+FEWEST_TILED = 512
+
+#: Added to logits: an array [B | 1, H | 1, T, S], or a pytree that gives it for queries [B | 1, T] and keys [S].
+Bias = Array | Callable[[Array, Array], Array]
 
 
 class KVCache(flax.struct.PyTreeNode):
@@ -109,6 +124,41 @@ def attention_mask(
     return mask[:, None]
 
 
+class Sight(flax.struct.PyTreeNode):
+    """Which keys each query may see: the arguments of `attention_mask`."""
+
+    query_index: Array
+    key_index: Array
+    query_segments: Array | None = None
+    key_segments: Array | None = None
+    key_mask: Array | None = None
+    prefix_lengths: Array | None = None
+    causal: bool = flax.struct.field(pytree_node=False, default=False)
+    window: int | None = flax.struct.field(pytree_node=False, default=None)
+
+    def mask(self) -> Array | None:
+        """The mask, bool [B | 1, 1, T, S], or None."""
+        return attention_mask(
+            self.query_index,
+            self.key_index,
+            causal=self.causal,
+            window=self.window,
+            query_segments=self.query_segments,
+            key_segments=self.key_segments,
+            key_mask=self.key_mask,
+            prefix_lengths=self.prefix_lengths,
+        )
+
+    def bias(self, bias: Bias | None) -> Array | None:
+        """The bias as an array."""
+        return bias(self.query_index, self.key_index) if callable(bias) else bias
+
+
+def is_large(length: int, size: int) -> bool:
+    """Whether T queries of S keys are attended to in blocks where no fused kernel serves."""
+    return length * size > LARGEST_WHOLE and length > FEWEST_QUERIES
+
+
 def _heads_first(
     q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, scale: float, rate: float, keys: Array | None
 ) -> tuple[Array, Array]:
@@ -131,6 +181,60 @@ def _heads_first(
     return mixed.reshape(batch, heads, length, v.shape[-1]), weights
 
 
+def _in_blocks(
+    q: Array, k: Array, v: Array, bias: Bias | None, sight: Sight, scale: float, rate: float, keys: Array | None
+) -> Array:
+    """The output of `_heads_first`, [B, H, T, D], in memory that grows with T + S and not with T S."""
+    batch, heads, length, _ = q.shape
+    size = max(FEWEST_QUERIES, LARGEST_WHOLE // k.shape[2])
+    count = math.ceil(length / size)
+
+    def divided(a: Array | None, axis: int) -> Array | None:
+        """[..., T, ...] as [count, ..., size, ...]."""
+        if a is None:
+            return None
+        a = jnp.pad(a, [(0, count * size - length if i == axis else 0) for i in range(a.ndim)])
+        a = a.reshape(*a.shape[:axis], count, size, *a.shape[axis + 1 :])
+        return jnp.moveaxis(a, axis, 0)
+
+    whole, rows = (bias, None) if bias is None or callable(bias) else (None, divided(bias, 2))
+    index, segments = divided(sight.query_index, 1), divided(sight.query_segments, 1)
+
+    def block(own: tuple[Any, ...], shared: tuple[Any, ...], places: tuple[Any, ...], given: tuple[Any, ...]) -> Array:
+        (q, rows), (k, v, bias), (place, index, segments), (sight, keys) = own, shared, places, given
+        sight = sight.replace(query_index=index, query_segments=segments)
+        bias = sight.bias(rows if bias is None else bias)
+        return _heads_first(q, k, v, bias, sight.mask(), scale, rate, fold_in(keys, place))[0]
+
+    out = _over_blocks(block, (divided(q, 2), rows), (k, v, whole), (jnp.arange(count), index, segments), (sight, keys))
+    return jnp.moveaxis(out, 0, 2).reshape(batch, heads, count * size, -1)[:, :, :length]
+
+
+# The backward pass keeps nothing of a block but its inputs, whatever `jax.checkpoint` around it says.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _over_blocks(block: Callable[..., Array], own: Any, shared: Any, places: Any, given: Any) -> Array:
+    """`block(own[i], shared, places[i], given)` for all i; the last two are not differentiated."""
+    return jax.lax.scan(lambda _, x: (None, block(x[0], shared, x[1], given)), None, (own, places))[1]
+
+
+def _over_blocks_backward(block: Callable[..., Array], saved: tuple[Any, ...], gradient: Array) -> tuple[Any, ...]:
+    own, shared, places, given = saved
+
+    def add(total: Any, x: tuple[Any, ...]) -> tuple[Any, Any]:
+        own, places, gradient = x
+        _, pullback = jax.vjp(lambda own, shared: block(own, shared, places, given), own, shared)
+        by_own, by_shared = pullback(gradient)
+        return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, by_shared), by_own
+
+    # Sums over blocks are float32, as the products' own are.
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, jnp.float32)), shared)
+    total, by_own = jax.lax.scan(add, zeros, (own, places, gradient))
+    return by_own, jax.tree.map(lambda t, a: t.astype(a.dtype), total, shared), None, None
+
+
+_over_blocks.defvjp(lambda block, *arguments: (_over_blocks(block, *arguments), arguments), _over_blocks_backward)
+
+
 def flash_possible(q: Array, k: Array, *, biased: bool, causal: bool, window: int | None) -> bool:
     """Whether cuDNN's fused attention takes queries [B, T, H, D] and keys [B, S, K, D].
 
@@ -150,6 +254,15 @@ def flash_possible(q: Array, k: Array, *, biased: bool, causal: bool, window: in
         and (causal or window is None)
         and not (biased and (q.shape[1] % 2 or k.shape[1] % 2))
     )
+
+
+def splash_possible(q: Array, k: Array) -> bool:
+    """Whether splash attention takes queries [B, T, H, D] and keys [B, S, K, D]: on TPUs, in tiles of 128 tokens.
+
+    The logits of fewer tokens are small.
+    """
+    tiled = all(n % 128 == 0 and n >= FEWEST_TILED for n in (q.shape[1], k.shape[1]))
+    return tiled and devices.platform() == "tpu"
 
 
 def _flash(
@@ -175,6 +288,82 @@ def _flash(
     )
 
 
+def _fused(q: Array, k: Array, v: Array, bias: Bias | None, sight: Sight, scale: float) -> Array | None:
+    """Attention by the fused kernel of the platform that is compiled for, [B, T, H, D]; None where none serves.
+
+    Places of queries and keys are 0, 1, ...
+    """
+    options = {"causal": sight.causal, "window": sight.window}
+    if bias is None and sight.prefix_lengths is None and splash_possible(q, k):
+        from genjax.nn.splash import splash
+
+        segments = {name: getattr(sight, name) for name in ("query_segments", "key_segments", "key_mask")}
+        return splash(q, k, v, scale=scale, **options, **segments)
+    # cuDNN knows causality without exceptions, which a mask takes the place of where there is a prefix.
+    plainly_causal = sight.causal and sight.prefix_lengths is None
+    others = (bias, sight.key_mask, sight.query_segments, sight.prefix_lengths)
+    biased = any(a is not None for a in others)
+    if not flash_possible(q, k, biased=biased, causal=plainly_causal, window=sight.window):
+        return None
+    mask = sight.replace(causal=sight.causal and not plainly_causal, window=None).mask()
+    return _flash(q, k, v, sight.bias(bias), mask, scale, plainly_causal, sight.window)
+
+
+def _mixed(
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Bias | None,
+    sight: Sight,
+    scale: float,
+    rate: float,
+    keys: Array | None,
+    return_weights: bool = False,
+) -> tuple[Array, Array | None]:
+    """Attention without a fused kernel: output [B, H, T, D], and weights [B, H, T, S] where asked for."""
+    if is_large(q.shape[2], k.shape[2]) and not return_weights:
+        return _in_blocks(q, k, v, bias, sight, scale, rate, keys), None
+    mixed, weights = _heads_first(q, k, v, sight.bias(bias), sight.mask(), scale, rate, keys)
+    return mixed, weights if return_weights else None
+
+
+def _attention(q: Array, k: Array, v: Array, bias: Bias | None, sight: Sight, scale: float) -> Array:
+    """Attention in the way that serves best, [B, T, H, D]; places of queries and keys are 0, 1, ..."""
+
+    def here(q: Array, k: Array, v: Array, others: tuple[Bias | None, Sight]) -> Array:
+        mixed = _fused(q, k, v, *others, scale)
+        if mixed is None:
+            # [B, H, T, D] before the two products: on a CPU a tenth of the whole step.
+            first = (a.swapaxes(1, 2) for a in (q, k, v))
+            mixed = _mixed(*first, *others, scale, 0.0, None)[0].swapaxes(1, 2)
+        return mixed
+
+    several = devices.mesh() is not None and devices.mesh().size > 1
+    # XLA cannot split the kernel for TPUs.
+    by_hand = several and (sharding.tokens_divide(q.shape[1], k.shape[1]) or splash_possible(q, k))
+    if not by_hand or not sharding.heads_divide(q.shape[0], k.shape[2]):
+        return here(q, k, v, (bias, sight))
+    specs = (_bias_specs(bias), _sight_specs(sight))
+    return sharding.on_own_heads(here, q, k, v, (bias, sight), specs)
+
+
+def _examples(a: Array) -> Any:
+    """How the first axis of an array is split; of one that all examples share it is not."""
+    return sharding.EXAMPLES if a.shape[0] > 1 else None
+
+
+def _sight_specs(sight: Sight) -> Any:
+    rows = jax.tree.map(lambda a: PartitionSpec(_examples(a)), sight)
+    return rows.replace(key_index=PartitionSpec())
+
+
+def _bias_specs(bias: Bias | None) -> Any:
+    """A bias is split by examples and heads, the parameters of a function by heads, their last axis."""
+    if callable(bias):
+        return jax.tree.map(lambda a: PartitionSpec(*[None] * (a.ndim - 1), sharding.HEADS), bias)
+    return jax.tree.map(lambda a: PartitionSpec(_examples(a), sharding.HEADS if a.shape[1] > 1 else None), bias)
+
+
 def attend(q: Array, k: Array, v: Array, key_mask: Array | None = None) -> Array:
     """Attention of all queries to all keys, with the scale 1 / sqrt(D).
 
@@ -186,12 +375,8 @@ def attend(q: Array, k: Array, v: Array, key_mask: Array | None = None) -> Array
       What the queries find, the heads joined, [B, T, H D].
     """
     batch, length, heads, dim = q.shape
-    mask = None if key_mask is None else key_mask.astype(bool)[:, None, None]
-    if flash_possible(q, k, biased=mask is not None, causal=False, window=None):
-        mixed = _flash(q, k, v, None, mask, dim**-0.5, False, None)
-    else:
-        first = (a.swapaxes(1, 2) for a in (q, k, v))
-        mixed = _heads_first(*first, None, mask, dim**-0.5, 0.0, None)[0].swapaxes(1, 2)
+    sight = Sight(query_index=jnp.arange(length)[None], key_index=jnp.arange(k.shape[1]), key_mask=key_mask)
+    mixed = _attention(q, k, v, None, sight, dim**-0.5)
     return sharding.split_tokens(mixed.reshape(batch, length, heads * dim), "tensor")
 
 
@@ -254,7 +439,7 @@ class Attention(nn.Module):
         key_segment_ids: Array | None = None,
         key_mask: Array | None = None,
         prefix_lengths: Array | None = None,
-        bias: Array | None = None,
+        bias: Bias | None = None,
         cache: KVCache | None = None,
         start: Array | None = None,
         dropout_keys: Array | None = None,
@@ -271,7 +456,7 @@ class Attention(nn.Module):
           key_mask: True at keys that are no padding, [B, S].
           prefix_lengths: number of first tokens that all tokens see, also those before them, [B]; with a cache, the
             call that reads the prefix must read it whole.
-          bias: added to the logits, [B | 1, H | 1, T, S].
+          bias: added to the logits, [B | 1, H | 1, T, S], or a function that gives it.
           cache: keys and values of earlier tokens; in cross-attention, keys and values of the context, which need not
             be given again.
           start: number of tokens already in the cache, a scalar or [B].
@@ -293,7 +478,7 @@ class Attention(nn.Module):
         if self.head_dim is None and width % heads:
             raise UserError(f"num_heads={heads} must divide the width {width}, or head_dim must be given")
         dim = self.head_dim or width // heads
-        sharding.check_divides("tensor", num_heads=heads, num_kv_heads=kv_heads)
+        sharding.check_heads(heads, kv_heads)
         if self.window is not None and self.window < 1:
             # A query that sees nothing would get the mean of all values, also of later ones.
             raise UserError(f"window={self.window} of an attention must be at least 1, the query's own place, or none")
@@ -328,58 +513,37 @@ class Attention(nn.Module):
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
 
         scale = dim**-0.5 if self.scale is None else self.scale
-        # cuDNN knows causality without exceptions, which a mask takes the place of where there is a prefix.
-        plainly_causal = self.causal and prefix_lengths is None
-        flash = (
-            (cache is None or k is not None and self.cross)
-            and not return_weights
-            and (dropout_keys is None or self.dropout_rate == 0.0)
-            and flash_possible(
-                q,
-                k,
-                biased=any(a is not None for a in (bias, key_mask, segment_ids, prefix_lengths)),
-                causal=plainly_causal,
-                window=self.window,
-            )
+        fresh = k is not None and (cache is None or self.cross)
+        if fresh and self.cross:
+            cache = KVCache(keys=k.swapaxes(1, 2), values=v.swapaxes(1, 2))
+        sight = Sight(
+            query_index=index,
+            key_index=jnp.arange(k.shape[1] if fresh else cache.keys.shape[2]),
+            query_segments=segment_ids,
+            key_segments=segment_ids if key_segment_ids is None else key_segment_ids,
+            key_mask=key_mask,
+            prefix_lengths=prefix_lengths,
+            causal=self.causal and not self.cross,
+            window=None if self.cross else self.window,
         )
-        if flash:
-            mask = attention_mask(
-                index,
-                jnp.arange(k.shape[1]),
-                causal=self.causal and not self.cross and not plainly_causal,
-                query_segments=segment_ids,
-                key_segments=segment_ids if key_segment_ids is None else key_segment_ids,
-                key_mask=key_mask,
-                prefix_lengths=prefix_lengths,
-            )
-            mixed = _flash(q, k, v, bias, mask, scale, plainly_causal, self.window)
-            weights = None
-            if self.cross:
-                cache = KVCache(keys=k.swapaxes(1, 2), values=v.swapaxes(1, 2))
+        dropped = dropout_keys is not None and self.dropout_rate > 0.0
+        weights = None
+        if fresh and not return_weights and not dropped:
+            mixed = _attention(q, k, v, bias, sight, scale)
         else:
-            # [B, H, T, D] before the two products: on a CPU a tenth of the whole step.
+            if fresh and dropped and sharding.is_split("sequence"):
+                raise UserError(
+                    f"attention_dropout={self.dropout_rate} needs all weights of a head on one device, which the axis "
+                    "sequence of training.mesh prevents; set it to 0"
+                )
             q = q.swapaxes(1, 2)
             if k is not None:
                 k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-            if self.cross and k is not None:
-                cache = KVCache(keys=k, values=v)
-            elif cache is not None:
-                if not self.cross:
-                    cache = cache.write(k, v, offset)
+            if not fresh:
+                cache = cache if self.cross else cache.write(k, v, offset)
                 k, v = cache.keys.astype(self.dtype), cache.values.astype(self.dtype)
-            key_index = jnp.arange(k.shape[2])
-            mask = attention_mask(
-                index,
-                key_index,
-                causal=self.causal and not self.cross,
-                window=None if self.cross else self.window,
-                query_segments=segment_ids,
-                key_segments=segment_ids if key_segment_ids is None else key_segment_ids,
-                key_mask=key_mask,
-                prefix_lengths=prefix_lengths,
-            )
-            mixed, weights = _heads_first(q, k, v, bias, mask, scale, self.dropout_rate, dropout_keys)
+            mixed, weights = _mixed(q, k, v, bias, sight, scale, self.dropout_rate, dropout_keys, return_weights)
             mixed = mixed.swapaxes(1, 2)
         mixed = sharding.split_tokens(mixed.reshape(batch, length, heads * dim), "tensor")
         out = self._dense("output", width, self.output_bias, self.output_init_std or self.init_std)(mixed)
-        return sharding.split_tokens(out), cache, weights if return_weights else None
+        return sharding.split_tokens(out), cache, weights

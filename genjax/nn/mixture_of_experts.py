@@ -10,6 +10,9 @@ and further tokens skip the expert on the residual path.  So the result of an ex
 Encoders fill the slots in order of choice and then of place (GShard); causal stacks in order of place and then of
 choice, so that no token takes a slot from one before it.  Documents of a packed row share the slots.
 
+Tokens are written to the slots and read from them by their numbers, so that memory and time grow with T, not with T C.
+Where the axis `expert` of a mesh splits the experts, devices exchange slots by all-to-all, to the experts and back.
+
 In evaluation nothing is dropped, so likelihoods, cached steps, packed and separate documents agree: every expert
 computes every token, E / k times the products of training.
 """
@@ -18,14 +21,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from genjax.batch import Array
 from genjax.errors import UserError
+from genjax.nn import sharding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,37 +83,135 @@ def choose(probabilities: Array, num_selected: int, mask: Array | None = None) -
     Args:
       probabilities: probability of each expert for each token, [B, T, E].
       num_selected: experts k for each token.
-      mask: True at tokens that are no padding, [B, T]; padding chooses none.
+      mask: True at tokens that are no padding, [B, T]; padding chooses expert E, which is none.
 
     Returns:
-      Gates g [B, T, k] and choices, one-hot [B, T, k, E].
+      Gates g [B, T, k] and numbers of the experts [B, T, k].
     """
-    gates, chosen = jax.lax.top_k(probabilities, num_selected)
-    one_hot = jax.nn.one_hot(chosen, probabilities.shape[-1], dtype=jnp.float32)
+    gates, chosen = [], []
+    left = probabilities
+    for _ in range(num_selected):
+        # Not `top_k`, for which XLA gathers the whole batch on every device.
+        best = left.argmax(-1, keepdims=True)
+        here = jnp.arange(left.shape[-1]) == best
+        gates.append(jnp.where(here, probabilities, 0.0).sum(-1))
+        chosen.append(best[..., 0])
+        left = jnp.where(here, -1.0, left)
+    gates, chosen = jnp.stack(gates, -1), jnp.stack(chosen, -1)
     if mask is not None:
-        one_hot = one_hot * mask.astype(jnp.float32)[:, :, None, None]
-    return gates if num_selected == 1 else gates / gates.sum(-1, keepdims=True), one_hot
+        chosen = jnp.where(mask.astype(bool)[:, :, None], chosen, probabilities.shape[-1])
+    return gates if num_selected == 1 else gates / gates.sum(-1, keepdims=True), chosen
 
 
-def place_at_slots(gates: Array, one_hot: Array, capacity: int, causal: bool) -> Array:
-    """Places tokens at experts' slots.
+def places_at_slots(chosen: Array, num_experts: int, capacity: int, causal: bool, stride: int | None = None) -> Array:
+    """The slot of each token at each of its experts: e S + c for slot c of expert e, E S for none; [B, T, k].
 
     Args:
-      gates, one_hot: results of `choose`.
-      capacity: slots C of an expert.
+      chosen: numbers of the experts [B, T, k], E for none.
+      num_experts, capacity: E, and slots C of an expert.
       causal: whether slots are filled in the order of tokens; otherwise all first choices
         come before all second choices.
-
-    Returns:
-      Weights of the combination [B, T, E, C], zero except at a token's slots.
+      stride: distance S between the first slots of two experts, None for C.
     """
-    shape = one_hot.shape if causal else one_hot.swapaxes(1, 2).shape
-    ordered = (one_hot if causal else one_hot.swapaxes(1, 2)).reshape(shape[0], shape[1] * shape[2], shape[3])
-    place = (jnp.cumsum(ordered, axis=1) - ordered).reshape(shape)
-    place = place if causal else place.swapaxes(1, 2)
-    place = (place * one_hot).sum(-1).astype(jnp.int32)  # [B, T, k]
-    slot = jax.nn.one_hot(place, capacity, dtype=jnp.float32)  # zero where place >= capacity
-    return jnp.einsum("btk,btke,btkc->btec", gates, one_hot, slot)
+    stride = capacity if stride is None else stride
+    batch, length, count = chosen.shape
+    ordered = (chosen if causal else chosen.swapaxes(1, 2)).reshape(batch, -1)
+    counted = jax.nn.one_hot(ordered, num_experts, dtype=jnp.int32)  # [B, k T, E]
+    place = (jnp.cumsum(counted, axis=1) * counted).sum(-1) - 1
+    slot = jnp.where((place >= 0) & (place < capacity), ordered * stride + place, num_experts * stride)
+    return slot.reshape(batch, length, count) if causal else slot.reshape(batch, count, length).swapaxes(1, 2)
+
+
+def tokens_at_slots(slots: Array, num_slots: int) -> Array:
+    """The inverse: the token at each slot, [B, N], and T at an empty slot; `slots` is [B, T, k]."""
+    batch, length, count = slots.shape
+    tokens = jnp.repeat(jnp.arange(length), count)
+    fill = lambda own: jnp.full((num_slots + 1,), length).at[own].set(tokens)[:num_slots]
+    return jax.vmap(fill)(slots.reshape(batch, -1))
+
+
+def _rows(x: Array, index: Array) -> Array:
+    """Rows of x [B, N, C] by index [B, ...], [B, ..., C]; zeros for the index N."""
+    return jax.vmap(lambda x, index: x.at[index].get(mode="fill", fill_value=0))(x, index)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Dispatch:
+    """Carries tokens to their experts' slots and back.
+
+    Each device fills the slots of its own examples, and exchanges them with the devices of `expert`.  Devices of
+    `sequence` share the slots of an expert.
+
+    Attributes:
+      num_experts, capacity, causal: see `places_at_slots`.
+    """
+
+    num_experts: int
+    capacity: int
+    causal: bool
+
+    def to_experts(self, x: Array, chosen: Array) -> tuple[Array, Array]:
+        """Tokens [B, T, C] at their slots [E, B, S, C], and the slots of each token [B, T, k]."""
+        mesh = sharding.mesh_of_examples(x.shape[0])
+        parts = 1 if mesh is None else mesh.shape["sequence"]
+        whole = x.shape[1] % parts > 0
+        stride = -(-self.capacity // parts) * parts
+
+        def local(x: Array, chosen: Array) -> tuple[Array, Array]:
+            shared = parts > 1 and not whole
+            if shared:
+                x, chosen = (jax.lax.all_gather(a, "sequence", axis=1, tiled=True) for a in (x, chosen))
+            slots = places_at_slots(chosen, self.num_experts, self.capacity, self.causal, stride)
+            tokens = tokens_at_slots(slots, self.num_experts * stride).reshape(-1, self.num_experts, stride)
+            if parts > 1:
+                place = jax.lax.axis_index("sequence")
+                tokens = jax.lax.dynamic_slice_in_dim(tokens, place * (stride // parts), stride // parts, axis=2)
+            if shared:
+                size = slots.shape[1] // parts
+                slots = jax.lax.dynamic_slice_in_dim(slots, place * size, size, axis=1)
+            given = _rows(x, tokens).swapaxes(0, 1)
+            if mesh is not None and mesh.shape["expert"] > 1:
+                given = jax.lax.all_to_all(given, "expert", split_axis=0, concat_axis=1, tiled=True)
+            return given, slots
+
+        tokens = PartitionSpec(sharding.BATCH_AXES, None if whole else "sequence")
+        at_experts = PartitionSpec("expert", sharding.GROUP_AXES, "sequence")
+        return sharding.on_devices(local, mesh, (tokens, tokens), (at_experts, tokens))(x, chosen)
+
+    def from_experts(self, found: Array, slots: Array, gates: Array) -> Array:
+        """What the experts found [E, B, S, C], weighted by gates [B, T, k], as the output [B, T, C]."""
+        mesh = sharding.mesh_of_examples(gates.shape[0])
+        parts = 1 if mesh is None else mesh.shape["sequence"]
+        whole = gates.shape[1] % parts > 0
+
+        def local(found: Array, slots: Array, gates: Array) -> Array:
+            if mesh is not None and mesh.shape["expert"] > 1:
+                found = jax.lax.all_to_all(found, "expert", split_axis=1, concat_axis=0, tiled=True)
+            if parts > 1:
+                found = jax.lax.all_gather(found, "sequence", axis=2, tiled=True)
+            found = found.swapaxes(0, 1)
+            rows = _rows(found.reshape(found.shape[0], -1, found.shape[-1]), slots)  # [B, T, k, C]
+            return jnp.einsum("btk,btkc->btc", gates, rows)
+
+        tokens = PartitionSpec(sharding.BATCH_AXES, None if whole else "sequence")
+        at_experts = PartitionSpec("expert", sharding.GROUP_AXES, "sequence")
+        return sharding.on_devices(local, mesh, (at_experts, tokens, tokens), tokens)(found, slots, gates)
+
+
+def _all_experts(
+    expert: Callable[[dict[str, Array], Array], Array], weights: dict[str, Array], shares: Array, x: Array
+) -> Array:
+    """The sum over experts of shares [E, B, T] times expert(x), [B, T, C]: one expert of each device at a time."""
+    parts = sharding.num_parts("expert")
+    divided = lambda a: a.reshape(parts, -1, *a.shape[1:]).swapaxes(0, 1)  # [E / N, N, ...]
+    split = sharding.examples_for_experts
+    whole = split(jnp.broadcast_to(x[None], (parts, *x.shape)))
+
+    def add(total: Array, each: tuple[dict[str, Array], Array]) -> tuple[Array, None]:
+        return split(total + split(each[1])[..., None] * jax.vmap(expert)(each[0], whole)), None
+
+    out, _ = jax.lax.scan(add, jnp.zeros_like(whole), (jax.tree.map(divided, weights), divided(shares)))
+    return out.sum(0)
 
 
 class ExpertLayer(nn.Module):
@@ -144,9 +248,13 @@ class ExpertLayer(nn.Module):
 
         Returns:
           The output [B, T, C] and the weighted auxiliary loss of each example, [B].
+
+        Raises:
+          UserError: the axis `expert` of the mesh does not divide the experts.
         """
         settings, width = self.settings, x.shape[-1]
         experts, hidden = settings.num_experts, self.hidden_dim
+        sharding.check_divides("expert", num_experts=experts)
 
         def weight(name: str, shape: tuple[int, ...], std: float | None) -> Array:
             init = nn.initializers.normal(shape[-2] ** -0.5 if std is None else std)
@@ -165,20 +273,21 @@ class ExpertLayer(nn.Module):
 
         logits = jnp.einsum("btc,ce->bte", x.astype(jnp.float32), router)
         probabilities = jax.nn.softmax(logits, axis=-1)
-        gates, one_hot = choose(probabilities, settings.num_selected, mask)
+        gates, chosen = choose(probabilities, settings.num_selected, mask)
         x = x.astype(self.dtype)
         if training:
-            combine = place_at_slots(gates, one_hot, settings.capacity(x.shape[1]), causal)
-            slots = jnp.einsum("btec,btm->ebcm", (combine > 0).astype(self.dtype), x)
-            out = jnp.einsum("btec,ebcm->btm", combine.astype(self.dtype), jax.vmap(expert)(weights, slots))
+            dispatch = _Dispatch(experts, settings.capacity(x.shape[1]), causal)
+            given, slots = dispatch.to_experts(x, chosen)
+            found = sharding.examples_for_experts(jax.vmap(expert)(weights, given))
+            out = dispatch.from_experts(found, slots, gates.astype(self.dtype))
         else:
-            shares = jnp.einsum("btk,btke->ebt", gates, one_hot).astype(self.dtype)
-            add = lambda total, e: (total + e[1][:, :, None] * expert(e[0], x), None)
-            out, _ = jax.lax.scan(add, jnp.zeros_like(x), (weights, shares))
+            shares = jnp.einsum("btk,btke->ebt", gates, jax.nn.one_hot(chosen, experts)).astype(self.dtype)
+            out = _all_experts(expert, weights, shares, x)
+        out = sharding.split_tokens(out)
 
         valid = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask.astype(jnp.float32)
         count = jnp.maximum(valid.sum(1), 1.0)
-        share = one_hot[:, :, 0].sum(1) / count[:, None]
+        share = jax.nn.one_hot(chosen[:, :, 0], experts).sum(1) / count[:, None]
         mean = (probabilities * valid[:, :, None]).sum(1) / count[:, None]
         balance = experts * (share * mean).sum(-1)
         z = (jax.nn.logsumexp(logits, axis=-1) ** 2 * valid).sum(1) / count

@@ -14,6 +14,7 @@ import dataclasses
 import math
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,10 +188,15 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
     return np.concatenate([slopes, more]).astype(np.float32)
 
 
-def alibi_bias(num_heads: int, query_index: Array, key_index: Array) -> Array:
-    """Bias -slope_h |i - j|; indices [B | 1, T] and [S] -> [B | 1, H, T, S]."""
-    distance = jnp.abs(query_index[:, :, None] - key_index[None, None])
-    return -jnp.asarray(alibi_slopes(num_heads))[None, :, None, None] * distance[:, None].astype(jnp.float32)
+class SlopeBias(flax.struct.PyTreeNode):
+    """Bias -slope_h |i - j| as a function of the places of queries and keys; `slopes` has one for each head, [H]."""
+
+    slopes: Array
+
+    def __call__(self, query_index: Array, key_index: Array) -> Array:
+        """Indices [B | 1, T] and [S] -> [B | 1, H, T, S]."""
+        distance = jnp.abs(query_index[:, :, None] - key_index[None, None])
+        return -self.slopes[None, :, None, None] * distance[:, None].astype(jnp.float32)
 
 
 def t5_bucket(relative: Array, num_buckets: int, max_distance: int, bidirectional: bool) -> Array:
@@ -217,8 +223,22 @@ def t5_bucket(relative: Array, num_buckets: int, max_distance: int, bidirectiona
     return bucket + jnp.where(distance < exact, distance, far)
 
 
+class BucketBias(flax.struct.PyTreeNode):
+    """T5's bias as a function of the places of queries and keys; `table` has a row for each bucket, [buckets, H]."""
+
+    table: Array
+    max_distance: int = flax.struct.field(pytree_node=False)
+    bidirectional: bool = flax.struct.field(pytree_node=False)
+
+    def __call__(self, query_index: Array, key_index: Array) -> Array:
+        """Indices [B | 1, T] and [S] -> [B | 1, H, T, S]."""
+        relative = key_index[None, None] - query_index[:, :, None]
+        bucket = t5_bucket(relative, self.table.shape[0], self.max_distance, self.bidirectional)
+        return jnp.take(self.table, bucket, axis=0).transpose(0, 3, 1, 2)
+
+
 class T5Bias(nn.Module):
-    """Learned bias by head and bucket; indices [B | 1, T] and [S] -> [B | 1, H, T, S]."""
+    """The learned table of T5's bias by head and bucket."""
 
     num_heads: int
     num_buckets: int = 32
@@ -226,8 +246,6 @@ class T5Bias(nn.Module):
     bidirectional: bool = True
 
     @nn.compact
-    def __call__(self, query_index: Array, key_index: Array) -> Array:
+    def __call__(self) -> BucketBias:
         table = self.param("embedding", nn.initializers.normal(0.02), (self.num_buckets, self.num_heads))
-        relative = key_index[None, None] - query_index[:, :, None]
-        bucket = t5_bucket(relative, self.num_buckets, self.max_distance, self.bidirectional)
-        return jnp.take(table, bucket, axis=0).transpose(0, 3, 1, 2)
+        return BucketBias(table, self.max_distance, self.bidirectional)

@@ -5,8 +5,12 @@ Axes of a mesh:
     data     examples; every device holds all of what is split over no other axis
     fsdp     examples, and every array of the state: parameters are gathered where they are used, in the type that they
              are used in, again in the backward pass, and their gradients are scattered (Zhao et al. 2023, FSDP)
+    expert   examples, and the experts of a mixture: tokens are exchanged by all-to-all (Lepikhin et al. 2021, GShard)
+    sequence tokens of every example: attention exchanges tokens for heads by all-to-all (Jacobs et al. 2023, Ulysses)
     tensor   heads, hidden layers and vocabulary of a transformer: a map by columns, then one by rows, and one sum over
              devices (Shoeybi et al. 2019, Megatron-LM, section 3); the last axis of other arrays
+
+Over `expert` and `sequence` the arrays of the state are stored as over `fsdp`; experts stay where `expert` puts them.
 
 No array that is multiplied has one axis split by `tensor` and another by `fsdp`.  XLA's partitioner (jaxlib 0.10, 0.12)
 permutes the rows of the product of such an array with a batch that is split over `data` and `fsdp`
@@ -31,9 +35,15 @@ from genjax.batch import Array, PyTree
 from genjax.errors import UserError
 
 #: Axes of every mesh, in the order of its devices.
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "expert", "sequence", "tensor")
 #: Axes that the examples of a batch are divided among.
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = ("data", "fsdp", "expert")
+#: Axes that the examples of a batch are divided among where experts are split.
+GROUP_AXES = ("data", "fsdp")
+#: Axes that arrays of the state are stored over, and gathered over where they are used.
+STORE_AXES = ("fsdp", "expert", "sequence")
+#: Axes that a model must say that it can use (see `genjax.model.UsesMeshAxes`).
+OPTIONAL_AXES = ("expert", "sequence")
 #: Arrays smaller than this are copied to every device, because a collective would cost more than their memory.
 SMALLEST_SHARDED = 1024
 
@@ -84,7 +94,8 @@ def stored_spec(path: Path, shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> P
       shape, dtype: of the array.
       mesh: the mesh of the run.
     """
-    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    tensor = mesh.shape["tensor"]
+    stores = [axis for axis in STORE_AXES if mesh.shape[axis] > 1]
     first = 1 if _SCANNED in path[:-1] and len(shape) > 1 else 0
     dims = shape[first:]
     if math.prod(dims) < SMALLEST_SHARDED or jnp.issubdtype(dtype, jax.dtypes.prng_key):
@@ -94,27 +105,46 @@ def stored_spec(path: Path, shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> P
     if _is_table(path) and len(dims) == 2:
         # Read by `rows_of`, which multiplies nothing.
         return PartitionSpec(
-            "tensor" if tensor > 1 and dims[0] % tensor == 0 else None,
-            "fsdp" if fsdp > 1 and dims[1] % fsdp == 0 else None,
+            "tensor" if tensor > 1 and dims[0] % tensor == 0 else None, _fitting(mesh, stores, dims[1])
         )
+    free = range(len(dims))
+    if _is_experts(path) and "expert" in stores:
+        axes[first], stores, free = "expert", [axis for axis in stores if axis != "expert"], free[1:]
     if place is not None and dims[place] % tensor == 0:
-        both = fsdp > 1 and dims[place] % (tensor * fsdp) == 0
-        axes[first + place] = ("tensor", "fsdp") if both else "tensor"
-    elif fsdp > 1:
-        for i in sorted(range(len(dims)), key=lambda i: -dims[i]):
-            if dims[i] % fsdp == 0:
-                axes[first + i] = "fsdp"
-                break
+        axes[first + place] = _fitting(mesh, ["tensor", *stores], dims[place])
+    elif stores:
+        parts = lambda i: axes_size(mesh, _fitting(mesh, stores, dims[i]))
+        i = max(free, key=lambda i: (parts(i), dims[i]))
+        axes[first + i] = _fitting(mesh, stores, dims[i])
     return PartitionSpec(*axes)
+
+
+def axes_size(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
+    """Number of parts that some axes of a mesh make."""
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+
+
+def _fitting(mesh: Mesh, axes: list[str], length: int) -> str | tuple[str, ...] | None:
+    """The first of some axes whose parts divide a length, as an entry of a PartitionSpec."""
+    while axes and length % axes_size(mesh, tuple(axes)):
+        axes = axes[:-1]
+    return None if not axes else axes[0] if len(axes) == 1 else tuple(axes)
+
+
+def _is_experts(path: Path) -> bool:
+    """Whether an array has the weights of experts, [E, ...]."""
+    return path[-2:-1] == ("experts",) and path[-1] in _COMPUTED_IN
 
 
 def _is_table(path: Path) -> bool:
     return len(path) > 1 and path[-2] in _TABLES
 
 
-def _used_spec(stored: PartitionSpec) -> PartitionSpec:
-    """How an array is used that is stored so: gathered over `fsdp`."""
-    return PartitionSpec(*("tensor" if axis in ("tensor", ("tensor", "fsdp")) else None for axis in stored))
+def _used_spec(stored: PartitionSpec, path: Path) -> PartitionSpec:
+    """How an array is used that is stored so: gathered over all axes but `tensor`, and `expert` if it has experts."""
+    kept = ("tensor", "expert") if _is_experts(path) else ("tensor",)
+    names = lambda entry: (entry,) if isinstance(entry, str) else entry or ()
+    return PartitionSpec(*(next((axis for axis in names(entry) if axis in kept), None) for entry in stored))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -126,39 +156,45 @@ def _gather(x: Array, used: NamedSharding, stored: NamedSharding) -> Array:
 # whole gradient on every device.
 _gather.defvjp(
     lambda x, used, stored: (_gather(x, used, stored), None),
-    lambda used, stored, _, gradient: (_scattered(gradient, stored),),
+    lambda used, stored, _, gradient: (_scattered(gradient, used, stored),),
 )
 
 
-def _scattered(gradient: Array, stored: NamedSharding) -> Array:
+def _scattered(gradient: Array, used: NamedSharding, stored: NamedSharding) -> Array:
     """A gradient as its array is stored.
 
     Where `tensor` and `fsdp` split one axis, XLA would sum the whole gradient over `data` and `fsdp` and then cut; so
     `fsdp` first splits another axis, which scatters the sum, and the parts are exchanged.
     """
-    mesh, dim = stored.mesh, _fsdp_dim(stored)
-    if dim is not None and isinstance(stored.spec[dim], tuple):
-        free = [i for i, n in enumerate(gradient.shape) if i != dim and n % mesh.shape["fsdp"] == 0]
+    mesh, (dim, names) = stored.mesh, _store_dim(stored, used.spec)
+    if dim is not None and len(used.spec) > dim and used.spec[dim] is not None:
+        kept = (*used.spec, *[None] * (gradient.ndim - len(used.spec)))
+        free = [i for i, n in enumerate(gradient.shape) if kept[i] is None and n % axes_size(mesh, names) == 0]
         if free:
-            axes = {dim: "tensor", free[-1]: "fsdp"}
-            first = PartitionSpec(*(axes.get(i) for i in range(gradient.ndim)))
+            first = PartitionSpec(*(names if i == free[-1] else axes for i, axes in enumerate(kept)))
             gradient = jax.lax.with_sharding_constraint(gradient, NamedSharding(mesh, first))
     return jax.lax.with_sharding_constraint(gradient, stored)
 
 
-def _fsdp_dim(stored: NamedSharding) -> int | None:
-    """Which axis of an array `fsdp` splits."""
-    return next((i for i, axis in enumerate(stored.spec) if axis == "fsdp" or isinstance(axis, tuple)), None)
+def _store_dim(stored: NamedSharding, used: PartitionSpec) -> tuple[int | None, tuple[str, ...]]:
+    """Which axis of an array is gathered for use, and over which axes of the mesh."""
+    names = lambda entry: (entry,) if isinstance(entry, str) else entry or ()
+    for i, entry in enumerate(stored.spec):
+        kept = ("tensor", *(names(used[i]) if i < len(used) else ()))
+        gathered = tuple(axis for axis in names(entry) if axis not in kept)
+        if gathered:
+            return i, gathered
+    return None, ()
 
 
 def parameters_are_split() -> bool:
     """Whether parameters must be gathered before they are used."""
     mesh = devices.mesh()
-    return mesh is not None and mesh.shape.get("fsdp", 1) > 1
+    return mesh is not None and any(mesh.shape.get(axis, 1) > 1 for axis in STORE_AXES)
 
 
 def gathered(params: PyTree) -> PyTree:
-    """Parameters as they are used: whole over `fsdp`; gradients that flow back are scattered again.
+    """Parameters as they are used: whole over `STORE_AXES`; gradients that flow back are scattered again.
 
     What networks gather themselves is left as it is stored: parameters of blocks, each of which gathers where it runs,
     and tables, which are never gathered to look rows up.
@@ -177,7 +213,7 @@ def gathered(params: PyTree) -> PyTree:
 
 
 def gathered_array(x: Array, path: Path, dtype: Any = None) -> Array:
-    """One array as it is used, whole over `fsdp`.
+    """One array as it is used, whole over `STORE_AXES`.
 
     Args:
       x: the array as it is stored.
@@ -189,7 +225,7 @@ def gathered_array(x: Array, path: Path, dtype: Any = None) -> Array:
     x = x if dtype is None else x.astype(dtype)
     if stored is None or not parameters_are_split() or stored == PartitionSpec():
         return x
-    return _gather(x, NamedSharding(mesh, _used_spec(stored)), NamedSharding(mesh, stored))
+    return _gather(x, NamedSharding(mesh, _used_spec(stored, path)), NamedSharding(mesh, stored))
 
 
 def _is_gathered_by_its_network(path: Path) -> bool:
@@ -276,6 +312,27 @@ def is_split(axis: str) -> bool:
     return mesh is not None and mesh.shape.get(axis, 1) > 1
 
 
+def mesh_of_examples(batch: int) -> Mesh | None:
+    """The mesh, where it has several devices and divides so many examples."""
+    mesh = devices.mesh()
+    return None if mesh is None or mesh.size == 1 or batch % axes_size(mesh, BATCH_AXES) else mesh
+
+
+def on_devices(
+    function: Callable[..., Any],
+    mesh: Mesh | None,
+    in_specs: Any,
+    out_specs: Any,
+    axes: tuple[str, ...] = (*BATCH_AXES, "sequence"),
+) -> Callable[..., Any]:
+    """The function as every device runs it on its own parts, split by XLA over other axes; without a mesh, itself."""
+    if mesh is None:
+        return function
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=set(axes), check_vma=False
+    )
+
+
 def split(x: Array, *axes: str | tuple[str, ...] | None, uneven: bool = False) -> Array:
     """Splits an activation over the mesh; without a mesh it is the identity.
 
@@ -301,8 +358,69 @@ def split(x: Array, *axes: str | tuple[str, ...] | None, uneven: bool = False) -
 
 
 def split_tokens(x: Array, last: str | None = None) -> Array:
-    """Splits an activation [B, T, ...] of tokens: examples over the batch's axes, and its third axis over `last`."""
-    return split(x, BATCH_AXES, None, last, *[None] * (x.ndim - 3))
+    """Splits an activation [B, T, ...] of tokens: examples over the batch's axes, tokens over `sequence`, and its third
+    axis over `last`.
+    """
+    return split(x, BATCH_AXES, "sequence", last, *[None] * (x.ndim - 3))
+
+
+def tokens_divide(*lengths: int) -> bool:
+    """Whether the mesh has an axis `sequence`, which divides sequences of these lengths."""
+    return is_split("sequence") and all(n % devices.mesh().shape["sequence"] == 0 for n in lengths)
+
+
+#: Entries of a PartitionSpec, for arguments of `on_own_heads`: examples, and the heads that a device computes.
+EXAMPLES, HEADS = BATCH_AXES, ("tensor", "sequence")
+
+
+def heads_divide(batch: int, num_kv_heads: int) -> bool:
+    """Whether the mesh divides an attention's examples, and its key-value heads by `tensor`."""
+    mesh = devices.mesh()
+    return batch % axes_size(mesh, EXAMPLES) == 0 and num_kv_heads % mesh.shape["tensor"] == 0
+
+
+def on_own_heads(attention: Callable[..., Array], q: Array, k: Array, v: Array, others: PyTree, specs: PyTree) -> Array:
+    """Runs an attention where every device has all tokens of its own examples and of its own heads.
+
+    Devices of `sequence` exchange tokens for heads before it, and heads for tokens after it (Jacobs et al. 2023).  If
+    they are more than the key-value heads, these are repeated first.
+
+    Args:
+      attention: (queries [B, T, H, D], keys and values [B, S, K, D], others) to [B, T, H, D].
+      q, k, v: queries, keys and values.
+      others: further arguments, a pytree, whole along tokens.
+      specs: a PartitionSpec for each array of `others`, of `EXAMPLES`, `HEADS` and None.
+    """
+    mesh = devices.mesh()
+    size = mesh.shape["sequence"]
+    exchange = functools.partial(jax.lax.all_to_all, axis_name="sequence", tiled=True)
+
+    def local(q: Array, k: Array, v: Array, others: PyTree) -> Array:
+        repeats = math.lcm(k.shape[2], size) // k.shape[2]
+        k, v = (jnp.repeat(a, repeats, axis=2) if repeats > 1 else a for a in (k, v))
+        q, k, v = (exchange(a, split_axis=2, concat_axis=1) if size > 1 else a for a in (q, k, v))
+        out = attention(q, k, v, others)
+        return exchange(out, split_axis=1, concat_axis=2) if size > 1 else out
+
+    tokens = PartitionSpec(EXAMPLES, "sequence", "tensor", None)
+    return on_devices(local, mesh, (tokens, tokens, tokens, specs), tokens, MESH_AXES)(q, k, v, others)
+
+
+def check_heads(num_heads: int, num_kv_heads: int) -> None:
+    """Refuses a mesh that does not divide the heads of an attention.
+
+    Raises:
+      UserError: the heads are no multiple of `tensor`, or of `tensor` times `sequence`.
+    """
+    check_divides("tensor", num_heads=num_heads, num_kv_heads=num_kv_heads)
+    mesh = devices.mesh()
+    size = 1 if mesh is None else axes_size(mesh, ("tensor", "sequence"))
+    if num_heads % math.lcm(num_kv_heads, size):
+        raise UserError(
+            f"training.mesh splits num_heads={num_heads} (num_kv_heads={num_kv_heads}) among "
+            f"sequence:{mesh.shape['sequence']} and tensor:{mesh.shape['tensor']}, which do not divide it; choose a "
+            f"divisor of {num_heads} for their product"
+        )
 
 
 def for_columns(x: Array, *widths: int) -> Array:
@@ -315,7 +433,7 @@ def for_columns(x: Array, *widths: int) -> Array:
     count = 1 if mesh is None else mesh.shape.get("tensor", 1)
     if count == 1 or any(width % count for width in widths):
         return x
-    return split(jnp.broadcast_to(x[None], (count, *x.shape)), "tensor", BATCH_AXES, None, None)
+    return split(jnp.broadcast_to(x[None], (count, *x.shape)), "tensor", BATCH_AXES, "sequence", None)
 
 
 def columns_product(x: Array, kernel: Array, dimension_numbers: Any, **options: Any) -> Array:
@@ -326,13 +444,19 @@ def columns_product(x: Array, kernel: Array, dimension_numbers: Any, **options: 
     # The gradient takes the same constraint; `fsdp` scatters it along its first axis.
     kernel = split(kernel.reshape(width, count, -1), PartitionSpec.UNCONSTRAINED, "tensor", None)
     y = jax.lax.dot_general(x, kernel, (((3,), (0,)), ((0,), (1,))), **options)  # [N, B, T, F / N]
-    y = split(jnp.moveaxis(y, 0, 2), BATCH_AXES, None, "tensor", None)
+    y = split(jnp.moveaxis(y, 0, 2), BATCH_AXES, "sequence", "tensor", None)
     return y.reshape(batch, length, -1)
 
 
 def split_logits(logits: Array) -> Array:
     """Splits logits [B, T, V] over the vocabulary."""
-    return split(logits, BATCH_AXES, None, "tensor", uneven=True)
+    length = "sequence" if tokens_divide(logits.shape[1]) else None
+    return split(logits, BATCH_AXES, length, "tensor", uneven=True)
+
+
+def contracted_dim(path: Path) -> int:
+    """Which axis of an output map [C, V] or a table [V, C] has the features."""
+    return 1 if _is_table(path) else 0
 
 
 def logits_of(x: Array, matrix: Array, path: Path, dtype: Any) -> Array:
@@ -344,13 +468,13 @@ def logits_of(x: Array, matrix: Array, path: Path, dtype: Any) -> Array:
       path: names on the way to it.
       dtype: compute type.
     """
-    dim = 1 if _is_table(path) else 0
+    dim = contracted_dim(path)
     x = x.astype(dtype)
     if not parameters_are_split():
         return split_logits(_logits(x, matrix.astype(dtype), dim))
     mesh = devices.mesh()
     stored = stored_spec(path, matrix.shape, matrix.dtype, mesh)
-    return _split_logits(x, matrix, dim, NamedSharding(mesh, _used_spec(stored)), NamedSharding(mesh, stored))
+    return _split_logits(x, matrix, dim, NamedSharding(mesh, _used_spec(stored, path)), NamedSharding(mesh, stored))
 
 
 def _logits(x: Array, matrix: Array, dim: int) -> Array:
@@ -377,7 +501,10 @@ def _split_logits_backward(
     gradient = split_logits(gradient)
     whole = jax.lax.with_sharding_constraint(matrix.astype(x.dtype), used)
     by_x = _contract(gradient, whole, (2,), (1 - dim,))
-    by_matrix = _scattered_sum(*((x, gradient) if dim == 0 else (gradient, x)), stored, 1 - dim)
+    # Of x and of the gradient by logits, it is the latter whose last axis is the vocabulary.
+    product = lambda a, b: _contract(a, b, (0, 1), (0, 1))
+    arrays, places = ((x, gradient), (None, 2)) if dim == 0 else ((gradient, x), (2, None))
+    by_matrix = scattered_sum(product, arrays, places, stored, 1 - dim)
     return split_tokens(by_x).astype(x.dtype), by_matrix.astype(matrix.dtype)
 
 
@@ -385,37 +512,44 @@ def _contract(a: Array, b: Array, of_a: tuple[int, ...], of_b: tuple[int, ...]) 
     return jax.lax.dot_general(a, b, ((of_a, of_b), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _scattered_sum(a: Array, b: Array, stored: NamedSharding, vocabulary: int) -> Array:
-    """The sum over B and T of a^T b for a [B, T, M] and b [B, T, N], split over the batch: [M, N] as it is stored.
+def scattered_sum(
+    part: Callable[..., Array],
+    arrays: tuple[Array, ...],
+    places: tuple[int | None, ...],
+    stored: NamedSharding,
+    vocabulary: int,
+) -> Array:
+    """Sums a matrix over devices, each of which has a part of its terms.
 
-    `tensor` splits the axis `vocabulary` of the sum, also where it does not divide it.
+    Args:
+      part: arrays [B, T, ...] to the sum over all B and T, [M, N].
+      arrays: the arrays, whose first axes are split over `BATCH_AXES` and `sequence`.
+      places: for each array which of its axes is the vocabulary, or None.
+      stored: how the sum is stored.
+      vocabulary: which axis of the sum is the vocabulary; `tensor` splits it, also where it does not divide it.
     """
-    mesh, dim = stored.mesh, _fsdp_dim(stored)
-    if dim is None or a.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
-        return jax.lax.with_sharding_constraint(_contract(a, b, (0, 1), (0, 1)), stored)
+    mesh, (dim, scattered) = stored.mesh, _store_dim(stored, PartitionSpec())
+    tokens = (BATCH_AXES, "sequence")
+    if dim is None or any(n % axes_size(mesh, axes) for a in arrays for n, axes in zip(a.shape, tokens)):
+        return jax.lax.with_sharding_constraint(part(*arrays), stored)
+    summed = tuple(axis for axis in (*BATCH_AXES, "sequence") if axis not in scattered)
 
     # XLA for TPUs sums the whole matrix on every device where the scattered axis is the one that its layout puts last,
     # and gathers a gradient of logits that `tensor` splits.
-    def local(a: Array, b: Array) -> Array:
-        part = _contract(a, b, (0, 1), (0, 1))
-        part = jax.lax.psum_scatter(part, "fsdp", scatter_dimension=dim, tiled=True)
-        return jax.lax.psum(part, tuple(axis for axis in BATCH_AXES if axis != "fsdp"))
+    def local(*arrays: Array) -> Array:
+        own = jax.lax.psum_scatter(part(*arrays), scattered, scatter_dimension=dim, tiled=True)
+        return jax.lax.psum(own, summed)
 
     rows = [("tensor",), ()] if vocabulary == 0 else [(), ("tensor",)]
-    rows[dim] = (*rows[dim], "fsdp")
-    arrays = [a, b]
-    length = arrays[vocabulary].shape[2]
-    missing = -length % math.prod(mesh.shape[axis] for axis in rows[vocabulary])
-    arrays[vocabulary] = jnp.pad(arrays[vocabulary], ((0, 0), (0, 0), (0, missing)))
-    summed = jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=tuple(PartitionSpec(BATCH_AXES, None, "tensor" if i == vocabulary else None) for i in range(2)),
-        out_specs=PartitionSpec(*rows),
-        axis_names={*BATCH_AXES, "tensor"},
-        check_vma=False,
-    )(*arrays)
-    return jax.lax.with_sharding_constraint(jax.lax.slice_in_dim(summed, 0, length, axis=vocabulary), stored)
+    rows[dim] = (*rows[dim], *scattered)
+    length = next(a.shape[place] for a, place in zip(arrays, places) if place is not None)
+    missing = -length % axes_size(mesh, rows[vocabulary])
+    padded, specs = [], []
+    for a, place in zip(arrays, places):
+        padded.append(jnp.pad(a, [(0, missing if i == place else 0) for i in range(a.ndim)]))
+        specs.append(PartitionSpec(*tokens, *("tensor" if i == place else None for i in range(2, a.ndim))))
+    whole = on_devices(local, mesh, tuple(specs), PartitionSpec(*rows), MESH_AXES)(*padded)
+    return jax.lax.with_sharding_constraint(jax.lax.slice_in_dim(whole, 0, length, axis=vocabulary), stored)
 
 
 _split_logits.defvjp(_split_logits_forward, _split_logits_backward)
@@ -427,11 +561,30 @@ def rows_of(table: Array, tokens: Array) -> Array:
     Every device looks up its features of all examples of its group, and features are exchanged for examples.  Neither
     the table nor its gradient is ever whole on a device.
     """
-    if not is_split("fsdp") and not is_split("tensor"):
+    if not parameters_are_split() and not is_split("tensor"):
         return jnp.take(table, tokens, axis=0)
-    outer = tuple(axis for axis in BATCH_AXES if axis != "fsdp")
-    rows = jnp.take(table, split(tokens, outer, None), axis=0)
-    return split_tokens(split(rows, outer, None, "fsdp"))
+    mesh = devices.mesh()
+    outer = _fitting(mesh, [axis for axis in BATCH_AXES if axis not in STORE_AXES], tokens.shape[0])
+    # Also where nothing is split, which XLA would decide otherwise.
+    whole = NamedSharding(mesh, PartitionSpec(outer, None))
+    rows = jnp.take(table, jax.lax.with_sharding_constraint(tokens, whole), axis=0)
+    features = stored_spec(("token", "embedding"), table.shape, table.dtype, mesh)
+    names = features[1] if len(features) else None
+    rows = split(rows, outer, None, names)
+    # One axis after the other: XLA exchanges features for tokens, then for examples, and would gather them for both.
+    names = tuple(axis for axis in ((names,) if isinstance(names, str) else names or ()) if axis != "sequence")
+    return split_tokens(split(rows, outer, "sequence", names))
+
+
+def num_parts(axis: str) -> int:
+    """Size of an axis of the mesh, 1 without a mesh."""
+    mesh = devices.mesh()
+    return 1 if mesh is None else mesh.shape.get(axis, 1)
+
+
+def examples_for_experts(x: Array) -> Array:
+    """Splits [E, B, T, ...] by experts over `expert`, which examples are split over elsewhere."""
+    return split(x, "expert", GROUP_AXES, "sequence", *[None] * (x.ndim - 3))
 
 
 def check_divides(axis: str, **counts: int) -> None:

@@ -21,10 +21,11 @@ import jax.numpy as jnp
 from genjax.batch import Array, PyTree
 from genjax.errors import UserError
 from genjax.nn import sharding
-from genjax.nn.attention import Attention, KVCache
+from genjax.nn.attention import Attention, KVCache, is_large
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.mixture_of_experts import ExpertLayer, MixtureOfExperts
-from genjax.nn.positions import RotaryScaling, T5Bias, alibi_bias, segment_positions, sinusoidal_table
+from genjax.nn.positions import RotaryScaling, SlopeBias, T5Bias, alibi_slopes, segment_positions, sinusoidal_table
+from genjax.nn.scores import TokenScores, scores_of
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -402,7 +403,7 @@ class TransformerStack(nn.Module):
         key_index = jnp.arange(length if cache is None else cache.layers[0].keys.shape[2])
         bias = None
         if config.positions == "alibi":
-            bias = alibi_bias(config.num_heads, query_index, key_index)
+            bias = SlopeBias(jnp.asarray(alibi_slopes(config.num_heads)))
         elif config.positions == "t5":
             module = T5Bias(
                 config.num_heads,
@@ -411,7 +412,10 @@ class TransformerStack(nn.Module):
                 bidirectional=not config.causal,
                 name="relative_bias",
             )
-            bias = module(query_index, key_index)
+            bias = module()
+        if bias is not None and (layer_biases is not None or not is_large(length, key_index.shape[0])):
+            # Once for all layers.
+            bias = bias(query_index, key_index)
         if cache is not None and context_mask is None:
             context_mask = cache.context_mask
         inputs = {
@@ -565,6 +569,10 @@ class TokenEmbedding(nn.Module):
         """Products with the token embeddings, [B, T, C] -> float32 [B, T, V]."""
         return sharding.logits_of(x, (self.shared or self.token).embedding, ("token", "embedding"), self.dtype)
 
+    def scores(self, x: Array, targets: Array) -> TokenScores:
+        """Scores of targets [B, T] under the logits of x [B, T, C]."""
+        return scores_of(x, (self.shared or self.token).embedding, targets, ("token", "embedding"), self.dtype)
+
 
 class OutputMap(nn.Module):
     """The linear map from the stack's output to logits, where it is not the table of the tokens.
@@ -580,11 +588,13 @@ class OutputMap(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[B, T, C] -> float32 [B, T, V]."""
+    def __call__(self, x: Array, targets: Array | None = None) -> Array | TokenScores:
+        """[B, T, C] -> float32 [B, T, V], or the scores of targets [B, T]."""
         std = self.init_std
         init = nn.initializers.lecun_normal() if std is None else nn.initializers.normal(std)
         kernel = self.param("kernel", init, (x.shape[-1], self.vocab_size))
+        if targets is not None:
+            return scores_of(x, kernel, targets, ("head", "kernel"), self.dtype)
         return sharding.logits_of(x, kernel, ("head", "kernel"), self.dtype)
 
 

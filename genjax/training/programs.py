@@ -20,7 +20,7 @@ from genjax import devices
 from genjax.batch import DEVICE_AXIS, Batch, Metrics
 from genjax.data import Data
 from genjax.errors import UserError
-from genjax.model import GenerativeModel, TrainState
+from genjax.model import GenerativeModel, TrainState, UsesMeshAxes
 from genjax.nn import sharding
 from genjax.nn.sharding import BATCH_AXES
 
@@ -42,6 +42,12 @@ class Programs:
     ) -> None:
         """`batch` has name, shape and type of each array of a raw batch."""
         self.model, self.data, self.mesh, self.pmap = model, data, mesh, pmap
+        for axis in sharding.OPTIONAL_AXES:
+            if mesh.shape[axis] > 1 and axis not in (model.mesh_axes if isinstance(model, UsesMeshAxes) else ()):
+                raise UserError(
+                    f"training.mesh has {axis}:{mesh.shape[axis]}, and {type(model).__name__} as it is configured has "
+                    f"nothing to split over it; put these devices on another axis"
+                )
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._initialize = jax.jit(self.placed(self._first_state))
         # Placed as `init` is given them, so that it is not traced again.

@@ -9,7 +9,7 @@ from genjax import devices
 from genjax.nn import attention as A
 from genjax.nn import positions as P
 from genjax.nn.dropout import dropout, keep_mask
-from genjax.nn.mixture_of_experts import ExpertLayer, MixtureOfExperts, choose, place_at_slots
+from genjax.nn.mixture_of_experts import ExpertLayer, MixtureOfExperts, choose, places_at_slots, tokens_at_slots
 
 
 def reference_attention(q, k, v, mask, bias, scale):
@@ -195,7 +195,7 @@ def test_sinusoidal_table_and_segment_positions():
 def test_alibi_slopes_are_those_of_the_paper():
     np.testing.assert_allclose(P.alibi_slopes(8), 2.0 ** -np.arange(1, 9))
     assert len(P.alibi_slopes(6)) == 6
-    bias = P.alibi_bias(8, jnp.array([[3]]), jnp.arange(4))
+    bias = P.SlopeBias(jnp.asarray(P.alibi_slopes(8)))(jnp.array([[3]]), jnp.arange(4))
     np.testing.assert_allclose(bias[0, 0, 0], [-1.5, -1.0, -0.5, 0.0])
 
 
@@ -294,13 +294,16 @@ def test_experts_with_room_equal_the_weighted_sum_of_the_chosen():
 
 def test_capacity_drops_the_last_tokens_and_padding_takes_none():
     probabilities = jnp.broadcast_to(jnp.array([0.9, 0.1]), (1, 4, 2))
-    combine = place_at_slots(*choose(probabilities, 1), 2, causal=False)
+    gates, chosen = choose(probabilities, 1)
     # One chosen expert is weighted by its probability (Switch, eq. 2).
-    np.testing.assert_allclose(combine.sum((2, 3))[0], [0.9, 0.9, 0, 0], rtol=1e-6)
-    gates, one_hot = choose(probabilities, 1, jnp.array([[0, 1, 1, 1]]))
-    combine = place_at_slots(gates, one_hot, 2, causal=False)
-    np.testing.assert_allclose(combine.sum((2, 3))[0], [0, 0.9, 0.9, 0], rtol=1e-6)
-    assert one_hot[:, :, 0].sum() == 3
+    np.testing.assert_allclose(gates[0, :, 0], [0.9] * 4, rtol=1e-6)
+    # Two experts of two slots: 0, 1 are the first expert's, 4 is none.
+    slots = places_at_slots(chosen, 2, 2, causal=False)
+    np.testing.assert_array_equal(slots[0, :, 0], [0, 1, 4, 4])
+    np.testing.assert_array_equal(tokens_at_slots(slots, 4), [[0, 1, 4, 4]])
+    slots = places_at_slots(choose(probabilities, 1, jnp.array([[0, 1, 1, 1]]))[1], 2, 2, causal=False)
+    np.testing.assert_array_equal(slots[0, :, 0], [4, 0, 1, 4])
+    np.testing.assert_array_equal(tokens_at_slots(slots, 4), [[1, 2, 4, 4]])
     # Even routing has the least balance loss, which is 1.
     settings = MixtureOfExperts(num_experts=2, num_selected=1, balance_weight=1.0, router_z_weight=0.0)
     layer = ExpertLayer(settings, 4)
@@ -331,9 +334,8 @@ def test_experts_that_there_are_not_cannot_be_chosen():
 def test_slots_are_filled_in_order_of_choice_or_of_place(causal):
     # The first token's second choice is what the second token likes best.
     probabilities = jnp.array([[[0.7, 0.3], [0.4, 0.6]]])
-    combine = place_at_slots(*choose(probabilities, 2), 1, causal)
-    expected = [[[0.7, 0.3], [0.0, 0.0]]] if causal else [[[0.7, 0.0], [0.0, 0.6]]]
-    np.testing.assert_allclose(combine[..., 0], expected, rtol=1e-6)
+    slots = places_at_slots(choose(probabilities, 2)[1], 2, 1, causal)
+    np.testing.assert_array_equal(slots[0], [[0, 1], [2, 2]] if causal else [[0, 2], [1, 2]])
 
 
 def test_training_with_room_equals_evaluation():

@@ -12,7 +12,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from genjax import config
 from genjax.errors import UserError
 from genjax.metrics import divided
-from genjax.nn.sharding import MESH_AXES, stored_spec
+from genjax.nn import scores
+from genjax.nn.mixture_of_experts import MixtureOfExperts
+from genjax.nn.sharding import stored_spec
 from genjax.tools import plan
 from genjax.training import resolve
 from genjax.training.checkpoints import flatten
@@ -45,10 +47,22 @@ def two_steps(experiment):
     return np.concatenate(losses), state
 
 
+def on_one_device(**changes):
+    losses, state = two_steps(gpt("data:1", **changes))
+    return losses, {path: np.asarray(leaf) for path, leaf in flatten(state.params).items()}
+
+
 @pytest.fixture(scope="module")
 def of_one_device():
-    losses, state = two_steps(gpt("data:1"))
-    return losses, {path: np.asarray(leaf) for path, leaf in flatten(state.params).items()}
+    return on_one_device()
+
+
+def check_equal(found, expected):
+    """Losses and parameters after two steps are those of one device."""
+    losses, state = found
+    np.testing.assert_allclose(losses, expected[0], rtol=2e-6)
+    for path, leaf in flatten(state.params).items():
+        np.testing.assert_allclose(np.asarray(leaf), expected[1][path], rtol=1e-5, atol=2e-6, err_msg=path)
 
 
 # Stacks with and without recomputation, scanned and not, with tied embeddings and an output map of their own.
@@ -59,13 +73,54 @@ def of_one_device():
         ("data:2,fsdp:4", {"model__network__remat": True}),
         ("data:2,tensor:4", {}),
         ("data:2,fsdp:2,tensor:2", {"model__network__remat": True}),
+        ("sequence:4", {}),
+        ("data:2,sequence:2,tensor:2", {"model__network__remat": True}),
+        ("fsdp:2,sequence:4", {}),
     ],
 )
 def test_every_axis_gives_the_losses_and_parameters_of_one_device(mesh, changes, of_one_device):
-    losses, state = two_steps(gpt(mesh, **changes))
-    np.testing.assert_allclose(losses, of_one_device[0], rtol=2e-6)
-    for path, leaf in flatten(state.params).items():
-        np.testing.assert_allclose(np.asarray(leaf), of_one_device[1][path], rtol=1e-5, atol=2e-6, err_msg=path)
+    check_equal(two_steps(gpt(mesh, **changes)), of_one_device)
+
+
+EXPERTS = {"model__network__experts": MixtureOfExperts(num_experts=4)}
+
+
+@pytest.fixture(scope="module")
+def experts_of_one_device():
+    return on_one_device(**EXPERTS)
+
+
+@pytest.mark.parametrize("mesh", ["expert:4", "data:2,expert:2,sequence:2", "fsdp:2,expert:2,tensor:2"])
+def test_experts_on_devices_of_their_own_give_the_losses_of_one_device(mesh, experts_of_one_device):
+    check_equal(two_steps(gpt(mesh, **EXPERTS)), experts_of_one_device)
+
+
+def test_experts_on_devices_of_their_own_evaluate_as_one_device():
+    found = []
+    for mesh in ("data:1", "fsdp:2,expert:2,sequence:2"):
+        engine = Engine(gpt(mesh, **EXPERTS))
+        found.append(engine.evaluate(engine.init(), "test"))
+    for name, value in found[0].items():
+        np.testing.assert_allclose(found[1][name], value, rtol=2e-6, err_msg=name)
+
+
+def test_logits_in_chunks_of_a_mesh_give_the_losses_of_one_device(monkeypatch, of_one_device):
+    vocab_size = gpt("data:1").model.vocab_size
+    # Eight devices, on each of which three chunks.
+    monkeypatch.setattr(scores, "LARGEST_LOGITS", 4 * 8 * 16 * vocab_size // (8 * 3))
+    check_equal(two_steps(gpt("fsdp:2,sequence:2,tensor:2")), of_one_device)
+
+
+def test_encoders_and_decoders_split_both_sequences():
+    entry = config.find_experiment("bart_embedded")
+    sizes = {name: value for name, value in SIZES.items() if not name.startswith("model")}
+    found = []
+    for mesh in ("data:1", "data:2,sequence:2,tensor:2"):
+        heads = {f"model.{side}.num_heads": 4 for side in ("encoder", "decoder")}
+        changes = {**entry.shrunk, **sizes, **heads, "training.mesh": mesh}
+        found.append(two_steps(resolve(config.apply_overrides(entry.build(), changes))))
+    expected = {path: np.asarray(leaf) for path, leaf in flatten(found[0][1].params).items()}
+    check_equal(found[1], (found[0][0], expected))
 
 
 def compiled_step(experiment):
@@ -177,6 +232,41 @@ def test_a_tpu_gathers_parameters_at_most_twice_and_scatters_gradients_once(monk
     assert moved["all-reduce"] < 1e6
 
 
+def test_a_block_exchanges_tokens_for_heads_four_times_forward_and_four_times_backward():
+    _, collectives = compiled_step(gpt("sequence:4"))
+    attention = [line for line in collectives if "/stack/while/body/" in line and "/attention/" in line]
+    exchanged = [line for line in attention if " all-to-all(" in line]
+    # Queries, keys and values, and what they find.
+    assert ["transpose(" in line for line in exchanged].count(True) == 4 and len(exchanged) == 8
+    assert all("f32[8,4,1,8]" in line for line in exchanged), exchanged
+
+
+def test_a_block_exchanges_tokens_with_their_experts_twice_forward_and_twice_backward():
+    _, collectives = compiled_step(gpt("expert:4", **EXPERTS))
+    experts = [line for line in collectives if "/stack/while/body/" in line and "/experts/" in line]
+    exchanged = [line for line in experts if " all-to-all(" in line]
+    assert ["transpose(" in line for line in exchanged].count(True) == 2 and len(exchanged) == 4
+    # Slots of two examples, ten for each of four experts; weights stay where they are.
+    assert all("f32[1,2,10,32]" in line for line in exchanged), exchanged
+    assert not [line for line in experts if " all-gather(" in line]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "changes", "message"),
+    [
+        ("sequence:8", {}, r"splits num_heads=4 .* among sequence:8 and tensor:1, .* divisor of 4"),
+        ("sequence:4,tensor:2", {}, r"splits num_heads=4 .* among sequence:4 and tensor:2"),
+        ("sequence:4", {"data__sequence_length": 18}, r"splits sequence_length=18 among sequence:4"),
+        ("expert:4", {**EXPERTS, "model__network__experts__num_experts": 6}, r"splits num_experts=6 among expert:4"),
+        ("expert:2", {}, r"has expert:2, and GPT as it is configured has nothing to split over it"),
+        ("sequence:2", {"model__network__attention_dropout": 0.1}, r"attention_dropout=0.1 .* set it to 0"),
+    ],
+)
+def test_an_axis_that_does_not_fit_is_an_error(mesh, changes, message):
+    with pytest.raises(UserError, match=message):
+        compiled_step(gpt(mesh, **changes))
+
+
 def test_heads_that_a_mesh_does_not_divide_are_an_error_at_once():
     with pytest.raises(UserError, match=r"num_kv_heads=2 among tensor:4.*choose a divisor of 2 for tensor"):
         Engine(gpt("tensor:4", model__network__num_kv_heads=2))
@@ -199,7 +289,7 @@ def test_no_array_that_is_multiplied_is_split_along_two_axes_by_tensor_and_fsdp(
 @pytest.mark.xfail(reason="XLA's partitioner permutes the rows (jaxlib 0.10, 0.12)", strict=False)
 def test_xla_multiplies_an_array_that_tensor_and_fsdp_split_along_two_axes():
     """The smallest program that shows why `stored_spec` stores no such array: x times the identity is not x."""
-    mesh = jax.make_mesh((2, 2, 2), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     place = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
     rows = place(("data", "fsdp"), "tensor")
     x = np.arange(64.0, dtype=np.float32).reshape(8, 8)

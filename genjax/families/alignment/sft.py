@@ -51,7 +51,7 @@ class SupervisedGPT(SupervisedFineTuning, GPT):
     """
 
     def _measures(self, params: PyTree, batch: Batch) -> Metrics:
-        hits = self._target_logits(params, batch).argmax(-1) == batch["tokens"][:, 1:]
+        hits = self._target_scores(params, batch).best == batch["tokens"][:, 1:]
         return {"exact_match": (hits | (token_weights(batch) == 0)).all(1).astype(jnp.float32)}
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:

@@ -30,14 +30,15 @@ from genjax.fine_tuning import FineTuned
 from genjax.interop.huggingface import FromPretrained
 from genjax.metrics import Ratio
 from genjax.model import TrainState
+from genjax.nn import sharding
 from genjax.nn.dropout import fold_in
 from genjax.nn.lora import LoRA
+from genjax.nn.scores import scores_of_logits
 from genjax.nn.tokens import (
     seen_tokens,
     sequence_metrics,
     summarize,
     token_log_probs,
-    token_nll,
     token_weights,
 )
 from genjax.nn.transformer import Cache, OutputMap, StackOutput, TokenEmbedding, Transformer, TransformerStack, unrolled
@@ -100,8 +101,11 @@ class EncoderDecoderNetwork(nn.Module):
         dropout_keys: Array | None = None,
         return_weights: bool = False,
         mask: Array | None = None,
-    ) -> tuple[Array, StackOutput]:
-        """tokens [B, T] and the encoder's features [B, S, C] -> float32 logits [B, T, V] and the stack's output."""
+        targets: Array | None = None,
+    ) -> tuple[Any, StackOutput]:
+        """tokens [B, T] and the encoder's features [B, S, C] -> float32 logits [B, T, V], or the scores of `targets`
+        [B, T], and the stack's output.
+        """
         x = self.decoder_embedding(tokens, start=None if cache is None else cache.length)
         out = self.decoder(
             x,
@@ -113,8 +117,12 @@ class EncoderDecoderNetwork(nn.Module):
             return_weights=return_weights,
         )
         features = out.x if self.logit_scale == 1.0 else out.x * self.logit_scale
+        if targets is not None and not self.logit_bias:
+            tied = self.tie_embeddings
+            return self.decoder_embedding.scores(features, targets) if tied else self.head(features, targets), out
         logits = self.decoder_embedding.logits(features) if self.tie_embeddings else self.head(features)
-        return (logits + self.bias[None, None] if self.logit_bias else logits), out
+        logits = logits + self.bias[None, None] if self.logit_bias else logits
+        return logits if targets is None else scores_of_logits(logits, targets), out
 
     def __call__(
         self,
@@ -124,10 +132,11 @@ class EncoderDecoderNetwork(nn.Module):
         dropout_keys: Array | None = None,
         return_weights: bool = False,
         target_mask: Array | None = None,
-    ) -> tuple[Array, StackOutput]:
-        """Logits of the targets, and the decoder's output with the auxiliary loss of both stacks."""
+        targets: Array | None = None,
+    ) -> tuple[Any, StackOutput]:
+        """Logits, or scores of `targets`, and the decoder's output with the auxiliary loss of both stacks."""
         encoded = self._encode(source, mask, dropout_keys)
-        logits, out = self.decode(tokens, encoded.x, mask, None, dropout_keys, return_weights, target_mask)
+        logits, out = self.decode(tokens, encoded.x, mask, None, dropout_keys, return_weights, target_mask, targets)
         return logits, out._replace(auxiliary=encoded.auxiliary + out.auxiliary)
 
 
@@ -224,6 +233,12 @@ class EncoderDecoder(FromPretrained, FineTuned):
         )
 
     @property
+    def mesh_axes(self) -> tuple[str, ...]:
+        """Axes of a mesh beside data, fsdp and tensor that the model can use."""
+        experts = self.encoder.experts or self.decoder.experts
+        return ("sequence",) if experts is None else ("sequence", "expert")
+
+    @property
     def _ends(self) -> tuple[int, ...]:
         return decoding.end_tokens(self.end_token) or (1,)
 
@@ -255,31 +270,41 @@ class EncoderDecoder(FromPretrained, FineTuned):
         prepared, _ = jax.eval_shape(self._prepared, dict(batch), key)
         self.encoder.check_length(prepared["source"].shape[1], "the sources take", "model.encoder")
         self.decoder.check_length(prepared["tokens"].shape[1] - 1, "the targets take", "model.decoder")
+        lengths = {"source_length": prepared["source"].shape[1], "target_length": prepared["tokens"].shape[1] - 1}
+        sharding.check_divides("sequence", **lengths)
         one = jnp.zeros((1, 1), jnp.int32)
         params = self.module().init(key, one, None, one)["params"]
         return self.start(jax.random.fold_in(key, 1), params)
 
     # Likelihood.
 
+    def _scores(self, params: PyTree, batch: Batch, dropout_keys: Array | None = None) -> tuple[Any, StackOutput]:
+        """Scores of the targets tokens[:, 1:], and the decoder's output."""
+        return self._forward(params, batch, dropout_keys, targets=batch["tokens"][:, 1:])
+
     def _forward(
-        self, params: PyTree, batch: Batch, dropout_keys: Array | None = None, return_weights: bool = False
-    ) -> tuple[Array, StackOutput]:
+        self,
+        params: PyTree,
+        batch: Batch,
+        dropout_keys: Array | None = None,
+        return_weights: bool = False,
+        targets: Array | None = None,
+    ) -> tuple[Any, StackOutput]:
         inputs = (batch["source"], batch.get("source_mask"), batch["tokens"][:, :-1], dropout_keys, return_weights)
         # Padding is at the end, where no token sees it; but it would influence the balance of experts.
         seen = seen_tokens(batch) if self.decoder.experts is not None else None
         return self.module().apply(
-            {"params": self.merged_params(params)}, *inputs, None if seen is None else seen[:, :-1]
+            {"params": self.merged_params(params)}, *inputs, None if seen is None else seen[:, :-1], targets
         )
 
     def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         """Mean over examples of the targets' smoothed nats over T, and metrics."""
         batch, dropout_keys = self._prepared(batch, key)
-        logits, out = self._forward(params, batch, dropout_keys)
-        weights, targets = token_weights(batch), batch["tokens"][:, 1:]
-        nll = token_nll(logits, targets)
+        scores, out = self._scores(params, batch, dropout_keys)
+        weights, nll = token_weights(batch), scores.nll
         objective = nll
         if self.label_smoothing:
-            spread = jax.nn.log_softmax(logits).mean(-1)
+            spread = scores.mean - scores.log_normalizer
             objective = (1.0 - self.label_smoothing) * nll - self.label_smoothing * spread
         loss = ((objective * weights).mean(1) + out.auxiliary).mean()
         return loss, {"nll_per_token": Ratio((nll * weights).sum(), weights.sum())}
@@ -291,11 +316,10 @@ class EncoderDecoder(FromPretrained, FineTuned):
         tokens over all targets; `exact_match` is 1 if all tokens of a target are right.
         """
         batch, _ = self._prepared(batch, key)
-        logits, _ = self._forward(state.eval_params, batch)
-        targets, weights = batch["tokens"][:, 1:], token_weights(batch)
-        hits = logits.argmax(-1) == targets
+        scores, _ = self._scores(state.eval_params, batch)
+        weights, hits = token_weights(batch), scores.best == batch["tokens"][:, 1:]
         return {
-            **sequence_metrics(token_nll(logits, targets), weights, batch),
+            **sequence_metrics(scores.nll, weights, batch),
             "accuracy": Ratio((hits * weights).sum(1), weights.sum(1)),
             "exact_match": (hits | (weights == 0)).all(1).astype(jnp.float32),
         }

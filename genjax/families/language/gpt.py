@@ -28,8 +28,10 @@ from genjax.fine_tuning import FineTuned
 from genjax.interop.huggingface import FromPretrained
 from genjax.metrics import Ratio
 from genjax.model import TrainState
+from genjax.nn import sharding
 from genjax.nn.lora import LoRA
-from genjax.nn.tokens import seen_tokens, token_nll, token_weights
+from genjax.nn.scores import TokenScores
+from genjax.nn.tokens import seen_tokens, token_weights
 from genjax.nn.transformer import Cache, OutputMap, TokenEmbedding, Transformer, TransformerStack, unrolled
 from genjax.optimizers import AdamW, Optimizer
 
@@ -62,8 +64,9 @@ class LanguageModel(nn.Module):
         features: Array | None = None,
         replaced: Array | None = None,
         prefix_lengths: Array | None = None,
-    ) -> tuple[Array, Any]:
-        """tokens [B, T] -> float32 logits [B, T, V] and the stack's output.
+        targets: Array | None = None,
+    ) -> tuple[Any, Any]:
+        """tokens [B, T] -> float32 logits [B, T, V], or the scores of `targets` [B, T], and the stack's output.
 
         Where `replaced` [B, T] is True, `features` [B, T, C] are read in place of the tokens' embeddings.  The first
         `prefix_lengths` [B] tokens see each other both ways.
@@ -82,8 +85,9 @@ class LanguageModel(nn.Module):
             dropout_keys=dropout_keys,
             return_weights=return_weights,
         )
-        logits = self.embedding.logits(out.x) if self.tie_embeddings else self.head(out.x)
-        return logits, out
+        if targets is not None:
+            return self.embedding.scores(out.x, targets) if self.tie_embeddings else self.head(out.x, targets), out
+        return self.embedding.logits(out.x) if self.tie_embeddings else self.head(out.x), out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,6 +137,11 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
                 "model.network.causal=false lets a GPT see what it predicts; the model BERT reads both ways"
             )
 
+    @property
+    def mesh_axes(self) -> tuple[str, ...]:
+        """Axes of a mesh beside data, fsdp and tensor that the model can use."""
+        return ("sequence",) if self.network.experts is None else ("sequence", "expert")
+
     def module(self, network: Transformer | None = None) -> LanguageModel:
         """The Linen module."""
         network = network or self.network
@@ -151,13 +160,16 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
                 f"examples have {length} tokens, but model.network.max_length={self.network.max_length} is the longest "
                 "context"
             )
+        sharding.check_divides("sequence", sequence_length=length)
         network_key, update_key = jax.random.split(key)
         params = self.module().init(network_key, batch["tokens"][:1, :1])["params"]
         return self.start(update_key, params)
 
     # Likelihood.
 
-    def _forward(self, params: PyTree, batch: Batch, dropout_keys: Array | None = None) -> tuple[Array, Any]:
+    def _forward(
+        self, params: PyTree, batch: Batch, dropout_keys: Array | None = None, targets: Array | None = None
+    ) -> tuple[Any, Any]:
         self.network.check_length(batch["tokens"].shape[1] - 1, "the examples take", "model.network")
         segments = batch["segment_ids"][:, :-1] if "segment_ids" in batch else None
         # Padding is at the end, where no token sees it; but it would influence the balance of experts.
@@ -168,19 +180,19 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
             segment_ids=segments,
             key_mask=None if seen is None else seen[:, :-1],
             dropout_keys=dropout_keys,
+            targets=targets,
         )
 
     def loss(self, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         """Mean over examples of the targets' nats over T, plus regularisers; and metrics."""
-        logits, out = self._forward(params, batch, example_keys(key, batch))
-        weights, targets = token_weights(batch), batch["tokens"][:, 1:]
-        nll = token_nll(logits, targets)
+        scores, out = self._forward(params, batch, example_keys(key, batch), batch["tokens"][:, 1:])
+        weights, nll = token_weights(batch), scores.nll
         objective = nll
         if self.label_smoothing:
-            log_probs = jax.nn.log_softmax(logits)
-            objective = (1.0 - self.label_smoothing) * nll - self.label_smoothing * log_probs.mean(-1)
+            spread = scores.mean - scores.log_normalizer
+            objective = (1.0 - self.label_smoothing) * nll - self.label_smoothing * spread
         if self.z_loss:
-            objective = objective + self.z_loss * jax.nn.logsumexp(logits, axis=-1) ** 2
+            objective = objective + self.z_loss * scores.log_normalizer**2
         loss = ((objective * weights).mean(1) + out.auxiliary).mean()
         metrics = {"nll_per_token": Ratio((nll * weights).sum(), weights.sum())}
         if self.network.experts is not None:
@@ -189,6 +201,9 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
 
     def _target_logits(self, params: PyTree, batch: Batch) -> Array:
         return self._forward(params, batch)[0]
+
+    def _target_scores(self, params: PyTree, batch: Batch) -> TokenScores:
+        return self._forward(params, batch, targets=batch["tokens"][:, 1:])[0]
 
     def token_features(self, params: PyTree, batch: Batch) -> Array:
         """Features that each target tokens[:, 1:] is predicted from, without dropout, [B, T, C]."""
