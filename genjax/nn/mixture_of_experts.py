@@ -93,7 +93,7 @@ def choose(probabilities: Array, num_selected: int, mask: Array | None = None) -
     for _ in range(num_selected):
         # Not `top_k`, for which XLA gathers the whole batch on every device.
         best = left.argmax(-1, keepdims=True)
-        here = jnp.arange(left.shape[-1]) == best
+        here = jax.lax.broadcasted_iota(best.dtype, left.shape, 2) == best
         gates.append(jnp.where(here, probabilities, 0.0).sum(-1))
         chosen.append(best[..., 0])
         left = jnp.where(here, -1.0, left)
