@@ -1,4 +1,4 @@
-"""Long contexts: attention in blocks, kernels for TPUs and logits in chunks give what they stand for, in less memory."""
+"""Long contexts: attention in blocks, kernels for TPUs and logits in chunks give the same in less memory."""
 
 import functools
 import importlib.util

@@ -18,6 +18,7 @@ from experiments import command_line
 from genjax import config
 from genjax.training import Experiment, resolve
 from genjax.training.engine import Engine
+from tests.xla_flags import UNOPTIMIZED
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -71,7 +72,8 @@ def environment(num_devices: int = 1) -> dict[str, str]:
     """Environment of a subprocess."""
     changes = {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices}",
+        # A plan for a TPU takes the flags out of the environment of its process.
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', UNOPTIMIZED)} --xla_force_host_platform_device_count={num_devices}",
         "PYTHONPATH": str(ROOT),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
