@@ -32,6 +32,7 @@ from genjax.errors import UserError
 from genjax.nn import sharding
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.positions import RotaryScaling, rotary_angles, rotate
+from genjax.nn.splash import splash
 
 # Finite, so that a query that may attend to no key gives the mean of the values and not NaN.
 MASKED = -1e30
@@ -295,8 +296,6 @@ def _fused(q: Array, k: Array, v: Array, bias: Bias | None, sight: Sight, scale:
     """
     options = {"causal": sight.causal, "window": sight.window}
     if bias is None and sight.prefix_lengths is None and splash_possible(q, k):
-        from genjax.nn.splash import splash
-
         segments = {name: getattr(sight, name) for name in ("query_segments", "key_segments", "key_mask")}
         return splash(q, k, v, scale=scale, **options, **segments)
     # cuDNN knows causality without exceptions, which a mask takes the place of where there is a prefix.

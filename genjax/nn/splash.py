@@ -2,8 +2,8 @@
 
     attention(q, k, v) = softmax(scale * q k^T) v
 
-computed in tiles (Dao et al. 2022), without the tiles that a causal mask or a window hides, forward and backward.  This
-file is imported where a program for a TPU is traced: Pallas takes a second to import.
+computed in tiles (Dao et al. 2022), without the tiles that a causal mask or a window hides, forward and backward.  Pallas,
+which takes a second to import, is imported where a program for a TPU is traced.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
 from genjax.batch import Array
 
@@ -50,16 +49,20 @@ def splash(
         zeros = lambda a: jnp.zeros(a.shape[:2], jnp.int32)
         seen = zeros(k) if key_segments is None else key_segments
         seen = seen if key_mask is None else jnp.where(key_mask.astype(bool), seen, -1)
-        segments = (zeros(q) if query_segments is None else query_segments, seen)
+        segments = _library().SegmentIds(zeros(q) if query_segments is None else query_segments, seen)
 
     kernel = _kernel(q.shape[2], q.shape[1], k.shape[1], causal, window, interpret)
     first = (a.swapaxes(1, 2) for a in (q * jnp.asarray(scale, q.dtype), k, v))
-    return jax.vmap(kernel)(
-        *first, None if segments is None else splash_attention_kernel.SegmentIds(*segments)
-    ).swapaxes(1, 2)
+    return jax.vmap(kernel)(*first, segments).swapaxes(1, 2)
 
 
-class _Band(splash_attention_mask.Mask):
+def _library() -> Any:
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    return splash_attention
+
+
+class _Band:
     """The mask [T, S] that is True where first <= query - key <= last, in the form that the kernel's maker takes.
 
     It asks for any() and all() of every tile, which JAX's own masks make of all its places: minutes for 128k tokens.
@@ -103,9 +106,13 @@ def _kernel(num_heads: int, length: int, size: int, causal: bool, window: int | 
     tile = lambda n: next(side for side in _TILES if n % side == 0)
     rows, columns = tile(length), tile(size)
     farthest = max(length, size) if window is None else window - 1
-    mask = _Band(length, size, 0 if causal else -farthest, farthest)
+
+    class Mask(_Band, _library().Mask):
+        """The kernel's maker asks for the class too."""
+
+    mask = Mask(length, size, 0 if causal else -farthest, farthest)
     # Not the fused backward kernel: it keeps gradients of the queries for every tile of keys.
-    sizes = splash_attention_kernel.BlockSizes(
+    sizes = _library().BlockSizes(
         block_q=rows,
         block_kv=columns,
         block_q_dkv=rows,
@@ -114,8 +121,8 @@ def _kernel(num_heads: int, length: int, size: int, causal: bool, window: int | 
         block_kv_dq=columns,
     )
     with jax.ensure_compile_time_eval():
-        return splash_attention_kernel.make_splash_mha(
-            splash_attention_mask.MultiHeadMask([mask] * num_heads),
+        return _library().make_splash_mha(
+            _library().MultiHeadMask([mask] * num_heads),
             block_sizes=sizes,
             head_shards=1,
             q_seq_shards=1,
