@@ -2,8 +2,8 @@
 
     attention(q, k, v) = softmax(scale * q k^T) v
 
-computed in tiles (Dao et al. 2022), without the tiles that a causal mask or a window hides, forward and backward.  Pallas,
-which takes a second to import, is imported where a program for a TPU is traced.
+computed in tiles (Dao et al. 2022), without the tiles that a causal mask or a window hides, forward and backward.
+Pallas, which takes a second to import, is imported where a program for a TPU is traced.
 """
 
 from __future__ import annotations
