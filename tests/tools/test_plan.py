@@ -11,6 +11,8 @@ from experiments import plan as command
 from genjax import config
 from genjax.errors import UserError
 from genjax.tools import plan
+from genjax.tools.plan import programs
+from genjax.tools.plan.chips import CHIPS
 from genjax.training import Experiment
 
 #: Examples, inputs (8 x 8 pixels) and hidden features.
@@ -98,6 +100,18 @@ def test_operations_of_a_perceptron_are_those_by_hand(sharded):
     assert costs["evaluation"] == 2 * (2 * 32 * D * H) / 8
     assert costs["sampler"] <= 2 * (2 * 16 * D * H)
     assert sharded.recomputation == 1.0
+
+
+def test_a_step_whose_kernels_hide_products_has_the_models_own(sharded):
+    step = sharded.programs["step"]
+    hiding = dataclasses.replace(step, costs=dataclasses.replace(step.costs, products=10.0, unnoted_kernels=2))
+    found = {"step": hiding}
+    (told,) = programs._with_hidden_products(found, 1e12, CHIPS["v5p"])
+    assert told.startswith("operations of 2 kernels that note none: 10 of a step were counted")
+    assert found["step"].costs.products == 1e12 and found["step"].bound.products == 1e12 / CHIPS["v5p"].flops
+    # Without kernels, or where as much was counted, nothing is hidden.
+    assert programs._with_hidden_products({"step": step}, 1e30, None) == []
+    assert programs._with_hidden_products(found, 1e12, None) == []
 
 
 def test_gradients_of_a_perceptron_are_summed_over_all_devices(sharded):

@@ -50,6 +50,19 @@ def test_a_loop_of_unknown_length_is_said_to_be_counted_once():
     assert costs.unknown_loops == 1 and costs.products == 2 * 4 * 8 * 8
 
 
+def test_kernels_that_note_no_operations_are_counted():
+    text = """HloModule m
+
+ENTRY %main (p: f32[8,4]) -> f32[8,4] {
+  %p = f32[8,4]{1,0} parameter(0)
+  %a = f32[8,4]{1,0} custom-call(%p), custom_call_target="tpu_custom_call"
+  ROOT %b = f32[8,4]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", config={"cost_estimate":{"flops":64}}
+}
+"""
+    costs = costs_of(text, {"data": 1})
+    assert costs.products == 64 and costs.unnoted_kernels == 1
+
+
 def test_the_dearest_branch_of_a_conditional_counts():
     def either(x, w, flag):
         return jax.lax.cond(flag.sum() > 0, lambda: (x @ w) @ w, lambda: x + w[:4])

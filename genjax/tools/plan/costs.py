@@ -76,12 +76,14 @@ class Costs:
       traffic: bytes read from and written to main memory.
       collectives: the collectives by kind and axes.
       unknown_loops: number of loops whose text does not tell how often they run; each is counted once.
+      unnoted_kernels: number of kernels whose authors note no operations, which are missing in `products`.
     """
 
     products: float
     traffic: float
     collectives: tuple[Collective, ...]
     unknown_loops: int
+    unnoted_kernels: int = 0
 
 
 @dataclasses.dataclass
@@ -91,12 +93,14 @@ class _Sum:
     products: float = 0.0
     traffic: float = 0.0
     unknown_loops: int = 0
+    unnoted_kernels: int = 0
     calls: dict[str, tuple[_Call, int]] = dataclasses.field(default_factory=dict)
 
     def add(self, other: _Sum, times: int = 1) -> None:
         self.products += times * other.products
         self.traffic += times * other.traffic
         self.unknown_loops += other.unknown_loops
+        self.unnoted_kernels += other.unnoted_kernels
         for place, (call, count) in other.calls.items():
             before = self.calls.get(place, (call, 0))[1]
             self.calls[place] = (call, before + times * count)
@@ -123,6 +127,7 @@ def costs_of(text: str, mesh: Mapping[str, int]) -> Costs:
         traffic=counted.traffic,
         collectives=tuple(_joined(counted.calls.values(), mesh)),
         unknown_loops=counted.unknown_loops,
+        unnoted_kernels=counted.unnoted_kernels,
     )
 
 
@@ -171,7 +176,9 @@ class _Counter:
             case "convolution":
                 total.products += _products_of_convolution(instruction, owner)
             case "custom-call":
-                total.products += _noted_products(instruction)
+                noted = _noted_products(instruction)
+                total.products += noted
+                total.unnoted_kernels += not noted and '"tpu_custom_call"' in instruction.attributes
         if (call := self._collective(instruction, owner)) is not None:
             total.calls[instruction.name] = (call, 1)
         if not fused and opcode not in _FREE and not opcode.endswith(("-done", "-update")):

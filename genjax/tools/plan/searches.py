@@ -10,6 +10,9 @@ from collections.abc import Iterator
 
 from genjax import config
 from genjax.config import ConfigError
+from genjax.errors import UserError
+from genjax.model import UsesMeshAxes
+from genjax.nn.sharding import OPTIONAL_AXES
 from genjax.tools.plan.chips import target
 from genjax.tools.plan.programs import device_bytes, outlined, planned, planned_programs
 from genjax.tools.plan.records import Options, Plan
@@ -29,8 +32,10 @@ def search(experiment: Experiment, options: Options, name: str = "experiment") -
     options = dataclasses.replace(options, programs=("step",))
     began = time.monotonic()
     tried = 0
+    own = experiment.model.mesh_axes if isinstance(experiment.model, UsesMeshAxes) else ()
+    axes = tuple(axis for axis in MESH_AXES if axis not in OPTIONAL_AXES or axis in own)
     for size in options.batch_sizes or (experiment.data.batch_size,):
-        for mesh in _meshes(len(found.devices)):
+        for mesh in _meshes(len(found.devices), axes):
             if tried and time.monotonic() - began > options.budget:
                 return
             changes = {"training.mesh": mesh, "data.batch_size": size}
@@ -38,7 +43,7 @@ def search(experiment: Experiment, options: Options, name: str = "experiment") -
             try:
                 resolved, batch = outlined(changed)
                 programs = planned_programs(resolved, batch, found.devices)
-            except ConfigError:
+            except UserError:
                 # The batch or the model does not divide among these axes.
                 continue
             tried += 1
@@ -61,9 +66,9 @@ def best_first(plans: list[Plan]) -> list[Plan]:
     return sorted(kept, key=key)
 
 
-def _meshes(count: int) -> Iterator[str]:
-    """Divisions of devices among the mesh's axes."""
+def _meshes(count: int, axes: tuple[str, ...]) -> Iterator[str]:
+    """Divisions of devices among these axes of the mesh."""
     divisors = [n for n in range(1, count + 1) if count % n == 0]
-    for sizes in itertools.product(divisors, repeat=len(MESH_AXES)):
+    for sizes in itertools.product(divisors, repeat=len(axes)):
         if math.prod(sizes) == count:
-            yield ",".join(f"{axis}:{n}" for axis, n in zip(MESH_AXES, sizes) if n > 1) or f"{MESH_AXES[0]}:1"
+            yield ",".join(f"{axis}:{n}" for axis, n in zip(axes, sizes) if n > 1) or f"{axes[0]}:1"
