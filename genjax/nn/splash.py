@@ -17,6 +17,9 @@ import numpy as np
 
 from genjax.batch import Array
 
+#: Part of a program's name, before the number of pairs of a query and a key that a kernel computes: a compiled program
+#: does not tell it otherwise.
+PAIRS = "splash_pairs_"
 # Sides of tiles, the largest that divides the tokens.
 _TILES = (1024, 512, 256, 128)
 
@@ -52,8 +55,29 @@ def splash(
         segments = _library().SegmentIds(zeros(q) if query_segments is None else query_segments, seen)
 
     kernel = _kernel(q.shape[2], q.shape[1], k.shape[1], causal, window, interpret)
-    first = (a.swapaxes(1, 2) for a in (q * jnp.asarray(scale, q.dtype), k, v))
-    return jax.vmap(kernel)(*first, segments).swapaxes(1, 2)
+    # A scale in half precision would change the temperature of all rows alike.
+    q = (q.astype(jnp.float32) * scale).astype(q.dtype)
+    with jax.named_scope(f"{PAIRS}{_num_pairs(q.shape[1], k.shape[1], causal, window)}"):
+        return jax.vmap(kernel)(*(a.swapaxes(1, 2) for a in (q, k, v)), segments).swapaxes(1, 2)
+
+
+def _tile(num_tokens: int) -> int:
+    """Side of a tile."""
+    return next(side for side in _TILES if num_tokens % side == 0)
+
+
+def _band(length: int, size: int, causal: bool, window: int | None) -> tuple[int, int]:
+    """The least and the largest distance, query - key, at which a key is seen."""
+    farthest = max(length, size) if window is None else window - 1
+    return 0 if causal else -farthest, farthest
+
+
+def _num_pairs(length: int, size: int, causal: bool, window: int | None) -> int:
+    """Pairs of a query and a key in the tiles that the kernel computes."""
+    rows, columns = _tile(length), _tile(size)
+    first, last = _band(length, size, causal, window)
+    distance = np.arange(0, length, rows)[:, None] - np.arange(0, size, columns)[None]
+    return int(((distance + rows > first) & (distance - columns < last)).sum()) * rows * columns
 
 
 def _library() -> Any:
@@ -103,14 +127,12 @@ class _Band:
 @functools.lru_cache(maxsize=16)
 def _kernel(num_heads: int, length: int, size: int, causal: bool, window: int | None, interpret: bool) -> Any:
     """The kernel for H heads of T queries and S keys: (q [H, T, D], k, v [K, S, D], segments) -> [H, T, D]."""
-    tile = lambda n: next(side for side in _TILES if n % side == 0)
-    rows, columns = tile(length), tile(size)
-    farthest = max(length, size) if window is None else window - 1
+    rows, columns = _tile(length), _tile(size)
 
     class Mask(_Band, _library().Mask):
         """The kernel's maker asks for the class too."""
 
-    mask = Mask(length, size, 0 if causal else -farthest, farthest)
+    mask = Mask(length, size, *_band(length, size, causal, window))
     # Not the fused backward kernel: it keeps gradients of the queries for every tile of keys.
     sizes = _library().BlockSizes(
         block_q=rows,

@@ -15,7 +15,7 @@ from genjax.families.language.networks import llama_network
 from genjax.nn import attention as A
 from genjax.nn import positions as P
 from genjax.nn import scores as S
-from genjax.nn.splash import splash
+from genjax.nn.splash import _num_pairs, splash
 from genjax.nn.transformer import Transformer
 
 
@@ -102,6 +102,14 @@ def test_splash_attention_equals_plain_attention(options):
         return A._mixed(*first, None, sight, 0.1, 0.0, None)[0].swapaxes(1, 2) * counted
 
     assert_close(*(value_and_gradients(f, q, k, v) for f in (kernel, plain)))
+
+
+def test_the_kernel_computes_the_tiles_that_are_seen():
+    # Tiles of 128: of 3 x 3 the diagonal and what lies below it; with a window of 129 places the neighbours alone.
+    assert _num_pairs(384, 384, True, None) == 6 * 128**2
+    assert _num_pairs(384, 384, True, 129) == 5 * 128**2
+    assert _num_pairs(384, 384, False, 129) == 7 * 128**2
+    assert _num_pairs(384, 384, False, None) == 9 * 128**2
 
 
 def test_scores_in_chunks_equal_scores_of_all_logits(monkeypatch):

@@ -50,6 +50,24 @@ def test_a_loop_of_unknown_length_is_said_to_be_counted_once():
     assert costs.unknown_loops == 1 and costs.products == 2 * 4 * 8 * 8
 
 
+def test_splash_attention_counts_the_pairs_that_it_names_and_what_follows_it():
+    # A kernel's notes break its line, which goes on with two brackets.
+    text = """HloModule m
+
+ENTRY %main (p: bf16[2,256,128]) -> bf16[2,256,128] {
+  %p = bf16[2,256,128]{2,1,0} parameter(0)
+  %splash_mha_fwd_no_residuals.1 = bf16[2,256,128]{2,1,0} custom-call(%p, %p, %p), custom_call_target="tpu_custom_call", attributes={metadata={
+"xprof_metadata":"{}"
+}}, metadata={op_name="jit(f)/splash_pairs_49152/splash"}
+  %splash_mha_dq_no_residuals.1 = bf16[2,256,128]{2,1,0} custom-call(%p, %p, %p), custom_call_target="tpu_custom_call", metadata={op_name="transpose(splash_pairs_49152)"}
+  ROOT %dot = bf16[2,256,256]{2,1,0} dot(%splash_mha_dq_no_residuals.1, %p), lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_batch_dims={0}, rhs_contracting_dims={2}
+}
+"""  # noqa: E501
+    costs = costs_of(text, {"data": 1})
+    assert costs.unnoted_kernels == 0
+    assert costs.products == 2 * 2 * 128 * (2 * 49152 + 3 * 49152 + 256 * 256)
+
+
 def test_kernels_that_note_no_operations_are_counted():
     text = """HloModule m
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from genjax.nn.splash import PAIRS
 from genjax.tools.plan.hlo import Array, Computation, Instruction, Program, device_groups, num_iterations, parse
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
@@ -176,7 +177,7 @@ class _Counter:
             case "convolution":
                 total.products += _products_of_convolution(instruction, owner)
             case "custom-call":
-                noted = _noted_products(instruction)
+                noted = _noted_products(instruction) or _products_of_attention(instruction, owner)
                 total.products += noted
                 total.unnoted_kernels += not noted and '"tpu_custom_call"' in instruction.attributes
         if (call := self._collective(instruction, owner)) is not None:
@@ -276,6 +277,24 @@ def _noted_products(instruction: Instruction) -> float:
     """Operations that the author of a kernel noted (`cost_estimate` of Pallas), else 0."""
     noted = re.search(r'"cost_estimate":\{[^}]*?"flops":"?(\d+)', instruction.attributes)
     return float(noted.group(1)) if noted else 0.0
+
+
+# Products of T S D multiplications that each kernel of splash attention computes.
+#   fwd  logits and output;  dkv  logits, what values get, and gradients of keys and values
+#   dq   logits, what values get, and the gradient of queries
+_PRODUCTS_OF_KERNEL = {"fwd": 2, "dkv": 4, "dq": 3}
+
+
+def _products_of_attention(instruction: Instruction, owner: Computation) -> float:
+    """Operations of splash attention, which names the pairs of a query and a key that it computes; else 0."""
+    kernel = re.match(r"splash_mha_(fwd|dkv|dq)_", instruction.name)
+    pairs = re.search(rf"{PAIRS}(\d+)", instruction.attributes)
+    if kernel is None or pairs is None:
+        return 0.0
+    arrays = (a for operand in owner.operands(instruction) for a in operand.arrays)
+    queries = next(a.shape for a in arrays if "f" in a.dtype and len(a.shape) >= 3)  # [..., H, T, D]
+    multiplications = math.prod(queries[:-2]) * queries[-1] * int(pairs.group(1))
+    return 2.0 * _PRODUCTS_OF_KERNEL[kernel.group(1)] * multiplications
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -144,16 +144,20 @@ _COMMENT = re.compile(r"/\*.*?\*/")
 def parse(text: str) -> Program:
     """Reads the text of a compiled program, as `jax.stages.Compiled.as_text` gives it."""
     computations: dict[str, Computation] = {}
-    entry = current = None
+    entry = current = last = None
     for line in text.splitlines():
         if header := _HEADER.match(line):
             current = Computation(header.group(2), {})
             computations[current.name] = current
             entry = current if header.group(1) else entry
-        elif line.startswith("}"):
-            current = None
+        elif line.startswith("}") and not line.startswith("}}"):
+            current = last = None
         elif current is not None and (instruction := _instruction(line)):
-            current.instructions[instruction.name] = instruction
+            current.instructions[instruction.name] = last = instruction
+        elif current is not None and last is not None:
+            # What kernels note of themselves breaks a line; it goes on with `}}`.
+            last = dataclasses.replace(last, attributes=last.attributes + line)
+            current.instructions[last.name] = last
     assert entry is not None
     return Program(computations, entry)
 
