@@ -59,7 +59,8 @@ def test_the_features_of_a_layer_stand_in_the_places_of_the_picture_tokens(state
     everywhere = {"features": jnp.asarray(embedded), "replaced": jnp.ones((2, 14), bool)}
     wanted = jax.jit(lambda: module.apply({"params": params["language"]}, BATCH["tokens"], **everywhere)[0])()
     logits = jax.jit(MODEL.logits)(state, BATCH["tokens"], PICTURES)
-    np.testing.assert_allclose(logits, wanted, atol=1e-5)
+    # Two programs of the same float32 products round differently.
+    np.testing.assert_allclose(logits, wanted, atol=5e-5)
 
 
 @pytest.mark.parametrize("prefix", [False, True])
