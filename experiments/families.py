@@ -50,6 +50,7 @@ _STEPS = "--training.num_steps="
 
 FEATURES = System("feature_net", "feature_net_digits")
 _CODES = System("vq_vae", "vq_vae_digits", "--model.codebook=gradient " + _LOGISTIC.partition(" ")[2])
+_PARTS = "--training.init_prefix=encoder,decoder,codebook"
 
 #: The systems of each comparison, by --pictures.
 SYSTEMS = {
@@ -59,7 +60,7 @@ SYSTEMS = {
         System("VAE", "vae_digits", f"{_LOGISTIC} {_STEPS}8000"),
         System("IWAE (k = 5)", "iwae_mnist", f"--data.name=digits {_LOGISTIC} {_STEPS}8000"),
         System("VAE with IAF posterior", "iaf_vae_digits", f"{_LOGISTIC} {_STEPS}8000"),
-        System("VQ-VAE with prior", "vq_prior_digits", first=_CODES),
+        System("VQ-VAE with prior", "vq_prior_digits", _PARTS, first=_CODES),
         System("NICE", "nice_mnist", f"--data.name=digits {_STEPS}8000"),
         System("RealNVP", "real_nvp_digits"),
         System("MAF", "maf_digits"),
@@ -148,7 +149,7 @@ def runs_of(system: System, options: Options, folder: Path, seeds: int) -> list[
     shared = sweep.Options(seeds=seeds)
     found = []
     for run in sweep.runs_of(experiment, shared, folder / _directory(system)):
-        first = [] if system.first is None else _start(system.first, folder)
+        first = [] if system.first is None else [f"--training.init_from={_first_run(system.first, folder)}"]
         found.append((run, *sweep.commands(system.experiment, [run], [*flags, *first])))
     return found
 
@@ -157,10 +158,9 @@ def _directory(system: System) -> str:
     return "_".join("".join(c if c.isalnum() else " " for c in system.name).split())
 
 
-def _start(first: System, folder: Path) -> list[str]:
-    """Flags that start a run from the first seed of a system that is trained before."""
-    prefix = "encoder,decoder,codebook"
-    return [f"--training.init_from={folder / _directory(first) / 'seed=0'}", f"--training.init_prefix={prefix}"]
+def _first_run(system: System, folder: Path) -> Path:
+    """Directory of the run of a system with the first seed."""
+    return folder / _directory(system) / "seed=0"
 
 
 def main(arguments: list[str]) -> int:
@@ -191,7 +191,7 @@ def _report(trained: dict[str, list[SweptRun]], options: Options, folder: Path) 
     from genjax.tools import comparison
     from genjax.training import restore
 
-    features = str(folder / "runs" / _directory(FEATURES) / "seed=0")
+    features = str(_first_run(FEATURES, folder / "runs"))
     records = {}
     for name, runs in trained.items():
         records[name] = []

@@ -24,7 +24,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -47,6 +47,25 @@ _RUN_FILE = "config.json"
 _PREFIX = "genjax-bucket-"
 
 _logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def _meanwhile(act: Callable[[], float], wait: float, name: str) -> Iterator[None]:
+    """Acts again and again in a thread; `act` returns the seconds until the next time, the first wait is `wait`."""
+    ended = threading.Event()
+
+    def go_on() -> None:
+        left = wait
+        while not ended.wait(left):
+            left = act()
+
+    thread = threading.Thread(target=go_on, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _scheme(path: str | Path) -> str:
@@ -316,26 +335,20 @@ class Mirror:
     @contextlib.contextmanager
     def kept_up(self) -> Iterator[None]:
         """Uploads changed files from time to time, and at the end."""
-        ended = threading.Event()
 
-        def go_on() -> None:
-            wait = PUSH_EVERY
-            while not ended.wait(wait):
-                began = time.monotonic()
-                try:
-                    self.push()
-                except UserError as error:
-                    _logger.warning("%s; it is tried again", error)
-                # At most a twentieth of the time, also where pictures and traces are large.
-                wait = max(PUSH_EVERY, 20 * (time.monotonic() - began))
+        def push() -> float:
+            began = time.monotonic()
+            try:
+                self.push()
+            except UserError as error:
+                _logger.warning("%s; it is tried again", error)
+            # At most a twentieth of the time, also where pictures and traces are large.
+            return max(PUSH_EVERY, 20 * (time.monotonic() - began))
 
-        thread = threading.Thread(target=go_on, name="uploads", daemon=True)
-        thread.start()
         try:
-            yield
+            with _meanwhile(push, PUSH_EVERY, "uploads"):
+                yield
         finally:
-            ended.set()
-            thread.join()
             self.push()
 
     @contextlib.contextmanager
@@ -435,22 +448,18 @@ class Lease:
           UserError: another run holds it.
         """
         self._take()
-        ended = threading.Event()
 
-        def renew() -> None:
-            while not ended.wait(RENEW_EVERY):
-                # What the bucket cannot do just now is tried again at the next turn.
-                with contextlib.suppress(Exception):
-                    self.check()
-                    self._files.pipe_file(self._path, self._content())
+        def renew() -> float:
+            # What the bucket cannot do just now is tried again at the next turn.
+            with contextlib.suppress(Exception):
+                self.check()
+                self._files.pipe_file(self._path, self._content())
+            return RENEW_EVERY
 
-        thread = threading.Thread(target=renew, name="lock", daemon=True)
-        thread.start()
         try:
-            yield
+            with _meanwhile(renew, RENEW_EVERY, "lock"):
+                yield
         finally:
-            ended.set()
-            thread.join()
             with contextlib.suppress(Exception):
                 self.check()
                 self._files.rm_file(self._path)
