@@ -119,8 +119,7 @@ def likelihoods(run: Run) -> dict[str, float]:
     if isinstance(model, HasLogProb | HasLogProbBound):
         score = jax.jit(functools.partial(likelihood.scores_of_examples, model, data))
         _, raw, _ = likelihood.scores(run, score, examples)
-        batch = {name: array[:1] for name, array in examples.items()} | {"example_index": np.zeros(1, np.int32)}
-        dequantized = "log_abs_det" in jax.eval_shape(data.transform, batch, jax.random.key(0))
+        dequantized = likelihood.has_density(data, examples, jax.random.key(0))
         kind = "exact" if has_exact_log_prob(model) and not dequantized else "bound"
         if np.isfinite(raw).all():
             found[f"{unit}, {kind}"] = float(-raw.mean() / nats)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -82,8 +82,7 @@ def measure(
         judged = {} if judge_of is None else judge_of(pictures, captions)
         return judged if scorer is None else {**judged, "clip_score": clip_score(scorer, pictures, captions)}
 
-    examples = data.load(split).gather(np.arange(len(captions)))
-    own = figures(examples["x"] / np.float32(255))
+    own = figures(data.load(split).gather(np.arange(len(captions)))["x"] / np.float32(255))
     rates: dict[str, dict[str, float]] = {}
     for scale in (scales or (model.guidance_scale if isinstance(model, HasGuidance) else 0.0,)) if draws else ():
         pictures = pictures_of(with_scale(run, scale), captions, seed, reranker, num_candidates)
@@ -101,21 +100,14 @@ def measure(
         "num_samples": len(captions),
         "scales": rates,
         "data": own,
-        **({"reconstructions": figures(_reconstructions(run, examples))} if codes else {}),
+        **({"reconstructions": figures(_reconstructions(run, split, len(captions)))} if codes else {}),
     }
 
 
-def _reconstructions(run: Run, examples: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Raw examples through the codes of a model and back, brightness in [0, 1], float32 [N, H, W, C]."""
-    data, model, state = run.experiment.data, run.model, run.state
-    key, size, count = jax.random.key(run.experiment.evaluation.seed), data.eval_batch_size, len(examples["x"])
-    again = jax.jit(lambda state, batch: model.reconstruct(state, data.transform(batch, key), key))
-    parts = []
-    for start in range(0, count, size):
-        rows = np.minimum(np.arange(start, start + size), count - 1)
-        batch = {name: array[rows] for name, array in examples.items()} | {"example_index": rows.astype(np.int32)}
-        parts.append(np.asarray(again(state, batch))[: count - start])
-    return np.asarray(data.to_unit(np.concatenate(parts)), np.float32)
+def _reconstructions(run: Run, split: str, count: int) -> np.ndarray:
+    """The first examples of a split through the codes of a model and back, brightness in [0, 1], [N, H, W, C]."""
+    again, _ = run.engine.map(run.model.reconstruct, run.state, split, indices=np.arange(count))
+    return np.asarray(run.experiment.data.to_unit(again), np.float32)
 
 
 def with_scale(run: Run, scale: float) -> Run:
