@@ -31,9 +31,12 @@ class Decoder(NamedTuple):
     """A model as decoding sees it.
 
     Attributes:
-      init: (batch, length, ragged) -> an empty memory for `length` tokens.
+      init: (batch, length, ragged) -> an empty memory for `length` tokens; where there is `rewind`, it also takes the
+        number of tokens that the memory is to go back by, as `back`, which is 1 otherwise.
       extend: (memory, tokens [B, K]) -> Step.  A ragged memory drops tokens that it has no place for.
       rewind: (memory, length [B]) -> the memory as it was after `length` tokens; None if the memory cannot go back.
+      until: (memory, length [B]) -> the memory, which will hold no more than `length` tokens of each row after the next
+        call of `extend`; None where a ragged memory goes back by any number of tokens.
       grow: (memory, length) -> the same memory with place for `length` tokens; None if the size of the memory does not
         depend on the number of tokens.
       max_length: the largest number of tokens that a memory can hold, or None.
@@ -43,9 +46,10 @@ class Decoder(NamedTuple):
       with_weights: makes the decoder of other such arrays; None if they are not told.
     """
 
-    init: Callable[[int, int, bool], PyTree]
+    init: Callable[..., PyTree]
     extend: Callable[[PyTree, Array], Step]
     rewind: Callable[[PyTree, Array], PyTree] | None = None
+    until: Callable[[PyTree, Array], PyTree] | None = None
     grow: Callable[[PyTree, int], PyTree] | None = None
     max_length: int | None = None
     weight_bytes: int | None = None
@@ -142,7 +146,7 @@ def prefill(
         return step.logits[:, -1], step.memory, step.hidden
     if decoder.rewind is None:
         return _prefill_by_token(decoder, prompts, lengths, memory)
-    step = decoder.extend(memory, prompts)
+    step = decoder.extend(memory if decoder.until is None else decoder.until(memory, lengths), prompts)
     memory = decoder.rewind(step.memory, lengths)
     last = jnp.clip(lengths - 1, 0, size - 1)
     return jnp.take_along_axis(step.logits, last[:, None, None], axis=1)[:, 0], memory, step.hidden

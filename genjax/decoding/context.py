@@ -48,14 +48,17 @@ def context_decoder(
       extra_positions: number of these places that are positions too, before those of the text.
     """
 
-    def init(batch: int, length: int, ragged: bool) -> PyTree:
+    def init(batch: int, length: int, ragged: bool, back: int = 1) -> PyTree:
         network.check_length(length + extra_positions, what, name)
-        cache = network.init_cache(batch, length + extra_places, dtype, ragged)
+        cache = network.init_cache(batch, length + extra_places, dtype, ragged, back=back)
         return {"cache": cache.replace(context_mask=context_mask), "context": encode()}
 
     def extend(memory: PyTree, tokens: Array) -> Step:
         logits, out = decode(tokens, memory.get("context"), memory["cache"])
         return Step(logits, {"cache": out.cache}, out.x)
+
+    def until(memory: PyTree, length: Array) -> PyTree:
+        return {**memory, "cache": memory["cache"].replace(limit=length + extra_places)}
 
     def rewind(memory: PyTree, length: Array) -> PyTree:
         return {"cache": memory["cache"].replace(length=length + extra_places)}
@@ -64,7 +67,7 @@ def context_decoder(
         return {**memory, "cache": memory["cache"].grow(length + extra_places)}
 
     longest = None if network.longest is None else network.longest - extra_positions
-    return Decoder(init=init, extend=extend, rewind=rewind, grow=grow, max_length=longest)
+    return Decoder(init=init, extend=extend, rewind=rewind, until=until, grow=grow, max_length=longest)
 
 
 def likeliest(

@@ -8,6 +8,7 @@ of p; p and q are the distributions after the filters of `Sampling`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from typing import Any
 
@@ -77,7 +78,8 @@ def speculative(
     # Both memories lack the last token of the text: a pass reads it first.
     memories, sizes = [], []
     for decoder in (target, draft):
-        logits, memory, _ = prefill(decoder, prompts, place, room, ragged=True)
+        going_back = decoder._replace(init=functools.partial(decoder.init, back=num_proposals))
+        logits, memory, _ = prefill(going_back, prompts, place, room, ragged=True)
         memories.append(decoder.rewind(memory, place - 1))
         sizes.append(logits.shape[-1])
     if sizes[0] != sizes[1]:

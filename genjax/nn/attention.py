@@ -10,7 +10,8 @@ queries are attended to in blocks, of which the backward pass computes each agai
 
 A `KVCache` is a pytree of fixed shape: attention takes it and returns a new one, with new keys and values written at
 place `start`.  Causality hides all later places.  So one compiled step serves every position, and the rows of a batch
-may be at different positions.
+may be at different positions.  Where attention has a window, the cache is a ring: a token takes the slot of the token
+that no query sees any more.
 """
 
 from __future__ import annotations
@@ -36,49 +37,105 @@ from genjax.nn.splash import splash
 
 # Finite, so that a query that may attend to no key gives the mean of the values and not NaN.
 MASKED = -1e30
+#: The place of a slot that holds no token yet: later than all queries, so that causality hides it.
+NOWHERE = 2**30
 #: Logits of a head, T S, above which queries are attended to in blocks, and the fewest queries of a block.
 LARGEST_WHOLE = 1024 * 1024
 FEWEST_QUERIES = 128
 #: Fewest tokens that TPUs attend to by splash attention.
 FEWEST_TILED = 512
 
-#: Added to logits: an array [B | 1, H | 1, T, S], or a pytree that gives it for queries [B | 1, T] and keys [S].
+#: Added to logits: an array [B | 1, H | 1, T, S], or a pytree that gives it for the places of queries [B | 1, T] and of
+#: keys, [S] or [B, S].
 Bias = Array | Callable[[Array, Array], Array]
 
 
 class KVCache(flax.struct.PyTreeNode):
-    """Keys and values of the tokens so far, each [B, K, S, D] with S the largest length."""
+    """Keys and values of the tokens so far, each [B, K, S, D].
+
+    Attributes:
+      keys, values: of S slots.
+      most: number of slots from which on the cache is a ring, in which place p has slot p mod S; None for a cache that
+        has a slot for each place.
+    """
 
     keys: Array
     values: Array
+    most: int | None = flax.struct.field(pytree_node=False, default=None)
 
     @classmethod
-    def zeros(cls, batch: int, num_kv_heads: int, length: int, head_dim: int, dtype: Any = jnp.float32) -> KVCache:
-        """An empty cache."""
-        shape = (batch, num_kv_heads, length, head_dim)
-        return cls(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype))
+    def zeros(
+        cls,
+        batch: int,
+        num_kv_heads: int,
+        length: int,
+        head_dim: int,
+        dtype: Any = jnp.float32,
+        most: int | None = None,
+    ) -> KVCache:
+        """An empty cache for `length` tokens."""
+        shape = (batch, num_kv_heads, length if most is None else min(length, most), head_dim)
+        return cls(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype), most=most)
 
-    def write(self, keys: Array, values: Array, start: Array) -> KVCache:
-        """Writes [B, K, T, D] at slots start .. start + T - 1.
+    @property
+    def is_ring(self) -> bool:
+        """Whether new tokens take the slots of old ones."""
+        return self.most is not None and self.keys.shape[2] >= self.most
 
-        `start` is an array [B], one place for each row, and keys beyond the last slot are dropped; or it is a scalar,
-        and the caller makes sure that all keys fit.
+    def write(self, keys: Array, values: Array, start: Array, limit: Array | None = None) -> KVCache:
+        """Writes [B, K, T, D] at places start .. start + T - 1.
+
+        `start` is an array [B], one place for each row, and keys beyond the last slot, or at `limit` [B] and beyond,
+        are dropped; or it is a scalar, and the caller makes sure that all keys fit.
         """
+        size, length = self.keys.shape[2], keys.shape[2]
 
         def put(cache: Array, new: Array) -> Array:
             new = new.astype(cache.dtype)
+            if start.ndim == 0 and (length == 1 or not self.is_ring):
+                first = start % size if self.is_ring else start
+                return jax.lax.dynamic_update_slice_in_dim(cache, new, first, axis=2)
             if start.ndim == 0:
-                return jax.lax.dynamic_update_slice_in_dim(cache, new, start, axis=2)
-            slots = start[:, None] + jnp.arange(new.shape[2])[None]  # [B, T]
+                count = min(length, size)
+                slots = (start + length - count + jnp.arange(count)) % size
+                return cache.at[:, :, slots].set(new[:, :, -count:])
+            places = start[:, None] + jnp.arange(length)[None]  # [B, T]
+            end = (start + length if limit is None else jnp.minimum(start + length, limit))[:, None]
+            # Of tokens that would share a slot of a ring the last one is written.
+            kept = (places < end) & (places >= end - size) if self.is_ring else places < end
+            slots = jnp.where(kept, places % size if self.is_ring else places, size)
             write_row = lambda row, index, values: row.at[:, index].set(values, mode="drop")
             return jax.vmap(write_row)(cache, slots, new)
 
-        return KVCache(keys=put(self.keys, keys), values=put(self.values, values))
+        return self.replace(keys=put(self.keys, keys), values=put(self.values, values))
+
+    def places(self, start: Array, length: int) -> Array:
+        """Places of the keys that `extended` gives for `length` tokens after `start`: [S'], of a ring [B | 1, S']."""
+        slots = jnp.arange(self.keys.shape[2])
+        if not self.is_ring:
+            return slots
+        start = start.reshape(-1, 1)
+        last = start - (length > 1)
+        held = last - (last - slots[None]) % slots.size
+        held = jnp.where(held < 0, NOWHERE, held)
+        return held if length == 1 else jnp.concatenate([held, start + jnp.arange(length)[None]], axis=1)
+
+    def extended(
+        self, keys: Array, values: Array, start: Array, limit: Array | None = None
+    ) -> tuple[KVCache, Array, Array]:
+        """Writes as `write` does; also the keys and values [B, K, S', D] that the new tokens may see."""
+        new = self.write(keys, values, start, limit)
+        if not self.is_ring or keys.shape[2] == 1:
+            return new, new.keys, new.values
+        # Several tokens at once: the last ones may take the slots of keys that the first ones see.
+        join = lambda old, more: jnp.concatenate([old, more.astype(old.dtype)], axis=2)
+        return new, join(self.keys, keys), join(self.values, values)
 
     def grow(self, length: int) -> KVCache:
         """The cache enlarged to `length` tokens."""
+        length = length if self.most is None else min(length, self.most)
         more = [(0, 0), (0, 0), (0, length - self.keys.shape[2]), (0, 0)]
-        return KVCache(keys=jnp.pad(self.keys, more), values=jnp.pad(self.values, more))
+        return self.replace(keys=jnp.pad(self.keys, more), values=jnp.pad(self.values, more))
 
 
 def attention_mask(
@@ -96,7 +153,7 @@ def attention_mask(
 
     Args:
       query_index: place of each query in the sequence, [B | 1, T].
-      key_index: place of each key, [S].
+      key_index: place of each key, [S] or [B | 1, S].
       causal: a query sees only keys at or before its own place.
       window: a query sees only keys less than this many places away.
       query_segments, key_segments: numbers of the packed sequences, [B, T] and [B, S]; a query sees only its own
@@ -105,11 +162,12 @@ def attention_mask(
       prefix_lengths: with `causal`, the number of first keys that every query sees, [B] (Raffel et al. 2020, figure 4).
     """
     parts = []
-    distance = query_index[:, :, None] - key_index[None, None]  # [B | 1, T, S]
+    keys = jnp.atleast_2d(key_index)[:, None]
+    distance = query_index[:, :, None] - keys  # [B | 1, T, S]
     if causal:
         seen = distance >= 0
         if prefix_lengths is not None:
-            seen = seen | (key_index[None, None] < prefix_lengths[:, None, None])
+            seen = seen | (keys < prefix_lengths[:, None, None])
         parts.append(seen)
     if window is not None:
         parts.append(jnp.abs(distance) < window)
@@ -441,6 +499,7 @@ class Attention(nn.Module):
         bias: Bias | None = None,
         cache: KVCache | None = None,
         start: Array | None = None,
+        limit: Array | None = None,
         dropout_keys: Array | None = None,
         return_weights: bool = False,
     ) -> tuple[Array, KVCache | None, Array | None]:
@@ -459,6 +518,7 @@ class Attention(nn.Module):
           cache: keys and values of earlier tokens; in cross-attention, keys and values of the context, which need not
             be given again.
           start: number of tokens already in the cache, a scalar or [B].
+          limit: place of each row from which on tokens are not kept in the cache, [B], or None.
           dropout_keys: keys [B], or None in evaluation.
           return_weights: whether to return the weights as well.
 
@@ -517,7 +577,7 @@ class Attention(nn.Module):
             cache = KVCache(keys=k.swapaxes(1, 2), values=v.swapaxes(1, 2))
         sight = Sight(
             query_index=index,
-            key_index=jnp.arange(k.shape[1] if fresh else cache.keys.shape[2]),
+            key_index=jnp.arange(k.shape[1]) if fresh else cache.places(offset, length),
             query_segments=segment_ids,
             key_segments=segment_ids if key_segment_ids is None else key_segment_ids,
             key_mask=key_mask,
@@ -539,8 +599,11 @@ class Attention(nn.Module):
             if k is not None:
                 k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
             if not fresh:
-                cache = cache if self.cross else cache.write(k, v, offset)
-                k, v = cache.keys.astype(self.dtype), cache.values.astype(self.dtype)
+                if self.cross:
+                    k, v = cache.keys, cache.values
+                else:
+                    cache, k, v = cache.extended(k, v, offset, limit)
+                k, v = k.astype(self.dtype), v.astype(self.dtype)
             mixed, weights = _mixed(q, k, v, bias, sight, scale, self.dropout_rate, dropout_keys, return_weights)
             mixed = mixed.swapaxes(1, 2)
         mixed = sharding.split_tokens(mixed.reshape(batch, length, heads * dim), "tensor")

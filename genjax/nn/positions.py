@@ -194,8 +194,8 @@ class SlopeBias(flax.struct.PyTreeNode):
     slopes: Array
 
     def __call__(self, query_index: Array, key_index: Array) -> Array:
-        """Indices [B | 1, T] and [S] -> [B | 1, H, T, S]."""
-        distance = jnp.abs(query_index[:, :, None] - key_index[None, None])
+        """Places [B | 1, T] and [S] or [B, S] -> [B | 1, H, T, S]."""
+        distance = jnp.abs(query_index[:, :, None] - jnp.atleast_2d(key_index)[:, None])
         return -self.slopes[None, :, None, None] * distance[:, None].astype(jnp.float32)
 
 
@@ -231,8 +231,8 @@ class BucketBias(flax.struct.PyTreeNode):
     bidirectional: bool = flax.struct.field(pytree_node=False)
 
     def __call__(self, query_index: Array, key_index: Array) -> Array:
-        """Indices [B | 1, T] and [S] -> [B | 1, H, T, S]."""
-        relative = key_index[None, None] - query_index[:, :, None]
+        """Places [B | 1, T] and [S] or [B, S] -> [B | 1, H, T, S]."""
+        relative = jnp.atleast_2d(key_index)[:, None] - query_index[:, :, None]
         bucket = t5_bucket(relative, self.table.shape[0], self.max_distance, self.bidirectional)
         return jnp.take(self.table, bucket, axis=0).transpose(0, 3, 1, 2)
 

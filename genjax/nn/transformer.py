@@ -158,10 +158,29 @@ class Transformer:
             return self.init_std
         return self.init_std * (2 * self.num_layers) ** -0.5
 
-    def init_cache(self, batch: int, length: int, dtype: Any = jnp.float32, ragged: bool = False) -> Cache:
-        """An empty cache for `length` tokens; with `ragged`, rows may stand at different places."""
+    def init_cache(
+        self,
+        batch: int,
+        length: int,
+        dtype: Any = jnp.float32,
+        ragged: bool = False,
+        *,
+        back: int = 1,
+        whole: bool = False,
+    ) -> Cache:
+        """An empty cache.
+
+        Args:
+          batch: number of rows.
+          length: number of tokens that it has place for; where attention has a window, the last ones are kept alone.
+          dtype: type of keys and values.
+          ragged: whether rows may stand at different places.
+          back: number of tokens that `length` of a cache may later be set back by.
+          whole: keep all tokens, also those beyond a window.
+        """
         kv_heads = self.num_kv_heads or self.num_heads
-        layer = lambda: KVCache.zeros(batch, kv_heads, length, self.size_of_head, dtype)
+        most = None if self.window is None or whole else self.window + back - 1
+        layer = lambda: KVCache.zeros(batch, kv_heads, length, self.size_of_head, dtype, most)
         return Cache(
             layers=tuple(layer() for _ in range(self.num_layers)),
             length=jnp.zeros((batch,) if ragged else (), jnp.int32),
@@ -174,12 +193,14 @@ class Cache(flax.struct.PyTreeNode):
     Attributes:
       layers: keys and values of each layer.
       length: number of tokens so far, a scalar or one for each row.
+      limit: number of tokens of each row that the next call leaves in the cache at most, [B], or None.
       cross: keys and values of the context in each layer, or None.
       context_mask: True where the context is no padding, [B, S], or None.
     """
 
     layers: tuple[KVCache, ...]
     length: Array
+    limit: Array | None = None
     cross: tuple[KVCache, ...] | None = None
     context_mask: Array | None = None
 
@@ -304,6 +325,7 @@ class Block(nn.Module):
                 bias=inputs["bias"],
                 cache=cache,
                 start=inputs["start"],
+                limit=inputs["limit"],
                 dropout_keys=fold_in(keys, 3),
                 return_weights=self.return_weights,
             )
@@ -373,7 +395,7 @@ class TransformerStack(nn.Module):
           x: embeddings, [B, T, C].
           positions: position of each token for rotary angles, [B | 1, T]; None for its place (in its segment).
           segment_ids: packed sequences, [B, T]: tokens see only their own segment.
-          key_mask: True at tokens that are no padding, [B, T] (with a cache, [B, S]).
+          key_mask: True at tokens that are no padding, [B, T] (with a cache, [B, S]; none with that of a window).
           prefix_lengths: in a causal stack, the number of first tokens that see each other both ways, [B].
           context, context_mask, context_segment_ids: the encoder's output [B, S, C'] and its padding and segments.
           cache: the tokens so far (decoders).
@@ -390,6 +412,8 @@ class TransformerStack(nn.Module):
         length = x.shape[1]
         if cache is not None and (segment_ids is not None or not config.causal):
             raise UserError("a cache serves causal stacks without packed segments")
+        if key_mask is not None and cache is not None and cache.layers[0].is_ring:
+            raise UserError("a cache of a window keeps no places that a mask could hide; leave the mask out")
         if config.norm_placement not in ("pre", "post") or config.norm not in ("layer", "rms", "rms_offset"):
             raise UserError(f"unknown norm={config.norm!r} or norm_placement={config.norm_placement!r}")
         if prefix_lengths is not None and segment_ids is not None:
@@ -400,7 +424,7 @@ class TransformerStack(nn.Module):
             positions = segment_positions(segment_ids)
         start = None if cache is None else cache.length
         query_index = _index(length, start)
-        key_index = jnp.arange(length if cache is None else cache.layers[0].keys.shape[2])
+        key_index = jnp.arange(length) if cache is None else cache.layers[0].places(start, length)
         bias = None
         if config.positions == "alibi":
             bias = SlopeBias(jnp.asarray(alibi_slopes(config.num_heads)))
@@ -413,7 +437,7 @@ class TransformerStack(nn.Module):
                 name="relative_bias",
             )
             bias = module()
-        if bias is not None and (layer_biases is not None or not is_large(length, key_index.shape[0])):
+        if bias is not None and (layer_biases is not None or not is_large(length, key_index.shape[-1])):
             # Once for all layers.
             bias = bias(query_index, key_index)
         if cache is not None and context_mask is None:
@@ -425,6 +449,7 @@ class TransformerStack(nn.Module):
             "prefix_lengths": prefix_lengths,
             "bias": bias,
             "start": start,
+            "limit": None if cache is None else cache.limit,
             "context": context,
             "context_mask": context_mask,
             "context_segment_ids": context_segment_ids,
@@ -466,9 +491,10 @@ class TransformerStack(nn.Module):
                 auxiliary = auxiliary + more
             if cache is not None:
                 cross = tuple(c for _, c in caches) if config.cross_attention else None
+                after = cache.length + length
                 cache = Cache(
                     layers=tuple(c for c, _ in caches),
-                    length=cache.length + length,
+                    length=after if cache.limit is None else jnp.minimum(after, cache.limit),
                     cross=cross,
                     context_mask=context_mask,
                 )

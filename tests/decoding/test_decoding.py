@@ -25,7 +25,7 @@ def chain(seed, scale=1.5):
     table = scale * jax.random.normal(jax.random.key(seed), (V, V, V))
     features = jax.random.normal(jax.random.key(seed + 1), (V, V, 3))
 
-    def init(batch, length, ragged):
+    def init(batch, length, ragged, back=1):
         return {"tokens": jnp.zeros((batch, length + 1), jnp.int32), "length": jnp.zeros((batch,), jnp.int32)}
 
     def extend(memory, tokens):

@@ -65,17 +65,20 @@ def test_experts_of_a_causal_stack_ignore_future_tokens(training):
     "positions, ragged, experts",
     [*itertools.product(POSITIONS, (False, True), [None]), ("rotary", True, EXPERTS)],
 )
-def test_cached_equals_full(positions, ragged, experts, tokens):
-    config = dataclasses.replace(TINY, positions=positions, num_kv_heads=1, window=4, experts=experts)
+def test_cached_equals_full(positions, ragged, experts):
+    tokens = jax.random.randint(jax.random.key(3), (2, 13), 0, 11)
+    config = dataclasses.replace(TINY, positions=positions, num_kv_heads=1, window=3, experts=experts)
     apply, _ = build(config, tokens)
     full = apply(tokens).x
     step = jax.jit(apply)
-    cache = config.init_cache(2, 8, ragged=ragged)
-    out, cache = step(tokens[:, :3], cache)[:2]
-    parts = [out]
-    for t in range(3, 6):
-        out, cache = step(tokens[:, t : t + 1], cache)[:2]
+    cache = config.init_cache(2, 13, ragged=ragged)
+    assert cache.layers[0].keys.shape == (2, 1, 3, 4)
+    parts, at = [], 0
+    # More tokens than the ring has slots, one at a time all around it, and several at once.
+    for count in (5, 1, 1, 1, 1, 2, 2):
+        out, cache = step(tokens[:, at : at + count], cache)[:2]
         parts.append(out)
+        at += count
     np.testing.assert_allclose(jnp.concatenate(parts, 1), full, atol=2e-5)
 
 

@@ -19,7 +19,8 @@ from genjax.serving.rows import Assembler, Piece, Row, Score, Walk
 VOCABULARY = [*(chr(code).encode() for code in range(97, 123)), "é".encode()[:1], "é".encode()[1:], b"", b"ab"]
 END = 28
 MODEL = GPT(
-    network=Transformer(num_layers=1, width=8, num_heads=2, max_length=64),
+    # The memory grows to the window, and is a ring from then on.
+    network=Transformer(num_layers=1, width=8, num_heads=2, max_length=64, window=24),
     vocab_size=len(VOCABULARY),
     sequence_length=16,
 )

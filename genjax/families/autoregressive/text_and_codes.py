@@ -264,7 +264,7 @@ class TextAndCodes:
     def _start(self, params: PyTree, count: int) -> tuple[Any, Cache]:
         """The network with its parameters, and an empty cache of `count` rows."""
         module, total = self.module(), filled(self, "sequence_length") + self.num_places - 1
-        cache = self.stack.init_cache(count, total, jnp.dtype(self.compute_dtype))
+        cache = self.stack.init_cache(count, total, jnp.dtype(self.compute_dtype), whole=True)
         apply = lambda method, *inputs: module.apply({"params": params}, *inputs, method=method)
         return apply, cache
 

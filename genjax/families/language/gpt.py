@@ -244,9 +244,9 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
         network = dataclasses.replace(self.network, scan_layers=False, remat=False)
         module = self.module(network)
 
-        def init(batch: int, length: int, ragged: bool) -> Cache:
+        def init(batch: int, length: int, ragged: bool, back: int = 1) -> Cache:
             self.network.check_length(length, "prompt and new tokens take", "model.network")
-            return network.init_cache(batch, length, jnp.dtype(self.compute_dtype), ragged)
+            return network.init_cache(batch, length, jnp.dtype(self.compute_dtype), ragged, back=back)
 
         def extend(cache: Cache, tokens: Array) -> decoding.Step:
             logits, out = module.apply({"params": params}, tokens, cache=cache)
@@ -256,6 +256,7 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
             init=init,
             extend=extend,
             rewind=lambda cache, length: cache.replace(length=length),
+            until=lambda cache, length: cache.replace(limit=length),
             grow=lambda cache, length: cache.grow(length),
             max_length=self.network.longest,
             weight_bytes=decoding.num_bytes(params),

@@ -230,9 +230,9 @@ class Flamingo(FromPretrained, Describer):
         module, network = self.module(unroll=True), self.decoder_network
         params, x = weights["params"], weights["x"]
 
-        def init(batch: int, length: int, ragged: bool) -> PyTree:
+        def init(batch: int, length: int, ragged: bool, back: int = 1) -> PyTree:
             self._check_length(length)
-            cache = network.init_cache(batch, length, jnp.dtype(self.compute_dtype), ragged)
+            cache = network.init_cache(batch, length, jnp.dtype(self.compute_dtype), ragged, back=back)
             pictures = module.apply({"params": params}, x, method="encode")
             return {"cache": cache, "counts": jnp.zeros((batch, length + 1), jnp.int32), "pictures": pictures}
 
@@ -250,9 +250,13 @@ class Flamingo(FromPretrained, Describer):
         def rewind(memory: PyTree, length: Array) -> PyTree:
             return {**memory, "cache": memory["cache"].replace(length=length)}
 
+        def until(memory: PyTree, length: Array) -> PyTree:
+            return {**memory, "cache": memory["cache"].replace(limit=length)}
+
         def grow(memory: PyTree, length: int) -> PyTree:
             more = length + 1 - memory["counts"].shape[1]
             counts = jnp.pad(memory["counts"], ((0, 0), (0, more)))
             return {**memory, "cache": memory["cache"].grow(length), "counts": counts}
 
-        return decoding.Decoder(init=init, extend=extend, rewind=rewind, grow=grow, max_length=network.longest)
+        changes = {"rewind": rewind, "until": until, "grow": grow}
+        return decoding.Decoder(init=init, extend=extend, **changes, max_length=network.longest)

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +82,37 @@ def test_cached_logits_equal_uncached_ones(positions, batch):
         step = extend(memory, tokens[:, t : t + 1])
         memory = step.memory
         np.testing.assert_allclose(step.logits[:, 0], full[:, t], atol=1e-5)
+
+
+def test_a_window_decodes_the_same_from_a_ring_as_from_all_places(state, batch, monkeypatch):
+    model = dataclasses.replace(MODEL, network=dataclasses.replace(TINY, window=3, num_layers=1, max_length=16))
+    params, draft = (model.init(jax.random.key(seed), batch) for seed in (0, 1))
+    prompts, lengths = batch["tokens"][:3, :8], jnp.array([8, 2, 5])
+
+    @jax.jit
+    def found(state, draft):
+        decoder, key = model.token_decoder(state), jax.random.key(2)
+        arguments = (prompts, 8)
+        return (
+            decoding.generate(decoder, key, *arguments),
+            decoding.beam_search(decoder, *arguments, num_beams=3, end_token=2, lengths=lengths),
+            decoding.speculative(
+                decoder, model.token_decoder(draft), key, *arguments, num_proposals=4, lengths=lengths
+            ),
+        )
+
+    of_ring = found(params, draft)
+    shapes = jax.eval_shape(lambda: model.token_decoder(params).init(3, 15, True))
+    assert {a.keys.shape for a in shapes.layers} == {(3, 2, 3, 4)}
+    monkeypatch.setattr(Transformer, "init_cache", functools.partialmethod(Transformer.init_cache, whole=True))
+    found.clear_cache()
+    of_all = found(params, draft)
+
+    def compare(ring, whole):
+        same = np.testing.assert_array_equal if ring.dtype == jnp.int32 else functools.partial(np.allclose, atol=1e-5)
+        assert same(ring, whole) is not False
+
+    jax.tree.map(compare, of_ring, of_all)
 
 
 def test_low_rank_updates_start_at_the_network_and_train_alone(state, batch):
