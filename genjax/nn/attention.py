@@ -386,19 +386,21 @@ def _mixed(
 
 def _attention(q: Array, k: Array, v: Array, bias: Bias | None, sight: Sight, scale: float) -> Array:
     """Attention in the way that serves best, [B, T, H, D]; places of queries and keys are 0, 1, ..."""
+    several = devices.mesh() is not None and devices.mesh().size > 1
+    tiled = several and splash_possible(q, k)
+    by_hand = several and (sharding.tokens_divide(q.shape[1], k.shape[1]) or tiled)
+    divided = by_hand and sharding.heads_divide(q.shape[0], k.shape[2])
 
     def here(q: Array, k: Array, v: Array, others: tuple[Bias | None, Sight]) -> Array:
-        mixed = _fused(q, k, v, *others, scale)
+        # XLA cannot split the kernel for TPUs.
+        mixed = _fused(q, k, v, *others, scale) if divided or not tiled else None
         if mixed is None:
             # [B, H, T, D] before the two products: on a CPU a tenth of the whole step.
             first = (a.swapaxes(1, 2) for a in (q, k, v))
             mixed = _mixed(*first, *others, scale, 0.0, None)[0].swapaxes(1, 2)
         return mixed
 
-    several = devices.mesh() is not None and devices.mesh().size > 1
-    # XLA cannot split the kernel for TPUs.
-    by_hand = several and (sharding.tokens_divide(q.shape[1], k.shape[1]) or splash_possible(q, k))
-    if not by_hand or not sharding.heads_divide(q.shape[0], k.shape[2]):
+    if not divided:
         return here(q, k, v, (bias, sight))
     specs = (_bias_specs(bias), _sight_specs(sight))
     return sharding.on_own_heads(here, q, k, v, (bias, sight), specs)

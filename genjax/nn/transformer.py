@@ -18,6 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from genjax import devices
 from genjax.batch import Array, PyTree
 from genjax.errors import UserError
 from genjax.nn import sharding
@@ -304,6 +305,7 @@ class Block(nn.Module):
             norm = _norm(config, self.dtype, name + "_norm")
             out, rest = apply(norm(x) if pre else x)
             x = x + dropout(out, config.dropout, fold_in(keys, place))
+            x = x if inputs["one"] is None else x / jnp.broadcast_to(inputs["one"], x.shape)
             return (x if pre else norm(x)), rest
 
         def attend(h: Array):
@@ -360,6 +362,20 @@ class Block(nn.Module):
             x, (cross, cross_weights) = sublayer("cross_attention", 1, x, attend_context)
         x, auxiliary = sublayer("mlp", 2, x, feed)
         return x, ((cache, cross if config.cross_attention else None), (weights, cross_weights), auxiliary)
+
+
+def _unknown_one(x: Array) -> Array | None:
+    """On one CPU, a scalar 1 that the compiler does not know to be 1; by it sums of the residual stream are divided.
+
+    XLA on CPU would compute the gradient of the stream anew for each of its readers in each layer, from what all later
+    layers add to it, so that a step moved memory as the square of the number of layers.  It does not compute divisions
+    twice, but writes them to memory.
+    """
+    several = devices.mesh() is not None and devices.mesh().size > 1
+    if devices.platform() != "cpu" or several:
+        return None
+    first = jax.lax.stop_gradient(x.reshape(-1)[0])
+    return jnp.where(first > jnp.inf, first, jnp.ones_like(first))
 
 
 class TransformerStack(nn.Module):
@@ -449,6 +465,8 @@ class TransformerStack(nn.Module):
             "prefix_lengths": prefix_lengths,
             "bias": bias,
             "start": start,
+            # A cache is read where nothing is differentiated.
+            "one": None if cache is not None else _unknown_one(x),
             "limit": None if cache is None else cache.limit,
             "context": context,
             "context_mask": context_mask,

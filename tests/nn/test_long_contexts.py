@@ -17,10 +17,23 @@ from genjax.nn import positions as P
 from genjax.nn import scores as S
 from genjax.nn.splash import _num_pairs, splash
 from genjax.nn.transformer import Transformer
+from genjax.training.engine import build_mesh
 
 
 def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def test_examples_that_devices_cannot_share_are_attended_to_without_the_kernel(monkeypatch):
+    kernel = lambda q, k, v, **_: jnp.full_like(q, 7.0)  # XLA refuses to split the real one
+    monkeypatch.setattr(A, "splash", kernel)
+    monkeypatch.setattr(A, "splash_possible", lambda q, k: True)
+    q = normal(0, 8, 4, 1, 2)
+    with devices.compiled_for(build_mesh("data:8", jax.devices())):
+        assert (jax.jit(A.attend)(q, q, q) == 7.0).all()
+        shared = jax.jit(A.attend)(q[:3], q[:3], q[:3])
+    monkeypatch.undo()
+    np.testing.assert_allclose(shared, A.attend(q[:3], q[:3], q[:3]), atol=1e-6)
 
 
 def value_and_gradients(function, *arguments):

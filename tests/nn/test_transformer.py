@@ -82,6 +82,17 @@ def test_cached_equals_full(positions, ragged, experts):
     np.testing.assert_allclose(jnp.concatenate(parts, 1), full, atol=2e-5)
 
 
+def test_memory_that_a_gradient_moves_grows_as_the_number_of_layers():
+    def moved(num_layers):
+        stack, x = TransformerStack(dataclasses.replace(TINY, num_layers=num_layers)), jnp.ones((4, 16, 8))
+        gradient = jax.jit(jax.grad(lambda params, x: jnp.square(stack.apply(params, x).x).sum()))
+        program = gradient.lower(jax.eval_shape(stack.init, jax.random.key(0), x), x)
+        return program.compile().cost_analysis()["bytes accessed"]
+
+    one, two, four = (moved(n) for n in (1, 2, 4))
+    np.testing.assert_allclose(four - two, 2 * (two - one), rtol=0.02)
+
+
 def test_rows_of_a_cache_may_stand_at_different_places(tokens):
     config = dataclasses.replace(TINY, positions="rotary")
     apply, _ = build(config, tokens)
