@@ -20,6 +20,7 @@ from genjax.decoding.base import (
     is_end,
     num_bytes,
     prefill,
+    repeat_rows,
 )
 from genjax.decoding.constraint import Automaton
 from genjax.decoding.sampling import FORBIDDEN, PLAIN, Sampling
@@ -162,7 +163,8 @@ def generate(
 
     Args:
       decoder: the model.
-      key: random key; or a key for each row [B], so that draws do not depend on the place of a row.
+      key: random key; or a key for each row [B], so that draws do not depend on the place of a row; or G keys for each
+        row, [B G]: each prompt is then read once and continued G times, in G successive rows of the result.
       prompts: [B, P] int32, padded on the right if they differ in length.
       max_new_tokens: largest number N of new tokens.
       lengths: number of tokens of each prompt, [B]; None if all prompts have P tokens.
@@ -184,20 +186,31 @@ def generate(
     prompts = prompts.astype(jnp.int32)
     choice = Choice(sampling, end_tokens(end_token), constraint, watermark, stop)
     keys = row_keys(key, prompts, example_index) if key.ndim == 0 else key
-    rows = (keys, prompts, lengths)
-    parts = _num_parts(decoder, prompts, max_new_tokens, lengths is not None)
+    keys = keys.reshape(prompts.shape[0], -1)
+    count = keys.shape[1]
+    continued = functools.partial(_generate, decoder, choice, max_new_tokens)
+    parts = _num_parts(decoder, prompts, max_new_tokens, lengths is not None or count > 1, count)
     if parts == 1:
-        return _generate(decoder, choice, max_new_tokens, *rows)
-    return _in_parts(lambda part: _generate(decoder, choice, max_new_tokens, *part), rows, parts)
+        return continued(keys, prompts, lengths)
+
+    def of_part(part: PyTree) -> PyTree:
+        return jax.tree.map(lambda a: a.reshape(-1, count, *a.shape[1:]), continued(*part))
+
+    out = _in_parts(of_part, (keys, prompts, lengths), parts)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), out)
 
 
 def _generate(
     decoder: Decoder, choice: Choice, max_new_tokens: int, keys: Array, prompts: Array, lengths: Array | None
 ) -> Generation:
-    """`generate` for all rows at once, with a key for each row [B]."""
-    batch, size = prompts.shape
-    stages = _stages(decoder, batch, size, max_new_tokens, lengths is not None)
-    logits, memory, _ = prefill(decoder, prompts, lengths, stages[0])
+    """`generate` for all rows at once, with G keys for each row [B, G]."""
+    (batch, count), size = keys.shape, prompts.shape[1]
+    ragged = lengths is not None or count > 1
+    stages = _stages(decoder, batch * count, size, max_new_tokens, ragged)
+    logits, memory, _ = prefill(decoder, prompts, lengths, stages[0], ragged)
+    if count > 1:
+        logits, memory, prompts, lengths = repeat_rows((logits, memory, prompts, lengths), count)
+    keys, batch = keys.reshape(-1), batch * count
     past = choice.init(prompts, lengths, logits.shape[-1], max_new_tokens)
     noise_of_step = _noise(choice.sampling, keys, max_new_tokens, logits.shape[-1])
     token, log_prob, past = choice(noise_of_step(0), logits, past)
@@ -240,21 +253,26 @@ def _check(max_new_tokens: int, constraint: Automaton | None) -> None:
         constraint.check(max_new_tokens)
 
 
-def _num_parts(decoder: Decoder, prompts: Array, max_new_tokens: int, ragged: bool) -> int:
+def _num_parts(decoder: Decoder, prompts: Array, max_new_tokens: int, ragged: bool, count: int = 1) -> int:
     """Number of parts to continue one after the other, so that a part's KV cache stays in the processor's cache.
+
+    Each prompt has `count` continuations, which are not parted.
 
     The number is 1 if even the smallest part would not fit, as every further part reads the parameters once more.
     """
     if devices.platform() != "cpu" or decoder.weight_bytes is None or max_new_tokens < FEWEST_TOKENS:
         return 1
-    batch, size = prompts.shape
+    batch, size = prompts.shape[0] * count, prompts.shape[1]
     # The rows may be divided among all devices.
     room, fewest = (each * devices.num_devices() for each in (PROCESSOR_CACHE - decoder.weight_bytes, FEWEST_ROWS))
     parts = -(-_memory_bytes(decoder, batch, size + max_new_tokens - 1, ragged) // room) if room > 0 else batch
+    if count > 1:
+        # Copies of the last prompt would fill up the parts, each with all its continuations.
+        parts = next((n for n in range(parts, prompts.shape[0] + 1) if prompts.shape[0] % n == 0), batch + 1)
     return parts if parts * fewest <= batch else 1
 
 
-def _in_parts(continue_part: Callable[[PyTree], Generation], rows: PyTree, parts: int) -> Generation:
+def _in_parts(continue_part: Callable[[PyTree], PyTree], rows: PyTree, parts: int) -> PyTree:
     """Applies a function to parts of trees of rows [B, ...], one after the other, and joins the results.
 
     Row i is in part i mod `parts`, so that each part has rows of every device that holds some of the rows.

@@ -33,6 +33,7 @@ from genjax.errors import UserError
 from genjax.nn import sharding
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.positions import RotaryScaling, rotary_angles, rotate
+from genjax.nn.products import dense_product
 from genjax.nn.splash import splash
 
 # Finite, so that a query that may attend to no key gives the mean of the values and not NaN.
@@ -52,6 +53,8 @@ Bias = Array | Callable[[Array, Array], Array]
 
 class KVCache(flax.struct.PyTreeNode):
     """Keys and values of the tokens so far, each [B, K, S, D].
+
+    A cache of fewer rows than there are queries holds prompts, each of which successive rows share; it is only read.
 
     Attributes:
       keys, values: of S slots.
@@ -238,6 +241,57 @@ def _heads_first(
     used = dropout(weights, rate, keys).astype(v.dtype).reshape(batch, kv_heads, groups * length, size)
     mixed = jnp.einsum("bkts,bksd->bktd", used, v)
     return mixed.reshape(batch, heads, length, v.shape[-1]), weights
+
+
+def _after_prompts(
+    q: Array,
+    k: Array,
+    v: Array,
+    prompts: KVCache,
+    bias: Callable[[Array, Array], Array] | None,
+    sight: Sight,
+    lengths: Array,
+    scale: float,
+) -> Array:
+    """Attention of texts to themselves and to prompts that several of them share, [B, H, T, D].
+
+    Args:
+      q, k, v: queries [B, H, T, D], keys and values [B, K, T, D] of the texts.
+      prompts: keys and values of Q prompts [Q, K, P, D]; B / Q successive texts follow each.
+      bias: gives what is added to the logits, or None.
+      sight: what the queries see, by their places behind the prompts.
+      lengths: number of tokens of each text's prompt, [B].
+      scale: factor on the logits.
+    """
+    batch, heads, length, dim = q.shape
+    count, kv_heads, size = prompts.keys.shape[:3]
+    place, prompt_place = jnp.arange(length), jnp.arange(size)
+    rows = q.reshape(batch, kv_heads, -1, dim)
+
+    def together(a: Array) -> Array:
+        """[B, K, N, ...] as [Q, K, B / Q N, ...], so that one product serves all texts of a prompt."""
+        a = a.reshape(count, -1, *a.shape[1:]).swapaxes(1, 2)
+        return a.reshape(count, kv_heads, -1, *a.shape[4:])
+
+    def apart(a: Array) -> Array:
+        a = a.reshape(count, kv_heads, batch // count, -1, *a.shape[3:]).swapaxes(1, 2)
+        return a.reshape(batch, *a.shape[2:])
+
+    def logits(found: Array, sight: Sight) -> Array:
+        found = found.reshape(batch, heads, length, -1) * scale
+        found = found if bias is None else found + sight.bias(bias)
+        return jnp.where(sight.mask(), found, MASKED)
+
+    product = functools.partial(jnp.einsum, "bktd,bksd->bkts", preferred_element_type=jnp.float32)
+    known = prompt_place[None] < lengths[:, None]
+    early = logits(apart(product(together(rows), prompts.keys)), sight.replace(key_index=prompt_place, key_mask=known))
+    # Distances within a text do not depend on the length of its prompt.
+    own = logits(product(rows, k), sight.replace(query_index=place[None], key_index=place))
+    weights = jax.nn.softmax(jnp.concatenate([early, own], axis=-1), axis=-1).astype(v.dtype)
+    weights = weights.reshape(batch, kv_heads, -1, size + length)
+    early, own = weights[..., :size], weights[..., size:]
+    mixed = apart(jnp.einsum("bkts,bksd->bktd", together(early), prompts.values))
+    return (mixed + jnp.einsum("bkts,bksd->bktd", own, v)).reshape(batch, heads, length, dim)
 
 
 def _in_blocks(
@@ -484,7 +538,7 @@ class Attention(nn.Module):
     def _dense(self, name: str, features: int, use_bias: bool, std: float | None) -> nn.Dense:
         init = nn.initializers.lecun_normal() if std is None else nn.initializers.normal(std)
         # The three maps before the attention are split by columns, the map after it by rows.
-        product = None if name == "output" else sharding.columns_product
+        product = dense_product if name == "output" else sharding.columns_product
         return nn.Dense(features, use_bias, self.dtype, kernel_init=init, dot_general=product, name=name)
 
     @nn.compact
@@ -600,13 +654,16 @@ class Attention(nn.Module):
             q = q.swapaxes(1, 2)
             if k is not None:
                 k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-            if not fresh:
-                if self.cross:
-                    k, v = cache.keys, cache.values
-                else:
-                    cache, k, v = cache.extended(k, v, offset, limit)
-                k, v = k.astype(self.dtype), v.astype(self.dtype)
-            mixed, weights = _mixed(q, k, v, bias, sight, scale, self.dropout_rate, dropout_keys, return_weights)
+            if not fresh and not self.cross and cache.keys.shape[0] != batch:
+                mixed = _after_prompts(q, k, v, cache, bias, sight, offset, scale)
+            else:
+                if not fresh:
+                    if self.cross:
+                        k, v = cache.keys, cache.values
+                    else:
+                        cache, k, v = cache.extended(k, v, offset, limit)
+                    k, v = k.astype(self.dtype), v.astype(self.dtype)
+                mixed, weights = _mixed(q, k, v, bias, sight, scale, self.dropout_rate, dropout_keys, return_weights)
             mixed = mixed.swapaxes(1, 2)
         mixed = sharding.split_tokens(mixed.reshape(batch, length, heads * dim), "tensor")
         out = self._dense("output", width, self.output_bias, self.output_init_std or self.init_std)(mixed)

@@ -7,7 +7,10 @@ that; on other platforms it is the plain product.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 
 from genjax import devices
 from genjax.batch import Array
@@ -26,8 +29,9 @@ def _tall_product(x: Array, matrix: Array) -> Array:
 @_tall_product.defjvp
 def _tall_product_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     (x, matrix), (x_tangent, matrix_tangent) = primals, tangents
-    # The barrier keeps XLA from folding the transposition into the product.
-    transposed = jax.lax.optimization_barrier(x.T)
+    # The inner barrier keeps XLA from computing x once more, column by column; the outer one from folding the
+    # transposition into the product.
+    transposed = jax.lax.optimization_barrier(jax.lax.optimization_barrier(x).T)
     along_matrix = jax.lax.dot_general(transposed, matrix_tangent, (((0,), (0,)), ((), ())))
     return x @ matrix, x_tangent @ matrix + along_matrix
 
@@ -37,3 +41,11 @@ def tall_product(x: Array, matrix: Array) -> Array:
     if not prefers_matrix_products():
         return x @ matrix
     return _tall_product(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], matrix.shape[-1])
+
+
+def dense_product(x: Array, kernel: Array, dimension_numbers: Any, **options: Any) -> Array:
+    """The `dot_general` of an `nn.Dense`, x [..., K] and a kernel [K, N] to [..., N], as a `tall_product`."""
+    several = devices.mesh() is not None and devices.mesh().size > 1
+    if several or x.dtype != jnp.float32 or not prefers_matrix_products():
+        return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
+    return tall_product(x, kernel)

@@ -33,6 +33,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from genjax import devices
 from genjax.batch import Array, PyTree
 from genjax.errors import UserError
+from genjax.nn.products import dense_product
 
 #: Axes of every mesh, in the order of its devices.
 MESH_AXES = ("data", "fsdp", "expert", "sequence", "tensor")
@@ -439,7 +440,7 @@ def for_columns(x: Array, *widths: int) -> Array:
 def columns_product(x: Array, kernel: Array, dimension_numbers: Any, **options: Any) -> Array:
     """The `dot_general` of a map by columns: x as `for_columns` gives it and a kernel [C, F] to [B, T, F]."""
     if x.ndim < 4:
-        return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
+        return dense_product(x, kernel, dimension_numbers, **options)
     count, batch, length, width = x.shape
     # The gradient takes the same constraint; `fsdp` scatters it along its first axis.
     kernel = split(kernel.reshape(width, count, -1), PartitionSpec.UNCONSTRAINED, "tensor", None)

@@ -26,6 +26,7 @@ from genjax.nn.attention import Attention, KVCache, is_large
 from genjax.nn.dropout import dropout, fold_in
 from genjax.nn.mixture_of_experts import ExpertLayer, MixtureOfExperts
 from genjax.nn.positions import RotaryScaling, SlopeBias, T5Bias, alibi_slopes, segment_positions, sinusoidal_table
+from genjax.nn.products import dense_product
 from genjax.nn.scores import TokenScores, scores_of
 
 ACTIVATIONS = {
@@ -255,7 +256,7 @@ class FeedForward(nn.Module):
 
         def dense(name: str, features: int, std: float | None) -> nn.Dense:
             init = nn.initializers.lecun_normal() if std is None else nn.initializers.normal(std)
-            product = None if name == "down" else sharding.columns_product
+            product = dense_product if name == "down" else sharding.columns_product
             return nn.Dense(features, config.use_bias, self.dtype, kernel_init=init, dot_general=product, name=name)
 
         activation = ACTIVATIONS[config.activation]
@@ -414,7 +415,8 @@ class TransformerStack(nn.Module):
           key_mask: True at tokens that are no padding, [B, T] (with a cache, [B, S]; none with that of a window).
           prefix_lengths: in a causal stack, the number of first tokens that see each other both ways, [B].
           context, context_mask, context_segment_ids: the encoder's output [B, S, C'] and its padding and segments.
-          cache: the tokens so far (decoders).
+          cache: the tokens so far (decoders); of fewer rows, prompts that successive rows of x share, with the length
+            of each row's prompt.
           dropout_keys: one key an example, or None in evaluation.
           return_weights: whether to return attention weights.
           before_layer: (number of a layer, x) -> x, what a larger network puts before layers, such as gated blocks.
@@ -453,7 +455,9 @@ class TransformerStack(nn.Module):
                 name="relative_bias",
             )
             bias = module()
-        if bias is not None and (layer_biases is not None or not is_large(length, key_index.shape[-1])):
+        shared = cache is not None and cache.layers[0].keys.shape[0] != x.shape[0]
+        large = shared or is_large(length, key_index.shape[-1])
+        if bias is not None and (layer_biases is not None or not large):
             # Once for all layers.
             bias = bias(query_index, key_index)
         if cache is not None and context_mask is None:

@@ -204,14 +204,24 @@ class PolicyOptimization(TrainsPolicy, abc.ABC):
         """Number of gradient steps in a training step."""
         return self.num_epochs * self.num_minibatches
 
+    @property
+    def num_parts(self) -> int:
+        """Number of parts that the answers of a step are divided into, minibatches and microbatches."""
+        return self.num_minibatches * self.policy.optimizer.accumulation_steps
+
+    def read_arguments(self, experience: Batch) -> tuple[Any, ...]:
+        """Arguments of `answer_log_probs` and `answer_features` for the whole experience or a part of it."""
+        # Answer i is in part i mod n, so that a part has G / n answers of each prompt, or single ones.
+        whole = self.num_rollouts % self.num_parts == 0
+        group = self.num_rollouts // self.num_parts if whole else 1
+        return experience["rows"], experience["prompt_lengths"], experience["mask"].shape[1], group
+
     def _scores(self, params: PyTree, experience: Batch) -> Array:
-        return answer_log_probs(
-            self.policy, params, experience["rows"], experience["prompt_lengths"], experience["mask"].shape[1]
-        )
+        return answer_log_probs(self.policy, params, *self.read_arguments(experience))
 
     def in_parts(self, function: Any, experience: Batch) -> PyTree:
         """A function of the experience [R, ...], computed in as many parts as its gradients are, to save memory."""
-        count = self.num_minibatches * self.policy.optimizer.accumulation_steps
+        count = self.num_parts
         if count == 1 or batch_size(experience) % count:
             return function(experience)
         out = jax.lax.map(function, microbatches(experience, count))

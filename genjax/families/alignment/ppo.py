@@ -88,8 +88,7 @@ class PPO(PolicyOptimization):
           experience: see `PolicyOptimization.experience`.
         """
         params = adaptation.join(rest, critic["trunk"])
-        arguments = (experience["rows"], experience["prompt_lengths"], experience["mask"].shape[1])
-        features = answer_features(self.policy, params, *arguments).astype(jnp.float32)
+        features = answer_features(self.policy, params, *self.read_arguments(experience)).astype(jnp.float32)
         values = (features @ critic["head"]["kernel"] + critic["head"]["bias"][None, None])[..., 0]
         return jnp.where(experience["mask"], values, 0.0)
 

@@ -4,6 +4,8 @@ A batch of Q prompts gives R = Q G answers, the G answers to a prompt one after 
 device.  A GPT continues `prompt` [Q, P] with `prompt_mask`; an encoder-decoder answers `source` [Q, S] with
 `source_mask`.
 
+A prompt is read once for all answers of its group.
+
 The key of answer g of a prompt is fold_in(example key, g), so that the number of devices changes nothing.
 """
 
@@ -21,6 +23,7 @@ from genjax.decoding.base import is_end
 from genjax.errors import UserError
 from genjax.families.alignment.base import Policy
 from genjax.families.language.encoder_decoder import EncoderDecoder
+from genjax.families.language.gpt import GPT
 from genjax.model import TrainState
 
 
@@ -113,25 +116,26 @@ def roll_out(
         example_keys(key, batch)
     ).reshape(-1)
     asked = prompts_of(policy, batch)
-    prompts, mask = (jnp.repeat(a, count, axis=0) for a in (asked.tokens, asked.mask))
-    lengths = mask.sum(1).astype(jnp.int32)
     state = TrainState(step=jnp.zeros((), jnp.int32), params=params)
     options = {"sampling": sampling or policy.sampling}
     if isinstance(policy, EncoderDecoder):
         ends = decoding.end_tokens(policy.end_token) or (1,)
-        decoder = policy.answer_decoder(state, prompts, mask)
-        start = jnp.full((prompts.shape[0], 1), policy.answer_start, jnp.int32)
+        decoder = policy.answer_decoder(state, asked.tokens, asked.mask)
+        start = jnp.full((asked.tokens.shape[0], 1), policy.answer_start, jnp.int32)
         out = decoding.generate(decoder, keys, start, max_new_tokens, end_token=ends, **options)
     else:
         ends = decoding.end_tokens(policy.end_token)
         decoder = policy.token_decoder(state)
-        out = decoding.generate(decoder, keys, prompts, max_new_tokens, lengths=lengths, end_token=ends, **options)
+        options |= {"lengths": asked.lengths, "end_token": ends}
+        out = decoding.generate(decoder, keys, asked.tokens, max_new_tokens, **options)
     out = jax.lax.stop_gradient(out)
+    prompts, mask, lengths = decoding.repeat_rows((asked.tokens, asked.mask, asked.lengths), count)
     last = jnp.take_along_axis(out.tokens, out.lengths[:, None] - 1, axis=1)[:, 0]
     ended = is_end(last, ends) if ends else jnp.zeros(last.shape, bool)
     if isinstance(policy, EncoderDecoder):
         real = jnp.arange(max_new_tokens)[None] < out.lengths[:, None]
-        tokens = jnp.concatenate([start, jnp.where(real, out.tokens, 0)], axis=1)
+        starts = decoding.repeat_rows(start, count)
+        tokens = jnp.concatenate([starts, jnp.where(real, out.tokens, 0)], axis=1)
         mask_of_tokens = jnp.pad(real, ((0, 0), (1, 0)), constant_values=True)
         rows = {"source": prompts, "source_mask": mask, "tokens": tokens, "mask": mask_of_tokens}
     else:
@@ -139,7 +143,9 @@ def roll_out(
     return Rollouts(rows, prompts, lengths, out.tokens, out.lengths, ended)
 
 
-def answer_log_probs(policy: Policy, params: PyTree, rows: Batch, prompt_lengths: Array, size: int) -> Array:
+def answer_log_probs(
+    policy: Policy, params: PyTree, rows: Batch, prompt_lengths: Array, size: int, group: int = 1
+) -> Array:
     """Log-probabilities of the tokens of answers in nats, float32 [R, N], without dropout; noise behind their ends.
 
     Args:
@@ -147,12 +153,40 @@ def answer_log_probs(policy: Policy, params: PyTree, rows: Batch, prompt_lengths
       params: its parameters.
       rows, prompt_lengths: see `Rollouts`.
       size: longest answer N.
+      group: number of successive rows that have one prompt, which is read once for all of them where that is faster.
     """
-    log_probs = policy.token_log_probs(params, rows, policy.sampling.temperature)
-    return log_probs if "source" in rows else decoding.of_answers(log_probs, prompt_lengths, size)
+    temperature = policy.sampling.temperature
+    if "source" in rows:
+        return policy.token_log_probs(params, _with_sources(policy, rows, group), temperature)
+    if _shared(policy, rows, size, group):
+        return policy.answer_log_probs(params, *_prompts_and_answers(rows, prompt_lengths, size, group), temperature)
+    return decoding.of_answers(policy.token_log_probs(params, rows, temperature), prompt_lengths, size)
 
 
-def answer_features(policy: Policy, params: PyTree, rows: Batch, prompt_lengths: Array, size: int) -> Array:
+def answer_features(
+    policy: Policy, params: PyTree, rows: Batch, prompt_lengths: Array, size: int, group: int = 1
+) -> Array:
     """Features of the place before each token of answers, from which the token is predicted, [R, N, C]."""
-    features = policy.token_features(params, rows)
-    return features if "source" in rows else decoding.of_answers(features, prompt_lengths, size)
+    if "source" in rows:
+        return policy.token_features(params, _with_sources(policy, rows, group))
+    if _shared(policy, rows, size, group):
+        return policy.answer_features(params, *_prompts_and_answers(rows, prompt_lengths, size, group))
+    return decoding.of_answers(policy.token_features(params, rows), prompt_lengths, size)
+
+
+def _with_sources(policy: EncoderDecoder, rows: Batch, group: int) -> Batch:
+    """The rows with each source once, [R / group, S]; experts' load depends on how often a token is read."""
+    if policy.encoder.experts is not None:
+        return rows
+    return {**rows, "source": rows["source"][::group], "source_mask": rows["source_mask"][::group]}
+
+
+def _shared(policy: GPT, rows: Batch, size: int, group: int) -> bool:
+    return group > 1 and policy.shares_prompts(rows["tokens"].shape[1] - size, size)
+
+
+def _prompts_and_answers(rows: Batch, prompt_lengths: Array, size: int, group: int) -> tuple[Array, Array, Array]:
+    """Prompts [R / group, P], their lengths and the answers [R, N] of joined rows."""
+    index = prompt_lengths[:, None] + jnp.arange(size)[None]
+    answers = jnp.take_along_axis(rows["tokens"], index, axis=1)
+    return rows["tokens"][::group, :-size], prompt_lengths[::group], answers

@@ -134,8 +134,14 @@ class EncoderDecoderNetwork(nn.Module):
         target_mask: Array | None = None,
         targets: Array | None = None,
     ) -> tuple[Any, StackOutput]:
-        """Logits, or scores of `targets`, and the decoder's output with the auxiliary loss of both stacks."""
+        """Logits, or scores of `targets`, and the decoder's output with the auxiliary loss of both stacks.
+
+        Of Q sources and R tokens, R / Q successive rows of tokens are written of each source.
+        """
         encoded = self._encode(source, mask, dropout_keys)
+        count = tokens.shape[0] // source.shape[0]
+        if count > 1:
+            encoded, mask = jax.tree.map(lambda a: jnp.repeat(a, count, axis=0), (encoded, mask))
         logits, out = self.decode(tokens, encoded.x, mask, None, dropout_keys, return_weights, target_mask, targets)
         return logits, out._replace(auxiliary=encoded.auxiliary + out.auxiliary)
 
@@ -333,6 +339,12 @@ class EncoderDecoder(FromPretrained, FineTuned):
         """
         logits, _ = self._forward(params, Pairs().prepare(batch, None, self.special_tokens()))
         return token_log_probs(logits, batch["tokens"][:, 1:], temperature)
+
+    def token_features(self, params: PyTree, batch: Batch) -> Array:
+        """Features that each target tokens[:, 1:] is predicted from, without dropout, [B, T, C]; see
+        `token_log_probs`.
+        """
+        return self._forward(params, Pairs().prepare(batch, None, self.special_tokens()))[1].x
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
         """Adds nll_per_token (nats), bits_per_token and perplexity to means of `evaluate`."""

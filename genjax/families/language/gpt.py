@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from genjax import decoding
+from genjax import decoding, devices
 from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, example_keys
 from genjax.errors import UserError, filled
 from genjax.families.language.checkpoints.gpt import ARCHITECTURES
@@ -29,9 +29,10 @@ from genjax.interop.huggingface import FromPretrained
 from genjax.metrics import Ratio
 from genjax.model import TrainState
 from genjax.nn import sharding
+from genjax.nn.attention import is_large
 from genjax.nn.lora import LoRA
 from genjax.nn.scores import TokenScores
-from genjax.nn.tokens import seen_tokens, token_weights
+from genjax.nn.tokens import seen_tokens, token_log_probs, token_weights
 from genjax.nn.transformer import Cache, OutputMap, TokenEmbedding, Transformer, TransformerStack, unrolled
 from genjax.optimizers import AdamW, Optimizer
 
@@ -85,9 +86,13 @@ class LanguageModel(nn.Module):
             dropout_keys=dropout_keys,
             return_weights=return_weights,
         )
+        return self.read(out.x, targets), out
+
+    def read(self, x: Array, targets: Array | None = None) -> Any:
+        """Logits [B, T, V], or the scores of `targets` [B, T], of the stack's output x [B, T, C]."""
         if targets is not None:
-            return self.embedding.scores(out.x, targets) if self.tie_embeddings else self.head(out.x, targets), out
-        return self.embedding.logits(out.x) if self.tie_embeddings else self.head(out.x), out
+            return self.embedding.scores(x, targets) if self.tie_embeddings else self.head(x, targets)
+        return self.embedding.logits(x) if self.tie_embeddings else self.head(x)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -208,6 +213,48 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
     def token_features(self, params: PyTree, batch: Batch) -> Array:
         """Features that each target tokens[:, 1:] is predicted from, without dropout, [B, T, C]."""
         return self._forward(params, batch)[1].x
+
+    def shares_prompts(self, prompt_length: int, answer_length: int) -> bool:
+        """Whether `answer_features` serves texts of this size, and costs less than a row for each answer.
+
+        It has no fused kernel, which GPUs have for half precision; experts' load depends on how often a token is read.
+        """
+        fused = devices.platform() == "gpu" and self.compute_dtype != "float32"
+        large = is_large(answer_length, prompt_length + answer_length)
+        return not (fused or large or self.network.experts is not None or sharding.is_split("sequence"))
+
+    def answer_features(self, params: PyTree, prompts: Array, lengths: Array, answers: Array) -> Array:
+        """Features that each token of answers is predicted from, without dropout; each prompt is read once.
+
+        Args:
+          params: the parameters.
+          prompts: [Q, P], padded on the right.
+          lengths: number of tokens of each prompt, [Q].
+          answers: [R, N]; R / Q successive answers follow each prompt.
+
+        Returns:
+          [R, N, C].
+        """
+        network = dataclasses.replace(self.network, scan_layers=False)
+        params = self.merged_params(params)
+        params = {**params, "stack": unrolled(params["stack"], self.network)}
+        read = functools.partial(self.module(network).apply, {"params": params})
+        memory = network.init_cache(*prompts.shape, jnp.dtype(self.compute_dtype), whole=True)
+        _, out = read(prompts, cache=memory)
+        last = jnp.take_along_axis(out.x, lengths[:, None, None] - 1, axis=1)
+        lengths, last = decoding.repeat_rows((lengths, last), answers.shape[0] // prompts.shape[0])
+        if answers.shape[1] == 1:
+            return last
+        _, out = read(answers[:, :-1], cache=out.cache.replace(length=lengths))
+        return jnp.concatenate([last, out.x], axis=1)
+
+    def answer_log_probs(
+        self, params: PyTree, prompts: Array, lengths: Array, answers: Array, temperature: float = 1.0
+    ) -> Array:
+        """Log-probability of each token of answers in nats, float32 [R, N]; see `answer_features`."""
+        features = self.answer_features(params, prompts, lengths, answers)
+        read = functools.partial(self.module().apply, {"params": self.merged_params(params)}, features, method="read")
+        return -read(answers).nll if temperature == 1.0 else token_log_probs(read(), answers, temperature)
 
     def logits(
         self, state: TrainState, tokens: Array, segment_ids: Array | None = None, mask: Array | None = None

@@ -92,7 +92,8 @@ def close(a, b, **tolerance):
 
 @pytest.mark.parametrize("policy, batch", [(POLICY, BATCH), (TRANSLATOR, SOURCES)], ids=["gpt", "encoder_decoder"])
 def test_answers_have_the_log_probs_that_they_were_drawn_with(policy, batch):
-    # OpenRLHF #217, trl #469: left padding without positions; trl #4159: the temperature was missing in the ratio.
+    # OpenRLHF #217, trl #469 and #6800, NeMo-Aligner #68: left padding without positions; trl #4159: the temperature
+    # was missing in the ratio; prime-rl PR 1525: log-probabilities one place off.
     policy = dataclasses.replace(policy, sampling=decoding.Sampling(temperature=0.7))
     params = first(model(policy=policy)).params
 
@@ -114,6 +115,38 @@ def test_answers_have_the_log_probs_that_they_were_drawn_with(policy, batch):
     np.testing.assert_array_equal(rollouts.ended, (np.asarray(out.tokens) == END).any(1))
     assert len(np.unique(np.asarray(out.tokens), axis=0)) > 8
     np.testing.assert_allclose(np.where(rollouts.mask, found, 0.0), out.log_probs, atol=1e-5)
+
+
+PLACES = {"learned": {}, "rotary": {"window": 3, "num_kv_heads": 1, "scan_layers": True}, "alibi": {}, "t5": {}}
+
+
+@pytest.mark.parametrize("positions", PLACES)
+def test_a_prompt_that_is_read_once_gives_its_answers_what_rows_of_their_own_give(positions):
+    network = dataclasses.replace(NETWORK, num_layers=2, positions=positions, **PLACES[positions])
+    policy = dataclasses.replace(POLICY, network=network)
+    draws = np.random.default_rng(1).integers(2, 6, (8, SIZE))
+    prompts, lengths = decoding.repeat_rows((BATCH["prompt"][:4], jnp.asarray(LENGTHS[:4])), 2)
+    rows = decoding.joined(prompts, lengths, jnp.asarray(draws), jnp.asarray([5, 1, 2, 3, 4, 5, 5, 2]))
+    params = jax.jit(policy.init)(KEY, {"tokens": rows["tokens"]}).params
+    weights = jnp.asarray(np.random.default_rng(2).normal(size=(8, SIZE))) * decoding.of_answers(
+        rows["loss_mask"][:, 1:], lengths, SIZE
+    )
+
+    def scored(params, group):
+        return (answer_log_probs(policy, params, rows, lengths, SIZE, group) * weights).sum(1)
+
+    found, expected = (
+        jax.jit(lambda p: (scored(p, group), jax.grad(lambda p: scored(p, group).sum())(p)))(params)  # noqa: B023
+        for group in (2, 1)
+    )
+    close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_source_that_is_read_once_gives_its_answers_what_rows_of_their_own_give():
+    params, rows = first(model(policy=TRANSLATOR)).params, experience_of(model(policy=TRANSLATOR))
+    arguments = (rows["rows"], rows["prompt_lengths"], SIZE)
+    score = lambda group: jax.jit(lambda p: answer_log_probs(TRANSLATOR, p, *arguments, group))(params)
+    close(score(4), score(1), atol=1e-5)
 
 
 def test_a_hole_between_prompt_and_answer_changes_log_probs():
@@ -182,7 +215,7 @@ def test_values_begin_with_the_network_that_the_run_starts_from():
 
 
 def test_microbatches_and_devices_give_the_step_of_the_whole_batch():
-    # trl #3021 and #3187: normalisation under accumulation.  Groups never lie on two devices.
+    # trl #3021 and #3187, open-instruct PR 1137: normalisation under accumulation.  Groups never lie on two devices.
     expected, metrics = step(LEARNS)
     optimizer = SGD(learning_rate=0.1, accumulation_steps=4)
     parts = dataclasses.replace(LEARNS, policy=dataclasses.replace(POLICY, optimizer=optimizer))
@@ -221,6 +254,12 @@ def test_an_encoder_decoder_with_a_frozen_encoder_learns_short_answers():
         rewards.append(float(metrics["reward"]))
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.2
     close(state.params["encoder"], first(method).params["encoder"], atol=0)
+
+
+def test_a_value_network_of_an_encoder_decoder_is_a_copy_of_both_its_stacks():
+    method = model(PPO, policy=TRANSLATOR)
+    state, metrics = jax.eval_shape(method.train_step, jax.eval_shape(method.init, KEY, SOURCES), SOURCES, KEY)
+    assert {"encoder", "decoder"} <= set(state.extra[CRITIC]["trunk"]) and "value_loss" in metrics
 
 
 def test_dynamic_sampling_learns_from_the_first_prompt_of_a_block_whose_answers_differ():
