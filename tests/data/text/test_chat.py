@@ -123,7 +123,8 @@ def test_bad_files_are_one_clear_sentence(rows, length, message, tmp_path):
 
 
 def test_chats_without_a_token_to_learn_are_counted_and_left_out(tmp_path, caplog):
-    # huggingface/trl 3927 and 6668: all labels of such rows are masked, the loss is 0, and the run seems to succeed.
+    # huggingface/trl 3927, 6668 and PR 6320: all labels of such rows are masked, the loss is 0, and the run seems to
+    # succeed; 3382: truncation from the left leaves rows of padding.
     long = {"messages": [{"role": "user", "content": "x" * 90}, {"role": "assistant", "content": "y"}]}
     write(tmp_path / "train.jsonl", [*chats_of(4), long])
     data = Chat(name="chats", dir=str(tmp_path), tokenizer="bytes", sequence_length=40)

@@ -140,6 +140,26 @@ def test_the_end_of_a_turn_is_learned_if_a_template_leaves_it_out():
     assert [text[a:b] for a, b in trained] == ["It is 4.<|im_end|>", "A longer\n\nanswer: ok.<|im_end|>"]
 
 
+@pytest.mark.parametrize("mark", [True, False])
+def test_thoughts_that_a_template_opens_and_an_answer_has_stand_once(mark):
+    # trl #6361: a training template wrote <think> twice, in the turn's beginning and with the answer.
+    answer = "{% generation %}{{ m.content }}{% endgeneration %}" if mark else "{{ m.content }}"
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}" + answer + "{% else %}"
+        "{{ m.content }}{% endif %}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    thought = "<think>\nTwo and two.\n</think>\n4."
+    chat = [CHAT[0], {"role": "assistant", "content": thought}, CHAT[2], {"role": "assistant", "content": thought}]
+    template = ChatTemplate(source)
+    text, trained, _ = template.render(chat)
+    # Without marks, what the template itself begins an answer with is not learned.
+    learned = thought if mark else thought.removeprefix("<think>\n")
+    assert text.count("<think>") == 2 and [text[a:b] for a, b in trained] == [f"{learned}<|im_end|>"] * 2
+    # The turn that is asked for begins with the thought that it shall go on with.
+    assert template.render(chat[:1], add_generation_prompt=True).text.endswith("assistant\n<think>\n")
+
+
 def test_a_template_that_drops_earlier_turns_is_refused_by_name():
     # Automodel 3024, prime-rl 1334, verl 6854: tokens of the user were learned where a template rewrites earlier turns.
     source = "{% for m in messages %}{% if loop.last or m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
@@ -175,8 +195,9 @@ def test_templates_are_found_as_checkpoints_have_them(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": "{{ bos_token }}one"}))
     found = read_template(None, tokenizer, beside)
     assert found.render(CHAT[:1]).text == "<s>one" and found.name.endswith("tokenizer_config.json")
-    # BOS stands once: the template's.
-    assert tokenizer.control_tokens["<s>"] == encoded(found, tokenizer, CHAT[:1])[0][0]
+    # axolotl #1616, vllm #9519 and #16853: two BOS.  It stands once, the template's, whatever add_bos_token says.
+    ids = list(encoded(found, tokenizer, CHAT[:1])[0])
+    assert ids[0] == tokenizer.control_tokens["<s>"] and ids.count(ids[0]) == 1
     named = [{"name": "tool_use", "template": "two"}, {"name": "default", "template": "three"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": named}))
     assert read_template(None, tokenizer, beside).source == "three"

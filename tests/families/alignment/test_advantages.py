@@ -33,7 +33,7 @@ def test_gae_equals_the_direct_double_sum():
 
 
 def test_padding_does_not_leak_into_advantages():
-    # alibaba/ROLL PR 447, NovaSky-AI/SkyRL #1305: into GAE, whitening and means.
+    # alibaba/ROLL PR 447, NovaSky-AI/SkyRL #1305, AReaL PR 1346: into GAE, whitening and means.
     for function in (
         lambda r, v: advantages.generalized_advantages(r, v, MASK),
         lambda r, v: advantages.rewards_to_go(r, MASK, 0.9),

@@ -128,8 +128,28 @@ def test_steps_depend_neither_on_microbatches_nor_on_devices_nor_on_padding(name
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), new.params, whole.params)
 
 
+def test_each_method_weighs_answers_by_their_own_lengths_whatever_the_row(batch, state):
+    # ms-swift PR 10167: the method that was asked for was ignored; PR 9925: IPO divided by the length of the row.
+    here = moved(state)
+    wide = {name: jnp.pad(a, ((0, 0), (0, 3))) for name, a in batch.items()}
+    score = jax.jit(lambda params, rows: answer_log_probs(NETWORK, params, rows))
+    ours, reference = here.params, reference_params(here)[0]
+    (chosen, length), (rejected, other_length) = (score(ours, rows) for rows in chosen_and_rejected(batch))
+    before = [score(reference, rows)[0] for rows in chosen_and_rejected(batch)]
+    means = [(chosen - before[0]) / length, (rejected - before[1]) / other_length]
+    expected = {
+        "ipo": (means[0] - means[1] - 1 / (2 * METHODS["ipo"].beta)) ** 2,
+        "dpo": np.log1p(np.exp(-0.5 * (chosen - before[0] - rejected + before[1]))),
+    }
+    for name, values in expected.items():
+        found = jax.jit(dataclasses.replace(POLICY, method=METHODS[name]).evaluate)(here, wide, KEY)
+        np.testing.assert_allclose(found["loss"], values, rtol=2e-4)
+    assert len(set(map(int, length))) > 1 and np.abs(expected["ipo"] - expected["dpo"]).min() > 1e-3
+
+
 def test_mismatched_rows_are_prompts_with_the_answers_of_the_next(batch):
-    # trl 1911, 2153: a drift of matched pairs, or of one example, is no estimate of the divergence.
+    # trl 1911, PR 1380, PR 2153: a drift of matched pairs, of one or two examples, or that depends on the batch's parts
+    # is no estimate of the divergence.
     chosen, _ = chosen_and_rejected(batch)
     partner = (jnp.arange(8) + 1) % 8
     found = jax.tree.map(np.asarray, mismatched(chosen, partner))

@@ -171,7 +171,8 @@ def test_the_network_of_another_run_is_read_at_the_first_start_alone(trained_jud
     for path, leaf in read.items():
         np.testing.assert_array_equal(ended[f"extra/reward/{path}"], leaf)
 
-    # The run stands alone: killed after two steps, it ends bit-identical without the other run.
+    # The run stands alone: killed after two steps, it ends bit-identical without the other run, so the same prompts
+    # come and the same answers are drawn (verl #3457 and #7816, NeMo-RL PR 3599, unsloth-zoo PR 832: other ones).
     shutil.rmtree(judge)
     shutil.rmtree(workdir / "checkpoints" / "4")
     for path, leaf in flatten(train(experiment, workdir, quiet=True)).items():
