@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 
 from experiments import command_line
 from genjax.config import ConfigError, check_at_least
@@ -68,6 +69,7 @@ def main(arguments: list[str]) -> int:
         import uvicorn
 
         from genjax.serving.app import Settings, make_app
+        from genjax.serving.connections import Connection
     except ImportError as error:
         raise ConfigError(f"the server needs the package {error.name}: pip install 'genjax[serve]'") from None
     from genjax.serving.batching import Limits
@@ -87,10 +89,25 @@ def main(arguments: list[str]) -> int:
         ),
         num_documents=options.num_documents,
     )
+    listener = listening(options.host, options.port)
     app = make_app(run, settings, index)
-    print(f"{run.name}, step {run.step}, at http://{options.host}:{options.port}", flush=True)
-    uvicorn.run(app, host=options.host, port=options.port, log_level="warning", server_header=False, ws="none")
+    print(f"{run.name}, step {run.step}, at http://{options.host}:{listener.getsockname()[1]}", flush=True)
+    served = uvicorn.Config(app, http=Connection, log_level="warning", server_header=False, ws="none")
+    uvicorn.Server(served).run(sockets=[listener])
     return 0
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address.
+
+    Raises:
+      ConfigError: it cannot, as where another program does.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(f"--host={host} --port={port} cannot be listened at: {error.strerror or error}") from None
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ import time
 import uvicorn
 
 from genjax.serving.app import make_app
+from genjax.serving.connections import Connection
 
 
 class Client:
     """Asks a server, a connection for each request."""
 
-    def __init__(self, app, port):
-        self.app, self.port = app, port
-        self.server = app.state.server
+    def __init__(self, port, server=None):
+        self.port, self.server = port, server
 
     def connect(self, method, path, body=None, headers=None):
         """A connection whose answer has begun, and the answer."""
@@ -47,13 +47,13 @@ class Client:
 def serving(run, settings=None, index=None):
     """A server of a run in a thread, as a `Client`."""
     app = make_app(run, settings, index)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, ws="none", log_level="critical"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, http=Connection, ws="none", log_level="critical"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.02)
     try:
-        yield Client(app, server.servers[0].sockets[0].getsockname()[1])
+        yield Client(server.servers[0].sockets[0].getsockname()[1], app.state.server)
     finally:
         server.should_exit = True
         thread.join(60)

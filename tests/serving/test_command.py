@@ -48,14 +48,18 @@ def folder(tmp_path_factory):
 
 def test_a_folder_of_another_library_is_served(folder, monkeypatch):
     served = []
-    monkeypatch.setattr(uvicorn, "run", lambda app, **settings: served.append((app, settings)))
-    ended = call("serve", str(folder), "--port=9000", "--model.sampling.temperature=0.5")
+    monkeypatch.setattr(uvicorn.Server, "run", lambda own, sockets: served.append((own.config.app, *sockets)))
+    ended = call("serve", str(folder), "--port=0", "--model.sampling.temperature=0.5")
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout == "tiny, step 0, at http://127.0.0.1:9000\n"
-    ((app, settings),) = served
+    ((app, listener),) = served
+    port = listener.getsockname()[1]
+    assert ended.stdout == f"tiny, step 0, at http://127.0.0.1:{port}\n" and port > 0
+    taken = call("serve", str(folder), f"--port={port}")
+    assert taken.returncode == 1 and f"--port={port} cannot be listened at: Address already in use" in taken.stderr
+    listener.close()
     server = app.state.server
     try:
-        assert settings["port"] == 9000 and server.run.model.sampling.temperature == 0.5
+        assert server.run.model.sampling.temperature == 0.5
         order = server.texts.understand(json.dumps({"prompt": "ab", "max_tokens": 2}).encode(), False, lambda *_: None)
         assert order.rows[0].temperature == 0.5 and len(order.rows[0].prompt) == 2
     finally:

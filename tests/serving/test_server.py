@@ -4,6 +4,7 @@ import base64
 import concurrent.futures
 import json
 import re
+import socket
 import time
 
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("jinja2")
 
 from genjax.data.text.collection import Document
+from genjax.serving import connections
 from genjax.serving.app import Settings
 from genjax.serving.batching import Limits
 from genjax.serving.guard import Guard
@@ -214,6 +216,19 @@ def test_pages_of_other_sites_cannot_ask(client):
         ({"Content-Type": "text/plain"}, 415),
     ):
         assert client.ask(CHAT, body, headers)[0] == status, headers
+
+
+def test_connections_that_say_nothing_give_way(client, monkeypatch):
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 3)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    held = [socket.create_connection(("127.0.0.1", client.port), timeout=60) for _ in range(4)]
+    held[3].sendall(b"POST /v1/completions HTTP/1.1\r\nHost: loc")
+    assert client.ask("/health")[0] == 200
+    told = [each.recv(1000) for each in held]
+    assert [b"too many open connections" in each for each in told] == [True, True, False, False]
+    assert [b"no request came within 0.5 seconds" in each for each in told] == [False, False, True, True]
+    for each in held:
+        each.close()
 
 
 def test_the_page_health_models_and_metrics(client):

@@ -166,7 +166,7 @@ class Chat(TemplatedText):
     @property
     def template_of_text(self) -> ChatTemplate:
         """The template, before there is a tokenizer."""
-        return ChatTemplate() if self.tokenizer_file is None and self.chat_template is None else self.template
+        return read_template(self.chat_template, None, None) if self.tokenizer_file is None else self.template
 
     def load_split(self, split: str) -> Examples:
         length = self.sequence_length + 1

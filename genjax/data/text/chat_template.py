@@ -192,7 +192,7 @@ class ChatTemplate:
         Returns:
           Ids int32 [N]; whether each is learned, bool [N]; and their places in the text, int [N, 2].
         """
-        if tokenizer.kind == "file" and not rendered.literal:
+        if tokenizer is not None and tokenizer.kind == "file" and not rendered.literal:
             ids, spans = tokenizer.encode_with_control_tokens(rendered.text)
         else:
             ids, spans = self._encode_parts(tokenizer, control_ids, rendered)
@@ -280,12 +280,12 @@ def _compiled(source: str, begin: str, end: str) -> Any:
 # Files
 
 
-def read_template(file: str | Path | None, tokenizer: Tokenizer, beside: str | Path | None) -> ChatTemplate:
+def read_template(file: str | Path | None, tokenizer: Tokenizer | None, beside: str | Path | None) -> ChatTemplate:
     """The template of a file; or of the folder of a tokenizer; or the built-in one.
 
     Args:
       file: a template, or a folder with chat_template.jinja or tokenizer_config.json; None for `beside`.
-      tokenizer: the tokenizer, whose control tokens the template writes.
+      tokenizer: the tokenizer, whose control tokens the template writes; None where ours is still to be trained.
       beside: a file in the folder that the tokenizer comes from, or None.
 
     Raises:
@@ -296,14 +296,14 @@ def read_template(file: str | Path | None, tokenizer: Tokenizer, beside: str | P
         raise DataError(f"data.chat_template={file} is neither a template nor a folder with {TEMPLATE_FILE}")
     place = folder if file is None else Path(file).expanduser()
     special = {} if folder is None else _special_strings(folder)
-    control = tokenizer.control_tokens or {"<|im_start|>": 0, "<|im_end|>": 0}
+    control = (tokenizer and tokenizer.control_tokens) or {"<|im_start|>": 0, "<|im_end|>": 0}
     if place is not None and place.is_file():
         return ChatTemplate(read_utf8(place), str(place), special, tuple(control))
     if place is not None and (source := _template_of(place)) is not None:
         return ChatTemplate(source[0], str(source[1]), special, tuple(control))
     if file is not None:
         raise DataError(f"data.chat_template={file} has neither {TEMPLATE_FILE} nor a chat_template in {CONFIG_FILE}")
-    if tokenizer.kind == "file" and not {"<|im_start|>", "<|im_end|>"} <= set(control):
+    if tokenizer is not None and tokenizer.kind == "file" and not {"<|im_start|>", "<|im_end|>"} <= set(control):
         raise DataError(
             f"the tokenizer in {folder} has no chat template beside it, "
             f"and lacks <|im_start|> and <|im_end|> of {BUILT_IN}; give a template: --data.chat_template=FILE"

@@ -4,9 +4,10 @@
     cosine          q . d / (|q| |d|)
     euclidean       -|q - d|^2
 
-A search holds one block of vectors and its similarities [Q, block] at a time.  The best K of a block are found in two
-steps: K groups of neighbouring documents that have the largest maxima hold the best K documents, so only those groups
-are sorted.  Documents of equal score come in the order of their places, whatever the block.
+A search holds at most two blocks of vectors, one that is compared and one that is handed over, with their similarities
+[Q, block], whatever the number of documents.  The best K of a block are found in two steps: K groups of neighbouring
+documents that have the largest maxima hold the best K documents, so only those groups are sorted.  Documents of equal
+score come in the order of their places, whatever the block.
 
 On several devices each block is divided over them; a device finds the best K of its own documents, and only these are
 gathered.  The result does not depend on the number of devices.
@@ -165,9 +166,12 @@ class VectorIndex:
                 missing = -len(block) % self.num_devices
                 block, there = np.pad(block, ((0, missing), (0, 0))), np.pad(there, (0, missing))
             there = None if there is None else place(there)
+            before = best
             best = _better(
                 best, queries, place(block), first, there, count=num_documents, metric=self.metric, mesh=mesh
             )
+            # Else all blocks would be handed over, and lie on the device, before the first is compared.
+            jax.block_until_ready(before)
         scores, places = (np.asarray(each) for each in best)
         return Hits(np.where(np.isneginf(scores), -1, places).astype(np.int64), scores)
 

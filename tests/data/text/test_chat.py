@@ -139,6 +139,10 @@ def test_a_run_keeps_its_template(tmp_path):
         "endgeneration %}{% else %}Q:{{ m.content }}{% endif %}{% endfor %}"
     )
     data = dataclasses.replace(BYTES, chat_template=str(template))
+    # A tokenizer that is trained on the chats, as the template writes them, needs the template first.
+    trained = dataclasses.replace(data, name="instructions", dir=None, tokenizer="words")
+    assert trained.documents("train")[0].startswith("Q:")
+    assert trained.decode(trained.prompt_ids([{"role": "user", "content": "walk"}])).replace(" ", "").startswith("Q:")
     (tmp_path / "run").mkdir()
     data.save(tmp_path / "run")
     template.unlink()
