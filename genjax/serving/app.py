@@ -42,7 +42,7 @@ from genjax.data.base import HasTokenizer
 from genjax.data.text.base import DelimitedText
 from genjax.decoding import Sampling
 from genjax.errors import UserError
-from genjax.model import ContinuesText, EmbedsTexts
+from genjax.model import ContinuesText, EmbedsTexts, takes
 from genjax.serving.answers import Answer, Pieces, as_json
 from genjax.serving.batching import Batcher, BusyError, Limits
 from genjax.serving.bodies import Body, RequestError
@@ -213,7 +213,7 @@ class Server:
             "draws_pictures": self.samples.draws_pictures,
             "latent_dim": self.samples.latent_dim,
             "has_films": self.samples.has_films,
-            "labels": list(self.run.experiment.data.label_names()),
+            "labels": list(self.run.experiment.data.label_names()) if takes(self.run.model, "label") else [],
         }
 
     def _check_model(self, content: bytes) -> None:

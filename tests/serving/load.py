@@ -70,8 +70,10 @@ class Process:
             port = probe.getsockname()[1]
         self.log = folder / f"{port}.log"
         command = [sys.executable, "-m", "experiments.serve", f"--workdir={workdir}", f"--port={port}", *flags]
+        # The log then tells of each program that is compiled.
+        told = os.environ | {"JAX_LOG_COMPILES": "1"}
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=told)
         self.client = Client(port)
         until = time.monotonic() + 300
         while True:
@@ -87,6 +89,10 @@ class Process:
         """Resident memory in bytes."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("VmRSS"))
+
+    def programs(self) -> int:
+        """Number of programs that were compiled so far."""
+        return self.log.read_text().count("Finished XLA compilation")
 
     def at_rest(self) -> bool:
         """Whether the server has nothing to do, after at most a minute."""
@@ -284,8 +290,10 @@ def requests(options: argparse.Namespace) -> dict[str, Any]:
                     number = next(numbers, None)
                     if number is None:
                         return
-                    if number >= 0 and number % 20 == 0:
+                    if number % 20 == 0:
                         memory.append((number, server.memory()))
+                    if number % 1000 == 0:
+                        print(number, memory[-1][1] >> 20, "MiB", server.programs(), "programs", file=sys.stderr)
                 if number in killed:
                     cut(client, path, body, number)
                     continue

@@ -262,6 +262,7 @@ def test_pictures_are_those_of_the_run_and_a_key_is_asked_for(tmp_path):
         )
         assert client.ask(CHAT, {"messages": HELLO}, known)[0] == 404
         (model,) = client.ask("/v1/models", headers=known)[1]["data"]
+        assert model["labels"] == []  # it takes no class
         latents = np.linspace(-1, 1, model["latent_dim"])
         told = client.ask("/v1/samples", {"latents": latents.tolist()}, known)[1]["data"]
         decoded = np.asarray(run.model.decode(run.state, jnp.asarray(latents)[None]))
