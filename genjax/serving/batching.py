@@ -43,6 +43,8 @@ MOST_LIKELIEST = 20
 STEPS_OF_A_CALL, QUICK = 8, 0.004
 #: Prompts that are read in one call, and the places that a prompt is padded to at least.
 PROMPTS_OF_A_CALL, FEWEST_PLACES = 8, 16
+#: Places of a pool's memory at least; each number of places has programs of its own, which take time and memory.
+FEWEST_OF_MEMORY = 128
 
 
 class BusyError(UserError):
@@ -236,7 +238,7 @@ class Batcher:
             return
         slots = self._seats(new, size)
         self._entering = []
-        places = power_of_two(max(len(row.prompt) + row.max_new_tokens for row in new))
+        places = max(power_of_two(max(len(row.prompt) + row.max_new_tokens for row in new)), FEWEST_OF_MEMORY)
         if self._decoder.max_length is not None:
             places = min(places, self._decoder.max_length)
         if places > self._places and self._pool is not None and self._decoder.grow is not None:
