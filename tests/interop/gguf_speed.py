@@ -8,6 +8,7 @@ Both read the file, hold float32 weights, and write the likeliest tokens after t
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -15,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -34,6 +36,11 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def written(generate: Callable[..., jax.Array], state: Any, prompts: np.ndarray) -> np.ndarray:
+    """New tokens after prompts [B, P], [B, T]."""
+    return np.asarray(generate(state, jnp.asarray(prompts)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--file", type=Path, required=True)
@@ -51,11 +58,12 @@ def main() -> None:
     for rows in map(int, options.rows.split(",")):
         prompts = np.repeat(prompt[None], rows, axis=0)
 
-        def here(prompts: np.ndarray = prompts) -> np.ndarray:
-            found = ours.model.generate(
-                ours.state, jax.random.key(0), jnp.asarray(prompts), options.tokens, sampling=greedy
+        generate = jax.jit(
+            lambda state, prompts: (
+                ours.model.generate(state, jax.random.key(0), prompts, options.tokens, sampling=greedy).tokens
             )
-            return np.asarray(found.tokens)
+        )
+        here = functools.partial(written, generate, ours.state, prompts)
 
         def there(prompts: np.ndarray = prompts) -> np.ndarray:
             with torch.no_grad():
@@ -70,8 +78,8 @@ def main() -> None:
 
         def rate(write: Callable[[], np.ndarray]) -> tuple[float, float]:
             began, cpu = time.perf_counter(), cpu_seconds()
-            written = write().size
-            return written / (time.perf_counter() - began), written / (cpu_seconds() - cpu)
+            count = write().size
+            return count / (time.perf_counter() - began), count / (cpu_seconds() - cpu)
 
         same = float((here() == there()).mean())
         rates = np.array([(*rate(here), *rate(there)) for _ in range(options.rounds)])

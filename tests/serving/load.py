@@ -31,7 +31,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ TOOL = {"type": "function", "function": {"name": "turn_on", "parameters": SCHEMA
 #: Requests of each kind that are told apart by their seeds.
 SEEDS = 4
 CLIENTS = 32
+#: Rounds that are not counted: programs are compiled for the numbers of rows that come together.
+WARM_ROUNDS = 4
 
 
 class Process:
@@ -129,10 +131,15 @@ def process(workdir: str, *flags: str) -> Iterator[Process]:
 # Speed.
 
 
-def of_loop(run: Any, prompt: np.ndarray, rows: int, tokens: int, calls: int) -> tuple[float, float]:
-    """Tokens a second of `model.generate` for a number of rows, and tokens a CPU second of this process."""
+def loop_of(run: Any, prompt: np.ndarray, rows: int, tokens: int) -> Callable[[int], np.ndarray]:
+    """`model.generate` for a number of rows, compiled, as a function of the seed."""
     prompts = np.repeat(prompt[None], rows, axis=0)
-    generate = lambda call: np.asarray(run.model.generate(run.state, jax.random.key(call), prompts, tokens).tokens)
+    generate = jax.jit(lambda state, key: run.model.generate(state, key, prompts, tokens).tokens)
+    return lambda seed: np.asarray(generate(run.state, jax.random.key(seed)))
+
+
+def of_loop(generate: Callable[[int], np.ndarray], calls: int) -> tuple[float, float]:
+    """Tokens a second of a loop without the server, and tokens a CPU second of this process."""
     began, cpu = time.perf_counter(), time.process_time()
     written = sum(generate(call).size for call in range(calls))
     return written / (time.perf_counter() - began), written / (time.process_time() - cpu)
@@ -166,13 +173,11 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"tokens of a prompt": options.prompt, "tokens of a text": options.tokens}
     with process(options.workdir) as server:
         for count in (1, 8, CLIENTS):
-            loop, clients = [], []
-            for turn in range(options.rounds + 1):
-                calls = 1 if turn == 0 else options.calls
-                loop.append(of_loop(run, prompt, count, options.tokens, calls))
-                clients.append(of_clients(server, prompt, count, options.tokens, calls))
-            # The first round compiles.
-            rates = np.array([clients[1:], loop[1:]])  # [2, rounds, 2]
+            loop, clients, generate = [], [], loop_of(run, prompt, count, options.tokens)
+            for _ in range(WARM_ROUNDS + options.rounds):
+                loop.append(of_loop(generate, options.calls))
+                clients.append(of_clients(server, prompt, count, options.tokens, options.calls))
+            rates = np.array([clients, loop])[:, WARM_ROUNDS:]  # [2, rounds, 2]
             row: dict[str, Any] = {}
             for place, unit in enumerate(("a second", "a CPU second")):
                 row[f"tokens {unit}, loop"] = round(float(np.median(rates[1, :, place])), 1)
