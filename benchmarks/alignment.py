@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.timing import CLOCKS, machine
 from genjax.batch import Batch
 from genjax.families.alignment.grpo import GRPO
 from genjax.families.alignment.rewards import Length
@@ -42,7 +42,6 @@ ROWS, LENGTH = 12, 64
 Steps = Callable[[int], list[float]]
 #: Seconds since some moment.
 Clock = Callable[[], float]
-CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def our_network() -> dict[str, Any]:
@@ -182,6 +181,7 @@ def their_steps(trainer: Callable[..., Any], clock: Clock) -> Steps:
 
 def compare(case: str, rounds: int, steps: int, clock: Clock) -> None:
     """Times both in turns and prints medians."""
+    print(f"this machine: {machine()}", flush=True)
     make, make_theirs, tokens, what = {
         "grpo": (our_grpo, their_grpo, PROMPTS * ANSWERS * NEW, "new tokens"),
         "sft": (our_sft, their_sft, ROWS * LENGTH, "tokens"),

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import compare, training_steps
+from benchmarks.timing import add_options, compare, options_of, training_steps
 from genjax.families.autoregressive.gated_pixel_cnn import GatedPixelCNN
 from genjax.optimizers import Adam
 from genjax.training.host import keep_freed_memory
@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--accumulation_steps", type=int, default=1)
+    add_options(parser)
     values = parser.parse_args()
     keep_freed_memory()
     if values.what == "sampling":
@@ -144,7 +145,7 @@ def main() -> None:
     runs = {"genjax": jax_step(x, 5, 64, parts), "torch eager": torch_step(x, 5, 64)}
     if parts > 1:
         runs["torch in parts"] = torch_step(x, 5, 64, parts)
-    compare(runs, values.rounds, values.steps)
+    compare(runs, values.rounds, values.steps, **options_of(values))
 
 
 if __name__ == "__main__":

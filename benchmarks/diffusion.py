@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import compare, torch_device, training_steps
+from benchmarks.timing import add_options, compare, options_of, torch_device, training_steps
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.samplers import DDIM
 from genjax.families.diffusion.unet import UNet
@@ -181,6 +181,7 @@ def main() -> None:
     parser.add_argument(
         "--compiled", action="store_true", help="also time torch.compile; on the CPU it needs a C++ compiler"
     )
+    add_options(parser)
     arguments = parser.parse_args()
     host.keep_freed_memory()
     x = np.random.default_rng(0).uniform(-1, 1, (arguments.batch_size, 32, 32, 3)).astype(np.float32)
@@ -201,7 +202,7 @@ def main() -> None:
         runs["torch in parts"] = torch_step(x, parts, dtype=dtype)[0]
     if arguments.compiled:
         runs["torch.compile"] = torch_step(x, compiled=True, dtype=dtype)[0]
-    compare(runs, arguments.rounds, arguments.steps)
+    compare(runs, arguments.rounds, arguments.steps, **options_of(arguments))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import argparse
 
 import numpy as np
 
-from benchmarks.timing import compare, training_steps
+from benchmarks.timing import add_options, compare, options_of, training_steps
 from genjax.families.flow.real_nvp import RealNVP
 from genjax.optimizers import Adam
 from genjax.training.host import keep_freed_memory
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--steps_per_dispatch", type=int, default=1)
+    add_options(parser)
     values = parser.parse_args()
     keep_freed_memory()
     x = np.random.default_rng(0).normal(size=(values.batch_size, DIM)).astype(np.float32)
@@ -86,7 +87,7 @@ def main() -> None:
         "genjax": jax_step(x, tuple(values.hidden), values.steps_per_dispatch),
         "torch eager": torch_step(x, tuple(values.hidden)),
     }
-    compare(runs, values.rounds, values.steps)
+    compare(runs, values.rounds, values.steps, **options_of(values))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import argparse
 
 import numpy as np
 
-from benchmarks.timing import compare, torch_device, training_steps
+from benchmarks.timing import add_options, compare, options_of, torch_device, training_steps
 from genjax.families.gan.dcgan import DCGANNetwork
 from genjax.families.gan.gan import GAN
 from genjax.optimizers import Adam
@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--eager_only", action="store_true", help="leave torch.compile out; it needs a C++ compiler")
+    add_options(parser)
     values = parser.parse_args()
     host.keep_freed_memory()
     x = np.random.default_rng(0).uniform(-1, 1, (values.batch_size, SIZE, SIZE, 3)).astype(np.float32)
@@ -116,7 +117,7 @@ def main() -> None:
     }
     if not values.eager_only:
         runs["torch.compile"] = torch_step(x, values.base_channels, compiled=True)
-    compare(runs, values.rounds, values.steps)
+    compare(runs, values.rounds, values.steps, **options_of(values))
 
 
 if __name__ == "__main__":

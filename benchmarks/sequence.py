@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from benchmarks.timing import compare, peak_operations, torch_device, training_steps
+from benchmarks.timing import add_options, compare, options_of, peak_operations, torch_device, training_steps
 from genjax import decoding
 from genjax.families.language.gpt import GPT
 from genjax.families.language.networks import gpt2_network
@@ -212,6 +212,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16, help="of gpt2")
     parser.add_argument("--layers", type=int, default=GPT2_SIZE[0], help="of gpt2")
     parser.add_argument("--context", type=int, default=GPT2_SIZE[3], help="of gpt2")
+    add_options(parser)
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", arguments.devices)
     host.keep_freed_memory()
@@ -244,6 +245,7 @@ def main() -> None:
             {"genjax": training_steps(model, {"tokens": tokens}), "torch": torch_run(theirs, tokens)},
             arguments.rounds,
             steps,
+            **options_of(arguments),
         )
 
 

@@ -13,7 +13,7 @@ import argparse
 
 import numpy as np
 
-from benchmarks.timing import compare, training_steps
+from benchmarks.timing import add_options, compare, options_of, training_steps
 from genjax.families.vae.vae import VAE
 from genjax.nn.encoder_decoder import ConvNetwork, MLPNetwork
 from genjax.optimizers import Adam
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--steps_per_dispatch", type=int, default=10, help="as --training.steps_per_dispatch")
     parser.add_argument("--eager_only", action="store_true", help="leave torch.compile out; it needs a C++ compiler")
+    add_options(parser)
     values = parser.parse_args()
     host.keep_freed_memory()
     x = np.random.default_rng(0).integers(0, 2, (values.batch_size, 28, 28, 1)).astype(np.float32)
@@ -114,7 +115,7 @@ def main() -> None:
     }
     if not values.eager_only:
         runs["torch.compile"] = torch_step(x, values.network, compiled=True)
-    compare(runs, values.rounds, values.steps)
+    compare(runs, values.rounds, values.steps, **options_of(values))
 
 
 if __name__ == "__main__":

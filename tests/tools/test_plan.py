@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import textwrap
 
 import pytest
@@ -158,6 +159,8 @@ def test_recorded_plans_are_a_table_with_one_row_a_run(sharded, tmp_path):
     cells = lines[3].strip("| ").split(" | ")
     assert cells[:3] == ["perceptron", "host:8", "data:4,fsdp:2, 64"] and cells[4] == "1.00"
     assert f"**{bound.seconds * 1e3:.3g} ms**" in cells[5]
+    evaluation, sampler = cells[7].split("; ")
+    assert all(re.fullmatch(r"[\d.]+ [KM]?i?B [\d.e-]+ ms", each) for each in (evaluation, sampler)), cells[7]
 
 
 def test_a_search_lists_what_fits_the_best_bound_first(file):

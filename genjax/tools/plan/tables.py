@@ -118,15 +118,24 @@ def _run(row: Mapping[str, Any]) -> str:
     return json.dumps([row[name] for name in ("experiment", "topology", "mesh", "batch_size")])
 
 
+def _peak_and_bound(program: Mapping[str, Any] | None) -> str:
+    """Memory of a program on a device, and the seconds that a call takes at least."""
+    if program is None:
+        return "-"
+    bound = "" if program["bound"] is None else f" {_time(program['bound']['seconds'])}"
+    return _size(program["peak"]) + bound
+
+
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Recorded plans of steps as a table of a document."""
+    """Recorded plans as a table of a document."""
     lines = [
         "| experiment | on | mesh, batch | a device: state, peak, memory | FLOPs over the model's | "
-        "products, memory, network of a step | MFU at most | version |",
-        "|---|---|---|---|---|---|---|---|",
+        "products, memory, network of a step | MFU at most | evaluation; sampler | version |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         step, mesh = row["programs"]["step"], ",".join(f"{axis}:{size}" for axis, size in row["mesh"].items())
+        others = [row["programs"].get(name) for name in ("evaluation", "sampler")]
         state = row["parameters"] + row["optimizer"] + row["other_state"]
         times = "it does not fit"
         if step["bound"] is not None:
@@ -137,6 +146,6 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append(
             f"| {row['experiment']} | {row['topology']} | {mesh or 'data:1'}, {row['batch_size']} | {_size(state)}, "
             f"{_size(step['peak'])}, {_size(row['memory'])} | {share(row['recomputation'], '.2f')} | {times} | "
-            f"{share(row['mfu'], '.1%')} | {row['version']} |"
+            f"{share(row['mfu'], '.1%')} | {'; '.join(map(_peak_and_bound, others))} | {row['version']} |"
         )
     return "\n".join(lines)
