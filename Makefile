@@ -1,4 +1,5 @@
-# From nothing:  make demo: a trained, evaluated VAE.   make check: the quick tests.   make test: all tests.
+# From nothing:  make demo: a trained, evaluated VAE.   make check: the quick tests.   make test: the tests.
+# make test-all: also those that repeat them in other combinations.
 # Another Python: make test PYTHON=python3.12.   With torch and what builds on it to compare with: make test EXTRAS=test,peers
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
@@ -12,7 +13,7 @@ DEMO ?= runs/vae_digits
 EXTRAS ?= test
 QUICK := tests/config tests/test_model.py tests/test_readme.py tests/test_conformance.py
 
-.PHONY: demo check test lint clean
+.PHONY: demo check test test-all lint clean
 
 demo: $(VENV)/installed
 	$(RUN) -m experiments.train --experiment=vae_digits --workdir=$(DEMO)
@@ -31,6 +32,9 @@ check: $(VENV)/installed-$(EXTRAS)
 	$(RUN) -m pytest --numprocesses=2 --dist=worksteal -m quick $(QUICK)
 
 test: $(VENV)/installed-$(EXTRAS)
+	$(RUN) -m pytest --numprocesses=2 --dist=worksteal -m "not platforms and not exhaustive"
+
+test-all: $(VENV)/installed-$(EXTRAS)
 	$(RUN) -m pytest --numprocesses=2 --dist=worksteal -m "not platforms"
 
 lint: $(VENV)/installed-$(EXTRAS)

@@ -9,6 +9,9 @@ from typing import Any
 
 import jax
 
+#: `compiler_options` of programs that run longer than it takes to optimise them (see tests/xla_flags.py).
+OPTIMIZED = {"xla_backend_optimization_level": 3}
+
 
 @functools.lru_cache(maxsize=32)
 def _program(model: Any, name: str) -> Callable[..., Any]:
