@@ -469,8 +469,8 @@ class TransformerStack(nn.Module):
             "prefix_lengths": prefix_lengths,
             "bias": bias,
             "start": start,
-            # A cache is read where nothing is differentiated.
-            "one": None if cache is not None else _unknown_one(x),
+            # Nothing is differentiated where tokens are drawn; answers to shared prompts are scored, with gradients.
+            "one": None if cache is not None and not shared else _unknown_one(x),
             "limit": None if cache is None else cache.limit,
             "context": context,
             "context_mask": context_mask,

@@ -14,6 +14,7 @@ from genjax.model import TrainState
 from genjax.nn.distributions import Bernoulli, Categorical, DiagonalGaussian, DiscretizedLogistic, Gaussian
 from genjax.nn.encoder_decoder import ConvNetwork, MLPNetwork
 from genjax.optimizers import SGD, Adam, Cosine
+from tests.compiled import OPTIMIZED
 
 DIM, LATENT = 5, 2
 LINEAR = VAE(
@@ -108,7 +109,8 @@ def test_training_reaches_the_ppca_likelihood_of_the_digits():
     def step(state, _):
         return model.train_step(state, batch, jax.random.fold_in(jax.random.key(1), state.step))[0], None
 
-    state, _ = jax.jit(lambda state: jax.lax.scan(step, state, None, length=num_steps))(state)
+    steps = lambda state: jax.lax.scan(step, state, None, length=num_steps)[0]
+    state = jax.jit(steps, compiler_options=OPTIMIZED)(state)
     # Two bounds: the elbo is no estimate of more than the likelihood, which no parameters can pass.
     bound = jax.jit(jax.vmap(lambda key: model.log_prob_bound(state, batch, key).mean()))
     elbo = bound(jax.random.split(jax.random.key(0), 20))
