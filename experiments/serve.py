@@ -92,7 +92,8 @@ def main(arguments: list[str]) -> int:
     listener = listening(options.host, options.port)
     app = make_app(run, settings, index)
     print(f"{run.name}, step {run.step}, at http://{options.host}:{listener.getsockname()[1]}", flush=True)
-    served = uvicorn.Config(app, http=Connection, log_level="warning", server_header=False, ws="none")
+    # Without log_config: uvicorn's own would close the handlers that others have made.
+    served = uvicorn.Config(app, http=Connection, log_config=None, log_level="warning", server_header=False, ws="none")
     uvicorn.Server(served).run(sockets=[listener])
     return 0
 

@@ -47,7 +47,9 @@ class Client:
 def serving(run, settings=None, index=None):
     """A server of a run in a thread, as a `Client`."""
     app = make_app(run, settings, index)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, http=Connection, ws="none", log_level="critical"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, http=Connection, ws="none", log_config=None, log_level="critical")
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -38,6 +38,9 @@ class Tabular:
         log_probs = jax.nn.log_softmax(params / temperature)
         return jnp.take_along_axis(log_probs[prefixes], tokens[..., None], axis=-1)[..., 0]
 
+    def shares_prompts(self, prompt_length, answer_length):
+        return False
+
     def trained_params(self, params):
         return params
 
