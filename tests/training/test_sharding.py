@@ -267,6 +267,15 @@ def test_an_axis_that_does_not_fit_is_an_error(mesh, changes, message):
         compiled_step(gpt(mesh, **changes))
 
 
+@pytest.mark.parametrize("name", ["dpo_sentiment", "reward_sentiment", "ppo_sentiment", "ddpm_moons"])
+@pytest.mark.parametrize("axis", ["sequence", "expert"])
+def test_models_that_cannot_use_an_axis_say_so(name, axis):
+    experiment = config.apply_overrides(config.import_experiments()[name].build(), {"training.mesh": f"{axis}:2,data:4"})
+    kind = type(experiment.model).__name__
+    with pytest.raises(UserError, match=f"has {axis}:2, and {kind} as it is configured has nothing to split over it"):
+        Engine(experiment)
+
+
 def test_heads_that_a_mesh_does_not_divide_are_an_error_at_once():
     with pytest.raises(UserError, match=r"num_kv_heads=2 among tensor:4.*choose a divisor of 2 for tensor"):
         Engine(gpt("tensor:4", model__network__num_kv_heads=2))

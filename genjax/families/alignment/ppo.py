@@ -9,6 +9,10 @@ arXiv:1909.08593, and Stiennon et al. 2020, arXiv:2009.01325).
 V_t is the value of the prompt and the tokens before y_t, a linear function of the features that y_t is predicted from.
 The value network has a transformer of its own, which starts as a copy of the policy (Stiennon et al. 2020, appendix
 G.1: shared ones spoil the policy early); of a policy with low-rank updates it copies the updates alone.
+
+The gradient is biased: whitening makes the advantages of a batch depend on one another, and lambda < 1 trusts the
+values.  In batches of two answers of the tabular policy of the tests 42 % of its length are left after the best
+rescaling (cosine .907) at the first step, when all values are 0, and 15 % (cosine .989) where the values are exact.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 """Expected gradients of every estimator, by enumeration of all groups of answers of a policy over 15 sequences."""
 
+import dataclasses
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +11,14 @@ import scipy.optimize
 
 from genjax.families.alignment import policy_losses
 from genjax.families.alignment.grpo import GRPO, GSPO
+from genjax.families.alignment.ppo import CRITIC, PPO
 from genjax.families.alignment.reinforce_plus_plus import ReinforcePlusPlus
 from genjax.families.alignment.rloo import RLOO
 from tests.families.alignment.tabular import (
     PARAMS,
     REFERENCE,
     REWARDS,
+    SEQUENCES,
     Tabular,
     cosine,
     expected_gradient,
@@ -63,6 +68,39 @@ def test_what_the_other_methods_divide_by_turns_the_gradient_as_their_docstrings
     found = expected_gradient(method(kind, **fields), PARAMS, REWARDS, REFERENCE)
     assert residual(found, TRUE) == pytest.approx(left, abs=1e-3)
     assert cosine(found, TRUE) == pytest.approx(angle, abs=1e-3)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPOWithKnownValues(PPO):
+    """PPO whose value network is exact, or as it is at the first step: 0."""
+
+    exact: bool = False
+
+    def values(self, critic, rest, experience):
+        if not self.exact:
+            return jnp.zeros(experience["mask"].shape)
+        tokens, all_tokens = experience["rows"]["tokens"][:, 1:], jnp.array(SEQUENCES)
+        weights = jnp.exp(log_probs(PARAMS))
+        places = range(tokens.shape[1])
+        begins = [(tokens[:, None, :t] == all_tokens[None, :, :t]).all(-1) * weights[None] for t in places]
+        expected = jnp.stack([w @ REWARDS / w.sum(1) for w in begins], axis=1)
+        return jnp.where(experience["mask"], expected, 0.0)
+
+    def with_advantages(self, state, experience, rewards):
+        return super().with_advantages(types.SimpleNamespace(extra={CRITIC: None}, params=None), experience, rewards)
+
+
+@pytest.mark.parametrize("exact, left, angle", [(False, 0.422, 0.907), (True, 0.149, 0.989)])
+def test_the_gradient_of_ppo_is_turned_as_its_docstring_says(exact, left, angle):
+    found = expected_gradient(method(PPOWithKnownValues, exact=exact), PARAMS, REWARDS, REFERENCE)
+    assert residual(found, TRUE) == pytest.approx(left, abs=1e-3)
+    assert cosine(found, TRUE) == pytest.approx(angle, abs=1e-3)
+
+
+def test_ppo_without_values_and_with_whole_traces_is_reinforce_plus_plus():
+    found = expected_gradient(method(PPOWithKnownValues, trace_decay=1.0), PARAMS, REWARDS, REFERENCE)
+    expected = expected_gradient(method(ReinforcePlusPlus), PARAMS, REWARDS, REFERENCE)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_the_gradient_of_gspo_at_its_first_epoch_is_that_of_grpo_with_its_own_length():
