@@ -172,7 +172,9 @@ def test_beside_data_and_fsdp_the_axis_tensor_has_the_same_sums_and_no_others():
     found = over_tensor(planned.programs["step"].costs)
     # Activations [2, 16, 32]: four a block, and one of the logits' gradient.  The loss takes three numbers a token.
     tokens = 4 * 2 * 16
-    assert found.pop(("all-reduce", "tensor")) == (4 * layers + 1) * 32 * tokens + 3 * tokens
+    more = found.pop(("all-reduce", "tensor")) - ((4 * layers + 1) * 32 * tokens + 3 * tokens)
+    # jaxlib 0.12 sums one more array of activations and two numbers in float32, 0.10 none.
+    assert more in (0, 32 * tokens + 8), more
     # The axis does not divide the 103 tokens, so each of its devices has the whole table.
     assert found.pop(("all-gather", "tensor")) == 4 * 104 * 32 / 2
     # Norms of the gradients, for clipping.
