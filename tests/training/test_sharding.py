@@ -173,10 +173,9 @@ def test_beside_data_and_fsdp_the_axis_tensor_has_the_same_sums_and_no_others():
     # Activations [2, 16, 32]: four a block, and one of the logits' gradient.  The loss takes three numbers a token.
     tokens = 4 * 2 * 16
     more = found.pop(("all-reduce", "tensor")) - ((4 * layers + 1) * 32 * tokens + 3 * tokens)
-    # jaxlib 0.12 sums one more array of activations and two numbers in float32, 0.10 none.
-    assert more in (0, 32 * tokens + 8), more
-    # The axis does not divide the 103 tokens, so each of its devices has the whole table.
-    assert found.pop(("all-gather", "tensor")) == 4 * 104 * 32 / 2
+    # The axis does not divide the 103 tokens.  jaxlib 0.10 gives each of its devices the whole table, 0.12 sums what
+    # each device finds in its part.
+    assert (more, found.pop(("all-gather", "tensor"), 0)) in [(0, 4 * 104 * 32 / 2), (32 * tokens + 8, 0)]
     # Norms of the gradients, for clipping.
     assert sum(found.values()) < 4 * 1024
 
@@ -272,7 +271,9 @@ def test_an_axis_that_does_not_fit_is_an_error(mesh, changes, message):
 @pytest.mark.parametrize("name", ["dpo_sentiment", "reward_sentiment", "ppo_sentiment", "ddpm_moons"])
 @pytest.mark.parametrize("axis", ["sequence", "expert"])
 def test_models_that_cannot_use_an_axis_say_so(name, axis):
-    experiment = config.apply_overrides(config.import_experiments()[name].build(), {"training.mesh": f"{axis}:2,data:4"})
+    experiment = config.apply_overrides(
+        config.import_experiments()[name].build(), {"training.mesh": f"{axis}:2,data:4"}
+    )
     kind = type(experiment.model).__name__
     with pytest.raises(UserError, match=f"has {axis}:2, and {kind} as it is configured has nothing to split over it"):
         Engine(experiment)
