@@ -45,6 +45,11 @@ def num_devices() -> int:
     return jax.device_count() if here is None else here.size
 
 
+def is_divided() -> bool:
+    """Whether what is traced here is compiled for a mesh of several devices; False outside of `compiled_for`."""
+    return mesh() is not None and mesh().size > 1
+
+
 @contextlib.contextmanager
 def compiled_for(place: Mesh | str) -> Iterator[None]:
     """Functions traced inside are compiled for a mesh, or for a platform without a mesh (cpu, gpu or tpu)."""

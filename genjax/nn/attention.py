@@ -440,9 +440,8 @@ def _mixed(
 
 def _attention(q: Array, k: Array, v: Array, bias: Bias | None, sight: Sight, scale: float) -> Array:
     """Attention in the way that serves best, [B, T, H, D]; places of queries and keys are 0, 1, ..."""
-    several = devices.mesh() is not None and devices.mesh().size > 1
-    tiled = several and splash_possible(q, k)
-    by_hand = several and (sharding.tokens_divide(q.shape[1], k.shape[1]) or tiled)
+    tiled = devices.is_divided() and splash_possible(q, k)
+    by_hand = devices.is_divided() and (sharding.tokens_divide(q.shape[1], k.shape[1]) or tiled)
     divided = by_hand and sharding.heads_divide(q.shape[0], k.shape[2])
 
     def here(q: Array, k: Array, v: Array, others: tuple[Bias | None, Sight]) -> Array:

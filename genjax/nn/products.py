@@ -45,7 +45,6 @@ def tall_product(x: Array, matrix: Array) -> Array:
 
 def dense_product(x: Array, kernel: Array, dimension_numbers: Any, **options: Any) -> Array:
     """The `dot_general` of an `nn.Dense`, x [..., K] and a kernel [K, N] to [..., N], as a `tall_product`."""
-    several = devices.mesh() is not None and devices.mesh().size > 1
-    if several or x.dtype != jnp.float32 or not prefers_matrix_products():
+    if devices.is_divided() or x.dtype != jnp.float32 or not prefers_matrix_products():
         return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
     return tall_product(x, kernel)

@@ -372,8 +372,7 @@ def _unknown_one(x: Array) -> Array | None:
     layers add to it, so that a step moved memory as the square of the number of layers.  It does not compute divisions
     twice, but writes them to memory.
     """
-    several = devices.mesh() is not None and devices.mesh().size > 1
-    if devices.platform() != "cpu" or several:
+    if devices.platform() != "cpu" or devices.is_divided():
         return None
     first = jax.lax.stop_gradient(x.reshape(-1)[0])
     return jnp.where(first > jnp.inf, first, jnp.ones_like(first))
