@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.data.base import ArrayExamples, Data, check_split
+from genjax.data.figures import empty_figure
 from genjax.data.files import with_ending
 
 _SPLITS = ("train", "validation", "test")
@@ -79,10 +80,8 @@ def plot_pairs(samples: np.ndarray, names: list[str], path: Path, marked: np.nda
       path: the picture.
       marked: samples [N] to show in red, such as divergent ones.
     """
-    from matplotlib.figure import Figure
-
     size = samples.shape[1]
-    figure = Figure(figsize=(1.8 * size + 0.6, 1.8 * size + 0.6), layout="constrained")
+    figure = empty_figure(1.8 * size + 0.6, 1.8 * size + 0.6)
     panels = figure.subplots(size, size, squeeze=False)
     for row in range(size):
         for column in range(size):

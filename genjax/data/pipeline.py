@@ -11,7 +11,6 @@ import hashlib
 import signal
 from collections.abc import Iterator
 
-import grain
 import numpy as np
 from absl import flags
 
@@ -107,6 +106,8 @@ class Pipeline:
         """
         if start >= stop:
             return
+        import grain  # takes half a second, and sets that lie on the device do without
+
         steps = grain.MapDataset.range(start, stop).map(self.batch)
         if self.data.num_workers:
             dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))

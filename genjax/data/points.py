@@ -14,6 +14,7 @@ import numpy as np
 from genjax import buckets
 from genjax.data import procedural
 from genjax.data.base import ArrayExamples, Data, DataError, check_split, split_indices
+from genjax.data.figures import empty_figure
 from genjax.data.files import with_ending
 from genjax.data.tables import read_table
 from genjax.data.training_files import save_training_files
@@ -149,9 +150,7 @@ def _moments(data: Points) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def _scatter(samples: np.ndarray, examples: np.ndarray, names: list[str], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = empty_figure(8, 4)
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for panel, points, title in zip(panels, (examples[: len(samples)], samples), ("data", "samples")):
         panel.scatter(points[:, 0], points[:, 1], s=4, alpha=0.6, linewidths=0)

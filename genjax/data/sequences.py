@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.data.base import ArrayExamples, Data, DataError, Examples, check_split
+from genjax.data.figures import empty_figure
 from genjax.data.files import with_ending
 from genjax.data.tables import read_table
 
@@ -131,10 +132,8 @@ class TimeSeries(Data):
 
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:
         """Writes one picture, with a line for each sample's first feature, or with the strokes."""
-        import matplotlib.figure
-
-        figure = matplotlib.figure.Figure(figsize=(8, 4))
-        axes = figure.add_subplot()
+        figure = empty_figure(8, 4)
+        axes = figure.subplots()
         for i, row in enumerate(np.asarray(samples)[:16]):
             if self.name == "strokes":
                 path = np.cumsum(row[:, :2], axis=0) + [0.0, -4.0 * i]

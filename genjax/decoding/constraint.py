@@ -17,8 +17,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
-from scipy.sparse import csgraph
 
 from genjax.batch import Array
 from genjax.decoding.base import end_tokens
@@ -205,13 +203,15 @@ class _TooLargeError(Exception):
 
 def _distances(table: np.ndarray, accepting: np.ndarray) -> np.ndarray:
     """Number of tokens on the shortest way from each state to an accepting state, _NEVER if there is none; int [S]."""
+    import scipy.sparse.csgraph
+
     states, places = np.nonzero(table >= 0)
     size, ends = len(table), np.flatnonzero(accepting)
     # The search goes backwards, from an additional node that all accepting states lead to.
     heads = np.concatenate([table[states, places], np.full(len(ends), size)])
     tails = np.concatenate([states, ends])
     backwards = scipy.sparse.csr_matrix((np.ones(len(heads), bool), (heads, tails)), (size + 1, size + 1))
-    order, before = csgraph.breadth_first_order(backwards, size)
+    order, before = scipy.sparse.csgraph.breadth_first_order(backwards, size)
     distance = np.full(size + 1, _NEVER, np.int32)
     distance[size] = -1
     for node in order[1:]:

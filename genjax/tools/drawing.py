@@ -9,9 +9,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from genjax.data.figures import empty_figure
 from genjax.data.files import with_ending
 from genjax.errors import UserError
 from genjax.families.diffusion.processes import Process
@@ -47,7 +46,7 @@ def plot_curves(rows: list[dict[str, float]], path: Path) -> None:
     for name in sorted(names):
         kinds[next((kind for kind in kinds if kind in name), "other metrics")].append(name)
     kinds = {kind: names for kind, names in kinds.items() if names}
-    figure = Figure(figsize=(7, 2.2 * len(kinds)), layout="constrained")
+    figure = empty_figure(7, 2.2 * len(kinds))
     for panel, (kind, names) in zip(figure.subplots(len(kinds), squeeze=False)[:, 0], kinds.items()):
         for name in names:
             points = [(row["step"], row[name]) for row in rows if name in row]
@@ -73,7 +72,7 @@ def plot_traces(names: list[str], draws: np.ndarray, path: Path) -> None:
     which are flat if chains agree.
     """
     count = draws.shape[-1]
-    figure = Figure(figsize=(10, 1.6 * count + 0.6), layout="constrained")
+    figure = empty_figure(10, 1.6 * count + 0.6)
     panels = figure.subplots(count, 2, squeeze=False, width_ratios=(3, 1))
     for row, name in enumerate(names):
         values = draws[:, :, row]
@@ -91,7 +90,7 @@ def plot_traces(names: list[str], draws: np.ndarray, path: Path) -> None:
 def draw_transitions(transition: np.ndarray, path: Path) -> None:
     """Writes a transition matrix [K, K] by rows that sum to 1, on a logarithmic scale."""
     order = np.argsort(-np.asarray(inference.stationary_distribution(transition)))
-    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    figure = empty_figure(5.5, 5)
     panel = figure.subplots()
     picture = panel.imshow(np.log10(np.maximum(transition[order][:, order], 1e-4)), vmin=-4, vmax=0, cmap="magma")
     panel.set(xlabel="next state", ylabel="state")
@@ -102,7 +101,7 @@ def draw_transitions(transition: np.ndarray, path: Path) -> None:
 def draw_paths(paths: np.ndarray, mask: np.ndarray, num_states: int, path: Path) -> None:
     """Writes state paths [B, T] as colours; hidden frames stay white."""
     shades = np.where(mask, paths, np.nan)
-    figure = Figure(figsize=(9, 0.25 * len(paths) + 0.8), layout="constrained")
+    figure = empty_figure(9, 0.25 * len(paths) + 0.8)
     panel = figure.subplots()
     picture = panel.imshow(
         shades, aspect="auto", interpolation="nearest", cmap="turbo", vmin=0, vmax=max(num_states - 1, 1)
@@ -114,7 +113,7 @@ def draw_paths(paths: np.ndarray, mask: np.ndarray, num_states: int, path: Path)
 
 def draw_ellipses(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray, weights: np.ndarray, path: Path) -> None:
     """Writes points [N, 2] and components with mean [K, 2] and covariance [K, 2, 2], paler if their weight is small."""
-    figure = Figure(figsize=(5, 5), layout="constrained")
+    figure = empty_figure(5, 5)
     panel = figure.subplots()
     panel.scatter(x[:, 0], x[:, 1], s=2, alpha=0.3, linewidths=0, color="grey")
     circle = np.stack([np.cos(t := np.linspace(0, 2 * np.pi, 100)), np.sin(t)])
@@ -154,7 +153,7 @@ def write_attention(
             f"attention of the shapes {sorted(shapes)} does not fit {len(rows)} rows and {len(columns)} columns"
         )
     num_heads = max(len(layer) for layer in layers)
-    figure = Figure(figsize=(2 * num_heads, 2 * len(layers)), layout="constrained")
+    figure = empty_figure(2 * num_heads, 2 * len(layers))
     axes = figure.subplots(len(layers), num_heads, squeeze=False)
     tables = []
     for number, (layer, line) in enumerate(zip(layers, axes)):
@@ -195,7 +194,7 @@ def write_embeddings(x: np.ndarray, names: Sequence[str], path: str | Path, max_
     if len(x) != len(names) or len(x) < 3 or np.ndim(x) != 2:
         raise UserError(f"embeddings of the shape {np.shape(x)} need three rows at least, and a name for each")
     points, shares = principal_plane(x)
-    figure = Figure(figsize=(8, 8), layout="constrained")
+    figure = empty_figure(8, 8)
     axes = figure.add_subplot()
     axes.scatter(points[:, 0], points[:, 1], s=4, alpha=0.3)
     for name, point in list(zip(names, points))[:max_names]:
@@ -210,7 +209,7 @@ def write_embeddings(x: np.ndarray, names: Sequence[str], path: str | Path, max_
 
 def draw_density(density: np.ndarray, low: np.ndarray, high: np.ndarray, data: np.ndarray, path: Path) -> None:
     """Writes a density [N, N] beside a histogram of data [M, 2] on the same square."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = empty_figure(8, 4)
     extent = (low[0], high[0], low[1], high[1])
     limits = [[low[0], high[0]], [low[1], high[1]]]
     shown = np.histogram2d(data[:, 0], data[:, 1], bins=len(density), range=limits, density=True)[0]
@@ -231,8 +230,8 @@ def moving_points(steps: np.ndarray, examples: np.ndarray) -> np.ndarray:
     Returns:
       Pictures with brightness in [0, 1], [T, H, W, 3].
     """
-    figure = Figure(figsize=(4, 4), layout="constrained")
-    canvas, axes = FigureCanvasAgg(figure), figure.subplots()
+    figure = empty_figure(4, 4)
+    canvas, axes = figure.canvas, figure.subplots()
     axes.scatter(examples[:, 0], examples[:, 1], s=4, color="0.85", linewidths=0)
     points = axes.scatter(steps[0, :, 0], steps[0, :, 1], s=4, alpha=0.6, linewidths=0)
     low, high = examples[:, :2].min(0), examples[:, :2].max(0)
@@ -252,7 +251,7 @@ def plot_schedule(process: Process, sampler: Sampler, path: Path) -> None:
     t = jnp.geomspace(low, process.t_max, 400) if process.t_max > 1.0 else jnp.linspace(low, process.t_max, 400)
     grid, alpha, sigma = sampler.grid(process)
     inner = (sigma > 0.0) & (alpha > 0.0)
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    figure = empty_figure(9, 3.5)
     left, right = figure.subplots(1, 2)
     left.plot(t, process.alpha(t), label="alpha")
     left.plot(t, process.sigma(t), label="sigma")
@@ -269,7 +268,7 @@ def plot_schedule(process: Process, sampler: Sampler, path: Path) -> None:
 
 def plot_shares(table: Sequence[dict[str, float]], over: str, label: str, path: Path) -> None:
     """Plots the columns of a table, which are between 0 and 1, over one of its columns."""
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    figure = empty_figure(5, 3.5)
     axes = figure.subplots()
     for name in table[0]:
         if name != over:
@@ -284,7 +283,7 @@ def plot_frontier(
     reward: Sequence[float], kl: Sequence[float], best_reward: np.ndarray, best_kl: np.ndarray, path: Path
 ) -> None:
     """Plots the way of a policy, its mean reward over its KL from the start, beside the best rewards at each KL."""
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    figure = empty_figure(5, 3.5)
     axes = figure.subplots()
     axes.plot(best_kl, best_reward, "-", color="0.6", label="largest possible")
     axes.plot(kl, reward, "o-", markersize=3, label="while it was trained")

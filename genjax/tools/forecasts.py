@@ -7,10 +7,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 from genjax import config
 from genjax.data import first_examples
+from genjax.data.figures import empty_figure
 from genjax.evaluation.forecasts import central_interval, forecast_metrics
 from genjax.model import Forecasts
 from genjax.training import Run
@@ -87,7 +87,7 @@ def draw(forecast: Forecast, levels: tuple[float, ...], path: Path) -> None:
     rows = min(4, len(x))
     horizon, size = samples.shape[2], x.shape[1]
     future = np.arange(size - horizon, size)
-    figure = Figure(figsize=(8, 2 * rows), layout="constrained")
+    figure = empty_figure(8, 2 * rows)
     for row, axes in enumerate(figure.subplots(rows, squeeze=False)[:, 0]):
         axes.plot(np.arange(size), x[row, :, 0], color="black", linewidth=0.8)
         axes.plot(future, np.median(samples[:, row, :, 0], axis=0), color="tab:blue", linewidth=1.2)

@@ -18,9 +18,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 from genjax import config
+from genjax.data.figures import empty_figure
 from genjax.data.text.base import DelimitedText
 from genjax.data.text.knowledge import KnowledgeQuestions
 from genjax.model import ReadsDocuments, TrainState
@@ -142,7 +142,7 @@ def draw(found: Answer, path: Path) -> None:
     if found.attribution is None:
         raise config.ConfigError("this model reads all documents at once and does not say which a token came from")
     names = [f"{each.document.id}: {' '.join(each.document.whole.split())[:60]}" for each in found.read]
-    figure = Figure(figsize=(4 + 0.5 * len(found.tokens), 0.6 + 0.35 * len(names)), layout="constrained")
+    figure = empty_figure(4 + 0.5 * len(found.tokens), 0.6 + 0.35 * len(names))
     panel = figure.subplots()
     image = panel.imshow(found.attribution.T, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     panel.set_yticks(range(len(names)), names, fontsize="small")

@@ -9,9 +9,9 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from PIL import Image
 
+from genjax.data.figures import empty_figure
 from genjax.tools.report import Cell, Group, Report, Table
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:84rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -160,7 +160,7 @@ def _compared_names(groups: list[Group], kind: str) -> list[str]:
 def _figure(groups: list[Group], kind: str, names: list[str], title: str) -> str:
     columns = 3
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(11, 2.4 * rows + 0.6), layout="constrained")
+    figure = empty_figure(11, 2.4 * rows + 0.6)
     panels = figure.subplots(rows, columns, squeeze=False).reshape(-1)
     for panel, name in zip(panels, names):
         lines = [
