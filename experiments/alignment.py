@@ -12,7 +12,6 @@ curve of reward against KL to reward_kl.png.
 from __future__ import annotations
 
 import dataclasses
-import json
 
 from experiments import command_line
 from genjax.tools import alignment
@@ -44,7 +43,7 @@ def main(arguments: list[str]) -> int:
         print(f"the optimum has {found.best_good:.4f} good answers and a KL of {found.best_kl:.4f} nats")
     picture = alignment.draw(run, found)
     content = {**dataclasses.asdict(found), "num_answers": options.num_answers, "seed": options.seed}
-    (run.workdir / "alignment.json").write_text(json.dumps(content, indent=1) + "\n")
+    command_line.write_record(run, "alignment", content)
     (run.workdir / "alignment.txt").write_text(shown, encoding="utf-8")
     if picture is not None:
         print(picture)

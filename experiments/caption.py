@@ -10,12 +10,9 @@ judge decides; answers by exact match and the accuracy of VQA.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from experiments import command_line
 from genjax import config
 from genjax.tools import captions
-from genjax.training.records import write_json
 
 
 def main(arguments: list[str]) -> int:
@@ -34,9 +31,7 @@ def main(arguments: list[str]) -> int:
     print(f"{run.name}, step {run.step}: {record['num_examples']} pictures of {record['split']}")
     for name, value in record["scores"].items():
         print(f"  {name:<28}{value:>10.4f}")
-    path = Path(run.workdir) / f"captions_{record['split']}.json"
-    write_json(path, record)
-    print(f"written to {path}")
+    command_line.write_record(run, f"captions_{record['split']}", record)
     return 0
 
 

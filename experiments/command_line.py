@@ -281,6 +281,15 @@ def experiment_and_options(arguments: list[str], usage: str, *options: Any) -> t
     return entry, experiment, *options
 
 
+def write_record(run: Run, name: str, record: Any) -> None:
+    """Writes what a command measured into the run's directory, as `name`.json, and prints where."""
+    from genjax.training.records import write_json
+
+    path = run.workdir / f"{name}.json"
+    write_json(path, record)
+    print(f"written to {path}")
+
+
 def options_only(arguments: list[str], usage: str, options: Options, first: str | None = None) -> Options | None:
     """Reads the options of a command that takes no run; None where only help was asked for.
 

@@ -8,11 +8,8 @@ fits, for instance the number of importance samples of an estimator.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from experiments import command_line
 from genjax.tools import evaluate
-from genjax.training.records import write_json
 
 
 def main(arguments: list[str]) -> int:
@@ -25,9 +22,7 @@ def main(arguments: list[str]) -> int:
     for name, value in record.items():
         if name not in ("step", "split", "protocol", "version", "num_examples"):
             print(f"  {name:<24} {value:.6g}")
-    path = Path(run.workdir) / f"evaluation_{record['split']}.json"
-    write_json(path, record)
-    print(f"written to {path}")
+    command_line.write_record(run, f"evaluation_{record['split']}", record)
     return 0
 
 

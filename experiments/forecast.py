@@ -5,11 +5,8 @@ python -m experiments.forecast --workdir=runs/mixture_density_waves --horizon=24
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from experiments import command_line
 from genjax.tools import forecasts
-from genjax.training.records import write_json
 
 
 def main(arguments: list[str]) -> int:
@@ -21,10 +18,11 @@ def main(arguments: list[str]) -> int:
     print(f"protocol: {forecast.protocol}")
     for name, value in forecast.metrics.items():
         print(f"  {name:<24} {value:.4f}")
-    path = Path(run.workdir) / f"forecast_{run.step:08d}.png"
-    write_json(path.with_suffix(".json"), {"protocol": forecast.protocol, **forecast.metrics})
-    forecasts.draw(forecast, options.levels, path)
-    print(path)
+    name = f"forecast_{run.step:08d}"
+    command_line.write_record(run, name, {"protocol": forecast.protocol, **forecast.metrics})
+    picture = run.workdir / f"{name}.png"
+    forecasts.draw(forecast, options.levels, picture)
+    print(picture)
     return 0
 
 

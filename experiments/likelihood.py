@@ -12,11 +12,9 @@ the size and the channels of the run's pictures.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from experiments import command_line
 from genjax.tools import likelihood
-from genjax.training.records import write_json
 
 
 def main(arguments: list[str]) -> int:
@@ -36,10 +34,8 @@ def main(arguments: list[str]) -> int:
         print(f"  the density integrates to {found.integral:.5f} over the square of the picture\n{found.picture}")
     for name, area in found.roc_auc.items():
         print(f"  against {name:<16} ROC-AUC {area:.4f}   their mean {found.bits_per_dim[name]:8.4f} bits/dim")
-    path = Path(run.workdir) / f"likelihood_{found.split}.json"
     record = dataclasses.asdict(found) | {"picture": None if found.picture is None else str(found.picture)}
-    write_json(path, record)
-    print(f"written to {path}")
+    command_line.write_record(run, f"likelihood_{found.split}", record)
     return 0
 
 

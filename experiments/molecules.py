@@ -5,11 +5,8 @@ python -m experiments.molecules --workdir=runs/gpt_molecules --num_samples=30000
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from experiments import command_line
 from genjax.tools import molecules
-from genjax.training.records import write_json
 
 
 def main(arguments: list[str]) -> int:
@@ -24,9 +21,9 @@ def main(arguments: list[str]) -> int:
             print(f"  {name:<22} {value:.4f}")
     if "fcd" not in record:
         print("  fcd                    not computed: fcd-torch is not installed (pip install 'genjax[molecules]')")
-    path = Path(run.workdir) / f"molecules_{run.step:08d}.json"
-    write_json(path, record)
-    path.with_suffix(".smi").write_text("".join(f"{sample}\n" for sample in samples))
+    name = f"molecules_{run.step:08d}"
+    command_line.write_record(run, name, record)
+    (run.workdir / f"{name}.smi").write_text("".join(f"{sample}\n" for sample in samples))
     return 0
 
 

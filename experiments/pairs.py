@@ -11,11 +11,8 @@ classification tells each picture's class by the nearest text (pictures whose ca
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from experiments import command_line
 from genjax.tools import pairs
-from genjax.training.records import write_json
 
 
 def main(arguments: list[str]) -> int:
@@ -28,9 +25,7 @@ def main(arguments: list[str]) -> int:
     for name, value in result.items():
         if isinstance(value, float):
             print(f"  {name:<20}{value:>10.4f}")
-    path = Path(run.workdir) / f"pairs_{result['split']}.json"
-    write_json(path, result)
-    print(f"written to {path}")
+    command_line.write_record(run, f"pairs_{result['split']}", result)
     return 0
 
 

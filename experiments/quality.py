@@ -39,13 +39,11 @@ with the weight --model.guidance.scale.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from experiments import command_line
 from genjax.tools import judging, quality
 from genjax.training import Run, restore
-from genjax.training.records import write_json
 
 
 def report(result: dict[str, Any], split: str) -> None:
@@ -76,9 +74,7 @@ def judged(run: Run, options: quality.Options) -> int:
     print(f"  {'':<16}" + "".join(f"{name:>{width}}" for name in columns))
     for name in result["data"]:
         print(f"  {name:<16}" + "".join(f"{rates[name]:>{width}.3f}" for rates in columns.values()))
-    path = Path(run.workdir) / f"judged_{result['split']}_{result['step']:08d}.json"
-    write_json(path, result)
-    print(f"written to {path}")
+    command_line.write_record(run, f"judged_{result['split']}_{result['step']:08d}", result)
     return 0
 
 
@@ -92,9 +88,7 @@ def main(arguments: list[str]) -> int:
     result, split = quality.measure(run, options), run.experiment.evaluation.split
     print(result["protocol"])
     report(result, split)
-    path = Path(run.workdir) / f"quality_{split}.json"
-    write_json(path, result)
-    print(f"written to {path}")
+    command_line.write_record(run, f"quality_{split}", result)
     return 0
 
 

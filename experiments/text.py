@@ -29,7 +29,6 @@ from typing import Any
 
 from experiments import command_line
 from genjax.tools import text
-from genjax.training.records import write_json
 
 #: What groups of scores are measured in, where that is not plain from their names.
 UNITS = {
@@ -50,9 +49,10 @@ def main(arguments: list[str]) -> int:
     for group, scores in record.items():
         if isinstance(scores, dict):
             report(group, scores)
-    path = Path(run.workdir) / f"text_{split}.json"
-    write_json(path, {**earlier_groups(path, run.step), **record})
-    print(*record["files"], f"written to {path}", sep="\n")
+    for file in record["files"]:
+        print(file)
+    name = f"text_{split}"
+    command_line.write_record(run, name, {**earlier_groups(run.workdir / f"{name}.json", run.step), **record})
     return 0
 
 

@@ -8,11 +8,8 @@ Texts are measured by exact match, of each speaker too, and by word errors.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from experiments import command_line
 from genjax.tools import transcripts
-from genjax.training.records import write_json
 
 
 def main(arguments: list[str]) -> int:
@@ -29,9 +26,7 @@ def main(arguments: list[str]) -> int:
     print(f"{run.name}, step {run.step}: {record['num_examples']} clips of {record['split']}")
     for name, value in record["scores"].items():
         print(f"  {name:<28}{value:>10.4f}")
-    path = Path(run.workdir) / f"transcripts_{record['split']}.json"
-    write_json(path, record)
-    print(f"written to {path}")
+    command_line.write_record(run, f"transcripts_{record['split']}", record)
     return 0
 
 

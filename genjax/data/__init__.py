@@ -11,7 +11,14 @@ from genjax.data.latents import Latents
 from genjax.data.molecules import Molecules
 from genjax.data.music import NoteEvents, PianoRolls
 from genjax.data.picture_questions import PictureQuestions
-from genjax.data.pipeline import Pipeline, check_not_empty, evaluation_batches, first_examples, random_order
+from genjax.data.pipeline import (
+    Pipeline,
+    check_not_empty,
+    evaluation_batches,
+    first_examples,
+    full_batches,
+    random_order,
+)
 from genjax.data.points import Points
 from genjax.data.sequences import TimeSeries, TokenPairs
 from genjax.data.spoken_texts import SpokenTexts
@@ -68,6 +75,7 @@ __all__ = [
     "check_not_empty",
     "evaluation_batches",
     "first_examples",
+    "full_batches",
     "random_order",
     "write_grid",
 ]

@@ -149,6 +149,15 @@ def first_examples(count: int, limit: int | None = None) -> np.ndarray:
     return np.arange(count) if limit is None or limit >= count else random_order(count, limit)
 
 
+def full_batches(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields the places 0 to `count` - 1 in batches [size], so that one compiled program serves all of them.
+
+    Beside each batch stands the number of its own places; the last place fills up the last batch.
+    """
+    for start in range(0, count, size):
+        yield np.minimum(np.arange(start, start + size), count - 1), min(size, count - start)
+
+
 def evaluation_batches(
     data: Data,
     split: str,

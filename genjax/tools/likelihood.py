@@ -21,7 +21,7 @@ from PIL import Image
 
 from genjax.batch import Array, Batch
 from genjax.config import ConfigError, check_at_least
-from genjax.data import Images, Latents, Points, TimeSeries, first_examples
+from genjax.data import Images, Latents, Points, TimeSeries, first_examples, full_batches
 from genjax.data.base import Data
 from genjax.evaluation import likelihood
 from genjax.model import Dequantizes, GenerativeModel, HasLogProb, HasLogProbBound, TrainState, takes
@@ -142,13 +142,11 @@ def compare(run: Run, options: Options | None = None) -> Comparison:
 
 def scores(run: Run, score: Any, examples: dict[str, np.ndarray]) -> list[np.ndarray]:
     """Results of the compiled `scores_of_examples` for all raw examples, in batches of `data.eval_batch_size`."""
-    size, count = run.experiment.data.eval_batch_size, len(examples["x"])
     key, parts = jax.random.key(run.experiment.evaluation.seed), []
-    for start in range(0, count, size):
-        index = np.minimum(np.arange(start, start + size), count - 1)
+    for index, own in full_batches(len(examples["x"]), run.experiment.data.eval_batch_size):
         batch = {name: a[index] for name, a in examples.items()}
         part = score(run.state, {**batch, "example_index": index.astype(np.int32)}, key)
-        parts.append([np.asarray(p)[: count - start] for p in part])
+        parts.append([np.asarray(p)[:own] for p in part])
     return [np.concatenate(p) for p in zip(*parts, strict=True)]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from genjax import config
 from genjax.data import CaptionedImages
-from genjax.data.pipeline import random_order
+from genjax.data.pipeline import full_batches, random_order
 from genjax.data.scenes import grammar
 from genjax.data.scenes.grammar import Description
 from genjax.families.multimodal.contrast import PairEncoders
@@ -72,11 +72,8 @@ def embed_pictures(run: Run, pictures: np.ndarray) -> np.ndarray:
 
 
 def _in_batches(run: Run, function: Any, *arrays: np.ndarray, size: int = 200) -> np.ndarray:
-    count, parts = len(arrays[0]), []
-    for start in range(0, count, size):
-        rows = np.minimum(np.arange(start, start + size), count - 1)
-        parts.append(np.asarray(function(run.state, *(a[rows] for a in arrays)))[: count - start])
-    return np.concatenate(parts)
+    batches = full_batches(len(arrays[0]), size)
+    return np.concatenate([np.asarray(function(run.state, *(a[rows] for a in arrays)))[:own] for rows, own in batches])
 
 
 def retrieval(similarities: np.ndarray, same: np.ndarray) -> dict[str, float]:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from genjax.config import ConfigError, check_at_least
-from genjax.data import HasPrompts, Images, random_order, write_grid
+from genjax.data import HasPrompts, Images, full_batches, random_order, write_grid
 from genjax.evaluation import quality
 from genjax.evaluation.neighbors import NearestNeighbors, memorization
 from genjax.evaluation.quality import FeatureStatistics
@@ -86,12 +86,12 @@ class Options:
 
 def pictures_of(data: Images, split: str, order: np.ndarray) -> Iterator[np.ndarray]:
     """Yields batches of a split's pictures in [0, 1], in the given order, after the transform for the model."""
-    examples, size = data.load(split), data.eval_batch_size
+    examples = data.load(split)
     transform = jax.jit(data.transform)
-    for start in range(0, len(order), size):
-        rows = order[np.minimum(np.arange(start, start + size), len(order) - 1)]
+    for places, own in full_batches(len(order), data.eval_batch_size):
+        rows = order[places]
         batch = {**examples.gather(rows), "example_index": rows.astype(np.int32)}
-        yield data.to_unit(transform(batch, jax.random.key(0))["x"])[: len(order) - start]
+        yield data.to_unit(transform(batch, jax.random.key(0))["x"])[:own]
 
 
 def samples_of(run: Run, seed: int, count: int) -> Iterator[np.ndarray]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from genjax import buckets, config
 from genjax.config import ConfigError
+from genjax.data.pipeline import full_batches
 from genjax.model import ChecksCondition, GenerativeModel, HasClasses, HasPolicy, TrainState, takes
 from genjax.training import host
 from genjax.training.checkpoints import Checkpoints
@@ -70,8 +71,7 @@ class Run:
             # Classes run through all batches in turn; otherwise each batch would begin with the first class.
             condition["label"] = np.arange(num_samples, dtype=np.int32) % self.model.num_classes
         parts = []
-        for i, start in enumerate(range(0, num_samples, size)):
-            rows = np.minimum(np.arange(start, start + size), num_samples - 1)
+        for i, (rows, _) in enumerate(full_batches(num_samples, size)):
             own = {n: c[rows] if _has_rows(n, c, num_samples) else c for n, c in condition.items()}
             parts.append(self.engine.sample(self.state, jax.random.fold_in(key, i), size, **own))
         return np.concatenate(parts)[:num_samples]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genjax.data import DataError, Images, Pipeline, Points, evaluation_batches
+from genjax.data import DataError, Images, Pipeline, Points, evaluation_batches, full_batches
 from genjax.data.base import ArrayExamples
 from genjax.data.fitting import read_image
 from genjax.data.tables import read_table
@@ -37,6 +37,19 @@ def test_slices_of_processes_are_the_global_batch(count):
     parts = [Pipeline(DATA, "train", 1, process_index=i, process_count=count).batch(7) for i in range(count)]
     for name, array in whole.items():
         np.testing.assert_array_equal(np.concatenate([p[name] for p in parts]), array)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (7, [([0, 1, 2], 3), ([3, 4, 5], 3), ([6, 6, 6], 1)]),
+        (6, [([0, 1, 2], 3), ([3, 4, 5], 3)]),
+        (2, [([0, 1, 1], 2)]),
+        (0, []),
+    ],
+)
+def test_full_batches_hold_every_place_once_and_repeat_the_last(count, expected):
+    assert [(rows.tolist(), own) for rows, own in full_batches(count, 3)] == expected
 
 
 def test_an_evaluation_reads_every_example_once_and_masks_its_padding():

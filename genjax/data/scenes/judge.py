@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax.batch import Array
+from genjax.data.pipeline import full_batches
 from genjax.data.scenes.grammar import COLOURS, SHAPES, SIZES, Description, Kind, Thing
 from genjax.data.scenes.pictures import AREAS, RADII, SIDE, distance
 from genjax.errors import UserError
@@ -140,9 +141,7 @@ def analyse(pictures: np.ndarray, batch_size: int = 64) -> Analysis:
     if pictures.shape[1:] != (SIDE, SIDE, 3):
         raise UserError(f"the judge of Scenes reads pictures of {SIDE} x {SIDE} x 3, not of {pictures.shape[1:]}")
     parts = []
-    for start in range(0, len(pictures), batch_size):
-        # Batches of one size, so that one program is compiled.
-        rows = np.minimum(np.arange(start, start + batch_size), len(pictures) - 1)
+    for rows, _ in full_batches(len(pictures), batch_size):
         parts.append(jax.tree.map(np.asarray, _program()(pictures[rows])))
     return Analysis(*(np.concatenate(part)[: len(pictures)] for part in zip(*parts)))
 
