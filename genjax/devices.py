@@ -47,7 +47,8 @@ def num_devices() -> int:
 
 def is_divided() -> bool:
     """Whether what is traced here is compiled for a mesh of several devices; False outside of `compiled_for`."""
-    return mesh() is not None and mesh().size > 1
+    here = mesh()
+    return here is not None and here.size > 1
 
 
 @contextlib.contextmanager

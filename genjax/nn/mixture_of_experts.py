@@ -97,10 +97,10 @@ def choose(probabilities: Array, num_selected: int, mask: Array | None = None) -
         gates.append(jnp.where(here, probabilities, 0.0).sum(-1))
         chosen.append(best[..., 0])
         left = jnp.where(here, -1.0, left)
-    gates, chosen = jnp.stack(gates, -1), jnp.stack(chosen, -1)
+    weights, experts = jnp.stack(gates, -1), jnp.stack(chosen, -1)
     if mask is not None:
-        chosen = jnp.where(mask.astype(bool)[:, :, None], chosen, probabilities.shape[-1])
-    return gates if num_selected == 1 else gates / gates.sum(-1, keepdims=True), chosen
+        experts = jnp.where(mask.astype(bool)[:, :, None], experts, probabilities.shape[-1])
+    return weights if num_selected == 1 else weights / weights.sum(-1, keepdims=True), experts
 
 
 def places_at_slots(chosen: Array, num_experts: int, capacity: int, causal: bool, stride: int | None = None) -> Array:

@@ -334,12 +334,12 @@ def on_devices(
     )
 
 
-def split(x: Array, *axes: str | tuple[str, ...] | None, uneven: bool = False) -> Array:
+def split(x: Array, *axes: Any, uneven: bool = False) -> Array:
     """Splits an activation over the mesh; without a mesh it is the identity.
 
     Args:
       x: the activation.
-      axes: for each of its axes a mesh axis, several, or None.
+      axes: for each of its axes a mesh axis, a tuple of several, None, or PartitionSpec.UNCONSTRAINED.
       uneven: whether an axis may be split whose length no mesh axis divides; otherwise such an axis is not split.
     """
     mesh = devices.mesh()

@@ -502,11 +502,11 @@ class TransformerStack(nn.Module):
                 own = None if cache is None else cache.layers[i]
                 cross = None if cache is None or cache.cross is None else cache.cross[i]
                 x = x if before_layer is None else before_layer(i, x)
-                module = block(config, self.dtype, return_weights, name=f"layer_{i}")
+                layer: Any = block(config, self.dtype, return_weights, name=f"layer_{i}")
                 own_inputs = inputs
                 if layer_biases is not None and layer_biases[i] is not None:
                     own_inputs = {**inputs, "bias": layer_biases[i] if bias is None else bias + layer_biases[i]}
-                x, (new, weight, more) = module(x, jnp.asarray(i), own, cross, own_inputs)
+                x, (new, weight, more) = layer(x, jnp.asarray(i), own, cross, own_inputs)
                 caches.append(new)
                 weights.append(weight)
                 auxiliary = auxiliary + more

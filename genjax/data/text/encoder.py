@@ -127,7 +127,8 @@ class EncoderText(DelimitedText):
         ids, begins = token_row(self.make_tokenizer(), self.corpus(split), end=self.separator_token)
         row = _Row(ids, 1, max(len(ids) - 1, 1))
         rows = self._pairs(row, begins, split) if self.sentence_pairs else self._windows(row, split)
-        return EncoderRows(row, *rows, self)
+        first, second, label, size = rows
+        return EncoderRows(row, first, second, label, size, self)
 
     def _windows(self, row: _Row, split: str) -> tuple[np.ndarray, None, None, int]:
         size = self.sequence_length - 2
