@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from absl import flags, logging
 
-from genjax import buckets, config
+from genjax import buckets, config, errors
 from genjax.errors import FULL_DISK, Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     logging.use_absl_handler()
     logging.set_verbosity(logging.ERROR)
     logging.get_absl_logger().addFilter(_is_not_of_orbax)
+    stdlib_logging.getLogger("jax._src.callback").addFilter(_is_no_user_error)
     stdlib_logging.getLogger("genjax").setLevel(stdlib_logging.WARNING)
     try:
         status = main(sys.argv)
@@ -55,6 +56,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        if (told := errors.of_callback(error)) is not None:
+            _fail(told)
         if isinstance(error, OSError) and error.errno in FULL_DISK:
             _fail(OSError(f"{error.filename or 'a file'} could not be written: {error.strerror}"))
         if not _is_one_of_several():
@@ -81,6 +84,11 @@ def _leave(status: int) -> NoReturn:
 def _is_not_of_orbax(record: stdlib_logging.LogRecord) -> bool:
     """Filters out tracebacks that orbax logs: it raises the same errors, which are printed as one sentence."""
     return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _is_no_user_error(record: stdlib_logging.LogRecord) -> bool:
+    """Filters out tracebacks that JAX logs of functions that a compiled program calls; see `errors.of_callback`."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], UserError)
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -1,6 +1,7 @@
 """Errors that a user can mend, and the end of a run that was asked to stop; commands print them as one sentence."""
 
 import errno
+import re
 from typing import Any
 
 #: Error numbers of the system for a file that cannot grow.
@@ -28,6 +29,15 @@ def filled(owner: object, *names: str) -> Any:
                 f"{type(owner).__name__}.{name} is None; give it, or resolve the experiment, which fills it in"
             )
     return values if len(names) > 1 else values[0]
+
+
+def of_callback(error: Exception) -> UserError | None:
+    """The `UserError` of a function that a compiled program has called; None of any other error.
+
+    JAX raises another error in its place, whose message ends with the message of the first.
+    """
+    found = re.search(r"\bUserError: (.*)", str(error))
+    return None if found is None else UserError(found[1])
 
 
 class Interrupted(Exception):

@@ -86,14 +86,24 @@ class FineTuned:
         joined = lambda function: lambda p, b, k: function(adaptation.join(p, rest), b, k)
         part = BatchLoss(joined(loss.outputs), loss.loss) if isinstance(loss, BatchLoss) else joined(loss)
         trained, opt_state, metrics, _ = gradient_update(part, self.optimizer, trained, state.opt_state, batch, key)
-        params = adaptation.join(trained, rest)
-        ema = state.ema_params
-        if self.optimizer.ema_decay is not None:
-            # Frozen parameters inside of the parts stay exactly as they are.
-            own, fixed = adaptation.split(ema, self._trained)
-            average = ema_update(own, trained, self.optimizer.ema_decay, state.step)
-            ema = adaptation.join(unless_skipped(metrics, average, own), fixed)
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema), metrics
+        new = state.replace(params=adaptation.join(trained, rest), opt_state=opt_state)
+        new = new.replace(ema_params=self.averaged(state, trained, metrics), step=state.step + 1)
+        return new, metrics
+
+    def averaged(self, state: TrainState, trained: PyTree, metrics: Metrics) -> PyTree:
+        """The moving average after an update of the trained parameters; None without one.
+
+        Args:
+          state: the state before the update.
+          trained: see `trained_params`.
+          metrics: metrics of the update.
+        """
+        if self.optimizer.ema_decay is None:
+            return None
+        # Frozen parameters inside of the parts stay exactly as they are.
+        own, fixed = adaptation.split(state.ema_params, self._trained)
+        average = ema_update(own, trained, self.optimizer.ema_decay, state.step)
+        return adaptation.join(unless_skipped(metrics, average, own), fixed)
 
 
 def _check_path(path: str, params: PyTree) -> None:

@@ -34,6 +34,7 @@ from genjax.model import ContinuesText, HasTokenLogProbs
 from genjax.tools.drawing import plot_frontier
 from genjax.training import Run, runs
 from genjax.training.records import read_lines
+from genjax.training.warm_start import warm_start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,28 +98,36 @@ def optimum(p: float, advantage: float) -> tuple[float, float]:
 def compare(run: Run, options: Options | None = None) -> Comparison:
     """Compares a run's policy with the network that it started from, on the first prompts of the evaluation split.
 
+    Answers are drawn as they were in training: at the policy's temperature for rewards, at 1 for preferences.
+
     Raises:
       ConfigError: the run has no reference and did not start from another run, or it continues no text.
     """
     options, trained, run = options or Options(), run.model, runs.policy_run(run)
     model, data = run.model, run.experiment.data
     if not isinstance(model, ContinuesText) or not isinstance(model, HasTokenLogProbs):
-        raise config.ConfigError(f"{run.workdir} holds a {type(model).__name__}, which continues no text")
+        raise config.ConfigError(f"{run.workdir} is a run of {type(model).__name__}, which continues no text")
     reference = _reference(run)
     prompts, lengths, room = _prompts(run, options.num_answers)
     key = jax.random.key(options.seed)
+    # Preferences compare the network's own probabilities; rewards rate answers that are drawn at a temperature.
+    temperature = 1.0
+    if isinstance(trained, PolicyOptimization):
+        trained.check_sampling()
+        temperature = model.sampling.temperature
+    sampling = decoding.Sampling(temperature=temperature)
 
     @jax.jit
     def answers(params: Any, key: jax.Array) -> decoding.Generation:
         state = run.state.with_params(params)
-        return model.generate(state, key, prompts, room, lengths=lengths, sampling=decoding.Sampling())
+        return model.generate(state, key, prompts, room, lengths=lengths, sampling=sampling)
 
     after, before = answers(run.state.eval_params, key), answers(reference, jax.random.fold_in(key, 1))
     batch = decoding.joined(prompts, lengths, after.tokens, after.lengths)
 
     @jax.jit
     def scores(params: Any) -> jax.Array:
-        return jnp.where(batch["loss_mask"][:, 1:], model.token_log_probs(params, batch), 0.0).sum(1)
+        return jnp.where(batch["loss_mask"][:, 1:], model.token_log_probs(params, batch, temperature), 0.0).sum(1)
 
     difference = np.asarray(scores(run.state.eval_params) - scores(reference), np.float64)
     texts = [_texts(data, generation) for generation in (before, after)]
@@ -177,13 +186,16 @@ def _reference(run: Run) -> Any:
     """Parameters of the network that the run started from."""
     if NAME in run.state.extra:
         return reference_params(run.state)[0]
-    source = run.experiment.training.init_from
+    source, params = run.experiment.training.init_from, run.state.params
     if source is None:
         raise config.ConfigError(
             f"{run.workdir} keeps no reference and did not start from a run (training.init_from), so that there is "
             "nothing to compare it with"
         )
-    return runs.policy_run(runs.restore(source)).state.eval_params
+    if "lora" in params:
+        # Updates that the other run does not have begin at 0.
+        params = {**params, "lora": jax.tree.map(jnp.zeros_like, params["lora"])}
+    return warm_start(params, source, (), run.model)
 
 
 def _prompts(run: Run, count: int) -> tuple[jax.Array, jax.Array, int]:

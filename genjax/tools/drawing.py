@@ -287,7 +287,8 @@ def plot_frontier(
     axes = figure.subplots()
     axes.plot(best_kl, best_reward, "-", color="0.6", label="largest possible")
     axes.plot(kl, reward, "o-", markersize=3, label="while it was trained")
-    axes.set_xlim(0.0, 1.3 * max(kl))
+    # Of a policy that is its start still, estimates of the KL are 0 or below.
+    axes.set_xlim(0.0, 1.3 * max(*kl, 1e-3))
     axes.set_xlabel("KL from the start, nats an answer")
     axes.set_ylabel("mean reward")
     axes.legend()

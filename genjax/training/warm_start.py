@@ -22,7 +22,8 @@ def warm_start(params: Any, workdir: str, prefixes: tuple[str, ...], model: Any 
     Args:
       params: parameters after initialisation.
       workdir: the other run; its low-rank updates are added to its parameters if `params` have none.
-      prefixes: paths below which parameters are taken; empty for all of them.
+      prefixes: paths below which parameters are taken; empty for all of them, but for low-rank updates that the other
+        run does not have.
       model: the model of `params`; if it has more tokens than the other run's model, rows of the new tokens are made
         from the old rows (`genjax.nn.tokens.with_more_tokens`).
 
@@ -37,6 +38,9 @@ def warm_start(params: Any, workdir: str, prefixes: tuple[str, ...], model: Any 
     merged = None if any(name.startswith("lora/") for name in target) else _merged(parameters, workdir)
     shapes = parameters.shapes if merged is None else merged
     chosen = [n for n in target if not prefixes or any(n == p or n.startswith(p + "/") for p in prefixes)]
+    if not prefixes and not any(name.startswith("lora/") for name in shapes):
+        # New low-rank updates are 0, so that the network is the other run's.
+        chosen = [name for name in chosen if not name.startswith("lora/")]
     if not chosen:
         known = ", ".join(sorted({n.split("/")[0] for n in target}))
         raise ConfigError(f"no parameter is below training.init_prefix={','.join(prefixes)}; the model has {known}")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genjax import config
 from genjax.config import ConfigError
 from genjax.tools import alignment
 from tests.experiments.commands import call
@@ -42,6 +43,33 @@ def test_a_policy_is_compared_with_its_reference(tmp_path, monkeypatch):
     assert ended.returncode == 0, ended.stderr
     assert "KL from the start: 0.0000 nats" in ended.stdout and (tmp_path / "run" / "alignment.json").is_file()
     assert (tmp_path / "run" / "alignment.txt").read_text().count("\n  ") == 8
+
+
+def test_answers_are_drawn_and_scored_at_the_temperature_of_policy_optimisation(tmp_path):
+    def compared(name, folder):
+        changes = {"model.policy.sampling.temperature": 1000.0}
+        run = untrained(name, tmp_path / folder, {**config.find_experiment(name).shrunk, **changes})
+        pushed = jax.tree.map(lambda a: a + 0.3 * jax.random.normal(jax.random.key(a.size), a.shape), run.state.params)
+        run = dataclasses.replace(run, state=run.state.replace(params=pushed, step=jnp.asarray(1)))
+        return alignment.compare(run, alignment.Options(num_answers=30, num_shown=0)).kl[0]
+
+    # So hot, all policies draw tokens uniformly.  Preferences compare the networks themselves.
+    assert abs(compared("rl_sentiment", "rl")) < 0.01 < 0.1 < compared("dpo_sentiment", "dpo")
+
+
+def test_low_rank_updates_without_a_penalty_are_compared_with_the_network_of_the_run_that_they_start_from(tmp_path):
+    start = config.find_experiment("gpt_reviews").shrunk
+    source = untrained("gpt_reviews", tmp_path / "start", start)
+    source.experiment.data.save(source.workdir)
+    changes = {"model.beta": 0.0, "model.policy.lora": "lora", "training.init_from": str(source.workdir)}
+    run = untrained("rl_sentiment", tmp_path / "run", {**config.find_experiment("rl_sentiment").shrunk, **changes})
+    assert "reference" not in run.state.extra
+    pushed = lambda lora: jax.tree.map(lambda a: a + jax.random.normal(jax.random.key(a.size), a.shape), lora)
+    own = {**source.state.params, "lora": run.state.params["lora"]}
+    for params, moves in ((own, False), ({**own, "lora": pushed(own["lora"])}, True)):
+        moved = dataclasses.replace(run, state=run.state.replace(params=params))
+        found = alignment.compare(moved, alignment.Options(num_answers=200, num_shown=0))
+        assert (found.kl[0] > 0.1) if moves else (found.kl == (0.0, 0.0))
 
 
 def test_the_way_of_a_policy_is_drawn_beside_the_frontier(tmp_path, monkeypatch):

@@ -251,6 +251,9 @@ def _conversations(data: Chat, split: str) -> list[dict[str, Any]]:
         messages = as_messages(row["messages"], "user", where)
         if not any(message["role"] == "assistant" for message in messages):
             raise DataError(f"{where} has no turn of the assistant, so that there is nothing to learn")
+        # A turn that calls a tool, or thinks, may have no content.
+        if any(m["role"] == "assistant" and not any(m[name] for name in m if name != "role") for m in messages):
+            raise DataError(f"{where} has an empty answer of the assistant, from which nothing can be learned")
         found.append({"messages": messages, "tools": row.get("tools")})
     return found
 

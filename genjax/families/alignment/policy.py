@@ -41,7 +41,7 @@ from genjax.families.alignment.rollouts import (
     roll_out,
 )
 from genjax.families.language.gpt import GPT
-from genjax.gradients import ema_update, gradient_update, microbatches, unless_skipped
+from genjax.gradients import gradient_update, microbatches
 from genjax.model import GenerativeModel, PartSources, TrainState
 from genjax.nn import lora as adaptation
 
@@ -365,11 +365,8 @@ class PolicyOptimization(TrainsPolicy, abc.ABC):
             # A step is skipped if all its updates are.
             metrics |= {} if skipped is None else {"skipped": skipped}
         new = self.updated(state, networks)
-        decay = self.policy.optimizer.ema_decay
-        if decay is not None:
-            average = ema_update(state.ema_params, new.params, decay, state.step)
-            new = new.replace(ema_params=unless_skipped(metrics, average, state.ema_params))
-        return new.replace(step=state.step + 1), {**measured, **metrics}
+        average = self.policy.averaged(state, self.policy.trained_params(new.params), metrics)
+        return new.replace(ema_params=average, step=state.step + 1), {**measured, **metrics}
 
     # ------------------------------------------------------------------------------------------------------------------
     # Evaluation

@@ -154,7 +154,8 @@ class KTO(ReferenceLoss):
     """Kahneman-Tversky optimisation: each answer for itself, against the drift of the policy from the reference.
 
     The drift z is an estimate of their divergence from answers to other prompts of the batch, of which there must be at
-    least two; no gradient flows through it.
+    least two; no gradient flows through it.  The mean over mismatched pairs has one expectation in batches of every
+    size.  As z is held at 0 from below, it is larger on average, the more so the smaller the batch.
 
     Attributes:
       desirable_weight: weight lambda_w of chosen answers.

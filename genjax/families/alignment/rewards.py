@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import importlib.util
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -248,8 +249,8 @@ class Python(Reward):
     """What a function of the user's says about texts.
 
     The function gets prompts and answers as lists of texts, and the rows of the batch as a dict of host arrays, and
-    returns a number for each answer.  It is called from the compiled step, on one process alone, and must be a function
-    of its arguments: otherwise a run that is killed and resumed ends elsewhere.
+    returns a finite number for each answer.  It is called from the compiled step, on one process alone, and must be a
+    function of its arguments: otherwise a run that is killed and resumed ends elsewhere.
 
     Attributes:
       function: file.py:name of the function.
@@ -275,7 +276,10 @@ class Python(Reward):
             raise UserError(f"model.reward.function={self.function} must be file.py:name of a function in a file")
         spec = importlib.util.spec_from_file_location(f"genjax_reward_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise UserError(f"{path}, which model.reward.function names, cannot be loaded: {_told(error)}") from None
         if not callable(getattr(module, name, None)):
             raise UserError(f"{path} has no function {name}, which model.reward.function names")
         return getattr(module, name)
@@ -310,18 +314,35 @@ class Python(Reward):
                 pieces = lambda row, count: (table[i, : sizes[i]].tobytes() for i in row[:count])
                 return [b"".join(pieces(*r)).decode(errors="replace") for r in zip(np.asarray(ids), np.asarray(counts))]
 
-            found = function(texts(prompts, prompt_lengths), texts(tokens, lengths), jax.tree.map(np.asarray, rows))
-            values = np.asarray(found, np.float32)
+            asked, answered = texts(prompts, prompt_lengths), texts(tokens, lengths)
+            try:
+                values = np.asarray(function(asked, answered, jax.tree.map(np.asarray, rows)), np.float32)
+            except Exception as error:
+                raise UserError(f"model.reward.function={self.function} has failed: {_told(error)}") from None
             if values.shape != (len(tokens),):
                 raise UserError(
                     f"{self.function} returned {values.shape} numbers for {len(tokens)} answers; "
                     "it must return one for each"
+                )
+            for i in np.flatnonzero(~np.isfinite(values)):
+                raise UserError(
+                    f"{self.function} returned {values[i]} for the answer {answered[i]!r} to the prompt {asked[i]!r}; "
+                    "a reward must be a finite number"
                 )
             return values
 
         shape = jax.ShapeDtypeStruct(rollouts.lengths.shape, jnp.float32)
         arguments = (rollouts.prompts, rollouts.prompt_lengths, rollouts.tokens, rollouts.lengths, dict(batch))
         return jax.pure_callback(call, shape, part["bytes"], part["sizes"], *arguments)
+
+
+def _told(error: Exception) -> str:
+    """What an error of a user's file says, and where."""
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError):
+        return said  # with its place
+    *_, place = traceback.extract_tb(error.__traceback__)
+    return f"{said} ({place.filename}, line {place.lineno})"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

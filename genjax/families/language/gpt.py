@@ -162,8 +162,8 @@ class GPT(FromPretrained, FineTuned, decoding.TokenModel):
         length = batch["tokens"].shape[1] - 1
         if length > self.network.max_length:
             raise UserError(
-                f"examples have {length} tokens, but model.network.max_length={self.network.max_length} is the longest "
-                "context"
+                f"examples have {length} tokens, but network.max_length={self.network.max_length} of the model is the "
+                "longest context"
             )
         sharding.check_divides("sequence", sequence_length=length)
         network_key, update_key = jax.random.split(key)

@@ -111,6 +111,7 @@ def test_files_of_messages_prompts_and_tools_are_read_and_divided(tmp_path):
         ([{"messages": [{"content": "a"}]}], 20, "line 1 of .* has a message without role and content"),
         ([{"messages": 3}], 20, "must have a text, or a list of messages"),
         ([["a"]], 20, "line 1 of .* is not like {.messages"),
+        ([{"prompt": "a", "completion": ""}], 20, "line 1 of .* has an empty answer of the assistant"),
         ([], 20, "has no lines for the split train"),
         (chats_of(5), 8, r"none of the 5 chats of chats \(train\) has a token to learn within data.sequence_length=8"),
     ],
@@ -122,9 +123,34 @@ def test_bad_files_are_one_clear_sentence(rows, length, message, tmp_path):
         data.load_split("train")
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("length", [30, 45, 70])
+def test_a_chat_is_cut_at_its_end_before_it_is_padded_and_no_row_is_padding(length, packed, tmp_path):
+    # trl 3382: rows were padded first, and truncation that keeps the end then left rows of padding alone.
+    sizes = np.random.default_rng(length).integers(1, 60, (40, 2))
+    said = lambda count, letter: letter * int(count)
+    chats = [
+        [{"role": "user", "content": said(q, "q")}, {"role": "assistant", "content": said(a, "a")}] for q, a in sizes
+    ]
+    write(tmp_path / "train.jsonl", [{"messages": chat} for chat in chats])
+    data = Chat(name="chats", dir=str(tmp_path), tokenizer="bytes", sequence_length=length, packed=packed)
+    arrays = data.load_split("train").arrays()
+    assert arrays["mask"][:, 0].all() and (arrays["loss_mask"] & arrays["mask"])[:, 1:].any(1).all()
+    # A control token is one token, and so is each of these letters.
+    heads = [f"<user\n{said(q, 'q')}>\n<assistant\n" for q, _ in sizes]
+    wholes = [f"{head}{said(a, 'a')}>\n"[: length + 1] for head, (_, a) in zip(heads, sizes)]
+    expected = [whole for head, whole in zip(heads, wholes) if len(whole) > len(head)]
+    assert 0 < len(expected) < len(chats)
+    plain = lambda row: data.decode(row).replace("<|im_start|>", "<").replace("<|im_end|>", ">")
+    found = []
+    for tokens, mask, segments in zip(arrays["tokens"], arrays["mask"], arrays.get("segment_ids", arrays["mask"])):
+        found += [plain(tokens[segments == part]) for part in np.unique(segments[mask])]
+    assert sorted(found) == sorted(expected)
+
+
 def test_chats_without_a_token_to_learn_are_counted_and_left_out(tmp_path, caplog):
     # huggingface/trl 3927, 6668 and PR 6320: all labels of such rows are masked, the loss is 0, and the run seems to
-    # succeed; 3382: truncation from the left leaves rows of padding.
+    # succeed.
     long = {"messages": [{"role": "user", "content": "x" * 90}, {"role": "assistant", "content": "y"}]}
     write(tmp_path / "train.jsonl", [*chats_of(4), long])
     data = Chat(name="chats", dir=str(tmp_path), tokenizer="bytes", sequence_length=40)

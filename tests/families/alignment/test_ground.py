@@ -9,6 +9,7 @@ import pytest
 
 from genjax import decoding
 from genjax.batch import DEVICE_AXIS
+from genjax.config import ConfigError
 from genjax.families.alignment.reference import answer_log_probs, reference_params, with_reference
 from genjax.families.language.encoder_decoder import EncoderDecoder
 from genjax.families.language.gpt import GPT
@@ -135,6 +136,18 @@ def test_a_whole_network_starts_from_low_rank_updates_added_to_what_they_update(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), taken, run.model.merged_params(params))
     # Updates that go on stay updates.
     jax.tree.map(np.testing.assert_array_equal, warm_start(run.state.params, str(tmp_path / "run"), ()), params)
+
+
+def test_low_rank_updates_begin_at_zero_on_a_whole_network_of_another_run(tmp_path):
+    changes = {"model.network.num_layers": 1, "model.network.width": 8, "model.network.num_heads": 2}
+    source = untrained("gpt_reviews", tmp_path / "run", {**changes, "data.vocab_size": 300})
+    model = dataclasses.replace(source.model, lora=LoRA(rank=2))
+    fresh = jax.jit(model.init)(jax.random.key(3), {"tokens": jnp.zeros((1, 4), jnp.int32)}).params
+    taken = warm_start(fresh, str(tmp_path / "run"), ())
+    jax.tree.map(np.testing.assert_array_equal, model.merged_params(taken), source.state.params)
+    jax.tree.map(np.testing.assert_array_equal, taken["lora"], fresh["lora"])
+    with pytest.raises(ConfigError, match="has no parameter lora/.*; name what to take with init_prefix"):
+        warm_start(fresh, str(tmp_path / "run"), ("lora",))
 
 
 def test_low_rank_updates_of_an_encoder_decoder_train_alone(batch):

@@ -226,7 +226,7 @@ def test_microbatches_and_devices_give_the_step_of_the_whole_batch():
 
 
 def test_low_rank_updates_learn_and_the_network_and_the_reference_do_not():
-    policy = dataclasses.replace(POLICY, lora=LoRA(rank=2))
+    policy = dataclasses.replace(POLICY, lora=LoRA(rank=2), optimizer=SGD(learning_rate=0.1, ema_decay=0.5))
     fields = {
         "scale": "batch",
         "normalization": "tokens",
@@ -241,6 +241,9 @@ def test_low_rank_updates_learn_and_the_network_and_the_reference_do_not():
     assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (trained, policy.trained_params(after.params)))))
     close({**after.params, "lora": 0}, {**before.params, "lora": 0}, atol=0)
     close(after.extra["reference"], trained, atol=0)
+    # The moving average is of the updates alone; the decay of the first step is .1.
+    learned = policy.trained_params(after.params)
+    close(after.ema_params, jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, trained, learned), atol=1e-7)
     # A value network has updates of its own, of the network that both share.
     assert set(jax.eval_shape(model(PPO, policy=policy).init, KEY, BATCH).extra[CRITIC]["trunk"]) == {"lora"}
 

@@ -1,6 +1,7 @@
 """Steps of preference optimisation: equal at step 0, independent of padding, microbatches and devices."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -184,6 +185,40 @@ def test_the_drift_of_kto_is_the_mean_over_mismatched_answers_and_padding_is_nob
     padded["padding"] = jnp.arange(11) >= 8
     again = jax.jit(model.evaluate)(here, padded, KEY)
     np.testing.assert_allclose(again["loss"][:8], values["loss"], rtol=1e-5)
+
+
+def test_the_drift_of_kto_has_one_expectation_in_batches_of_every_size(batch, state):
+    # trl 1911: the estimate depended on how many examples a batch has.
+    model, here = dataclasses.replace(POLICY, method=METHODS["kto"]), moved(state)
+    few, reference = {name: a[:4] for name, a in batch.items()}, reference_params(here)[0]
+    parts = lambda rows, i: (
+        np.asarray(rows["tokens"])[i][np.asarray(rows["mask"])[i] & (np.asarray(rows["loss_mask"])[i] == is_answer)]
+        for is_answer in (False, True)
+    )
+    score = jax.jit(lambda params, rows: answer_log_probs(NETWORK, params, rows)[0])
+    # Every prompt with every answer to another prompt, written out.
+    written = {"tokens": np.zeros((24, 10), np.int32), "mask": np.zeros((24, 10), bool)}
+    written["loss_mask"] = written["mask"].copy()
+    mismatches = [(rows, i, j) for rows in chosen_and_rejected(few) for i, j in itertools.permutations(range(4), 2)]
+    for row, (rows, i, j) in enumerate(mismatches):
+        (prompt, _), (_, answer) = parts(rows, i), parts(rows, j)
+        size = len(prompt) + len(answer)
+        written["tokens"][row, :size] = np.concatenate([prompt, answer])
+        written["mask"][row, :size] = True
+        written["loss_mask"][row, len(prompt) : size] = True
+    expected = float((score(here.params, written) - score(reference, written)).mean())
+
+    @jax.jit
+    @jax.vmap
+    def drift(index):
+        own = model._with_mismatched({name: a[index] for name, a in few.items()})
+        return model._scores(here.params, reference, own)["drift"].mean()
+
+    for size in (2, 3, 4):
+        found = np.asarray(drift(jnp.asarray(list(itertools.permutations(range(4), size)))))
+        np.testing.assert_allclose(found.mean(), expected, atol=1e-5)
+        # As it is held at 0 from below, it lies above the larger of 0 and this.
+        assert np.maximum(found, 0.0).mean() >= max(expected, 0.0) - 1e-5 and found.std() > 1e-2
 
 
 @pytest.mark.parametrize("change", [{"lora": LoRA(rank=2)}, {"frozen": ("embedding",)}], ids=["lora", "frozen"])

@@ -10,7 +10,7 @@ import pytest
 
 import genjax
 from genjax import config
-from genjax.errors import UserError
+from genjax.errors import UserError, of_callback
 from genjax.families.alignment.rewards import Classifier, ExactMatch, Length, Python, Regex, WeightedSum
 from genjax.families.alignment.rollouts import Rollouts
 from genjax.families.language.encoder_tasks import Classification
@@ -97,6 +97,10 @@ def test_a_function_of_the_user_sees_texts_and_the_batch(tmp_path):
         "    return [len(p) + 10 * a.count('a') + r for p, a, r in zip(prompts, answers, rows['bonus'])]\n"
         "def short(prompts, answers, rows):\n"
         "    return [1.0]\n"
+        "def fails(prompts, answers, rows):\n"
+        "    return [rows['absent'] for _ in answers]\n"
+        "def divides(prompts, answers, rows):\n"
+        "    return [float('nan') if 'a' in answer else 0.0 for answer in answers]\n"
     )
     reward = WeightedSum(first=Python(function=f"{file}:count"), second=Length(longest=4, buffer=4), weight=0.5)
     found = rewarded(reward, batch={"bonus": jnp.arange(ROWS)})
@@ -106,8 +110,22 @@ def test_a_function_of_the_user_sees_texts_and_the_batch(tmp_path):
     for name, words in (("none", "has no function none"), ("/no.py:f", "must be file.py:name of a function in a file")):
         with pytest.raises(UserError, match=words):
             Python(function=name if ":" in name else f"{file}:{name}").with_parts(SOURCES)
-    with pytest.raises(Exception, match="it must return one for each"):
-        rewarded(Python(function=f"{file}:short"))
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
+    with pytest.raises(UserError, match=r"cannot be loaded: ModuleNotFoundError: .* \(.*broken.py, line 1\)"):
+        Python(function=f"{tmp_path / 'broken.py'}:f").with_parts(SOURCES)
+    # What the compiled program raises is JAX's own; a command prints the sentence that it ends with.
+    first = next(i for i, answer in enumerate(answers) if "a" in answer)
+    sentences = {
+        "short": f"{file}:short returned (1,) numbers for {ROWS} answers; it must return one for each",
+        "fails": f"model.reward.function={file}:fails has failed: KeyError: 'absent' ({file}, line 6)",
+        "divides": f"{file}:divides returned nan for the answer {answers[first]!r} to the prompt {prompts[first]!r}; "
+        "a reward must be a finite number",
+    }
+    for name, sentence in sentences.items():
+        with pytest.raises(jax.errors.JaxRuntimeError) as raised:
+            rewarded(Python(function=f"{file}:{name}"))
+        assert str(of_callback(raised.value)) == sentence
+    assert of_callback(RuntimeError("INTERNAL: of a library")) is None
 
 
 def test_a_classifier_reads_prompt_and_answer_without_a_hole_up_to_the_last_token():
