@@ -3,7 +3,7 @@
 import dataclasses
 
 from experiments.configs.latent import autoencoder_kl_scenes
-from experiments.configs.vq_vae import SCENES_AUTOENCODER
+from experiments.configs.vq_vae import vq_vae_scenes
 from genjax.config import register
 from genjax.data import CaptionedImages, CaptionedVideos
 from genjax.families.autoregressive.dalle import DALLE, LogitGuidance
@@ -135,7 +135,7 @@ def latent_text_to_image_scenes() -> Experiment:
     "dalle_scenes",
     source="Ramesh et al. 2021, arXiv:2102.12092, on captions of made pictures",
     shrunk={
-        "model.vq_vae.channels": (4, 4, 4),
+        "model.vq_vae.channels": (4, 4),
         "model.vq_vae.embedding_dim": 4,
         "model.vq_vae.num_codes": 8,
         "model.prior.network.num_layers": 3,
@@ -148,24 +148,24 @@ def latent_text_to_image_scenes() -> Experiment:
     },
 )
 def dalle_scenes() -> Experiment:
-    """Scenes from their captions by DALL-E: a transformer of texts and of the codes of dvae_scenes, trained first.
+    """Scenes from their captions by DALL-E: a transformer of texts and of the codes of vq_vae_scenes, trained first.
 
-    python -m experiments.train --experiment=dvae_scenes --workdir=runs/dvae_scenes
-    python -m experiments.train --experiment=dalle_scenes --training.init_from=runs/dvae_scenes \\
+    python -m experiments.train --experiment=vq_vae_scenes --workdir=runs/vq_vae_scenes
+    python -m experiments.train --experiment=dalle_scenes --training.init_from=runs/vq_vae_scenes \\
         --workdir=runs/dalle_scenes
     python -m experiments.quality --workdir=runs/dalle_scenes --judge=scenes --scales=0,1,2
     python -m experiments.quality --workdir=runs/dalle_scenes --judge=scenes --rerank=runs/clip_scenes --candidates=16
 
     The later form of such models, one plain causal stack, beside it:
 
-    python -m experiments.train --experiment=dalle_scenes --training.init_from=runs/dvae_scenes \\
+    python -m experiments.train --experiment=dalle_scenes --training.init_from=runs/vq_vae_scenes \\
         --model.prior.code_attention=dense --model.prior.network.positions=rotary --workdir=runs/dalle_dense_scenes
 
     About 40 minutes of one CPU core.
     """
     image = text_to_image_scenes()
     model = DALLE(
-        vq_vae=SCENES_AUTOENCODER,
+        vq_vae=vq_vae_scenes().model,
         prior=TextAndCodes(
             network=Transformer(num_layers=6, width=96, num_heads=4, max_length=128),
             # A square of 11 x 11 codes would be all of a map of 8 x 8.
