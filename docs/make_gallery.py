@@ -4,8 +4,9 @@
     python docs/make_gallery.py --only=vae_digits,ebm_digits         # some
     python docs/make_gallery.py --only=                              # the page alone
 
-Runs that are in the working directory already are not trained again.  Captions and commands stand in docs/gallery.json;
-the number below a caption is that of the entry's `result` in experiments/results.jsonl.
+Runs that are in the working directory already are not trained again.  Captions and commands stand in
+docs/gallery.json; the number below a caption is the entry's `result` in experiments/results.jsonl.  The script prints
+each command with the seconds it took; what the commands print goes to gallery.log in the working directory.
 """
 
 from __future__ import annotations
@@ -36,40 +37,49 @@ def main() -> int:
     chosen = names if options.only is None else [name for name in options.only.split(",") if name]
     if unknown := set(chosen) - set(names):
         parser.error(f"there is no picture {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    failed = []
+    workdir = Path(options.workdir)
+    began, done, failed = time.monotonic(), set(), []
     for entry in entries:
-        if entry["name"] in chosen and not make(entry, Path(options.workdir)):
+        if entry["name"] in chosen and not make(entry, workdir, done):
             failed.append(entry["name"])
     drawn = [entry for entry in entries if picture(entry).exists()]
     (HERE / "gallery.md").write_text(page(drawn), encoding="utf-8")
     print(f"{HERE / 'gallery.md'} has {len(drawn)} entries" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    print(f"{len(chosen)} pictures in {(time.monotonic() - began) / 60:.1f} minutes")
     return 1 if failed else 0
 
 
-def make(entry: dict, workdir: Path) -> bool:
-    """Runs the commands of an entry, and puts what they drew into docs/pictures; false where one of them failed."""
-    began = time.monotonic()
+def make(entry: dict, workdir: Path, done: set[str]) -> bool:
+    """Runs the commands of an entry but those that are `done`, and puts what they drew into docs/pictures; false where
+    one of them failed.
+    """
     for command in entry["commands"]:
-        words = command.replace("runs/", f"{workdir}/").split()
-        print("$", " ".join(words), flush=True)
-        words[0] = sys.executable if words[0] == "python" else words[0]
-        with (workdir.parent / "gallery.log").open("a") as log:
-            if subprocess.run(
-                words, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "MPLBACKEND": "Agg"}
-            ).returncode:
-                print(f"failed; the output is in {workdir.parent / 'gallery.log'}")
-                return False
-    (found,) = sorted(workdir.glob(entry["source"].removeprefix("runs/")))[-1:] or [None]
-    if found is None:
+        if command not in done and not run(command.replace("runs/", f"{workdir}/").split(), workdir / "gallery.log"):
+            return False
+        done.add(command)
+    found = sorted(workdir.glob(entry["source"].removeprefix("runs/")))
+    if not found:
         print(f"failed: nothing fits {entry['source']}")
         return False
     target = picture(entry)
     target.parent.mkdir(exist_ok=True)
-    shrink(found, target)
-    print(
-        f"{target.relative_to(HERE.parent)}: {target.stat().st_size / 1000:.0f} kB, {time.monotonic() - began:.0f} s",
-        flush=True,
-    )
+    shrink(found[-1], target)
+    print(f"{target.relative_to(HERE.parent)}: {target.stat().st_size / 1000:.0f} kB", flush=True)
+    return True
+
+
+def run(words: list[str], log: Path) -> bool:
+    """Runs a command, with its output added to a file, and prints the seconds it took; false where it failed."""
+    began = time.monotonic()
+    print("$", " ".join(words), flush=True)
+    words = [sys.executable if words[0] == "python" else words[0], *words[1:]]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as output:
+        ended = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "MPLBACKEND": "Agg"})
+    if ended.returncode:
+        print(f"failed; the output is in {log}")
+        return False
+    print(f"  {time.monotonic() - began:.0f} s", flush=True)
     return True
 
 
