@@ -59,8 +59,8 @@ class FineTuned:
         trained, _ = adaptation.split(params, self._trained)
         if not trained:
             raise UserError(f"model.frozen={self.frozen} leaves no parameter to train")
-        # Parts without trained parameters have no average, which is a third of a large network's memory.
-        ema = None if self.optimizer.ema_decay is None else jax.tree.map(jnp.copy, {n: params[n] for n in trained})
+        # What is not trained has no average, which would be a third of a large network's memory.
+        ema = None if self.optimizer.ema_decay is None else jax.tree.map(jnp.copy, trained)
         return state.replace(opt_state=self.optimizer.build().init(trained), ema_params=ema)
 
     def adapted(self, params: PyTree) -> PyTree:
@@ -100,10 +100,8 @@ class FineTuned:
         """
         if self.optimizer.ema_decay is None:
             return None
-        # Frozen parameters inside of the parts stay exactly as they are.
-        own, fixed = adaptation.split(state.ema_params, self._trained)
-        average = ema_update(own, trained, self.optimizer.ema_decay, state.step)
-        return adaptation.join(unless_skipped(metrics, average, own), fixed)
+        average = ema_update(state.ema_params, trained, self.optimizer.ema_decay, state.step)
+        return unless_skipped(metrics, average, state.ema_params)
 
 
 def _check_path(path: str, params: PyTree) -> None:

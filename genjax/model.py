@@ -34,7 +34,7 @@ class TrainState(flax.struct.PyTreeNode):
       step: int32 scalar, the number of completed updates.
       params: learned parameters.
       opt_state: state of the optimizer, or a dict of them, one a network.
-      ema_params: exponential moving average of `params`, or None.
+      ema_params: exponential moving average of `params`, or of those of them that are averaged, or None.
       learned: what a family learns beside `params`, by name (batch statistics, codebooks); a run that starts from
         another run takes both.
       extra: what else a family keeps, by name (positions in a stream, buffers, chains).
@@ -93,11 +93,14 @@ class TrainState(flax.struct.PyTreeNode):
     @property
     def eval_params(self) -> PyTree:
         """The parameters to evaluate and sample with: averaged ones where they are kept."""
-        if self.ema_params is None:
-            return self.params
-        if isinstance(self.params, Mapping) and set(self.ema_params) != set(self.params):
-            return {**self.params, **self.ema_params}
-        return self.ema_params
+        return self.params if self.ema_params is None else _with_averages(self.params, self.ema_params)
+
+
+def _with_averages(params: PyTree, averages: PyTree) -> PyTree:
+    """Parameters with averages in the places of those that have one."""
+    if not isinstance(averages, Mapping):
+        return averages
+    return {**params, **{name: _with_averages(params[name], average) for name, average in averages.items()}}
 
 
 def copies_of_start(state: TrainState, names: Iterable[str]) -> dict[str, PyTree]:

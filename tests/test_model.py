@@ -115,7 +115,7 @@ def test_ema_follows_its_recursion_and_is_what_is_evaluated():
         decay = min(0.3, (1 + t) / (10 + t))
         expected = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * p, expected, state.params)
     chex.assert_trees_all_close(state.ema_params, expected, rtol=1e-5)
-    assert state.eval_params is state.ema_params
+    chex.assert_trees_all_equal(state.eval_params, state.ema_params)
     # What happens inside of training asks for the parameters of the step.
     assert state.with_params(state.params).eval_params is state.params
 

@@ -87,6 +87,10 @@ def _started(engine: Engine, plain: TrainState, params: Any) -> TrainState:
     # Copied, because the step donates its state and one buffer cannot be donated twice.
     ema = plain.ema_params
     if ema is not None:
-        names = set(ema) if isinstance(ema, dict) and set(ema) != set(params) else None
-        ema = jax.tree.map(lambda a: a.copy(), params if names is None else {n: params[n] for n in names})
+        ema = jax.tree.map(lambda a: a.copy(), _at_places(params, ema))
     return engine.distribute(plain.replace(params=params, ema_params=ema))
+
+
+def _at_places(params: Any, places: Any) -> Any:
+    """The parameters in the places that a part of their tree has."""
+    return {n: _at_places(params[n], place) for n, place in places.items()} if isinstance(places, dict) else params

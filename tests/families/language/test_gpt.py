@@ -141,6 +141,14 @@ def test_frozen_parameters_stay(batch):
     assert (
         new.params["stack"]["layer_1"]["mlp"]["up"]["kernel"] != old.params["stack"]["layer_1"]["mlp"]["up"]["kernel"]
     ).any()
+    # What stays has no average, and is evaluated beside the averages of what is trained.
+    assert "embedding" not in new.ema_params and "layer_0" not in new.ema_params["stack"]
+    moved = lambda params: params["stack"]["layer_1"]["mlp"]["up"]["kernel"]
+    np.testing.assert_array_equal(moved(new.eval_params), moved(new.ema_params))
+    frozen = {"embedding": new.eval_params["embedding"], "layer_0": new.eval_params["stack"]["layer_0"]}
+    kept = {"embedding": old.params["embedding"], "layer_0": old.params["stack"]["layer_0"]}
+    jax.tree.map(np.testing.assert_array_equal, frozen, kept)
+    assert jax.tree.structure(new.eval_params) == jax.tree.structure(new.params)
 
 
 def test_greedy_speculation_writes_what_is_likeliest_to_the_end_of_the_context(batch):

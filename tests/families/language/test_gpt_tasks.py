@@ -118,11 +118,15 @@ def test_fine_tuning_starts_from_the_checkpoint_and_moves_what_it_should(pretrai
     if change == "lora":
         model = dataclasses.replace(experiment.model, lora=LoRA(rank=2))
         overrides["training.init_prefix"] = ("embedding", "stack")
+    elif change == "frozen":
+        averaged = Adam(learning_rate=1e-2, ema_decay=0.5)
+        model = dataclasses.replace(experiment.model, frozen=("embedding", "stack/final_norm"), optimizer=averaged)
     else:
-        model = dataclasses.replace(experiment.model, frozen=("embedding",) if change == "frozen" else ())
+        model = experiment.model
     tuned = config.apply_overrides(dataclasses.replace(experiment, model=model), overrides)
     train(tuned, tmp_path, name="tuned")
-    before, after = restore(workdir).state.params, restore(tmp_path).state.params
+    state = restore(tmp_path).state
+    before, after = restore(workdir).state.params, state.params
     same = {name: jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), before[name], after[name]))
             for name in ("embedding", "stack")}  # fmt: skip
     expected = {"whole": (False, False), "lora": (True, True), "frozen": (True, False)}[change]
@@ -130,6 +134,11 @@ def test_fine_tuning_starts_from_the_checkpoint_and_moves_what_it_should(pretrai
     # One Adam step moves no weight further than the learning rate: these are the old run's weights, not new ones.
     distance = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before["stack"], after["stack"])
     assert max(jax.tree.leaves(distance)) < 0.011
+    if change == "frozen":
+        # Averages, which trained parameters alone have, begin at the old run's weights too.
+        assert set(state.ema_params["stack"]) == set(before["stack"]) - {"final_norm"}
+        distance = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before, state.eval_params)
+        assert max(jax.tree.leaves(distance)) < 0.011
     if change == "lora":
         assert any(bool((leaf != 0).any()) for leaf in jax.tree.leaves(after["lora"]))
 
