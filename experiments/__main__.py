@@ -48,7 +48,7 @@ def run_command(arguments: list[str]) -> int | None:
         return 0
     if name not in commands():
         close = config.suggestion(name, commands())
-        raise config.ConfigError(f"there is no command {name!r}{close}; `python -m experiments` lists them")
+        raise config.ConfigError(f"there is no command {name!r}; `python -m experiments` lists them{close}")
     module = importlib.import_module(f"experiments.{name}")
     sys.argv = [module.__name__, *arguments[2:]]
     return module.main(sys.argv)

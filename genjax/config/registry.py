@@ -124,5 +124,5 @@ def find_experiment(name: str) -> Entry:
         return registered or Entry(name, build, "", "", {})
     entries = import_experiments()
     if name not in entries:
-        raise ConfigError(f"there is no experiment {name!r}{suggestion(name, entries)}; --list prints them all")
+        raise ConfigError(f"there is no experiment {name!r}; --list prints them all{suggestion(name, entries)}")
     return entries[name]

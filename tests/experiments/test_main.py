@@ -27,7 +27,7 @@ def test_every_command_has_a_line():
 
 
 @pytest.mark.parametrize(
-    ("name", "error"), [("trian", "no command 'trian'; did you mean train?"), ("command_line", "no command 'command_l")]
+    ("name", "error"), [("trian", "lists them; did you mean train?"), ("command_line", "no command 'command_l")]
 )
 def test_an_unknown_command_is_one_sentence_with_a_suggestion(name, error):
     with pytest.raises(config.ConfigError, match=error):

@@ -105,12 +105,12 @@ def target(topology: str, chip: str | None = None) -> Target:
         fewer devices.
     """
     if chip is not None and chip not in CHIPS:
-        raise ConfigError(f"there is no chip {chip!r}{suggestion(chip, CHIPS)}; known are {', '.join(CHIPS)}")
+        raise ConfigError(f"there is no chip {chip!r}; known are {', '.join(CHIPS)}{suggestion(chip, CHIPS)}")
     kind, _, shape = topology.partition(":")
     if kind not in CHIPS and kind != "host":
         raise ConfigError(
-            f"there is no topology {topology!r}{suggestion(kind, [*CHIPS, 'host'])}; give a TPU slice (v5p:4x4x4, "
-            "v5e:2x4), a number of GPUs (h100:8), or host:N"
+            f"there is no topology {topology!r}; give a TPU slice (v5p:4x4x4, v5e:2x4), a number of GPUs (h100:8), or "
+            f"host:N{suggestion(kind, [*CHIPS, 'host'])}"
         )
     if not re.fullmatch(r"\d+(x\d+)*", shape) or math.prod(map(int, shape.split("x"))) < 1:
         raise ConfigError(f"the topology {topology!r} has no shape; give {kind}:2x4, say, or {kind}:8")
