@@ -2,11 +2,12 @@
 
     python -m experiments.alignment --workdir=runs/dpo_sentiment
     python -m experiments.alignment --workdir=runs/rl_sentiment --beta=0.5
+    python -m experiments.alignment --workdir=runs/rl_sentiment --beside=runs/ppo_sentiment
 
 Prints some answers of both, the KL divergence between them in nats an answer, and, where the data judge a text, the
 share of good answers beside that of the optimum in closed form (genjax/tools/alignment.py).  All figures go to
 alignment.json in the run's directory, the answers to alignment.txt, and of a policy that was trained by rewards the
-curve of reward against KL to reward_kl.png.
+curve of reward against KL to reward_kl.png, beside the curves of the runs --beside.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
         print(f"the optimum has {found.best_good_of_judged:.4f} good ones among these")
     if found.best_good is not None:
         print(f"the optimum has {found.best_good:.4f} good answers and a KL of {found.best_kl:.4f} nats")
-    picture = alignment.draw(run, found)
+    picture = alignment.draw(run, found, options.beside)
     content = {**dataclasses.asdict(found), "num_answers": options.num_answers, "seed": options.seed}
     command_line.write_record(run, "alignment", content)
     (run.workdir / "alignment.txt").write_text(shown, encoding="utf-8")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genjax import config, decoding
+from genjax import buckets, config, decoding
 from genjax.data.base import DecodesTokens, JudgesTexts
 from genjax.families.alignment.policy import PolicyOptimization
 from genjax.families.alignment.preference import PreferenceOptimization
@@ -33,6 +34,7 @@ from genjax.families.alignment.reference import NAME, reference_params
 from genjax.model import ContinuesText, HasTokenLogProbs
 from genjax.tools.drawing import plot_frontier
 from genjax.training import Run, runs
+from genjax.training.experiment import load_config
 from genjax.training.records import read_lines
 from genjax.training.warm_start import warm_start
 
@@ -47,6 +49,7 @@ class Options:
       beta: strength of the KL penalty, for the optimum; None takes the method's, where it has one.
       reward: reward of a good answer, for the optimum.
       num_shown: number of answers of each network to show.
+      beside: directories of further runs, whose curve of reward against KL is drawn too.
     """
 
     num_answers: int = 4000
@@ -54,6 +57,7 @@ class Options:
     beta: float | None = None
     reward: float = 1.0
     num_shown: int = 5
+    beside: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         config.check_at_least(self, num_answers=2, num_shown=0)
@@ -158,21 +162,43 @@ def compare(run: Run, options: Options | None = None) -> Comparison:
     return dataclasses.replace(comparison, best_good=best_good, best_kl=best_kl, best_good_of_judged=best_of_whole)
 
 
-def draw(run: Run, found: Comparison) -> Path | None:
+def draw(run: Run, found: Comparison, beside: Sequence[str] = ()) -> Path | None:
     """Draws mean reward over KL along the training of a policy whose reward is 1 for a good answer and 0 for others.
 
     The best rewards are those of the closed form, from the share of good answers before.
 
+    Args:
+      run: the run.
+      found: its comparison.
+      beside: directories of further runs from the same start, which are drawn too; runs of one method have one colour.
+
     Returns:
       The picture reward_kl.png in the run's directory; None of a run that recorded no reward and KL, or judges no text.
+
+    Raises:
+      ConfigError: a further run recorded no reward and KL.
     """
-    rows = [row for row in read_lines(run.workdir) if row["kind"] == "train" and {"reward", "kl"} <= row.keys()]
-    if not rows or found.good_before is None or not 0.0 < found.good_before[0] < 1.0:
+    own = _way(run.workdir)
+    if own is None or found.good_before is None or not 0.0 < found.good_before[0] < 1.0:
         return None
+    ways = [(type(run.model).__name__, *own)]
+    for workdir in map(buckets.workdir, beside):
+        way = _way(workdir)
+        if way is None:
+            raise config.ConfigError(
+                f"{workdir} has recorded no reward and KL; --beside takes runs of policy optimisation with beta > 0"
+            )
+        ways.append((type(load_config(workdir)[1].model).__name__, *way))
     best = np.array([optimum(found.good_before[0], advantage) for advantage in np.linspace(0.0, 8.0, 200)])
     path = run.workdir / "reward_kl.png"
-    plot_frontier([row["reward"] for row in rows], [row["kl"] for row in rows], best[:, 0], best[:, 1], path)
+    plot_frontier(ways, best[:, 0], best[:, 1], path)
     return path
+
+
+def _way(workdir: Path) -> tuple[list[float], list[float]] | None:
+    """Mean rewards and KLs that a run recorded while it was trained; None if it recorded none."""
+    rows = [row for row in read_lines(workdir) if row["kind"] == "train" and {"reward", "kl"} <= row.keys()]
+    return ([row["reward"] for row in rows], [row["kl"] for row in rows]) if rows else None
 
 
 def _beta(model: Any) -> float | None:

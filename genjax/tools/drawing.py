@@ -280,15 +280,25 @@ def plot_shares(table: Sequence[dict[str, float]], over: str, label: str, path: 
 
 
 def plot_frontier(
-    reward: Sequence[float], kl: Sequence[float], best_reward: np.ndarray, best_kl: np.ndarray, path: Path
+    ways: Sequence[tuple[str, Sequence[float], Sequence[float]]],
+    best_reward: np.ndarray,
+    best_kl: np.ndarray,
+    path: Path,
 ) -> None:
-    """Plots the way of a policy, its mean reward over its KL from the start, beside the best rewards at each KL."""
+    """Plots ways of policies, their mean rewards over their KL from the start, beside the best rewards at each KL.
+
+    `ways` are names, rewards and KLs; ways of one name have one colour.
+    """
     figure = empty_figure(5, 3.5)
     axes = figure.subplots()
     axes.plot(best_kl, best_reward, "-", color="0.6", label="largest possible")
-    axes.plot(kl, reward, "o-", markersize=3, label="while it was trained")
+    names = list(dict.fromkeys(name for name, _, _ in ways))
+    for name, reward, kl in ways:
+        axes.plot(kl, reward, "o-", markersize=3, linewidth=1, color=f"C{names.index(name)}")
+    for place, name in enumerate(names):
+        axes.plot([], [], "o-", markersize=3, color=f"C{place}", label=f"{name}, while it is trained")
     # Of a policy that is its start still, estimates of the KL are 0 or below.
-    axes.set_xlim(0.0, 1.3 * max(*kl, 1e-3))
+    axes.set_xlim(0.0, 1.3 * max(1e-3, *(max(kl) for _, _, kl in ways)))
     axes.set_xlabel("KL from the start, nats an answer")
     axes.set_ylabel("mean reward")
     axes.legend()

@@ -12,6 +12,7 @@ import pytest
 
 from genjax import config
 from genjax.config import ConfigError
+from genjax.families.alignment.rloo import RLOO
 from genjax.tools import alignment
 from tests.experiments.commands import call
 from tests.tools.untrained import untrained
@@ -75,19 +76,28 @@ def test_low_rank_updates_without_a_penalty_are_compared_with_the_network_of_the
 def test_the_way_of_a_policy_is_drawn_beside_the_frontier(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(alignment, "plot_frontier", lambda *arguments: drawn.append(arguments))
-    run = SimpleNamespace(workdir=tmp_path)
+    run = SimpleNamespace(workdir=tmp_path, model=RLOO())
     found = alignment.Comparison([], [], (0.1, 0.0), good_before=(0.4, 0.01))
     assert alignment.draw(run, found) is None
     lines = [{"step": 1, "kind": "train", "reward": 0.5, "kl": 0.1}, {"step": 1, "kind": "validation", "reward": 0.5}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert alignment.draw(run, found) == tmp_path / "reward_kl.png"
-    ((reward, kl, best_reward, best_kl, _),) = drawn
-    assert reward == [0.5] and kl == [0.1]
+    ((ways, best_reward, best_kl, _),) = drawn
+    assert ways == [("RLOO", [0.5], [0.1])]
     # No policy of good and other answers has more reward at a KL than its frontier.
     for q in (0.5, 0.7, 0.9):
         own = q * math.log(q / 0.4) + (1 - q) * math.log((1 - q) / 0.6)
         assert q == pytest.approx(np.interp(own, best_kl, best_reward), abs=1e-3)
     assert alignment.draw(run, dataclasses.replace(found, good_before=None)) is None
+    # Further runs, each by its method.
+    other = untrained("ppo_sentiment", tmp_path / "other").workdir
+    with pytest.raises(ConfigError, match="other has recorded no reward and KL; --beside takes runs of policy"):
+        alignment.draw(run, found, [str(other)])
+    (other / "metrics.jsonl").write_text(json.dumps({**lines[0], "reward": 0.6}) + "\n")
+    alignment.draw(run, found, [str(other)])
+    assert drawn[-1][0] == [("RLOO", [0.5], [0.1]), ("PPO", [0.6], [0.1])]
+    monkeypatch.undo()
+    assert alignment.draw(run, found, [str(other)]).stat().st_size > 0
 
 
 def test_runs_without_a_start_are_refused(tmp_path):
