@@ -176,7 +176,7 @@ class ChecksStart(Protocol):
 
 @runtime_checkable
 class HasPolicy(Protocol):
-    """A model that trains another one by what that writes; the state's parameters are those of the policy."""
+    """A model that trains a policy, another model, by what that writes; the state has the policy's parameters."""
 
     policy: Any
 

@@ -46,7 +46,7 @@ def mel_filters(num_mels: int, window: int, sample_rate: int) -> np.ndarray:
       sample_rate: samples a second.
 
     Raises:
-      UserError: the windows are too short to tell so many bands apart.
+      UserError: the windows are too short to tell `num_mels` bands apart.
     """
     highest = min(HIGHEST, sample_rate / 2)
     lowest_mel, highest_mel = _mel_of(np.array([0.0, highest]))

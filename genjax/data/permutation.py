@@ -15,7 +15,7 @@ import functools
 
 import numpy as np
 
-#: Orders of so many examples are drawn and kept, in 32 MiB each.
+#: Orders of at most this many examples are drawn whole and kept, in 32 MiB each.
 LARGEST_STORED = 2**22
 _ROUNDS = 8
 

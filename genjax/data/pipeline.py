@@ -175,7 +175,7 @@ def evaluation_batches(
       size: examples of a batch.
       limit: largest number of examples, or None for all.
       indices: in place of a limit, the examples and their order.
-      part, num_parts: read one of so many equal parts of each batch, and no other example.
+      part, num_parts: read the part of this number among `num_parts` equal parts of each batch, and no other example.
 
     Yields:
       A batch with leading axis `size / num_parts` and `example_index`, the place of each example in this order, and a

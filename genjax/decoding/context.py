@@ -45,7 +45,7 @@ def context_decoder(
       dtype: type of the cache.
       context_mask: True where features that cross-attention reads are no padding, [B, S], or None.
       extra_places: number of places of the cache that features take beside the text's.
-      extra_positions: number of these places that are positions too, before those of the text.
+      extra_positions: number of these places that are positions too, and stand before the text's positions.
     """
 
     def init(batch: int, length: int, ragged: bool, back: int = 1) -> PyTree:

@@ -25,7 +25,7 @@ from genjax.langchain.requests import embedder_at, index_at
 from genjax.tools.retrieval import Found, SearchOptions
 
 DOCUMENTS_FILE, VECTORS_FILE = "store.jsonl", "store.npy"
-#: Which documents are searched: those with these metadata, or those of which a function says so.
+#: Which documents are searched: the ones with these metadata, or the ones for which a function returns True.
 Filter = Mapping[str, Any] | Callable[[Document], bool]
 
 

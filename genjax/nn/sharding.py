@@ -314,7 +314,7 @@ def is_split(axis: str) -> bool:
 
 
 def mesh_of_examples(batch: int) -> Mesh | None:
-    """The mesh, where it has several devices and divides so many examples."""
+    """The mesh if it has several devices and divides `batch` examples, else None."""
     mesh = devices.mesh()
     return None if mesh is None or mesh.size == 1 or batch % axes_size(mesh, BATCH_AXES) else mesh
 

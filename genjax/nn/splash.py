@@ -108,7 +108,7 @@ class _Band:
         return (distance >= self.first) & (distance <= self.last)
 
     def __getitem__(self, tile: tuple[slice, slice]) -> np.ndarray:
-        """An array whose any() and all() are those of a tile."""
+        """An array with the same any() and all() as a tile of the mask."""
         queries, keys = (range(n)[part] for n, part in zip(self.shape, tile))
         least, most = queries[0] - keys[-1], queries[-1] - keys[0]
         seen = most >= self.first and least <= self.last

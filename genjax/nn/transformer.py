@@ -58,7 +58,7 @@ class Transformer:
       qk_norm: RMS norm of queries and keys.
       use_bias: biases of linear maps and of LayerNorm.
       qkv_bias: biases of queries, keys and values, None for `use_bias`.
-      key_bias: bias of keys alone, None for that of queries and values.
+      key_bias: bias of keys alone, None to have it where queries and values have theirs.
       output_bias: bias of the attention's output, None for `use_bias`.
       positions: how tokens know their places (see nn/positions.py).
       max_length: largest sequence; the size of learned and sinusoidal tables.
@@ -411,7 +411,7 @@ class TransformerStack(nn.Module):
           x: embeddings, [B, T, C].
           positions: position of each token for rotary angles, [B | 1, T]; None for its place (in its segment).
           segment_ids: packed sequences, [B, T]: tokens see only their own segment.
-          key_mask: True at tokens that are no padding, [B, T] (with a cache, [B, S]; none with that of a window).
+          key_mask: True at tokens that are no padding, [B, T] ([B, S] with a cache; None with the cache of a window).
           prefix_lengths: in a causal stack, the number of first tokens that see each other both ways, [B].
           context, context_mask, context_segment_ids: the encoder's output [B, S, C'] and its padding and segments.
           cache: the tokens so far (decoders); of fewer rows, prompts that successive rows of x share, with the length

@@ -7,10 +7,11 @@ the largest E r - beta KL, for the reward r = s at good answers and 0 at others,
 
     q = p e^(s / beta) / (p e^(s / beta) + 1 - p),    KL = q log(q / p) + (1 - q) log((1 - q) / (1 - p))
 
-which is the optimum of DPO for infinitely many preferences of this reward, and that of policy optimisation.
+which is the optimum of DPO for infinitely many preferences of this reward, and the optimum of policy optimisation.
 
 Preferences between whole reviews say nothing of texts that are no reviews, and the mass that a policy has there may
-grow without a cost.  So the share of good ones among the answers that can be judged stands beside that of all answers.
+grow without a cost.  So the share of good ones among the answers that can be judged stands beside the share among all
+answers.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def _command(run: Run, entry: config.Entry | None) -> str:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equality of leaves; of a choice between classes that of the class, since its fields are leaves of their own."""
+    """Whether leaves are equal; of a choice between classes the class alone counts, as its fields are leaves too."""
     return type(one) is type(other) if dataclasses.is_dataclass(one) else one == other
 
 

@@ -133,7 +133,7 @@ def commands(experiment: str, runs: Sequence[SweptRun], shared: Sequence[str]) -
 
 
 def run_all(runs: Sequence[SweptRun], lines: Sequence[Sequence[str]], workers: int) -> list[SweptRun]:
-    """Runs what is not finished, so many side by side; returns the runs that failed.
+    """Runs what is not finished, `workers` at a time; returns the runs that failed.
 
     If this process is asked to stop, so are the runs; they save their states, and the same sweep goes on.
     """

@@ -64,7 +64,7 @@ def damage(directory: Path, part: int = 0, num_parts: int = 1) -> str | None:
 
     Args:
       directory: the checkpoint.
-      part, num_parts: read one of so many equal parts of the files.
+      part, num_parts: read the part of this number among `num_parts` equal parts of the files.
     """
     try:
         expected = json.loads((directory / DIGESTS_FILE).read_text())

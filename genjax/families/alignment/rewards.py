@@ -131,7 +131,7 @@ class Regex(Reward):
     Attributes:
       pattern: regular expression that the whole answer must match; its signs stand in decoding/regular_expression.py.
       num_states: number of the table's states; None takes the pattern's.
-      num_kinds: number of the table's kinds of tokens; None takes those of the data's tokenizer.
+      num_kinds: number of the table's kinds of tokens; None takes the tokenizer's.
       num_tokens: number of tokens of the vocabulary; None takes the data's.
     """
 

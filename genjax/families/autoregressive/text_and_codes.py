@@ -224,7 +224,7 @@ class TextAndCodes:
     def with_dropped_texts(self, batch: Batch, key: Array, rate: float) -> Batch:
         """The batch in which each text is empty with probability `rate`; such a text does not count in the loss.
 
-        Called with the whole batch of a step, so that the mean loss of a token is that of all tokens that count.
+        Called with the whole batch of a step, so that the loss of a token is a mean over all tokens that count.
         """
         if rate:
             keys = example_keys(jax.random.fold_in(key, 1), batch)

@@ -125,7 +125,7 @@ def _checked(known: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _of_codes(model: StableDiffusion, known: Array, count: int) -> Array:
-    """What is known at the codes' places: that of the first pixel of each, [count, h, w, 1]."""
+    """Which codes are known: a code counts as its first pixel does, [count, h, w, 1]."""
     factor = model.coder.network.factor
     small = known[:, ::factor, ::factor]
     return jnp.broadcast_to(small, (count, *small.shape[1:]))

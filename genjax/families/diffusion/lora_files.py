@@ -234,7 +234,7 @@ def write_updates(
 
 
 def _joined(model: Any, flat: dict[tuple[str, ...], Any]) -> Iterator[tuple[_Map, _Update]]:
-    """The updates of their maps; those of several of ours are one."""
+    """The updates of the other library's maps, of which one may stand for several maps here."""
     scale = model.lora.alpha / model.lora.rank
     for each in _maps(model).values():
         own = [

@@ -214,7 +214,7 @@ def encode(denoise: Denoiser, process: GaussianProcess, x: Array, num_steps: int
       denoise: see `Denoiser`.
       process: the forward process.
       x: data; as in `log_likelihood`, taken as values of z / alpha at the earliest time.
-      num_steps: steps of the fourth-order solver, spaced as those of `log_likelihood`.
+      num_steps: steps of the fourth-order solver, spaced as in `log_likelihood`.
     """
     t_start = process.earliest_time
     grid = _rising_times(process, t_start, num_steps, x.dtype)

@@ -120,7 +120,7 @@ class PublishedGrid:
           total: number T of steps of the chain.
 
         Raises:
-          UserError: the chain does not have so many steps, or not these.
+          UserError: the chain has fewer steps than `count`, or lacks one of them.
         """
         if not 1 <= count <= total:
             raise UserError(f"num_steps={count} must lie between 1 and the {total} steps of the process")
@@ -195,7 +195,7 @@ def resolution_shift(
     highest: float = 1.15,
     exponential: bool = True,
 ) -> float:
-    """The shift of pictures of so many patches: e^mu, with mu linear in the number (Flux), or mu itself.
+    """The shift of pictures by their number of patches: e^mu, with mu linear in the number (Flux), or mu itself.
 
     Args:
       num_patches: patches of a picture.

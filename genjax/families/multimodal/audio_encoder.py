@@ -26,7 +26,7 @@ def audio_network(num_layers: int = 4, width: int = 384, num_heads: int = 6, **c
 
 
 def half_length(num_frames: int) -> int:
-    """Number of features of so many frames."""
+    """Number of features that `num_frames` frames become."""
     return -(-num_frames // 2)
 
 

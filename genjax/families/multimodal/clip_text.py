@@ -87,7 +87,7 @@ class TextEncoder:
         """Context [B, T, C] and pooled vector [B, D] (or None) of tokens [B, T], float32.
 
         Raises:
-          UserError: there are not so many blocks to skip.
+          UserError: more blocks are to be skipped than there are.
         """
         last = self.network.num_layers - 1 - self.skipped
         if last < 0:

@@ -119,7 +119,7 @@ class Flamingo(FromPretrained, Describer):
       input_norm: a norm before the first block of the pictures' stack (CLIP).
       resampler: the resampler of pictures.
       first: number of the first layer of the language model that a gated block stands before.
-      every: a gated block stands before every so many layers from then on.
+      every: from then on a gated block stands before each `every`-th layer.
       next_picture: probability that a text in training sees the next picture in place of the last one (appendix A.3.1).
       pretrained: folder of an Idefics checkpoint of the library transformers to start from, or None.
     """

@@ -2,8 +2,8 @@
 
     h = projector(encoder(x)),   the i-th picture token is read as h_i,   loss = mean of -log p of the answers' tokens
 
-The encoder is that of a CLIP or SigLIP, whose features after the block `feature_layer` are taken, of the patches alone
-or with the class token.  The projector is one linear map, or two with a GELU between (LLaVA 1.5, arXiv:2310.03744).
+The encoder comes from a CLIP or SigLIP.  Its features after the block `feature_layer` are read, of the patches alone or
+with the class token.  The projector is one linear map, or two with a GELU between (LLaVA 1.5, arXiv:2310.03744).
 Training has two stages: the projector alone, and then the projector with the language model, or with low-rank updates
 of it:
 
@@ -328,7 +328,7 @@ class LLaVA(FromPretrained, DescribesPictures):
 
     @property
     def part_runs(self) -> tuple[str, ...]:
-        """Where the language model comes from, whose tokenizer is that of the data."""
+        """Where the language model comes from; the data take its tokenizer."""
         found = self.language_from is not None and Path(self.language_from).expanduser().is_dir()
         return (self.language_from,) if found else ()
 
@@ -377,7 +377,7 @@ class LLaVA(FromPretrained, DescribesPictures):
         return {}
 
     def start_params(self, params: PyTree, sources: PartSources) -> PyTree:
-        """New parameters with those of the encoder and of the language model in their places.
+        """New parameters, with the trained encoder and the trained language model in their places.
 
         Rows of tokens that the language model does not know are the mean of its others.
         """

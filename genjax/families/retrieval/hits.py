@@ -27,7 +27,7 @@ class Hits(NamedTuple):
 
 
 def best(documents: np.ndarray, scores: np.ndarray, num_documents: int) -> Hits:
-    """The best of M candidates [M], whose ids rise, as a row [K]: by score, those of equal score by their id."""
+    """The best of M candidates [M], whose ids rise, as a row [K], by score, and by id where scores are equal."""
     count = min(num_documents, len(scores))
     if count < len(scores):
         # All candidates from the K-th score on, so that equal scores are decided by their ids.

@@ -65,7 +65,7 @@ def _better(
     metric: str,
     mesh: Mesh | None = None,
 ) -> tuple[Array, Array]:
-    """The best so far (scores and places [Q, K]) and those of a block of vectors that begins at place `first`.
+    """The best of what was found so far (scores and places [Q, K]) and of a block of vectors that begins at `first`.
 
     Vectors that are not `present` [N] are left out.
     """

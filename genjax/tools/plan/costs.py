@@ -22,7 +22,7 @@ from genjax.nn.splash import PAIRS
 from genjax.tools.plan.hlo import Array, Computation, Instruction, Program, device_groups, num_iterations, parse
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
-#: Instructions that name or reshape what is there already, or whose cost is that of what they call.
+#: Instructions that name or reshape what is there already, or that cost what the computations they call cost.
 _FREE = frozenset(
     [
         "parameter",
