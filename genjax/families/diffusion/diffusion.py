@@ -280,8 +280,8 @@ class Diffusion:
         """The denoiser for samplers.
 
         With guidance it extrapolates away from the model with `weak_params`, if given, else from the estimate with the
-        conditions `empty`, by default an empty text or no class.  Without guidance (a scale that is known to be 0) it is
-        the model itself.  Captions are encoded once.
+        conditions `empty`, by default an empty text or no class.  Without guidance (a scale that is known to be 0) it
+        is the model itself.  Captions are encoded once.
         """
         guidance = self.guidance if guidance is None else guidance
         guided = guidance.is_used

@@ -69,8 +69,8 @@ class ConditionEmbedding(nn.Module):
       features: length of the result.
       num_classes: number of classes, or None.
       dtype: type to compute in.
-      size_channels: if given, the last six numbers of a vector are sizes; each becomes this number of sines and cosines,
-        and the vector passes two layers (SDXL: Podell et al. 2023, arXiv:2307.01952, section 2.2).
+      size_channels: if given, the last six numbers of a vector are sizes; each becomes this number of sines and
+        cosines, and the vector passes two layers (SDXL: Podell et al. 2023, arXiv:2307.01952, section 2.2).
     """
 
     features: int
