@@ -1,3 +1,5 @@
+"""Forecasts: the CRPS in closed form, and the coverage of intervals."""
+
 import math
 
 import numpy as np

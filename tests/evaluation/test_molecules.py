@@ -1,3 +1,5 @@
+"""Metrics of molecules, by hand and against their definitions."""
+
 import gzip
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Metrics of text, by hand and against the libraries that define them."""
+
 import itertools
 
 import numpy as np

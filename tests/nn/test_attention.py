@@ -1,3 +1,5 @@
+"""Attention: against loops and other libraries, from caches, and what is refused."""
+
 import functools
 
 import jax

@@ -1,3 +1,5 @@
+"""Recurrent layers: against torch and their own steps, states that carry on, and what is refused."""
+
 import dataclasses
 
 import jax

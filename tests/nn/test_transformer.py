@@ -1,3 +1,5 @@
+"""Stacks of blocks: what a token sees, caches, packed documents, scanned layers, and encoders with decoders."""
+
 import dataclasses
 import itertools
 

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from genjax import decoding
 from genjax.batch import Array, Batch, Metrics, PyTree, batch_size, cross_device_mean
-from genjax.errors import UserError
+from genjax.errors import UserError, filled
 from genjax.families.alignment import policy_losses
 from genjax.families.alignment.base import Policy, TrainsPolicy
 from genjax.families.alignment.reference import reference_params, with_reference
@@ -111,10 +111,7 @@ class PolicyOptimization(TrainsPolicy, abc.ABC):
     @property
     def longest_answer(self) -> int:
         """Number N of places for an answer."""
-        length = self.max_new_tokens or self.policy.sequence_length
-        if length is None:
-            raise UserError(f"{type(self).__name__}.max_new_tokens is None; give it, or resolve the experiment")
-        return length
+        return self.max_new_tokens or filled(self.policy, "sequence_length")
 
     def check_start(self, source: GenerativeModel | None) -> None:
         """Raises UserError if a run would start from a random policy; see `genjax.model.ChecksStart`."""

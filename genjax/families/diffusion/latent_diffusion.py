@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from genjax.batch import Array, Batch, Metrics, PyTree, cross_device_mean, example_keys
-from genjax.errors import UserError
+from genjax.batch import Array, Batch, Metrics, PyTree, check_data_shape, cross_device_mean, example_keys
+from genjax.errors import UserError, filled
 from genjax.families.diffusion.caption_encoder import TEXT_PARTS
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.vae.autoencoder_kl import AutoencoderKL
@@ -65,8 +65,7 @@ class LatentDiffusion(FineTuned):
         Raises:
           UserError: the size of the pictures is not known, or is no multiple of what the autoencoder halves.
         """
-        if self.data_shape is None:
-            raise UserError(f"{type(self).__name__}.data_shape is None; give it, or resolve the experiment")
+        filled(self, "data_shape")
         return dataclasses.replace(
             self.diffusion, data_shape=self.coder.code_shape, num_classes=self.num_classes, num_levels=None
         )
@@ -154,10 +153,7 @@ class LatentDiffusion(FineTuned):
         Raises:
           UserError: the pictures have another shape than `data_shape`.
         """
-        if self.data_shape is not None and batch["x"].shape[1:] != tuple(self.data_shape):
-            raise UserError(
-                f"examples have the shape {batch['x'].shape[1:]}, but model.data_shape is {self.data_shape}"
-            )
+        check_data_shape(batch["x"], self.data_shape)
         model = self.code_model()
         coder_key, diffusion_key, start_key, condition_key = jax.random.split(key, 4)
         params = self.fixed_params(coder_key, batch)

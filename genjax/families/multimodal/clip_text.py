@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from genjax.batch import Array, PyTree
-from genjax.errors import UserError
+from genjax.errors import UserError, filled
 from genjax.families.multimodal.checkpoints import CLIP_TEXT
 from genjax.families.multimodal.networks import clip_network
 from genjax.interop.architecture import Architecture
@@ -74,10 +74,8 @@ class TextEncoder:
 
     def module(self) -> _TextNetwork:
         """The Linen module."""
-        if self.vocab_size is None:
-            raise UserError("TextEncoder.vocab_size is None; give it, or resolve the experiment")
         network = dataclasses.replace(self.network, causal=True)
-        return _TextNetwork(self.vocab_size, network, self.end_token, self.projection_dim, jnp.float32)
+        return _TextNetwork(filled(self, "vocab_size"), network, self.end_token, self.projection_dim, jnp.float32)
 
     def init(self, key: Array, batch: dict[str, Array]) -> TrainState:
         """A state with new parameters; `batch` has tokens [B, T]."""

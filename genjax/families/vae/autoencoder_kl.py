@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.batch import Array, Batch, ComputeDtype, Metrics, PyTree, cross_device_mean, example_keys
-from genjax.errors import UserError
+from genjax.errors import UserError, filled
 from genjax.evaluation.inception import InceptionV3, prepare
 from genjax.families.gan.objectives import discriminator_objective
 from genjax.families.gan.translation import PatchDiscriminator
@@ -88,11 +88,9 @@ class AutoencoderKL:
         Raises:
           UserError: the pictures' size is not known, or cannot be halved often enough.
         """
-        if self.data_shape is None:
-            raise UserError("AutoencoderKL.data_shape is None; give it, or resolve the experiment")
-        check_picture_shape(tuple(self.data_shape), len(self.network.channels) - 1)
-        height, width = self.data_shape[0] // self.network.factor, self.data_shape[1] // self.network.factor
-        return height, width, self.latent_channels
+        height, width, channels = filled(self, "data_shape")
+        check_picture_shape((height, width, channels), len(self.network.channels) - 1)
+        return height // self.network.factor, width // self.network.factor, self.latent_channels
 
     def encoder(self) -> PictureEncoder:
         """The module from pictures to moments."""

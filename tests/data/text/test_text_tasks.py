@@ -1,3 +1,5 @@
+"""Pairs, labels, tags and questions: their files, their splits, and what is refused."""
+
 import numpy as np
 import pytest
 

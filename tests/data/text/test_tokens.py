@@ -1,3 +1,5 @@
+"""Tokenizers, windows of text, files of tokens, and other data that are tokens."""
+
 import itertools
 import json
 import pickle

@@ -1,3 +1,5 @@
+"""Tokenizers that are trained: once, by one process, on a sample, and kept in a file."""
+
 import logging
 import os
 import subprocess

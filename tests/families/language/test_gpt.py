@@ -1,3 +1,5 @@
+"""GPT: the contract, caches, low-rank updates, frozen parameters, speculation, and what is refused."""
+
 import dataclasses
 import functools
 

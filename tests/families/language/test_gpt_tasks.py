@@ -1,3 +1,5 @@
+"""Heads on a GPT, and runs that start from another run."""
+
 import dataclasses
 
 import jax

@@ -1,3 +1,5 @@
+"""Labels of sequences: chains against enumeration, and what labellers learn."""
+
 import itertools
 
 import jax

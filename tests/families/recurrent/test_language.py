@@ -1,3 +1,5 @@
+"""Recurrent language models: the contract, carried states and packed documents."""
+
 import dataclasses
 
 import jax

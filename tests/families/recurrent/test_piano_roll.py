@@ -1,3 +1,5 @@
+"""Models of piano rolls: frames have probabilities that sum to one."""
+
 import itertools
 
 import jax

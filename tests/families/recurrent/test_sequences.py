@@ -1,3 +1,5 @@
+"""Attention between sequences, and mixture densities of series and strokes."""
+
 import dataclasses
 
 import jax
