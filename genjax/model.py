@@ -290,6 +290,22 @@ class HasClasses(Protocol):
 
 
 @runtime_checkable
+class HasDataShape(Protocol):
+    """A model of examples x [B, *data_shape]; None until the experiment is resolved."""
+
+    data_shape: tuple[int, ...] | None
+
+
+@runtime_checkable
+class HasTextShapes(Protocol):
+    """A model whose batches hold encoded texts, of shapes that it knows without a batch."""
+
+    @property
+    def text_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of one example's arrays, by their names in a batch."""
+
+
+@runtime_checkable
 class HasVocabulary(Protocol):
     """A model of tokens, which are the integers below `vocab_size`."""
 

@@ -20,6 +20,7 @@ from genjax.interop import bindings as binding
 from genjax.interop import gguf, weights
 from genjax.interop.architecture import Architecture, UnsupportedError
 from genjax.interop.safetensors import CheckpointFileError, Tensor
+from genjax.model import HasDataShape, HasTextShapes
 from genjax.nn.tokens import with_more_tokens
 from genjax.optimizers import SGD
 
@@ -135,9 +136,9 @@ def abstract_params(model: Any) -> PyTree:
     """Shapes and types of a model's parameters."""
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     batch = {"tokens": tokens, "source": tokens}
-    if getattr(model, "data_shape", None) is not None:
+    if isinstance(model, HasDataShape) and model.data_shape is not None:
         batch["x"] = jax.ShapeDtypeStruct((1, *model.data_shape), jnp.float32)
-    for name, shape in getattr(model, "text_shapes", {}).items():
+    for name, shape in model.text_shapes.items() if isinstance(model, HasTextShapes) else ():
         batch[name] = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     # With an optimizer whose state is empty and needs no length of a run.
     model = dataclasses.replace(model, optimizer=SGD())
