@@ -294,6 +294,12 @@ class _Loop:
         return missed if missed & {"evaluate", "draw"} else set()
 
     def _events(self, state: TrainState, step: int, due: set[str]) -> None:
+        """Does what is due after a step, whose loss was seen to be finite, in this order.
+
+        1. `evaluate`: the metrics are printed and recorded.
+        2. `save`: the checkpoint has these metrics beside it, which decide whether it is the best.
+        3. `draw`: last, so that samples that cannot be drawn lose neither.
+        """
         training, metrics = self.training, None
         plain = self.engine.collect(state)
         if "evaluate" in due:
