@@ -40,6 +40,7 @@ class Options:
       max_waiting: largest number of texts that wait; further ones are refused.
       max_context: largest number of tokens of a prompt and its new text; by default the model's.
       max_body_kib: largest body of a request, in KiB.
+      warm_up: whether programs for texts are compiled while nobody asks, and not when they are first needed.
     """
 
     host: str = "127.0.0.1"
@@ -53,6 +54,7 @@ class Options:
     max_waiting: int = 256
     max_context: int | None = None
     max_body_kib: int = 1024
+    warm_up: bool = True
 
     def __post_init__(self) -> None:
         check_at_least(self, port=0)
@@ -91,6 +93,8 @@ def main(arguments: list[str]) -> int:
     )
     listener = listening(options.host, options.port)
     app = make_app(run, settings, index)
+    if options.warm_up:
+        app.state.server.batcher.warm_up()
     print(f"{run.name}, step {run.step}, at http://{options.host}:{listener.getsockname()[1]}", flush=True)
     # Without log_config: uvicorn's own would close the handlers that others have made.
     served = uvicorn.Config(app, http=Connection, log_config=None, log_level="warning", server_header=False, ws="none")

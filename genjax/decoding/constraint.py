@@ -73,7 +73,8 @@ class Automaton(flax.struct.PyTreeNode):
             raise UserError("no text of these tokens leads to an accepting state of the automaton")
         table = np.where(distance[table] < _NEVER, table, -1)
         arrays = (table, kinds.astype(np.int32), accepting, shortest.astype(np.int32))
-        return cls(*map(jnp.asarray, arrays), start)
+        # Not by jnp.asarray, which compiles a program for each shape.
+        return cls(*map(jax.device_put, arrays), start)
 
     @property
     def num_tokens(self) -> int:

@@ -122,7 +122,7 @@ class Server:
             raise RequestError(f"{self.run.name} continues no text", status=404)
         content = await self.settings.guard.body_of(request)
         self._check_model(content)
-        queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
+        queue: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
         def emit(number: int, piece: Piece) -> None:
@@ -190,7 +190,15 @@ class Server:
 
     async def health(self, request: Request) -> Response:
         """Whether the server answers, and how much it has to do."""
-        return _json({"status": "ok", "active": self.batcher.num_active, "waiting": self.batcher.num_waiting})
+        batcher = self.batcher
+        return _json(
+            {
+                "status": "ok",
+                "active": batcher.num_active,
+                "waiting": batcher.num_waiting,
+                "warming_up": batcher.is_warming_up,
+            }
+        )
 
     async def show_page(self, request: Request) -> Response:
         """The page, which is one file and asks no other host."""
@@ -375,20 +383,16 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def _until_over(
-    queue: asyncio.Queue[tuple[int, Piece]], rows: Sequence[Row], gone: asyncio.Future[None]
+    queue: asyncio.Queue[tuple[int, Piece] | None], rows: Sequence[Row], gone: asyncio.Future[None]
 ) -> Pieces:
     """The pieces of all rows, as they come, up to the last one's end."""
     left = len(rows)
+    gone.add_done_callback(lambda _: queue.put_nowait(None))
     while left:
-        if queue.empty():
-            waiting = asyncio.ensure_future(queue.get())
-            await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done():
-                waiting.cancel()
-                raise _ClientGone("the client has left")
-            number, piece = waiting.result()
-        else:
-            number, piece = queue.get_nowait()
+        got = await queue.get()
+        if got is None:
+            raise _ClientGone("the client has left")
+        number, piece = got
         left -= piece.finish is not None
         yield number, piece
 

@@ -183,8 +183,20 @@ class Row:
         """Tokens that may follow, bool [V]; None for all."""
         return None if self.walk is None else self.walk.allowed(self.ends, self.left)
 
-    def take(self, token: int, score: Score | None = None) -> None:
-        """Adds a token to the text, and emits what is new."""
+    def take(self, tokens: Sequence[int], scores: Sequence[Score] | None = None) -> None:
+        """Adds tokens to the text, up to its end, and emits what is new."""
+        text: list[str] = []
+        told: list[Score] = []
+        for place, token in enumerate(tokens):
+            piece = self._add(token, None if scores is None else scores[place])
+            text.append(piece.text)
+            told.extend(piece.scores)
+            if self.finish is not None:
+                break
+        if told or self.finish or any(text):
+            self.emit(Piece("".join(text), tuple(told), self.finish))
+
+    def _add(self, token: int, score: Score | None) -> Piece:
         self.num_tokens += 1
         piece = Piece("")
         if token in self.ends:
@@ -192,13 +204,12 @@ class Row:
         else:
             if self.walk is not None:
                 self.walk.advance(token)
-            piece = self.assembler.take(token, None if self.num_likeliest is None else score)
+            piece = self.assembler.take(token, score)
             self.finish = self._reason()
-        if self.finish is not None:
-            rest = self.assembler.finish()
-            piece = Piece(piece.text + rest.text, piece.scores + rest.scores, self.finish)
-        if piece.text or piece.scores or piece.finish:
-            self.emit(piece)
+        if self.finish is None:
+            return piece
+        rest = self.assembler.finish()
+        return Piece(piece.text + rest.text, piece.scores + rest.scores)
 
     def fail(self) -> None:
         """Ends the row after a failure of the device."""

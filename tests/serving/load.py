@@ -56,8 +56,8 @@ TOOL = {"type": "function", "function": {"name": "turn_on", "parameters": SCHEMA
 #: Requests of each kind that are told apart by their seeds.
 SEEDS = 4
 CLIENTS = 32
-#: Rounds that are not counted: programs are compiled for the numbers of rows that come together.
-WARM_ROUNDS = 4
+#: Rounds that are not counted.
+WARM_ROUNDS = 1
 
 
 class Process:
@@ -76,10 +76,11 @@ class Process:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         self.client = Client(port)
-        until = time.monotonic() + 300
+        until = time.monotonic() + 600
         while True:
             with contextlib.suppress(OSError):
-                if self.client.ask("/health")[0] == 200:
+                status, health = self.client.ask("/health")
+                if status == 200 and not health["warming_up"]:
                     break
             if self.process.poll() is not None or time.monotonic() > until:
                 sys.exit(f"the server did not start: {self.log.read_text()[-2000:]}")
@@ -172,7 +173,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
     prompt = np.arange(options.prompt, dtype=np.int32) % (run.model.vocab_size - 8) + 4
     found: dict[str, Any] = {"tokens of a prompt": options.prompt, "tokens of a text": options.tokens}
     with process(options.workdir) as server:
-        for count in (1, 8, CLIENTS):
+        for count in options.clients:
             loop, clients, generate = [], [], loop_of(run, prompt, count, options.tokens)
             for _ in range(WARM_ROUNDS + options.rounds):
                 loop.append(of_loop(generate, options.calls))
@@ -185,9 +186,10 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
                 row[f"ratio {unit}"] = round(float(np.median(rates[0, :, place] / rates[1, :, place])), 3)
             found[f"{count} clients"] = row
             print(json.dumps({count: row}), file=sys.stderr, flush=True)
-    for unit in ("a second", "a CPU second"):
-        of = [found[f"{count} clients"][f"tokens {unit}, clients"] for count in (CLIENTS, 1)]
-        found[f"{CLIENTS} clients over one, tokens {unit}"] = round(of[0] / of[1], 2)
+    fewest, most = min(options.clients), max(options.clients)
+    for unit, side in itertools.product(("a second", "a CPU second"), ("clients", "loop")):
+        of = [found[f"{count} clients"][f"tokens {unit}, {side}"] for count in (most, fewest)]
+        found[f"{most} {side} over {fewest}, tokens {unit}"] = round(of[0] / of[1], 2)
     return found
 
 
@@ -369,10 +371,15 @@ def idle(options: argparse.Namespace) -> dict[str, Any]:
         seconds = time.monotonic() - began
         million = server.client.ask(TEXT, {"prompt": "a" * 10**6})[0]
         after = server.client.ask(TEXT, {"prompt": "walk", "max_tokens": 2})[0] if server.model["continues"] else None
+        refused = 0
         for one in held:
+            one.setblocking(False)
+            with contextlib.suppress(OSError):
+                refused += b"too many open connections; ask again later" in one.recv(1000)
             one.close()
         return {
             "connections": len(held),
+            "of these refused with a sentence": refused,
             "status of the next request": status,
             "its seconds": round(seconds, 3),
             "status of a prompt of a million characters": million,
@@ -448,6 +455,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=16, help="tokens of a prompt, for speed")
     parser.add_argument("--tokens", type=int, default=96, help="tokens of a text, for speed")
     parser.add_argument("--calls", type=int, default=3, help="texts that a client asks for in a round")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, CLIENTS], help="numbers of clients, for speed")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     config.add_package("experiments.configs")

@@ -3,6 +3,7 @@
 import math
 import re
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from genjax import decoding
 from genjax.errors import UserError
 from genjax.families.language.gpt import GPT
 from genjax.nn.transformer import Transformer
-from genjax.serving.batching import Batcher, BusyError, Limits, keys_of
+from genjax.serving.batching import Batcher, BusyError, Chosen, How, Limits, keys_of
 from genjax.serving.rows import Assembler, Piece, Row, Score, Walk
 
 VOCABULARY = [*(chr(code).encode() for code in range(97, 123)), "é".encode()[:1], "é".encode()[1:], b"", b"ab"]
@@ -105,9 +106,9 @@ def test_rows_together_get_what_generate_writes_for_each_alone(batcher, state):
     assert batcher.num_active == 0 and batcher.num_waiting == 0
 
 
-def largest_constant(program, *arguments, **settings):
+def largest_constant(program, *arguments):
     """Number of elements of the largest array that is written out in a program."""
-    text = program.func.lower(*program.args, *arguments, **program.keywords, **settings).as_text()
+    text = program.func.lower(*program.args, *arguments, **program.keywords).as_text()
     shapes = re.findall(r'constant dense<(?:\[|").*> : tensor<([0-9x]+)x', text)
     return max((math.prod(map(int, shape.split("x"))) for shape in shapes), default=0)
 
@@ -116,15 +117,51 @@ def test_weights_are_an_argument_of_each_program_and_no_constant_in_it(batcher, 
     table = state.params["embedding"]["token"]["embedding"].size
     prompts, lengths = np.ones((2, 4), np.int32), np.full(2, 4, np.int32)
     pool = batcher._read(prompts, lengths, 16)
-    rows = np.stack([keys_of(0, 1)[0]] * 2), np.zeros(2, np.int32), np.ones(2, np.float32), np.ones(2, np.float32)
-    settings = {"num_steps": 1, "drawn": True, "nucleus": False, "scored": False}
+    ones = np.ones(2, np.float32)
+    chosen = Chosen(np.stack([keys_of(0, 1)[0]] * 2), np.zeros(2, np.int32), ones, ones)
+    how = np.array(How(num_steps=1, bound=False, drawn=True, nucleus=False, scored=False), np.int32)
     assert largest_constant(batcher._read, prompts, lengths, 16) < table
-    assert largest_constant(batcher._advance, pool, *rows, None, **settings) < table
+    assert largest_constant(batcher._advance, pool, chosen, how, np.zeros((2, 4), np.uint8)) < table
     # A decoder that does not tell its weights has them in its programs.
     untold = decoding.compiled(
         decoding.prefill, MODEL.token_decoder(state)._replace(with_weights=None), static_argnums=3
     )
     assert largest_constant(untold, prompts, lengths, 16) >= table
+
+
+def num_programs(batcher):
+    """Number of programs that were compiled for the batcher's model."""
+    jitted = [batcher._read.func, batcher._advance.func, batcher._place, batcher._take, batcher._grow]
+    return sum(each._cache_size() for each in jitted)
+
+
+def test_no_program_is_compiled_after_the_warm_up(state):
+    batcher = Batcher(MODEL.token_decoder(state), MODEL.sampling, Limits(slots=4, max_waiting=40, max_context=40))
+    batcher.warm_up()
+    deadline = time.monotonic() + 240
+    while batcher.is_warming_up:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    compiled = num_programs(batcher)
+    automaton = decoding.from_regular_expression("(ab|cd)+", VOCABULARY)
+    settings = [
+        {"temperature": 0.0}, {"top_p": 0.5}, {"num_likeliest": 3}, {"walk": Walk(automaton)}, {"ends": (END,)},
+        {"max_new_tokens": 1}, {"prompt": tuple(range(20))}, {"prompt": (1,), "max_new_tokens": 30},
+    ]  # fmt: skip
+    for each in settings:
+        write(batcher, [row_of(1, **each)])
+    write(batcher, [row_of(seed, **each) for seed in range(4) for each in settings if "walk" not in each])
+    assert compiled > 0 and num_programs(batcher) == compiled
+    batcher.close()
+
+
+def test_a_row_of_no_top_p_is_free_of_the_models_own(state):
+    own = decoding.Sampling(top_p=0.01)
+    batcher = Batcher(MODEL.token_decoder(state), own, Limits(slots=1))
+    (free,) = write(batcher, [row_of(3, top_p=1.0)])
+    wanted = MODEL.generate(state, jax.random.key(3), jnp.array([[1, 2, 3]]), 8, sampling=decoding.Sampling())
+    assert free.text == as_text(wanted.tokens[0].tolist())
+    batcher.close()
 
 
 def test_programs_serve_other_weights_of_the_same_model(state):
