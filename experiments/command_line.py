@@ -231,9 +231,11 @@ def run_and_options(arguments: list[str], usage: str, options: Options) -> tuple
 def opened_and_options(arguments: list[str], usage: str, options: Options) -> tuple[Run, Options] | None:
     """As `run_and_options`, where --workdir may also be a folder of the library transformers or a GGUF file."""
     from genjax.tools import opened
+    from genjax.training import Training, host
 
     named = named_first(arguments, "workdir")
-    first = first_flags(named, {"workdir": True, "help": False, "h": False})
+    cache = "training.compilation_cache"
+    first = first_flags(named, {"workdir": True, cache: True, "help": False, "h": False})
     if "workdir" not in first or not opened.is_of_another_library(first["workdir"]):
         return run_and_options(arguments, usage, options)
     if "help" in first or "h" in first:
@@ -248,6 +250,8 @@ def opened_and_options(arguments: list[str], usage: str, options: Options) -> tu
         read.append(own)
         return experiment
 
+    # Before the first array is made, as for a run.
+    host.initialize(Training(compilation_cache=first.get(cache, Training.compilation_cache)))
     return opened.opened_pretrained(first["workdir"], changed), read[0]
 
 

@@ -158,8 +158,9 @@ def generate(
 ) -> Generation:
     """Continues prompts in one compiled program.
 
-    The program is one loop over tokens, or several loops, each with a larger memory than the one before.  On a CPU it
-    may continue the rows in parts.  Draws do not depend on the parts, as each row has a key of its own.
+    Outside of `jit` the program of a decoder that tells its weights is kept for further calls of the same shapes and
+    settings.  The program is one loop over tokens, or several loops, each with a larger memory than the one before.
+    On a CPU it may continue the rows in parts.  Draws do not depend on the parts, as each row has a key of its own.
 
     Args:
       decoder: the model.
@@ -183,8 +184,35 @@ def generate(
     _check(max_new_tokens, constraint)
     if lengths is not None:
         check_lengths(lengths, *prompts.shape)
-    prompts = prompts.astype(jnp.int32)
-    choice = Choice(sampling, end_tokens(end_token), constraint, watermark, stop)
+    arrays = (key, prompts.astype(jnp.int32), lengths, constraint, stop, example_index)
+    ends = end_tokens(end_token)
+    settings = (max_new_tokens, sampling, ends, watermark)
+    if decoder.with_weights is None or not _are_on_one_device((arrays, decoder.weights)):
+        return _continued(decoder, *settings, *arrays)
+    return compiled(_continued, decoder, static_argnums=(1, 2, 3, 4))(*settings, *arrays)
+
+
+def _are_on_one_device(tree: PyTree) -> bool:
+    """Whether all arrays are values, and none of them is divided or copied among devices."""
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    return not any(isinstance(array, jax.core.Tracer) or len(array.devices()) > 1 for array in arrays)
+
+
+def _continued(
+    decoder: Decoder,
+    max_new_tokens: int,
+    sampling: Sampling,
+    ends: tuple[int, ...],
+    watermark: Watermark | None,
+    key: Array,
+    prompts: Array,
+    lengths: Array | None,
+    constraint: Automaton | None,
+    stop: Automaton | None,
+    example_index: Array | None,
+) -> Generation:
+    """`generate` of what was checked."""
+    choice = Choice(sampling, ends, constraint, watermark, stop)
     keys = row_keys(key, prompts, example_index) if key.ndim == 0 else key
     keys = keys.reshape(prompts.shape[0], -1)
     count = keys.shape[1]

@@ -6,9 +6,10 @@ A row joins the others between two steps, and leaves as soon as it is over.  Its
 number of its own tokens, so that neighbours do not change them: it gets the tokens that `decoding.generate` gives for
 the same key.
 
-Few programs are compiled, so that memory does not grow with what is asked: numbers of rows, lengths of prompts and places
-of the memory are powers of two, a pool grows and shrinks by steps of two, and whether tokens are drawn, bound or scored
-is an argument of one program.  After `Batcher.warm_up`, those of the smallest memory are compiled while nobody asks.
+Few programs are compiled, so that memory does not grow with what is asked: numbers of rows, lengths of prompts and
+places of the memory are powers of two, a pool grows and shrinks by steps of two, and whether tokens are drawn, bound or
+scored is an argument of one program.  After `Batcher.warm_up`, those of the smallest memory are compiled while nobody
+asks.
 
 One thread runs the device.  What else needs it (pictures, vectors) is called in the same thread, between two steps.
 """
@@ -229,7 +230,10 @@ class Batcher:
         return self._warming is not None
 
     def warm_up(self) -> None:
-        """Lets the programs be compiled that texts need while a pool's memory has its fewest places; requests go first."""
+        """Lets the programs be compiled that texts need while a pool's memory has its fewest places.
+
+        It returns at once; requests go first.
+        """
         if self._decoder is not None:
             with self._changed:
                 self._warming = self._compile()
@@ -498,9 +502,8 @@ def _advance(
       sampling: filters.
 
     Returns:
-      Tokens [S, B], S = STEPS_OF_A_CALL, of which the first `how.num_steps` are written; their log-probabilities [S, B],
-      and those of the likeliest tokens with these [S, B, K], written where `how.scored`.  The pool
-      after them.
+      Tokens [S, B], S = STEPS_OF_A_CALL, of which the first `how.num_steps` are written; their log-probabilities
+      [S, B], and those of the likeliest tokens with these [S, B, K], written where `how.scored`; the pool after them.
     """
     does = How(*how)
     keys, greedy = jax.random.wrap_key_data(chosen.keys), (chosen.temperature == 0)[:, None]

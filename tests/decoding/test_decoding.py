@@ -16,6 +16,8 @@ from genjax import decoding
 from genjax.batch import DEVICE_AXIS
 from genjax.decoding import Decoder, Sampling, Step, Watermark
 from genjax.decoding.generate import row_keys
+from genjax.families.language.gpt import GPT
+from genjax.nn.transformer import Transformer
 
 V = 5
 
@@ -441,3 +443,23 @@ def test_memory_of_the_detector_grows_with_the_vocabulary_and_not_with_the_text(
 
     # Of [T, V] the second would have four times the first.
     assert temporaries(1024) < 1.5 * temporaries(256)
+
+
+def test_generate_outside_of_jit_is_compiled_once_for_all_calls_of_a_shape():
+    network = Transformer(num_layers=1, width=8, num_heads=2, max_length=24)
+    model = GPT(network=network, vocab_size=11, sequence_length=8)
+    states = [model.init(jax.random.key(seed), {"tokens": jnp.zeros((1, 4), jnp.int32)}) for seed in range(2)]
+    prompts = [np.full((2, 3), token, np.int32) for token in range(3)]
+    inside = jax.jit(lambda state, key, prompts: model.generate(state, key, prompts, 6, end_token=1))
+    compiled = []
+    count = lambda event, seconds, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    for call, (state, prompt) in enumerate([(states[0], prompts[0]), (states[1], prompts[1]), (states[0], prompts[2])]):
+        key = jax.random.key(call)
+        jax.monitoring.register_event_duration_secs_listener(count)
+        found = model.generate(state, key, prompt, 6, end_token=1)
+        jax.monitoring.unregister_event_duration_listener(count)
+        # The first call compiles; the others have other weights, keys and prompts.
+        assert bool(compiled) == (call == 0), compiled
+        compiled.clear()
+        for got, want in zip(found, inside(state, key, prompt)):
+            np.testing.assert_allclose(got, want, rtol=1e-5)
