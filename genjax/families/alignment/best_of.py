@@ -83,7 +83,10 @@ class RejectionSampling(PolicyOptimization):
     temperature: float = 1.0
 
     def with_advantages(self, state: TrainState, experience: Batch, rewards: Array) -> Batch:
-        """Adds `advantages`, which are weights: the loss is minus the weighted log-likelihood, mean over prompts."""
+        """Adds `advantages`, which are weights.
+
+        The gradient of the loss is that of minus the weighted log-likelihood, mean over prompts; its value is -1.
+        """
         totals = (rewards - self.penalties(experience).sum(1)).reshape(-1, self.num_rollouts)
         if self.keep == "best":
             weights = jax.nn.one_hot(totals.argmax(1), self.num_rollouts)

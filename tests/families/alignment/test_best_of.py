@@ -1,13 +1,19 @@
 """Best of n and rejection sampling on a set of 15 answers, by enumeration."""
 
 import itertools
+import re
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import genjax
+from genjax import config
 from genjax.families.alignment import best_of
-from tests.families.alignment.tabular import REFERENCE, REWARDS, Tabular, experience, log_probs
+from genjax.families.alignment.rewards import Regex
+from tests.families.alignment.tabular import PARAMS, REFERENCE, REWARDS, Tabular, experience, log_probs
 
 #: Some answers have equal rewards.
 ROUNDED = np.round(REWARDS)
@@ -50,3 +56,23 @@ def test_a_group_gives_its_best_answer_or_all_as_rejection_would_keep_them(keep)
     groups = REWARDS[index].reshape(2, 3)
     expected = 3 * np.eye(3)[groups.argmax(1)] if keep == "best" else 3 * jax.nn.softmax(groups / 0.5)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_gradient_is_that_of_the_weighted_likelihood_of_whole_answers():
+    model = best_of.RejectionSampling(policy=Tabular(), num_rollouts=3, keep="tilted")
+    index = np.array([3, 7, 11, 0, 1, 2])
+    found = model.with_advantages(None, experience(index), REWARDS[index])
+    found["weights"] = model.weights(found["mask"])
+    value, gradient = jax.value_and_grad(lambda params: model.loss(params, found, None)[0])(jnp.asarray(PARAMS))
+    kept = jax.nn.softmax(REWARDS[index].reshape(2, 3)).reshape(-1)
+    likelihood = lambda params: -(kept * log_probs(params)[index]).sum() / 2
+    np.testing.assert_allclose(gradient, jax.grad(likelihood)(jnp.asarray(PARAMS)), atol=1e-6)
+    np.testing.assert_allclose(value, -1.0, rtol=1e-6)
+
+
+def test_the_file_of_the_documents_is_an_experiment_of_rejection_sampling(tmp_path):
+    text = (Path(genjax.__file__).parents[1] / "docs" / "alignment.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "methods.py").write_text(code)
+    model = config.find_experiment(f"{tmp_path / 'methods.py'}:rejection").build().model
+    assert isinstance(model, best_of.RejectionSampling) and isinstance(model.reward, Regex) and model.beta == 0.0
