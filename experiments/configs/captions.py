@@ -2,7 +2,10 @@
 
 from genjax.config import register
 from genjax.data import CaptionedImages, PictureQuestions
+from genjax.families.language.networks import bert_network
 from genjax.families.multimodal.captioner import Captioner
+from genjax.families.multimodal.git import GIT
+from genjax.families.multimodal.networks import clip_network
 from genjax.nn.transformer import Transformer
 from genjax.optimizers import AdamW, Cosine
 from genjax.training import Evaluation, Experiment, Training
@@ -20,6 +23,8 @@ _SHRUNK = {
     "data.batch_size": 8,
 }
 
+_OPTIMIZER = AdamW(learning_rate=2e-3, b2=0.99, weight_decay=0.01, clip_norm=1.0, schedule=Cosine(warmup_steps=100))
+
 
 def _captioner(max_new_tokens: int | None) -> Captioner:
     """A captioner that is small enough for two CPU cores."""
@@ -28,9 +33,7 @@ def _captioner(max_new_tokens: int | None) -> Captioner:
         decoder=Transformer(num_layers=2, width=96, num_heads=4, max_length=32),
         patch_size=4,
         max_new_tokens=max_new_tokens,
-        optimizer=AdamW(
-            learning_rate=2e-3, b2=0.99, weight_decay=0.01, clip_norm=1.0, schedule=Cosine(warmup_steps=100)
-        ),
+        optimizer=_OPTIMIZER,
     )
 
 
@@ -50,6 +53,33 @@ def captions_scenes() -> Experiment:
     """
     return Experiment(
         model=_captioner(None),
+        data=CaptionedImages(preprocessing="signed", batch_size=64, eval_batch_size=200),
+        training=Training(num_steps=6000, log_every=50, checkpoint_every=250, evaluate_every=500),
+        evaluation=Evaluation(num_examples=400),
+    )
+
+
+@register(
+    "git_scenes",
+    source="Wang et al. 2022, arXiv:2205.14100, section 3 (one decoder of picture and text), on Scenes",
+    shrunk=_SHRUNK,
+)
+def git_scenes() -> Experiment:
+    """Captions of Scenes by a decoder that reads the features of the picture before its text, as in GIT.
+
+    python -m experiments.train --experiment=git_scenes --workdir=runs/git_scenes
+    python -m experiments.caption --workdir=runs/git_scenes
+    python -m experiments.caption --workdir=runs/git_scenes --evaluation.split=held_out_pairs
+
+    Data, steps and sizes are those of captions_scenes.
+    """
+    return Experiment(
+        model=GIT(
+            vision=clip_network(3, 96, 4),
+            decoder=bert_network(2, 96, 4, max_length=32, dropout=0.0, attention_dropout=0.0),
+            patch_size=4,
+            optimizer=_OPTIMIZER,
+        ),
         data=CaptionedImages(preprocessing="signed", batch_size=64, eval_batch_size=200),
         training=Training(num_steps=6000, log_every=50, checkpoint_every=250, evaluate_every=500),
         evaluation=Evaluation(num_examples=400),
