@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import jax
-import jax.numpy as jnp
-
 from genjax.batch import Array, Batch, Metrics, PyTree
 from genjax.errors import UserError
-from genjax.gradients import BatchLoss, ema_update, gradient_step, gradient_update, unless_skipped
+from genjax.gradients import BatchLoss, ema_update, gradient_step, unless_skipped
 from genjax.model import TrainState
 from genjax.nn import lora as adaptation
 
@@ -53,15 +50,12 @@ class FineTuned:
             params = {**params, "lora": self.lora.init(key, self.adapted(params))}
         if not self._partial:
             return TrainState.create(params, self.optimizer)
-        state = TrainState.create(params)
         for path in self.frozen:
             _check_path(path, params)
         trained, _ = adaptation.split(params, self._trained)
         if not trained:
             raise UserError(f"model.frozen={self.frozen} leaves no parameter to train")
-        # What is not trained has no average, which would be a third of a large network's memory.
-        ema = None if self.optimizer.ema_decay is None else jax.tree.map(jnp.copy, trained)
-        return state.replace(opt_state=self.optimizer.build().init(trained), ema_params=ema)
+        return TrainState.create(params, self.optimizer, trained=trained)
 
     def adapted(self, params: PyTree) -> PyTree:
         """The parameters whose linear maps may get low-rank updates."""
@@ -80,15 +74,7 @@ class FineTuned:
 
     def update(self, loss: Loss, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """`train_step` for a loss `(params, batch, key) -> (loss, metrics)`, or a `BatchLoss`, of all parameters."""
-        if not self._partial:
-            return gradient_step(loss, self.optimizer)(state, batch, key)
-        trained, rest = adaptation.split(state.params, self._trained)
-        joined = lambda function: lambda p, b, k: function(adaptation.join(p, rest), b, k)
-        part = BatchLoss(joined(loss.outputs), loss.loss) if isinstance(loss, BatchLoss) else joined(loss)
-        trained, opt_state, metrics, _ = gradient_update(part, self.optimizer, trained, state.opt_state, batch, key)
-        new = state.replace(params=adaptation.join(trained, rest), opt_state=opt_state)
-        new = new.replace(ema_params=self.averaged(state, trained, metrics), step=state.step + 1)
-        return new, metrics
+        return gradient_step(loss, self.optimizer, trained=self._trained if self._partial else None)(state, batch, key)
 
     def averaged(self, state: TrainState, trained: PyTree, metrics: Metrics) -> PyTree:
         """The moving average after an update of the trained parameters; None without one.

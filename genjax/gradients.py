@@ -15,7 +15,7 @@ from genjax import devices
 from genjax.batch import Array, Batch, Metrics, PyTree, batch_size, cross_device_mean, example_places
 from genjax.errors import UserError
 from genjax.model import TrainState
-from genjax.nn import sharding
+from genjax.nn import lora, sharding
 from genjax.optimizers import tree_norm
 
 
@@ -199,7 +199,10 @@ def ema_update(ema_params: PyTree, params: PyTree, decay: float, step: Array) ->
 
 
 def gradient_step(
-    loss: Callable[..., tuple[Array, Metrics]], optimizer: Any, with_extra: bool = False
+    loss: Callable[..., tuple[Array, Metrics]],
+    optimizer: Any,
+    with_extra: bool = False,
+    trained: Callable[[str], bool] | None = None,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
     """Turns a loss into a `train_step` with accumulation, clipping, moving average and cross-device means.
 
@@ -208,18 +211,24 @@ def gradient_step(
         `(params, batch, key, extra) -> (loss, (metrics, extra))`.
       optimizer: an `optimizers.Optimizer`.
       with_extra: whether the loss reads and renews `state.extra`.
+      trained: which parameters are trained, by their paths such as stack/layer_0/mlp/up/kernel; None for all.  The
+        others stay, and the state has neither moments nor averages of them (see `TrainState.create`).
     """
 
     def train_step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        params, opt_state, metrics, extra = gradient_update(
-            loss, optimizer, state.params, state.opt_state, batch, key, state.extra if with_extra else None
+        own, fixed = (state.params, None) if trained is None else lora.split(state.params, trained)
+        whole = lambda part: part if trained is None else lora.join(part, fixed)
+        of_whole = lambda function: lambda part, *arguments: function(whole(part), *arguments)
+        part = BatchLoss(of_whole(loss.outputs), loss.loss) if isinstance(loss, BatchLoss) else of_whole(loss)
+        own, opt_state, metrics, extra = gradient_update(
+            part, optimizer, own, state.opt_state, batch, key, state.extra if with_extra else None
         )
         ema = state.ema_params
         if optimizer.ema_decay is not None:
-            ema = unless_skipped(metrics, ema_update(ema, params, optimizer.ema_decay, state.step), ema)
+            ema = unless_skipped(metrics, ema_update(ema, own, optimizer.ema_decay, state.step), ema)
         state = state.replace(
             step=state.step + 1,
-            params=params,
+            params=whole(own),
             opt_state=opt_state,
             ema_params=ema,
             extra=extra if with_extra else state.extra,

@@ -54,6 +54,7 @@ class TrainState(flax.struct.PyTreeNode):
         optimizer: Any = None,
         extra: dict[str, PyTree] | None = None,
         learned: dict[str, PyTree] | None = None,
+        trained: PyTree = None,
     ) -> TrainState:
         """Returns the state before the first update.
 
@@ -62,6 +63,8 @@ class TrainState(flax.struct.PyTreeNode):
           optimizer: an `optimizers.Optimizer`; or, for families that train several networks, a dict of optimizers
             whose keys are keys of `params`; or None.
           extra, learned: entries of `TrainState.extra` and `TrainState.learned`, which the family defines.
+          trained: the part of the tree `params` that one optimizer trains, which alone has moments and averages; None
+            for all.
         """
         opt_state: PyTree = ()
         ema: PyTree = None
@@ -69,8 +72,9 @@ class TrainState(flax.struct.PyTreeNode):
             opt_state = {name: each.build().init(params[name]) for name, each in optimizer.items()}
             ema = {name: params[name] for name, each in optimizer.items() if each.ema_decay is not None} or None
         elif optimizer is not None:
-            opt_state = optimizer.build().init(params)
-            ema = params if optimizer.ema_decay is not None else None
+            own = params if trained is None else trained
+            opt_state = optimizer.build().init(own)
+            ema = own if optimizer.ema_decay is not None else None
         # A copy, because the step donates its state and one buffer cannot be donated twice.
         ema = jax.tree.map(jnp.copy, ema)
         return cls(

@@ -287,8 +287,7 @@ class ConsistencyDistillation(ConsistencyModel):
             losses = self._pair_losses(params, part, part_key, state.step, True, teacher, behind)
             return losses.mean(), {}
 
-        new, metrics = gradient_step(loss, self.optimizer)(state, batch, key)
-        new = self.with_fixed_text(new, state)
+        new, metrics = gradient_step(loss, self.optimizer, trained=self.trained)(state, batch, key)
         if behind is not None:
             mu = self.target_decay
             target = jax.tree.map(lambda c, p: mu * c + (1.0 - mu) * p, behind, new.params)

@@ -144,8 +144,7 @@ class DDPM(Diffusion):
         # In a skipped update the steps stay 0, and losses at step 0 are not kept.
         nothing = {"steps": jnp.zeros((size,), jnp.int32), "losses": jnp.zeros((size,))}
         started = state.replace(extra=nothing)
-        new, metrics = gradient_step(loss, self.optimizer, with_extra=True)(started, batch, key)
-        new = self.with_fixed_text(new, state)
+        new, metrics = gradient_step(loss, self.optimizer, True, self.trained)(started, batch, key)
         history = history.with_losses(**cross_device_gather(new.extra))
         metrics["history_filled"] = history.filled()
         return new.replace(extra={**state.extra, "step_history": history}), metrics

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, Self
 
 import jax
@@ -34,6 +35,7 @@ from genjax.families.diffusion.times import TimeDistribution, UniformTime
 from genjax.families.diffusion.unet import UNet
 from genjax.gradients import gradient_step
 from genjax.model import TrainState
+from genjax.nn import lora
 from genjax.optimizers import Adam, Optimizer
 from genjax.values import Support
 
@@ -370,8 +372,16 @@ class Diffusion:
         # Empty vectors, contexts and images for sampling; only the batch tells their shapes.
         names = [name for name in self.condition_on if name not in ("label", "text") and name in batch]
         empty = {name: jnp.zeros(batch[name].shape[1:]) for name in names}
-        params = self.init_params(key, batch)
-        return TrainState.create(params, self.optimizer, extra={"empty_condition": empty} if empty else None)
+        params, extra = self.init_params(key, batch), {"empty_condition": empty} if empty else None
+        trained = None if self.trained is None else lora.split(params, self.trained)[0]
+        return TrainState.create(params, self.optimizer, extra, trained=trained)
+
+    @property
+    def trained(self) -> Callable[[str], bool] | None:
+        """Which parameters are trained, by their paths: all but a frozen encoder of captions; None if all are."""
+        if not (self.reads_text and self.text.frozen):
+            return None
+        return lambda path: path.split("/")[0] not in TEXT_PARTS
 
     def init_params(self, key: Array, batch: Batch) -> PyTree:
         """Parameters before the first step."""
@@ -429,15 +439,8 @@ class Diffusion:
 
         Metrics: loss, target_error = the unweighted squared error of the target, mean over dimensions.
         """
-        new, metrics = gradient_step(functools.partial(self.loss, step=state.step), self.optimizer)(state, batch, key)
-        return self.with_fixed_text(new, state), metrics
-
-    def with_fixed_text(self, new: TrainState, old: TrainState) -> TrainState:
-        """The state after a step with the encoder of before, if it is frozen: weight decay and averages change it."""
-        if not (self.reads_text and self.text.frozen):
-            return new
-        keep = lambda after, before: after and {**after, **{name: before[name] for name in TEXT_PARTS}}
-        return new.replace(params=keep(new.params, old.params), ema_params=keep(new.ema_params, old.ema_params))
+        loss = functools.partial(self.loss, step=state.step)
+        return gradient_step(loss, self.optimizer, trained=self.trained)(state, batch, key)
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example, shape [B]: `loss` at a random time, and with likelihood_steps `nll` in nats, of the data before

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 
 from genjax.batch import Array, Batch, Metrics, PyTree, check_data_shape, cross_device_mean, example_keys
 from genjax.errors import UserError, filled
-from genjax.families.diffusion.caption_encoder import TEXT_PARTS
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.vae.autoencoder_kl import AutoencoderKL
 from genjax.fine_tuning import FineTuned
@@ -164,10 +163,9 @@ class LatentDiffusion(FineTuned):
         return state.replace(extra=inner.extra, learned=learned)
 
     def _trained(self, path: str) -> bool:
-        first, second, *_ = (*path.split("/"), "")
-        # The encoder of captions inside of the diffusion model.
-        fixed = self.diffusion.reads_text and self.diffusion.text.frozen
-        return super()._trained(path) and not (fixed and first == "diffusion" and second in TEXT_PARTS)
+        first, _, rest = path.partition("/")
+        inner = self.diffusion.trained
+        return super()._trained(path) and (first != "diffusion" or inner is None or inner(rest))
 
     def adapted(self, params: PyTree) -> PyTree:
         return {"diffusion": params["diffusion"]}

@@ -110,8 +110,7 @@ class Reflow(FlowMatching):
         def loss(params: PyTree, part: Batch, part_key: Array) -> tuple[Array, Metrics]:
             return self.loss(params, self.paired(teacher, part, part_key), part_key, state.step)
 
-        new, metrics = gradient_step(loss, self.optimizer)(state, batch, key)
-        new = self.with_fixed_text(new, state)
+        new, metrics = gradient_step(loss, self.optimizer, trained=self.trained)(state, batch, key)
         return new.replace(extra={**new.extra, "teacher": teacher}), metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:

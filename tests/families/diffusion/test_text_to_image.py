@@ -19,6 +19,7 @@ from genjax.families.diffusion.vdm import VDM
 from genjax.nn.transformer import Transformer
 from genjax.optimizers import AdamW
 from genjax.training import Experiment, resolve
+from genjax.training.checkpoints import flatten
 
 STACK = Transformer(num_layers=2, width=8, num_heads=2, causal=False, max_length=20)
 MODEL = FlowMatching(
@@ -117,10 +118,18 @@ def test_a_frozen_encoder_stays_to_the_last_bit(model, state, batch):
     start = frozen.init(KEY, batch)
     step = jax.jit(frozen.train_step)
     after = step(step(start, batch, KEY)[0], batch, KEY)[0]
-    for tree in (after.params, after.ema_params):
+    for tree in (after.params, after.eval_params):
         for name in TEXT_PARTS:
             jax.tree.map(np.testing.assert_array_equal, tree[name], start.params[name])
         assert np.abs(tree["patches"]["kernel"] - start.params["patches"]["kernel"]).max() > 1e-3
+    # The encoder stands in the state once: no moments and no average.
+    of_text = [name for name in flatten(after) if set(name.split("/")) & set(TEXT_PARTS)]
+    assert of_text and all(name.startswith("params/") for name in of_text)
+    # The network learns what it would learn beside an encoder that is trained; Adam moves each number by itself.
+    one, beside = step(start, batch, KEY)[0], jax.jit(model.train_step)(model.init(KEY, batch), batch, KEY)[0]
+    for name in set(start.params) - set(TEXT_PARTS):
+        close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)
+        jax.tree.map(close, [one.params[name], one.ema_params[name]], [beside.params[name], beside.ema_params[name]])
     trained = jax.grad(lambda p: model.loss(p, batch, KEY, 0)[0])(state.params)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(trained["text_stack"]["layer_1"]["mlp"]))
 
