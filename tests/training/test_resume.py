@@ -35,7 +35,7 @@ from genjax.training.warm_start import warm_start
 from genjax.training.workdir import locked
 from tests.training.tiny_runs import TINY, command, environment, flags, started, tiny
 
-LONG = {**TINY, "training.num_steps": 1500, "training.checkpoint_every": 50, "training.log_every": 50}
+LONG = {**TINY, "training.num_steps": 600, "training.checkpoint_every": 20, "training.log_every": 20}
 
 
 def arrays(workdir: Path) -> dict[str, np.ndarray]:
