@@ -182,7 +182,7 @@ def dalle_scenes() -> Experiment:
         guidance=LogitGuidance(scale=1.0),
     )
     training = dataclasses.replace(
-        image.training, num_steps=4000, init_prefix=("encoder", "decoder", "codebook"), sample_every=1000
+        image.training, num_steps=8000, init_prefix=("encoder", "decoder", "codebook"), sample_every=1000
     )
     return dataclasses.replace(image, model=model, training=training)
 
