@@ -4,6 +4,7 @@
     python -m experiments.serve --workdir=runs/instructions --port=9000 --api_key=SECRET
     python -m experiments.serve --workdir=runs/instructions --index=runs/index    # documents before each prompt
     python -m experiments.serve --workdir=runs/vae_digits                         # pictures, sound, molecules: samples
+    python -m experiments.serve --workdir=runs/llava_2                            # answers about pictures
     python -m experiments.serve --workdir=SmolLM2-135M-Instruct                   # a folder of transformers, or a GGUF
     python -m experiments.serve --workdir=all-MiniLM-L6-v2                        # vectors of texts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from genjax.data.base import DataError
 from genjax.errors import UserError
 
+#: A picture: its path, or its content in memory, whose str() is its name in messages.
+PictureFile = str | Path | io.BytesIO
 #: Pictures up to this size are decoded once into memory.
 MEMORY_BYTES = 2**30
 
@@ -18,11 +21,11 @@ class UnreadablePicture(DataError):
     """A file that is no picture, or a damaged one."""
 
 
-def open_picture(path: Path, channels: int) -> Image.Image:
+def open_picture(path: Path | io.BytesIO, channels: int) -> Image.Image:
     """Opens a picture as a viewer shows it: rotated as the file says, with white behind transparent places.
 
     Args:
-      path: the file.
+      path: the file, or its content.
       channels: 1, 3 or 4; without the fourth, what is transparent is white.
 
     Returns:
@@ -49,11 +52,11 @@ def open_picture(path: Path, channels: int) -> Image.Image:
         raise UnreadablePicture(f"{path} is not a readable picture ({error})") from None
 
 
-def read_image(path: Path, size: tuple[int, int] | None, channels: int) -> np.ndarray:
+def read_image(path: Path | io.BytesIO, size: tuple[int, int] | None, channels: int) -> np.ndarray:
     """Reads a picture as uint8 [H, W, C].
 
     Args:
-      path: the file.
+      path: the file, or its content.
       size: height and width to crop (centrally, to the same proportions) and scale to, or None to leave it.
       channels: 1, 3 or 4; see `open_picture`.
 
@@ -65,6 +68,11 @@ def read_image(path: Path, size: tuple[int, int] | None, channels: int) -> np.nd
         picture = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.LANCZOS)
     array = np.asarray(picture, np.uint8)
     return array.reshape(*array.shape[:2], channels)
+
+
+def read_given(file: PictureFile, size: tuple[int, int] | None, channels: int) -> np.ndarray:
+    """As `read_image`, of a file that a user names, where ~ is the home folder, or of a content."""
+    return read_image(file if isinstance(file, io.BytesIO) else Path(file).expanduser(), size, channels)
 
 
 def fit_picture(picture: np.ndarray, size: tuple[int, int] | None, channels: int | None, white: int) -> np.ndarray:

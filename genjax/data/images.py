@@ -18,7 +18,7 @@ from genjax.data.class_names import read_classes, save_classes
 from genjax.data.digits import read_digits
 from genjax.data.emoji import emoji_categories, read_emoji
 from genjax.data.files import with_ending
-from genjax.data.fitting import fit_pictures, read_image
+from genjax.data.fitting import PictureFile, fit_pictures, read_given
 from genjax.data.folders import folder_classes, folder_files, folder_images
 from genjax.data.tfds import open_tfds, tfds_image_features, tfds_images
 from genjax.data.training_files import save_training_files
@@ -294,14 +294,14 @@ class Images(Data):
             samples = samples.reshape(len(samples), *shape)
         return transforms.to_unit(self.preprocessing, samples, self.levels, self.logit_alpha)
 
-    def read_picture(self, file: str | Path) -> jax.Array:
+    def read_picture(self, file: PictureFile) -> jax.Array:
         """A picture of a file as models of this data see it, float32 [1, H, W, C].
 
         Raises:
           DataError: the file is not a readable picture; the message names it.
         """
         height, width, channels = self.spec()["data_shape"]
-        levels = read_image(Path(file).expanduser(), self.image_size or (height, width), channels)
+        levels = read_given(file, self.image_size or (height, width), channels)
         return Images.transform(self, {"x": jnp.asarray(self._resized_levels(levels[None]))}, jax.random.key(0))["x"]
 
     def write_samples(self, samples: np.ndarray, stem: Path) -> list[Path]:

@@ -26,7 +26,7 @@ import numpy as np
 
 from genjax.data.base import DataError, check_split
 from genjax.data.files import with_ending
-from genjax.data.fitting import read_image
+from genjax.data.fitting import PictureFile, read_given
 from genjax.data.images import write_grid
 from genjax.data.scenes.grammar import COLOURS, SIZES, Kind
 from genjax.data.scenes.making import SEEN_PAIRS, make
@@ -145,7 +145,7 @@ class Interleaved(DelimitedText):
         del key
         return {**batch, "x": batch["x"].astype(jnp.float32) / 127.5 - 1.0}
 
-    def read_prompt(self, text: str, files: Sequence[str | Path]) -> tuple[jax.Array, np.ndarray]:
+    def read_prompt(self, text: str, files: Sequence[PictureFile]) -> tuple[jax.Array, np.ndarray]:
         """A text with pictures as a model reads it: float32 [1, N, H, W, C], and tokens int32 [1, P].
 
         Args:
@@ -171,7 +171,7 @@ class Interleaved(DelimitedText):
             *ended, last = part.split("<EOC>")
             pieces += [Piece(each.strip(), ends=True) for each in ended]
             pieces += [Piece(last.strip())] if last.strip() else []
-        levels = [read_image(Path(file).expanduser(), (SIDE, SIDE), 3) for file in files]
+        levels = [read_given(file, (SIDE, SIDE), 3) for file in files]
         x = self.transform({"x": jnp.asarray(np.stack(levels)[None])}, jax.random.key(0))["x"]
         return x, np.array([self.encoded(pieces)[0]], np.int32)
 

@@ -6,8 +6,8 @@
     POST /v1/embeddings                                 vectors of texts
     POST /v1/images/generations POST /v1/samples        pictures; samples of any kind
 
-Nothing that a request says is the name of a file: the page is read at the start, and samples are written into a folder
-that is made and removed for them.
+Nothing that a request says is the name of a file or of another host: pictures stand in the request itself, the page is
+read at the start, and samples are written into a folder that is made and removed for them.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from genjax.serving.answers import Answer, Pieces, as_json
 from genjax.serving.batching import Batcher, BusyError, Limits
 from genjax.serving.bodies import Body, RequestError
 from genjax.serving.guard import Guard
+from genjax.serving.pictures import most_pictures
 from genjax.serving.rows import Piece, Row
 from genjax.serving.samples import Samples, embedded, understand_embeddings
 from genjax.serving.texts import Texts
@@ -96,7 +97,8 @@ class Server:
         data, model = run.experiment.data, runs.policy_run(run).model
         self.texts: Texts | None = None
         self.embedder: Embedder | None = None
-        if isinstance(model, ContinuesText) and isinstance(data, HasTokenizer):
+        sees = most_pictures(run) > 0
+        if (sees or isinstance(model, ContinuesText)) and isinstance(data, HasTokenizer) and not (sees and index):
             self.texts = Texts(run, settings.limits, index, settings.num_documents)
         elif index is not None:
             raise config.ConfigError(f"{run.name} continues no text, so that documents cannot be put before it")
@@ -216,6 +218,7 @@ class Server:
             "step": self.run.step,
             "max_model_len": None if texts is None else texts.batcher.max_context,
             "chats": texts is not None and texts.chats,
+            "most_pictures": 0 if texts is None else texts.most_pictures,
             "continues": texts is not None,
             "embeds": self.embedder is not None,
             "draws_pictures": self.samples.draws_pictures,

@@ -137,15 +137,18 @@ def power_of_two(number: int) -> int:
 class Batcher:
     """Writes the rows of one model; see the module."""
 
-    def __init__(self, decoder: Decoder | None, sampling: Sampling, limits: Limits | None = None) -> None:
+    def __init__(
+        self, decoder: Decoder | None, sampling: Sampling, limits: Limits | None = None, read_alone: bool = False
+    ) -> None:
         """Starts the thread.
 
         Args:
           decoder: the model, or None where only `call` is used.
           sampling: the model's own settings; rows have a temperature and a top_p of their own.
           limits: how much is done at a time.
+          read_alone: whether each prompt is read by a decoder of its row; `decoder` writes its text all the same.
         """
-        self.limits = limits or Limits()
+        self.limits, self._read_alone = limits or Limits(), read_alone
         self.num_written = 0  # tokens since the start
         # Each row has a top_p of its own.
         self._decoder, self._sampling = decoder, dataclasses.replace(sampling, top_p=None)
@@ -316,7 +319,7 @@ class Batcher:
             return
         self._make_room(max(len(row.prompt) + row.max_new_tokens for row in new))
         width = min(_places_of(new[0]), self._places)
-        together = len(new) > FEW and width <= SHORT
+        together = len(new) > FEW and width <= SHORT and not self._read_alone
         for group in [new] if together else [[row] for row in new]:
             self._enter(group, width, size)
 
@@ -328,7 +331,8 @@ class Batcher:
         for line, row in zip(prompts, read):
             line[: len(row.prompt)] = row.prompt
         lengths = np.array([len(row.prompt) for row in read], np.int32)
-        rows = self._read(prompts, lengths, self._places)
+        own = group[0].decoder
+        rows = (self._read if own is None else self._reader(own()))(prompts, lengths, self._places)
         if self._pool is None:
             self._pool, self._rows = rows, [*group, *[None] * (len(read) - len(group))]
             slots = []
@@ -344,7 +348,7 @@ class Batcher:
 
     @property
     def _prompts_of_a_call(self) -> int:
-        return min(PROMPTS_OF_A_CALL, power_of_two(self.limits.slots))
+        return 1 if self._read_alone else min(PROMPTS_OF_A_CALL, power_of_two(self.limits.slots))
 
     def _compile(self) -> Iterator[None]:
         """Compiles a program at a time."""
@@ -455,7 +459,10 @@ class Batcher:
 
     @functools.cached_property
     def _read(self) -> Callable[[np.ndarray, np.ndarray, int], Pool]:
-        read = compiled(_read_prompts, self._decoder, static_argnums=3, static_argnames="sampling")
+        return self._reader(self._decoder)
+
+    def _reader(self, decoder: Decoder) -> Callable[[np.ndarray, np.ndarray, int], Pool]:
+        read = compiled(_read_prompts, decoder, static_argnums=3, static_argnames="sampling")
         return functools.partial(read, sampling=self._sampling)
 
     @functools.cached_property

@@ -42,7 +42,7 @@ class LocalTexts:
         """Opens the run; the thread of its device starts.
 
         Args:
-          run: a run of a model that continues texts.
+          run: a run of a model that continues texts, or writes texts about pictures.
           limits: how much is done at a time.
           index: documents that are put before each prompt.
           num_documents: largest number of them.

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from genjax.decoding import Automaton
+from genjax.decoding import Automaton, Decoder
 
 FinishReason = Literal["stop", "length", "error"]
 
@@ -47,8 +47,9 @@ class Assembler:
       stopped: whether a stop string was found; the text ends before it.
     """
 
-    def __init__(self, pieces: Sequence[bytes], stops: Sequence[str] = ()) -> None:
+    def __init__(self, pieces: Sequence[bytes], stops: Sequence[str] = (), without_first_blank: bool = False) -> None:
         self.stopped = False
+        self._strips = without_first_blank  # until the first character that is none
         self._pieces, self._stops = pieces, tuple(stops)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
@@ -58,7 +59,11 @@ class Assembler:
     def take(self, token: int, score: Score | None = None) -> Piece:
         """The text that can be shown after one more token."""
         first = self._num_shown + len(self._held)
-        self._held += self._decoder.decode(self._pieces[token] if token < len(self._pieces) else b"")
+        text = self._decoder.decode(self._pieces[token] if token < len(self._pieces) else b"")
+        if self._strips:
+            text = text.lstrip()
+            self._strips = not text
+        self._held += text
         if score is not None:
             # A token that ends inside a character is told with the token that completes it.
             inside = bool(self._decoder.getstate()[0])
@@ -150,6 +155,7 @@ class Row:
       ends: tokens that end the text.
       walk: place in the automaton that the text obeys, or None.
       num_likeliest: number of likeliest tokens to tell in each place; None if no log-probabilities are asked for.
+      decoder: makes the decoder that reads the prompt, where that is not the batcher's own: it has seen pictures.
       num_tokens: number of tokens so far, with the end token.
       finish: why the row has ended, or None.
       cancelled: whether nobody waits for the text any more.
@@ -165,6 +171,7 @@ class Row:
     ends: tuple[int, ...] = ()
     walk: Walk | None = None
     num_likeliest: int | None = None
+    decoder: Callable[[], Decoder] | None = None
     num_tokens: int = 0
     finish: FinishReason | None = None
     cancelled: bool = False

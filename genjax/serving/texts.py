@@ -16,6 +16,7 @@ from genjax.config import ConfigError
 from genjax.data.base import RendersChats
 from genjax.errors import UserError
 from genjax.model import ContinuesText
+from genjax.serving import pictures
 from genjax.serving.batching import MOST_LIKELIEST, Batcher, Limits, keys_of
 from genjax.serving.bodies import Body, RequestError, messages_of
 from genjax.serving.formats import Format, format_of
@@ -68,29 +69,35 @@ class Texts:
 
     Attributes:
       batcher: writes the rows.
+      most_pictures: largest number of pictures of a text; 0 if the run writes no texts about pictures.
     """
 
     def __init__(self, run: Run, limits: Limits, index: Index | None = None, num_documents: int = 3) -> None:
         """Opens the run.
 
         Args:
-          run: a run of a model that continues texts.
+          run: a run of a model that continues texts, or writes texts about pictures.
           limits: how much is done at a time.
           index: documents that are put before each prompt.
           num_documents: largest number of them.
 
         Raises:
-          ConfigError: the run continues no text.
+          ConfigError: the run writes no text that can be served.
         """
         self.run = runs.policy_run(run)
         model = self.run.model
         self.tokenizer = prompts.tokenizer_of(self.run)
-        if not isinstance(model, ContinuesText):
+        self.most_pictures = pictures.most_pictures(self.run)
+        if self.most_pictures:
+            decoder = pictures.blank_decoder(self.run)
+        elif isinstance(model, ContinuesText):
+            decoder = model.token_decoder(self.run.state)
+        else:
             raise ConfigError(
                 f"{run.workdir} holds a {type(model).__name__}; a server of texts needs a model that continues them "
-                "(GPT, a recurrent language model)"
+                "(GPT, a recurrent language model), or writes about pictures (Captioner, GIT, LLaVA, Flamingo)"
             )
-        self.batcher = Batcher(model.token_decoder(self.run.state), model.sampling, limits)
+        self.batcher = Batcher(decoder, model.sampling, limits, read_alone=self.most_pictures > 0)
         self._pieces = prompts.pieces_of(self.tokenizer)
         self._index, self._num_documents = index, num_documents
         self._compiling = threading.Lock()
@@ -117,10 +124,20 @@ class Texts:
         for name, neutral in (("presence_penalty", 0), ("frequency_penalty", 0), ("logit_bias", {})):
             body.refuse(name, neutral, "a run may be trained or served with model.sampling.repetition_penalty")
         found: list[Found] = []
-        if chat and not self.chats:
+        if self.most_pictures and not chat:
+            raise RequestError(
+                f"{self.run.name} writes about pictures; ask /v1/chat/completions, with each picture as a part of the "
+                "type image_url",
+                status=404,
+            )
+        if chat and not self.chats and not self.most_pictures:
             raise RequestError(f"{self.run.name} was not trained on chats; ask /v1/completions", param="messages")
         if chat:
-            given: list[Any] = [self._with_documents(messages_of(body), found)]
+            if self.most_pictures:
+                body.refuse("tools", [], f"{self.run.name} was not trained on chats")
+                given: list[Any] = [pictures.question_of(body, self.run)]
+            else:
+                given = [self._with_documents(messages_of(body), found)]
             num_likeliest = body.integer("top_logprobs", 0, 0, MOST_LIKELIEST) if body.flag("logprobs") else None
             if num_likeliest is None and "top_logprobs" in body.fields:
                 raise RequestError("top_logprobs needs logprobs=true", param="top_logprobs")
@@ -129,6 +146,8 @@ class Texts:
             body.refuse("suffix", "", "the models continue texts, and do not fill gaps")
             given = [self._with_documents(each, found) for each in _prompts(body)]
             num_likeliest = body.integer("logprobs", None, 0, MOST_LIKELIEST)
+        if self.most_pictures:
+            given = [self._looked(each) for each in given]
         tokens = [self._encoded(each, form) for each in given]
         sampling, chosen = self.run.model.sampling, self._max_tokens(body, tokens)
         stops = body.texts("stop", MOST_STOPS)
@@ -138,13 +157,13 @@ class Texts:
         settings: dict[str, Any] = {
             "temperature": body.number("temperature", sampling.temperature, 0, HIGHEST_TEMPERATURE),
             "top_p": body.number("top_p", sampling.top_p or 1.0, 1e-6, 1),
-            "ends": prompts.ends_of(self.run, given[0] if chat else ""),
+            "ends": prompts.ends_of(self.run, given[0] if chat and not self.most_pictures else ""),
             "num_likeliest": num_likeliest,
         }
         seed = body.integer("seed", None, -(2**63), 2**63 - 1)
         keys = keys_of(secrets.randbits(63) if seed is None else seed, count)
         rows = []
-        for ids, limit in zip(tokens, chosen):
+        for each, ids, limit in zip(given, tokens, chosen):
             if automaton is not None:
                 automaton.check(limit)
             for key in keys:
@@ -152,9 +171,10 @@ class Texts:
                     prompt=ids,
                     max_new_tokens=limit,
                     key=key,
-                    assembler=Assembler(self._pieces, stops),
+                    assembler=Assembler(self._pieces, stops, without_first_blank=self.most_pictures > 0),
                     emit=functools.partial(emit, len(rows)),
                     walk=None if automaton is None else Walk(automaton),
+                    decoder=each.decoder if isinstance(each, pictures.Looked) else None,
                     **settings,
                 )
                 rows.append(row)
@@ -193,6 +213,8 @@ class Texts:
 
     def _encoded(self, prompt: Any, form: Format) -> np.ndarray:
         """Tokens of a prompt, int32 [P]."""
+        if isinstance(prompt, pictures.Looked):
+            return prompt.tokens
         if isinstance(prompt, np.ndarray):
             bad = prompt[(prompt < 0) | (prompt >= self.run.model.vocab_size)]
             if bad.size:
@@ -200,14 +222,19 @@ class Texts:
                     f"prompt has the token {bad[0]}, and the model knows {self.run.model.vocab_size}", param="prompt"
                 )
             return prompt.astype(np.int32)
-        # Refused before it is encoded, which would take long.
-        size = len(prompt) if isinstance(prompt, str) else sum(len(each["content"]) for each in prompt)
-        longest = self.batcher.max_context * max(map(len, self._pieces))
-        if size > longest:
-            raise _too_long(f"{size} characters", self.batcher.max_context)
+        self._check_size(len(prompt) if isinstance(prompt, str) else sum(len(each["content"]) for each in prompt))
         if isinstance(prompt, str) or not form.tools:
             return prompts.tokens_of(self.run, self.tokenizer, prompt)
         return prompts.tokens_of(self.run, self.tokenizer, prompt, tools=form.schemas)
+
+    def _looked(self, question: pictures.Question) -> pictures.Looked:
+        self._check_size(len(question.text))
+        return pictures.look(self.run, question)
+
+    def _check_size(self, size: int) -> None:
+        """Refuses a text of too many characters before it is encoded, which would take long."""
+        if size > self.batcher.max_context * max(map(len, self._pieces)):
+            raise _too_long(f"{size} characters", self.batcher.max_context)
 
     def _max_tokens(self, body: Body, tokens: list[np.ndarray]) -> list[int]:
         """Largest number of new tokens after each prompt."""

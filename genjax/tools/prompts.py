@@ -22,6 +22,7 @@ import numpy as np
 from genjax import config, decoding
 from genjax.data import CaptionedImages, Interleaved
 from genjax.data.base import HasTokenizer, RendersChats
+from genjax.data.fitting import PictureFile
 from genjax.data.text.tokenizer import Tokenizer
 from genjax.model import AnswersText, ContinuesText, DescribesPictures, FillsMasks, HasExtraTokens
 from genjax.training import Run, runs
@@ -233,11 +234,30 @@ def start_of(
 
 def _about_picture(run: Run, text: str, image: Sequence[str] | None) -> tuple[Any, np.ndarray]:
     """As `start_of`, for a model that writes about pictures."""
+    x, tokens = picture_prompt(run, text, image)
+    decoder, starts, _ = run.model.reader(run.state, x, jnp.asarray(tokens)[None], None)
+    return decoder, np.asarray(starts[0])
+
+
+def picture_prompt(run: Run, text: str, image: Sequence[PictureFile] | None) -> tuple[jax.Array | None, np.ndarray]:
+    """What a model reads of pictures and a text about them.
+
+    Args:
+      run: a run of a model that writes about pictures.
+      text: the prompt.
+      image: the pictures, or None.
+
+    Returns:
+      The pictures float32 [1, H, W, C], or [1, N, H, W, C] between words, or None; and the tokens [P].
+
+    Raises:
+      ConfigError: the run has no data of pictures, or there are too many pictures, or none where one is needed.
+      DataError: a picture cannot be read, or the text has words that are not known.
+    """
     data, model = run.experiment.data, run.model
     if isinstance(data, Interleaved):
         x, tokens = data.read_prompt(text, image or ())
-        decoder, starts, _ = model.reader(run.state, x, jnp.asarray(tokens), None)
-        return decoder, np.asarray(starts[0])
+        return x, tokens[0]
     if not isinstance(data, CaptionedImages):
         raise config.ConfigError(f"{run.workdir} was not trained on pictures with texts (data.name={data.name})")
     if image is None and model.needs_pictures:
@@ -245,12 +265,12 @@ def _about_picture(run: Run, text: str, image: Sequence[str] | None) -> tuple[An
             f"{run.workdir} holds a {type(model).__name__}, which writes about a picture; give one by --image=FILE"
         )
     if image is not None and len(image) > 1:
+        names = ",".join(map(str, image))
         raise config.ConfigError(
-            f"{run.workdir} was trained on texts about one picture each, and --image={','.join(image)} are {len(image)}"
+            f"{run.workdir} was trained on texts about one picture each, and --image={names} are {len(image)}"
         )
-    prompt = jnp.asarray(data.beginning(text, image is not None))[None]
-    decoder, starts, _ = model.reader(run.state, None if image is None else data.read_picture(image[0]), prompt, None)
-    return decoder, np.asarray(starts[0])
+    tokens = data.beginning(text, image is not None)
+    return None if image is None else data.read_picture(image[0]), tokens
 
 
 def tokens_of(run: Run, tokenizer: Tokenizer, text: Prompt, **settings: Any) -> np.ndarray:

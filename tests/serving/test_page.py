@@ -3,7 +3,9 @@
 import contextlib
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
@@ -18,6 +20,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from genjax.serving.app import Settings
 from genjax.serving.batching import Limits
 from genjax.serving.guard import Guard
+from genjax.tools import prompts
 from tests.serving.served import serving
 from tests.tools.untrained import untrained
 
@@ -141,6 +144,36 @@ def test_pictures_are_drawn_by_seed_and_by_sliders(browser, tmp_path):
             until(browser, lambda: len(shown(browser)) == 1)
             assert float(slider.get_property("value")) == pytest.approx(0.1)
             check_page(browser)
+
+
+def test_a_picture_stands_beside_its_answer(browser, tmp_path):
+    file, large = tmp_path / "scene.png", tmp_path / "large.png"
+    Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(file)
+    # Larger than a request may be, so that the page makes it smaller.
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(700, 800, 3), dtype=np.uint8)).save(large)
+    assert large.stat().st_size > 2**20
+    question = "what colour is the circle?"
+    options = prompts.Options(seed=3, max_new_tokens=4, image=(str(file),))
+    run = untrained("questions_scenes", tmp_path / "sees")
+    want = "".join(prompts.generate(run, question, options))
+    with serving(run, Settings(limits=Limits(slots=1))) as client:
+        for width in WIDTHS:
+            visit(browser, client, width)
+            until(browser, lambda: is_open(browser))
+            for name, value in (("max_tokens", "4"), ("seed", "3"), ("pictures", str(file)), ("prompt", question)):
+                find(browser, name).send_keys(value)
+            find(browser, "send").click()
+            until(browser, lambda: find(browser, "send").is_enabled())
+            turns = browser.find_elements(By.CSS_SELECTOR, ".turn > span")
+            assert [each.get_property("textContent") for each in turns] == [question, want]
+            script = "return [...document.querySelectorAll('.turn.user img')].map(each => each.naturalWidth)"
+            assert browser.execute_script(script) == [32]
+            check_page(browser)
+        find(browser, "pictures").send_keys(str(large))
+        find(browser, "send").click()
+        until(browser, lambda: len(browser.find_elements(By.CSS_SELECTOR, ".turn.assistant")) == 2)
+        until(browser, lambda: find(browser, "send").is_enabled())
+        assert text_of(browser, "status") == "" and browser.execute_script(script) == [32, 800]
 
 
 def test_a_film_shows_the_way_from_noise(browser, tmp_path):
