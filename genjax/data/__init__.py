@@ -22,6 +22,7 @@ from genjax.data.pipeline import (
 from genjax.data.points import Points
 from genjax.data.sequences import TimeSeries, TokenPairs
 from genjax.data.spoken_texts import SpokenTexts
+from genjax.data.subject import SubjectImages
 from genjax.data.text.chat import Chat
 from genjax.data.text.encoder import EncoderText
 from genjax.data.text.knowledge import KnowledgeQuestions
@@ -64,6 +65,7 @@ __all__ = [
     "PythonSource",
     "QuestionAnswering",
     "SpokenTexts",
+    "SubjectImages",
     "Text",
     "PromptedText",
     "TextToText",

@@ -137,16 +137,18 @@ def picture_files(base: Path) -> list[Path]:
     return paths
 
 
-def folder_files(directory: str | None, split: str) -> tuple[Path, list[Path]]:
+def folder_files(directory: str | None, split: str | None) -> tuple[Path, list[Path]]:
     """The folder that a split's pictures lie under, and the pictures.
 
     If there is a subfolder train, the subfolders train, validation and test are the splits; otherwise `split_files`
-    divides the pictures.
+    divides the pictures.  Without a split: all pictures below the folder.
 
     Raises:
       DataError: there are no pictures, or no such split.
     """
     root = _folder(directory)
+    if split is None:
+        return root, picture_files(root)
     divided = split_folders(root)
     if divided:
         check_split(split.lower(), divided, f"folder {root}")
@@ -192,7 +194,7 @@ def labels_of_files(
 
 def folder_images(
     directory: str | None,
-    split: str,
+    split: str | None,
     size: tuple[int, int] | None,
     channels: int,
     class_names: tuple[str, ...] | None = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,26 +9,7 @@ import pytest
 transformers = pytest.importorskip("transformers")
 
 from tests.interop.diffusers_parts import diffusers, randomized  # noqa: E402
-
-START, END = "<|startoftext|>", "<|endoftext|>"
-MERGES = [("l", "o"), ("lo", "w</w>")]
-
-
-def tokenizer_files(folder: Path, padding: str = END) -> None:
-    """vocab.json and merges.txt of CLIP's kind with 516 pieces, and the settings."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters, extra = {byte: chr(byte) for byte in printable}, 0
-    for byte in range(256):
-        if byte not in letters:
-            letters[byte], extra = chr(256 + extra), extra + 1
-    pieces = [letters[b] for b in range(256)] + [letters[b] + "</w>" for b in range(256)]
-    pieces += ["".join(pair) for pair in MERGES] + [START, END]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
-    merges = "\n".join(" ".join(pair) for pair in MERGES)
-    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
-    settings = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": padding, "model_max_length": 77}
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "CLIPTokenizer"}))
+from tests.interop.made_folders import CHAIN, tokenizer_files  # noqa: E402
 
 
 def text_config(width: int, **changes):
@@ -60,9 +40,6 @@ def unet(**changes):
         "attention_head_dim": 8,
     }
     return randomized(diffusers.UNet2DConditionModel(**{**settings, **changes}), 2)
-
-
-CHAIN = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
 def stable_diffusion(folder: Path, **unet_changes):

@@ -60,8 +60,8 @@ class StableDiffusion(LatentDiffusion):
       pretrained: folder of a pipeline of the library diffusers to start from, whose sizes replace those here.
       zero_empty: a dropped text has the context 0 and not the encoding of the empty text (SDXL).
       new_tokens: number of embeddings of new words, whose tokens follow the vocabulary's; with
-        frozen=autoencoder,text,diffusion they alone are trained.
-      new_tokens_from: token whose embedding they start at; None for the mean of all.
+        frozen=autoencoder,text,diffusion they alone are trained.  None takes the data set's, if it has any.
+      new_tokens_from: token whose embedding they start at; None takes the data set's, else the mean of all.
       prior_weight: weight of the loss on the batch's `prior_x` and `prior_tokens`.
     """
 
@@ -76,7 +76,7 @@ class StableDiffusion(LatentDiffusion):
     image_channels: int = 0
     pretrained: str | None = None
     zero_empty: bool = False
-    new_tokens: int = 0
+    new_tokens: int | None = None
     new_tokens_from: int | None = None
     prior_weight: float = 0.0
     frozen: tuple[str, ...] = ("autoencoder", "text")
@@ -259,7 +259,8 @@ class StableDiffusion(LatentDiffusion):
         if not {"x", "tokens"} <= set(prior):
             raise UserError(
                 f"model.prior_weight={self.prior_weight} weighs pictures of the subject's class that the model drew "
-                "itself; give the batch prior_x and prior_tokens, or prior_weight=0"
+                "itself; give the batch prior_x and prior_tokens, as --data=subject --data.prior_dir=FOLDER does, or "
+                "prior_weight=0"
             )
         loss, metrics = super().loss(params, own, key, learned)
         # What is said of places in the batch holds for both.

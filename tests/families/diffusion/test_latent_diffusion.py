@@ -271,7 +271,11 @@ def test_of_a_new_word_its_embedding_alone_is_trained(texts):
     np.testing.assert_allclose(metrics["prior_loss"], second, rtol=1e-5)
     np.testing.assert_allclose(loss, known(params, same_word, key) + 0.3 * second, rtol=1e-5)
     for change, given, words in (
-        ({"prior_weight": 0.3}, same_word, "give the batch prior_x and prior_tokens, or prior_weight=0"),
+        (
+            {"prior_weight": 0.3},
+            same_word,
+            "give the batch prior_x and prior_tokens, as --data=subject .* or prior_weight=0",
+        ),
         ({"new_tokens": 1, "new_tokens_from": 9}, None, "new_tokens_from=9 is no token of the vocabulary of 9"),
         ({"new_tokens": 1, "second_text": TEXT}, None, "SDXL has two; give 0"),
     ):
