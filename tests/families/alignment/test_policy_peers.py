@@ -27,6 +27,8 @@ class Scores:
     """A policy whose parameters are the log-probabilities themselves."""
 
     sampling, optimizer, pretrained, sequence_length = Sampling(), SGD(), None, SIZE
+    # With experts, sources are left as they are; here there are none.
+    encoder = types.SimpleNamespace(experts=object())
 
     def token_log_probs(self, params, batch, temperature=1.0):
         return params
