@@ -11,7 +11,8 @@
 
 --build takes a folder of .txt files, a text file with a document a line, or JSON lines with "text" and, if wanted, "id"
 and "title".  A build that was killed goes on with the same command.  An index with vectors is opened with the encoder
-that made it: a run (--workdir), or a folder of sentence-transformers (--encoder); another one is refused.
+that made it: a run, or a folder of sentence-transformers (--encoder); another one is refused.  A run may be given as
+--workdir too.
 
 --kind=tokens keeps a vector of each token, and compares queries and documents token by token (late interaction).
 --approximate=ivf or hnsw searches vectors of documents by faiss, and prints its recall beside exact search.
@@ -30,6 +31,7 @@ from genjax.data.files import with_ending
 from genjax.data.text.collection import read_collection
 from genjax.tools import reading, retrieval
 from genjax.tools.embedding import Embedder
+from genjax.tools.opened import opened_embedder
 from genjax.training import Run, runs
 
 
@@ -41,8 +43,8 @@ class Place:
       index: folder of the index.
       build: documents to make the index of; without it the index is opened.
       query: what to look for; several may be separated by |.
-      workdir: run of an encoder of texts.
-      encoder: folder of an encoder of sentence-transformers.
+      workdir: run of an encoder of texts, or of a model that reads documents.
+      encoder: run of an encoder of texts, or folder of one of sentence-transformers.
       picture: file for a picture of the documents that the tokens of a RAG run's answer came from.
     """
 
@@ -89,12 +91,12 @@ def encoder_of(place: Place, run: Run | None) -> Embedder | None:
     """The encoder that the flags name, or None.
 
     Raises:
-      ConfigError: two are named.
+      ConfigError: two are named, or what is named gives no vectors of texts.
     """
     if run is not None and place.encoder is not None:
-        raise config.ConfigError("give one encoder: --workdir=RUN or --encoder=FOLDER, not both")
+        raise config.ConfigError("give one encoder: --workdir=RUN or --encoder=RUN, not both")
     if place.encoder is not None:
-        return Embedder.open(place.encoder)
+        return opened_embedder(place.encoder)
     return None if run is None else Embedder.of_run(run)
 
 

@@ -232,7 +232,7 @@ class Index:
             tokens, or words alone, are to be searched approximately.
           UserError: faiss is needed and not installed.
         """
-        options = options or SearchOptions()
+        options, queries = options or SearchOptions(), list(queries)
         has_vectors = self.embedder is not None and (self.vectors is not None or self.tokens is not None)
         method = options.method or ("vectors" if has_vectors else "words")
         if options.approximate is not None and (method == "words" or self.vectors is None):
@@ -242,6 +242,9 @@ class Index:
             )
         if method != "words" and not has_vectors:
             raise config.ConfigError(f"method={method} needs vectors; open the index with the encoder that made it")
+        if not queries:
+            # Of no text an encoder gives no vector, and so no width.
+            return Hits(np.zeros((0, options.num_documents), np.int64), np.zeros((0, options.num_documents)))
         depth = options.num_documents if method != "fusion" else max(options.depth, options.num_documents)
         rankings = []
         if method != "vectors":

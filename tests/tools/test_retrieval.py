@@ -137,6 +137,45 @@ def test_another_encoder_other_documents_and_a_missing_index_are_refused(embedde
     assert words.search(["unknown words only"]) == [[]] and isinstance(words.hits(["cat"]), Hits)
 
 
+@pytest.mark.parametrize("method", ["words", "vectors", "fusion"])
+def test_no_query_gives_no_row(embedder, tmp_path, method):
+    index = retrieval.build(tmp_path / "index", DOCUMENTS, embedder)
+    options = retrieval.SearchOptions(num_documents=3, method=method)
+    assert index.search([], options) == [] and index.hits([], options).documents.shape == (0, 3)
+    # More than there are, and only words that no document holds.
+    found = index.search(["xyzzy"], retrieval.SearchOptions(num_documents=9, method=method))[0]
+    assert len(found) == (0 if method == "words" else len(DOCUMENTS))
+
+
+def test_an_encoder_whose_vectors_are_not_finite_is_refused(embedder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Embedder, "documents", lambda self, texts: np.full((len(texts), 4), np.nan, np.float32))
+    with pytest.raises(UserError, match="document 0 has a vector with NaN or infinity; its model has no finite output"):
+        retrieval.build(tmp_path / "index", DOCUMENTS, embedder)
+
+
+def test_the_command_takes_a_run_as_encoder_and_refuses_one_that_embeds_nothing(tmp_path, capsys):
+    run = untrained("dpr_facts", tmp_path / "dpr")
+    # Its tokens are the words of made facts.
+    texts = [run.experiment.data.make_tokenizer().decode(np.arange(4 * i, 4 * i + 4)) for i in range(20, 25)]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    index, ask = f"--index={tmp_path / 'index'}", f"--query={texts[2]}"
+    build = f"--build={tmp_path / 'texts.txt'}"
+    assert retrieve.main(["retrieve", index, build, f"--encoder={run.workdir}", ask]) == 0
+    first, *answer = capsys.readouterr().out.splitlines()
+    assert "5 documents, words and vectors of" in first and len(answer) == 6
+    # The same run under its other flag opens the index and finds the same.
+    assert retrieve.main(["retrieve", index, f"--workdir={run.workdir}", ask]) == 0
+    assert capsys.readouterr().out.splitlines() == answer
+    vae = untrained("vae_digits", tmp_path / "vae")
+    message = "vae_digits is a run of .*VAE on .*, which gives no vectors of texts; give a run of an encoder"
+    with pytest.raises(UserError, match=message):
+        retrieve.main(["retrieve", index, ask, f"--encoder={vae.workdir}"])
+    with pytest.raises(UserError, match="give one encoder: --workdir=RUN or --encoder=RUN, not both"):
+        retrieve.main(["retrieve", index, ask, f"--encoder={run.workdir}", f"--workdir={run.workdir}"])
+    with pytest.raises(UserError, match="nowhere"):
+        retrieve.main(["retrieve", index, ask, f"--encoder={tmp_path / 'nowhere'}"])
+
+
 def test_texts_that_are_cut_are_counted_in_a_warning(embedder, caplog):
     with caplog.at_level(logging.WARNING):
         embedder.documents(["word " * 500, "short"])
