@@ -25,13 +25,15 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from genjax.errors import UserError
 from genjax.families.retrieval.hits import Hits, best_positive, check_number, whole_groups
 
+Method = Literal["lucene", "robertson", "atire", "bm25l", "bm25+"]
+Dtype = Literal["float32", "float64"]
 _WORD = re.compile(r"\w+")
 
 
@@ -54,20 +56,23 @@ class BM25:
       dtype: type of the scores.
     """
 
-    method: Literal["lucene", "robertson", "atire", "bm25l", "bm25+"] = "lucene"
+    method: Method = "lucene"
     k1: float = 1.5
     b: float = 0.75
     delta: float = 0.5
     absent_words: bool = False
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
-        if self.k1 < 0:
-            raise UserError(f"k1={self.k1} must not be negative")
+        for name, choices in (("method", Method), ("dtype", Dtype)):
+            if getattr(self, name) not in get_args(choices):
+                raise UserError(f"{name}={getattr(self, name)} must be one of {', '.join(get_args(choices))}")
+        if not 0 <= self.k1 < np.inf:
+            raise UserError(f"k1={self.k1} must be a finite number, and not negative")
         if not 0 <= self.b <= 1:
             raise UserError(f"b={self.b} must lie between 0 and 1")
-        if self.delta < 0:
-            raise UserError(f"delta={self.delta} must not be negative")
+        if not 0 <= self.delta < np.inf:
+            raise UserError(f"delta={self.delta} must be a finite number, and not negative")
 
     def inverse_frequency(self, num_documents: int, holding: np.ndarray) -> np.ndarray:
         """idf of words that `holding` [V] of the documents hold, float64 [V]."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from genjax.errors import UserError
-from genjax.families.retrieval.hits import Hits, best
+from genjax.families.retrieval.hits import Hits, best, check_number
 
 
 def reciprocal_rank_fusion(
@@ -29,8 +29,12 @@ def reciprocal_rank_fusion(
       Documents [Q, K] with their fused scores; documents of equal score in the order of their ids.
 
     Raises:
-      UserError: no ranking is given, rankings have different numbers of queries, or the weights do not fit them.
+      UserError: no ranking is given, rankings have different numbers of queries, the weights do not fit them, the
+        constant is negative, or fewer than one document is asked for.
     """
+    check_number(num_documents)
+    if not constant >= 0:
+        raise UserError(f"constant={constant} must not be negative")
     if not rankings:
         raise UserError("there is no ranking to join")
     if len({len(hits.documents) for hits in rankings}) > 1:
@@ -38,6 +42,10 @@ def reciprocal_rank_fusion(
         raise UserError(f"rankings of {numbers} queries cannot be joined; search with the same queries")
     if weights is not None and len(weights) != len(rankings):
         raise UserError(f"{len(weights)} weights do not fit {len(rankings)} rankings")
+    if weights is not None and not np.isfinite(weights).all():
+        raise UserError(f"weights={weights} must be finite")
+    if not len(rankings[0].documents):
+        return Hits(np.zeros((0, num_documents), np.int64), np.zeros((0, num_documents)))
     rows = []
     for query in range(len(rankings[0].documents)):
         scores: dict[int, float] = {}

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -124,11 +124,14 @@ class VectorIndex:
         """The index of vectors [N, D], which are scaled to length 1 for cosine.
 
         Raises:
-          UserError: there is no vector, a number is not finite, or a vector is 0 where cosines are asked for.
+          UserError: there is no vector, widths differ, the metric is not known, a number is not finite, or a vector is
+            0 where cosines are asked for.
         """
-        vectors = np.asarray(vectors, np.float32)
-        if vectors.ndim != 2 or not len(vectors):
-            raise UserError(f"vectors of documents have shape [N, D] with N >= 1, not {list(vectors.shape)}")
+        vectors = _numbers(vectors, "document")
+        if vectors.ndim != 2 or not vectors.size:
+            raise UserError(f"vectors of documents have shape [N, D] with N, D >= 1, not {list(vectors.shape)}")
+        if metric not in get_args(Metric):
+            raise UserError(f"metric={metric} must be one of {', '.join(get_args(Metric))}")
         if block_size < 1:
             raise UserError(f"block_size={block_size} must be at least 1")
         if not 1 <= num_devices <= jax.local_device_count():
@@ -146,9 +149,11 @@ class VectorIndex:
 
         Raises:
           UserError: queries have another width than the documents, a number is not finite, a query is 0 where cosines
-            are asked for, or fewer than one document is asked for.
+            are asked for, fewer than one document is asked for, or `present` has another length.
         """
         check_number(num_documents)
+        if present is not None and np.shape(present) != (len(self.vectors),):
+            raise UserError(f"present has shape {list(np.shape(present))}, and the index {len(self.vectors)} documents")
         queries = jnp.asarray(self.prepared(queries))
         shape = (len(queries), num_documents)
         best = jnp.full(shape, -jnp.inf), jnp.full(shape, -1, jnp.int32)
@@ -181,7 +186,7 @@ class VectorIndex:
         Raises:
           UserError: they have another width than the documents, a number is not finite, or one is 0 for cosine.
         """
-        queries = np.asarray(queries, np.float32)
+        queries = _numbers(queries, "query")
         if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1]:
             raise UserError(
                 f"queries have shape {list(queries.shape)}, and the documents of this index "
@@ -189,6 +194,14 @@ class VectorIndex:
             )
         _check_finite(queries, "query")
         return _scaled(queries, self.metric, "query")
+
+
+def _numbers(vectors: np.ndarray, what: str) -> np.ndarray:
+    """Vectors as float32, which may be given as lists."""
+    try:
+        return np.asarray(vectors, np.float32)
+    except (TypeError, ValueError):
+        raise UserError(f"each {what} must have a vector of as many numbers as the others") from None
 
 
 def _check_finite(vectors: np.ndarray, what: str) -> None:

@@ -108,9 +108,15 @@ def test_an_index_is_the_same_after_a_round_trip_through_arrays():
     [
         (lambda: BM25().index([]), "there is no document to index"),
         (lambda: BM25().index([["a"], []]), "document 1 has no word"),
-        (lambda: BM25(k1=-1.0), "k1=-1.0 must not be negative"),
+        (lambda: BM25(k1=-1.0), "k1=-1.0 must be a finite number, and not negative"),
+        (lambda: BM25(k1=np.nan), "k1=nan must be a finite number"),
+        (lambda: BM25(k1=np.inf), "k1=inf must be a finite number"),
+        (lambda: BM25(b=np.nan), "b=nan must lie between 0 and 1"),
+        (lambda: BM25(delta=np.nan), "delta=nan must be a finite number"),
+        (lambda: BM25(method="bm26"), "method=bm26 must be one of lucene, robertson, atire, bm25l, bm25[+]"),
+        (lambda: BM25(dtype="int8"), "dtype=int8 must be one of float32, float64"),
         (lambda: BM25(b=1.5), "b=1.5 must lie between 0 and 1"),
-        (lambda: BM25(delta=-1.0), "delta=-1.0 must not be negative"),
+        (lambda: BM25(delta=-1.0), "delta=-1.0 must be a finite number, and not negative"),
         (lambda: BM25().index([["a"]]).search([["a"]], 0), "num_documents=0 must be at least 1"),
     ],
 )

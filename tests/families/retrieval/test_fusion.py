@@ -26,13 +26,24 @@ def test_weights_and_equal_scores():
 
 
 @pytest.mark.parametrize(
-    "rankings, weights, message",
+    "rankings, settings, message",
     [
-        ([], None, "there is no ranking to join"),
-        ([hits([1]), hits([1], [2])], None, r"rankings of \[1, 2\] queries cannot be joined"),
-        ([hits([1])], [1.0, 2.0], "2 weights do not fit 1 rankings"),
+        ([], {}, "there is no ranking to join"),
+        ([hits([1]), hits([1], [2])], {}, r"rankings of \[1, 2\] queries cannot be joined"),
+        ([hits([1])], {"weights": [1.0, 2.0]}, "2 weights do not fit 1 rankings"),
+        ([hits([1])], {"weights": [np.nan]}, r"weights=\[nan\] must be finite"),
+        ([hits([1])], {"constant": -1.0}, "constant=-1.0 must not be negative"),
+        ([hits([1])], {"constant": np.nan}, "constant=nan must not be negative"),
+        ([hits([1])], {"num_documents": 0}, "num_documents=0 must be at least 1"),
     ],
 )
-def test_bad_input_is_one_sentence(rankings, weights, message):
+def test_bad_input_is_one_sentence(rankings, settings, message):
     with pytest.raises(UserError, match=message):
-        reciprocal_rank_fusion(rankings, 1, weights=weights)
+        reciprocal_rank_fusion(rankings, **{"num_documents": 1, **settings})
+
+
+def test_no_query_gives_no_row_and_a_query_without_documents_an_empty_one():
+    none = Hits(np.zeros((0, 3), np.int64), np.zeros((0, 3)))
+    assert reciprocal_rank_fusion([none, none], 2).documents.shape == (0, 2)
+    found = reciprocal_rank_fusion([hits([-1, -1])], 2)
+    assert found.documents.tolist() == [[-1, -1]] and np.all(np.isneginf(found.scores))

@@ -81,7 +81,11 @@ def test_ids_and_scores_are_those_of_faiss():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: VectorIndex.of(np.zeros((0, 3))), r"shape \[N, D\] with N >= 1, not \[0, 3\]"),
+        (lambda: VectorIndex.of(np.zeros((0, 3))), r"shape \[N, D\] with N, D >= 1, not \[0, 3\]"),
+        (lambda: VectorIndex.of(np.zeros((2, 0))), r"with N, D >= 1, not \[2, 0\]"),
+        (lambda: VectorIndex.of([[1.0, 2.0], [1.0]]), "each document must have a vector of as many numbers as the oth"),
+        (lambda: VectorIndex.of([["a"]]), "each document must have a vector of as many numbers"),
+        (lambda: VectorIndex.of(DOCUMENTS, "dot"), "metric=dot must be one of inner_product, cosine, euclidean"),
         (lambda: VectorIndex.of(np.array([[1.0], [np.nan]])), "document 1 has a vector with NaN"),
         (lambda: VectorIndex.of(np.array([[1.0], [0.0]]), "cosine"), "document 1 has the vector 0"),
         (lambda: VectorIndex.of(DOCUMENTS, block_size=0), "block_size=0 must be at least 1"),
@@ -90,6 +94,9 @@ def test_ids_and_scores_are_those_of_faiss():
             lambda: VectorIndex.of(DOCUMENTS).search(np.full((1, 6), np.inf)),
             "query 0 has a vector with NaN or infinity",
         ),
+        (lambda: VectorIndex.of(DOCUMENTS, "cosine").search(np.zeros((1, 6))), "query 0 has the vector 0"),
+        (lambda: VectorIndex.of(DOCUMENTS).search([[1.0] * 6, [1.0]]), "each query must have a vector of as many"),
+        (lambda: VectorIndex.of(DOCUMENTS[:3]).search(QUERIES, 1, np.ones(2, bool)), r"shape \[2\].* 3 documents"),
         (lambda: VectorIndex.of(DOCUMENTS).search(QUERIES, 0), "num_documents=0 must be at least 1"),
     ],
 )
