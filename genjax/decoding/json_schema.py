@@ -106,15 +106,17 @@ class _Schema:
         made = self._made(schema, place, open_references)
         self.size += len(made)
         if self.size > LONGEST_PATTERN:
-            raise UserError(f"{place} makes too long a pattern; give a smaller schema")
+            raise UserError(f"{_short(place)} makes too long a pattern; give a smaller schema")
         return made
 
     def _made(self, schema: Any, place: str, open_references: tuple[str, ...]) -> str:
-        if schema is True or schema == {}:
+        if schema is True:
             return _any_value(1)
         if not isinstance(schema, Mapping):
             raise UserError(f"{place} must be an object of JSON schema")
         given = {name: value for name, value in schema.items() if name not in _NOTES}
+        if not given:
+            return _any_value(1)
         if "$ref" in given:
             _check(given, {"$ref"}, place)
             reference = given["$ref"]
@@ -126,7 +128,11 @@ class _Schema:
             values = given["enum"] if "enum" in given else [given["const"]]
             if not isinstance(values, list) or not values:
                 raise UserError(f"enum of {place} must be a list of at least one value")
-            return _either([escaped(json.dumps(value, ensure_ascii=False)) for value in values])
+            try:
+                texts = [json.dumps(value, ensure_ascii=False, allow_nan=False) for value in values]
+            except ValueError:
+                raise UserError(f"enum of {place} has NaN or infinity, which JSON does not have") from None
+            return _either([escaped(text) for text in texts])
         for name in ("anyOf", "oneOf", "allOf"):
             if name in given:
                 _check(given, {name}, place)
@@ -193,6 +199,11 @@ class _Schema:
                 raise UserError(f"{place} refers to {reference}, which the schema does not have")
             value = value[name]
         return value
+
+
+def _short(place: str, most: int = 100) -> str:
+    """The beginning of a place, which names everything around it."""
+    return place if len(place) <= most else f"{place[: most - 1]}…"
 
 
 def _in_order(pairs: Sequence[str], needed: Sequence[bool]) -> str:

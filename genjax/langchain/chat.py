@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, Literal
@@ -14,11 +15,14 @@ from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
-from langchain_core.tools import BaseTool
+from langchain_core.tools import BaseTool, create_schema_from_function
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import BaseModel
 
 from genjax.config import ConfigError
+from genjax.decoding.json_schema import pattern_of_schema
+from genjax.errors import UserError
 from genjax.langchain.requests import (
     Asking,
     ChunkReader,
@@ -162,10 +166,17 @@ class ChatGenjax(BaseChatModel, Asking):
             a call where the model writes one as it has learned; "none".
           strict: makes schemas say that their keys are all there is; calls that must be made obey them in any case.
           **kwargs: further fields of the request.
+
+        Raises:
+          ConfigError: there is no such tool, or one that must be called has arguments that refer to themselves.
         """
-        described = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+        described = [_described(tool, convert_to_openai_tool, strict) for tool in tools]
         if tool_choice is not None and tool_choice is not False:
-            kwargs["tool_choice"] = _choice(tool_choice, [tool["function"]["name"] for tool in described])
+            names = [tool["function"]["name"] for tool in described]
+            choice = kwargs["tool_choice"] = _choice(tool_choice, names)
+            for name, tool in zip(names, tools):
+                if choice == "required" or (isinstance(choice, dict) and choice == _function(name)):
+                    _check_obeyed(tool, f"the tool {name}")
         return super().bind(tools=described, **kwargs)
 
     def with_structured_output(
@@ -188,13 +199,13 @@ class ChatGenjax(BaseChatModel, Asking):
           **kwargs: further fields of the request.
 
         Raises:
-          ConfigError: the method is not known.
+          ConfigError: the method is not known, or the schema refers to itself.
         """
         is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
         told = {"kwargs": {"method": method, "strict": strict}, "schema": schema}
         parser: Any = PydanticOutputParser(pydantic_object=schema) if is_class else JsonOutputParser()
         if method == "function_calling":
-            name = convert_to_openai_tool(schema)["function"]["name"]
+            name = _described(schema, convert_to_openai_tool)["function"]["name"]
             model = self.bind_tools(
                 [schema], tool_choice=name, strict=strict, ls_structured_output_format=told, **kwargs
             )
@@ -205,7 +216,10 @@ class ChatGenjax(BaseChatModel, Asking):
         elif method == "json_mode":
             model = self.bind(response_format={"type": "json_object"}, ls_structured_output_format=told, **kwargs)
         elif method == "json_schema":
-            described = convert_to_json_schema(schema, strict=strict)
+            # Of a schema without properties LangChain's conversion keeps the title alone, and any value would obey it.
+            own = isinstance(schema, dict) and (schema.get("type") == "object" or "$ref" in schema)
+            described: Any = schema if own else _described(schema, convert_to_json_schema, strict)
+            _check_obeyed(schema, "the answer")
             form = {"name": described.get("title", "answer"), "schema": described}
             model = self.bind(
                 response_format={"type": "json_schema", "json_schema": form}, ls_structured_output_format=told, **kwargs
@@ -219,6 +233,37 @@ class ChatGenjax(BaseChatModel, Asking):
         return RunnableMap(raw=model) | parsed.with_fallbacks([failed], exception_key="parsing_error")
 
 
+def _described(given: Any, convert: Callable[..., dict[str, Any]], strict: bool | None = None) -> dict[str, Any]:
+    """A tool or a schema as a request has it."""
+    try:
+        return convert(given, strict=strict)
+    except RecursionError:
+        name = getattr(given, "__name__", "the schema")
+        raise ConfigError(f"{name} refers to itself, and an automaton has no recursion") from None
+
+
+def _check_obeyed(given: Any, what: str) -> None:
+    """Refuses a schema that refers to itself: LangChain would put any value at all in the place of the inner one.
+
+    Raises:
+      ConfigError: no automaton can check the schema.
+    """
+    own: Any = given
+    if isinstance(given, BaseTool):
+        own = given.tool_call_schema
+    elif inspect.isroutine(given):
+        own = create_schema_from_function(given.__name__, given)
+    if isinstance(own, type) and issubclass(own, BaseModel):
+        try:
+            pattern_of_schema(own.model_json_schema())
+        except UserError as error:
+            raise ConfigError(f"the schema of {what} cannot be obeyed: {error}") from None
+
+
+def _function(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
 def _choice(wanted: str | dict[str, Any] | bool, names: list[str]) -> Any:
     """The choice of a tool as a request has it.
 
@@ -228,8 +273,8 @@ def _choice(wanted: str | dict[str, Any] | bool, names: list[str]) -> Any:
     if isinstance(wanted, dict):
         return wanted
     if wanted in names:
-        return {"type": "function", "function": {"name": wanted}}
-    if wanted not in _CHOICES:
+        return _function(wanted)
+    if not isinstance(wanted, str | bool) or wanted not in _CHOICES:
         raise ConfigError(f"tool_choice={wanted} is none of the tools {', '.join(names)}, nor any, auto or none")
     return _CHOICES[wanted]
 

@@ -149,7 +149,8 @@ class GenjaxVectorStore(VectorStore):
 
         Raises:
           ConfigError: there are not as many ids as documents, or settings are not known.
-          UserError: a vector is not finite, or is 0 where cosines are asked for.
+          UserError: there are not as many vectors as documents or they differ in width, or a vector is not finite or is
+            0 where cosines are asked for.
         """
         given = kwargs.pop("ids", None) or [document.id for document in documents]
         _refuse(kwargs)
@@ -158,12 +159,14 @@ class GenjaxVectorStore(VectorStore):
         ids = [str(uuid.uuid4()) if name is None else str(name) for name in given]
         if not documents:
             return []
-        vectors = np.array(self._embedding.embed_documents([each.page_content for each in documents]), np.float32)
+        vectors: Any = self._embedding.embed_documents([each.page_content for each in documents])
         self._put(ids, [each.model_copy(update={"id": name}) for each, name in zip(documents, ids)], vectors)
         return ids
 
     def _put(self, ids: Sequence[str], documents: Sequence[Document], vectors: np.ndarray) -> None:
         vectors = VectorIndex.of(vectors, self.metric).vectors
+        if len(vectors) != len(documents):
+            raise ConfigError(f"the embeddings gave {len(vectors)} vectors for {len(documents)} documents")
         with self._lock:
             if len(self._documents) and vectors.shape[1] != self._vectors.shape[1]:
                 raise ConfigError(

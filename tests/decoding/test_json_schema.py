@@ -98,6 +98,15 @@ def test_any_object_is_json_without_a_schema():
         ({"type": "array", "minItems": 3, "maxItems": 2}, "minItems=3 above maxItems=2"),
         ({"type": "array", "maxItems": 10**6}, "between 0 and 1000"),
         ({"enum": []}, "at least one value"),
+        ({"enum": [1, float("nan")]}, "enum of the schema has NaN or infinity, which JSON does not have"),
+        ({"const": [float("inf")]}, "has NaN or infinity"),
+        (
+            {
+                "$ref": "#/$defs/a",
+                "$defs": {"a": {"items": {"$ref": "#/$defs/b"}}, "b": {"anyOf": [{"$ref": "#/$defs/a"}]}},
+            },
+            "anyOf of #/.defs/b refers to itself by #/.defs/a",
+        ),
         ({"properties": {}, "required": ["a"]}, "requires 'a'"),
         ({"allOf": [{}, {}]}, "allOf of one alone"),
         ({"properties": {"a": {"minItems": 0, "items": 3}}}, "items of a of the schema must be an object"),
@@ -106,6 +115,19 @@ def test_any_object_is_json_without_a_schema():
 def test_what_an_automaton_cannot_obey_is_refused_by_name(schema, message):
     with pytest.raises(UserError, match=message):
         pattern_of_schema(schema)
+
+
+def test_notes_alone_constrain_nothing():
+    assert pattern_of_schema({"title": "thing"}) == pattern_of_schema({}) == pattern_of_schema(True)
+
+
+def test_a_schema_too_large_is_one_short_sentence():
+    deep = {"type": "null"}
+    for _ in range(30):
+        deep = {"type": "array", "items": {"anyOf": [deep, deep]}}
+    with pytest.raises(UserError, match="makes too long a pattern; give a smaller schema") as caught:
+        pattern_of_schema(deep)
+    assert len(str(caught.value)) < 200
 
 
 def test_a_thousand_texts_of_a_random_network_parse():

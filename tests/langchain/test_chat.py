@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any, TypedDict
 
 import numpy as np
 import pytest
@@ -48,6 +49,19 @@ class Person(BaseModel):
     name: str = Field(max_length=8)
     age: int = Field(ge=0, lt=150)
     friend: str | None = None
+
+
+class Node(BaseModel):
+    """A node."""
+
+    name: str
+    child: "Node | None" = None
+
+
+class Linked(TypedDict):
+    """A chain."""
+
+    following: "Linked | None"
 
 
 @tool
@@ -127,8 +141,62 @@ def test_tools_that_must_be_called_are_called_with_arguments_that_fit(chat):
     assert whole.response_metadata["finish_reason"] == "tool_calls" and whole.content == ""
     for choice in ("auto", "none", None):
         assert isinstance(chat.bind_tools([turn_on], tool_choice=choice).invoke(HELLO), AIMessage)
-    with pytest.raises(UserError, match="tool_choice=turn is none of the tools turn_on"):
-        chat.bind_tools([turn_on], tool_choice="turn")
+    for choice in ("turn", ["turn_on"], 3):
+        with pytest.raises(UserError, match="tool_choice=.* is none of the tools turn_on, nor any, auto or none"):
+            chat.bind_tools([turn_on], tool_choice=choice)
+    with pytest.raises(UserError, match="must be none, auto, required, or a function out of turn_on"):
+        chat.bind_tools([turn_on], tool_choice={"type": "function", "function": {"name": "turn"}}).invoke(HELLO)
+    with pytest.raises(UserError, match="tool_choice needs tools"):
+        chat.bind_tools([], tool_choice="any").invoke(HELLO)
+
+
+def test_schemas_that_refer_to_themselves_or_have_no_bound_are_refused_by_name(chat):
+    @tool
+    def walk(node: Node) -> str:
+        """Walks."""
+
+    def jump(node: Node) -> str:
+        """Jumps."""
+
+    message = "{} cannot be obeyed: .* refers to itself by #/.defs/Node, and an automaton has no recursion"
+    for made, name in ((walk, "walk"), (jump, "jump"), (Node, "Node")):
+        for choice in ("any", name, {"type": "function", "function": {"name": name}}):
+            with pytest.raises(UserError, match=message.format(f"the schema of the tool {name}")):
+                chat.bind_tools([turn_on, made], tool_choice=choice)
+        # A call that need not be made, or another tool's, is not held to the schema.
+        for choice in ("auto", "none", "turn_on", None):
+            chat.bind_tools([turn_on, made], tool_choice=choice)
+    for method, name in (("json_schema", "the answer"), ("function_calling", "the tool Node")):
+        with pytest.raises(UserError, match=message.format(f"the schema of {name}")):
+            chat.with_structured_output(Node, method=method)
+        with pytest.raises(UserError, match="Linked refers to itself, and an automaton has no recursion"):
+            chat.with_structured_output(Linked, method=method)
+    inner = {"type": "object", "properties": {"next": {"$ref": "#/$defs/n"}}}
+    given = {"title": "chain", "description": "A chain.", **inner, "$defs": {"n": inner}}
+    with pytest.raises(UserError, match="cannot be obeyed: .* refers to itself by #/.defs/n"):
+        chat.with_structured_output(given).invoke(HELLO)
+    deep = {"type": "null"}
+    for _ in range(400):
+        deep = {"type": "array", "items": deep}
+    given = {"title": "deep", "description": "Deep.", "type": "object", "properties": {"a": deep}}
+    with pytest.raises(UserError, match="cannot be obeyed: .*(too deep to be read|too long a pattern)"):
+        chat.with_structured_output(given).invoke(HELLO)
+    for given in ({"title": "map", "type": "object"}, {"title": "map", "type": "object", "properties": {"a": {}}}):
+        with pytest.raises(UserError, match="additionalProperties of the schema must be false: keys come from prop"):
+            chat.with_structured_output({**given, "additionalProperties": {"type": "null"}}).invoke(HELLO)
+    with pytest.raises(UserError, match="cannot be obeyed: .* refers to itself by #/.defs/n"):
+        chat.with_structured_output({"title": "chain", "$ref": "#/$defs/n", "$defs": {"n": inner}}).invoke(HELLO)
+
+
+def test_fields_of_any_value_are_obeyed(chat):
+    class Loose(BaseModel):
+        """Anything."""
+
+        thing: Any
+
+    chat = chat.model_copy(update={"max_tokens": 90})
+    for method in ("json_schema", "function_calling"):
+        assert isinstance(chat.with_structured_output(Loose, method=method).invoke(HELLO), Loose)
 
 
 def test_structured_output_of_a_network_that_has_learned_nothing(chat):

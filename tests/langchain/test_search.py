@@ -114,6 +114,24 @@ def test_what_a_store_cannot_take_is_refused():
         GenjaxVectorStore.from_texts(["0"], Given(np.zeros((1, 5))))
     with pytest.raises(UserError, match="NaN or infinity"):
         GenjaxVectorStore.from_texts(["0"], Given(np.full((1, 5), np.nan)))
+    with pytest.raises(UserError, match="query 0 has the vector 0"):
+        store.similarity_search_by_vector([0.0] * 5)
+    with pytest.raises(UserError, match=r"queries have shape \[1, 2\], and the documents of this index 5 numbers each"):
+        store.similarity_search_by_vector([1.0, 2.0])
+    with pytest.raises(UserError, match="must be at least 1"):
+        store.similarity_search("1", k=0)
+    few = Given()
+    few.embed_documents = lambda texts: [[1.0, 2.0]]
+    with pytest.raises(UserError, match="the embeddings gave 1 vectors for 2 documents"):
+        GenjaxVectorStore.from_texts(["1", "2"], few)
+    few.embed_documents = lambda texts: [[1.0, 2.0], [1.0]]
+    with pytest.raises(UserError, match="each document must have a vector of as many numbers as the others"):
+        GenjaxVectorStore.from_texts(["1", "2"], few)
+    # What was refused has left nothing, an id that comes twice is one document, and more than all are all.
+    assert len(store) == 20 and len(store.similarity_search("1", k=50)) == 20
+    twice = GenjaxVectorStore.from_texts(["1", "2"], Given(), ids=["a", "a"])
+    assert len(twice) == 1 and twice.get_by_ids(["a"])[0].page_content == "2"
+    assert GenjaxVectorStore.from_texts([], Given()).similarity_search("1") == []
     store._embedding = Given(VECTORS[:, :3])
     with pytest.raises(UserError, match="vectors of 3 numbers do not fit the store's of 5"):
         store.add_texts(["1"])
