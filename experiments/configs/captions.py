@@ -1,5 +1,7 @@
 """Captions of pictures, and questions about them."""
 
+import dataclasses
+
 from genjax.config import register
 from genjax.data import CaptionedImages, PictureQuestions
 from genjax.families.language.networks import bert_network
@@ -73,17 +75,13 @@ def git_scenes() -> Experiment:
 
     Data, steps and sizes are those of captions_scenes.
     """
-    return Experiment(
-        model=GIT(
-            vision=clip_network(3, 96, 4),
-            decoder=bert_network(2, 96, 4, max_length=32, dropout=0.0, attention_dropout=0.0),
-            patch_size=4,
-            optimizer=_OPTIMIZER,
-        ),
-        data=CaptionedImages(preprocessing="signed", batch_size=64, eval_batch_size=200),
-        training=Training(num_steps=6000, log_every=50, checkpoint_every=250, evaluate_every=500),
-        evaluation=Evaluation(num_examples=400),
+    model = GIT(
+        vision=clip_network(3, 96, 4),
+        decoder=bert_network(2, 96, 4, max_length=32, dropout=0.0, attention_dropout=0.0),
+        patch_size=4,
+        optimizer=_OPTIMIZER,
     )
+    return dataclasses.replace(captions_scenes(), model=model)
 
 
 @register(
