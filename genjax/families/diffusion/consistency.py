@@ -36,6 +36,7 @@ from genjax.families.diffusion.samplers import Carry, Denoiser, Estimate, Sample
 from genjax.families.diffusion.times import UniformTime
 from genjax.gradients import gradient_step, unless_skipped
 from genjax.model import TrainState, copies_of_start
+from genjax.nn import lora
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,7 +246,8 @@ class ConsistencyDistillation(ConsistencyModel):
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         state = super().init(key, batch)
-        copies = {name: jax.tree.map(jnp.copy, state.params) for name in ("teacher", "target")}
+        own = self.trained_params(state.params)
+        copies = {name: jax.tree.map(jnp.copy, own) for name in ("teacher", "target")}
         if not self.target_decay:
             del copies["target"]
         return state.replace(extra={**state.extra, **copies})
@@ -274,14 +276,18 @@ class ConsistencyDistillation(ConsistencyModel):
         second = (there - self.teacher_denoise(teacher, there, low, condition)) / expand(low, z)
         return z + 0.5 * width * (slope + second)
 
-    def _copies(self, state: TrainState) -> dict[str, PyTree]:
-        """Parameters of the teacher and, with target_decay, of the target network."""
-        return copies_of_start(state, [name for name in ("teacher", "target") if name in state.extra])
+    def _networks(self, state: TrainState) -> tuple[dict[str, PyTree], PyTree, PyTree | None]:
+        """The copies in `extra`, and all parameters of the teacher and of the target network, None without one.
+
+        The copies hold the trained parameters alone: all networks have one frozen encoder of captions.
+        """
+        copies = copies_of_start(state, [name for name in ("teacher", "target") if name in state.extra])
+        whole = {name: lora.join(state.params, copy) for name, copy in copies.items()}
+        return copies, whole["teacher"], whole.get("target")
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics: loss."""
-        copies = self._copies(state)
-        teacher, behind = copies["teacher"], copies.get("target")
+        copies, teacher, behind = self._networks(state)
 
         def loss(params: PyTree, part: Batch, part_key: Array) -> tuple[Array, Metrics]:
             losses = self._pair_losses(params, part, part_key, state.step, True, teacher, behind)
@@ -290,8 +296,9 @@ class ConsistencyDistillation(ConsistencyModel):
         new, metrics = gradient_step(loss, self.optimizer, trained=self.trained)(state, batch, key)
         if behind is not None:
             mu = self.target_decay
-            target = jax.tree.map(lambda c, p: mu * c + (1.0 - mu) * p, behind, new.params)
-            copies["target"] = unless_skipped(metrics, target, behind)
+            old, own = copies["target"], self.trained_params(new.params)
+            target = jax.tree.map(lambda c, p: mu * c + (1.0 - mu) * p, old, own)
+            copies["target"] = unless_skipped(metrics, target, old)
         return new.replace(extra={**new.extra, **copies}), metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
@@ -299,8 +306,6 @@ class ConsistencyDistillation(ConsistencyModel):
         (with averaged parameters if they are kept) and the target network; with target_decay 0 the target
         network is that student itself.
         """
-        copies = self._copies(state)
-        losses = self._pair_losses(
-            state.eval_params, batch, key, state.step, False, copies["teacher"], copies.get("target")
-        )
+        _, teacher, behind = self._networks(state)
+        losses = self._pair_losses(state.eval_params, batch, key, state.step, False, teacher, behind)
         return {"loss": losses}

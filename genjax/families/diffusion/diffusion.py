@@ -373,8 +373,7 @@ class Diffusion:
         names = [name for name in self.condition_on if name not in ("label", "text") and name in batch]
         empty = {name: jnp.zeros(batch[name].shape[1:]) for name in names}
         params, extra = self.init_params(key, batch), {"empty_condition": empty} if empty else None
-        trained = None if self.trained is None else lora.split(params, self.trained)[0]
-        return TrainState.create(params, self.optimizer, extra, trained=trained)
+        return TrainState.create(params, self.optimizer, extra, trained=self.trained_params(params))
 
     @property
     def trained(self) -> Callable[[str], bool] | None:
@@ -382,6 +381,10 @@ class Diffusion:
         if not (self.reads_text and self.text.frozen):
             return None
         return lambda path: path.split("/")[0] not in TEXT_PARTS
+
+    def trained_params(self, params: PyTree) -> PyTree:
+        """The parameters that are trained, a part of the tree `params`."""
+        return params if self.trained is None else lora.split(params, self.trained)[0]
 
     def init_params(self, key: Array, batch: Batch) -> PyTree:
         """Parameters before the first step."""

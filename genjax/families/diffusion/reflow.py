@@ -28,6 +28,7 @@ from genjax.families.diffusion.processes import GaussianProcess, LinearInterpola
 from genjax.families.diffusion.samplers import Denoiser, Euler, Heun, RungeKutta4, Sampler
 from genjax.gradients import gradient_step
 from genjax.model import TrainState, copies_of_start
+from genjax.nn import lora
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,9 @@ class Reflow(FlowMatching):
 
     def init(self, key: Array, batch: Batch) -> TrainState:
         state = super().init(key, batch)
-        return state.replace(extra={**state.extra, "teacher": jax.tree.map(jnp.copy, state.params)})
+        # A frozen encoder of captions is the student's own.
+        copy = jax.tree.map(jnp.copy, self.trained_params(state.params))
+        return state.replace(extra={**state.extra, "teacher": copy})
 
     def teacher_denoiser(self, teacher: PyTree, batch: Batch) -> Denoiser:
         """The teacher under the conditions of a batch."""
@@ -105,19 +108,20 @@ class Reflow(FlowMatching):
 
     def train_step(self, state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         """One update.  Metrics: loss = target_error of the pairs."""
-        teacher = copies_of_start(state, ["teacher"])["teacher"]
+        copy = copies_of_start(state, ["teacher"])["teacher"]
+        teacher = lora.join(state.params, copy)
 
         def loss(params: PyTree, part: Batch, part_key: Array) -> tuple[Array, Metrics]:
             return self.loss(params, self.paired(teacher, part, part_key), part_key, state.step)
 
         new, metrics = gradient_step(loss, self.optimizer, trained=self.trained)(state, batch, key)
-        return new.replace(extra={**new.extra, "teacher": teacher}), metrics
+        return new.replace(extra={**new.extra, "teacher": copy}), metrics
 
     def evaluate(self, state: TrainState, batch: Batch, key: Array) -> Metrics:
         """Per example, shape [B]: metrics of `Diffusion`, with `loss` and `target_error` of a pair, and `straightness`
         S.
         """
-        paired = self.paired(state.extra["teacher"], batch, key)
+        paired = self.paired(lora.join(state.params, state.extra["teacher"]), batch, key)
         losses, values = self.example_losses(state.eval_params, paired, key, training=False)
         denoise = self.denoiser(state.eval_params, self.condition(batch), Guidance())
         bend = straightness(self.teacher_sampler, denoise, self.process, paired["noise"], key)

@@ -10,11 +10,13 @@ import pytest
 from genjax.data import CaptionedImages
 from genjax.errors import UserError
 from genjax.families.diffusion.caption_encoder import TEXT_PARTS, CaptionEncoder
+from genjax.families.diffusion.consistency import ConsistencyDistillation
 from genjax.families.diffusion.dit import DiT
 from genjax.families.diffusion.flow_matching import FlowMatching
 from genjax.families.diffusion.guidance import Guidance
 from genjax.families.diffusion.networks import ResidualMLP
-from genjax.families.diffusion.samplers import Euler
+from genjax.families.diffusion.reflow import Reflow
+from genjax.families.diffusion.samplers import Euler, Heun
 from genjax.families.diffusion.vdm import VDM
 from genjax.nn.transformer import Transformer
 from genjax.optimizers import AdamW
@@ -132,6 +134,38 @@ def test_a_frozen_encoder_stays_to_the_last_bit(model, state, batch):
         jax.tree.map(close, [one.params[name], one.ema_params[name]], [beside.params[name], beside.ema_params[name]])
     trained = jax.grad(lambda p: model.loss(p, batch, KEY, 0)[0])(state.params)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(trained["text_stack"]["layer_1"]["mlp"]))
+
+
+DISTILLED = ConsistencyDistillation(
+    network=MODEL.network, condition_on=("text",), text=MODEL.text, optimizer=MODEL.optimizer, num_steps=2,
+    target_decay=0.75,
+)  # fmt: skip
+REFLOWED = Reflow(
+    network=MODEL.network, condition_on=("text",), text=MODEL.text, optimizer=MODEL.optimizer,
+    teacher_sampler=Heun(num_steps=1, variable="time"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("student", [DISTILLED, REFLOWED], ids=["distillation", "reflow"])
+def test_students_and_teachers_share_a_frozen_encoder_and_learn_what_copies_of_it_would_give(student, state, batch):
+    model = resolve(Experiment(model=student, data=DATA)).model
+    frozen = dataclasses.replace(model, text=dataclasses.replace(model.text, frozen=True))
+    taken = state.params
+    start, beside = (jax.jit(m.init)(KEY, batch).replace(params=taken) for m in (frozen, model))
+    of_text = [name for name in flatten(start) if set(name.split("/")) & set(TEXT_PARTS)]
+    assert of_text and all(name.startswith("params/") for name in of_text)
+    # The step before anything has moved has one loss and one update, whether teacher and target have encoders of their
+    # own or the student's.
+    after, metrics = jax.jit(frozen.train_step)(start, batch, KEY)
+    other, expected = jax.jit(model.train_step)(beside, batch, KEY)
+    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
+    for name in set(taken) - set(TEXT_PARTS):
+        for tree, wanted in ((after.params, other.params), *zip(after.extra.values(), other.extra.values())):
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), tree[name], wanted[name])
+    # The teacher reads captions by the encoder that the run started from, also where it lies in the parameters alone.
+    evaluate = lambda m, s: jax.jit(m.evaluate)(s, batch, KEY)["loss"]
+    whole = {name: {**taken, **copy} for name, copy in after.extra.items()}
+    np.testing.assert_allclose(evaluate(frozen, after), evaluate(model, after.replace(extra=whole)), rtol=1e-5)
 
 
 def test_the_features_before_the_last_block_and_at_the_end_token(model, state):
