@@ -109,8 +109,12 @@ class SubjectImages(Images):
         return None
 
     def spec(self) -> dict[str, Any]:
-        """As `Images.spec`; `new_tokens`, the number of new words, and with `like` the token `new_tokens_from`."""
+        """As `Images.spec`; `new_tokens`, the number of new words, with `first_new_token`, and with `like` the token
+        `new_tokens_from`.
+        """
         found = {**super().spec(), "new_tokens": len(self.new_words)}
+        if self.new_words:
+            found["first_new_token"] = self._tokenizer().num_known
         return found if self.like is None else {**found, "new_tokens_from": self._token_of(self.like)}
 
     def _token_of(self, word: str) -> int:

@@ -34,15 +34,17 @@ def tokenizer_files(folder: Path, padding: str = END) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "CLIPTokenizer"}))
 
 
-def stable_diffusion(folder: Path) -> Path:
-    """A pipeline of version 1 of 8 x 8 pixels and of one level with random weights, in a folder below `folder`."""
+def stable_diffusion(folder: Path, vocab_size: int = 516) -> Path:
+    """A pipeline of version 1 of 8 x 8 pixels and of one level with random weights, in a folder below `folder`; its
+    tokenizer has 516 tokens.
+    """
     vae = {"down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"], "sample_size": 8}
     vae |= {"block_out_channels": [8], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
     unet = {"block_out_channels": [8], "layers_per_block": 1, "sample_size": 8, "cross_attention_dim": 16}
     unet |= {"down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
     unet |= {"norm_num_groups": 4, "attention_head_dim": 2}
     text = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 1}
-    text |= {"vocab_size": 516, "eos_token_id": 515, "projection_dim": 16, "max_position_embeddings": 77}
+    text |= {"vocab_size": vocab_size, "eos_token_id": 515, "projection_dim": 16, "max_position_embeddings": 77}
     described = folder / "described"
     for part, config in (
         ("vae", {"_class_name": "AutoencoderKL", **vae}),

@@ -25,6 +25,7 @@ from genjax import buckets
 from genjax.data.base import Data, DataError
 from genjax.data.files import read_utf8, with_ending, write_whole
 from genjax.data.text.documents import Documents
+from genjax.data.text.library import CLIP_FILES
 from genjax.data.text.token_files import MEMORY_BYTES
 from genjax.data.text.tokenizer import SYMBOL_KINDS, Tokenizer, read_tokenizer, train_tokenizer
 from genjax.data.text.trained import in_memory, made_once, sampled
@@ -152,10 +153,16 @@ class TokenizedData(Data):
 
 
 def _tokenizer_of(folder: str | Path) -> Path:
-    """The tokenizer.json of a checkpoint, or of a pipeline of the library diffusers, where it may be missing."""
+    """The tokenizer of a checkpoint or of a pipeline of the library diffusers: tokenizer.json, which may be missing, or
+    the vocabulary of CLIP's older files.
+    """
     folder = buckets.workdir(folder)
-    below = folder / "tokenizer" / TOKENIZER_FILE
-    return below if below.is_file() else folder / TOKENIZER_FILE
+    for place in (folder / "tokenizer", folder):
+        if (place / TOKENIZER_FILE).is_file():
+            return place / TOKENIZER_FILE
+        if all((place / name).is_file() for name in CLIP_FILES):
+            return place / CLIP_FILES[0]
+    return folder / TOKENIZER_FILE
 
 
 def _check_size(file: Path) -> None:

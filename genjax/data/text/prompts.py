@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 
 from genjax.data.base import DataError
+from genjax.data.files import read_utf8
+from genjax.data.text.library import CLIP_END, CLIP_START, clip_library, opened_library
 
 _logger = logging.getLogger(__name__)
-_START, _END = "<|startoftext|>", "<|endoftext|>"
-#: Contractions, letters, single digits, and runs of other signs (CLIP's published code).
-_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class PromptTokenizer:
@@ -32,18 +31,23 @@ class PromptTokenizer:
 
     Attributes:
       empty: tokens of the empty prompt.
+      num_known: number of the folder's tokens, which is the first of the new ones.
 
     Raises:
-      DataError: a file is missing or damaged, or the library tokenizers is not installed.
+      DataError: a file is missing or damaged, the library tokenizers is not installed, or a new token is none.
     """
 
     def __init__(self, folder: str | Path, length: int = 77, new_tokens: Sequence[str] = ()) -> None:
         self.folder, self.length = Path(folder), length
         self._library = self._opened()
-        self._library.add_tokens(list(new_tokens))
-        self._library.no_truncation()
-        self._library.no_padding()
-        self.start, self.end = (self._id(name) for name in (_START, _END))
+        self.num_known = self._library.get_vocab_size()
+        for name in new_tokens:
+            if self._library.token_to_id(name) is not None:
+                raise DataError(
+                    f"{name} is a token of {self.folder} already; give a new word another name, as <{name}>"
+                )
+            self._library.add_tokens([name])
+        self.start, self.end = (self._id(name) for name in (CLIP_START, CLIP_END))
         self.padding = self._padding()
         self.empty = tuple(self.encode([""])[0].tolist())
 
@@ -77,39 +81,13 @@ class PromptTokenizer:
         return self.end
 
     def _opened(self) -> Any:
+        file = self.folder / "tokenizer.json"
+        if not file.is_file():
+            return clip_library(self.folder)
         try:
-            import tokenizers
-            from tokenizers import models, normalizers, pre_tokenizers
-        except ImportError:
-            raise DataError("prompts need the library tokenizers: pip install 'genjax[text]'") from None
-        if (self.folder / "tokenizer.json").is_file():
-            try:
-                return tokenizers.Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-            except Exception:
-                # The library raises its own plain Exception.
-                raise DataError(f"{self.folder / 'tokenizer.json'} is damaged") from None
-        vocabulary, merges = self.folder / "vocab.json", self.folder / "merges.txt"
-        for path in (vocabulary, merges):
-            if not path.is_file():
-                raise DataError(
-                    f"{self.folder} holds neither tokenizer.json nor {path.name}: it is no tokenizer of CLIP"
-                )
-        lines = merges.read_text(encoding="utf-8").splitlines()
-        pairs = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
-        model = models.BPE(
-            vocab=_read_json(vocabulary),
-            merges=pairs,
-            continuing_subword_prefix="",
-            end_of_word_suffix="</w>",
-            unk_token=_END,
-        )
-        found = tokenizers.Tokenizer(model)
-        space = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
-        found.normalizer = normalizers.Sequence([normalizers.NFC(), space, normalizers.Lowercase()])
-        words = pre_tokenizers.Split(tokenizers.Regex(_WORDS), behavior="removed", invert=True)
-        found.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-        found.add_special_tokens([_START, _END])
-        return found
+            return opened_library(read_utf8(file))
+        except DataError as error:
+            raise DataError(f"{file} cannot be used: {error}") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

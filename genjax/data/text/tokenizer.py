@@ -2,7 +2,7 @@
 text.
 
 All of them give every id its text as bytes (`pieces`), encode without loss and are saved as JSON beside a run.  The
-tokenizer.json of a checkpoint is read too.
+tokenizer.json of a checkpoint is read too, and the older files of CLIP's tokenizer, vocab.json and merges.txt.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 from genjax.data.base import DataError
 from genjax.data.files import read_utf8
+from genjax.data.text.library import CLIP_FILES, clip_library, opened_library, tokenizers_library
 
 #: Symbols of SMILES: bracket atoms, two-letter elements, ring numbers above 9, and single characters (Schwaller et al.
 #: 2018).
@@ -64,7 +65,7 @@ class Tokenizer:
         self.special: dict[str, int] = dict(special or {})
         self._library: Any = None
         if library is not None:
-            self._library = _opened(library)
+            self._library = opened_library(library)
             if kind == "file":
                 self.special = {role: self._library.token_to_id(n) for role, names in _SPECIAL.items()
                                 for n in reversed(names) if self._library.token_to_id(n) is not None}  # fmt: skip
@@ -159,7 +160,7 @@ class Tokenizer:
     @functools.cached_property
     def _reader_of_text(self) -> Any:
         """A copy of the library's tokenizer that takes no string for a special token."""
-        opened = _opened(self.library)
+        opened = opened_library(self.library)
         opened.encode_special_tokens = True
         return opened
 
@@ -212,7 +213,7 @@ class Tokenizer:
     def of_library(cls, kind: str, library: str, special: Mapping[str, int] | None = None) -> Tokenizer:
         """A tokenizer that the library tokenizers runs, from the content of its tokenizer.json."""
         content = json.loads(library) if kind == "file" else None
-        return cls(kind, _library_pieces(_opened(library), content), library, special)
+        return cls(kind, _library_pieces(opened_library(library), content), library, special)
 
     def normalize(self, text: str) -> str:
         """The text as the pieces see it, in lower case where a checkpoint's tokenizer makes it so."""
@@ -271,7 +272,7 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokeniz
         return Tokenizer(kind, [s.encode() for s in sorted(symbols)])
     if vocab_size <= 256:
         raise DataError(f"data.vocab_size={vocab_size} must exceed 256, the number of bytes")
-    library = _tokenizers()
+    library = tokenizers_library()
     alphabet = library.pre_tokenizers.ByteLevel.alphabet()
     if kind == "bpe":
         tokenizer = library.Tokenizer(library.models.BPE())
@@ -289,37 +290,6 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokeniz
     return Tokenizer(kind, _library_pieces(tokenizer), tokenizer.to_str())
 
 
-def _opened(library: str) -> Any:
-    """A tokenizer of the library from its tokenizer.json, which encodes every text whole and always the same.
-
-    Raises:
-      DataError: it is no such file.
-    """
-    tokenizers = _tokenizers()
-    try:
-        opened = tokenizers.Tokenizer.from_str(library)
-    except Exception as error:  # the library raises no narrower error
-        raise DataError(
-            f"it is no tokenizer.json of the library tokenizers {tokenizers.__version__}: {error}"
-        ) from None
-    # The file keeps the settings of its last use: truncation, padding, dropout of merges.  They are switched off.
-    opened.no_truncation()
-    opened.no_padding()
-    if getattr(opened.model, "dropout", None) is not None:
-        opened.model.dropout = None
-    return opened
-
-
-def _tokenizers() -> Any:
-    try:
-        import tokenizers
-    except ImportError:
-        raise DataError(
-            "data.tokenizer=bpe and unigram need the library tokenizers: pip install 'genjax[text]'"
-        ) from None
-    return tokenizers
-
-
 def _library_pieces(tokenizer: Any, content: dict[str, Any] | None = None) -> list[bytes]:
     """Pieces of a vocabulary as bytes; in vocabularies that are not byte-level, marks of words and
     bytes are resolved.
@@ -334,6 +304,8 @@ def _library_pieces(tokenizer: Any, content: dict[str, Any] | None = None) -> li
             bytes(map(table.__getitem__, p)) if p not in added and table.keys() >= set(p) else p.encode()
             for p in pieces
         ]
+        if suffix := (getattr(tokenizer.model, "end_of_word_suffix", None) or "").encode():
+            texts = [text.removesuffix(suffix) + b" " if text.endswith(suffix) else text for text in texts]
         return [b"" if text.startswith(RESERVED.encode()) else text for text in texts]
     if content["model"].get("type") == "WordPiece":
         prefix = content["model"].get("continuing_subword_prefix", "##")
@@ -351,7 +323,7 @@ def _byte_of_character() -> dict[str, int]:
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
-    """Opens a tokenizer file.
+    """Opens a tokenizer file; vocab.json is the tokenizer of CLIP, with merges.txt beside it.
 
     Raises:
       DataError: there is none, or it is damaged.
@@ -359,6 +331,8 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
     file = Path(path).expanduser()
     if not file.is_file():
         raise DataError(f"there is no tokenizer file {file}")
+    if file.name == CLIP_FILES[0]:
+        return Tokenizer.of_library("file", clip_library(file.parent).to_str())
     text = read_utf8(file)
     try:
         return Tokenizer.from_json(text)

@@ -107,10 +107,17 @@ def _config(folder: Path, part: str, kind: str) -> dict[str, Any]:
     return config
 
 
-def _tokenizer(folder: Path, part: str, length: int) -> PromptTokenizer:
+def _tokenizer(folder: Path, part: str, encoder: TextEncoder) -> PromptTokenizer:
+    """The tokenizer of an encoder."""
     if not (folder / part).is_dir():
         raise CheckpointFileError(f"{folder} lacks the part {part}, which its {INDEX_FILE} names")
-    return PromptTokenizer(folder / part, length)
+    found = PromptTokenizer(folder / part, encoder.network.max_length)
+    if found.num_known > encoder.vocab_size:
+        raise UserError(
+            f"{folder / part} has {found.num_known} tokens and the text encoder beside it knows {encoder.vocab_size}: "
+            "it is the tokenizer of another model"
+        )
+    return found
 
 
 def read_model(folder: str | Path) -> dict[str, Any]:
@@ -159,11 +166,10 @@ def read_model(folder: str | Path) -> dict[str, Any]:
     scheduler = read_scheduler(read_object(scheduler_file))
     size = unet.get("sample_size") or 64
     height, width = (n * autoencoder.network.factor for n in (size if isinstance(size, list) else (size, size)))
-    length = text.network.max_length
-    tokenizer = _tokenizer(folder, "tokenizer", length)
+    tokenizer = _tokenizer(folder, "tokenizer", text)
     more = {}
     if second is not None:
-        other = _tokenizer(folder, "tokenizer_2", second.network.max_length)
+        other = _tokenizer(folder, "tokenizer_2", second)
         more = {
             "second_text": second,
             "second_empty_tokens": other.empty,

@@ -59,8 +59,10 @@ class StableDiffusion(LatentDiffusion):
       image_channels: channels that the network sees beside the code; 5 for inpainting, a mask and a masked code.
       pretrained: folder of a pipeline of the library diffusers to start from, whose sizes replace those here.
       zero_empty: a dropped text has the context 0 and not the encoding of the empty text (SDXL).
-      new_tokens: number of embeddings of new words, whose tokens follow the vocabulary's; with
+      new_tokens: number of embeddings of new words, whose tokens follow the tokenizer's; with
         frozen=autoencoder,text,diffusion they alone are trained.  None takes the data set's, if it has any.
+      first_new_token: the first of these tokens, which takes the place of what the text encoder has there; None takes
+        the data set's, else the token behind the encoder's vocabulary.
       new_tokens_from: token whose embedding they start at; None takes the data set's, else the mean of all.
       prior_weight: weight of the loss on the batch's `prior_x` and `prior_tokens`.
     """
@@ -77,6 +79,7 @@ class StableDiffusion(LatentDiffusion):
     pretrained: str | None = None
     zero_empty: bool = False
     new_tokens: int | None = None
+    first_new_token: int | None = None
     new_tokens_from: int | None = None
     prior_weight: float = 0.0
     frozen: tuple[str, ...] = ("autoencoder", "text")
@@ -140,8 +143,11 @@ class StableDiffusion(LatentDiffusion):
         encoder, own = self.text, params["text"]
         if self.new_tokens:
             end = encoder.vocab_size - 1 if encoder.end_token is None else encoder.end_token
-            encoder = dataclasses.replace(encoder, vocab_size=encoder.vocab_size + self.new_tokens, end_token=end)
-            table = jnp.concatenate([_table(own), params["new_tokens"]["embedding"]])
+            first = encoder.vocab_size if self.first_new_token is None else self.first_new_token
+            new, old = params["new_tokens"]["embedding"], _table(own)
+            # A table may be longer than its tokenizer.
+            table = jnp.concatenate([old[:first], new, old[first + self.new_tokens :]])
+            encoder = dataclasses.replace(encoder, vocab_size=len(table), end_token=end)
             own = {**own, "text_embedding": {**own["text_embedding"], "token": {"embedding": table}}}
         context, pooled = encoder.encode(own, tokens)
         if self.second_text is not None:
@@ -154,13 +160,19 @@ class StableDiffusion(LatentDiffusion):
         """The embeddings of new words before the first step, given the text encoder's parameters; {} if there are none.
 
         Raises:
-          UserError: the model has two encoders, or the token to start from does not exist.
+          UserError: the model has two encoders, its tokenizer has more tokens than its encoder, or the token to start
+            from does not exist.
         """
         if not self.new_tokens:
             return {}
         if self.second_text is not None:
             raise UserError("model.new_tokens are for models with one text encoder, and SDXL has two; give 0")
         first, count = self.new_tokens_from, self.text.vocab_size
+        if self.first_new_token is not None and not 0 <= self.first_new_token <= count:
+            raise UserError(
+                f"the tokenizer has {self.first_new_token} tokens and the text encoder knows {count}: "
+                "data.tokenizer_dir does not belong to model.pretrained"
+            )
         if first is not None and not 0 <= first < count:
             raise UserError(f"model.new_tokens_from={first} is no token of the vocabulary of {count}")
         table = _table(text)

@@ -10,6 +10,8 @@ from PIL import Image
 import genjax
 from genjax import config
 from genjax.data import DataError, SubjectImages
+from genjax.data.text.prompts import PromptTokenizer
+from genjax.errors import UserError
 from genjax.families.diffusion import pipelines
 from genjax.training import resolve, train
 from tests.interop import made_folders
@@ -88,13 +90,16 @@ def test_pictures_of_the_class_go_beside_those_of_the_subject(folder):
     assert abs(first - second) > 1e-4
 
 
-def test_a_new_word_alone_is_learned(folder, tmp_path):
-    texts = {"data.texts": ("low <x>", "owl <x>"), "data.like": "low"}
-    train(experiment("textual_inversion", folder, **texts), tmp_path, quiet=True)
-    run = genjax.restore(tmp_path)
+@pytest.mark.parametrize("vocab_size", [516, 520])
+def test_a_new_word_alone_is_learned(vocab_size, folder, tmp_path):
+    """Also where the text encoder has more embeddings than the tokenizer has tokens."""
+    pipeline = folder / "pipeline" if vocab_size == 516 else made_folders.stable_diffusion(tmp_path, vocab_size)
+    texts = {"data.texts": ("low <x>", "owl <x>"), "data.like": "low", "model.pretrained": str(pipeline)}
+    train(experiment("textual_inversion", folder, **texts), tmp_path / "run", quiet=True)
+    run = genjax.restore(tmp_path / "run")
     params, model = run.state.params, run.model
-    assert model.new_tokens == 1 and model.new_tokens_from == 513
-    read = pipelines.load_params(dataclasses.replace(model, pretrained=None), folder / "pipeline", params)
+    assert model.new_tokens == 1 and model.new_tokens_from == 513 and model.first_new_token == 516
+    read = pipelines.load_params(dataclasses.replace(model, pretrained=None), pipeline, params)
     for name in ("autoencoder", "text", "diffusion"):
         jax.tree.map(np.testing.assert_array_equal, params[name], read[name])
     moved = params["new_tokens"]["embedding"] - read["text"]["text_embedding"]["token"]["embedding"][513:514]
@@ -107,6 +112,7 @@ def test_a_new_word_alone_is_learned(folder, tmp_path):
     ("changes", "words"),
     [
         ({"new_words": ("<x>",), "texts": ("a dog",)}, "new_words has <x>, which the text 'a dog' does not say"),
+        ({"new_words": ("lo",), "texts": ("a lo",)}, "lo is a token of .* already; give a new word another name"),
         ({"like": "owl"}, "like=owl is 3 tokens, and one is needed"),
         ({"tokenizer_dir": None}, "give --model.pretrained=FOLDER, or --data.tokenizer_dir=FOLDER"),
         ({"dir": None}, "needs the folder of the pictures"),
@@ -119,3 +125,38 @@ def test_what_is_refused(changes, words, folder):
     given = {"dir": str(folder / "subject"), "tokenizer_dir": str(folder / "pipeline" / "tokenizer"), **changes}
     with pytest.raises(DataError, match=words):
         SubjectImages(image_size=(8, 8), **given).spec()
+
+
+def test_pairs_take_the_tokenizer_of_a_folder_without_tokenizer_json(folder, tmp_path):
+    assert not (folder / "pipeline" / "tokenizer" / "tokenizer.json").exists()
+    texts = {10: "a low owl", 60: "Owl, 12!", 110: "low"}
+    for level, text in texts.items():
+        Image.new("RGB", (8, 8), (level,) * 3).save(tmp_path / f"{level}.png")
+        (tmp_path / f"{level}.txt").write_text(text)
+    pairs = {"data": "pairs", "data.dir": str(tmp_path), "data.sequence_length": 77, "data.batch_size": 2}
+    given = experiment("dreambooth", folder, **pairs, **{"model.prior_weight": 0.0, "evaluation.split": "train"})
+    train(given, tmp_path / "run", quiet=True)
+    run = genjax.restore(tmp_path / "run")
+    data, tokenizer = run.experiment.data, PromptTokenizer(folder / "pipeline" / "tokenizer")
+    said = [captions[0] for captions in data.references("train")]
+    found = data.prompts(said)
+    np.testing.assert_array_equal(found["tokens"], tokenizer.encode(said))
+    # Padding is the end token; what is read ends with the first.
+    np.testing.assert_array_equal(found["mask"].sum(1), [list(row).index(515) + 1 for row in found["tokens"]])
+    assert data.decode(found["tokens"][0]).split() == said[0].lower().replace(",", " ,").replace("12!", "1 2 !").split()
+    assert run.sample(jax.random.key(0), 1, **data.prompts(["low owl"])).shape == (1, 8, 8, 3)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="tokenizer has 516 tokens and the text encoder beside it knows 400"):
+        made_folders.stable_diffusion(tmp_path, 400)
+    folder = tmp_path / "described"
+    (folder / "tokenizer" / "vocab.json").write_text('{"a": 0}')
+    with pytest.raises(DataError, match="vocab.json has no token <|startoftext|>, as the tokenizer of CLIP has"):
+        pipelines.read_model(folder)
+    (folder / "tokenizer" / "vocab.json").write_text('["a"]')
+    with pytest.raises(DataError, match="vocab.json is damaged"):
+        pipelines.read_model(folder)
+    (folder / "tokenizer" / "tokenizer.json").write_text("{")
+    with pytest.raises(DataError, match="tokenizer.json cannot be used: it is no tokenizer.json"):
+        pipelines.read_model(folder)
