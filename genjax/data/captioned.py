@@ -84,6 +84,11 @@ class CaptionedImages(Images, DelimitedText):
         """
         match self.name:
             case "scenes":
+                if self.dir is not None:
+                    raise DataError(
+                        f"data.name=scenes are made and read nothing from data.dir={self.dir}; give "
+                        "--data.name=folder, or leave --data.dir out"
+                    )
                 scenes = [make_scene(split, 0, i) for i in range(self.num_examples(split))]
                 pictures = fit_pictures(render(scenes), self.image_size, self.channels, 255)
                 captions = [(scene.description.caption(split == "paraphrase"),) for scene in scenes]

@@ -323,11 +323,12 @@ class _Loop:
         data, count = self.experiment.data, self.training.num_samples
         if not (takes(self.experiment.model, "tokens") and isinstance(data, HasPrompts)):
             return {}
-        texts = self.training.prompts
-        if not texts:
-            captions = data.references(self.experiment.evaluation.validation_split)
-            texts = [own[0] for own in captions[:count]]
-        return data.prompts([texts[i % len(texts)] for i in range(count)])
+        if texts := self.training.prompts:
+            return data.prompts([texts[i % len(texts)] for i in range(count)])
+        # As the model sees them in evaluations, where a caption that is too long is cut.
+        examples = data.load(self.experiment.evaluation.validation_split)
+        batch = data.transform(examples.gather(np.arange(count) % len(examples)), jax.random.key(0))
+        return jax.device_get({name: batch[name] for name in ("tokens", "mask")})
 
     def _draw(self, state: TrainState, step: int) -> None:
         key = jax.random.key(self.training.seed)

@@ -124,6 +124,11 @@ def test_captions_that_cannot_be_used_are_one_sentence(change, message, tmp_path
         folder(tmp_path).load("train")
 
 
+def test_scenes_read_no_folder(tmp_path):
+    with pytest.raises(DataError, match="scenes are made and read nothing from data.dir=.*give --data.name=folder"):
+        CaptionedImages(dir=str(tmp_path)).spec()
+
+
 def test_settings_that_cannot_be_are_one_sentence(tmp_path):
     with pytest.raises(
         DataError, match="data.name=mnist is no set of pairs of pictures and texts: scenes, emoji, folder"
