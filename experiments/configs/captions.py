@@ -92,10 +92,13 @@ def git_scenes() -> Experiment:
 def questions_scenes() -> Experiment:
     """Answers to balanced questions about Scenes; a guess without the picture is right in at most half of the cases.
 
-    python -m experiments.train --experiment=questions_scenes --workdir=runs/questions_scenes
+    python -m experiments.train --experiment=captions_scenes --training.num_steps=4000 --workdir=runs/captions_scenes
+    python -m experiments.train --experiment=questions_scenes --training.init_from=runs/captions_scenes \\
+        --training.init_prefix=vision_encoder --workdir=runs/questions_scenes
     python -m experiments.caption --workdir=runs/questions_scenes
 
-    About an hour of one CPU core.
+    After 1500 steps an encoder that has learned from captions has 71 % of the answers of the validation split, and one
+    that begins at nothing 59 %.  About 40 minutes of one CPU core.
     """
     return Experiment(
         model=_captioner(3),

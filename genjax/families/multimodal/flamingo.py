@@ -7,7 +7,7 @@ A batch has pictures `x` [B, N, H, W, C], or films [B, N, F, H, W, C], in the or
 `tokens` [B, T] with `mask` have the image token where a picture stands; `loss_mask` is True at what counts.  Rows with
 fewer than N pictures are filled up with any picture, which nothing sees.
 
-At the start all gates are 0 and the logits are those of the language model, to the bit.  Its parameters are called as
+With initial_gate=0 the logits at the start are those of the language model, to the bit.  Its parameters are called as
 in a GPT and those of the encoder as in a captioner, so that both may come from other runs and stay as they are:
 --training.init_from=RUN --training.init_prefix=embedding,stack and --model.frozen=embedding,stack,vision_encoder.
 """
@@ -44,13 +44,14 @@ class FlamingoNetwork(LanguageModel, kw_only=True):
     resampler_config: Resampler
     first: int
     every: int
+    initial_gate: float
 
     def setup(self) -> None:
         super().setup()
         self.vision_encoder = VisionTransformer(self.vision, self.patch_size, self.input_norm, dtype=self.dtype)
         self.resampler = PerceiverResampler(self.resampler_config, self.dtype)
         places = range(self.first, self.config.num_layers, self.every)
-        block = lambda: GatedBlock(self.config, self.resampler_config.num_latents, self.dtype)
+        block = lambda: GatedBlock(self.config, self.resampler_config.num_latents, self.initial_gate, self.dtype)
         self.gated = {str(place): block() for place in places}
 
     def encode(self, x: Array, dropout_keys: Array | None = None) -> Array:
@@ -120,6 +121,8 @@ class Flamingo(FromPretrained, Describer):
       resampler: the resampler of pictures.
       first: number of the first layer of the language model that a gated block stands before.
       every: from then on a gated block stands before each `every`-th layer.
+      initial_gate: the gates before tanh at the start.  0 leaves a trained language model as it is, to the bit; a model
+        that learns from nothing needs open gates, for shut ones pass no gradient to the encoder and stay shut.
       next_picture: probability that a text in training sees the next picture in place of the last one (appendix A.3.1).
       pretrained: folder of an Idefics checkpoint of the library transformers to start from, or None.
     """
@@ -136,6 +139,7 @@ class Flamingo(FromPretrained, Describer):
     resampler: Resampler = Resampler()
     first: int = 0
     every: int = 1
+    initial_gate: float = 0.0
     next_picture: float = 0.0
     pretrained: str | None = None
 
@@ -166,6 +170,7 @@ class Flamingo(FromPretrained, Describer):
             resampler_config=self.resampler,
             first=self.first,
             every=self.every,
+            initial_gate=self.initial_gate,
             dtype=jnp.dtype(self.compute_dtype),
         )
 

@@ -1,8 +1,9 @@
 """The parts that Flamingo adds to a language model (Alayrac et al. 2022, arXiv:2204.14198, section 2, appendix A.1).
 
     resampler  l <- l + attention(q = LN l, kv = [LN f + time, LN l]),   l <- l + mlp(LN l),   norm at the end
-    gated      x <- x + tanh(a) cross(norm x, l),   x <- x + tanh(b) mlp(norm x),   a = b = 0 at the start
+    gated      x <- x + tanh(a) cross(norm x, l),   x <- x + tanh(b) mlp(norm x)
 
+The gates a and b are 0 at the start, or another number for a model that learns from nothing.
 f are the features of a picture, or of the frames of a film, l a few learned latents that become the picture.  No linear
 map has a bias.
 """
@@ -113,16 +114,18 @@ class PerceiverResampler(nn.Module):
 
 
 class GatedBlock(nn.Module):
-    """Cross-attention to pictures and a hidden layer, which do nothing until their gates have opened.
+    """Cross-attention to pictures and a hidden layer, which do nothing while their gates are 0.
 
     Attributes:
       config: the language model's stack: heads, hidden layer, norm and activation.
       num_latents: number R of vectors of a picture.
+      initial_gate: the gates before tanh at the start.
       dtype: compute type; parameters stay float32.
     """
 
     config: Transformer
     num_latents: int
+    initial_gate: float = 0.0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -149,7 +152,8 @@ class GatedBlock(nn.Module):
             return nn.LayerNorm(epsilon=config.norm_epsilon, dtype=self.dtype, use_fast_variance=False, name=name)
 
         def gated(name: str, x: Array) -> Array:
-            return jnp.tanh(self.param(name, nn.initializers.zeros, (1,)).astype(self.dtype))[None, None] * x
+            gate = self.param(name, nn.initializers.constant(self.initial_gate), (1,))
+            return jnp.tanh(gate.astype(self.dtype))[None, None] * x
 
         keys = None
         if pictures is not None:

@@ -71,6 +71,19 @@ def test_at_the_start_logits_are_those_of_the_language_model_to_the_bit(start, o
         jax.tree.map(np.testing.assert_array_equal, after.params[name], state.params[name])
 
 
+def test_the_encoder_learns_at_once_where_gates_begin_open(start):
+    _, batch = start
+    steepest = {}
+    for gate in (0.0, 1.0):
+        model = dataclasses.replace(MODEL, initial_gate=gate)
+        params = jax.jit(model.init)(jax.random.key(0), batch).params
+        assert params["gated_1"]["cross_attention_gate"] == params["gated_1"]["mlp_gate"] == gate
+        loss = lambda p, model=model: model.loss(p, batch, jax.random.key(1))[0]
+        found = jax.jit(jax.grad(loss))(params)
+        steepest[gate] = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(found["vision_encoder"]))
+    assert steepest[0.0] == 0.0 and steepest[1.0] > 1e-6
+
+
 def test_each_place_sees_the_last_picture_alone_by_gradients(opened):
     state, batch = opened
     np.testing.assert_array_equal(MODEL.picture_number(batch["tokens"]), NUMBERS)
