@@ -8,7 +8,7 @@ import pytest
 
 transformers = pytest.importorskip("transformers")
 
-from tests.interop.diffusers_parts import diffusers, randomized  # noqa: E402
+from tests.interop.diffusers_parts import diffusers, randomized, torch  # noqa: E402
 from tests.interop.made_folders import CHAIN, tokenizer_files  # noqa: E402
 
 
@@ -58,6 +58,24 @@ def stable_diffusion(folder: Path, **unet_changes):
     pipeline.save_pretrained(folder / "pipeline")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline, folder / "pipeline"
+
+
+def controlled(folder: Path):
+    """Their pipeline of version 1 with a control network beside the U-Net, saved to the folder."""
+    plain, _ = stable_diffusion(folder)
+    # As many halvings of the hint as the autoencoder has.
+    network = diffusers.ControlNetModel.from_unet(plain.unet, conditioning_channels=3)
+    config = {**network.config, "conditioning_embedding_out_channels": (16, 32)}
+    network = randomized(diffusers.ControlNetModel.from_config(config), 4)
+    with torch.no_grad():
+        for parameter in network.controlnet_cond_embedding.parameters():
+            # So that the hint is seen in the pictures.
+            parameter.mul_(4.0)
+    parts = {name: part for name, part in plain.components.items() if name != "image_encoder"}
+    pipeline = diffusers.StableDiffusionControlNetPipeline(**parts, controlnet=network, requires_safety_checker=False)
+    pipeline.save_pretrained(folder / "controlled")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline, folder / "controlled"
 
 
 def stable_diffusion_xl(folder: Path):
