@@ -518,6 +518,14 @@ class MakesSources(Protocol):
 
 
 @runtime_checkable
+class FollowsHints(Protocol):
+    """A model whose samples follow pictures, the condition `hint`."""
+
+    def hints(self, batch: Batch) -> Array:
+        """The hints [B, H, W, C] of a batch: its own, or those that the model makes of its pictures."""
+
+
+@runtime_checkable
 class FillsMasks(HasVocabulary, Protocol):
     """A model that fills in tokens in the places of `mask_token`."""
 

@@ -1,9 +1,10 @@
-"""What a pretrained Stable Diffusion learns of a few pictures of one's own."""
+"""What a pretrained Stable Diffusion learns of pictures of one's own: a word, a subject, or to follow hints."""
 
 import dataclasses
 
 from genjax.config import register
-from genjax.data import SubjectImages
+from genjax.data import HintedImages, SubjectImages
+from genjax.families.diffusion.controlnet import ControlledUNet
 from genjax.families.diffusion.diffusion import Diffusion
 from genjax.families.diffusion.guidance import Guidance
 from genjax.families.diffusion.stable_diffusion import StableDiffusion
@@ -99,4 +100,47 @@ def dreambooth() -> Experiment:
     model = dataclasses.replace(experiment.model, prior_weight=1.0)
     return dataclasses.replace(
         experiment, model=model, data=dataclasses.replace(experiment.data, texts=("a photo of sks",))
+    )
+
+
+@register(
+    "controlnet",
+    source="Zhang et al. 2023, arXiv:2302.05543",
+    shrunk={
+        **_SHRUNK,
+        "data": "hinted_pairs",
+        "data.sequence_length": 20,
+        "model.diffusion.network.hint_channels": (4, 4, 4),
+    },
+)
+def controlnet() -> Experiment:
+    """A control network that makes Stable Diffusion follow a picture: edges, or the user's own hints.
+
+    python -m experiments.train --experiment=controlnet --model.pretrained=FOLDER --data.dir=PICTURES \\
+        --data.hints=HINTS --workdir=runs/controlnet
+    python -m experiments.sample --workdir=runs/controlnet --prompt="a red house" --hint=sketch.png
+
+    FOLDER holds a pipeline of the library diffusers, PICTURES pictures with captions (genjax/data/captions.py), HINTS a
+    picture of the same name for each.  Without --data.hints the edges of the pictures are learned, and --hint names a
+    picture whose edges are taken.  The U-Net stays; half of the captions are dropped, as in the paper.
+    """
+    experiment = _fine_tuning(learning_rate=1e-5, num_steps=20_000)
+    diffusion = experiment.model.diffusion
+    diffusion = dataclasses.replace(
+        diffusion,
+        network=ControlledUNet(attention_levels=(0, 1, 2), num_heads=8),
+        condition_on=("context", "hint"),
+        condition_dropout=0.5,
+    )
+    return dataclasses.replace(
+        experiment,
+        model=StableDiffusion(diffusion=diffusion, frozen=("autoencoder", "text", "diffusion/unet")),
+        data=HintedImages(
+            name="folder",
+            image_size=(512, 512),
+            preprocessing="signed",
+            sequence_length=77,
+            batch_size=4,
+            eval_batch_size=4,
+        ),
     )

@@ -5,6 +5,7 @@ from genjax.data.base import ArrayExamples, Data, DataError, Examples, HasOutlin
 from genjax.data.captioned import CaptionedImages
 from genjax.data.captioned_videos import CaptionedVideos
 from genjax.data.evidence import Evidence
+from genjax.data.hinted import HintedImages
 from genjax.data.images import Images, write_grid
 from genjax.data.interleaved import Interleaved
 from genjax.data.latents import Latents
@@ -48,6 +49,7 @@ __all__ = [
     "Examples",
     "HasOutline",
     "HasPrompts",
+    "HintedImages",
     "Images",
     "KnowledgeQuestions",
     "Interleaved",

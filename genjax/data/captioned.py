@@ -97,9 +97,12 @@ class CaptionedImages(Images, DelimitedText):
                 own = [(caption,) for caption in emoji_captions(self.dir, split)]
                 return read_emoji(self.dir, split, self.image_size, self.channels or 3), own
         base, _ = folder_files(self.dir, split)
-        options = (self.image_size, self.channels or 3, (), self.skip_corrupt)
-        examples, paths = folder_images(self.dir, split, *options)
+        examples, paths = self.folder_pictures(split)
         return examples, captions_of(base, buckets.folder(self.dir), paths, self.captions)
+
+    def folder_pictures(self, split: str) -> tuple[Examples, list[Path]]:
+        """Pictures of a split of a folder, and the file of each."""
+        return folder_images(self.dir, split, self.image_size, self.channels or 3, (), self.skip_corrupt)
 
     def num_examples(self, split: str) -> int:
         """Examples of a split of scenes."""

@@ -213,15 +213,52 @@ def folder_images(
     """
     base, paths = folder_files(directory, split)
     images = FolderImages(paths, labels_of_files(base, paths, folder_classes(directory), class_names), size, channels)
+    return decoded_files(images, base, skip_corrupt)
+
+
+def files_of_same_names(base: Path, paths: Iterable[Path], root: Path, what: str) -> list[Path]:
+    """Of each path below `root` the picture below `base` with the same name, endings aside.
+
+    Args:
+      base: folder of the pictures that are looked for.
+      paths: files below `root`.
+      root: their folder.
+      what: what the pictures are, for messages.
+
+    Raises:
+      DataError: a path has no such picture, or two.
+    """
+    found: dict[Path, Path] = {}
+    for path in picture_files(base):
+        name = path.relative_to(base).with_suffix("")
+        if name in found:
+            raise DataError(f"{found[name]} and {path} are each a {what} of one picture; remove one of them")
+        found[name] = path
+    names = [path.relative_to(root) for path in paths]
+    missing = [name for name in names if name.with_suffix("") not in found]
+    if missing:
+        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise DataError(f"{base} has no {what} of {missing[0]}{others}: a picture of the same name below it")
+    return [found[name.with_suffix("")] for name in names]
+
+
+def decoded_files(images: FolderImages, base: Path, skip_corrupt: bool | None = None) -> tuple[Examples, list[Path]]:
+    """Pictures of files below `base`, in memory if they fit; see `folder_images`.
+
+    Args:
+      images: the files.
+      base: their folder.
+      skip_corrupt: whether those that cannot be read are left out; None where they cannot be.
+    """
+    paths = images.paths
     in_memory = len(paths) * np.prod(images.shape) <= MEMORY_BYTES
     pictures, unreadable = _decoded(images, keep=True) if in_memory else ([], _known_unreadable(images, base))
     if unreadable:
         first = next(iter(unreadable.values()))
         others = f", and {len(unreadable) - 1} more below {base}" if len(unreadable) > 1 else ""
         if not skip_corrupt:
-            raise DataError(
-                f"{first}{others}; repair or remove what is damaged, or leave it out with --data.skip_corrupt"
-            )
+            leave = "" if skip_corrupt is None else ", or leave it out with --data.skip_corrupt"
+            raise DataError(f"{first}{others}; repair or remove what is damaged{leave}")
         _logger.warning("%d of %d pictures are left out: %s%s", len(unreadable), len(paths), first, others)
         images = images.without(unreadable)
     if not in_memory:

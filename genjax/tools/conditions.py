@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from genjax import config
+from genjax.data import HintedImages
 from genjax.data.base import HasConditionColumns, HasPrompts
 from genjax.families.diffusion.diffusion import Diffusion
-from genjax.model import Dequantizes, HasClasses, HasGuidance, HasLogProb, takes
+from genjax.model import Dequantizes, FollowsHints, HasClasses, HasGuidance, HasLogProb, takes
 from genjax.training import Run, runs
 
 
@@ -89,6 +90,43 @@ def prompts_for(
     if isinstance(model, HasGuidance) and not model.guidance_scale:
         raise config.ConfigError("--negative_prompt needs the weight of the guidance: --model.guidance.scale=2")
     return given | {f"negative_{name}": rows for name, rows in data.prompts([negative] * count).items()}
+
+
+def hints_for(
+    model: Any, files: Sequence[str] | None, count: int, read: Callable[[str], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The pictures that samples follow, in turn, as `hint` float32 [count, H, W, 3]; {} for a model that follows none.
+
+    Args:
+      model: the model.
+      files: the pictures, or None.
+      count: number of samples.
+      read: file to hint [H, W, 3].
+
+    Raises:
+      ConfigError: the model follows no pictures and some are given, or the reverse.
+      DataError: a file is not a readable picture.
+    """
+    if not takes(model, "hint"):
+        if files is None:
+            return {}
+        raise config.ConfigError(
+            f"{type(model).__name__} without a control network follows no picture; leave --hint out"
+        )
+    if files is None:
+        raise config.ConfigError("the model's control network follows a picture; give one by --hint=FILE")
+    hints = [read(file) for file in files]
+    return {"hint": np.stack([hints[i % len(hints)] for i in range(count)])}
+
+
+def hint_of_data(model: FollowsHints, data: Any, file: str) -> np.ndarray:
+    """A picture of a file as its run had hints in training, [H, W, 3]: as it is, or what the model makes of it.
+
+    Raises:
+      DataError: the file is not a readable picture.
+    """
+    hint = data.read_hint(file) if isinstance(data, HintedImages) else None
+    return np.asarray(model.hints({"x": data.read_picture(file)}) if hint is None else hint)[0]
 
 
 def condition_for(model: Any, data: Any, given: Sequence[float], count: int) -> np.ndarray:

@@ -10,6 +10,7 @@ network was trained: by replacement, or by what it sees of the mask.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from genjax import config
-from genjax.data.fitting import read_image
+from genjax.data.fitting import read_given
 from genjax.data.images import Images, write_grid
 from genjax.data.text.prompts import PromptTokenizer
 from genjax.families.diffusion import code_editing, editing
@@ -42,6 +43,8 @@ class Options:
       mask: file of the mask, white where the picture is drawn anew; without it the whole picture changes.
       prompt: what the result shows, for a model that reads text.
       negative_prompt: text that guidance leads away from, in place of the empty one.
+      hint: file of a picture that the result follows, for a model with a control network: a hint as such networks read
+        it; of a run whose data have none, a picture whose edges are taken.
       strength: share of the steps that are taken: little keeps the picture, 1 starts from noise.
       num_samples: number of results.
       num_steps: steps of the sampler; by default the model's.
@@ -56,6 +59,7 @@ class Options:
     mask: str | None = None
     prompt: str | None = None
     negative_prompt: str | None = None
+    hint: str | None = None
     strength: float = 0.8
     num_samples: int = 1
     num_steps: int | None = None
@@ -91,6 +95,7 @@ def write(run: Run, options: Options) -> Path:
     if options.prompt is not None or options.negative_prompt is not None:
         prompts = None if options.prompt is None else (options.prompt,)
         texts = dict(conditions.prompts_for(model, data, prompts, options.negative_prompt, options.num_samples))
+    texts |= _hints(model, options, lambda file: conditions.hint_of_data(model, data, file))
     default = Path(run.workdir) / "samples" / "edit.png"
     return _write(model, run.state, x, texts, options, default, data.to_unit)
 
@@ -113,7 +118,7 @@ def write_from_folder(options: Options) -> Path:
         found = dataclasses.replace(found, model=model, params=params)
     model = _changed(found.model, options)
     height, width, channels = model.data_shape
-    levels = read_image(Path(_given(options)).expanduser(), (height, width), channels)
+    levels = read_given(_given(options), (height, width), channels)
     texts: dict[str, Any] = {}
     for part, name in (("tokenizer", "tokens"), ("tokenizer_2", "second_tokens")):
         if not (found.folder / part).is_dir():
@@ -122,9 +127,14 @@ def write_from_folder(options: Options) -> Path:
         for text, prefix in ((options.prompt or "", ""), (options.negative_prompt, "negative_")):
             if text is not None:
                 texts[prefix + name] = tokenizer.encode([text] * options.num_samples)
+    texts |= _hints(model, options, lambda file: read_given(file, (height, width), 3).astype(np.float32) / 255.0)
     x = levels[None].astype(np.float32) / 127.5 - 1.0
     unit = lambda samples: np.clip(0.5 + 0.5 * np.asarray(samples), 0.0, 1.0)
     return _write(model, found.state, x, texts, options, Path("edit.png"), unit)
+
+
+def _hints(model: Any, options: Options, read: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
+    return conditions.hints_for(model, None if options.hint is None else (options.hint,), options.num_samples, read)
 
 
 def _given(options: Options) -> str:
@@ -149,7 +159,7 @@ def _write(
     x = jnp.asarray(np.repeat(x, options.num_samples, 0))
     key, known = jax.random.key(options.seed), None
     if options.mask is not None:
-        white = read_image(Path(options.mask).expanduser(), x.shape[1:3], 1)
+        white = read_given(options.mask, x.shape[1:3], 1)
         known = jnp.asarray(white[None] < 128, jnp.float32)
         if not 0.0 < float(known.mean()) < 1.0:
             raise config.ConfigError(

@@ -32,6 +32,8 @@ class Options:
       label: classes of the samples, in turn, by name or number, for a model conditional on classes.
       prompt: texts of the samples, in turn, for a model that reads text.
       negative_prompt: text that guidance leads away from, in place of the empty one.
+      hint: files of pictures that the samples follow, in turn, for a model with a control network: as the data's hints,
+        or, where the data have none, pictures whose edges the samples follow.
       rerank: directory of a run of CLIP or SigLIP, which chooses each sample of a prompt among candidates.
       candidates: number of candidates of each sample, with --rerank.
       condition: values of the condition columns of a table, in the data's units.
@@ -45,6 +47,7 @@ class Options:
     label: tuple[str, ...] | None = None
     prompt: tuple[str, ...] | None = None
     negative_prompt: str | None = None
+    hint: tuple[str, ...] | None = None
     rerank: str | None = None
     candidates: int = 16
     condition: tuple[float, ...] | None = None
@@ -99,6 +102,8 @@ def _condition(run: Run, options: Options) -> dict[str, np.ndarray]:
         condition["label"] = conditions.labels_for(run.model, options.label, count, data.label_names())
     if options.prompt is not None or options.negative_prompt is not None:
         condition |= conditions.prompts_for(run.model, data, options.prompt, options.negative_prompt, count)
+    read = lambda file: conditions.hint_of_data(run.model, data, file)
+    condition |= conditions.hints_for(run.model, options.hint, count, read)
     if options.condition is not None:
         condition["condition"] = conditions.condition_for(run.model, data, options.condition, count)
     return condition

@@ -26,7 +26,7 @@ from genjax.config import ConfigError
 from genjax.data import HasPrompts, check_not_empty
 from genjax.errors import Interrupted, UserError
 from genjax.metrics import Ratio, divided
-from genjax.model import ChecksSteps, HasWarnings, Reconstructs, TrainState, takes
+from genjax.model import ChecksSteps, FollowsHints, HasWarnings, Reconstructs, TrainState, takes
 from genjax.training import host, start
 from genjax.training.checkpoints import Checkpoints
 from genjax.training.engine import Engine
@@ -318,21 +318,24 @@ class _Loop:
             self._draw(plain, step)
 
     @functools.cached_property
-    def prompts(self) -> dict[str, np.ndarray]:
-        """The texts of the samples on a sheet; none for a model that reads none."""
-        data, count = self.experiment.data, self.training.num_samples
-        if not (takes(self.experiment.model, "tokens") and isinstance(data, HasPrompts)):
+    def conditions(self) -> dict[str, np.ndarray]:
+        """What the samples on a sheet follow: texts and hints of the first validation examples, or training.prompts."""
+        model, data, count = self.experiment.model, self.experiment.data, self.training.num_samples
+        reads = takes(model, "tokens") and isinstance(data, HasPrompts)
+        follows = isinstance(model, FollowsHints) and takes(model, "hint")
+        if not (reads or follows):
             return {}
-        if texts := self.training.prompts:
-            return data.prompts([texts[i % len(texts)] for i in range(count)])
         # As the model sees them in evaluations, where a caption that is too long is cut.
         examples = data.load(self.experiment.evaluation.validation_split)
         batch = data.transform(examples.gather(np.arange(count) % len(examples)), jax.random.key(0))
-        return jax.device_get({name: batch[name] for name in ("tokens", "mask")})
+        found = {name: batch[name] for name in ("tokens", "mask")} if reads else {}
+        if reads and (texts := self.training.prompts):
+            found = data.prompts([texts[i % len(texts)] for i in range(count)])
+        return jax.device_get({**found, "hint": model.hints(batch)} if follows else found)
 
     def _draw(self, state: TrainState, step: int) -> None:
         key = jax.random.key(self.training.seed)
-        samples = self.engine.sample(state, key, self.training.num_samples, **self.prompts)
+        samples = self.engine.sample(state, key, self.training.num_samples, **self.conditions)
         pictures = [("samples", samples)]
         if isinstance(self.experiment.model, Reconstructs):
             pictures.append(("reconstructions", self.engine.reconstruct(state, self.training.num_samples)))

@@ -158,6 +158,10 @@ def test_pictures_of_the_large_model_and_the_way_back(large, tmp_path):
     again.set_progress_bar_config(disable=True)
     np.testing.assert_array_equal(picture(again, noise, guidance_scale=5.0), expected)
     assert load_pretrained(tmp_path).model == pretrained.model
+    # Where the text encoder is frozen, so is the second.
+    start = StableDiffusion(pretrained=str(folder), frozen=("autoencoder", "text", "diffusion/unet"))
+    assert set(start.with_pretrained_sizes().frozen) == {*start.frozen, "second_text"}
+    assert "second_text" not in dataclasses.replace(start, frozen=("autoencoder",)).with_pretrained_sizes().frozen
 
 
 def test_version_2_with_v_and_linear_projections(tmp_path):

@@ -94,7 +94,9 @@ class StableDiffusion(LatentDiffusion):
         found = pipelines.read_model(self.pretrained)
         found["data_shape"] = self.data_shape
         if self.frozen != StableDiffusion.frozen:
-            found["frozen"] = self.frozen
+            # SDXL's second encoder is part of what `text` names in settings for all versions.
+            second = ("second_text",) if "second_text" in found and "text" in self.frozen else ()
+            found["frozen"] = tuple(dict.fromkeys((*self.frozen, *second)))
         own = self.diffusion
         kept = ("optimizer", "condition_dropout", "weighting", "weighting_gamma", "times", "compute_dtype", "guidance")
         changes = {name: getattr(own, name) for name in kept}
@@ -222,13 +224,17 @@ class StableDiffusion(LatentDiffusion):
                 f"{', '.join(sorted(batch))}; choose --data=pairs"
             )
         del key
-        if "hint" in self.diffusion.condition_on and "hint" not in batch:
-            batch = {**batch, "hint": edges(batch["x"])}
+        if "hint" in self.diffusion.condition_on:
+            batch = {**batch, "hint": self.hints(batch)}
         tokens = self.padded_tokens(batch["tokens"], batch.get("mask"), self.padding_token)
         second = batch.get("second_tokens")
         if second is None and self.second_text is not None:
             second = self.padded_tokens(batch["tokens"], batch.get("mask"), self.second_padding_token)
         return {**batch, **self.text_condition(params, tokens, second)}
+
+    def hints(self, batch: Batch) -> Array:
+        """The pictures [B, H, W, 3] in [0, 1] that steer a control network: the batch's, else edges of its pictures."""
+        return batch["hint"] if "hint" in batch else edges(batch["x"])
 
     def padded_tokens(self, tokens: Array, mask: Array | None, padding: int | None) -> Array:
         """Tokens [B, T] with the encoder's padding where the mask is False and behind, [B, length].
@@ -238,7 +244,10 @@ class StableDiffusion(LatentDiffusion):
         """
         length = self.text.network.max_length
         if tokens.shape[1] > length:
-            raise UserError(f"texts have {tokens.shape[1]} tokens, and the encoder reads {length}; cut them to that")
+            raise UserError(
+                f"texts have {tokens.shape[1]} tokens, and the encoder reads {length}; cut them to that, by "
+                f"--data.sequence_length={length}"
+            )
         if padding is None and (mask is not None or tokens.shape[1] < length):
             if not self.empty_tokens:
                 raise UserError("texts are shorter than the encoder's length; give model.padding_token")
@@ -308,8 +317,9 @@ class StableDiffusion(LatentDiffusion):
           num_samples: how many.
           **condition: tokens [num_samples, T] and perhaps their mask, by default of the empty text; negative_tokens and
             negative_mask, which guidance leads away from in place of the empty text; second_tokens and
-            negative_second_tokens, of the second encoder; image, what the network sees beside the code; noise,
-            N(0, I) of the codes' shape to start from.
+            negative_second_tokens, of the second encoder; image, what the network sees beside the code; hint, the
+            picture in [0, 1] that steers a control network, by default black; noise, N(0, I) of the codes' shape to
+            start from.
         """
         start, conditions, empty, step_key = self.prepared(state, key, num_samples, **condition)
         model = self.code_model().on_grid()
@@ -349,9 +359,10 @@ class StableDiffusion(LatentDiffusion):
         for name, value in conditions.items():
             if value.shape[0] != num_samples:
                 raise UserError(f"{name} has {value.shape[0]} rows, but num_samples is {num_samples}")
-        for name, what in (("image", "a mask and the code of a masked picture"), ("hint", "a picture that steers it")):
-            if name in self.diffusion.condition_on and name not in more:
-                raise UserError(f"the network sees {what} beside the code; give `{name}`")
+        if "image" in self.diffusion.condition_on and "image" not in more:
+            raise UserError("the network sees a mask and the code of a masked picture beside the code; give `image`")
+        if "hint" in self.diffusion.condition_on and "hint" not in more:
+            more["hint"] = jnp.zeros((num_samples, *self.data_shape[:2], 3))
         process = self.code_model().on_grid().process_of(params)
         shape = (num_samples, *self.coder.code_shape)
         noise = jax.random.normal(noise_key, shape) if noise is None else noise
