@@ -8,6 +8,7 @@
     python -m experiments.generate --workdir=runs/t5 --prompt="sum: 12 + 30"           # an encoder-decoder answers
     python -m experiments.generate --workdir=runs/llava --image=scene.png --prompt="what colour is the circle?"
     python -m experiments.generate --workdir=runs/flamingo --image=a.png,b.png --prompt="<image> first <image> ..."
+    python -m experiments.generate --workdir=runs/spoken_digits --audio=seven.wav     # writes down what it hears
     python -m experiments.generate --workdir=runs/bert --prompt="The [mask] of a class."  # an encoder fills masks
 
 --model.sampling.* set how tokens are drawn; see genjax/decoding.

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from genjax.errors import UserError
+from genjax.errors import UserError, reason_of
 
 #: Copies of data in buckets.
 DATA_FOLDER = Path("~/.cache/genjax/data")
@@ -113,12 +113,6 @@ def filesystem(path: str | Path) -> Any:
 
     # Listings are not kept: other processes write too.
     return fsspec.filesystem(scheme, use_listings_cache=False)
-
-
-def reason_of(error: BaseException) -> str:
-    """The first line of what a library of buckets says."""
-    text = str(getattr(error, "strerror", None) or error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
 
 
 def listing(files: Any, url: str) -> dict[str, dict[str, Any]]:

@@ -31,6 +31,17 @@ def filled(owner: object, *names: str) -> Any:
     return values if len(names) > 1 else values[0]
 
 
+def reason_of(error: BaseException) -> str:
+    """Why a library failed, in one line; of a file without its path, which the message about it names already."""
+    text = str(getattr(error, "strerror", None) or error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+def number_of(count: int, noun: str, nouns: str | None = None) -> str:
+    """A number with its noun, or with `nouns`, by default the noun and an s: 1 token, 2 tokens."""
+    return f"{count} {noun if count == 1 else nouns or noun + 's'}"
+
+
 def of_callback(error: Exception) -> UserError | None:
     """The `UserError` of a function that a compiled program has called; None of any other error.
 

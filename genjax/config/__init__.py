@@ -6,7 +6,7 @@ annotations alone this package makes one absl flag per field, replaces fields by
 and reads JSON.
 """
 
-from genjax.config.annotations import ConfigError, check_at_least, suggestion
+from genjax.config.annotations import ConfigError, check_at_least, check_named, suggestion
 from genjax.config.command_line import (
     define_flags,
     from_flags,
@@ -23,6 +23,7 @@ __all__ = [
     "add_package",
     "apply_overrides",
     "check_at_least",
+    "check_named",
     "define_flags",
     "differences",
     "fill_none",

@@ -33,6 +33,18 @@ def check_at_least(options: Any, **bounds: float) -> None:
             raise ConfigError(f"{name}={value} must be at least {bound}")
 
 
+def check_named(options: Any, *names: str) -> None:
+    """Checks that fields with the names of files are not empty; fields that are None pass.
+
+    Raises:
+      ConfigError: a field is empty, or has an empty name.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not (value and all(value)):
+            raise ConfigError(f"--{name}= names no file; write --{name}=FILE")
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Text to append to an error about an unknown word: the closest known words, or nothing."""
     return _did_you_mean(difflib.get_close_matches(word, list(known), n=3, cutoff=0.5))

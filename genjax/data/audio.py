@@ -16,6 +16,7 @@ from genjax.data.base import ArrayExamples, Data, DataError, check_any_files, ch
 from genjax.data.files import archive, files_below, with_ending
 from genjax.data.images import write_grid
 from genjax.data.training_files import save_training_files
+from genjax.errors import reason_of
 
 TONE_CLASSES = ("sine", "square", "sawtooth", "chirp", "plucked")
 _SAMPLE_RATE = 8000
@@ -194,7 +195,7 @@ def read_wav(path: Path) -> tuple[np.ndarray, int]:
             width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
             content = file.readframes(file.getnframes())
     except (wave.Error, EOFError, OSError) as error:
-        raise DataError(f"{path} cannot be read as a WAV file: {error}") from None
+        raise DataError(f"{path} cannot be read as a WAV file: {reason_of(error)}") from None
     if width != 2:
         raise DataError(f"{path} has {8 * width} bits a sample; convert it to 16")
     samples = np.frombuffer(content, "<i2").reshape(-1, channels)

@@ -232,8 +232,7 @@ class CaptionedImages(Images, DelimitedText):
           DataError: the prompt has words that the tokenizer does not know.
         """
         del with_picture
-        words = self.make_tokenizer().encode(text.strip()) if text.strip() else ()
-        return np.array([self.start_token, *words], np.int32)
+        return super().beginning(text)
 
     def opening(self, texts: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
         """What a model reads before it writes: `prompts` int32 [N, P], padded on the right, and their lengths [N].

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from genjax.data.base import DataError
-from genjax.errors import UserError
+from genjax.errors import UserError, reason_of
 
 #: A picture: its path, or its content in memory, whose str() is its name in messages.
 PictureFile = str | Path | io.BytesIO
@@ -48,8 +48,11 @@ def open_picture(path: Path | io.BytesIO, channels: int) -> Image.Image:
                 white = Image.new("RGBA", picture.size, "white")
                 picture = Image.alpha_composite(white, picture.convert("RGBA"))
             return picture.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError, ValueError) as error:
-        raise UnreadablePicture(f"{path} is not a readable picture ({error})") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError, ValueError) as error:
+        # Pillow's own message would name the file again.
+        known = not isinstance(error, UnidentifiedImageError)
+        reason = reason_of(error) if known else "its content is of no known format, such as PNG or JPEG"
+        raise UnreadablePicture(f"{path} is not a readable picture ({reason})") from None
 
 
 def read_image(path: Path | io.BytesIO, size: tuple[int, int] | None, channels: int) -> np.ndarray:

@@ -26,7 +26,7 @@ from genjax.errors import UserError
 from genjax.families.multimodal.captioner import Captioner
 from genjax.model import DescribesPictures
 from genjax.serving.bodies import Body, RequestError, shown
-from genjax.tools import prompts
+from genjax.tools import attachments
 from genjax.training import Run
 
 #: Formats of pictures, and the largest number of pixels of one.
@@ -157,7 +157,7 @@ def look(run: Run, question: Question) -> Looked:
       UserError: a picture is missing or damaged, or the text has words that the run does not know.
     """
     try:
-        x, tokens = prompts.picture_prompt(run, question.text, question.pictures or None)
+        x, tokens = attachments.picture_prompt(run, question.text, question.pictures or None)
     except UserError as error:
         raise RequestError(str(error), param="messages") from None
     if x is not None and isinstance(run.experiment.data, Interleaved):

@@ -17,11 +17,12 @@ import jax
 import numpy as np
 
 from genjax import config
-from genjax.data import CaptionedImages, DataError, PictureQuestions, first_examples
+from genjax.data import CaptionedImages, DataError, Interleaved, PictureQuestions, first_examples
 from genjax.data.scenes import grammar, judge
 from genjax.data.scenes.pictures import SIDE
 from genjax.evaluation import captions, text
 from genjax.model import DescribesPictures
+from genjax.tools.attachments import hears
 from genjax.training import Run
 
 
@@ -41,15 +42,22 @@ class Options:
 
     def __post_init__(self) -> None:
         config.check_at_least(self, num_beams=1)
+        config.check_named(self, "image")
 
 
 def check(run: Run) -> None:
-    """Raises ConfigError unless a run writes texts about pictures."""
-    if not isinstance(run.model, DescribesPictures) or not isinstance(run.experiment.data, CaptionedImages):
+    """Raises ConfigError unless a run writes texts about single pictures."""
+    data = run.experiment.data
+    if isinstance(run.model, DescribesPictures) and isinstance(data, CaptionedImages):
+        return
+    own = f"{run.name} is a run of {type(run.model).__name__}"
+    if isinstance(run.model, DescribesPictures) and isinstance(data, Interleaved):
         raise config.ConfigError(
-            f"{run.name} is a run of {type(run.model).__name__}, which describes no pictures; take one of Captioner, "
-            "such as captions_scenes"
+            f"{own}, which reads pictures between words; ask it by experiments.generate, with <image> in --prompt for "
+            "each file of --image"
         )
+    instead = "use experiments.transcribe" if hears(run) else "take one of Captioner, such as captions_scenes"
+    raise config.ConfigError(f"{own}, which describes no pictures; {instead}")
 
 
 def describe_file(run: Run, file: str | Path, question: str | None = None, num_beams: int = 1) -> str:

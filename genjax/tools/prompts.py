@@ -20,11 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from genjax import config, decoding
-from genjax.data import CaptionedImages, Interleaved
 from genjax.data.base import HasTokenizer, RendersChats
-from genjax.data.fitting import PictureFile
 from genjax.data.text.tokenizer import Tokenizer
 from genjax.model import AnswersText, ContinuesText, DescribesPictures, FillsMasks, HasExtraTokens
+from genjax.tools import attachments
 from genjax.training import Run, runs
 
 #: Largest number of new tokens, by default.
@@ -56,6 +55,8 @@ class Options:
       watermark_fraction: share of the vocabulary that is green.
       image: file of a picture that the prompt is about, for a run that writes about pictures; or of several, each
         written <image> in the prompt, for a run of texts with pictures between them.
+      audio: WAV file with what is said, for a run that writes down what it hears; a prompt is then the beginning of
+        its text.
     """
 
     max_new_tokens: int | None = None
@@ -70,9 +71,11 @@ class Options:
     watermark_delta: float = 2.0
     watermark_fraction: float = 0.25
     image: tuple[str, ...] | None = None
+    audio: str | None = None
 
     def __post_init__(self) -> None:
         config.check_at_least(self, max_new_tokens=1, num_beams=1)
+        config.check_named(self, "image", "audio")
 
     def watermark(self) -> decoding.Watermark | None:
         """The watermark, or None without a seed."""
@@ -115,10 +118,7 @@ def generate(run: Run, prompt: Prompt = "", options: Options | None = None) -> I
     """
     options, run = options or Options(), runs.policy_run(run)
     tokenizer = tokenizer_of(run)
-    if options.image is not None and not isinstance(run.model, DescribesPictures):
-        raise config.ConfigError(
-            f"{run.workdir} holds a {type(run.model).__name__}, which sees no pictures; leave --image out"
-        )
+    attachments.check_files(run, options.image, options.audio)
     if isinstance(run.model, FillsMasks):
         return iter(["\n".join(fill_masks(run, tokenizer, prompt))])
     tokens = continuation(run, tokenizer, prompt, options)
@@ -213,64 +213,23 @@ def ends_of(run: Run, prompt: Prompt) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*ends, data.end_of_turn())))
 
 
-def start_of(
-    run: Run, tokenizer: Tokenizer, text: Prompt, image: Sequence[str] | None = None
-) -> tuple[Any, np.ndarray]:
+def start_of(run: Run, tokenizer: Tokenizer, text: Prompt, options: Options) -> tuple[Any, np.ndarray]:
     """The decoder, and the tokens [P] that it continues: the prompt's tokens, or the first token of an answer to it.
 
     Raises:
-      ConfigError: a chat is to be continued by a run that has no template for chats, or there is no picture to write
-        about.
+      ConfigError: a chat is to be continued by a run that has no template for chats, or there is no picture or sound to
+        write about.
     """
     model = run.model
     if isinstance(text, str) and isinstance(model, DescribesPictures):
-        return _about_picture(run, text, image)
+        x, tokens = attachments.prompt_about(run, text, options.image, options.audio)
+        decoder, starts, _ = model.reader(run.state, x, jnp.asarray(tokens)[None], None)
+        return decoder, np.asarray(starts[0])
     if isinstance(text, str) and isinstance(model, AnswersText):
         source = np.array([run.experiment.data.source_ids(text)], np.int32)
         return model.answer_decoder(run.state, source), np.array([model.answer_start], np.int32)
     tokens = tokens_of(run, tokenizer, text)
     return model.token_decoder(run.state), tokens
-
-
-def _about_picture(run: Run, text: str, image: Sequence[str] | None) -> tuple[Any, np.ndarray]:
-    """As `start_of`, for a model that writes about pictures."""
-    x, tokens = picture_prompt(run, text, image)
-    decoder, starts, _ = run.model.reader(run.state, x, jnp.asarray(tokens)[None], None)
-    return decoder, np.asarray(starts[0])
-
-
-def picture_prompt(run: Run, text: str, image: Sequence[PictureFile] | None) -> tuple[jax.Array | None, np.ndarray]:
-    """What a model reads of pictures and a text about them.
-
-    Args:
-      run: a run of a model that writes about pictures.
-      text: the prompt.
-      image: the pictures, or None.
-
-    Returns:
-      The pictures float32 [1, H, W, C], or [1, N, H, W, C] between words, or None; and the tokens [P].
-
-    Raises:
-      ConfigError: the run has no data of pictures, or there are too many pictures, or none where one is needed.
-      DataError: a picture cannot be read, or the text has words that are not known.
-    """
-    data, model = run.experiment.data, run.model
-    if isinstance(data, Interleaved):
-        x, tokens = data.read_prompt(text, image or ())
-        return x, tokens[0]
-    if not isinstance(data, CaptionedImages):
-        raise config.ConfigError(f"{run.workdir} was not trained on pictures with texts (data.name={data.name})")
-    if image is None and model.needs_pictures:
-        raise config.ConfigError(
-            f"{run.workdir} holds a {type(model).__name__}, which writes about a picture; give one by --image=FILE"
-        )
-    if image is not None and len(image) > 1:
-        names = ",".join(map(str, image))
-        raise config.ConfigError(
-            f"{run.workdir} was trained on texts about one picture each, and --image={names} are {len(image)}"
-        )
-    tokens = data.beginning(text, image is not None)
-    return None if image is None else data.read_picture(image[0]), tokens
 
 
 def tokens_of(run: Run, tokenizer: Tokenizer, text: Prompt, **settings: Any) -> np.ndarray:
@@ -331,7 +290,7 @@ def num_new_tokens(options: Options, prompt: np.ndarray, *decoders: Any) -> int:
 def continuation(run: Run, tokenizer: Tokenizer, text: Prompt, options: Options) -> Iterable[int]:
     """Yields the new tokens of a prompt, one at a time if the search allows it."""
     model = run.model
-    decoder, prompt = start_of(run, tokenizer, text, options.image)
+    decoder, prompt = start_of(run, tokenizer, text, options)
     end, key = ends_of(run, text) or None, jax.random.key(options.seed)
     rows, size = jnp.asarray(prompt)[None], num_new_tokens(options, prompt, decoder)
     if options.search == "sample":
@@ -366,7 +325,7 @@ def continuation(run: Run, tokenizer: Tokenizer, text: Prompt, options: Options)
         if tokenizer_of(draft).to_json() != tokenizer.to_json():
             raise config.ConfigError(f"{options.draft_workdir} has another tokenizer than {run.workdir}")
         drawn = {"sampling": model.sampling, "end_token": end}
-        proposing, _ = start_of(draft, tokenizer, text)
+        proposing, _ = start_of(draft, tokenizer, text, options)
         size = num_new_tokens(options, prompt, decoder, proposing)
         draft_of = proposing.with_weights or (lambda _: proposing)
         write = lambda target, weights, rows: decoding.speculative(target, draft_of(weights), key, rows, size, **drawn)

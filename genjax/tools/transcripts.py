@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from genjax import config
-from genjax.data import SpokenTexts, first_examples
+from genjax.data import first_examples
 from genjax.evaluation import text
-from genjax.model import DescribesPictures
+from genjax.tools import attachments
 from genjax.training import Run
 
 
@@ -36,11 +36,12 @@ class Options:
 
     def __post_init__(self) -> None:
         config.check_at_least(self, num_beams=1)
+        config.check_named(self, "audio")
 
 
 def check(run: Run) -> None:
     """Raises ConfigError unless a run writes down what it hears."""
-    if not isinstance(run.model, DescribesPictures) or not isinstance(run.experiment.data, SpokenTexts):
+    if not attachments.hears(run):
         raise config.ConfigError(
             f"{run.name} is a run of {type(run.model).__name__}, which hears nothing; take one of AudioLanguageModel "
             "or Whisper on spoken texts, such as spoken_digits"
@@ -55,9 +56,9 @@ def transcribe_file(run: Run, file: str | Path, num_beams: int = 1) -> str:
       DataError: the file cannot be read, or has another sample rate than the data.
     """
     check(run)
-    data = run.experiment.data
+    x, start = attachments.sound_prompt(run, "", file)
     describe = jax.jit(run.model.describe, static_argnames="num_beams")
-    return data.decode(np.asarray(describe(run.state, data.read_sound(file), num_beams=num_beams))[0])
+    return run.experiment.data.decode(np.asarray(describe(run.state, x, start[None], num_beams=num_beams))[0])
 
 
 def measure(run: Run, num_beams: int = 1) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def test_a_run_needs_nothing_but_the_folder_and_writes_what_they_write(started):
         return
     ids = tokenizer.encode(text).ids
     out = theirs.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False, pad_token_id=run.model.end_token)
-    decoder, prompt = prompts.start_of(run, ours, text)
+    decoder, prompt = prompts.start_of(run, ours, text, prompts.Options())
     greedy = decoding.Sampling(temperature=0.0)
     found = list(decoding.stream(decoder, jax.random.key(0), prompt, 8, end_token=run.model.end_token, sampling=greedy))
     wanted = out[0, 1:].tolist()

@@ -311,6 +311,15 @@ class DelimitedText(TokenizedData):
         """A text as an encoder reads it."""
         return self.framed(self.make_tokenizer().encode(text))
 
+    def beginning(self, text: str) -> np.ndarray:
+        """The tokens [P] that a model continues after the first words of a text, which may be empty.
+
+        Raises:
+          DataError: the text has words or symbols that the tokenizer does not know.
+        """
+        words = self.make_tokenizer().encode(text.strip()) if text.strip() else ()
+        return np.array([self.start_token, *words], np.int32)
+
     def pad(self, rows: Sequence[Sequence[int] | np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows of at most `length` tokens, padded to int32 [N, length]; and a mask that is False at padding."""
         tokens = np.full((len(rows), length), self.padding_token, np.int32)
