@@ -15,6 +15,8 @@ from pathlib import Path
 
 from genjax.data.base import DataError
 from genjax.data.files import read_lines, read_objects, read_utf8
+from genjax.data.folders import IMAGE_SUFFIXES
+from genjax.errors import number_of
 
 LISTS = ("captions.jsonl", "metadata.jsonl", "captions.json")
 _FILE_KEYS = ("file_name", "file", "image")
@@ -32,8 +34,8 @@ def captions_of(base: Path, root: Path, paths: Sequence[Path], given: str | None
         and then for text files beside the pictures.
 
     Raises:
-      DataError: there are no captions, a picture has none or two pictures share a file of captions, a caption is empty,
-        or a list is damaged or names a picture that is not there.
+      DataError: there are no captions, a picture has none or two pictures share a file of captions, a caption is empty
+        or has no picture, or a list is damaged.
     """
     places = [base / name for name in LISTS] + [root / name for name in LISTS]
     if given is not None:
@@ -61,7 +63,21 @@ def _beside(paths: Sequence[Path]) -> list[tuple[str, ...]]:
         if not lines:
             raise DataError(f"the caption of {path} in {text.name} is empty")
         captions.append(lines)
+    for folder in dict.fromkeys(path.parent for path in paths):
+        _check_pictures(folder)
     return captions
+
+
+def _check_pictures(folder: Path) -> None:
+    """Raises DataError if a text file in a folder has no picture of its name beside it."""
+    files = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    pictures = {path.stem for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
+    alone = sorted(path for path in files if path.suffix == ".txt" and path.stem not in pictures)
+    if alone:
+        others = f" and {number_of(len(alone) - 1, 'other')}" if len(alone) > 1 else ""
+        raise DataError(
+            f"there is no picture beside the caption {alone[0]}{others}; add the picture, or move the text away"
+        )
 
 
 def _listed(file: Path, base: Path, root: Path, paths: Sequence[Path]) -> list[tuple[str, ...]]:
@@ -79,8 +95,10 @@ def _listed(file: Path, base: Path, root: Path, paths: Sequence[Path]) -> list[t
             captions.setdefault(found.resolve(), []).append(" ".join(text.split()))
     missing = [path for path in paths if path.resolve() not in captions]
     if missing:
-        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
-        raise DataError(f"{file} has no caption of {missing[0].relative_to(base)}{others}")
+        others = f" and {number_of(len(missing) - 1, 'other')}" if len(missing) > 1 else ""
+        raise DataError(
+            f"{file} has no caption of {missing[0].relative_to(root)}{others}; add it, or remove the picture"
+        )
     return [tuple(captions[path.resolve()]) for path in paths]
 
 
@@ -101,10 +119,13 @@ def _coco(file: Path) -> Iterator[tuple[str, str]]:
     try:
         content = json.loads(read_utf8(file))
         names = {image["id"]: str(image["file_name"]) for image in content["images"]}
-        pairs = [(names[entry["image_id"]], str(entry["caption"])) for entry in content["annotations"]]
+        pairs = [(entry["image_id"], str(entry["caption"])) for entry in content["annotations"]]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file} is not a list of captions in COCO's format, with images and annotations ({type(error).__name__}: "
             f"{error})"
         ) from None
-    yield from pairs
+    for number, caption in pairs:
+        if number not in names:
+            raise DataError(f"{file} has a caption of the picture with the id {number!r}, which its images do not name")
+        yield names[number], caption

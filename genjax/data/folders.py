@@ -16,6 +16,7 @@ from genjax import buckets
 from genjax.data.base import ArrayExamples, DataError, Examples, check_any_files, check_split, split_files
 from genjax.data.files import files_below, find_place, only_writer, walk_files
 from genjax.data.fitting import MEMORY_BYTES, UnreadablePicture, read_image
+from genjax.errors import number_of
 
 _logger = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ def labels_of_files(
     number = {name: i for i, name in enumerate(names)}
     loose = [path for path in paths if path.parent == base]
     if loose:
-        others = f" and {len(loose) - 1} others" if len(loose) > 1 else ""
+        others = f" and {number_of(len(loose) - 1, 'other')}" if len(loose) > 1 else ""
         raise DataError(
             f"{base} has class folders ({', '.join(map(repr, names[:3]))}, ...) and pictures beside them, "
             f"{loose[0].name}{others}; move these into a class or away, "

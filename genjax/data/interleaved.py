@@ -33,6 +33,7 @@ from genjax.data.scenes.making import SEEN_PAIRS, make
 from genjax.data.scenes.pictures import SIDE, render
 from genjax.data.text.base import DelimitedText
 from genjax.data.text.labelled import write_lines
+from genjax.errors import number_of
 
 SPLITS = ("train", "validation", "test", "either", "four_shots", "no_shots")
 #: How a picture is written in a text.
@@ -158,13 +159,12 @@ class Interleaved(DelimitedText):
         """
         parts = text.split(IMAGE)
         count = len(parts) - 1
+        hint = f"write {IMAGE} in --prompt where each picture stands, and name the files in --image in the same order"
         if count != len(files):
-            raise DataError(
-                f"the prompt has {count} image tokens, and {len(files)} pictures are given; write {IMAGE} where each "
-                "picture stands"
-            )
+            tokens, pictures = number_of(count, "image token"), number_of(len(files), "picture")
+            raise DataError(f"the prompt has {tokens} for {pictures}, each worth one token; {hint}")
         if not 1 <= count <= MOST:
-            raise DataError(f"the prompt has {count} pictures, and the model reads 1 to {MOST}")
+            raise DataError(f"the prompt has {number_of(count, 'picture')}, and the model reads 1 to {MOST}; {hint}")
         pieces = []
         for i, part in enumerate(parts):
             pieces += [Piece(IMAGE)] if i else []

@@ -220,35 +220,56 @@ def _lexicon() -> list[str]:
 
 
 def _of_files(data: PictureQuestions, split: str) -> tuple[Examples, list[Asked]]:
-    base, _ = folder_files(data.dir, split)
+    base, files = folder_files(data.dir, split)
     root = buckets.folder(data.dir or "")
-    questions = _listed(root / f"{split}_questions.json", "questions", ("image_id", "question_id", "question"))
+    asking = root / f"{split}_questions.json"
+    questions = _listed(asking, "questions", ("image_id", "question_id", "question"))
     own = ("question_id", "multiple_choice_answer", "answers")
     file = root / f"{split}_annotations.json"
     notes = {note["question_id"]: note for note in _listed(file, "annotations", own)}
     pictures, paths = folder_images(data.dir, split, data.image_size, data.channels or 3, (), data.skip_corrupt)
     rows_of: dict[int, int] = {}
     for row, path in enumerate(paths):
-        number = re.search(r"\d+$", path.stem)
-        if number is None:
-            raise DataError(f"{path} has no number of a picture at the end of its name, as in COCO_train_000000000009")
-        if int(number[0]) in rows_of:
-            raise DataError(f"{paths[rows_of[int(number[0])]]} and {path} are both the picture number {number[0]}")
-        rows_of[int(number[0])] = row
+        number = _number_of(path)
+        if number in rows_of:
+            raise DataError(f"{paths[rows_of[number]]} and {path} are both the picture number {number}")
+        rows_of[number] = row
+    # What data.skip_corrupt has left out.
+    skipped = {_number_of(path) for path in set(files) - set(paths)}
     rows, asked = [], []
     for each in questions:
         note = notes.get(each["question_id"])
         if note is None:
             raise DataError(f"{file} has no answers to the question {each['question_id']}, {each['question']!r}")
+        if each["image_id"] in skipped:
+            continue
         if each["image_id"] not in rows_of:
-            raise DataError(f"{base} has no picture {each['image_id']}, which {each['question']!r} asks about")
-        votes = tuple(str(vote["answer"]) for vote in note["answers"])
-        answer = str(note["multiple_choice_answer"])
-        if not each["question"].strip() or not answer.strip():
-            raise DataError(f"{file}: the question {each['question_id']} or its answer is empty")
+            raise DataError(f"{base} has no picture {each['image_id']!r}, which {each['question']!r} asks about")
+        question, answer = str(each["question"]).strip(), str(note["multiple_choice_answer"])
+        if not question or not answer.strip():
+            empty = "answer to the question" if question else "text of the question"
+            raise DataError(f"{file if question else asking} has an empty {empty} {each['question_id']}")
         rows.append(rows_of[each["image_id"]])
-        asked.append(Asked(each["question"].strip(), str(note.get("answer_type", "any")), answer, votes or (answer,)))
+        asked.append(Asked(question, str(note.get("answer_type", "any")), answer, _votes(note, file) or (answer,)))
     return _Chosen(pictures, np.array(rows)), asked
+
+
+def _number_of(path: Path) -> int:
+    """The image_id of a picture's file."""
+    number = re.search(r"\d+$", path.stem)
+    if number is None:
+        raise DataError(f"{path} has no number of a picture at the end of its name, as in COCO_train_000000000009")
+    return int(number[0])
+
+
+def _votes(note: dict[str, Any], file: Path) -> tuple[str, ...]:
+    """The answers of an annotation that people gave."""
+    try:
+        return tuple(str(vote["answer"]) for vote in note["answers"])
+    except (TypeError, KeyError):
+        raise DataError(
+            f'{file}: "answers" of the question {note["question_id"]} must be a list of objects with answer'
+        ) from None
 
 
 def _listed(file: Path, name: str, keys: Sequence[str]) -> list[dict[str, Any]]:

@@ -49,7 +49,10 @@ class VisionTransformer(nn.Module):
         config, size = self.config, self.patch_size
         batch, height, width, channels = x.shape
         if height % size or width % size:
-            raise UserError(f"patches of {size} x {size} do not divide pictures of {height} x {width}")
+            raise UserError(
+                f"patch_size={size} does not divide pictures of {height} x {width}; give a number that divides both "
+                "sides, or other pictures by data.image_size"
+            )
         rows, columns = height // size, width // size
         patches = x.reshape(batch, rows, size, columns, size, channels).swapaxes(2, 3)
         init = nn.initializers.normal(config.init_std or 0.02)

@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 from genjax import buckets, config
 from genjax.config import ConfigError
-from genjax.data import Data
+from genjax.data import Data, DataError
 from genjax.data.base import HasTokenizer
+from genjax.data.text.base import TokenizedData
+from genjax.data.text.tokenizer import UnknownSymbolError
 from genjax.interop import gguf
 from genjax.model import GenerativeModel, HasParts, HasPolicy, HasPretrained, HasSupport, HasVocabulary, PartSources
 from genjax.training.records import version
@@ -187,7 +189,7 @@ def resolve(
     if isinstance(model, HasParts):
         for run in model.part_runs:
             data = data.starting_from(run)
-    spec = data.spec() if spec is None else spec
+    spec = _spec_of(data) if spec is None else spec
     low, high = spec.get("range") or (None, None)
     model = config.fill_none(model, {**spec, "low": low, "high": high, "num_steps": training.num_steps})
     support = model.support() if isinstance(model, HasSupport) else None
@@ -208,6 +210,20 @@ def resolve(
     if isinstance(model, HasParts):
         model = (model if earlier is None else model.like_parts(earlier)).with_parts(part_sources(data))
     return dataclasses.replace(experiment, model=model, data=data)
+
+
+def _spec_of(data: Data) -> dict[str, Any]:
+    """What the data tell of themselves; a tokenizer that does not know their words is named.
+
+    Raises:
+      DataError: the data set cannot be read.
+    """
+    try:
+        return data.spec()
+    except UnknownSymbolError as error:
+        if not isinstance(data, TokenizedData) or data.tokenizer_file is None:
+            raise
+        raise DataError(f"the tokenizer {data.tokenizer_file} does not fit the data: {error}") from None
 
 
 def part_sources(data: Data) -> PartSources:

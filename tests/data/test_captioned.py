@@ -52,7 +52,7 @@ def test_scenes_are_pairs_whose_vocabulary_depends_on_no_split():
     given = data.prompts(["a small red circle", ""])
     assert [data.decode(row) for row in given["tokens"]] == ["a small red circle", ""]
     assert given["mask"].sum(1).tolist() == [6, 2]
-    with pytest.raises(DataError, match="' pink', which is not among the 23 symbols of the tokenizer"):
+    with pytest.raises(DataError, match="the word 'pink', which is not among the 23 words of the tokenizer"):
         data.prompts(["a small pink circle"])
     with pytest.raises(DataError, match=r"'a small red circle left.* has 22 tokens.* the longest has 18"):
         data.prompts([" left of ".join(["a small red circle"] * 4)])
@@ -104,17 +104,28 @@ def lines(*entries):
     return lambda root: (root / "captions.jsonl").write_text("\n".join(entries))
 
 
+def coco(number, caption="a"):
+    content = {"images": [{"id": 0, "file_name": "train/a.png"}]}
+    content["annotations"] = [{"image_id": number, "caption": caption}]
+    return lambda root: (root / "captions.json").write_text(json.dumps(content))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda root: (root / "train/b.txt").unlink(), r"b.png has no caption: there is neither b.txt .* nor one of"),
+        (lambda root: (root / "train/z.txt").write_text("z"), "no picture beside the caption .*z.txt; add the picture"),
+        (lambda root: [(root / f"train/{n}.txt").write_text("z") for n in "yz"], "caption .*y.txt and 1 other; add"),
         (lambda root: (root / "train/b.txt").write_text(" \n"), "the caption of .*b.png in b.txt is empty"),
         (lambda root: write(root / "train/b.jpg"), "b.jpg and .*b.png have one file of captions, b.txt; rename one"),
-        (lambda root: (root / "train/b.png").write_bytes(b"x"), "b.png is not a readable picture"),
+        (lambda root: (root / "train/b.png").write_bytes(b"x"),
+         r"b.png is not a readable picture \(its content .* PNG or JPEG\); repair"),
         (lines('{"image": "a.png"}'), 'line 1 of .* is not like {"file_name": "a.png", "text": "a cat"}'),
         (lines('{"image": "d.png", "text": "d"}'), "has a caption of d.png, and there is no such picture in"),
         (lines('{"image": "train/a.png", "text": " "}'), "has an empty caption of train/a.png"),
-        (lines('{"image": "train/a.png", "text": "a"}'), "has no caption of b.png and 1 others"),
+        (lines('{"image": "train/a.png", "text": "a"}'), "has no caption of train/b.png and 1 other; add it"),
+        (coco(1), "has a caption of the picture with the id 1, which its images do not name"),
+        (coco(0, ""), "has an empty caption of train/a.png"),
         (lambda root: (root / "captions.json").write_text("{}"), "is not a list of captions in COCO's format"),
     ],
 )  # fmt: skip

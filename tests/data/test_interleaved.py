@@ -74,11 +74,22 @@ def test_a_prompt_is_read_as_the_row_that_it_is(tmp_path):
     x, tokens = DATA.read_prompt("<image> this is dax <EOC> <image> this is", files)
     assert DATA.written(tokens[0]).split() == ["<image>", "this", "is", "dax", "<EOC>", "<image>", "this", "is"]
     for text, given, message in (
-        ("<image> first what", files, "has 1 image tokens, and 2 pictures are given"),
-        ("<image> <image> <image>", files, "has 3 image tokens, and 2 pictures are given"),
+        (
+            "<image> first what",
+            files,
+            "has 1 image token for 2 pictures, each worth one token; write <image> in --prompt",
+        ),
+        ("<image> <image> <image>", files, "has 3 image tokens for 2 pictures, each worth one"),
+        ("<image> first what", [], "has 1 image token for 0 pictures, each worth one"),
+        ("what colour", files[:1], "has 0 image tokens for 1 picture, each worth one"),
+        (" ".join(["<image>"] * 6), files * 3, "has 6 pictures, and the model reads 1 to 5"),
         ("what colour", [], "has 0 pictures, and the model reads 1 to 5"),
-        ("<image> this is pink", files[:1], "' pink', which is not among"),
-        ("<image> this is", [tmp_path / "none.png"], "none.png is not a readable picture"),
+        ("<image> this is pink", files[:1], "the word 'pink', which is not among the 31 words"),
+        (
+            "<image> this is",
+            [tmp_path / "none.png"],
+            r"none.png is not a readable picture \(No such file or directory\)$",
+        ),
     ):
         with pytest.raises(DataError, match=message):
             DATA.read_prompt(text, given)

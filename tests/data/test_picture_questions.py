@@ -1,5 +1,6 @@
 """Questions about pictures: rows with their answers, words, and the files of VQA v2."""
 
+import dataclasses
 import json
 
 import jax
@@ -30,7 +31,7 @@ def test_rows_of_scenes_are_questions_with_answers_that_count():
 @pytest.mark.parametrize(
     ("question", "message"),
     [
-        ("is there a pink circle?", "' pink', which is not among the .* symbols of the tokenizer"),
+        ("is there a pink circle?", "the word 'pink', which is not among the 41 words of the tokenizer"),
         (" ", "give one by --question=TEXT"),
         (None, "give one by --question=TEXT"),
         ("is " * 20, "takes 22 tokens, and data.sequence_length=16 leaves 14 for it"),
@@ -64,6 +65,13 @@ def test_the_tokens_of_a_picture_stand_behind_the_start_and_are_never_cut():
         PictureQuestions(picture_tokens=-1)
 
 
+def changed(root, name, number, **fields):
+    """Changes an entry of a file of the training split."""
+    content = json.loads((root / f"train_{name}.json").read_text())
+    content[name][number] |= fields
+    (root / f"train_{name}.json").write_text(json.dumps(content))
+
+
 def vqa(root):
     for split in ("train", "validation", "test"):
         (root / split).mkdir(parents=True)
@@ -88,6 +96,14 @@ def test_files_of_vqa(tmp_path):
     assert data.references("test")[0] == ("dark grey",) * 4
 
 
+def test_questions_about_pictures_that_are_left_out_are_left_out_too(tmp_path):
+    data = vqa(tmp_path)
+    changed(tmp_path, "questions", 0, question=3)
+    (tmp_path / "train/COCO_train_000000000009.png").write_bytes(b"x")
+    asked = dataclasses.replace(data, skip_corrupt=True).asked("train")
+    assert [each.text for each in asked] == ["3", "Is it dark?"] and [each.answer for each in asked][1] == "no"
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -98,6 +114,16 @@ def test_files_of_vqa(tmp_path):
          "x.png has no number of a picture"),
         (lambda root: (root / "train/a_9.png").write_bytes((root / "train/COCO_train_000000000009.png").read_bytes()),
          "are both the picture number"),
+        (lambda root: (root / "train/COCO_train_000000000009.png").write_bytes(b"x"),
+         "000000009.png is not a readable picture .*--data.skip_corrupt"),
+        (lambda root: changed(root, "questions", 0, question=" "),
+         "train_questions.json has an empty text of the question 250"),
+        (lambda root: changed(root, "questions", 0, image_id="25"), "has no picture '25', which 'What colour"),
+        (lambda root: changed(root, "annotations", 0, multiple_choice_answer=""),
+         "train_annotations.json has an empty answer to the question 90"),
+        (lambda root: changed(root, "annotations", 0, answers=[1]), '"answers" of the question 90 must be a list'),
+        (lambda root: changed(root, "annotations", 0, answers=None), '"answers" of the question 90 must be a list'),
+        (lambda root: changed(root, "annotations", 0, question_id=3), "has no answers to the question 90, 'Is it dark"),
     ],
 )  # fmt: skip
 def test_damaged_files_of_vqa_are_refused(spoil, message, tmp_path):

@@ -57,13 +57,22 @@ def test_what_cannot_be_described_is_refused_in_a_sentence(run, file, tmp_path):
     damaged = tmp_path / "damaged.png"
     damaged.write_text("no picture")
     for arguments, message in (
-        ((damaged, "is there a red circle?"), "damaged.png is not a readable picture"),
-        ((tmp_path / "none.png", "is there a red circle?"), "none.png is not a readable picture"),
+        (
+            (damaged, "is there a red circle?"),
+            r"^\S+damaged.png is not a readable picture \(its content is of no known format, such as PNG or JPEG\)$",
+        ),
+        (
+            (tmp_path / "none.png", "is there a red circle?"),
+            r"^\S+none.png is not a readable picture \(No such file or directory\)$",
+        ),
         ((file, None), "give one by --question=TEXT"),
-        ((file, "is there a pink circle?"), "' pink', which is not among"),
+        ((file, "is there a pink circle?"), "the word 'pink', which is not among the 41 words of the tokenizer$"),
     ):
         with pytest.raises(DataError, match=message):
             captions.describe_file(run, *arguments)
+    for command in (caption, generate):
+        with pytest.raises(ConfigError, match="--image= names no file; write --image=FILE"):
+            command.main([command.__name__, f"--workdir={run.workdir}", "--image="])
     with pytest.raises(ConfigError, match="asks about a picture; give it by --image=FILE"):
         caption.main(["caption", f"--workdir={run.workdir}", "--question=is there a red circle?"])
     with pytest.raises(DataError, match="the captions of scenes answer no questions"):
@@ -96,8 +105,10 @@ def test_prompts_with_pictures_between_their_words_are_continued(file, tmp_path,
     x, tokens = seeing.experiment.data.read_prompt(text, [file, file])
     written = seeing.model.describe(seeing.state, x, tokens, num_beams=1)
     assert capsys.readouterr().out.strip() == seeing.experiment.data.decode(np.asarray(written)[0])
-    with pytest.raises(DataError, match="the prompt has 1 image tokens, and 2 pictures are given"):
+    with pytest.raises(DataError, match="the prompt has 1 image token for 2 pictures, each worth one token"):
         generate.main([*flags, "--prompt=<image> this is"])
+    with pytest.raises(ConfigError, match="reads pictures between words; ask it by experiments.generate"):
+        captions.describe_file(seeing, file)
 
 
 def test_several_pictures_of_a_text_about_one_are_refused(run, file):

@@ -45,7 +45,7 @@ def test_samples_follow_prompts_in_turn_and_refuse_what_the_model_cannot_take(dr
     for run, options, message in (
         (unguided, {"negative_prompt": ""}, "--negative_prompt needs the weight of the guidance"),
         (clip, {"negative_prompt": ""}, "CLIP takes no text to lead away from; leave --negative_prompt out"),
-        (drawing, {"prompt": ("a pink circle",)}, "' pink', which is not among the 23 symbols"),
+        (drawing, {"prompt": ("a pink circle",)}, "the word 'pink', which is not among the 23 words"),
     ):
         with pytest.raises(Exception, match=message):
             samples.write(run, samples.Options(num_samples=2, **options))
@@ -191,7 +191,7 @@ def test_edits_of_a_picture_of_a_file(drawing, tmp_path):
         ({**given, "image": str(tmp_path / "none.png")}, "none.png"),
         ({**given, "mask": str(tmp_path / "black.png")}, "black.png is of one colour; it is white where"),
         ({**given, "strength": 0.1}, "strength=0.1 is less than half a step"),
-        ({**given, "prompt": "a pink circle"}, "' pink', which is not among"),
+        ({**given, "prompt": "a pink circle"}, "the word 'pink', which is not among"),
     ):
         with pytest.raises(Exception, match=message):
             edits.write(drawing, edits.Options(**options))

@@ -11,13 +11,13 @@ import pytest
 import genjax
 from genjax import config
 from genjax.config import ConfigError
-from genjax.data import DataError, Text, base
+from genjax.data import CaptionedImages, DataError, Text, base
 from genjax.data import files as shared_files
 from genjax.data.text import base as tokenized
 from genjax.data.text.tokenizer import train_tokenizer
 from genjax.families.language.gpt import GPT
 from genjax.nn.transformer import Transformer
-from genjax.training import Evaluation, Experiment, Training, train
+from genjax.training import Evaluation, Experiment, Training, resolve, train
 from genjax.training.checkpoints import flatten
 
 OPTIONS = {"num_samples": 1, "tensorboard": False, "compilation_cache": "", "mesh": "data:1", "checkpoint_every": 2}
@@ -101,3 +101,11 @@ def test_a_run_that_added_tokens_goes_on_with_them(text, tmp_path, monkeypatch):
     assert (tmp_path / "second" / "tokenizer.json").read_text() == own
     with pytest.raises(ConfigError, match=r"differs in data.added_tokens \(2, now 3\)"):
         train(experiment(text, **{**changes, "data__added_tokens": 3}), tmp_path / "second", quiet=True)
+
+
+def test_a_tokenizer_that_lacks_words_of_the_data_is_named(tmp_path):
+    file = tmp_path / "tokenizer.json"
+    file.write_text(train_tokenizer("words", ["a small circle"], 0).to_json())
+    data = CaptionedImages(num_made=4, num_held_out=2, tokenizer_file=str(file))
+    with pytest.raises(DataError, match="the tokenizer .*tokenizer.json does not fit the data: .* among the 3 words"):
+        resolve(Experiment(model=GPT(), data=data))

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from genjax.config import suggestion
 from genjax.data.base import DataError
 from genjax.data.files import read_utf8
 from genjax.data.text.library import CLIP_FILES, clip_library, opened_library, tokenizers_library
+from genjax.errors import number_of
 
 #: Symbols of SMILES: bracket atoms, two-letter elements, ring numbers above 9, and single characters (Schwaller et al.
 #: 2018).
@@ -109,9 +111,21 @@ class Tokenizer:
         try:
             return np.array([self._of_symbol[s] for s in symbols_of(self.kind, text)], np.int32)
         except KeyError as error:
-            raise UnknownSymbolError(
-                f"the text has {error.args[0]!r}, which is not among the {self.vocab_size} symbols of the tokenizer"
-            ) from None
+            raise UnknownSymbolError(self._unknown(error.args[0])) from None
+
+    def _unknown(self, symbol: str) -> str:
+        """The sentence about a symbol that the tokenizer does not have."""
+        word = symbol.strip()
+        if self.kind != "words" or not word:
+            known = number_of(self.vocab_size, "symbol")
+            return f"the text has {symbol!r}, which is not among the {known} of the tokenizer"
+        # Of a word with a blank before it, and of one without, the tokenizer may know one alone.
+        same = [own for own in self._of_symbol if own.strip() == word]
+        if same:
+            return f"the text has the word {symbol!r}, which the tokenizer knows as {same[0]!r}, blanks included"
+        close = suggestion(word, sorted({own.strip() for own in self._of_symbol}))
+        known = number_of(self.vocab_size, "word")
+        return f"the text has the word {word!r}, which is not among the {known} of the tokenizer{close}"
 
     def encode_all(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
         """Ids of each text, int32 [N]; a library's tokenizer encodes several at once, on all cores."""

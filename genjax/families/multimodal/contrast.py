@@ -38,15 +38,16 @@ def normalized(x: Array) -> Array:
     return x * jax.lax.rsqrt((x**2).sum(-1, keepdims=True))
 
 
-def ending_at(config: Transformer, layer: int, final_norm: bool) -> Transformer:
-    """A stack that ends after a block, counted from the end: -1 is the last, -2 the one before.
+def ending_at(config: Transformer, layer: int, final_norm: bool, name: str = "layer") -> Transformer:
+    """A stack that ends after a block, counted from the end: -1 is the last, -2 the one before; `name` is what messages
+    call the block's number.
 
     Raises:
       UserError: there is no such block.
     """
     if not -config.num_layers <= layer <= -1:
         raise UserError(
-            f"layer={layer} is no block of a stack of {config.num_layers}, counted from the end by -1, -2, ..."
+            f"{name}={layer} is no block of a stack of {config.num_layers}, counted from the end by -1, -2, ..."
         )
     return dataclasses.replace(config, num_layers=config.num_layers + 1 + layer, final_norm=final_norm)
 

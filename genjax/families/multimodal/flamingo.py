@@ -23,7 +23,7 @@ import numpy as np
 
 from genjax import decoding
 from genjax.batch import Array, Batch, Metrics, PyTree
-from genjax.errors import UserError, filled
+from genjax.errors import UserError, filled, number_of
 from genjax.families.language.gpt import LanguageModel
 from genjax.families.multimodal.describer import Describer
 from genjax.families.multimodal.flamingo_layers import GatedBlock, PerceiverResampler, Resampler
@@ -146,8 +146,8 @@ class Flamingo(FromPretrained, Describer):
     def __post_init__(self) -> None:
         if self.every < 1 or not 0 <= self.first < self.decoder.num_layers:
             raise UserError(
-                f"model.first={self.first} and model.every={self.every} put no gated block before the "
-                f"{self.decoder.num_layers} layers of model.decoder"
+                f"model.first={self.first} and model.every={self.every} put no gated block before any of the "
+                f"{number_of(self.decoder.num_layers, 'layer')} of model.decoder"
             )
         if not 0.0 <= self.next_picture <= 1.0:
             raise UserError(f"model.next_picture={self.next_picture} must be a probability")
@@ -225,9 +225,9 @@ class Flamingo(FromPretrained, Describer):
             return
         most = int((np.asarray(prompts) == filled(self, "image_token")).sum(1).max())
         if most > source.shape[1]:
+            tokens, pictures = number_of(most, "image token"), number_of(source.shape[1], "picture")
             raise UserError(
-                f"a prompt has {most} image tokens, and {source.shape[1]} pictures are given; each picture needs one "
-                "image token, and each image token a picture"
+                f"a prompt has {tokens} for {pictures}, each worth one token; give a picture for each image token"
             )
 
     def _decoder_of(self, weights: PyTree) -> decoding.Decoder:

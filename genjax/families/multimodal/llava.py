@@ -31,7 +31,7 @@ import numpy as np
 
 from genjax import decoding
 from genjax.batch import Array, Batch, ComputeDtype, PyTree
-from genjax.errors import UserError, filled
+from genjax.errors import UserError, filled, number_of
 from genjax.families.language.gpt import GPT, LanguageModel
 from genjax.families.language.networks import llama_network
 from genjax.families.multimodal.clip import CLIP
@@ -255,7 +255,7 @@ class LLaVA(FromPretrained, DescribesPictures):
             network = dataclasses.replace(network, scan_layers=False, remat=False)
         return LLaVANetwork(
             self.language_model().module(network),
-            vision if whole else ending_at(vision, self.feature_layer, self.feature_norm),
+            vision if whole else ending_at(vision, self.feature_layer, self.feature_norm, "model.feature_layer"),
             self.vision_form,
             self.patch_size,
             self._image_token,
@@ -300,15 +300,15 @@ class LLaVA(FromPretrained, DescribesPictures):
         hint = f"set data.picture_tokens={wanted}"
         if self.vision_form == "clip" and count == wanted + (-1 if self.class_token else 1):
             hint += f", or model.class_token={'false' if self.class_token else 'true'}"
-        raise UserError(f"the data write {count} tokens for a picture, and {self._features()}; {hint}")
+        raise UserError(f"the data write {number_of(count, 'token')} for a picture, and {self._features()}; {hint}")
 
     def _features(self) -> str:
         """A part of a sentence that says where the number of features of a picture comes from."""
         height, width, _ = filled(self, "data_shape")
-        patches = (height // self.patch_size) * (width // self.patch_size)
-        of = f"{patches} patches of model.patch_size={self.patch_size} in pictures of {height} x {width}"
+        patches = number_of((height // self.patch_size) * (width // self.patch_size), "patch", "patches")
+        of = f"{patches} of model.patch_size={self.patch_size} in pictures of {height} x {width}"
         more = ", and the class token of model.class_token=true" if self.class_token else ""
-        return f"its features are worth {self.features_per_picture} tokens ({of}{more})"
+        return f"its features are worth {number_of(self.features_per_picture, 'token')} ({of}{more})"
 
     def check_start(self, source: Any) -> None:
         """Refuses to train on features of an encoder that was not trained.
@@ -358,6 +358,7 @@ class LLaVA(FromPretrained, DescribesPictures):
         if self.language_from is not None and Path(self.language_from).expanduser().exists():
             theirs = _model_at(self.language_from, sources, (GPT,), "language_from")
             if self.vocab_size is not None and theirs.vocab_size > self.vocab_size:
+                model._image_token  # noqa: B018
                 raise UserError(
                     f"model.language_from={self.language_from} knows {theirs.vocab_size} tokens, and "
                     f"model.vocab_size={self.vocab_size}"
@@ -426,7 +427,10 @@ class LLaVA(FromPretrained, DescribesPictures):
             if count == most * each or (x is not None and x.ndim == 5 and count % each == 0 < count < most * each):
                 continue
             if count and x is None:
-                raise UserError(f"the text {i} has {count} picture tokens, and no picture is given")
+                raise UserError(
+                    f"the text {i} has {number_of(count, 'picture token')}, and no picture is given; give "
+                    f"{number_of(-(-count // each), 'picture')}, or leave the token {self.image_token} out"
+                )
             if not count:
                 raise UserError(
                     f"a picture is given to the text {i}, which has no picture tokens; write the token "
@@ -434,8 +438,8 @@ class LLaVA(FromPretrained, DescribesPictures):
                 )
             cut = f": the text is cut inside a picture's tokens, {count % each} of {each}" if count % each else ""
             raise UserError(
-                f"the text {i} has {count} picture tokens, and its {most} pictures are worth {most * each}{cut}; of "
-                f"one picture {self._features()}"
+                f"the text {i} has {number_of(count, 'picture token')} for {number_of(most, 'picture')} worth "
+                f"{number_of(most * each, 'token')}{cut}; of one picture {self._features()}"
             )
 
     def _prefix(self, batch: Batch) -> Array | None:

@@ -52,6 +52,21 @@ def test_smiles_symbols():
         Tokenizer.from_json(json.dumps({"kind": "bytes"}))
 
 
+def test_a_word_that_is_not_known_is_called_a_word():
+    tokenizer = train_tokenizer("words", ["a small circle", "a large"], 0)
+    for text, message in (
+        ("a pink circle", "^the text has the word 'pink', which is not among the 4 words of the tokenizer$"),
+        ("a smal circle", r"'smal', which is not among the 4 words of the tokenizer; did you mean small\?$"),
+        ("circle", "^the text has the word 'circle', which the tokenizer knows as ' circle', blanks included$"),
+        ("a  circle", "^the text has the word '  circle', which the tokenizer knows as ' circle', blanks included$"),
+        ("a circle ", "^the text has ' ', which is not among the 4 symbols of the tokenizer$"),
+    ):
+        with pytest.raises(DataError, match=message):
+            tokenizer.encode(text)
+    with pytest.raises(DataError, match="^the text has 'b', which is not among the 1 symbol of the tokenizer$"):
+        train_tokenizer("characters", ["a"], 0).encode("b")
+
+
 @pytest.mark.parametrize("kind", ["characters", "bytes", "bpe"])
 def test_text_that_is_no_unicode_is_one_sentence(kind):
     if kind == "bpe":

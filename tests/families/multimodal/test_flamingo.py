@@ -170,14 +170,15 @@ def test_films_are_pictures_in_time():
 def test_what_cannot_be_is_refused_in_a_sentence(opened):
     state, batch = opened
     for fields, message in (
-        ({"every": 0}, "model.every=0 put no gated block before the 2 layers"),
+        ({"every": 0}, "model.every=0 put no gated block before any of the 2 layers"),
         ({"first": 2}, "model.first=2 and model.every=1 put no gated block"),
         ({"next_picture": 1.5}, "model.next_picture=1.5 must be a probability"),
     ):
         with pytest.raises(UserError, match=message):
             dataclasses.replace(MODEL, **fields)
-    with pytest.raises(UserError, match="a prompt has 3 image tokens, and 2 pictures are given"):
-        MODEL.describe(state, batch["x"][:, :2], batch["tokens"])
+    for count, pictures in ((1, "1 picture"), (2, "2 pictures")):
+        with pytest.raises(UserError, match=f"a prompt has 3 image tokens for {pictures}, each worth one token; give"):
+            MODEL.describe(state, batch["x"][:, :count], batch["tokens"])
     with pytest.raises(UserError, match=r"of the shape \(8, 8, 3\), several a text, and not x of \(2, 8, 8, 3\)"):
         MODEL.describe(state, batch["x"][:, 0], batch["tokens"])
     with pytest.raises(UserError, match="blocks stand before single layers: take network.scan_layers=false"):

@@ -157,6 +157,9 @@ def test_encoder_and_language_model_come_from_runs_or_folders_with_their_sizes(t
     again = model.start_params(fresh, from_runs)
     equal(again["vision_encoder"], taken["vision_encoder"])
     equal(again["language"], taken["language"])
+    with pytest.raises(UserError, match="the data write none for them: give --data.picture_tokens=4"):
+        unseeing = dataclasses.replace(MODEL, language_from=runs[1], vocab_size=VOCAB - 2, image_token=None)
+        unseeing.with_parts(from_runs)
     with pytest.raises(UserError, match="is a GPT, and CLIP or SigLIP is wanted"):
         dataclasses.replace(MODEL, vision_from=runs[1]).with_parts(from_runs)
     with pytest.raises(UserError, match=r"sees pictures of the shape \(4, 4, 1\), and the data have \(8, 8, 1\)"):
@@ -170,17 +173,22 @@ def tokens_of(*rows):
 @pytest.mark.parametrize(
     ("tokens", "x", "message"),
     [
-        ([START, *I4, 1], None, "text 0 has 4 picture tokens, and no picture is given"),
+        (
+            [START, *I4, 1],
+            None,
+            "text 0 has 4 picture tokens, and no picture is given; give 1 picture, or leave the token 8 out",
+        ),
         ([START, 1], PICTURES[:1, 0], "has no picture tokens; write the token 8 4 times .*data.picture_tokens=4"),
         (
             [START, *I4[:3]],
             PICTURES[:1, 0],
-            "has 3 picture tokens, and its 1 pictures are worth 4: the text is cut inside a picture's tokens, 3 of 4",
+            "has 3 picture tokens for 1 picture worth 4 tokens: the text is cut inside a picture's tokens, 3 of 4;",
         ),
+        ([START, I4[0]], PICTURES[:1], "has 1 picture token for 2 pictures worth 8 tokens: the text is cut"),
         (
             [START, *I4, *I4],
             PICTURES[:1, 0],
-            r"has 8 picture tokens, and its 1 pictures are worth 4; of one picture its features are worth 4 tokens "
+            r"has 8 picture tokens for 1 picture worth 4 tokens; of one picture its features are worth 4 tokens "
             r"\(4 patches of model.patch_size=2 in pictures of 4 x 4\)",
         ),
     ],
@@ -198,10 +206,12 @@ def test_texts_whose_picture_tokens_are_not_those_of_their_pictures_are_refused(
         ({"picture_tokens": 4, "class_token": True}, r"worth 5 tokens \(4 patches .*, and the class token of "
                                                      r"model.class_token=true\); set data.picture_tokens=5, or "
                                                      "model.class_token=false"),
+        ({"picture_tokens": 1}, r"write 1 token for a picture, and its features are worth 4 tokens"),
+        ({"picture_tokens": 5, "patch_size": 4}, r"worth 1 token \(1 patch of model.patch_size=4 in"),
         ({"picture_tokens": 64}, r"write 64 tokens for a picture, .*; set data.picture_tokens=4(\n|$)"),
         ({"image_token": None}, "the data write none for them: give --data.picture_tokens=4"),
         ({"data_shape": (4, 6, 1)}, r"sees pictures of the shape \(4, 6, 1\), and not \(4, 4, 1\)"),
-        ({"feature_layer": -4}, "layer=-4 is no block of a stack of 3"),
+        ({"feature_layer": -4}, "model.feature_layer=-4 is no block of a stack of 3"),
         ({"network": llama_network(1, 8, 2, max_length=8)}, "take 13 places, but .*model.network.max_length=8"),
         ({"class_token": True, "vision_form": "siglip"}, "SigLIP has none"),
         ({"projector_layers": 3}, "model.projector_layers=3 must be 1 or 2"),
