@@ -40,6 +40,8 @@ _CHOICES = {"any": "required", True: "required", "required": "required", "auto":
 class ChatGenjax(BaseChatModel, Asking):
     """A chat model over a run, or over a folder of a model of the library transformers with a template for chats.
 
+    A run that writes about pictures takes single messages with pictures in them, as base64 or as data: URLs.
+
         chat = ChatGenjax(model="runs/instructions", temperature=0, max_tokens=32)
         chat.invoke("walk twice").content
         chat.bind_tools([tool], tool_choice="any").invoke("Use it.").tool_calls
@@ -144,9 +146,7 @@ class ChatGenjax(BaseChatModel, Asking):
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Number of tokens that the model reads for messages, the beginning of its answer included."""
-        run = texts_at(self.model).texts.run
-        turns = [{"role": each["role"], "content": each["content"]} for each in as_requested(messages)]
-        return len(prompts.tokens_of(run, prompts.tokenizer_of(run), turns))
+        return texts_at(self.model).texts.num_prompt_tokens(as_requested(messages))
 
     # Tools and forms.
 

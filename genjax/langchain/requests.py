@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ChatMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ChatMessage,
+    HumanMessage,
+    convert_to_openai_image_block,
+)
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import tool_call, tool_call_chunk
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -179,10 +186,10 @@ class Asking(BaseModel):
 
 
 def as_requested(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
-    """Messages as a request has them.
+    """Messages as a request has them; a message with pictures has a list of parts, any other a text.
 
     Raises:
-      ConfigError: a message has a role that is not known, or parts that are no text.
+      ConfigError: a message has a role that is not known, or parts that are neither text nor pictures.
     """
     return [_as_requested(message, f"message {number}") for number, message in enumerate(messages)]
 
@@ -191,7 +198,7 @@ def _as_requested(message: BaseMessage, place: str) -> dict[str, Any]:
     role = message.role if isinstance(message, ChatMessage) else _ROLES.get(message.type)
     if role is None:
         raise ConfigError(f"{place} is of the type {message.type}, and known are {', '.join(_ROLES)}")
-    found: dict[str, Any] = {"role": role, "content": _text_of(message.content, place)}
+    found: dict[str, Any] = {"role": role, "content": _content_of(message.content, place)}
     if isinstance(message, AIMessage) and message.tool_calls:
         found["tool_calls"] = [
             {
@@ -204,17 +211,35 @@ def _as_requested(message: BaseMessage, place: str) -> dict[str, Any]:
     return found
 
 
-def _text_of(content: str | Sequence[Any], place: str) -> str:
+def _content_of(content: str | Sequence[Any], place: str) -> str | list[dict[str, Any]]:
     if isinstance(content, str):
         return content
     parts = []
     for part in content:
-        kind = "text" if isinstance(part, str) else part.get("type")
+        part = {"type": "text", "text": part} if isinstance(part, str) else part
+        kind = part.get("type")
         if kind == "text":
-            parts.append(part if isinstance(part, str) else part["text"])
+            parts.append({"type": "text", "text": part["text"]})
+        elif kind in ("image", "image_url"):
+            parts.append(_picture_of(part, place))
         elif kind not in _NO_TEXT:
-            raise ConfigError(f"{place} has a part of the type {kind}, and the models read text alone")
-    return "".join(parts)
+            raise ConfigError(f"{place} has a part of the type {kind}, and the models read text and pictures alone")
+    if all(part["type"] == "text" for part in parts):
+        return "".join(part["text"] for part in parts)
+    return parts
+
+
+def _picture_of(part: dict[str, Any], place: str) -> dict[str, Any]:
+    """A picture of any form that LangChain knows as a request has it; its content is read with the request."""
+    if isinstance(part.get("image_url"), str):
+        part = {"type": "image_url", "image_url": {"url": part["image_url"]}}
+    try:
+        (block,) = HumanMessage([part]).content_blocks
+        return convert_to_openai_image_block(dict(block))
+    except ValueError:
+        raise ConfigError(
+            f"{place} has a picture without its content: give base64 and mime_type, or a data: URL"
+        ) from None
 
 
 def usage_of(answer: Mapping[str, Any]) -> UsageMetadata | None:

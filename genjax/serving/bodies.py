@@ -139,13 +139,12 @@ class Body:
         return value
 
 
-def messages_of(body: Body) -> list[dict[str, Any]]:
+def messages_of(messages: Any) -> list[dict[str, Any]]:
     """The messages of a chat, each with role and content as text.
 
     Raises:
       RequestError: there are none, or a message has another role or another content.
     """
-    messages = body.fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise RequestError("messages must be a list of at least one message with role and content", param="messages")
     return [_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
@@ -159,17 +158,23 @@ def _message(message: Any, place: str) -> dict[str, Any]:
     if not isinstance(role, str) or role not in roles:
         raise RequestError(f"{place}.role must be one of {', '.join(roles)}, and not {shown(role)}", param=place)
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
-                 for part in content]  # fmt: skip
-        if not all(isinstance(part, str) for part in parts):
-            raise RequestError(f"{place}.content may have parts of the type text alone", param=place)
-        content = "".join(parts)
+        content = "".join(_text_of(part, f"{place}.content[{number}]") for number, part in enumerate(content))
     called = message.get("tool_calls") or []
     if role == "assistant" and called:
         content = "\n".join([*([content] if content else []), *(_call(call, place) for call in called)])
     if not isinstance(content, str):
         raise RequestError(f"{place}.content must be a text, and not {name_of(content)}", param=place)
     return {"role": roles[role], "content": content}
+
+
+def _text_of(part: Any, place: str) -> str:
+    """The text of a part of a message."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind != "text" or not isinstance(part.get("text"), str):
+        raise RequestError(
+            f"{place} must be a part of the type text, and not {shown(kind)}; the model reads text alone", param=place
+        )
+    return part["text"]
 
 
 def _call(call: Any, place: str) -> str:

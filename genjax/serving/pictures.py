@@ -25,7 +25,7 @@ from genjax.decoding import Decoder
 from genjax.errors import UserError
 from genjax.families.multimodal.captioner import Captioner
 from genjax.model import DescribesPictures
-from genjax.serving.bodies import Body, RequestError, shown
+from genjax.serving.bodies import RequestError, shown
 from genjax.tools import attachments
 from genjax.training import Run
 
@@ -82,14 +82,13 @@ def blank_decoder(run: Run) -> Decoder:
     return model.reader(run.state, x, start, None)[0]
 
 
-def question_of(body: Body, run: Run) -> Question:
-    """The only message of a chat, of the user, whose content is a text or parts of the types text and image_url.
+def question_of(messages: Any, run: Run) -> Question:
+    """The only one of a chat's messages, of the user, whose content is a text or parts of the types text and image_url.
 
     Raises:
       RequestError: there are several messages, another part, more pictures than the model sees, or one that is no
         picture.
     """
-    messages = body.fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise RequestError("messages must be a list of one message with role and content", param="messages")
     if len(messages) > 1:

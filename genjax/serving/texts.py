@@ -135,9 +135,9 @@ class Texts:
         if chat:
             if self.most_pictures:
                 body.refuse("tools", [], f"{self.run.name} was not trained on chats")
-                given: list[Any] = [pictures.question_of(body, self.run)]
+                given: list[Any] = [pictures.question_of(body.fields.get("messages"), self.run)]
             else:
-                given = [self._with_documents(messages_of(body), found)]
+                given = [self._with_documents(messages_of(body.fields.get("messages")), found)]
             num_likeliest = body.integer("top_logprobs", 0, 0, MOST_LIKELIEST) if body.flag("logprobs") else None
             if num_likeliest is None and "top_logprobs" in body.fields:
                 raise RequestError("top_logprobs needs logprobs=true", param="top_logprobs")
@@ -195,6 +195,16 @@ class Texts:
             format=form,
             documents=found,
         )
+
+    def num_prompt_tokens(self, messages: Any) -> int:
+        """Number of tokens that the model reads of the messages of a chat, the beginning of its answer included.
+
+        Raises:
+          RequestError: the messages are not as they should be.
+        """
+        if self.most_pictures:
+            return len(self._looked(pictures.question_of(messages, self.run)).tokens)
+        return len(prompts.tokens_of(self.run, self.tokenizer, messages_of(messages)))
 
     def _with_documents(self, prompt: Any, found: list[Found]) -> Any:
         """The prompt with documents before its text, or before the last text of the user; they are added to `found`."""

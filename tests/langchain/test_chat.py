@@ -27,6 +27,7 @@ from genjax.serving.batching import BusyError
 from genjax.tools import prompts, reading, retrieval
 from genjax.tools.embedding import Embedder
 from genjax.tools.opened import opened
+from tests.serving.seen import QUESTION, RUNS, as_base64, part, parts, write_pictures
 from tests.tools.untrained import untrained
 
 HELLO = "walk twice"
@@ -229,8 +230,69 @@ def test_messages_become_requests():
     assert [each["role"] for each in found] == ["system", "user", "assistant", "tool"]
     assert [each["content"] for each in found] == ["be kind", "ab", "c", "é 3"]
     assert json.loads(found[2]["tool_calls"][0]["function"]["arguments"]) == {"place": "é"}
-    with pytest.raises(UserError, match="message 0 has a part of the type image_url, and the models read text alone"):
-        as_requested([HumanMessage([{"type": "image_url", "image_url": {"url": "data:"}}])])
+    with pytest.raises(UserError, match="message 0 has a part of the type file, and the models read text and pictures"):
+        as_requested([HumanMessage([{"type": "file", "url": "data:"}])])
+    for lacking in ({"base64": "AAAA"}, {"file_id": "1"}, {}):
+        with pytest.raises(
+            UserError, match="message 0 has a picture without its content: give base64 and mime_type, or"
+        ):
+            as_requested([HumanMessage([{"type": "image", **lacking}])])
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_messages_with_pictures_are_answered_as_the_command_answers(name, tmp_path):
+    run, (text, count) = untrained(name, tmp_path / "run"), RUNS[name]
+    paths = write_pictures(tmp_path)[:count]
+    given = {"max_new_tokens": 5, "image": tuple(map(str, paths))}
+    written = ["".join(prompts.generate(run, text, prompts.Options(seed=seed, **given))) for seed in range(3)]
+    assert len(set(written)) > 1
+    chat = ChatGenjax(model=str(run.workdir), max_tokens=5)
+    forms = [
+        lambda path: part(path.read_bytes()),
+        lambda path: {"type": "image_url", "image_url": part(path.read_bytes())["image_url"]["url"]},
+        lambda path: {"type": "image", "base64": as_base64(path), "mime_type": "image/png"},
+        lambda path: {"type": "image", "source_type": "base64", "data": as_base64(path), "mime_type": "image/png"},
+        lambda path: {"type": "image", "url": part(path.read_bytes())["image_url"]["url"]},
+    ]
+    try:
+        for form in forms:
+            message = HumanMessage(parts(text, [form(path) for path in paths]))
+            answer = chat.invoke([message], seed=0)
+            assert answer.content == written[0]
+        assert chat.get_num_tokens_from_messages([message]) == answer.usage_metadata["input_tokens"]
+        assert joined(chat.stream([message], seed=1))[1].content == written[1]
+        assert [each.content for each in chat.batch([[message]] * 2, seed=2)] == [written[2]] * 2
+        assert asyncio.run(chat.ainvoke([message], seed=2)).content == written[2]
+    finally:
+        close_all()
+
+
+def test_pictures_that_cannot_be_seen_are_refused_in_one_sentence(chat, tmp_path):
+    seeing = ChatGenjax(model=str(untrained("questions_scenes", tmp_path / "run").workdir), max_tokens=5)
+    asked = lambda picture: [HumanMessage(parts(QUESTION, [picture]))]
+    url = lambda address: {"type": "image_url", "image_url": {"url": address}}
+    sound = part(write_pictures(tmp_path)[0].read_bytes())
+    try:
+        for picture, message in (
+            (url("http://127.0.0.1:1/a.png"), "no other address is opened"),
+            (url(str(tmp_path / "0.png")), "no other address is opened"),
+            ({"type": "image", "url": "http://127.0.0.1:1/a.png"}, "no other address is opened"),
+            (url("data:image/png;base64,@@"), "is not base64"),
+            ({"type": "image", "base64": "AAAA", "mime_type": "image/png"}, "is not a readable picture"),
+            ({"type": "audio", "base64": "AAAA", "mime_type": "audio/wav"}, "part of the type audio, and the models"),
+        ):
+            with pytest.raises(UserError, match=message):
+                seeing.invoke(asked(picture))
+        with pytest.raises(
+            UserError, match="messages has 2 messages, and questions_scenes was trained on single quest"
+        ):
+            seeing.invoke([SystemMessage("be kind"), *asked(sound)])
+        with pytest.raises(
+            UserError, match=r"messages\[0\].content\[0\] must be a part of the type text, and not image_url"
+        ):
+            chat.invoke(asked(sound))
+    finally:
+        close_all()
 
 
 def test_what_is_wrong_is_told_in_one_sentence(run, chat, monkeypatch):

@@ -1,6 +1,5 @@
 """The server of models that see pictures: their answers, and pictures that are none."""
 
-import base64
 import concurrent.futures
 import io
 
@@ -12,51 +11,24 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 pytest.importorskip("jinja2")
 
-from genjax.data.scenes.making import make_scene
-from genjax.data.scenes.pictures import render
 from genjax.serving.app import Settings
 from genjax.serving.batching import Limits
 from genjax.serving.guard import Guard
 from genjax.tools import prompts
+from tests.serving.seen import QUESTION, RUNS, part, parts, write_pictures
 from tests.serving.served import serving
 from tests.tools.untrained import untrained
 
 CHAT = "/v1/chat/completions"
-QUESTION = "what colour is the circle?"
-#: Experiments, prompts, and how many pictures they are about.
-RUNS = {
-    "captions_scenes": ("a small", 1),
-    "git_scenes": ("a small", 1),
-    "questions_scenes": (QUESTION, 1),
-    "llava_scenes": (QUESTION, 1),
-    "flamingo_scenes": ("<image> first <image> second what colour is the first?", 2),
-}
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    paths = [folder / f"{i}.png" for i in range(3)]
-    for path, levels in zip(paths, render([make_scene("test", 0, i) for i in range(3)])):
-        Image.fromarray(levels).save(path)
-    return paths
-
-
-def part(path):
-    content = path if isinstance(path, bytes) else path.read_bytes()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(content).decode()}"}}
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 def message(text, paths):
-    """A message with its pictures before the text, or where it says <image>."""
-    if "<image>" not in text:
-        content = [*map(part, paths), {"type": "text", "text": text}]
-    else:
-        first, *rest = text.split("<image>")
-        content = [{"type": "text", "text": first}]
-        for path, words in zip(paths, rest):
-            content += [part(path), {"type": "text", "text": words}]
-    return [{"role": "user", "content": content}]
+    return [{"role": "user", "content": parts(text, [part(path.read_bytes()) for path in paths])}]
 
 
 def text_of(answer):
@@ -148,5 +120,6 @@ def test_histories_and_other_routes_are_refused(client):
     assert status == 400 and "messages has 2 messages" in answer["error"]["message"]
     status, answer = client.ask("/v1/completions", {"prompt": QUESTION})
     assert status == 404 and "ask /v1/chat/completions" in answer["error"]["message"]
-    status, answer = client.ask(CHAT, {"messages": message(QUESTION, [b"0" * 2**19])})
+    large = [{"role": "user", "content": parts(QUESTION, [part(b"0" * 2**19)])}]
+    status, answer = client.ask(CHAT, {"messages": large})
     assert status == 413 and "larger than 256 KiB" in answer["error"]["message"]
