@@ -121,9 +121,11 @@ class DescribesPictures(FineTuned):
         lengths = jnp.where(counted.any(1), counted.argmax(1), seen.sum(1))
         return tokens[:, :-1], jnp.clip(lengths, 1, tokens.shape[1] - 1).astype(jnp.int32)
 
-    @property
-    def _num_new(self) -> int:
-        return filled(self, "sequence_length") - 1 if self.max_new_tokens is None else self.max_new_tokens
+    def _num_new(self, given: int | None = None) -> int:
+        wanted = self.max_new_tokens if given is None else given
+        if wanted is None and self.sequence_length is None:
+            raise UserError(f"{type(self).__name__} does not know how long its texts may be; give max_new_tokens")
+        return self.sequence_length - 1 if wanted is None else wanted
 
     def _starts(self, count: int) -> Array:
         return jnp.full((count, 1), filled(self, "start_token"), jnp.int32)
@@ -135,6 +137,7 @@ class DescribesPictures(FineTuned):
         prompts: Array | None = None,
         prompt_lengths: Array | None = None,
         num_beams: int | None = None,
+        max_new_tokens: int | None = None,
     ) -> Array:
         """Likeliest captions of pictures, or answers to the questions in `prompts`, by beam search.
 
@@ -144,6 +147,7 @@ class DescribesPictures(FineTuned):
           prompts: start token and question, int32 [B, P] padded on the right; None for the start token alone.
           prompt_lengths: number of tokens of each prompt, [B]; None if all have P.
           num_beams: number of hypotheses; with one, each token is the likeliest one.
+          max_new_tokens: tokens of the longest text, its end included; None takes the model's.
 
         Returns:
           New tokens, int32 [B, N]; the end token fills rows.
@@ -154,7 +158,7 @@ class DescribesPictures(FineTuned):
         return decoding.likeliest(
             decoder,
             prompts,
-            self._num_new,
+            self._num_new(max_new_tokens),
             num_beams=num_beams or self.num_beams,
             end_token=filled(self, "end_token"),
             lengths=lengths,
@@ -174,7 +178,7 @@ class DescribesPictures(FineTuned):
         options = {"sampling": self.sampling, "end_token": filled(self, "end_token"), **options}
         prompts = self._starts(len(x)) if prompts is None else prompts
         decoder, prompts, lengths = self.reader(state, x, prompts, prompt_lengths)
-        return decoding.generate(decoder, key, prompts, self._num_new, lengths=lengths, **options)
+        return decoding.generate(decoder, key, prompts, self._num_new(), lengths=lengths, **options)
 
     def sample(
         self,

@@ -121,3 +121,14 @@ def test_pictures_and_questions_that_do_not_fit_are_refused(state):
     ):
         with pytest.raises(UserError, match=message):
             MODEL.describe(state, *arguments)
+
+
+def test_the_longest_text_is_given_by_the_model_or_in_the_call(state):
+    # As a model of a folder of another library.
+    model = dataclasses.replace(MODEL, sequence_length=None)
+    whole = MODEL.describe(state, PICTURES, num_beams=1)
+    for count in (1, 2):
+        found = model.describe(state, PICTURES, num_beams=1, max_new_tokens=count)
+        np.testing.assert_array_equal(found, whole[:, :count])
+    with pytest.raises(UserError, match="Captioner does not know how long its texts may be; give max_new_tokens"):
+        model.describe(state, PICTURES)
