@@ -120,7 +120,9 @@ def _train(
         check_resumable(workdir, names, saved, described)
     if isinstance(resolved.model, ChecksSteps):
         resolved.model.check_steps(resolved.training.num_steps)
-    return _Loop(Engine(resolved), described, workdir, name, quiet, draw, flags).run()
+    # Several processes save at once, as one of them may find what another one has just written.
+    saves_first = saved is not None or jax.process_count() > 1
+    return _Loop(Engine(resolved), described, workdir, name, quiet, draw, flags, saves_first).run()
 
 
 class _Loop:
@@ -135,44 +137,54 @@ class _Loop:
         quiet: bool,
         draw: Draw | None,
         flags: Sequence[str],
+        saves_first: bool,
     ) -> None:
         self.engine, self.workdir, self.name = engine, workdir, name
+        self.described, self.flags, self.saves_first = described, flags, saves_first
         self.draw = draw if jax.process_count() == 1 else None
         self.experiment, self.training = engine.experiment, engine.experiment.training
         if self.training.evaluate_every is not None or isinstance(self.experiment.model, Reconstructs):
             # Otherwise the run would fail only at its first evaluation.
             check_not_empty(self.experiment.data, self.experiment.evaluation.validation_split)
         self.primary = jax.process_index() == 0
-        if self.primary:
-            fingerprint = engine.pipeline.fingerprint()
-            if load_fingerprint(workdir) not in (None, fingerprint):
-                _logger.warning(
-                    "the training data of %s (%s) have changed since this run was started, "
-                    "and it goes on with what they are now; what was held out then may be trained on",
-                    workdir,
-                    self.experiment.data.name,
-                )
-            save_config(workdir, name, described, engine.batch_spec, fingerprint, flags)
-            engine.experiment.data.save(workdir)
-        if jax.process_count() > 1:
-            # Tokens must mean the same in all processes: the first saves its tokenizer, the
-            # others compare theirs with it.
-            mirror = buckets.mirror_of(workdir)
-            if self.primary and mirror is not None:
-                mirror.push()
-            multihost_utils.sync_global_devices("saved")
-            if not self.primary:
-                if mirror is not None:
-                    mirror.pull()
-                engine.experiment.data.save(workdir)
         self.checkpoints = Checkpoints(
             workdir, self.training.keep_checkpoints, self.training.best_metric, self.training.best_mode
         )
         self.quiet = quiet
         self.watch = FiniteWatch(engine, self.checkpoints)
 
+    def _save(self) -> None:
+        """Writes the configuration and what belongs to the data, such as a tokenizer, or compares it with a run's."""
+        if self.primary:
+            fingerprint = self.engine.pipeline.fingerprint()
+            if load_fingerprint(self.workdir) not in (None, fingerprint):
+                _logger.warning(
+                    "the training data of %s (%s) have changed since this run was started, "
+                    "and it goes on with what they are now; what was held out then may be trained on",
+                    self.workdir,
+                    self.experiment.data.name,
+                )
+            save_config(self.workdir, self.name, self.described, self.engine.batch_spec, fingerprint, self.flags)
+            self.experiment.data.save(self.workdir)
+        if jax.process_count() > 1:
+            # Tokens must mean the same in all processes: the first saves its tokenizer, the
+            # others compare theirs with it.
+            mirror = buckets.mirror_of(self.workdir)
+            if self.primary and mirror is not None:
+                mirror.push()
+            multihost_utils.sync_global_devices("saved")
+            if not self.primary:
+                if mirror is not None:
+                    mirror.pull()
+                self.experiment.data.save(self.workdir)
+
     def run(self) -> TrainState:
+        if self.saves_first:
+            self._save()
         state = start.first_state(self.engine, self.checkpoints, self.quiet)
+        if not self.saves_first:
+            # So that a start that is refused leaves nothing that the mended command would be compared with.
+            self._save()
         begun = int(np.asarray(self.engine.collect(state).step))
         if begun > self.training.num_steps:
             raise ConfigError(
