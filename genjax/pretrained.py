@@ -50,6 +50,7 @@ from genjax.interop.huggingface import (
     load_params,
     read_config,
     read_object,
+    told_settings,
 )
 from genjax.model import MergesUpdates, TrainState
 from genjax.nn.transformer import Transformer
@@ -241,10 +242,13 @@ def load_pretrained(folder: str | Path, dtype: Any = jnp.float32, shard: Any = N
         )
     if name not in MODELS:
         raise UnsupportedError(f"the architecture {name!r} is not known; known are {', '.join(sorted(MODELS))}")
-    settings = _architecture(name).read(config, weights.read_folder(folder))
-    scores = MODELS[name] is GPT and (config.get("architectures") or [""])[0].endswith(_SCORES)
-    model: Any = _reward_model(config, settings) if scores else MODELS[name](**settings)
-    return Pretrained(model, load_params(model, folder, jax.tree.map(placed, abstract_params(model))), folder)
+    tensors = weights.read_folder(folder)
+    with told_settings(folder / CONFIG_FILE):
+        settings = _architecture(name).read(config, tensors)
+        scores = MODELS[name] is GPT and (config.get("architectures") or [""])[0].endswith(_SCORES)
+        model: Any = _reward_model(config, settings) if scores else MODELS[name](**settings)
+        abstract = jax.tree.map(placed, abstract_params(model))
+    return Pretrained(model, load_params(model, folder, abstract), folder)
 
 
 def _reward_model(config: dict[str, Any], settings: dict[str, Any]) -> GPTForTask:

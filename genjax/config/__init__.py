@@ -15,7 +15,7 @@ from genjax.config.command_line import (
     with_choices,
 )
 from genjax.config.registry import Entry, add_package, find_experiment, import_experiments, register
-from genjax.config.trees import apply_overrides, differences, fill_none, from_json, override, to_json
+from genjax.config.trees import apply_overrides, check_types, differences, fill_none, from_json, override, to_json
 
 __all__ = [
     "ConfigError",
@@ -23,6 +23,7 @@ __all__ = [
     "add_package",
     "apply_overrides",
     "check_at_least",
+    "check_types",
     "check_named",
     "define_flags",
     "differences",

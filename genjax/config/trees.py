@@ -149,6 +149,22 @@ def kept_fields(current: Any, chosen: type) -> dict[str, Any]:
     return {name: value for name, (value, default) in values.items() if name in names and value != default}
 
 
+def check_types(config: Any, where: str) -> None:
+    """Checks that every field of a tree of dataclasses has a value of its type.
+
+    Args:
+      config: the tree.
+      where: where the values come from, for the message.
+
+    Raises:
+      ConfigError: a field has a value of another type.
+    """
+    for path, hint, value in leaves(config):
+        if not check(hint, value):
+            name = f"{snake_case(type(config).__name__)}.{path}"
+            raise ConfigError(f"{where} gives {name} the value {value!r}, which is not {type_name(hint)}")
+
+
 def fill_none(config: Any, values: Mapping[str, Any]) -> Any:
     """Returns a copy in which every field that is None and whose name is in `values` takes that value, at any depth."""
     changes = {}

@@ -109,13 +109,11 @@ def activation(name: str) -> str:
     return ACTIVATIONS[name]
 
 
-def require(config: Config, name: str, default: Any, *allowed: Any) -> None:
-    """Raises UnsupportedError unless the setting `name` has one of the values `allowed`."""
+def require(config: Config, name: str, default: Any, *allowed: Any, file: str = "config.json") -> None:
+    """Raises UnsupportedError unless the setting `name` of a file has one of the values `allowed`."""
     value = config.get(name, default)
     if value not in allowed:
-        raise UnsupportedError(
-            f"config.json has {name}={value!r}, and only {', '.join(map(repr, allowed))} can be read"
-        )
+        raise UnsupportedError(f"{file} has {name}={value!r}, and only {', '.join(map(repr, allowed))} can be read")
 
 
 def number(config: Config, *names: str) -> Any:

@@ -6,8 +6,10 @@ are read one tensor at a time, each device its own part.  Nothing is ever unpick
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from genjax.batch import PyTree
+from genjax.errors import UserError
 from genjax.interop import bindings as binding
 from genjax.interop import gguf, weights
 from genjax.interop.architecture import Architecture, UnsupportedError
@@ -71,6 +74,24 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointFileError(f"{path} is damaged: it must be a JSON object")
     return content
+
+
+@contextlib.contextmanager
+def told_settings(file: str | Path) -> Iterator[None]:
+    """Turns what goes wrong with settings of another type or size than they should have into a sentence.
+
+    Raises:
+      UnsupportedError: something went wrong.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UnsupportedError(
+            f"{file} has a setting of a type or size that cannot be used ({type(error).__name__}: {reason})"
+        ) from error
 
 
 def _kind_of_folder(folder: Path) -> str:

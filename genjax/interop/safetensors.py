@@ -185,7 +185,7 @@ def write(
     temporary.replace(path)
 
 
-def shortened(names: Iterable[str], most: int = 20) -> str:
+def shortened(names: Iterable[str], most: int = 6) -> str:
     """Names with commas between them; only the first names if there are many."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""

@@ -77,7 +77,7 @@ class PromptTokenizer:
                 token = _read_json(self.folder / name).get("pad_token")
                 token = token.get("content") if isinstance(token, dict) else token
                 if token is not None:
-                    return self._id(token)
+                    return self._id(str(token))
         return self.end
 
     def _opened(self) -> Any:

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from genjax.batch import PyTree
+from genjax.config import check_types
 from genjax.data.text.prompts import PromptTokenizer
 from genjax.errors import UserError
 from genjax.families.diffusion.checkpoints import (
@@ -46,7 +47,7 @@ from genjax.families.vae.checkpoints import AUTOENCODER_KL, autoencoder_bindings
 from genjax.interop import bindings as binding
 from genjax.interop import safetensors
 from genjax.interop.architecture import UnsupportedError, number, require
-from genjax.interop.huggingface import CONFIG_FILE, read_config, read_object
+from genjax.interop.huggingface import CONFIG_FILE, read_config, read_object, told_settings
 from genjax.interop.safetensors import CheckpointFileError
 from genjax.optimizers import SGD
 
@@ -90,7 +91,7 @@ def read_index(folder: Path) -> dict[str, Any]:
       UnsupportedError: the pipeline is not known.
     """
     index = read_object(folder / INDEX_FILE)
-    if index.get("_class_name") not in PIPELINES:
+    if str(index.get("_class_name")) not in PIPELINES:
         raise UnsupportedError(
             f"{folder} is a pipeline {index.get('_class_name')!r} of diffusers; known are {', '.join(PIPELINES)}"
         )
@@ -111,8 +112,11 @@ def _tokenizer(folder: Path, part: str, encoder: TextEncoder) -> PromptTokenizer
     """The tokenizer of an encoder."""
     if not (folder / part).is_dir():
         raise CheckpointFileError(f"{folder} lacks the part {part}, which its {INDEX_FILE} names")
-    found = PromptTokenizer(folder / part, encoder.network.max_length)
-    if found.num_known > encoder.vocab_size:
+    # The encoder's settings decide the length of texts and the tokens that it knows.
+    with told_settings(folder / part.replace("tokenizer", "text_encoder") / CONFIG_FILE):
+        found = PromptTokenizer(folder / part, encoder.network.max_length)
+        too_many = found.num_known > encoder.vocab_size
+    if too_many:
         raise UserError(
             f"{folder / part} has {found.num_known} tokens and the text encoder beside it knows {encoder.vocab_size}: "
             "it is the tokenizer of another model"
@@ -132,12 +136,22 @@ def read_model(folder: str | Path) -> dict[str, Any]:
     large = PIPELINES[index["_class_name"]]
     vae = _config(folder, "vae", "AutoencoderKL")
     unet = _config(folder, "unet", "UNet2DConditionModel")
-    autoencoder = AutoencoderKL(**AUTOENCODER_KL.read(vae, ()))
+    with told_settings(file := folder / "vae" / CONFIG_FILE):
+        autoencoder = AutoencoderKL(**AUTOENCODER_KL.read(vae, ()))
+        check_types(autoencoder, str(file))
+    if autoencoder.scaling_factor is None:
+        raise CheckpointFileError(
+            f"{file} has no scaling_factor, the scale by which codes are seen; write the one of the model's training "
+            "there, which is 0.18215 for versions 1 and 2"
+        )
 
     def encoder(part: str, **options: Any) -> TextEncoder:
         config = _config(folder, part, "clip_text_model")
-        fields = CLIP_TEXT.read(config, safetensors.read_folder(folder / part))
-        return TextEncoder(**{**fields, **options})
+        tensors = safetensors.read_folder(folder / part)
+        with told_settings(file := folder / part / CONFIG_FILE):
+            found = TextEncoder(**{**CLIP_TEXT.read(config, tensors), **options})
+            check_types(found, str(file))
+        return found
 
     if large:
         text = encoder("text_encoder", skipped=1, final_norm=False)
@@ -146,12 +160,22 @@ def read_model(folder: str | Path) -> dict[str, Any]:
             raise CheckpointFileError(f"{folder / 'text_encoder_2'} holds no text_projection.weight, which SDXL needs")
     else:
         text, second = encoder("text_encoder"), None
-    network = read_unet(unet)
     hinted = "controlnet" in index
+    with told_settings(file := folder / "unet" / CONFIG_FILE):
+        network = read_unet(unet)
+        check_types(network, str(file))
+        inputs, outputs = unet.get("in_channels", 4), unet.get("out_channels", 4)
+        context = per_level(unet, "cross_attention_dim", 1280, 1)[0]
+        size = unet.get("sample_size") or 64
+        height, width = (int(n) * autoencoder.network.factor for n in (size if isinstance(size, list) else (size,) * 2))
+        shape, image_channels = (height, width, autoencoder.data_shape[-1]), int(inputs) - int(outputs)
+    if min(height, width) < 1 or image_channels < 0:
+        raise UserError(
+            f"{file} has sample_size={size}, in_channels={inputs} and out_channels={outputs}; sizes are positive, and "
+            "the U-Net sees as many channels as it makes, or more"
+        )
     if hinted:
         network = read_control(folder / "controlnet", network)
-    inputs, outputs = unet.get("in_channels", 4), unet.get("out_channels", 4)
-    context = per_level(unet, "cross_attention_dim", 1280, 1)[0]
     width = text.network.width + (second.network.width if second else 0)
     if context != width:
         raise UserError(f"the U-Net of {folder} attends to {context} channels, but its text encoders give {width}")
@@ -163,9 +187,8 @@ def read_model(folder: str | Path) -> dict[str, Any]:
     scheduler_file = folder / "scheduler" / SCHEDULER_FILE
     if not scheduler_file.is_file():
         raise CheckpointFileError(f"{folder} lacks scheduler/{SCHEDULER_FILE}")
-    scheduler = read_scheduler(read_object(scheduler_file))
-    size = unet.get("sample_size") or 64
-    height, width = (n * autoencoder.network.factor for n in (size if isinstance(size, list) else (size, size)))
+    with told_settings(scheduler_file):
+        scheduler = read_scheduler(read_object(scheduler_file))
     tokenizer = _tokenizer(folder, "tokenizer", text)
     more = {}
     if second is not None:
@@ -187,24 +210,26 @@ def read_model(folder: str | Path) -> dict[str, Any]:
             raise UserError(
                 f"the U-Net of {folder} takes vectors of {given} numbers, but its text encoder gives {needed}"
             )
+    diffusion = Diffusion(
+        network=network,
+        condition_on=(
+            "context",
+            *(("vector",) if second is not None else ()),
+            *(("image",) if inputs != outputs else ()),
+            *(("hint",) if hinted else ()),
+        ),
+        guidance=Guidance(scale=4.0 if second is not None else 6.5),
+        **scheduler.fields(),
+    )
+    check_types(diffusion, str(folder))
     return {
-        "data_shape": (height, width, autoencoder.data_shape[-1]),
+        "data_shape": shape,
         "autoencoder": autoencoder,
         "text": text,
         "empty_tokens": tokenizer.empty,
         "padding_token": tokenizer.padding,
-        "image_channels": inputs - outputs,
-        "diffusion": Diffusion(
-            network=network,
-            condition_on=(
-                "context",
-                *(("vector",) if second is not None else ()),
-                *(("image",) if inputs != outputs else ()),
-                *(("hint",) if hinted else ()),
-            ),
-            guidance=Guidance(scale=4.0 if second is not None else 6.5),
-            **scheduler.fields(),
-        ),
+        "image_channels": image_channels,
+        "diffusion": diffusion,
         **more,
     }
 
@@ -215,13 +240,17 @@ def read_control(folder: Path, network: UNet) -> ControlledUNet:
     Raises:
       UnsupportedError: the control network has other sizes than the U-Net, or a setting that is not known.
     """
-    config = _config(folder.parent, folder.name, "ControlNetModel")
+    config, file = _config(folder.parent, folder.name, "ControlNetModel"), folder / CONFIG_FILE
     for name, value in (("controlnet_conditioning_channel_order", "rgb"), ("global_pool_conditions", False)):
         require(config, name, value, value)
-    own = dataclasses.replace(read_unet(config), dropout_rate=network.dropout_rate)
+    with told_settings(file):
+        own = dataclasses.replace(read_unet(config), dropout_rate=network.dropout_rate)
     if own != network:
         raise UnsupportedError(f"the control network of {folder} has other sizes than the U-Net that it steers")
-    return controlled(network, tuple(config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))))
+    with told_settings(file):
+        found = controlled(network, tuple(config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))))
+        check_types(found, str(file))
+    return found
 
 
 def parts_of(model: Any) -> list[Part]:
@@ -265,7 +294,8 @@ def abstract_params(model: Any) -> PyTree:
     model = dataclasses.replace(
         model, pretrained=None, lora=None, diffusion=dataclasses.replace(model.diffusion, optimizer=SGD())
     )
-    return jax.eval_shape(lambda b: model.init(jax.random.key(0), b).params, batch)
+    with told_settings("a part of the model"):
+        return jax.eval_shape(lambda b: model.init(jax.random.key(0), b).params, batch)
 
 
 def load_params(model: Any, folder: str | Path, abstract: PyTree) -> PyTree:
@@ -275,7 +305,9 @@ def load_params(model: Any, folder: str | Path, abstract: PyTree) -> PyTree:
       CheckpointFileError: a part has missing or extra tensors or wrong shapes, or a file is damaged.
     """
     folder, params = Path(folder).expanduser(), {}
-    for part in parts_of(model):
+    with told_settings(f"a {CONFIG_FILE} in {folder}"):
+        parts = parts_of(model)
+    for part in parts:
         tensors = safetensors.read_folder(folder / part.folder)
         found, buffers = part.bindings, CLIP_TEXT.is_buffer if part.kind == "clip_text_model" else lambda name: False
         if part.kind == "clip_text_model" and not any(name.startswith(CLIP_TEXT.prefix) for name in tensors):
@@ -321,6 +353,11 @@ def save_pipeline(
     Raises:
       UnsupportedError: the library has no counterpart of the model.
     """
+    if model.autoencoder.scaling_factor is None:
+        raise UnsupportedError(
+            "the codes of this model have a scale that its state holds and not its settings; write it with "
+            "model.autoencoder.scaling_factor=X, where X is state.learned['scale']"
+        )
     folder, kind = Path(folder).expanduser(), jnp.dtype(dtype)
     large = model.second_text is not None
     diffusion = model.diffusion

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 from genjax.families.diffusion.multistep import LMS, PLMS, UniPC
@@ -13,6 +14,7 @@ from genjax.families.diffusion.targets import Target
 from genjax.interop.architecture import Config, UnsupportedError, require
 
 CONFIG_FILE = "scheduler_config.json"
+_require = functools.partial(require, file=CONFIG_FILE)
 _FLOW = "FlowMatchEulerDiscreteScheduler"
 _SCHEDULES: dict[str, BetaSchedule] = {
     "linear": "linear",
@@ -63,10 +65,10 @@ class Scheduler:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
-def _known(config: Config, name: str, default: str, table: dict[str, Any]) -> Any:
+def _known(config: Config, name: str, default: Any, table: dict[str, Any]) -> Any:
     value = config.get(name, default)
     if value not in table:
-        raise UnsupportedError(f"{CONFIG_FILE} has {name}={value!r}; known are {', '.join(table)}")
+        raise UnsupportedError(f"{CONFIG_FILE} has {name}={value!r}; known are {', '.join(map(str, table))}")
     return table[value]
 
 
@@ -90,7 +92,7 @@ def read_scheduler(config: Config, num_steps: int = 50, num_patches: int | None 
         )
     kind_of_sampler, kind, spacing = _SAMPLERS[name]
     for setting, (default, *allowed) in _FIXED.items():
-        require(config, setting, default, *allowed)
+        _require(config, setting, default, *allowed)
     target = _known(config, "prediction_type", "epsilon", _TARGETS)
     process = Discrete(
         schedule=_known(config, "beta_schedule", "linear", _SCHEDULES),
@@ -120,7 +122,7 @@ def read_scheduler(config: Config, num_steps: int = 50, num_patches: int | None 
     options: dict[str, Any] = {}
     if name == "DDIMScheduler":
         # With clipping the library steps along the noise of the estimate that was not clipped.
-        require(config, "clip_sample", True, False)
+        _require(config, "clip_sample", True, False)
     match name:
         case "PNDMScheduler":
             if not config.get("skip_prk_steps", False):
@@ -135,18 +137,18 @@ def read_scheduler(config: Config, num_steps: int = 50, num_patches: int | None 
             options["stochastic"] = _known(config, "algorithm_type", "dpmsolver++", kinds)
             orders = {1: "first", 2: "multistep"}
             options["method"] = _known(config, "solver_order", 2, orders)
-            require(config, "solver_type", "midpoint", "midpoint")
+            _require(config, "solver_type", "midpoint", "midpoint")
             options["first_order_end"] = 15 if config.get("lower_order_final", True) else 0
         case "UniPCMultistepScheduler":
-            require(config, "solver_order", 2, 2)
-            require(config, "predict_x0", True, True)
-            require(config, "disable_corrector", [], [], None)
+            _require(config, "solver_order", 2, 2)
+            _require(config, "predict_x0", True, True)
+            _require(config, "disable_corrector", [], [], None)
             options["variant"] = config.get("solver_type", "bh2")
-            require(config, "solver_type", "bh2", "bh1", "bh2")
+            _require(config, "solver_type", "bh2", "bh1", "bh2")
             options["first_order_end"] = config.get("lower_order_final", True)
     clips = config.get("clip_sample", name == "DDPMScheduler")
     if clips:
-        require(config, "clip_sample_range", 1.0, 1.0)
+        _require(config, "clip_sample_range", 1.0, 1.0)
     sampler = kind_of_sampler(num_steps=num_steps, published=grid, **options)
     return Scheduler(process, target, sampler, bool(clips))
 
@@ -154,16 +156,16 @@ def read_scheduler(config: Config, num_steps: int = 50, num_patches: int | None 
 def _read_flow(config: Config, num_steps: int, num_patches: int | None) -> Scheduler:
     """The Euler steps of a flow, which for the linear interpolant are DDIM's."""
     for setting in ("invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
-        require(config, setting, False, False, None)
-    require(config, "stochastic_sampling", False, False, None)
-    require(config, "shift_terminal", None, None)
+        _require(config, setting, False, False, None)
+    _require(config, "stochastic_sampling", False, False, None)
+    _require(config, "shift_terminal", None, None)
     grid = FlowGrid(shift=config.get("shift", 1.0), num_timesteps=config.get("num_train_timesteps", 1000))
     if config.get("use_dynamic_shifting", False):
         if num_patches is None:
             raise UnsupportedError(
                 f"{CONFIG_FILE} has use_dynamic_shifting, whose times depend on the picture; say of how many patches"
             )
-        require(config, "time_shift_type", "exponential", "exponential", "linear")
+        _require(config, "time_shift_type", "exponential", "exponential", "linear")
         shift = resolution_shift(
             num_patches,
             config.get("base_image_seq_len", 256),
