@@ -38,8 +38,8 @@ def flamingo_scenes() -> Experiment:
     python -m experiments.evaluate --workdir=runs/flamingo_scenes --evaluation.split=four_shots
     python -m experiments.evaluate --workdir=runs/flamingo_scenes --evaluation.split=no_shots
 
-    The encoder comes from a run of captions and stays as it is; where all parts start from nothing, the gates stay shut
-    and answers are guesses.  About 20 minutes of one CPU core.
+    The encoder comes from a run of captions and stays as it is.  Where all parts began at nothing and the gates were
+    shut, the gates stayed shut and answers were guesses.  About 20 minutes of one CPU core.
     """
     return Experiment(
         model=Flamingo(
